@@ -1,0 +1,90 @@
+//! What a device does: allocate, copy, launch a kernel, multiply matrices.
+
+use std::any::Any;
+
+use crate::tensor::DType;
+
+/// Device memory of a fixed length, freed on drop. Never read before it is written: its bytes are
+/// what the device left there.
+pub struct Buffer {
+    /// Address on the device.
+    pub(crate) address: u64,
+    /// Length in bytes.
+    pub bytes: usize,
+    /// Owns the memory.
+    pub(crate) memory: Box<dyn Any + Send>,
+}
+
+/// One kernel argument; a kernel takes pointers and 32-bit scalars.
+#[derive(Clone, Copy)]
+pub enum Arg<'a> {
+    /// A buffer, from a byte offset on.
+    Buffer(&'a Buffer, usize),
+    /// A null pointer: an optional output that is not wanted.
+    Null,
+    I32(i32),
+    F32(f32),
+}
+
+/// How a kernel is launched: sizes in blocks and threads, dynamic shared memory in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    pub shared_bytes: u32,
+}
+
+/// `y = x W^T`: x (rows, inner) and W (cols, inner) of `input`, y (rows, cols) of `output`, f32 sums.
+#[derive(Clone, Copy)]
+pub struct Gemm<'a> {
+    pub x: &'a Buffer,
+    pub w: &'a Buffer,
+    pub y: &'a Buffer,
+    pub rows: usize,
+    pub cols: usize,
+    pub inner: usize,
+    pub input: DType,
+    pub output: DType,
+    /// Read W as (inner, cols): only ever right for a caller that stores it so.
+    pub w_is_inner_by_cols: bool,
+}
+
+/// One kernel source file: a name for messages (`rope.cu`), its text, and `-D` definitions.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KernelSource {
+    pub file: String,
+    pub text: String,
+    pub defines: Vec<String>,
+}
+
+/// A device that runs `.cu` kernels. All work of one device happens in order.
+pub trait Device: Send {
+    /// A name for the report, such as `host (g++ 12.2.0, 2 workers)`.
+    fn name(&self) -> String;
+
+    /// Compiles a source file, or finds it compiled, and keeps it loaded.
+    /// Returns the names of its entries.
+    fn load(&mut self, source: &KernelSource) -> Result<Vec<String>, DeviceError>;
+
+    /// Memory of that many bytes, contents unspecified. `what` names it in an out-of-memory message.
+    fn alloc(&self, bytes: usize, what: &str) -> Result<Buffer, DeviceError>;
+
+    /// Writes `data` at a byte offset.
+    fn upload(&self, buffer: &Buffer, offset: usize, data: &[u8]) -> Result<(), DeviceError>;
+
+    /// Reads `data.len()` bytes from a byte offset, after all work before.
+    fn download(&self, buffer: &Buffer, offset: usize, data: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Launches an entry of a loaded source file.
+    fn launch(&self, entry: &str, launch: Launch, args: &[Arg<'_>]) -> Result<(), DeviceError>;
+
+    /// Multiplies matrices.
+    fn gemm(&self, gemm: Gemm<'_>) -> Result<(), DeviceError>;
+}
+
+/// Why a device could not do its work. Every message ends with what to do next.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    #[error("{0}")]
+    Failed(String),
+}
