@@ -3,6 +3,7 @@
 //! Modules in the order of the data flow:
 
 pub mod arithmetic;
+pub mod cache;
 pub mod capture;
 pub mod device;
 pub mod model;

@@ -1,0 +1,44 @@
+//! The cache folder: compiled kernels, widened weights, floors. Everything in it can be made again.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+/// The cache folder: `$FIRSTDIFF_CACHE`, else `$XDG_CACHE_HOME/firstdiff`, else
+/// `~/.cache/firstdiff`, else a folder of the temporary directory.
+pub fn root() -> PathBuf {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(folder) = variable("FIRSTDIFF_CACHE") {
+        return folder.into();
+    }
+    let base = variable("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || variable("HOME").map(|home| Path::new(&home).join(".cache"));
+    base.or_else(home).unwrap_or_else(std::env::temp_dir).join("firstdiff")
+}
+
+/// A subfolder of the cache, made if need be. Falls back to the temporary directory where the
+/// cache cannot be written (a read-only home), so that a run needs no cache to work.
+pub fn folder(name: &str) -> std::io::Result<PathBuf> {
+    let wanted = root().join(name);
+    if is_writable(&wanted) {
+        return Ok(wanted);
+    }
+    let fallback = std::env::temp_dir().join("firstdiff").join(name);
+    std::fs::create_dir_all(&fallback)?;
+    Ok(fallback)
+}
+
+/// Whether files can be made in the folder, which is created if need be.
+pub fn is_writable(folder: &Path) -> bool {
+    std::fs::create_dir_all(folder).is_ok() && tempfile::tempfile_in(folder).is_ok()
+}
+
+/// Writes a file whole or not at all: through a temporary file beside it and a rename.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+    file.write_all(bytes)?;
+    file.persist(path)?;
+    Ok(())
+}
