@@ -30,3 +30,36 @@ impl Sink for NoSink {
         Ok(())
     }
 }
+
+/// What a side would say next: the two most likely tokens of a step's last row of logits.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Choice {
+    pub token: i32,
+    pub logit: f32,
+    pub second: i32,
+    pub second_logit: f32,
+}
+
+impl Choice {
+    /// The choice that a row of logits makes; `None` where fewer than two are numbers. The lower id
+    /// wins a tie.
+    pub fn of(logits: &[f32]) -> Option<Choice> {
+        let none = (-1, f32::NEG_INFINITY);
+        let (mut first, mut second) = (none, none);
+        for (id, &logit) in logits.iter().enumerate() {
+            if logit > first.1 {
+                (second, first) = (first, (id as i32, logit));
+            } else if logit > second.1 {
+                second = (id as i32, logit);
+            }
+        }
+        let (token, logit) = first;
+        let (second, second_logit) = second;
+        (second >= 0).then_some(Choice { token, logit, second, second_logit })
+    }
+
+    /// How far apart the two are.
+    pub fn gap(&self) -> f32 {
+        self.logit - self.second_logit
+    }
+}

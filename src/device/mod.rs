@@ -66,6 +66,11 @@ pub trait Device: Send {
     /// Returns the names of its entries.
     fn load(&mut self, source: &KernelSource) -> Result<Vec<String>, DeviceError>;
 
+    /// Loads several source files; a device may compile them in parallel.
+    fn load_all(&mut self, sources: &[KernelSource]) -> Result<(), DeviceError> {
+        sources.iter().try_for_each(|source| self.load(source).map(drop))
+    }
+
     /// Memory of that many bytes, contents unspecified. `what` names it in an out-of-memory message.
     fn alloc(&self, bytes: usize, what: &str) -> Result<Buffer, DeviceError>;
 

@@ -1,0 +1,8 @@
+//! Our CUDA engine: one forward pass over a [`Device`](crate::device::Device), hooks at every site.
+
+pub mod forward;
+pub mod variant;
+mod weights;
+
+pub use forward::{Engine, EngineError, EngineOptions};
+pub use variant::AttentionVariant;

@@ -1,0 +1,219 @@
+//! One launcher per kernel: computes grid, block and shared memory once for every device.
+//!
+//! `dtype` is the storage type (f32 or f16) and chooses the entry; shapes are those of the kernel's
+//! own header in `kernels/`.
+
+use crate::{
+    device::{Arg, Buffer, Device, DeviceError, Launch},
+    tensor::DType,
+};
+
+/// Threads of a block that shares a row or a head.
+const ROW_BLOCK: u32 = 128;
+/// Threads of a block in which every thread has its own element.
+const ELEMENT_BLOCK: u32 = 256;
+
+fn whole(buffer: &Buffer) -> Arg<'_> {
+    Arg::Buffer(buffer, 0)
+}
+
+fn optional(buffer: Option<&Buffer>) -> Arg<'_> {
+    buffer.map_or(Arg::Null, whole)
+}
+
+fn int(value: usize) -> Arg<'static> {
+    Arg::I32(i32::try_from(value).expect("sizes of one step fit 31 bits"))
+}
+
+fn entry(name: &str, dtype: DType) -> String {
+    format!("{name}_{dtype}")
+}
+
+fn by_rows(rows: usize) -> Launch {
+    Launch { grid: [rows as u32, 1, 1], block: [ROW_BLOCK, 1, 1], shared_bytes: 0 }
+}
+
+fn by_elements(n: usize) -> Launch {
+    let blocks = n.div_ceil(ELEMENT_BLOCK as usize) as u32;
+    Launch { grid: [blocks, 1, 1], block: [ELEMENT_BLOCK, 1, 1], shared_bytes: 0 }
+}
+
+/// out (T, E) = table rows of ids (T).
+pub fn embedding(
+    device: &dyn Device,
+    dtype: DType,
+    out: &Buffer,
+    table: &Buffer,
+    ids: &Buffer,
+    (tokens, n_embd): (usize, usize),
+) -> Result<(), DeviceError> {
+    let args = [whole(out), whole(table), whole(ids), int(n_embd)];
+    device.launch(&entry("embedding", dtype), by_rows(tokens), &args)
+}
+
+/// out (rows, n) = RMS norm of x (rows, n), which starts `x_offset` bytes into its buffer.
+pub fn rms_norm(
+    device: &dyn Device,
+    dtype: DType,
+    out: &Buffer,
+    (x, x_offset): (&Buffer, usize),
+    weight: &Buffer,
+    (rows, n): (usize, usize),
+    eps: f32,
+) -> Result<(), DeviceError> {
+    let args = [whole(out), Arg::Buffer(x, x_offset), whole(weight), int(n), Arg::F32(eps)];
+    device.launch(&entry("rms_norm", dtype), by_rows(rows), &args)
+}
+
+/// x (rows, n) += bias (n).
+pub fn bias_add(
+    device: &dyn Device,
+    dtype: DType,
+    x: &Buffer,
+    bias: &Buffer,
+    (rows, n): (usize, usize),
+) -> Result<(), DeviceError> {
+    device.launch(&entry("bias_add", dtype), by_rows(rows), &[whole(x), whole(bias), int(n)])
+}
+
+/// What [`rope`] needs beyond its buffers.
+pub struct Rope<'a> {
+    /// Pairs (i, i + D/2) instead of (2i, 2i + 1).
+    pub neox: bool,
+    pub theta: f32,
+    pub positions: &'a Buffer,
+    /// Divisors of the angle per pair (D/2).
+    pub factors: Option<&'a Buffer>,
+}
+
+/// out (T, H, D) = x (T, H, D) rotated.
+pub fn rope(
+    device: &dyn Device,
+    dtype: DType,
+    out: &Buffer,
+    x: &Buffer,
+    rope: &Rope<'_>,
+    (tokens, n_head, head_dim): (usize, usize, usize),
+) -> Result<(), DeviceError> {
+    let name = if rope.neox { "rope_neox" } else { "rope_norm" };
+    let args = [
+        whole(out),
+        whole(x),
+        whole(rope.positions),
+        optional(rope.factors),
+        int(n_head),
+        int(head_dim),
+        Arg::F32(rope.theta),
+    ];
+    device.launch(&entry(name, dtype), by_rows(tokens), &args)
+}
+
+/// One layer's KV cache: [kv_head][position][dim], `capacity` positions a head.
+pub struct CacheView<'a> {
+    pub k: &'a Buffer,
+    pub v: &'a Buffer,
+    pub n_head_kv: usize,
+    pub head_dim: usize,
+    pub capacity: usize,
+    /// P, positions in use after this step.
+    pub length: usize,
+}
+
+/// Writes k and v (T, Hk, D) into the cache at `positions` (T).
+pub fn kv_append(
+    device: &dyn Device,
+    dtype: DType,
+    cache: &CacheView<'_>,
+    (k, v): (&Buffer, &Buffer),
+    positions: &Buffer,
+    tokens: usize,
+) -> Result<(), DeviceError> {
+    let grid = [tokens as u32, cache.n_head_kv as u32, 1];
+    let launch = Launch { grid, block: [32, 1, 1], shared_bytes: 0 };
+    let args = [
+        whole(cache.k),
+        whole(cache.v),
+        whole(k),
+        whole(v),
+        whole(positions),
+        int(cache.n_head_kv),
+        int(cache.head_dim),
+        int(cache.capacity),
+        int(cache.length),
+    ];
+    device.launch(&entry("kv_append", dtype), launch, &args)
+}
+
+/// What [`attention`] needs beyond the cache.
+pub struct Attention<'a> {
+    /// (T, Hq, D), after rope.
+    pub q: &'a Buffer,
+    /// (T, Hq, D).
+    pub out: &'a Buffer,
+    /// (T): each query's position.
+    pub positions: &'a Buffer,
+    /// (T, Hq, P) f32, if wanted.
+    pub scores: Option<&'a Buffer>,
+    /// (T, Hq, P) f32, if wanted.
+    pub probs: Option<&'a Buffer>,
+    pub n_head: usize,
+    pub scale: f32,
+    /// Tiles with a running softmax: shared memory does not grow with P.
+    pub online: bool,
+}
+
+/// out = softmax(scale q.k) v for T queries, each over the keys up to its position.
+pub fn attention(
+    device: &dyn Device,
+    dtype: DType,
+    cache: &CacheView<'_>,
+    op: &Attention<'_>,
+    tokens: usize,
+) -> Result<(), DeviceError> {
+    let tile = if op.online { ROW_BLOCK as usize } else { cache.length };
+    let launch = Launch {
+        grid: [op.n_head as u32, tokens as u32, 1],
+        block: [ROW_BLOCK, 1, 1],
+        shared_bytes: (4 * (2 * cache.head_dim + tile)) as u32,
+    };
+    let args = [
+        whole(op.out),
+        whole(op.q),
+        whole(cache.k),
+        whole(cache.v),
+        whole(op.positions),
+        optional(op.scores),
+        optional(op.probs),
+        int(op.n_head),
+        int(cache.n_head_kv),
+        int(cache.head_dim),
+        int(cache.capacity),
+        int(cache.length),
+        Arg::F32(op.scale),
+    ];
+    device.launch(&entry("attention", dtype), launch, &args)
+}
+
+/// out (n) = silu(gate) * up.
+pub fn swiglu(
+    device: &dyn Device,
+    dtype: DType,
+    out: &Buffer,
+    (gate, up): (&Buffer, &Buffer),
+    n: usize,
+) -> Result<(), DeviceError> {
+    let args = [whole(out), whole(gate), whole(up), int(n)];
+    device.launch(&entry("swiglu", dtype), by_elements(n), &args)
+}
+
+/// out (n) = x + y.
+pub fn residual_add(
+    device: &dyn Device,
+    dtype: DType,
+    out: &Buffer,
+    (x, y): (&Buffer, &Buffer),
+    n: usize,
+) -> Result<(), DeviceError> {
+    let args = [whole(out), whole(x), whole(y), int(n)];
+    device.launch(&entry("residual_add", dtype), by_elements(n), &args)
+}
