@@ -1,0 +1,239 @@
+//! The command line, as clap reads it. Model and prompt flags are spelled as llama.cpp spells them.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use firstdiff::{engine::AttentionVariant, synth::WeightType, tensor::DType};
+
+/// Find the first tensor where an LLM inference engine and llama.cpp part.
+#[derive(Parser)]
+#[command(name = "firstdiff", version, propagate_version = true)]
+#[command(after_help = "\
+Exit codes: 0 equal within the floor · 1 diverged · 2 usage or bad input · 3 incomparable ·
+4 nothing or not enough measured · 5 device or engine failure · 70 internal error")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run the engine and llama.cpp side by side and compare every tensor
+    Run(RunArgs),
+    /// Record one side's tensors as a trace
+    Capture(CaptureArgs),
+    /// Compare two recorded traces
+    Diff(DiffArgs),
+    /// Compare the eight attention variants with llama.cpp
+    Variants(VariantsArgs),
+    /// List the faults that --fault can plant, and where each must be blamed
+    Faults,
+    /// Write a random model of any shape
+    Synth(SynthArgs),
+    /// Check this machine: compiler, libraries, GPU, caches
+    Doctor(DoctorArgs),
+    /// Print a completion script for a shell
+    Completions {
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Args, Clone)]
+pub struct ModelArgs {
+    /// GGUF model: llama, qwen2 or qwen3 [default: the embedded fixture]
+    #[arg(short, long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Prompt [default: an embedded one of 80 tokens]
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
+    pub prompt: Option<String>,
+    /// File that holds the prompt
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Tokens to decode after the prompt, each forced to the reference's choice
+    #[arg(short, long = "n-predict", alias = "predict", value_name = "N", default_value_t = 4)]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=4096))]
+    pub n_predict: u32,
+    /// Reference precision: weights widened to f32, or the file as it is
+    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
+    pub reference: PrecisionArg,
+    /// Threads of llama.cpp [default: 1 for models under 50M parameters, else all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+#[derive(Args, Clone)]
+pub struct EngineArgs {
+    /// Where the kernels run
+    #[arg(long, value_enum, default_value_t = DeviceArg::Host)]
+    pub device: DeviceArg,
+    /// Storage of weights, activations and KV cache
+    #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
+    pub dtype: DTypeArg,
+    /// Folder whose .cu files replace the embedded ones of the same name
+    #[arg(long, value_name = "DIR")]
+    pub kernels: Option<PathBuf>,
+    /// Attention variant: scale=pre|post,dot=sequential|warp,softmax=two-pass|online
+    #[arg(long, value_name = "SPEC", default_value_t)]
+    pub attention: AttentionVariant,
+    /// Plant a fault (see `firstdiff faults`); may be given more than once
+    #[arg(long, value_name = "NAME")]
+    pub fault: Vec<String>,
+}
+
+#[derive(Args, Clone)]
+pub struct CompareArgs {
+    /// Compare only these sites: comma-separated globs such as `q_rope,blk.0.*,logits`
+    #[arg(long, value_name = "GLOB")]
+    pub sites: Option<String>,
+    /// Tolerance in units of the measured floor
+    #[arg(long, value_name = "X", default_value_t = firstdiff::compare::DEFAULT_FACTOR)]
+    pub factor: f64,
+    /// Stop at the first site that diverges
+    #[arg(long)]
+    pub stop_at_first: bool,
+    /// Write the whole report as JSON; `-` prints it instead of the text
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub compare: CompareArgs,
+}
+
+#[derive(Args)]
+pub struct CaptureArgs {
+    /// The side to record
+    #[arg(value_enum)]
+    pub side: SideArg,
+    /// Folder to write the trace to
+    #[arg(short, long, value_name = "TRACE")]
+    pub output: PathBuf,
+    /// Replace a trace that is there
+    #[arg(long)]
+    pub overwrite: bool,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Record only these sites: comma-separated globs
+    #[arg(long, value_name = "GLOB")]
+    pub sites: Option<String>,
+}
+
+#[derive(Args)]
+pub struct DiffArgs {
+    /// The trace to judge, of an engine
+    pub engine: PathBuf,
+    /// The trace to judge it by, of the reference
+    pub reference: PathBuf,
+    #[command(flatten)]
+    pub compare: CompareArgs,
+}
+
+#[derive(Args)]
+pub struct VariantsArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Where the kernels run
+    #[arg(long, value_enum, default_value_t = DeviceArg::Host)]
+    pub device: DeviceArg,
+    /// Storage of weights, activations and KV cache
+    #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
+    pub dtype: DTypeArg,
+    /// Folder whose .cu files replace the embedded ones of the same name
+    #[arg(long, value_name = "DIR")]
+    pub kernels: Option<PathBuf>,
+    /// Tolerance in units of the measured floor
+    #[arg(long, value_name = "X", default_value_t = firstdiff::compare::DEFAULT_FACTOR)]
+    pub factor: f64,
+    /// Write the table as JSON; `-` prints it instead of the text
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct DoctorArgs {
+    /// Print the probes as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum SideArg {
+    Reference,
+    Engine,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum PrecisionArg {
+    F32,
+    Native,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum DeviceArg {
+    /// The kernels compiled for this CPU
+    Host,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum DTypeArg {
+    F32,
+    F16,
+}
+
+impl From<DTypeArg> for DType {
+    fn from(dtype: DTypeArg) -> DType {
+        match dtype {
+            DTypeArg::F32 => DType::F32,
+            DTypeArg::F16 => DType::F16,
+        }
+    }
+}
+
+#[derive(Args)]
+pub struct SynthArgs {
+    /// File to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Shape to start from: tiny-llama, tiny-qwen2, tiny-qwen3 or qwen2.5-0.5b
+    #[arg(long, value_name = "PRESET", default_value = "tiny-qwen2")]
+    pub shape: String,
+    /// Seed of the weights
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Type of the weight matrices: f32, f16, q8_0 or q4_k
+    #[arg(long = "type", value_name = "TYPE", value_parser = weight_type)]
+    pub weight_type: Option<WeightType>,
+    /// Layers [default for this and the rest: the preset's]
+    #[arg(long, value_name = "N")]
+    pub layers: Option<usize>,
+    /// Hidden size
+    #[arg(long, value_name = "N")]
+    pub embd: Option<usize>,
+    /// Query heads
+    #[arg(long, value_name = "N")]
+    pub heads: Option<usize>,
+    /// KV heads
+    #[arg(long, value_name = "N")]
+    pub kv_heads: Option<usize>,
+    /// Elements of a head
+    #[arg(long, value_name = "N")]
+    pub head_dim: Option<usize>,
+    /// Feed-forward size
+    #[arg(long, value_name = "N")]
+    pub ffn: Option<usize>,
+    /// Vocabulary size
+    #[arg(long, value_name = "N")]
+    pub vocab: Option<usize>,
+}
+
+fn weight_type(name: &str) -> Result<WeightType, String> {
+    WeightType::from_name(name).ok_or_else(|| "it takes f32, f16, q8_0 or q4_k".to_string())
+}
