@@ -1,0 +1,127 @@
+//! The weight ledger: what a model file holds that a forward pass would not miss.
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::{
+    gguf::{GgufError, TensorInfo},
+    model::Model,
+};
+
+/// Weights that deserve a look before an engine is blamed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Ledger {
+    /// Tensors of the file.
+    pub tensors: usize,
+    /// In the file, but no operation reads them.
+    pub unused: Vec<String>,
+    /// Biases that some layers have and others lack.
+    pub absent: Vec<String>,
+    /// Every element is zero.
+    pub all_zero: Vec<String>,
+    /// Holds NaN or infinities.
+    pub non_finite: Vec<NonFinite>,
+}
+
+/// A tensor with NaN or infinities.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NonFinite {
+    pub tensor: String,
+    pub count: u64,
+    /// Index of the first, in elements, first ggml axis fastest.
+    pub first: u64,
+}
+
+/// What one scan over a tensor finds.
+#[derive(Clone, Copy)]
+struct Scan {
+    any_non_zero: bool,
+    non_finite: u64,
+    first_non_finite: u64,
+}
+
+/// Elements widened at a time: the ledger's memory, per thread.
+const CHUNK_ELEMENTS: usize = 1 << 20;
+
+impl Ledger {
+    /// Reads every tensor once, a chunk at a time.
+    pub fn read(model: &Model) -> Result<Ledger, GgufError> {
+        let expected = model.expected();
+        let infos = model.gguf().tensors();
+        let known = |info: &&TensorInfo| expected.iter().any(|one| one.name == info.name);
+        let (used, unused): (Vec<_>, Vec<_>) = infos.iter().partition(known);
+        let mut ledger = Ledger {
+            tensors: infos.len(),
+            unused: unused.into_iter().map(|info| info.name.clone()).collect(),
+            absent: absent(model),
+            ..Ledger::default()
+        };
+        let scans: Vec<Scan> =
+            used.par_iter().map(|info| scan(model, info)).collect::<Result<_, _>>()?;
+        for (info, scan) in used.iter().zip(scans) {
+            if !scan.any_non_zero {
+                ledger.all_zero.push(info.name.clone());
+            }
+            if scan.non_finite > 0 {
+                ledger.non_finite.push(NonFinite {
+                    tensor: info.name.clone(),
+                    count: scan.non_finite,
+                    first: scan.first_non_finite,
+                });
+            }
+        }
+        Ok(ledger)
+    }
+
+    /// Whether there is nothing to report.
+    pub fn is_clean(&self) -> bool {
+        self.unused.is_empty()
+            && self.absent.is_empty()
+            && self.all_zero.is_empty()
+            && self.non_finite.is_empty()
+    }
+}
+
+/// Optional tensors that another layer, or another projection of q, k and v, has.
+fn absent(model: &Model) -> Vec<String> {
+    let group = |name: &str| {
+        let part = name.splitn(3, '.').nth(2).unwrap_or(name).to_string();
+        if part.starts_with("attn_") && !part.starts_with("attn_output") {
+            return "qkv bias".to_string();
+        }
+        part
+    };
+    let optional: Vec<String> = model
+        .expected()
+        .into_iter()
+        .filter(|one| !one.required && one.name.starts_with("blk."))
+        .map(|one| one.name)
+        .collect();
+    let present: std::collections::BTreeSet<String> =
+        optional.iter().filter(|name| model.has(name)).map(|name| group(name)).collect();
+    let is_absent = |name: &String| !model.has(name) && present.contains(&group(name));
+    optional.into_iter().filter(is_absent).collect()
+}
+
+fn scan(model: &Model, info: &TensorInfo) -> Result<Scan, GgufError> {
+    let (rows, row_length) = (info.rows(), info.row_length().max(1));
+    let step = (CHUNK_ELEMENTS / row_length).max(1);
+    let mut chunk = vec![0f32; step.min(rows) * row_length];
+    let mut found = Scan { any_non_zero: false, non_finite: 0, first_non_finite: 0 };
+    for first in (0..rows).step_by(step) {
+        let last = (first + step).min(rows);
+        let values = &mut chunk[..(last - first) * row_length];
+        model.gguf().widen_rows(info, first..last, values)?;
+        found.any_non_zero |= values.iter().any(|&value| value != 0.0);
+        // The usual case, no NaN at all, is one pass that the compiler vectorises.
+        if values.iter().fold(false, |any, value| any | !value.is_finite()) {
+            for (index, _) in values.iter().enumerate().filter(|(_, value)| !value.is_finite()) {
+                if found.non_finite == 0 {
+                    found.first_non_finite = (first * row_length + index) as u64;
+                }
+                found.non_finite += 1;
+            }
+        }
+    }
+    Ok(found)
+}

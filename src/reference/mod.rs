@@ -1,0 +1,10 @@
+//! llama.cpp as the reference: the same prompt, every tensor through its graph callback.
+
+mod callback;
+mod node;
+mod noise;
+mod session;
+mod widen;
+
+pub use noise::{Amplitude, Noise};
+pub use session::{Precision, Reference, ReferenceError, ReferenceOptions, Session};

@@ -1,0 +1,103 @@
+//! Rounding-sized noise for the second reference run, whose distance to the first is the floor.
+
+use crate::{
+    arithmetic::Arithmetic,
+    model::Config,
+    site::{Site, Stage},
+    tensor::DType,
+};
+
+/// How large the noise on one stage is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Amplitude {
+    /// Relative to the element: the rounding of what is stored.
+    pub relative: f64,
+    /// Relative to the root mean square of the element's row: the rounding inside its sum.
+    pub additive: f64,
+}
+
+/// Noise of the size of a declared arithmetic's rounding.
+#[derive(Clone, Debug)]
+pub struct Noise {
+    pub seed: u64,
+    pub arithmetic: Arithmetic,
+    /// Rounding a weight to `arithmetic.weights` changes it.
+    pub weights_are_rounded: bool,
+}
+
+impl Noise {
+    /// The amplitude for a stage with `positions` in the cache.
+    ///
+    /// Storage rounds each element by at most u_storage of itself. A sum of n products rounds by
+    /// about sqrt(n) u_accumulator of the size of its terms, which a row's root mean square stands
+    /// for: rounding errors of a sum add up like a random walk (Higham and Mary, 2019). A weight
+    /// rounded to a narrower type adds its own unit roundoff, again relative to the row. The caches
+    /// hold what k_rope and v already are, so they get none.
+    pub fn amplitude(&self, config: &Config, stage: Stage, positions: usize) -> Amplitude {
+        let op = self.arithmetic.of(stage);
+        if matches!(stage, Stage::KCache | Stage::VCache) {
+            return Amplitude { relative: 0.0, additive: 0.0 };
+        }
+        let terms = config.sum_length(stage, positions);
+        let mut additive = match terms {
+            1 => 0.0,
+            _ => (terms as f64).sqrt() * op.accumulator.unit_roundoff(),
+        };
+        if self.weights_are_rounded && multiplies_a_matrix(stage) {
+            additive += self.arithmetic.weights.unit_roundoff();
+        }
+        let mut relative = op.storage.unit_roundoff();
+        if stage == Stage::Embd && self.arithmetic.weights == DType::F32 {
+            relative = 0.0; // rows are copied
+        }
+        if matches!(stage, Stage::Probs) {
+            // The exponential turns an absolute error of a score into a relative one.
+            relative += 4.0 * op.accumulator.unit_roundoff();
+        }
+        Amplitude { relative, additive }
+    }
+
+    /// Adds the noise of a site to its tensor; a row is `row_length` elements.
+    pub fn add_to(&self, site: Site, amplitude: Amplitude, values: &mut [f32], row_length: usize) {
+        if amplitude.relative == 0.0 && amplitude.additive == 0.0 {
+            return;
+        }
+        let mut random = SplitMix::new(self.seed, site);
+        for row in values.chunks_mut(row_length.max(1)) {
+            let squares: f64 = row.iter().map(|&value| f64::from(value).powi(2)).sum();
+            let rms = (squares / row.len() as f64).sqrt();
+            for value in row {
+                let bits = random.next();
+                let sign = |bit: u32| if bits >> bit & 1 == 0 { 1.0 } else { -1.0 };
+                let own = amplitude.relative * f64::from(*value).abs();
+                let noise = sign(0) * own + sign(1) * amplitude.additive * rms;
+                *value = (f64::from(*value) + noise) as f32;
+            }
+        }
+    }
+}
+
+fn multiplies_a_matrix(stage: Stage) -> bool {
+    use Stage::*;
+    matches!(stage, Embd | Q | K | V | OProj | FfnGate | FfnUp | FfnDown | Logits)
+}
+
+/// splitmix64, seeded by a site: the same noise whatever the order of the callbacks.
+struct SplitMix(u64);
+
+impl SplitMix {
+    fn new(seed: u64, site: Site) -> SplitMix {
+        let text = format!("{seed}/{}/{}", site.step, site.tensor_name());
+        let hash = blake3::hash(text.as_bytes());
+        let first = hash.as_bytes()[..8].try_into().expect("eight bytes");
+        SplitMix(u64::from_le_bytes(first))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}

@@ -1,0 +1,60 @@
+//! The f32 copy of a model: the same weights, so that llama.cpp computes in f32.
+//!
+//! On an f16 or quantised file ggml rounds activations to match the weights, which moves the
+//! tensors a thousand times further than f32 rounding does. Widening the weights avoids that.
+
+use std::path::PathBuf;
+
+use llama_cpp_sys_2 as sys;
+
+use crate::{
+    cache,
+    gguf::{Header, WriteError},
+    model::Model,
+};
+
+/// llama.cpp's number for "all tensors f32" in `general.file_type`.
+const ALL_F32: u32 = 0;
+
+/// Elements widened at a time: the copy's memory.
+const CHUNK_ELEMENTS: usize = 1 << 22;
+
+/// The path of an f32 copy of the model, made in the cache if it is not there; the model's own
+/// path if it is all f32 already.
+pub fn widened(model: &Model) -> Result<PathBuf, WriteError> {
+    let gguf = model.gguf();
+    if gguf.tensors().iter().all(|info| info.ggml_type == sys::GGML_TYPE_F32) {
+        return Ok(model.path.clone());
+    }
+    let mut header = Header::default();
+    header.copy_keys(gguf);
+    header.set_u32("general.file_type", ALL_F32);
+    for info in gguf.tensors() {
+        header.add_tensor(&info.name, &info.dims, sys::GGML_TYPE_F32);
+    }
+    let name = format!("{}-f32.gguf", model.hash());
+    let folder = cache::folder("widened").map_err(|source| WriteError {
+        path: cache::root().join("widened"),
+        bytes: header.file_size(),
+        source,
+    })?;
+    let path = folder.join(name);
+    let complete = |metadata: std::fs::Metadata| metadata.len() == header.file_size();
+    if std::fs::metadata(&path).is_ok_and(complete) {
+        return Ok(path);
+    }
+    header.write(&path, |info, out| {
+        let source = gguf.tensor(&info.name).expect("the header lists the file's own tensors");
+        let (rows, row_length) = (source.rows(), source.row_length().max(1));
+        let step = (CHUNK_ELEMENTS / row_length).max(1);
+        let mut values = vec![0f32; step.min(rows) * row_length];
+        for first in (0..rows).step_by(step) {
+            let last = (first + step).min(rows);
+            let values = &mut values[..(last - first) * row_length];
+            gguf.widen_rows(source, first..last, values).map_err(std::io::Error::other)?;
+            out.write_all(bytemuck::cast_slice(values))?;
+        }
+        Ok(())
+    })?;
+    Ok(path)
+}
