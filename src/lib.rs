@@ -5,6 +5,7 @@
 pub mod arithmetic;
 pub mod cache;
 pub mod capture;
+pub mod compare;
 pub mod device;
 pub mod engine;
 pub mod fault;

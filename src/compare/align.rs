@@ -1,0 +1,159 @@
+//! Brings two sides together, site by site, with bounded memory.
+//!
+//! Each side runs in its own thread and sends what it computes through a channel of few places.
+//! The comparison asks for the sites in canonical order; tensors of the same layer that come
+//! earlier wait in a small stash, so the two sides may differ in order within a layer.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+};
+
+use crate::{
+    capture::{Sink, Stopped},
+    compare::SiteFilter,
+    site::Site,
+    tensor::Tensor,
+};
+
+/// Tensors under way in one channel.
+const CHANNEL_DEPTH: usize = 4;
+
+/// The sending end: a [`Sink`] that a side puts its tensors into.
+pub struct ChannelSink {
+    filter: Arc<SiteFilter>,
+    sender: SyncSender<(Site, Tensor)>,
+}
+
+/// The receiving end of one side.
+pub struct Side {
+    receiver: Receiver<(Site, Tensor)>,
+}
+
+/// A channel for one side.
+pub fn channel(filter: Arc<SiteFilter>) -> (ChannelSink, Side) {
+    let (sender, receiver) = sync_channel(CHANNEL_DEPTH);
+    (ChannelSink { filter, sender }, Side { receiver })
+}
+
+impl Sink for ChannelSink {
+    fn wants(&self, site: Site) -> bool {
+        self.filter.wants(site)
+    }
+
+    fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
+        self.sender.send((site, tensor)).map_err(|_| Stopped)
+    }
+}
+
+/// Finds the tensor of each site in what a side sends.
+pub struct Aligner {
+    side: Side,
+    stash: HashMap<Site, Tensor>,
+    ended: bool,
+}
+
+impl Aligner {
+    pub fn new(side: Side) -> Aligner {
+        Aligner { side, stash: HashMap::new(), ended: false }
+    }
+
+    /// The tensor of a site, or `None` if the side does not provide it. Sites must be asked for in
+    /// canonical order.
+    pub fn next(&mut self, wanted: Site) -> Option<Tensor> {
+        // What is behind the canonical order was never asked for.
+        self.stash.retain(|&site, _| site >= wanted);
+        loop {
+            if let Some(tensor) = self.stash.remove(&wanted) {
+                return Some(tensor);
+            }
+            if self.ended || self.stash.keys().any(|&site| is_in_later_block(site, wanted)) {
+                return None;
+            }
+            match self.side.receiver.recv() {
+                Ok((site, tensor)) => {
+                    self.stash.insert(site, tensor);
+                }
+                Err(_) => self.ended = true,
+            }
+        }
+    }
+}
+
+/// Whether a side that sends `site` is past the layer of `wanted`.
+fn is_in_later_block(site: Site, wanted: Site) -> bool {
+    site > wanted && (site.step, site.layer) != (wanted.step, wanted.layer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::site::Stage;
+
+    fn sites() -> Vec<Site> {
+        let mut sites = Vec::new();
+        for step in 0..2 {
+            sites.push(Site::global(step, Stage::Embd));
+            for layer in 0..3 {
+                for stage in [Stage::Q, Stage::K, Stage::Scores, Stage::LayerOut] {
+                    sites.push(Site::in_layer(step, layer, stage));
+                }
+            }
+            sites.push(Site::global(step, Stage::Logits));
+        }
+        sites
+    }
+
+    fn send(order: Vec<Site>) -> Aligner {
+        let (mut sink, side) = channel(Arc::default());
+        std::thread::spawn(move || {
+            for (index, site) in order.into_iter().enumerate() {
+                if sink.put(site, Tensor::new([1], vec![index as f32])).is_err() {
+                    return;
+                }
+            }
+        });
+        Aligner::new(side)
+    }
+
+    #[test]
+    fn any_order_within_a_layer_is_brought_into_the_canonical_one() {
+        for seed in 0..50u64 {
+            let mut order = sites();
+            // Swap neighbours of the same layer at seeded places.
+            for i in 1..order.len() {
+                let same = order[i - 1].layer == order[i].layer && order[i].layer.is_some();
+                if same && (seed >> (i % 6)) & 1 == 1 {
+                    order.swap(i - 1, i);
+                }
+            }
+            let mut aligner = send(order.clone());
+            for site in sites() {
+                let index = aligner.next(site).expect("the side sends every site").data[0];
+                assert_eq!(order[index as usize], site);
+            }
+        }
+    }
+
+    #[test]
+    fn a_site_that_a_side_leaves_out_is_none_and_the_rest_is_found() {
+        for left_out in sites() {
+            let order: Vec<Site> = sites().into_iter().filter(|&site| site != left_out).collect();
+            let mut aligner = send(order);
+            for site in sites() {
+                assert_eq!(aligner.next(site).is_none(), site == left_out, "{site}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_side_that_nobody_listens_to_is_stopped() {
+        let (mut sink, side) = channel(Arc::default());
+        drop(side);
+        let put = sink.put(Site::global(0, Stage::Embd), Tensor::new([1], vec![0.0]));
+        assert_eq!(put, Err(Stopped));
+    }
+}

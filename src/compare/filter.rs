@@ -1,0 +1,85 @@
+//! Which sites a run looks at: comma-separated globs.
+
+use globset::{Glob, GlobSet, GlobSetBuilder};
+
+use crate::site::Site;
+
+/// Sites chosen by globs over `blk.3.q_rope`, over the stage alone (`q_rope`), or over either with
+/// its step before it (`1/blk.*.scores`). The default wants every site.
+#[derive(Clone, Debug, Default)]
+pub struct SiteFilter {
+    globs: Vec<String>,
+    set: Option<GlobSet>,
+}
+
+/// A glob that cannot choose a site.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    #[error("--sites: {0}; write globs such as q_rope,blk.0.*,logits")]
+    Syntax(#[from] globset::Error),
+    #[error("--sites: {0} matches no site of this model; `blk.0.*` shows the names in the report")]
+    NoMatch(String),
+}
+
+impl SiteFilter {
+    /// Reads comma-separated globs.
+    pub fn parse(text: &str) -> Result<SiteFilter, FilterError> {
+        let globs = text.split(',').map(str::trim).filter(|glob| !glob.is_empty());
+        let globs: Vec<String> = globs.map(str::to_string).collect();
+        let mut set = GlobSetBuilder::new();
+        for glob in &globs {
+            set.add(Glob::new(glob)?);
+        }
+        Ok(SiteFilter { globs, set: Some(set.build()?) })
+    }
+
+    /// Whether a site is wanted.
+    pub fn wants(&self, site: Site) -> bool {
+        self.set.as_ref().is_none_or(|set| names(site).iter().any(|name| set.is_match(name)))
+    }
+
+    /// Refuses a glob that matches none of the sites.
+    pub fn check(&self, sites: &[Site]) -> Result<(), FilterError> {
+        for glob in &self.globs {
+            let matcher = Glob::new(glob)?.compile_matcher();
+            let matches = |site: &Site| names(*site).iter().any(|name| matcher.is_match(name));
+            if !sites.iter().any(matches) {
+                return Err(FilterError::NoMatch(glob.clone()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn names(site: Site) -> [String; 4] {
+    let (tensor, stage) = (site.tensor_name(), site.stage.name());
+    let with_step = |name: &str| format!("{}/{name}", site.step);
+    [with_step(&tensor), with_step(stage), tensor, stage.to_string()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::site::Stage;
+
+    #[test]
+    fn globs_match_the_tensor_name_the_stage_and_the_step() {
+        let site = Site::in_layer(1, 3, Stage::QRope);
+        for (globs, wanted) in [
+            ("q_rope", true),
+            ("blk.3.*", true),
+            ("blk.*.q_rope", true),
+            ("1/*", true),
+            ("logits, q_*", true),
+            ("0/*", false),
+            ("blk.2.*", false),
+            ("q", false),
+        ] {
+            assert_eq!(SiteFilter::parse(globs).unwrap().wants(site), wanted, "{globs}");
+        }
+        assert!(SiteFilter::default().wants(site));
+        let error = SiteFilter::parse("q_rope,bogus").unwrap().check(&[site]).unwrap_err();
+        assert!(error.to_string().contains("bogus matches no site"), "{error}");
+        assert!(SiteFilter::parse("[").is_err());
+    }
+}

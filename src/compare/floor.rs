@@ -1,0 +1,97 @@
+//! The floor: how far rounding alone moves each site, measured by a noisy second reference run.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{compare::stats::Rows, reference::Amplitude, site::Site, tensor::Tensor};
+
+/// Tolerance in units of the floor.
+///
+/// The noise has the size of one rounding error, or of a random walk of them (lambda = 1 in the
+/// bound lambda sqrt(n) u); 8 leaves room for the lambda = 6 that probabilistic rounding analysis
+/// asks for, and for the luck of one noisy run.
+pub const DEFAULT_FACTOR: f64 = 8.0;
+
+/// The floor of one site.
+///
+/// An element of row i (a token or a position) may differ by factor x `elementwise` x the largest
+/// |reference| of its row; the whole site by factor x `relative_l2`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SiteFloor {
+    /// max over rows of (max |noisy - clean| / max |clean|).
+    pub elementwise: f64,
+    /// ||noisy - clean|| / ||clean||.
+    pub relative_l2: f64,
+}
+
+impl SiteFloor {
+    /// Measures the floor of a site, at least the noise's own amplitude so that luck in a small
+    /// tensor cannot make it tiny.
+    pub fn measure(
+        site: Site,
+        noisy: &Tensor,
+        clean: &Tensor,
+        first_position: usize,
+        amplitude: Amplitude,
+    ) -> SiteFloor {
+        let rows = Rows::new(site.stage, &clean.shape, first_position);
+        let (mut elementwise, mut distance, mut size) = (0f64, 0f64, 0f64);
+        for row in 0..rows.count {
+            let range = row * rows.length..(row + 1) * rows.length;
+            let (noisy, clean) = (&noisy.data[range.clone()], &clean.data[range]);
+            let mut furthest = 0f64;
+            for (column, (&n, &c)) in noisy.iter().zip(clean).enumerate() {
+                if !rows.counts(row, column) || !(n.is_finite() && c.is_finite()) {
+                    continue;
+                }
+                let difference = (f64::from(n) - f64::from(c)).abs();
+                furthest = furthest.max(difference);
+                distance += difference * difference;
+                size += f64::from(c) * f64::from(c);
+            }
+            let scale = rows.scale(row, clean);
+            if scale > 0.0 {
+                elementwise = elementwise.max(furthest / scale);
+            }
+        }
+        let own = amplitude.relative + amplitude.additive;
+        let relative_l2 = if size > 0.0 { (distance / size).sqrt() } else { 0.0 };
+        SiteFloor { elementwise: elementwise.max(own), relative_l2: relative_l2.max(own) }
+    }
+
+    /// The sum of two independent sources of distance.
+    pub fn plus(self, other: SiteFloor) -> SiteFloor {
+        SiteFloor {
+            elementwise: self.elementwise + other.elementwise,
+            relative_l2: self.relative_l2 + other.relative_l2,
+        }
+    }
+}
+
+/// The floors of a run: what rounding of a declared arithmetic may do to each site.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Floor(pub BTreeMap<Site, SiteFloor>);
+
+/// Serialised as `{"0/blk.3.q_rope": {...}, ...}`.
+impl Serialize for Floor {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let name = |site: &Site| format!("{}/{}", site.step, site.tensor_name());
+        serializer.collect_map(self.0.iter().map(|(site, floor)| (name(site), floor)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Floor {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Floor, D::Error> {
+        let named = BTreeMap::<String, SiteFloor>::deserialize(deserializer)?;
+        let site = |name: &str| {
+            let (step, tensor) = name.split_once('/')?;
+            Site::from_tensor_name(step.parse().ok()?, tensor)
+        };
+        let floors = named.into_iter().map(|(name, floor)| match site(&name) {
+            Some(site) => Ok((site, floor)),
+            None => Err(serde::de::Error::custom(format!("unknown site {name}"))),
+        });
+        Ok(Floor(floors.collect::<Result<_, _>>()?))
+    }
+}

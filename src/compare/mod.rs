@@ -1,0 +1,13 @@
+//! Comparison of two sides, a site at a time.
+
+mod align;
+mod filter;
+mod floor;
+mod pattern;
+mod stats;
+
+pub use align::{Aligner, ChannelSink, Side, channel};
+pub use filter::{FilterError, SiteFilter};
+pub use floor::{DEFAULT_FACTOR, Floor, SiteFloor};
+pub use pattern::Pattern;
+pub use stats::{Difference, Element, NonFinite, compare};
