@@ -3,16 +3,20 @@
 //! Modules in the order of the data flow:
 
 pub mod arithmetic;
+pub mod baseline;
 pub mod cache;
 pub mod capture;
 pub mod compare;
 pub mod device;
 pub mod engine;
+pub mod exit;
 pub mod fault;
 pub mod gguf;
 pub mod kernels;
 pub mod llama;
 pub mod model;
 pub mod reference;
+pub mod run;
 pub mod site;
 pub mod tensor;
+pub mod verdict;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::site::{Axis, Stage};
 
 /// Of a set this full, the share is not worth a word.
-const FULL: f64 = 0.95;
+const FULL: f64 = 0.9;
 /// On an axis longer than this, a set that is `FULL` counts as all of it.
 const LONG_AXIS: usize = 64;
 /// At most this many indices or ranges are named.

@@ -1,5 +1,7 @@
 //! What a device does: allocate, copy, launch a kernel, multiply matrices.
 
+pub mod host;
+
 use std::any::Any;
 
 use crate::tensor::DType;
@@ -90,6 +92,26 @@ pub trait Device: Send {
 /// Why a device could not do its work. Every message ends with what to do next.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
+    #[error("no C++ compiler found (tried {tried}); install g++ or set CXX")]
+    NoCompiler { tried: String },
+    #[error("{file} does not compile; mend it and run again\n{message}")]
+    Compile { file: String, message: String },
+    #[error("{tool} failed: {detail}; `firstdiff doctor` checks this machine")]
+    Tool { tool: String, detail: String },
+    #[error("cannot write compiled kernels: {detail}; set FIRSTDIFF_CACHE to a writable folder")]
+    Cache { detail: String },
+    #[error("no kernel entry {entry}; the loaded files have: {known}")]
+    NoEntry { entry: String, known: String },
+    #[error("{file}: {entry} takes ({takes}), but is given ({given}); keep the entry's parameters")]
+    Arguments { file: String, entry: String, takes: String, given: String },
+    #[error("cannot launch {entry}: {detail}")]
+    Launch { entry: String, detail: String },
+    #[error("{file}: {message}; mend the kernel")]
+    Kernel { file: String, message: String },
+    #[error("no memory for {what} ({bytes} bytes); use a smaller model or a shorter prompt")]
+    OutOfMemory { what: String, bytes: usize },
+    #[error("{bytes} bytes at {offset} are outside a buffer of {length}; please report this")]
+    Bounds { offset: usize, bytes: usize, length: usize },
     #[error("{0}")]
     Failed(String),
 }

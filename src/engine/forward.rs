@@ -3,7 +3,7 @@
 use half::{f16, slice::HalfFloatSliceExt};
 
 use crate::{
-    capture::{Choice, NoSink, Sink, Stopped},
+    capture::{Choice, Sink, Stopped},
     device::{Buffer, Device, DeviceError, Gemm},
     engine::{
         AttentionVariant,
@@ -165,13 +165,13 @@ impl Engine {
         Ok(choice)
     }
 
-    /// Runs a step without hooks.
-    pub fn step_without_hooks(
-        &mut self,
-        step: u32,
-        tokens: &[i32],
-    ) -> Result<Option<Choice>, EngineError> {
-        self.step(step, tokens, &mut NoSink)
+    /// Empties the KV cache, for another prompt.
+    pub fn reset(&mut self) -> Result<(), EngineError> {
+        for cache in &self.caches {
+            cache.clear(&*self.device)?;
+        }
+        self.length = 0;
+        Ok(())
     }
 
     fn pass<'a>(
@@ -506,12 +506,17 @@ impl Cache {
         capacity: usize,
     ) -> Result<Cache, EngineError> {
         let bytes = config.n_head_kv * capacity * config.head_dim * storage.size();
-        let zeros = |what| {
-            let buffer = device.alloc(bytes, what)?;
-            device.upload(&buffer, 0, &vec![0; bytes])?;
-            Ok::<_, DeviceError>(buffer)
-        };
-        Ok(Cache { k: zeros("k_cache")?, v: zeros("v_cache")? })
+        let (k, v) = (device.alloc(bytes, "k_cache")?, device.alloc(bytes, "v_cache")?);
+        let cache = Cache { k, v };
+        cache.clear(device)?;
+        Ok(cache)
+    }
+
+    fn clear(&self, device: &dyn Device) -> Result<(), EngineError> {
+        for buffer in [&self.k, &self.v] {
+            device.upload(buffer, 0, &vec![0; buffer.bytes])?;
+        }
+        Ok(())
     }
 }
 

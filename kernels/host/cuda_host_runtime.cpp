@@ -1,0 +1,503 @@
+// The scheduler: CUDA threads of one block as fibers, barriers, warp intrinsics, errors.
+//
+// A fiber runs until a barrier or a warp intrinsic. Warps are swept in order: every runnable lane
+// runs until it waits, then the warp intrinsics whose lanes have all come are resolved; when no
+// lane of any warp can run, the barrier is released, or what stands in its way is reported. A
+// thread that ends hands its stack to the next one, so a kernel without barriers never switches.
+#include "cuda_host.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <sys/mman.h>
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#define HIDDEN __attribute__((visibility("hidden")))
+
+// Static shared memory of all kernels in this library; see __shared__ in cuda_host.h.
+extern "C" HIDDEN char __start_cudashm[] __attribute__((weak)), __stop_cudashm[] __attribute__((weak));
+
+// ---- switching stacks --------------------------------------------------------------------------
+
+extern "C" HIDDEN void cuda_host_switch(void** save, void* to);
+#if defined(__x86_64__)
+asm(R"(
+.text
+.hidden cuda_host_switch
+.globl cuda_host_switch
+.type cuda_host_switch,@function
+cuda_host_switch:
+    push %rbp
+    push %rbx
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    mov %rsp,(%rdi)
+    mov %rsi,%rsp
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %rbx
+    pop %rbp
+    ret
+.size cuda_host_switch,.-cuda_host_switch
+)");
+enum { FRAME_WORDS = 8, FRAME_PC = 6 };
+#elif defined(__aarch64__)
+asm(R"(
+.text
+.hidden cuda_host_switch
+.globl cuda_host_switch
+.type cuda_host_switch,%function
+cuda_host_switch:
+    sub sp,sp,#160
+    stp x19,x20,[sp]
+    stp x21,x22,[sp,#16]
+    stp x23,x24,[sp,#32]
+    stp x25,x26,[sp,#48]
+    stp x27,x28,[sp,#64]
+    stp x29,x30,[sp,#80]
+    stp d8,d9,[sp,#96]
+    stp d10,d11,[sp,#112]
+    stp d12,d13,[sp,#128]
+    stp d14,d15,[sp,#144]
+    mov x9,sp
+    str x9,[x0]
+    mov sp,x1
+    ldp x19,x20,[sp]
+    ldp x21,x22,[sp,#16]
+    ldp x23,x24,[sp,#32]
+    ldp x25,x26,[sp,#48]
+    ldp x27,x28,[sp,#64]
+    ldp x29,x30,[sp,#80]
+    ldp d8,d9,[sp,#96]
+    ldp d10,d11,[sp,#112]
+    ldp d12,d13,[sp,#128]
+    ldp d14,d15,[sp,#144]
+    add sp,sp,#160
+    ret
+.size cuda_host_switch,.-cuda_host_switch
+)");
+enum { FRAME_WORDS = 20, FRAME_PC = 11 };
+#else
+#error "the host device runs on x86-64 and aarch64"
+#endif
+
+// ---- state -------------------------------------------------------------------------------------
+
+enum State : uint8_t { NEW, READY, AT_BARRIER, IN_WARP, DONE };
+enum { MAX_THREADS = 1024, WARP = 32, PAGE = 4096, STACK = 64 << 10, MAX_SHARED = 227 << 10 };
+enum Order { FORWARD, REVERSE, RANDOM };
+
+struct Thread {
+    void* sp;
+    uint64_t value;
+    const char* file;
+    uint3 index;
+    uint32_t mask;
+    int32_t argument, width, line;
+    int16_t fiber;
+    State state;
+    uint8_t op;
+};
+
+struct cuda_host_launch {
+    uint32_t grid[3], block[3];
+    uint32_t shared_bytes, order;
+    uint64_t seed, first_block, end_block;
+};
+
+cuda_host_thread cuda_host_current;
+
+static Thread threads[MAX_THREADS];
+static struct {
+    const cuda_host_launch* launch;
+    void (*invoke)(void**);
+    void** arguments;
+    const char* kernel;
+    char* error;
+    size_t error_size;
+    void *scheduler_sp, *dead_sp;
+    char *stacks, *dynamic_shared;
+    uint64_t random;
+    int ready_stacks;  // stacks below this have their guard page
+    int n_threads, current, failed;
+    int sweep[WARP], sweep_size, sweep_at;
+    int16_t free_fibers[MAX_THREADS];
+    int n_free;
+} self;
+
+static const char* base_name(const char* file) {
+    const char* slash = file ? strrchr(file, '/') : nullptr;
+    return slash ? slash + 1 : file ? file : "?";
+}
+
+// Keeps the first error of a launch.
+__attribute__((format(printf, 1, 2))) static void set_error(const char* format, ...) {
+    if (self.failed) return;
+    self.failed = 1;
+    const uint3& block = cuda_host_current.block;
+    int n = snprintf(self.error, self.error_size, "kernel %s, block (%u,%u,%u): ", self.kernel,
+                     block.x, block.y, block.z);
+    if (n < 0 || (size_t)n >= self.error_size) return;
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(self.error + n, self.error_size - (size_t)n, format, arguments);
+    va_end(arguments);
+}
+
+// "thread (x,y,z)" in one of a few rotating buffers.
+static const char* name_of(const Thread& t) {
+    static char names[4][48];
+    static int next;
+    char* name = names[next++ % 4];
+    snprintf(name, sizeof names[0], "thread (%u,%u,%u)", t.index.x, t.index.y, t.index.z);
+    return name;
+}
+
+// ---- fibers ------------------------------------------------------------------------------------
+
+static char* stack_of(int fiber) { return self.stacks + (size_t)fiber * STACK + PAGE; }
+
+static void make_current(int t) {
+    self.current = t;
+    cuda_host_current.thread = threads[t].index;
+}
+
+// The next lane of the sweep that can run, or -1.
+static int next_in_sweep() {
+    while (++self.sweep_at < self.sweep_size) {
+        int t = self.sweep[self.sweep_at];
+        if (threads[t].state <= READY) return t;
+    }
+    return -1;
+}
+
+static void fiber_main();
+
+static void* fresh_stack(int fiber) {
+    void** frame = (void**)(stack_of(fiber) + STACK - PAGE) - FRAME_WORDS;
+    memset(frame, 0, sizeof(void*) * FRAME_WORDS);
+    frame[FRAME_PC] = (void*)&fiber_main;
+    return frame;
+}
+
+// Leaves the running context, saved in *save, for thread t or, if t < 0, for the scheduler.
+static void go(int t, void** save) {
+    void* to = self.scheduler_sp;
+    if (t >= 0) {
+        if (threads[t].state == NEW) {
+            threads[t].fiber = self.free_fibers[--self.n_free];
+            to = fresh_stack(threads[t].fiber);
+        } else {
+            to = threads[t].sp;
+        }
+        make_current(t);
+    }
+    cuda_host_switch(save, to);
+}
+
+static void fiber_main() {
+    for (;;) {
+        self.invoke(self.arguments);
+        Thread& me = threads[self.current];
+        me.state = DONE;
+        int t = next_in_sweep();
+        if (t >= 0 && threads[t].state == NEW) {  // this stack takes the next thread: no switch
+            threads[t].fiber = me.fiber;
+            make_current(t);
+            continue;
+        }
+        self.free_fibers[self.n_free++] = me.fiber;
+        go(t, &self.dead_sp);
+        __builtin_unreachable();
+    }
+}
+
+static void wait_as(State state) {
+    Thread& me = threads[self.current];
+    me.state = state;
+    go(next_in_sweep(), &me.sp);
+}
+
+extern "C" HIDDEN void cuda_host_fail(const char* what, int line, const char* file) {
+    set_error("%s at %s:%d: %s", name_of(threads[self.current]), base_name(file), line, what);
+    go(-1, &self.dead_sp);
+    __builtin_unreachable();
+}
+
+extern "C" HIDDEN int cuda_host_barrier(int vote, int predicate, int line, const char* file) {
+    Thread& me = threads[self.current];
+    me.op = (uint8_t)vote;
+    me.value = (uint32_t)predicate;
+    me.line = line;
+    me.file = file;
+    wait_as(AT_BARRIER);
+    return (int)me.value;
+}
+
+extern "C" HIDDEN uint64_t cuda_host_warp(int op, unsigned mask, uint64_t value, int argument,
+                                          int width, int line, const char* file) {
+    if (!(mask >> (self.current % WARP) & 1))
+        cuda_host_fail("warp intrinsic whose mask leaves out the calling lane", line, file);
+    if (width < 1 || width > WARP || (width & (width - 1)))
+        cuda_host_fail("shuffle width is not a power of two from 1 to 32", line, file);
+    Thread& me = threads[self.current];
+    me.op = (uint8_t)op;
+    me.mask = mask;
+    me.value = value;
+    me.argument = argument;
+    me.width = width;
+    me.line = line;
+    me.file = file;
+    wait_as(IN_WARP);
+    return me.value;
+}
+
+extern "C" HIDDEN void* cuda_host_dynamic_shared(void) { return self.dynamic_shared; }
+
+// ---- scheduling --------------------------------------------------------------------------------
+
+static uint64_t random_number() {  // xorshift64
+    self.random ^= self.random << 13;
+    self.random ^= self.random >> 7;
+    self.random ^= self.random << 17;
+    return self.random;
+}
+
+static int lanes_of(int warp) {
+    int left = self.n_threads - WARP * warp;
+    return left < WARP ? left : (int)WARP;
+}
+
+// Runs every runnable lane of a warp until it waits or ends.
+static void sweep_warp(int warp) {
+    int lanes = lanes_of(warp);
+    for (int i = 0; i < lanes; i++)
+        self.sweep[i] = WARP * warp + (self.launch->order == REVERSE ? lanes - 1 - i : i);
+    if (self.launch->order == RANDOM) {
+        for (int i = lanes - 1; i > 0; i--)
+            std::swap(self.sweep[i], self.sweep[random_number() % (unsigned)(i + 1)]);
+    }
+    self.sweep_size = lanes;
+    self.sweep_at = -1;
+    int t = next_in_sweep();
+    if (t >= 0) go(t, &self.scheduler_sp);
+}
+
+// The lane that a shuffle reads from, by the rules of PTX.
+static int source_lane(const Thread& t, int lane) {
+    int low = lane & ~(t.width - 1), high = low + t.width - 1, source = lane;
+    switch (t.op) {
+        case CUDA_HOST_IDX: return low | (t.argument & (t.width - 1));
+        case CUDA_HOST_UP: source = lane - t.argument; return source < low ? lane : source;
+        case CUDA_HOST_DOWN: source = lane + t.argument; return source > high ? lane : source;
+        case CUDA_HOST_XOR: source = lane ^ t.argument; return source > high ? lane : source;
+        default: return lane;
+    }
+}
+
+// Resolves one group: the lanes of `members` all wait in the same intrinsic.
+static void resolve_group(Thread* lane, unsigned members) {
+    uint64_t result[WARP];
+    unsigned votes = 0;
+    for (unsigned rest = members; rest; rest &= rest - 1) {
+        int l = __builtin_ctz(rest);
+        votes |= (unsigned)(lane[l].value & 1) << l;
+    }
+    for (unsigned rest = members; rest; rest &= rest - 1) {
+        int l = __builtin_ctz(rest), source = source_lane(lane[l], l);
+        if (!(members >> source & 1)) {
+            return set_error("%s at %s:%d: shuffle reads lane %d, which %s", name_of(lane[l]),
+                             base_name(lane[l].file), lane[l].line, source,
+                             lane[l].mask >> source & 1 ? "has exited or does not exist"
+                                                        : "is not in the mask");
+        }
+        result[l] = lane[l].op == CUDA_HOST_BALLOT ? votes : lane[source].value;
+    }
+    for (unsigned rest = members; rest; rest &= rest - 1) {
+        int l = __builtin_ctz(rest);
+        lane[l].value = result[l];
+        lane[l].state = READY;
+    }
+}
+
+// Resolves the warp intrinsics all of whose live lanes have come.
+static void resolve_warp(int warp) {
+    Thread* lane = threads + WARP * warp;
+    unsigned live = 0, waiting = 0;
+    for (int l = 0; l < lanes_of(warp); l++) {
+        live |= (unsigned)(lane[l].state != DONE) << l;
+        waiting |= (unsigned)(lane[l].state == IN_WARP) << l;
+    }
+    for (unsigned rest = waiting; rest && !self.failed;) {
+        int first = __builtin_ctz(rest);
+        unsigned members = lane[first].mask & live;
+        rest &= ~(1u << first);
+        if ((members & waiting) != members) continue;
+        for (unsigned r = members; r; r &= r - 1) {
+            int l = __builtin_ctz(r);
+            if (lane[l].mask != lane[first].mask || lane[l].op != lane[first].op) {
+                return set_error("warp divergence: %s waits in a warp intrinsic at %s:%d (mask "
+                                 "%08x), %s in another at %s:%d (mask %08x)",
+                                 name_of(lane[first]), base_name(lane[first].file),
+                                 lane[first].line, lane[first].mask, name_of(lane[l]),
+                                 base_name(lane[l].file), lane[l].line, lane[l].mask);
+            }
+        }
+        resolve_group(lane, members);
+        rest &= ~members;
+    }
+}
+
+static bool is_runnable(int warp) {
+    for (int l = 0; l < lanes_of(warp); l++)
+        if (threads[WARP * warp + l].state <= READY) return true;
+    return false;
+}
+
+// Runs all warps until every thread waits at the barrier, waits for lanes that never come, or ends.
+static void run_warps() {
+    int warps = (self.n_threads + WARP - 1) / WARP;
+    if (self.launch->order != RANDOM) {
+        for (int i = 0; i < warps && !self.failed; i++) {
+            int warp = self.launch->order == REVERSE ? warps - 1 - i : i;
+            while (!self.failed && is_runnable(warp)) {
+                sweep_warp(warp);
+                if (!self.failed) resolve_warp(warp);
+            }
+        }
+        return;
+    }
+    while (!self.failed) {  // a random warp, one sweep at a time
+        int runnable[MAX_THREADS / WARP], n = 0;
+        for (int warp = 0; warp < warps; warp++)
+            if (is_runnable(warp)) runnable[n++] = warp;
+        if (n == 0) return;
+        int warp = runnable[random_number() % (unsigned)n];
+        sweep_warp(warp);
+        if (!self.failed) resolve_warp(warp);
+    }
+}
+
+static const Thread* first_in(State state) {
+    for (int t = 0; t < self.n_threads; t++)
+        if (threads[t].state == state) return &threads[t];
+    return nullptr;
+}
+
+// A warp intrinsic waits for lanes that wait elsewhere or have another mask.
+static void report_stuck_warp(const Thread& waiting) {
+    int first = (int)(&waiting - threads) / WARP * WARP;
+    for (int l = 0; l < WARP && first + l < self.n_threads; l++) {
+        const Thread& other = threads[first + l];
+        if (!(waiting.mask >> l & 1) || other.state != AT_BARRIER) continue;
+        return set_error("warp divergence: %s waits in a warp intrinsic at %s:%d (mask %08x) for "
+                         "%s, which waits at %s:%d", name_of(waiting), base_name(waiting.file),
+                         waiting.line, waiting.mask, name_of(other), base_name(other.file),
+                         other.line);
+    }
+    set_error("warp divergence: %s waits in a warp intrinsic at %s:%d (mask %08x) for lanes that "
+              "never come", name_of(waiting), base_name(waiting.file), waiting.line, waiting.mask);
+}
+
+// Lets the block pass the barrier that all its threads have reached, or says who did not.
+static void release_barrier() {
+    const Thread* first = first_in(AT_BARRIER);
+    int waiting = 0, votes = 0;
+    for (int t = 0; t < self.n_threads; t++) {
+        if (threads[t].state != AT_BARRIER) continue;
+        waiting++;
+        votes += threads[t].value != 0;
+    }
+    if (const Thread* gone = first_in(DONE)) {
+        return set_error("barrier divergence: %d of %d threads wait at the __syncthreads() of "
+                         "%s:%d, but %s has returned", waiting, self.n_threads,
+                         base_name(first->file), first->line, name_of(*gone));
+    }
+    for (int t = 0; t < self.n_threads; t++) {
+        const Thread& other = threads[t];
+        if (other.line != first->line || other.file != first->file || other.op != first->op) {
+            return set_error("barrier divergence: %s waits at the __syncthreads() of %s:%d, %s at "
+                             "that of %s:%d", name_of(*first), base_name(first->file), first->line,
+                             name_of(other), base_name(other.file), other.line);
+        }
+    }
+    int op = first->op, result = op == 1 ? votes : op == 2 ? votes == waiting : votes != 0;
+    for (int t = 0; t < self.n_threads; t++) {
+        threads[t].value = (uint64_t)result;
+        threads[t].state = READY;
+    }
+}
+
+static void run_block() {
+    // All bits set is NaN: what a kernel reads before it wrote it shows.
+    memset(__start_cudashm, 0xff, (size_t)(__stop_cudashm - __start_cudashm));
+    memset(self.dynamic_shared, 0xff, self.launch->shared_bytes);
+    self.n_free = 0;
+    for (int t = self.n_threads; t-- > 0;) {
+        threads[t].state = NEW;
+        self.free_fibers[self.n_free++] = (int16_t)t;
+    }
+    while (!self.failed) {
+        run_warps();
+        if (self.failed) return;
+        if (const Thread* stuck = first_in(IN_WARP)) return report_stuck_warp(*stuck);
+        if (!first_in(AT_BARRIER)) return;
+        release_barrier();
+    }
+}
+
+// ---- what the device calls ---------------------------------------------------------------------
+
+static bool reserve_memory() {
+    auto reserve = [](size_t bytes) -> char* {
+        void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        return memory == MAP_FAILED ? nullptr : (char*)memory;
+    };
+    if (!self.stacks) self.stacks = reserve((size_t)MAX_THREADS * STACK);
+    if (!self.dynamic_shared) self.dynamic_shared = reserve(MAX_SHARED);
+    if (!self.stacks || !self.dynamic_shared) return false;
+    // A guard page below each stack that is used: an overflow faults instead of spoiling another's.
+    for (; self.ready_stacks < self.n_threads; self.ready_stacks++)
+        if (mprotect(self.stacks + (size_t)self.ready_stacks * STACK, PAGE, PROT_NONE)) return false;
+    return true;
+}
+
+__attribute__((destructor)) static void release_memory() {
+    if (self.stacks) munmap(self.stacks, (size_t)MAX_THREADS * STACK);
+    if (self.dynamic_shared) munmap(self.dynamic_shared, MAX_SHARED);
+}
+
+// Runs blocks [first_block, end_block) of a grid. Returns 0, or 1 with a message in `error`.
+EXPORT int cuda_host_run(const char* kernel, void (*invoke)(void**), const cuda_host_launch* launch,
+                         void** arguments, char* error, size_t error_size) {
+    self.launch = launch;
+    self.invoke = invoke;
+    self.arguments = arguments;
+    self.kernel = kernel;
+    self.error = error;
+    self.error_size = error_size;
+    self.failed = 0;
+    self.random = launch->seed * 0x9e3779b97f4a7c15ull + 0x2545f4914f6cdd1dull;
+    const uint32_t *grid = launch->grid, *block = launch->block;
+    self.n_threads = (int)(block[0] * block[1] * block[2]);
+    cuda_host_current.block = {0, 0, 0};
+    cuda_host_current.block_dim = {block[0], block[1], block[2]};
+    cuda_host_current.grid_dim = {grid[0], grid[1], grid[2]};
+    if (!reserve_memory()) {
+        set_error("no memory for the stacks of %d threads", self.n_threads);
+        return 1;
+    }
+    for (uint32_t t = 0; t < (uint32_t)self.n_threads; t++)
+        threads[t].index = {t % block[0], t / block[0] % block[1], t / (block[0] * block[1])};
+    for (uint64_t i = launch->first_block; i < launch->end_block && !self.failed; i++) {
+        uint64_t b = launch->order == FORWARD ? i : launch->first_block + launch->end_block - 1 - i;
+        cuda_host_current.block = {(unsigned)(b % grid[0]), (unsigned)(b / grid[0] % grid[1]),
+                                   (unsigned)(b / ((uint64_t)grid[0] * grid[1]))};
+        run_block();
+    }
+    return self.failed;
+}

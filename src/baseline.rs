@@ -1,0 +1,214 @@
+//! What is known of the reference before an engine is compared with it: the tokens that every side
+//! is forced to, the reference's choices, and the floor. Measured once and cached.
+
+use std::{sync::Arc, sync::mpsc, thread};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    arithmetic::Arithmetic,
+    cache,
+    capture::{Choice, NoSink, Sink},
+    compare::{Aligner, Floor, SiteFloor, channel},
+    gguf::TensorInfo,
+    model::Model,
+    reference::{Amplitude, Noise, Precision, Reference, ReferenceError, ReferenceOptions},
+    site::Site,
+    tensor::DType,
+};
+
+/// Raised when a change here or in the noise makes cached floors wrong.
+const FORMAT_VERSION: u32 = 1;
+
+/// The seed of the noise: any fixed number.
+const NOISE_SEED: u64 = 20_261_123;
+
+/// The reference's side of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Baseline {
+    /// The token ids of each step: the prompt, then the reference's choices one by one.
+    pub steps: Vec<Vec<i32>>,
+    /// The reference's choice after each step.
+    pub choices: Vec<Option<Choice>>,
+    pub floor: Floor,
+}
+
+/// A prompt to be continued by that many tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Task<'a> {
+    pub prompt: &'a [i32],
+    pub decode: u32,
+}
+
+impl Task<'_> {
+    /// Positions in the cache at the end.
+    pub fn positions(&self) -> usize {
+        self.prompt.len() + self.decode as usize
+    }
+}
+
+/// Runs one reference over the steps: teacher-forced where `forced` has the token, else greedy.
+pub fn decode(
+    reference: &Reference,
+    task: Task<'_>,
+    sink: &mut dyn Sink,
+    noise: Option<&Noise>,
+    mut next: impl FnMut(Option<Choice>) -> Option<i32>,
+) -> Result<Vec<Option<Choice>>, ReferenceError> {
+    let mut session = reference.session(task.positions(), task.prompt.len())?;
+    let mut tokens = task.prompt.to_vec();
+    let mut choices = Vec::new();
+    for step in 0..=task.decode {
+        let choice = session.step(step, &tokens, sink, noise)?;
+        choices.push(choice);
+        match next(choice) {
+            Some(token) => tokens = vec![token],
+            None => break,
+        }
+    }
+    Ok(choices)
+}
+
+impl Baseline {
+    /// The baseline of a task for an engine of the declared arithmetic, from the cache if it is
+    /// there.
+    pub fn of(
+        reference: &Reference,
+        model: &Model,
+        task: Task<'_>,
+        arithmetic: &Arithmetic,
+    ) -> Result<Baseline, ReferenceError> {
+        let rounded = weights_are_rounded(model, arithmetic.weights);
+        let key = (
+            (FORMAT_VERSION, NOISE_SEED, env!("CARGO_PKG_VERSION"), model.hash()),
+            (task.prompt, task.decode, arithmetic, rounded),
+            (reference.options().precision, reference.threads()),
+        );
+        let key = serde_json::to_vec(&key).expect("plain data has no reason to fail");
+        let name = format!("{}.json", blake3::hash(&key).to_hex());
+        let path = cache::folder("floors").ok().map(|folder| folder.join(name));
+        let read = |path: &std::path::PathBuf| std::fs::read(path).ok();
+        let cached = path.as_ref().and_then(read);
+        if let Some(baseline) = cached.and_then(|json| serde_json::from_slice(&json).ok()) {
+            return Ok(baseline);
+        }
+        let baseline = Baseline::measure(reference, model, task, arithmetic)?;
+        if let (Some(path), Ok(json)) = (path, serde_json::to_vec(&baseline)) {
+            // A floor that cannot be cached is measured again the next time.
+            let _ = cache::write_atomic(&path, &json);
+        }
+        Ok(baseline)
+    }
+
+    /// Measures the baseline: a clean run and a noisy one, side by side. A native reference also
+    /// gets its distance from the same model in f32 added to its floor.
+    pub fn measure(
+        reference: &Reference,
+        model: &Model,
+        task: Task<'_>,
+        arithmetic: &Arithmetic,
+    ) -> Result<Baseline, ReferenceError> {
+        let noise = Noise {
+            seed: NOISE_SEED,
+            arithmetic: arithmetic.clone(),
+            weights_are_rounded: weights_are_rounded(model, arithmetic.weights),
+        };
+        let amplitude =
+            |site: Site, positions| noise.amplitude(&model.config, site.stage, positions);
+        let mut baseline = distance(reference, (reference, Some(&noise)), model, task, &amplitude)?;
+        if reference.options().precision == Precision::Native {
+            let options = ReferenceOptions { precision: Precision::F32, ..reference.options() };
+            let wide = Reference::load(model, options)?;
+            let none = |_, _| Amplitude { relative: 0.0, additive: 0.0 };
+            let own = distance(reference, (&wide, None), model, task, &none)?;
+            for (site, floor) in &mut baseline.floor.0 {
+                *floor = floor.plus(own.floor.0[site]);
+            }
+        }
+        Ok(baseline)
+    }
+
+    /// The tokens that are forced after the prompt.
+    pub fn forced(&self) -> Vec<i32> {
+        self.steps[1..].iter().flatten().copied().collect()
+    }
+}
+
+/// The greedy tokens of a task, without capturing anything.
+pub fn greedy(
+    reference: &Reference,
+    task: Task<'_>,
+) -> Result<Vec<Option<Choice>>, ReferenceError> {
+    decode(reference, task, &mut NoSink, None, |choice| choice.map(|choice| choice.token))
+}
+
+/// The steps' tokens from the choices of a greedy run.
+pub fn steps_of(task: Task<'_>, choices: &[Option<Choice>]) -> Vec<Vec<i32>> {
+    let forced = choices.iter().take(task.decode as usize).map_while(|choice| *choice);
+    let decoded = forced.map(|choice| vec![choice.token]);
+    std::iter::once(task.prompt.to_vec()).chain(decoded).collect()
+}
+
+/// Runs `clean` and another reference side by side over the same tokens, the greedy ones of
+/// `clean`, and measures their distance site by site.
+fn distance(
+    clean: &Reference,
+    (other, noise): (&Reference, Option<&Noise>),
+    model: &Model,
+    task: Task<'_>,
+    amplitude: &dyn Fn(Site, usize) -> Amplitude,
+) -> Result<Baseline, ReferenceError> {
+    let filter = Arc::default();
+    let (mut clean_sink, clean_side) = channel(Arc::clone(&filter));
+    let (mut other_sink, other_side) = channel(filter);
+    let (token_sender, token_receiver) = mpsc::channel();
+    thread::scope(|scope| {
+        let clean_run = scope.spawn(move || {
+            decode(clean, task, &mut clean_sink, None, |choice| {
+                let token = choice?.token;
+                token_sender.send(token).ok()?;
+                Some(token)
+            })
+        });
+        let other_run = scope.spawn(move || {
+            decode(other, task, &mut other_sink, noise, |_| token_receiver.recv().ok())
+        });
+        let (mut clean, mut other) = (Aligner::new(clean_side), Aligner::new(other_side));
+        let mut floor = Floor::default();
+        for site in model.config.sites(task.decode + 1) {
+            let (Some(clean), Some(other)) = (clean.next(site), other.next(site)) else { break };
+            let first = first_position(task.prompt.len(), site.step);
+            let positions = task.prompt.len() + site.step as usize;
+            let amplitude = amplitude(site, positions);
+            floor.0.insert(site, SiteFloor::measure(site, &other, &clean, first, amplitude));
+        }
+        drop((clean, other));
+        let joined = |run: thread::ScopedJoinHandle<'_, Result<_, ReferenceError>>| {
+            run.join().unwrap_or_else(|_| Err(ReferenceError::Panic("a reference run".into())))
+        };
+        let choices = joined(clean_run)?;
+        joined(other_run)?;
+        let steps = steps_of(task, &choices);
+        Ok(Baseline { steps, choices, floor })
+    })
+}
+
+/// The position of a step's first token after a prompt of that length.
+pub fn first_position(prompt: usize, step: u32) -> usize {
+    match step {
+        0 => 0,
+        step => prompt + step as usize - 1,
+    }
+}
+
+/// Whether rounding the model's matrices to a type changes any of them.
+fn weights_are_rounded(model: &Model, weights: DType) -> bool {
+    use llama_cpp_sys_2::GGML_TYPE_F16;
+    let is_matrix = |info: &&TensorInfo| info.dims.len() > 1;
+    let mut matrices = model.gguf().tensors().iter().filter(is_matrix);
+    match weights {
+        DType::F64 | DType::F32 => false,
+        DType::F16 => matrices.any(|info| info.ggml_type != GGML_TYPE_F16),
+        DType::Tf32 | DType::Bf16 => true,
+    }
+}

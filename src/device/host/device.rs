@@ -1,0 +1,153 @@
+//! Memory, compilation and launches of the host device.
+
+use std::alloc::{Layout, alloc, dealloc};
+
+use crate::device::{
+    Arg, Buffer, Device, DeviceError, Gemm, KernelSource, Launch,
+    host::{
+        compile::{self, Compiler},
+        gemm,
+        module::{Module, ThreadOrder},
+    },
+};
+
+/// How the host device runs.
+#[derive(Clone, Debug, Default)]
+pub struct HostOptions {
+    /// Blocks that run at the same time; by default as many as there are cores.
+    pub workers: Option<usize>,
+    pub order: ThreadOrder,
+    /// The compiler; by default the one that [`compile::compiler`] finds.
+    pub compiler: Option<Compiler>,
+}
+
+/// Runs kernels on this machine's CPU.
+pub struct HostDevice {
+    options: HostOptions,
+    compiler: Compiler,
+    workers: usize,
+    sources: Vec<KernelSource>,
+    module: Option<Module>,
+}
+
+/// cudaMalloc's alignment.
+const ALIGNMENT: usize = 256;
+
+/// Memory of one buffer.
+struct Memory {
+    pointer: *mut u8,
+    layout: Layout,
+}
+
+// SAFETY: the memory is owned, and only reached through a device's methods and launches.
+unsafe impl Send for Memory {}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout, freed once.
+        unsafe { dealloc(self.pointer, self.layout) }
+    }
+}
+
+impl HostDevice {
+    /// A device with the system's C++ compiler.
+    pub fn new(options: HostOptions) -> Result<HostDevice, DeviceError> {
+        let compiler = match &options.compiler {
+            Some(compiler) => compiler.clone(),
+            None => compile::compiler()?,
+        };
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        let workers = options.workers.unwrap_or(cores).max(1);
+        Ok(HostDevice { options, compiler, workers, sources: Vec::new(), module: None })
+    }
+
+    fn checked(
+        &self,
+        buffer: &Buffer,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<*mut u8, DeviceError> {
+        let inside = offset.checked_add(bytes).is_some_and(|end| end <= buffer.bytes);
+        match inside {
+            true => Ok((buffer.address as *mut u8).wrapping_add(offset)),
+            false => Err(DeviceError::Bounds { offset, bytes, length: buffer.bytes }),
+        }
+    }
+}
+
+impl Device for HostDevice {
+    fn name(&self) -> String {
+        let workers = self.workers;
+        format!("host ({}, {workers} worker{})", self.compiler.version, plural(workers))
+    }
+
+    fn load(&mut self, source: &KernelSource) -> Result<Vec<String>, DeviceError> {
+        self.load_all(std::slice::from_ref(source))?;
+        Ok(self.module.as_ref().map_or_else(Vec::new, |module| module.entries_of(&source.file)))
+    }
+
+    fn load_all(&mut self, sources: &[KernelSource]) -> Result<(), DeviceError> {
+        self.sources.retain(|old| sources.iter().all(|new| new.file != old.file));
+        self.sources.extend_from_slice(sources);
+        let library = compile::build(&self.compiler, &self.sources)?;
+        self.module = Some(Module::load(&library, self.workers, self.options.order)?);
+        Ok(())
+    }
+
+    fn alloc(&self, bytes: usize, what: &str) -> Result<Buffer, DeviceError> {
+        let failed = || DeviceError::OutOfMemory { what: what.to_string(), bytes };
+        let layout = Layout::from_size_align(bytes.max(1), ALIGNMENT).map_err(|_| failed())?;
+        // SAFETY: the layout's size is not zero.
+        let pointer = unsafe { alloc(layout) };
+        if pointer.is_null() {
+            return Err(failed());
+        }
+        // SAFETY: freshly allocated with this size. All bits set is NaN in every float format.
+        unsafe { pointer.write_bytes(0xff, layout.size()) };
+        let memory = Box::new(Memory { pointer, layout });
+        Ok(Buffer { address: pointer as u64, bytes, memory })
+    }
+
+    fn upload(&self, buffer: &Buffer, offset: usize, data: &[u8]) -> Result<(), DeviceError> {
+        let to = self.checked(buffer, offset, data.len())?;
+        // SAFETY: inside the buffer; `data` is ordinary memory, so they do not overlap.
+        unsafe { to.copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+        Ok(())
+    }
+
+    fn download(&self, buffer: &Buffer, offset: usize, data: &mut [u8]) -> Result<(), DeviceError> {
+        let from = self.checked(buffer, offset, data.len())?;
+        // SAFETY: as above.
+        unsafe { from.copy_to_nonoverlapping(data.as_mut_ptr(), data.len()) };
+        Ok(())
+    }
+
+    fn launch(&self, entry: &str, launch: Launch, args: &[Arg<'_>]) -> Result<(), DeviceError> {
+        match &self.module {
+            Some(module) => module.launch(entry, launch, args),
+            None => Err(DeviceError::NoEntry { entry: entry.to_string(), known: String::new() }),
+        }
+    }
+
+    fn gemm(&self, gemm: Gemm<'_>) -> Result<(), DeviceError> {
+        let (input, output) = (gemm.input.size(), gemm.output.size());
+        let x = self.checked(gemm.x, 0, gemm.rows * gemm.inner * input)?;
+        let w = self.checked(gemm.w, 0, gemm.cols * gemm.inner * input)?;
+        let y = self.checked(gemm.y, 0, gemm.rows * gemm.cols * output)?;
+        // SAFETY: the ranges were checked. Every byte of a buffer was written when it was made, and
+        // y is a buffer of its own, so no two of the slices overlap.
+        let (x, w, y) = unsafe {
+            (
+                std::slice::from_raw_parts(x, gemm.rows * gemm.inner * input),
+                std::slice::from_raw_parts(w, gemm.cols * gemm.inner * input),
+                std::slice::from_raw_parts_mut(y, gemm.rows * gemm.cols * output),
+            )
+        };
+        gemm::multiply(x, w, y, gemm::Shape::from(&gemm));
+        Ok(())
+    }
+}
+
+fn plural(n: usize) -> &'static str {
+    if n == 1 { "" } else { "s" }
+}

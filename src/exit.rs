@@ -1,0 +1,69 @@
+//! Exit codes, and which error leads to which.
+
+use crate::{
+    compare::FilterError, device::DeviceError, engine::EngineError, gguf::GgufError,
+    gguf::WriteError, kernels::KernelError, model::ModelError, reference::ReferenceError,
+};
+
+/// How the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Exit {
+    /// Everything that was asked for was compared and is within the floor.
+    Equal = 0,
+    Diverged = 1,
+    /// Usage or bad input.
+    BadInput = 2,
+    /// The sides cannot be compared.
+    Refused = 3,
+    /// Nothing, or not all that was asked for, was measured.
+    NotMeasured = 4,
+    /// The device or the engine failed.
+    Device = 5,
+    Internal = 70,
+}
+
+/// Anything that can end a command.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Usage(String),
+    #[error("cannot write {path}: {source}; choose a folder you can write to")]
+    Write { path: std::path::PathBuf, source: std::io::Error },
+    #[error("cannot read {path}: {source}; check the path")]
+    Read { path: std::path::PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    #[error(transparent)]
+    GgufWrite(#[from] WriteError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+}
+
+impl Error {
+    /// The exit code of the error.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Error::Device(_) => Exit::Device,
+            Error::Engine(EngineError::Model(_) | EngineError::Kernel(_)) => Exit::BadInput,
+            Error::Engine(EngineError::Token { .. }) => Exit::BadInput,
+            Error::Engine(_) => Exit::Device,
+            Error::Reference(ReferenceError::Panic(_)) => Exit::Internal,
+            Error::Reference(ReferenceError::Matches { .. } | ReferenceError::Node { .. }) => {
+                Exit::NotMeasured
+            }
+            _ => Exit::BadInput,
+        }
+    }
+}

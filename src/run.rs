@@ -1,0 +1,226 @@
+//! The main job: the engine and the reference over the same tokens, compared as they go.
+
+use std::{sync::Arc, thread, time::Instant};
+
+use crate::{
+    arithmetic::Arithmetic,
+    baseline::{self, Baseline, Task, first_position},
+    capture::{Choice, NoSink, Sink, Stopped},
+    compare::{SiteFilter, channel},
+    device::{Device, DeviceError, host::HostDevice},
+    engine::{AttentionVariant, Engine, EngineError, EngineOptions},
+    exit::Error,
+    fault::Faults,
+    kernels::KernelSet,
+    model::Model,
+    reference::{Reference, ReferenceError},
+    site::{Site, Stage},
+    tensor::{DType, Tensor},
+    verdict::{Coverage, Rule, SiteReport, judge},
+};
+
+/// Which device runs the kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// The kernels compiled for this machine's CPU.
+    #[default]
+    Host,
+}
+
+impl DeviceKind {
+    /// Opens the device.
+    pub fn open(self) -> Result<Box<dyn Device>, DeviceError> {
+        match self {
+            DeviceKind::Host => Ok(Box::new(HostDevice::new(Default::default())?)),
+        }
+    }
+}
+
+/// The engine that is put to the test.
+#[derive(Clone, Debug)]
+pub struct EngineSpec {
+    pub device: DeviceKind,
+    /// f32 or f16.
+    pub storage: DType,
+    pub attention: AttentionVariant,
+    pub faults: Faults,
+    pub kernels: KernelSet,
+}
+
+impl EngineSpec {
+    /// The arithmetic that this engine declares.
+    pub fn arithmetic(&self) -> Arithmetic {
+        Arithmetic::engine(self.storage)
+    }
+
+    /// An engine with room for a task.
+    pub fn build(&self, model: &Model, task: Task<'_>) -> Result<Engine, EngineError> {
+        let options = EngineOptions {
+            storage: self.storage,
+            attention: self.attention,
+            faults: self.faults.clone(),
+            positions: task.positions(),
+            tokens: task.prompt.len(),
+        };
+        Engine::new(self.device.open()?, model, &self.kernels, options)
+    }
+}
+
+/// A run to be made.
+pub struct Run<'a> {
+    pub model: &'a Model,
+    pub reference: &'a Reference,
+    pub task: Task<'a>,
+    pub engine: &'a EngineSpec,
+    pub filter: &'a SiteFilter,
+    pub rule: Rule,
+}
+
+/// A finished run.
+pub struct Finished {
+    pub baseline: Baseline,
+    pub sites: Vec<SiteReport>,
+    pub coverage: Coverage,
+    /// The engine's choice after each step.
+    pub engine_choices: Vec<Option<Choice>>,
+    pub device: String,
+    /// Whether the logits are bit-equal with and without hooks; `None` if that was not checked.
+    pub hooks_leave_logits: Option<bool>,
+    pub seconds: f64,
+}
+
+impl Run<'_> {
+    /// The sites that are asked for, in canonical order.
+    pub fn sites(&self) -> Result<Vec<Site>, Error> {
+        let all = self.model.config.sites(self.task.decode + 1);
+        self.filter.check(&all)?;
+        Ok(all.into_iter().filter(|&site| self.filter.wants(site)).collect())
+    }
+
+    /// Runs both sides at the same time and compares what they produce. `on_site` hears each
+    /// verdict as it is reached.
+    pub fn run(&self, on_site: &mut dyn FnMut(&SiteReport)) -> Result<Finished, Error> {
+        let start = Instant::now();
+        let sites = self.sites()?;
+        let (model, task) = (self.model, self.task);
+        let arithmetic = self.engine.arithmetic();
+        let baseline = Baseline::of(self.reference, model, task, &arithmetic)?;
+        let mut engine = self.engine.build(model, task)?;
+        let device = engine.device_name();
+
+        let filter = Arc::new(self.filter.clone());
+        let (engine_sink, engine_side) = channel(Arc::clone(&filter));
+        let (mut reference_sink, reference_side) = channel(filter);
+        let mut engine_sink = LogitsHash { inner: engine_sink, hash: blake3::Hasher::new() };
+        let (steps, forced) = (&baseline.steps, baseline.forced());
+        let reference = self.reference;
+        let (reports, reference_end, engine_end) = thread::scope(|scope| {
+            let reference_run = scope.spawn(move || {
+                let mut forced = forced.into_iter();
+                baseline::decode(reference, task, &mut reference_sink, None, |_| forced.next())
+            });
+            let engine_run = scope.spawn(|| {
+                let choices = run_engine(&mut engine, steps, &mut engine_sink);
+                // The comparison learns that this side has ended when its sender is dropped.
+                let LogitsHash { inner, hash } = engine_sink;
+                drop(inner);
+                (choices, hash.finalize())
+            });
+            let sides = (engine_side, reference_side);
+            let first = |step| first_position(task.prompt.len(), step);
+            let reports = judge(&sites, sides, &baseline.floor, self.rule, &first, on_site);
+            (reports, reference_run.join(), engine_run.join())
+        });
+        finished(reference_end.unwrap_or_else(|_| {
+            Err(ReferenceError::Panic("the reference's thread ended early".into()))
+        }))?;
+        let (choices, hash) = engine_end.map_err(|_| {
+            let text = "the engine's thread ended early; please report it".to_string();
+            Error::Device(DeviceError::Failed(text))
+        })?;
+        let stopped = matches!(choices, Err(EngineError::Stopped(_)));
+        let engine_choices = match choices {
+            Err(EngineError::Stopped(_)) => Vec::new(),
+            choices => choices?,
+        };
+        let logits = Site::global(0, Stage::Logits);
+        let hooks_leave_logits = match !stopped && self.filter.wants(logits) {
+            true => Some(logits_without_hooks(&mut engine, steps)? == hash),
+            false => None,
+        };
+        let total = model.config.sites(task.decode + 1).len();
+        let coverage = Coverage::of(&reports, total, sites.len());
+        let seconds = start.elapsed().as_secs_f64();
+        let sites = reports;
+        Ok(Finished {
+            baseline,
+            sites,
+            coverage,
+            engine_choices,
+            device,
+            hooks_leave_logits,
+            seconds,
+        })
+    }
+}
+
+/// Ends well also where the comparison stopped the run.
+fn finished<T>(end: Result<T, ReferenceError>) -> Result<(), ReferenceError> {
+    match end {
+        Ok(_) | Err(ReferenceError::Stopped(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Runs an engine over the steps' tokens.
+pub fn run_engine(
+    engine: &mut Engine,
+    steps: &[Vec<i32>],
+    sink: &mut dyn Sink,
+) -> Result<Vec<Option<Choice>>, EngineError> {
+    let numbered = steps.iter().enumerate();
+    numbered.map(|(step, tokens)| engine.step(step as u32, tokens, sink)).collect()
+}
+
+/// The hash of all logits when no other site is captured.
+fn logits_without_hooks(
+    engine: &mut Engine,
+    steps: &[Vec<i32>],
+) -> Result<blake3::Hash, EngineError> {
+    engine.reset()?;
+    let mut sink = LogitsHash { inner: OnlyLogits, hash: blake3::Hasher::new() };
+    run_engine(engine, steps, &mut sink)?;
+    Ok(sink.hash.finalize())
+}
+
+/// Wants the logits, and throws them away.
+struct OnlyLogits;
+
+impl Sink for OnlyLogits {
+    fn wants(&self, site: Site) -> bool {
+        site.stage == Stage::Logits
+    }
+
+    fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
+        NoSink.put(site, tensor)
+    }
+}
+
+/// Hashes the logits on their way into a sink.
+struct LogitsHash<S> {
+    inner: S,
+    hash: blake3::Hasher,
+}
+
+impl<S: Sink> Sink for LogitsHash<S> {
+    fn wants(&self, site: Site) -> bool {
+        self.inner.wants(site)
+    }
+
+    fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
+        if site.stage == Stage::Logits {
+            self.hash.update(bytemuck::cast_slice(&tensor.data));
+        }
+        self.inner.put(site, tensor)
+    }
+}

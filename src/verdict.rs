@@ -1,0 +1,127 @@
+//! The verdict on each site, and the loop that compares two sides.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    compare::{Aligner, Difference, Floor, Side, SiteFloor, compare},
+    exit::Exit,
+    site::Site,
+};
+
+/// What is known of one site.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Every element and the relative L2 are within tolerance.
+    Equal,
+    Diverged,
+    /// A side did not provide the tensor.
+    Unmeasured(String),
+    /// The tensors cannot be compared.
+    Refused(String),
+}
+
+/// One site of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SiteReport {
+    pub site: Site,
+    pub outcome: Outcome,
+    /// Present for `Equal` and `Diverged`.
+    pub difference: Option<Difference>,
+    pub floor: Option<SiteFloor>,
+}
+
+/// How a comparison is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// Tolerance in units of the floor.
+    pub factor: f64,
+    pub stop_at_first: bool,
+}
+
+/// Compares two sides over `sites` (in canonical order) as they produce them. `first_position`
+/// gives the position of a step's first token.
+pub fn judge(
+    sites: &[Site],
+    (engine, reference): (Side, Side),
+    floor: &Floor,
+    rule: Rule,
+    first_position: &dyn Fn(u32) -> usize,
+    on_site: &mut dyn FnMut(&SiteReport),
+) -> Vec<SiteReport> {
+    let (mut engine, mut reference) = (Aligner::new(engine), Aligner::new(reference));
+    let mut reports = Vec::with_capacity(sites.len());
+    for &site in sites {
+        let pair = (engine.next(site), reference.next(site));
+        let floor = floor.0.get(&site).copied();
+        let (outcome, difference) = match (pair, floor) {
+            ((None, None), _) => (Outcome::Unmeasured("neither side has it".into()), None),
+            ((None, _), _) => (Outcome::Unmeasured("the engine does not have it".into()), None),
+            ((_, None), _) => (Outcome::Unmeasured("the reference does not have it".into()), None),
+            ((Some(e), Some(r)), _) if e.shape != r.shape => {
+                let why = format!("engine shape {:?}, reference shape {:?}", e.shape, r.shape);
+                (Outcome::Refused(why), None)
+            }
+            (_, None) => (Outcome::Unmeasured("its floor was not measured".into()), None),
+            ((Some(e), Some(r)), Some(floor)) => {
+                let first = first_position(site.step);
+                let difference = compare(site, &e, &r, first, floor, rule.factor);
+                let diverged = difference.diverged(rule.factor);
+                let outcome = if diverged { Outcome::Diverged } else { Outcome::Equal };
+                (outcome, Some(difference))
+            }
+        };
+        let report = SiteReport { site, outcome, difference, floor };
+        on_site(&report);
+        let over = rule.stop_at_first && report.outcome == Outcome::Diverged;
+        reports.push(report);
+        if over {
+            break;
+        }
+    }
+    reports
+}
+
+/// How much was compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coverage {
+    /// Sites of the model in these steps.
+    pub total: usize,
+    /// Sites that were asked for.
+    pub asked: usize,
+    pub equal: usize,
+    pub diverged: usize,
+    pub unmeasured: usize,
+    pub refused: usize,
+}
+
+impl Coverage {
+    /// Counts the outcomes; `total` sites exist in the model.
+    pub fn of(reports: &[SiteReport], total: usize, asked: usize) -> Coverage {
+        let mut coverage = Coverage { total, asked, ..Coverage::default() };
+        for report in reports {
+            match report.outcome {
+                Outcome::Equal => coverage.equal += 1,
+                Outcome::Diverged => coverage.diverged += 1,
+                Outcome::Unmeasured(_) => coverage.unmeasured += 1,
+                Outcome::Refused(_) => coverage.refused += 1,
+            }
+        }
+        coverage
+    }
+
+    /// Sites with an outcome of equal or diverged.
+    pub fn compared(&self) -> usize {
+        self.equal + self.diverged
+    }
+
+    /// The exit code: green only where everything that was asked for was compared.
+    pub fn exit(&self) -> Exit {
+        match self {
+            coverage if coverage.diverged > 0 => Exit::Diverged,
+            coverage if coverage.refused > 0 => Exit::Refused,
+            coverage if coverage.equal == 0 || coverage.unmeasured > 0 => Exit::NotMeasured,
+            _ => Exit::Equal,
+        }
+    }
+}
