@@ -9,3 +9,4 @@ pub mod device;
 pub mod model;
 pub mod site;
 pub mod tensor;
+pub mod trace;
