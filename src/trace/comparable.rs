@@ -59,7 +59,7 @@ fn same_model(a: &ModelId, b: &ModelId) -> Result<(), TraceError> {
     Ok(())
 }
 
-fn same_tokens(step: usize, first: usize, a: &[u32], b: &[u32]) -> Result<(), TraceError> {
+fn same_tokens(step: usize, first: usize, a: &[i32], b: &[i32]) -> Result<(), TraceError> {
     if let Some(offset) = a.iter().zip(b).position(|(a, b)| a != b) {
         let position = first + offset;
         return Err(TraceError::OtherTokens { step, position, a: a[offset], b: b[offset] });

@@ -133,7 +133,7 @@ pub enum TraceError {
         "the traces went through different token ids: step {step}, position {position} \
          has {a} and {b}; record both with the same prompt and decoded tokens"
     )]
-    OtherTokens { step: usize, position: usize, a: u32, b: u32 },
+    OtherTokens { step: usize, position: usize, a: i32, b: i32 },
     #[error(
         "step {step} has {a} and {b} tokens; record both with the same prompt in as many batches"
     )]

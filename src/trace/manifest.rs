@@ -117,7 +117,7 @@ pub struct Settings {
 #[serde(deny_unknown_fields)]
 pub struct Step {
     /// The ids that this step runs through the model.
-    pub tokens: Vec<u32>,
+    pub tokens: Vec<i32>,
     /// The position of the first of them: the number of tokens of all steps before.
     pub first_position: usize,
     /// `step-0000.safetensors` for step 0 and so on.
@@ -137,7 +137,7 @@ pub struct Step {
 #[serde(deny_unknown_fields)]
 pub struct Choice {
     /// The id of the largest logit of the step's last token.
-    pub token: u32,
+    pub token: i32,
     /// The largest logit less the second largest; absent where that is not finite.
     pub gap: Option<f32>,
 }
@@ -281,7 +281,8 @@ impl Step {
         if self.tokens.is_empty() {
             return refuse("tokens", "is empty".into());
         }
-        if let Some(token) = self.tokens.iter().find(|&&token| token as usize >= n_vocab) {
+        let unknown = |token: i32| usize::try_from(token).map_or(true, |id| id >= n_vocab);
+        if let Some(token) = self.tokens.iter().find(|&&token| unknown(token)) {
             return refuse("tokens", format!("has id {token}, n_vocab is {n_vocab}"));
         }
         if self.first_position != position {
@@ -296,7 +297,7 @@ impl Step {
             return refuse("blake3", format!("is {:?}, not 64 lowercase hex digits", self.blake3));
         }
         match self.choice {
-            Some(Choice { token, .. }) if token as usize >= n_vocab => {
+            Some(Choice { token, .. }) if unknown(token) => {
                 refuse("choice.token", format!("is {token}, n_vocab is {n_vocab}"))
             }
             _ => Ok(()),

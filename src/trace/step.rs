@@ -32,7 +32,7 @@ pub(super) struct StepWriter {
     file: File,
     header_room: usize,
     index: usize,
-    tokens: Vec<u32>,
+    tokens: Vec<i32>,
     first_position: usize,
     tensors: Vec<(String, TensorInfo)>,
     seen: BTreeSet<Site>,
@@ -45,7 +45,7 @@ impl StepWriter {
     pub fn create(
         path: PathBuf,
         index: usize,
-        tokens: &[u32],
+        tokens: &[i32],
         first_position: usize,
         layout: &Layout,
     ) -> Result<StepWriter, TraceError> {

@@ -88,7 +88,7 @@ impl TraceWriter {
     }
 
     /// Starts the next step, which runs `tokens` from `first_position` on.
-    pub fn begin_step(&mut self, tokens: &[u32], first_position: usize) -> Result<(), TraceError> {
+    pub fn begin_step(&mut self, tokens: &[i32], first_position: usize) -> Result<(), TraceError> {
         self.guard(|writer| {
             let index = writer.manifest.steps.len();
             let expected = writer.manifest.steps.last().map_or(0, Step::positions);

@@ -4,7 +4,7 @@ use firstdiff::trace::{Common, Longer, Manifest, Step, TraceError, comparable, s
 
 use super::support::{STEPS, manifest};
 
-fn run(steps: &[&[u32]]) -> Manifest {
+fn run(steps: &[&[i32]]) -> Manifest {
     let mut manifest = manifest();
     let mut first_position = 0;
     for (index, tokens) in steps.iter().enumerate() {

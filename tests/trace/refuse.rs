@@ -121,7 +121,7 @@ fn swapped_step_files_and_entries_are_refused() {
 #[test]
 fn a_manifest_field_that_does_not_fit_is_named() {
     type Edit = fn(&mut Value);
-    let edits: [(&str, Edit); 15] = [
+    let edits: [(&str, Edit); 16] = [
         ("model.blake3 is \"AB\"", |m| m["model"]["blake3"] = "AB".into()),
         ("model.architecture is \"gpt2\"", |m| m["model"]["architecture"] = "gpt2".into()),
         ("model.shapes.n_ff is 0", |m| m["model"]["shapes"]["n_ff"] = 0.into()),
@@ -131,6 +131,7 @@ fn a_manifest_field_that_does_not_fit_is_named() {
         ("steps is empty", |m| m["steps"] = json!([])),
         ("steps[1].tokens is empty", |m| m["steps"][1]["tokens"] = json!([])),
         ("steps[0].tokens has id 13, n_vocab is 13", |m| m["steps"][0]["tokens"][2] = 13.into()),
+        ("steps[0].tokens has id -1", |m| m["steps"][0]["tokens"][2] = (-1).into()),
         ("steps[1].first_position is 6 after 5", |m| m["steps"][1]["first_position"] = 6.into()),
         ("steps[0].file is \"../step-0000", |m| {
             m["steps"][0]["file"] = "../step-0000.safetensors".into();

@@ -18,7 +18,7 @@ use firstdiff::{
 use serde_json::Value;
 
 /// Three steps: a prefill of five tokens and two decoded ones.
-pub const STEPS: [&[u32]; 3] = [&[1, 2, 3, 4, 5], &[6], &[7]];
+pub const STEPS: [&[i32]; 3] = [&[1, 2, 3, 4, 5], &[6], &[7]];
 
 /// A qwen3, as it has every stage, whose dimensions all differ.
 pub fn config() -> Config {
