@@ -1,4 +1,4 @@
-//! A recorded run: a folder with one side's tensors, which `diff` compares as `run` compares a live one.
+//! A recorded run: a folder with one side's tensors, to be compared as a live side is.
 //!
 //! `docs/trace-format.md` describes the files for people who write their own writer.
 

@@ -238,8 +238,9 @@ impl StepFile<'_> {
         names.into_iter().map(place).collect()
     }
 
-    /// The start of the data and the header, which the safetensors crate has checked: tensors follow
-    /// one another without gap or overlap up to the end of the file, each as long as its shape says.
+    /// The start of the data and the header, which the safetensors crate has checked: tensors
+    /// follow one another without gap or overlap, each as long as its shape says. Only the header
+    /// is read, so that opening needs no memory for the data and no memory map.
     fn header(&self, mut file: File) -> Result<(u64, Metadata), TraceError> {
         let length = read_bytes(&mut file, 8).or_else(|error| self.invalid(error.to_string()))?;
         let length = u64::from_le_bytes(length.try_into().expect("8 bytes were read"));

@@ -24,8 +24,8 @@ const CHUNK: usize = 16 * 1024;
 
 /// A step whose tensors are being put.
 ///
-/// A safetensors file begins with a header that is known only at the end. The writer leaves room for
-/// the longest one and fills what is over with spaces, which JSON and every reader allow.
+/// A safetensors file begins with a header that is known only at the end. The writer leaves room
+/// for the longest one and fills what is over with spaces, which JSON and every reader allow.
 #[derive(Debug)]
 pub(super) struct StepWriter {
     path: PathBuf,

@@ -57,7 +57,7 @@ fn a_trace_opens_in_python_with_stock_safetensors() {
             listed.push((step, entry.to_string(), sum.parse::<f64>().unwrap()));
         }
     }
-    // The values are multiples of 2^-20 up to 16, so that their f64 sums are exact in any order.
+    // Sums of the values are exact in f64, so that they are equal in any order.
     let expect = |(site, tensor): &(Site, Tensor)| {
         let entry = format!("{}  float32  {:?}", site.tensor_name(), tensor.shape);
         (site.step, entry, tensor.data.iter().map(|&value| f64::from(value)).sum())

@@ -60,7 +60,7 @@ impl Random {
         (self.next() % end as u64) as usize
     }
 
-    /// Any f32 but for NaN: a Python sum of them is to be compared.
+    /// Multiples of 2^-20 in [-8, 8), whose sum in f64 is exact.
     pub fn tensor(&mut self, shape: Vec<usize>) -> Tensor {
         let elements = shape.iter().product();
         let value = |bits: u64| (bits >> 40) as f32 / (1 << 20) as f32 - 8.0;
