@@ -1,8 +1,15 @@
 //! Exit codes, and which error leads to which.
 
 use crate::{
-    compare::FilterError, device::DeviceError, engine::EngineError, gguf::GgufError,
-    gguf::WriteError, kernels::KernelError, model::ModelError, reference::ReferenceError,
+    compare::FilterError,
+    device::DeviceError,
+    engine::EngineError,
+    gguf::GgufError,
+    gguf::WriteError,
+    kernels::KernelError,
+    model::ModelError,
+    reference::ReferenceError,
+    trace::{Kind, TraceError},
 };
 
 /// How the program ends.
@@ -49,6 +56,8 @@ pub enum Error {
     Engine(#[from] EngineError),
     #[error(transparent)]
     Reference(#[from] ReferenceError),
+    #[error(transparent)]
+    Trace(#[from] TraceError),
 }
 
 impl Error {
@@ -59,6 +68,11 @@ impl Error {
             Error::Engine(EngineError::Model(_) | EngineError::Kernel(_)) => Exit::BadInput,
             Error::Engine(EngineError::Token { .. }) => Exit::BadInput,
             Error::Engine(_) => Exit::Device,
+            Error::Trace(error) => match error.kind() {
+                Kind::BadInput => Exit::BadInput,
+                Kind::Refused => Exit::Refused,
+                Kind::Internal => Exit::Internal,
+            },
             Error::Reference(ReferenceError::Panic(_)) => Exit::Internal,
             Error::Reference(ReferenceError::Matches { .. } | ReferenceError::Node { .. }) => {
                 Exit::NotMeasured

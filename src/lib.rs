@@ -19,4 +19,5 @@ pub mod reference;
 pub mod run;
 pub mod site;
 pub mod tensor;
+pub mod trace;
 pub mod verdict;

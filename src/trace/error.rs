@@ -1,0 +1,182 @@
+//! Why a trace cannot be written, trusted or compared.
+
+use std::{fmt, io, path::PathBuf};
+
+use crate::site::Site;
+
+/// A cap on a length that a trace states, checked before anything of that length is read or made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// Bytes of `manifest.json`.
+    ManifestBytes,
+    /// Steps of a trace.
+    Steps,
+    /// Tokens of all steps together.
+    Tokens,
+    /// Layers of the model.
+    Layers,
+    /// Any other hyperparameter of the model.
+    Dimension,
+    /// Tensors of all steps together.
+    Tensors,
+    /// Bytes of a step file's safetensors header.
+    HeaderBytes,
+    /// Elements of one tensor.
+    Elements,
+}
+
+impl Limit {
+    /// The largest value allowed: far above any real run, low enough to hold in memory.
+    pub fn max(self) -> u64 {
+        match self {
+            Limit::ManifestBytes => 64 << 20,
+            Limit::Steps => 1 << 16,
+            Limit::Tokens => 1 << 20,
+            Limit::Layers => 1 << 10,
+            Limit::Dimension => 1 << 24,
+            Limit::Tensors => 1 << 22,
+            // 1024 layers of 21 stages at under 200 bytes an entry.
+            Limit::HeaderBytes => 16 << 20,
+            Limit::Elements => 1 << 32,
+        }
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Limit::ManifestBytes => "bytes of manifest",
+            Limit::Steps => "steps",
+            Limit::Tokens => "tokens",
+            Limit::Layers => "layers",
+            Limit::Dimension => "entries of a model dimension",
+            Limit::Tensors => "tensors",
+            Limit::HeaderBytes => "bytes of safetensors header",
+            Limit::Elements => "elements of a tensor",
+        })
+    }
+}
+
+/// What a [`TraceError`] means for the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The user named something that is not there or cannot be used: exit 2.
+    BadInput,
+    /// The trace cannot be trusted, or the two cannot be compared: exit 3.
+    Refused,
+    /// The side that recorded broke the writer's contract, a bug of that side: exit 70.
+    Internal,
+}
+
+/// Why a trace cannot be written, trusted or compared.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    #[error("no trace at {path}; check the path, or record one with `firstdiff capture`")]
+    Missing { path: PathBuf },
+    #[error("{path} is no trace, it has no manifest.json; name the folder given to `capture -o`")]
+    NotATrace { path: PathBuf },
+    #[error("{path} exists; choose another folder, or allow overwriting the trace in it")]
+    Exists { path: PathBuf },
+    #[error(
+        "{path} holds something other than a trace and is left as it is; choose another folder"
+    )]
+    Occupied { path: PathBuf },
+    #[error("cannot {action} {path}: {source}; {}", advice(source.kind()))]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+
+    #[error("the writer was misused: {0}; this is a bug of the recording side, please report it")]
+    Misuse(String),
+    #[error("{site} was put with shape {found:?} instead of {expected:?}; fix the recording side")]
+    PutShape { site: Site, expected: Vec<usize>, found: Vec<usize> },
+
+    #[error("{path} is no manifest of a trace: {source}; record the trace again")]
+    Manifest { path: PathBuf, source: serde_json::Error },
+    #[error(
+        "{path} has format version {found}, this firstdiff reads {supported}; \
+         record the trace again with this version"
+    )]
+    Version { path: PathBuf, found: u64, supported: u32 },
+    #[error("{path} states {found} {limit}, the limit is {}; record a smaller run", limit.max())]
+    OverLimit { path: PathBuf, limit: Limit, found: u64 },
+    #[error("{path}: {field} {reason}; fix the program that wrote the trace, or record it again")]
+    Field { path: PathBuf, field: String, reason: String },
+    #[error(
+        "{path} belongs to the trace but is missing or no file; copy it whole or record it again"
+    )]
+    MissingFile { path: PathBuf },
+    #[error(
+        "{path} has {found} bytes, the manifest says {expected}; \
+         it was truncated or replaced: copy it whole or record it again"
+    )]
+    Length { path: PathBuf, expected: u64, found: u64 },
+    #[error(
+        "{path} has blake3 {found}, recorded was {expected}; \
+         it was changed or swapped after recording: copy it again or record it again"
+    )]
+    Checksum { path: PathBuf, expected: String, found: String },
+    #[error("{path} is no valid safetensors file: {reason}; fix its writer or record it again")]
+    SafeTensors { path: PathBuf, reason: String },
+    #[error("{path} has tensor {name:?}, which this model's forward pass has not; fix its writer")]
+    UnknownTensor { path: PathBuf, name: String },
+    #[error("{path} has {name} as {found}, wanted F32, F16, BF16 or F64; fix its writer")]
+    TensorType { path: PathBuf, name: String, found: String },
+    #[error("{path} has {name} of shape {found:?} instead of {expected:?}; fix its writer")]
+    TensorShape { path: PathBuf, name: String, expected: Vec<usize>, found: Vec<usize> },
+
+    #[error("the traces have format versions {a} and {b}; record both with the same firstdiff")]
+    OtherVersion { a: u32, b: u32 },
+    #[error("the traces are of different models, {a} and {b}; record both from the same file")]
+    OtherModel { a: String, b: String },
+    #[error("the traces disagree on {what}, {a} and {b}; record both from the same file")]
+    OtherShapes { what: &'static str, a: String, b: String },
+    #[error(
+        "the traces went through different token ids: step {step}, position {position} \
+         has {a} and {b}; record both with the same prompt and decoded tokens"
+    )]
+    OtherTokens { step: usize, position: usize, a: i32, b: i32 },
+    #[error(
+        "step {step} has {a} and {b} tokens; record both with the same prompt in as many batches"
+    )]
+    OtherStepLength { step: usize, a: usize, b: usize },
+}
+
+impl TraceError {
+    /// What the error means for the exit code.
+    pub fn kind(&self) -> Kind {
+        use TraceError::*;
+        match self {
+            Missing { .. } | NotATrace { .. } | Exists { .. } | Occupied { .. } | Io { .. } => {
+                Kind::BadInput
+            }
+            Misuse(_) | PutShape { .. } => Kind::Internal,
+            _ => Kind::Refused,
+        }
+    }
+
+    /// Whether the trace was there and readable, but cannot be trusted or compared.
+    pub fn is_refusal(&self) -> bool {
+        self.kind() == Kind::Refused
+    }
+
+    /// Wraps an io error: `map_err(TraceError::io("write", &path))`.
+    pub(super) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> TraceError {
+        let path = path.into();
+        move |source| TraceError::Io { action, path, source }
+    }
+}
+
+fn advice(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "free space on that disk or choose a folder on another"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "choose a folder that you may use, or change its permissions"
+        }
+        io::ErrorKind::NotFound => "create the folder it should lie in, or check the path",
+        _ => "check the disk, then try again",
+    }
+}

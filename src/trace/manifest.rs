@@ -1,0 +1,323 @@
+//! `manifest.json`: what was run, and the hash of every step file.
+//!
+//! All serialised types of the format are here. A new field means a new [`FORMAT_VERSION`].
+
+use std::{collections::BTreeMap, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{Limit, TraceError};
+use crate::{
+    arithmetic::Arithmetic,
+    model::{Arch, Config},
+    tensor::DType,
+};
+
+/// The version that this code writes, and the only one that it reads.
+pub const FORMAT_VERSION: u32 = 1;
+/// The manifest's file name.
+pub const MANIFEST_FILE: &str = "manifest.json";
+/// The file with the manifest's own hash, as `b3sum manifest.json` prints it.
+pub const CHECKSUM_FILE: &str = "manifest.json.blake3";
+
+/// The file name of a step: `step-0000.safetensors`.
+pub fn step_file(step: usize) -> String {
+    format!("step-{step:04}.safetensors")
+}
+
+/// The whole manifest. A side fills all but `steps`, which the writer fills.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    pub format_version: u32,
+    pub producer: Producer,
+    pub side: Side,
+    /// When the run was made, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
+    pub model: ModelId,
+    /// The prompt as text; the token ids of `steps` are what counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    pub arithmetic: Arithmetic,
+    /// The device's own name, such as `host (g++ 12.2.0)`.
+    pub device: String,
+    /// blake3 in hex of each kernel source file, by file name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kernels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub settings: Settings,
+    /// Measured floors, one for each arithmetic; this module does not look into them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub floors: Vec<serde_json::Value>,
+    pub steps: Vec<Step>,
+}
+
+/// The program that wrote the trace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Producer {
+    pub name: String,
+    pub version: String,
+}
+
+/// Which side of a comparison was recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    Reference,
+    Engine,
+}
+
+/// The model file, and what must be known of it to check a trace without it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelId {
+    /// A name for messages, usually the file's.
+    pub name: String,
+    /// blake3 of the whole GGUF file, 64 lowercase hex digits.
+    pub blake3: String,
+    /// `llama`, `qwen2` or `qwen3`: decides which stages exist.
+    pub architecture: String,
+    pub shapes: Shapes,
+}
+
+/// The hyperparameters that fix every tensor's shape, named as in [`Config`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shapes {
+    pub n_layer: usize,
+    pub n_embd: usize,
+    pub n_head: usize,
+    pub n_head_kv: usize,
+    pub head_dim: usize,
+    pub n_ff: usize,
+    pub n_vocab: usize,
+}
+
+/// Settings of the run that change its numbers; those that do not apply to the side are absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// `f32` or `native`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference_precision: Option<String>,
+    /// The engine's storage format.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<DType>,
+    /// The attention variant, as on the command line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attention: Option<String>,
+    /// The planted fault.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+}
+
+/// One step: the prefill of the prompt, or one decoded token.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Step {
+    /// The ids that this step runs through the model.
+    pub tokens: Vec<i32>,
+    /// The position of the first of them: the number of tokens of all steps before.
+    pub first_position: usize,
+    /// `step-0000.safetensors` for step 0 and so on.
+    pub file: String,
+    /// The file's length.
+    pub bytes: u64,
+    /// The file's blake3, 64 lowercase hex digits.
+    pub blake3: String,
+    /// Tensors in the file.
+    pub sites: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub choice: Option<Choice>,
+}
+
+/// What the side itself would have decoded after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Choice {
+    /// The id of the largest logit of the step's last token.
+    pub token: i32,
+    /// The largest logit less the second largest; absent where that is not finite.
+    pub gap: Option<f32>,
+}
+
+impl Manifest {
+    /// A manifest written by this program, with no steps and every optional field absent.
+    pub fn new(side: Side, model: ModelId, arithmetic: Arithmetic, device: String) -> Manifest {
+        Manifest {
+            format_version: FORMAT_VERSION,
+            producer: Producer {
+                name: env!("CARGO_PKG_NAME").to_string(),
+                version: env!("CARGO_PKG_VERSION").to_string(),
+            },
+            side,
+            created: None,
+            model,
+            prompt: None,
+            arithmetic,
+            device,
+            kernels: BTreeMap::new(),
+            settings: Settings::default(),
+            floors: Vec::new(),
+            steps: Vec::new(),
+        }
+    }
+
+    /// Parses a manifest and checks its version, before any other field is looked at.
+    pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Manifest, TraceError> {
+        #[derive(Deserialize)]
+        struct Version {
+            format_version: u64,
+        }
+        let syntax = |source| TraceError::Manifest { path: path.into(), source };
+        let Version { format_version: found } = serde_json::from_slice(json).map_err(syntax)?;
+        if found != u64::from(FORMAT_VERSION) {
+            return Err(TraceError::Version {
+                path: path.into(),
+                found,
+                supported: FORMAT_VERSION,
+            });
+        }
+        serde_json::from_slice(json).map_err(syntax)
+    }
+
+    /// Checks every field's limits and that the fields fit each other.
+    pub(super) fn check(&self, path: &Path) -> Result<(), TraceError> {
+        self.model.check(path)?;
+        within(path, Limit::Steps, self.steps.len() as u64)?;
+        let sum = |of: fn(&Step) -> usize| {
+            self.steps.iter().fold(0u64, |sum, step| sum.saturating_add(of(step) as u64))
+        };
+        within(path, Limit::Tokens, sum(|step| step.tokens.len()))?;
+        within(path, Limit::Tensors, sum(|step| step.sites))?;
+        if self.steps.is_empty() {
+            return Err(field(path, "steps".into(), "is empty".into()));
+        }
+        let mut position = 0;
+        for (index, step) in self.steps.iter().enumerate() {
+            let expected = StepPlace { index, position, n_vocab: self.model.shapes.n_vocab };
+            step.check(path, expected)?;
+            position += step.tokens.len();
+        }
+        Ok(())
+    }
+}
+
+impl ModelId {
+    /// The identity of a model file from its config.
+    pub fn new(name: impl Into<String>, blake3: impl Into<String>, config: &Config) -> ModelId {
+        let shapes = Shapes {
+            n_layer: config.n_layer,
+            n_embd: config.n_embd,
+            n_head: config.n_head,
+            n_head_kv: config.n_head_kv,
+            head_dim: config.head_dim,
+            n_ff: config.n_ff,
+            n_vocab: config.n_vocab,
+        };
+        let (name, blake3) = (name.into(), blake3.into());
+        let architecture = config.arch.name().to_string();
+        ModelId { name, blake3, architecture, shapes }
+    }
+
+    /// Checks the model's own fields.
+    pub(super) fn check(&self, path: &Path) -> Result<(), TraceError> {
+        let refuse = |name: &str, reason: String| Err(field(path, format!("model.{name}"), reason));
+        if !is_hash(&self.blake3) {
+            return refuse("blake3", format!("is {:?}, not 64 lowercase hex digits", self.blake3));
+        }
+        if Arch::from_name(&self.architecture).is_none() {
+            let found = &self.architecture;
+            return refuse("architecture", format!("is {found:?}, not llama, qwen2 or qwen3"));
+        }
+        for (name, value) in self.shapes.named() {
+            let limit = if name == "n_layer" { Limit::Layers } else { Limit::Dimension };
+            within(path, limit, value as u64)?;
+            if value == 0 {
+                return refuse(&format!("shapes.{name}"), "is 0".into());
+            }
+        }
+        let Shapes { n_head, n_head_kv, .. } = self.shapes;
+        match n_head % n_head_kv {
+            0 => Ok(()),
+            _ => refuse("shapes.n_head_kv", format!("is {n_head_kv}, no divisor of {n_head}")),
+        }
+    }
+}
+
+impl Shapes {
+    /// Each hyperparameter with its name.
+    pub(super) fn named(&self) -> [(&'static str, usize); 7] {
+        [
+            ("n_layer", self.n_layer),
+            ("n_embd", self.n_embd),
+            ("n_head", self.n_head),
+            ("n_head_kv", self.n_head_kv),
+            ("head_dim", self.head_dim),
+            ("n_ff", self.n_ff),
+            ("n_vocab", self.n_vocab),
+        ]
+    }
+}
+
+/// What a step's fields must agree with.
+struct StepPlace {
+    index: usize,
+    position: usize,
+    n_vocab: usize,
+}
+
+impl Step {
+    /// Positions in the KV cache after the step.
+    pub fn positions(&self) -> usize {
+        self.first_position + self.tokens.len()
+    }
+
+    fn check(&self, path: &Path, place: StepPlace) -> Result<(), TraceError> {
+        let StepPlace { index, position, n_vocab } = place;
+        let refuse =
+            |name: &str, reason: String| Err(field(path, format!("steps[{index}].{name}"), reason));
+        if self.tokens.is_empty() {
+            return refuse("tokens", "is empty".into());
+        }
+        let unknown = |token: i32| usize::try_from(token).map_or(true, |id| id >= n_vocab);
+        if let Some(token) = self.tokens.iter().find(|&&token| unknown(token)) {
+            return refuse("tokens", format!("has id {token}, n_vocab is {n_vocab}"));
+        }
+        if self.first_position != position {
+            let found = self.first_position;
+            return refuse("first_position", format!("is {found} after {position} tokens"));
+        }
+        // Only this name: a path of the manifest's choosing could lead out of the folder.
+        if self.file != step_file(index) {
+            return refuse("file", format!("is {:?}, not {}", self.file, step_file(index)));
+        }
+        if !is_hash(&self.blake3) {
+            return refuse("blake3", format!("is {:?}, not 64 lowercase hex digits", self.blake3));
+        }
+        match self.choice {
+            Some(Choice { token, .. }) if unknown(token) => {
+                refuse("choice.token", format!("is {token}, n_vocab is {n_vocab}"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Refuses a stated length above its limit.
+pub(super) fn within(path: &Path, limit: Limit, found: u64) -> Result<(), TraceError> {
+    if found > limit.max() {
+        return Err(TraceError::OverLimit { path: path.into(), limit, found });
+    }
+    Ok(())
+}
+
+fn field(path: &Path, field: String, reason: String) -> TraceError {
+    TraceError::Field { path: path.into(), field, reason }
+}
+
+fn is_hash(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}

@@ -1,0 +1,20 @@
+//! A recorded run: a folder with one side's tensors, to be compared as a live side is.
+//!
+//! `docs/trace-format.md` describes the files for people who write their own writer.
+
+mod comparable;
+mod error;
+mod layout;
+mod manifest;
+mod read;
+mod step;
+mod write;
+
+pub use comparable::{Common, Longer, comparable};
+pub use error::{Kind, Limit, TraceError};
+pub use manifest::{
+    CHECKSUM_FILE, Choice, FORMAT_VERSION, MANIFEST_FILE, Manifest, ModelId, Producer, Settings,
+    Shapes, Side, Step, step_file,
+};
+pub use read::{TraceReader, replay};
+pub use write::TraceWriter;

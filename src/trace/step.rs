@@ -1,0 +1,144 @@
+//! Writes one step's safetensors file while its tensors arrive.
+
+use std::{
+    collections::BTreeSet,
+    fs::{File, OpenOptions},
+    io::{Seek, SeekFrom, Write},
+    path::PathBuf,
+};
+
+use safetensors::{
+    Dtype,
+    tensor::{Metadata, TensorInfo},
+};
+
+use super::{
+    error::TraceError,
+    layout::Layout,
+    manifest::{Choice, Step, step_file},
+};
+use crate::{site::Site, tensor::Tensor};
+
+/// Elements converted to bytes at a time.
+const CHUNK: usize = 16 * 1024;
+
+/// A step whose tensors are being put.
+///
+/// A safetensors file begins with a header that is known only at the end. The writer leaves room
+/// for the longest one and fills what is over with spaces, which JSON and every reader allow.
+#[derive(Debug)]
+pub(super) struct StepWriter {
+    path: PathBuf,
+    file: File,
+    header_room: usize,
+    index: usize,
+    tokens: Vec<i32>,
+    first_position: usize,
+    tensors: Vec<(String, TensorInfo)>,
+    seen: BTreeSet<Site>,
+    /// Bytes of tensors written so far.
+    data: usize,
+    choice: Option<Choice>,
+}
+
+impl StepWriter {
+    pub fn create(
+        path: PathBuf,
+        index: usize,
+        tokens: &[i32],
+        first_position: usize,
+        layout: &Layout,
+    ) -> Result<StepWriter, TraceError> {
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create_new(true);
+        let mut file = options.open(&path).map_err(TraceError::io("create", &path))?;
+        let header_room = header_room(layout);
+        let start = SeekFrom::Start(8 + header_room as u64);
+        file.seek(start).map_err(TraceError::io("write", &path))?;
+        Ok(StepWriter {
+            path,
+            file,
+            header_room,
+            index,
+            tokens: tokens.to_vec(),
+            first_position,
+            tensors: Vec::new(),
+            seen: BTreeSet::new(),
+            data: 0,
+            choice: None,
+        })
+    }
+
+    pub fn set_choice(&mut self, choice: Choice) {
+        self.choice = Some(choice);
+    }
+
+    /// Whether the site belongs to this step.
+    pub fn takes(&self, layout: &Layout, site: Site) -> bool {
+        site.step as usize == self.index && layout.has(site)
+    }
+
+    /// Appends a tensor to the file.
+    pub fn put(&mut self, layout: &Layout, site: Site, tensor: &Tensor) -> Result<(), TraceError> {
+        let misuse =
+            |what| Err(TraceError::Misuse(format!("in step {}, {site} {what}", self.index)));
+        if !self.takes(layout, site) {
+            return misuse("was put, which that step of the model has not");
+        }
+        if !self.seen.insert(site) {
+            return misuse("was put twice");
+        }
+        let positions = self.first_position + self.tokens.len();
+        let expected = layout.shape(&self.path, site, self.tokens.len(), positions)?;
+        let elements: usize = expected.iter().product();
+        if tensor.shape != expected || tensor.data.len() != elements {
+            return Err(TraceError::PutShape { site, expected, found: tensor.shape.clone() });
+        }
+        let mut bytes = Vec::with_capacity(4 * CHUNK);
+        for chunk in tensor.data.chunks(CHUNK) {
+            bytes.clear();
+            bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
+            self.file.write_all(&bytes).map_err(TraceError::io("write", &self.path))?;
+        }
+        let end = self.data + 4 * tensor.data.len();
+        let info =
+            TensorInfo { dtype: Dtype::F32, shape: expected, data_offsets: (self.data, end) };
+        self.tensors.push((site.tensor_name(), info));
+        self.data = end;
+        Ok(())
+    }
+
+    /// Writes the header and hashes the file.
+    pub fn close(mut self) -> Result<Step, TraceError> {
+        let sites = self.tensors.len();
+        let metadata = Metadata::new(None, self.tensors).expect("offsets follow one another");
+        let mut header = serde_json::to_vec(&metadata).expect("names and numbers are JSON");
+        assert!(header.len() <= self.header_room, "the room is counted for the longest header");
+        header.resize(self.header_room, b' ');
+        let mut hasher = blake3::Hasher::new();
+        self.file
+            .rewind()
+            .and_then(|()| self.file.write_all(&(self.header_room as u64).to_le_bytes()))
+            .and_then(|()| self.file.write_all(&header))
+            .and_then(|()| self.file.rewind())
+            .and_then(|()| hasher.update_reader(&self.file).map(|_| ()))
+            .map_err(TraceError::io("write", &self.path))?;
+        Ok(Step {
+            file: step_file(self.index),
+            bytes: (8 + self.header_room + self.data) as u64,
+            blake3: hasher.finalize().to_string(),
+            sites,
+            tokens: self.tokens,
+            first_position: self.first_position,
+            choice: self.choice,
+        })
+    }
+}
+
+/// Bytes that the header of a step with every site may take, a multiple of 8 as is customary.
+fn header_room(layout: &Layout) -> usize {
+    // `"":{"dtype":"F32","shape":[,,],"data_offsets":[,]},` and five numbers of up to 20 digits.
+    let entry = |site: &Site| site.tensor_name().len() + 52 + 5 * 20;
+    let entries: usize = layout.sites().iter().map(entry).sum();
+    (2 + entries).next_multiple_of(8)
+}

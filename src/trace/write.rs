@@ -1,0 +1,247 @@
+//! Records one side's run. Nothing appears at the target before the run is complete.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use tempfile::TempDir;
+
+use super::{
+    error::{Limit, TraceError},
+    layout::Layout,
+    manifest::{CHECKSUM_FILE, Choice, MANIFEST_FILE, Manifest, Step, step_file, within},
+    step::StepWriter,
+};
+use crate::{
+    capture::{Sink, Stopped},
+    site::Site,
+    tensor::Tensor,
+};
+
+/// Writes a trace step by step; a tensor goes to disk as it is put, so memory holds one at most.
+///
+/// The files grow in a temporary folder beside the target and move there in [`finish`]. A writer
+/// dropped before that removes what it wrote. After an error the writer can only be dropped.
+///
+/// As a [`Sink`] it wants every site of the open step. An error in there is kept, stops the side,
+/// and is returned by the writer's next call.
+///
+/// [`finish`]: TraceWriter::finish
+#[derive(Debug)]
+pub struct TraceWriter {
+    target: PathBuf,
+    overwrite: bool,
+    /// Removed on drop. The trace grows in a subfolder, which has the user's default permissions.
+    temporary: TempDir,
+    manifest: Manifest,
+    layout: Layout,
+    open: Option<StepWriter>,
+    failure: Failure,
+}
+
+/// Whether a call has failed.
+#[derive(Debug)]
+enum Failure {
+    None,
+    /// Through the [`Sink`], which cannot return it.
+    Kept(TraceError),
+    Returned,
+}
+
+impl TraceWriter {
+    /// Starts a trace that will lie in `folder`. Steps already in the manifest are dropped.
+    ///
+    /// # Errors
+    /// The folder exists (unless it is empty, or holds a trace and `overwrite` is set), nothing can
+    /// be written beside it, or the manifest describes no usable model.
+    pub fn create(
+        folder: &Path,
+        mut manifest: Manifest,
+        overwrite: bool,
+    ) -> Result<TraceWriter, TraceError> {
+        check_target(folder, overwrite)?;
+        let layout = Layout::new(&folder.join(MANIFEST_FILE), &manifest.model)?;
+        manifest.steps.clear();
+        let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
+        let temporary = tempfile::Builder::new()
+            .prefix(".firstdiff-trace-")
+            .tempdir_in(parent)
+            .map_err(TraceError::io("create a folder in", parent))?;
+        let draft = draft(&temporary);
+        fs::create_dir(&draft).map_err(TraceError::io("create", draft))?;
+        Ok(TraceWriter {
+            target: folder.into(),
+            overwrite,
+            temporary,
+            manifest,
+            layout,
+            open: None,
+            failure: Failure::None,
+        })
+    }
+
+    /// The manifest, for what is known only during the run, such as floors.
+    pub fn manifest_mut(&mut self) -> &mut Manifest {
+        &mut self.manifest
+    }
+
+    /// Starts the next step, which runs `tokens` from `first_position` on.
+    pub fn begin_step(&mut self, tokens: &[i32], first_position: usize) -> Result<(), TraceError> {
+        self.guard(|writer| {
+            let index = writer.manifest.steps.len();
+            let expected = writer.manifest.steps.last().map_or(0, Step::positions);
+            if writer.open.is_some() || tokens.is_empty() || first_position != expected {
+                return Err(TraceError::Misuse(format!(
+                    "step {index} began with {} tokens at position {first_position} \
+                     after {expected} tokens{}",
+                    tokens.len(),
+                    if writer.open.is_some() { " and an unended step" } else { "" },
+                )));
+            }
+            let path = draft(&writer.temporary).join(step_file(index));
+            writer.open =
+                Some(StepWriter::create(path, index, tokens, first_position, &writer.layout)?);
+            Ok(())
+        })
+    }
+
+    /// Writes the tensor of a site of the open step, in the shape of the stage's definition.
+    pub fn put(&mut self, site: Site, tensor: &Tensor) -> Result<(), TraceError> {
+        self.guard(|writer| match &mut writer.open {
+            Some(open) => open.put(&writer.layout, site, tensor),
+            None => Err(TraceError::Misuse(format!("{site} was put outside of a step"))),
+        })
+    }
+
+    /// Notes what the side itself would decode after the open step.
+    pub fn set_choice(&mut self, choice: Choice) -> Result<(), TraceError> {
+        self.guard(|writer| {
+            let misuse = || TraceError::Misuse("a choice was made outside of a step".into());
+            writer.open.as_mut().ok_or_else(misuse)?.set_choice(choice);
+            Ok(())
+        })
+    }
+
+    /// Ends the open step; its file exists even if no tensor was put.
+    pub fn end_step(&mut self) -> Result<(), TraceError> {
+        self.guard(|writer| {
+            let misuse = || TraceError::Misuse("a step ended that had not begun".into());
+            let step = writer.open.take().ok_or_else(misuse)?.close()?;
+            writer.manifest.steps.push(step);
+            Ok(())
+        })
+    }
+
+    /// Writes the manifest and moves the trace to its target.
+    ///
+    /// # Errors
+    /// As any other call; then nothing changes at the target.
+    pub fn finish(mut self) -> Result<(), TraceError> {
+        self.guard(|writer| {
+            if writer.open.is_some() || writer.manifest.steps.is_empty() {
+                let steps = writer.manifest.steps.len();
+                return Err(TraceError::Misuse(format!("finished after {steps} ended steps")));
+            }
+            writer.write_manifest()
+        })?;
+        self.publish()
+    }
+
+    fn write_manifest(&self) -> Result<(), TraceError> {
+        let target = self.target.join(MANIFEST_FILE);
+        self.manifest.check(&target)?;
+        let mut json = serde_json::to_vec_pretty(&self.manifest)
+            .map_err(|error| TraceError::Misuse(format!("the manifest is no JSON: {error}")))?;
+        json.push(b'\n');
+        within(&target, Limit::ManifestBytes, json.len() as u64)?;
+        let checksum = format!("{}  {MANIFEST_FILE}\n", blake3::hash(&json));
+        for (name, bytes) in [(MANIFEST_FILE, json), (CHECKSUM_FILE, checksum.into_bytes())] {
+            let path = draft(&self.temporary).join(name);
+            fs::write(&path, bytes).map_err(TraceError::io("write", path))?;
+        }
+        Ok(())
+    }
+
+    fn publish(self) -> Result<(), TraceError> {
+        // Again, as a run takes time and the folder may have appeared since.
+        check_target(&self.target, self.overwrite)?;
+        let old = self.temporary.path().join("replaced");
+        let replaces = self.target.symlink_metadata().is_ok();
+        if replaces {
+            fs::rename(&self.target, &old).map_err(TraceError::io("replace", &self.target))?;
+        }
+        if let Err(source) = fs::rename(draft(&self.temporary), &self.target) {
+            if replaces && fs::rename(&old, &self.target).is_err() {
+                // The old trace stays in the temporary folder rather than vanish with it.
+                let _ = self.temporary.keep();
+            }
+            return Err(TraceError::Io { action: "move the trace to", path: self.target, source });
+        }
+        let leftover = self.temporary.path().to_path_buf();
+        self.temporary.close().map_err(TraceError::io("remove", leftover))
+    }
+
+    /// Runs a call unless an earlier one failed, and remembers if this one does.
+    fn guard(
+        &mut self,
+        call: impl FnOnce(&mut TraceWriter) -> Result<(), TraceError>,
+    ) -> Result<(), TraceError> {
+        match std::mem::replace(&mut self.failure, Failure::Returned) {
+            Failure::None => {}
+            Failure::Kept(error) => return Err(error),
+            Failure::Returned => return Err(TraceError::Misuse("used after it failed".into())),
+        }
+        call(self)?;
+        self.failure = Failure::None;
+        Ok(())
+    }
+}
+
+impl Sink for TraceWriter {
+    fn wants(&self, site: Site) -> bool {
+        let open = self.open.as_ref().filter(|_| matches!(self.failure, Failure::None));
+        open.is_some_and(|open| open.takes(&self.layout, site))
+    }
+
+    fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
+        TraceWriter::put(self, site, &tensor).map_err(|error| {
+            self.failure = Failure::Kept(error);
+            Stopped
+        })
+    }
+}
+
+/// Where the trace grows.
+fn draft(temporary: &TempDir) -> PathBuf {
+    temporary.path().join("trace")
+}
+
+/// Refuses a folder that is not the writer's to replace.
+fn check_target(folder: &Path, overwrite: bool) -> Result<(), TraceError> {
+    let occupied = || TraceError::Occupied { path: folder.into() };
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Err(occupied()),
+        Err(error) => return Err(TraceError::io("read", folder)(error)),
+    };
+    let (mut empty, mut marks) = (true, 0);
+    for entry in entries {
+        let name = entry.map_err(TraceError::io("read", folder))?.file_name();
+        let name = name.to_string_lossy();
+        empty = false;
+        match &*name {
+            MANIFEST_FILE | CHECKSUM_FILE => marks += 1,
+            name if name.starts_with("step-") && name.ends_with(".safetensors") => {}
+            // Never delete a folder with a file in it that no trace has.
+            _ => return Err(occupied()),
+        }
+    }
+    match (empty, marks == 2, overwrite) {
+        (true, ..) | (_, true, true) => Ok(()),
+        (_, false, _) => Err(occupied()),
+        (_, true, false) => Err(TraceError::Exists { path: folder.into() }),
+    }
+}

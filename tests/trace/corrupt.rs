@@ -1,0 +1,94 @@
+//! Random damage: found by the hashes, and without them never a panic.
+
+use std::fs;
+
+use firstdiff::trace::{MANIFEST_FILE, TraceReader};
+
+use super::support::{Random, Recorded};
+
+/// Changes a few bytes: flipped bits, random bytes, bytes cut out or doubled.
+fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
+    for _ in 0..=random.below(3) {
+        let at = random.below(bytes.len());
+        let end = (at + 1 + random.below(8)).min(bytes.len());
+        match random.below(5) {
+            0 => bytes[at] ^= 1 << random.below(8),
+            1 => bytes[at] = random.next() as u8,
+            // Digits keep the JSON valid, so that wrong numbers get deeper in.
+            2 | 3 => {
+                let digit = (at..bytes.len()).find(|&at| bytes[at].is_ascii_digit());
+                bytes[digit.unwrap_or(at)] = b'0' + random.below(10) as u8;
+            }
+            _ if random.below(2) == 0 => drop(bytes.drain(at..end)),
+            _ => {
+                let doubled = bytes[at..end].to_vec();
+                bytes.splice(at..at, doubled);
+            }
+        }
+    }
+}
+
+/// Opens the trace and, if it can be, reads it all. A panic fails the test.
+fn exercise(recorded: &Recorded) {
+    let Ok(reader) = TraceReader::open(&recorded.folder) else { return };
+    for site in reader.sites() {
+        let _ = reader.tensor(site);
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_any_file_is_refused() {
+    let recorded = Recorded::new();
+    let mut random = Random(11);
+    for path in recorded.files() {
+        let whole = fs::read(&path).unwrap();
+        for _ in 0..40 {
+            let mut bytes = whole.clone();
+            bytes[random.below(whole.len())] ^= 1 << random.below(8);
+            fs::write(&path, bytes).unwrap();
+            let text = recorded.refusal().to_string();
+            let file = path.file_name().unwrap().to_str().unwrap();
+            // A wrong hash of the manifest is told of the manifest.
+            assert!(text.contains(file) || text.contains(MANIFEST_FILE), "{text}");
+        }
+        fs::write(&path, whole).unwrap();
+    }
+    TraceReader::open(&recorded.folder).expect("every file is whole again");
+}
+
+#[test]
+fn a_damaged_manifest_with_a_fitting_hash_never_panics() {
+    let recorded = Recorded::new();
+    let path = recorded.folder.join(MANIFEST_FILE);
+    let whole = fs::read(&path).unwrap();
+    let mut random = Random(12);
+    for _ in 0..300 {
+        let mut bytes = whole.clone();
+        damage(&mut bytes, &mut random);
+        fs::write(&path, bytes).unwrap();
+        recorded.seal();
+        exercise(&recorded);
+    }
+}
+
+#[test]
+fn a_damaged_header_with_fitting_hashes_never_panics() {
+    let recorded = Recorded::new();
+    let whole = fs::read(recorded.step(1)).unwrap();
+    let length = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let header = String::from_utf8(whole[8..8 + length].to_vec()).unwrap();
+    // Without the padding, most of the damage meets the JSON.
+    let header = header.trim_end();
+    let mut random = Random(13);
+    for round in 0..300 {
+        let mut bytes = header.as_bytes().to_vec();
+        damage(&mut bytes, &mut random);
+        let mut stated = bytes.len() as u64;
+        if round % 10 == 0 {
+            stated = random.next() >> random.below(64);
+        }
+        let file = [&stated.to_le_bytes()[..], &bytes, &whole[8 + length..]].concat();
+        recorded.replace_step(1, &file);
+        exercise(&recorded);
+    }
+}

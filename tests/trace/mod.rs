@@ -1,0 +1,8 @@
+//! The trace format.
+
+mod compare;
+mod corrupt;
+mod python;
+mod refuse;
+mod support;
+mod write;
