@@ -41,7 +41,7 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// The choice that a row of logits makes; `None` where fewer than two are numbers. The lower id
+    /// The choice that a row of logits makes; `None` where its two largest are not finite. The lower id
     /// wins a tie.
     pub fn of(logits: &[f32]) -> Option<Choice> {
         let none = (-1, f32::NEG_INFINITY);
@@ -55,7 +55,7 @@ impl Choice {
         }
         let (token, logit) = first;
         let (second, second_logit) = second;
-        (second >= 0).then_some(Choice { token, logit, second, second_logit })
+        (second >= 0 && logit.is_finite()).then_some(Choice { token, logit, second, second_logit })
     }
 
     /// How far apart the two are.

@@ -9,6 +9,7 @@ use crate::{
     kernels::KernelError,
     model::ModelError,
     reference::ReferenceError,
+    synth::SynthError,
     trace::{Kind, TraceError},
 };
 
@@ -36,6 +37,8 @@ pub enum Exit {
 pub enum Error {
     #[error("{0}")]
     Usage(String),
+    #[error("{0}")]
+    Refused(String),
     #[error("cannot write {path}: {source}; choose a folder you can write to")]
     Write { path: std::path::PathBuf, source: std::io::Error },
     #[error("cannot read {path}: {source}; check the path")]
@@ -57,6 +60,8 @@ pub enum Error {
     #[error(transparent)]
     Reference(#[from] ReferenceError),
     #[error(transparent)]
+    Synth(#[from] SynthError),
+    #[error(transparent)]
     Trace(#[from] TraceError),
 }
 
@@ -64,6 +69,7 @@ impl Error {
     /// The exit code of the error.
     pub fn exit(&self) -> Exit {
         match self {
+            Error::Refused(_) => Exit::Refused,
             Error::Device(_) => Exit::Device,
             Error::Engine(EngineError::Model(_) | EngineError::Kernel(_)) => Exit::BadInput,
             Error::Engine(EngineError::Token { .. }) => Exit::BadInput,

@@ -33,9 +33,7 @@ pub enum Command {
     /// Check this machine: compiler, libraries, GPU, caches
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
-    Completions {
-        shell: clap_complete::Shell,
-    },
+    Completions { shell: clap_complete::Shell },
 }
 
 #[derive(Args, Clone)]
@@ -128,10 +126,10 @@ pub struct CaptureArgs {
 
 #[derive(Args)]
 pub struct DiffArgs {
-    /// The trace to judge, of an engine
-    pub engine: PathBuf,
-    /// The trace to judge it by, of the reference
-    pub reference: PathBuf,
+    /// The trace to judge (of the two, an engine's is always judged by a reference's)
+    pub trace_a: PathBuf,
+    /// The trace to judge it by
+    pub trace_b: PathBuf,
     #[command(flatten)]
     pub compare: CompareArgs,
 }

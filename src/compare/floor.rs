@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{compare::stats::Rows, reference::Amplitude, site::Site, tensor::Tensor};
+use crate::{
+    arithmetic::Arithmetic, compare::stats::Rows, reference::Amplitude, site::Site, tensor::Tensor,
+};
 
 /// Tolerance in units of the floor.
 ///
@@ -72,6 +74,14 @@ impl SiteFloor {
 /// The floors of a run: what rounding of a declared arithmetic may do to each site.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Floor(pub BTreeMap<Site, SiteFloor>);
+
+/// A floor with the arithmetic whose rounding it measures.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeclaredFloor {
+    pub arithmetic: Arithmetic,
+    pub floor: Floor,
+}
 
 /// Serialised as `{"0/blk.3.q_rope": {...}, ...}`.
 impl Serialize for Floor {

@@ -8,6 +8,6 @@ mod stats;
 
 pub use align::{Aligner, ChannelSink, Side, channel};
 pub use filter::{FilterError, SiteFilter};
-pub use floor::{DEFAULT_FACTOR, Floor, SiteFloor};
+pub use floor::{DEFAULT_FACTOR, DeclaredFloor, Floor, SiteFloor};
 pub use pattern::Pattern;
 pub use stats::{Difference, Element, NonFinite, compare};

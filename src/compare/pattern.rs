@@ -8,7 +8,8 @@ use crate::site::{Axis, Stage};
 
 /// Of a set this full, the share is not worth a word.
 const FULL: f64 = 0.9;
-/// On an axis longer than this, a set that is `FULL` counts as all of it.
+/// On an axis longer than this, a set that is `FULL` counts as all of it; never on an axis of
+/// positions, where one exception is the finding.
 const LONG_AXIS: usize = 64;
 /// At most this many indices or ranges are named.
 const MAX_NAMED: usize = 8;
@@ -119,12 +120,12 @@ impl AxisSet {
     /// The indices in words; `None` where they are all of the axis.
     fn phrase(&self) -> Option<String> {
         let (count, length) = (self.count(), self.length);
-        let nearly_all = length > LONG_AXIS && count as f64 >= FULL * length as f64;
-        if count == length || nearly_all {
-            return None;
-        }
         let (axis, end) = (&self.axis, self.first + length - 1);
         let ordered = matches!(axis.as_str(), "position" | "key");
+        let long = length > LONG_AXIS && !ordered;
+        if count == length || long && count as f64 >= FULL * length as f64 {
+            return None;
+        }
         if let [(a, b)] = self.ranges[..] {
             return Some(match () {
                 () if ordered && b == end => format!("{axis}s >= {a}"),

@@ -14,7 +14,7 @@ pub struct Buffer {
     /// Length in bytes.
     pub bytes: usize,
     /// Owns the memory.
-    pub(crate) memory: Box<dyn Any + Send>,
+    pub(crate) _memory: Box<dyn Any + Send>,
 }
 
 /// One kernel argument; a kernel takes pointers and 32-bit scalars.

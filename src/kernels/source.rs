@@ -60,6 +60,11 @@ impl KernelSet {
         })
     }
 
+    /// The folder whose files replace the embedded ones.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
     /// The names of the `.cu` files, in the order of a forward pass.
     pub fn files() -> impl Iterator<Item = &'static str> {
         EMBEDDED.iter().map(|(file, _)| *file).filter(|file| file.ends_with(".cu"))

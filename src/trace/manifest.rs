@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::error::{Limit, TraceError};
 use crate::{
     arithmetic::Arithmetic,
+    capture::Choice,
+    compare::DeclaredFloor,
     model::{Arch, Config},
     tensor::DType,
 };
@@ -47,9 +49,9 @@ pub struct Manifest {
     pub kernels: BTreeMap<String, String>,
     #[serde(default)]
     pub settings: Settings,
-    /// Measured floors, one for each arithmetic; this module does not look into them.
+    /// Measured floors, one for each arithmetic that an engine may declare.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub floors: Vec<serde_json::Value>,
+    pub floors: Vec<DeclaredFloor>,
     pub steps: Vec<Step>,
 }
 
@@ -129,18 +131,9 @@ pub struct Step {
     pub blake3: String,
     /// Tensors in the file.
     pub sites: usize,
+    /// What the side itself would have decoded after the step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub choice: Option<Choice>,
-}
-
-/// What the side itself would have decoded after a step.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Choice {
-    /// The id of the largest logit of the step's last token.
-    pub token: i32,
-    /// The largest logit less the second largest; absent where that is not finite.
-    pub gap: Option<f32>,
 }
 
 impl Manifest {

@@ -13,8 +13,8 @@ mod write;
 pub use comparable::{Common, Longer, comparable};
 pub use error::{Kind, Limit, TraceError};
 pub use manifest::{
-    CHECKSUM_FILE, Choice, FORMAT_VERSION, MANIFEST_FILE, Manifest, ModelId, Producer, Settings,
-    Shapes, Side, Step, step_file,
+    CHECKSUM_FILE, FORMAT_VERSION, MANIFEST_FILE, Manifest, ModelId, Producer, Settings, Shapes,
+    Side, Step, step_file,
 };
 pub use read::{TraceReader, replay};
 pub use write::TraceWriter;

@@ -67,6 +67,13 @@ impl TraceReader {
         &self.manifest
     }
 
+    /// Every site that the model has in the recorded steps, in canonical order.
+    pub fn model_sites(&self) -> Result<Vec<Site>, TraceError> {
+        let of_step = Layout::new(&self.folder, &self.manifest.model)?.sites();
+        let steps = 0..self.manifest.steps.len() as u32;
+        Ok(steps.flat_map(|step| of_step.iter().map(move |&site| Site { step, ..site })).collect())
+    }
+
     /// The recorded sites in canonical order.
     pub fn sites(&self) -> impl Iterator<Item = Site> + '_ {
         self.places.keys().copied()

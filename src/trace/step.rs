@@ -15,9 +15,9 @@ use safetensors::{
 use super::{
     error::TraceError,
     layout::Layout,
-    manifest::{Choice, Step, step_file},
+    manifest::{Step, step_file},
 };
-use crate::{site::Site, tensor::Tensor};
+use crate::{capture::Choice, site::Site, tensor::Tensor};
 
 /// Elements converted to bytes at a time.
 const CHUNK: usize = 16 * 1024;

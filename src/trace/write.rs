@@ -10,11 +10,11 @@ use tempfile::TempDir;
 use super::{
     error::{Limit, TraceError},
     layout::Layout,
-    manifest::{CHECKSUM_FILE, Choice, MANIFEST_FILE, Manifest, Step, step_file, within},
+    manifest::{CHECKSUM_FILE, MANIFEST_FILE, Manifest, Step, step_file, within},
     step::StepWriter,
 };
 use crate::{
-    capture::{Sink, Stopped},
+    capture::{Choice, Sink, Stopped},
     site::Site,
     tensor::Tensor,
 };

@@ -139,7 +139,8 @@ fn a_manifest_field_that_does_not_fit_is_named() {
         ("steps[0].file is \"/etc/passwd\"", |m| m["steps"][0]["file"] = "/etc/passwd".into()),
         ("steps[2].blake3 is \"\"", |m| m["steps"][2]["blake3"] = "".into()),
         ("steps[1].choice.token is 13, n_vocab is 13", |m| {
-            m["steps"][1]["choice"] = json!({ "token": 13, "gap": null });
+            m["steps"][1]["choice"] =
+                json!({ "token": 13, "logit": 1.5, "second": 2, "second_logit": 1.25 });
         }),
         ("missing field `device`", |m| {
             m.as_object_mut().unwrap().remove("device");

@@ -3,13 +3,15 @@
 use std::{fs, io};
 
 use firstdiff::{
-    capture::{NoSink, Sink, Stopped},
+    capture::{Choice, NoSink, Sink, Stopped},
     site::{Site, Stage},
     tensor::Tensor,
-    trace::{Choice, Kind, Limit, TraceError, TraceReader, TraceWriter, replay},
+    trace::{Kind, Limit, TraceError, TraceReader, TraceWriter, replay},
 };
 
 use super::support::{Recorded, STEPS, listing, manifest, record, shape, tensors};
+
+const CHOICE: Choice = Choice { token: 6, logit: 0.5, second: 3, second_logit: 0.25 };
 
 /// Keeps what it is fed, up to a number of tensors.
 struct Keep {
@@ -76,12 +78,12 @@ fn the_manifest_comes_back_as_it_was_set() {
     manifest.settings.fault = Some("rope-pairs".into());
     let mut writer = TraceWriter::create(&folder, manifest.clone(), false).unwrap();
     writer.begin_step(STEPS[0], 0).unwrap();
-    writer.set_choice(Choice { token: 6, gap: Some(0.1) }).unwrap();
+    writer.set_choice(CHOICE).unwrap();
     writer.end_step().unwrap();
     writer.manifest_mut().floors.push(serde_json::json!({ "arithmetic": "f16", "q": [1e-7, 2.5] }));
     writer.finish().unwrap();
     let read = TraceReader::open(&folder).unwrap().manifest().clone();
-    assert_eq!(read.steps[0].choice, Some(Choice { token: 6, gap: Some(0.1) }));
+    assert_eq!(read.steps[0].choice, Some(CHOICE));
     assert_eq!(read.floors[0]["q"][1], 2.5);
     manifest.floors = read.floors.clone();
     manifest.steps = read.steps.clone();

@@ -105,7 +105,7 @@ impl Device for HostDevice {
         // SAFETY: freshly allocated with this size. All bits set is NaN in every float format.
         unsafe { pointer.write_bytes(0xff, layout.size()) };
         let memory = Box::new(Memory { pointer, layout });
-        Ok(Buffer { address: pointer as u64, bytes, memory })
+        Ok(Buffer { address: pointer as u64, bytes, _memory: memory })
     }
 
     fn upload(&self, buffer: &Buffer, offset: usize, data: &[u8]) -> Result<(), DeviceError> {

@@ -1,0 +1,132 @@
+//! `firstdiff diff`: the comparison of `run`, from two recorded traces.
+
+use std::{sync::Arc, thread, time::Instant};
+
+use firstdiff::{
+    baseline::first_position,
+    compare::{DeclaredFloor, Floor, SiteFilter, channel},
+    exit::{Error, Exit},
+    report::{Compared, REPORT_VERSION, Report, SideSummary, SiteRow, StepRow},
+    site::Site,
+    trace::{Manifest, Side, TraceReader, comparable, replay},
+    verdict::{Coverage, Rule, SiteReport, judge},
+};
+
+use super::{args::DiffArgs, inputs, output, run};
+
+/// Compares two traces and prints the report.
+pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
+    let start = Instant::now();
+    inputs::check_factor(args.compare.factor)?;
+    output::check_json(args.compare.json.as_deref())?;
+    let (a, b) = (TraceReader::open(&args.trace_a)?, TraceReader::open(&args.trace_b)?);
+    comparable(a.manifest(), b.manifest())?;
+    let swapped = a.manifest().side == Side::Reference && b.manifest().side == Side::Engine;
+    let (engine, reference) = if swapped { (b, a) } else { (a, b) };
+    let floor = floor(engine.manifest(), reference.manifest())?;
+    let filter = inputs::filter(args.compare.sites.as_deref())?;
+
+    let longer = match engine.manifest().steps.len() < reference.manifest().steps.len() {
+        true => &reference,
+        false => &engine,
+    };
+    let all = longer.model_sites()?;
+    filter.check(&all)?;
+    let sites: Vec<Site> = all.iter().copied().filter(|&site| filter.wants(site)).collect();
+    let rule = Rule { factor: args.compare.factor, stop_at_first: args.compare.stop_at_first };
+    let reports = judge_traces(&engine, &reference, &sites, filter, floor, rule)?;
+    let coverage = Coverage::of(&reports, all.len(), sites.len());
+    let prompt_tokens = longer.manifest().steps[0].tokens.len();
+    let rows: Vec<SiteRow> = reports.into_iter().map(SiteRow::from).collect();
+    let report = Report {
+        report_version: REPORT_VERSION,
+        firstdiff: env!("CARGO_PKG_VERSION").to_string(),
+        headline: run::answer(&rows, &coverage, prompt_tokens),
+        model: None,
+        engine: summary(engine.manifest()),
+        reference: summary(reference.manifest()),
+        compared: Compared {
+            factor: rule.factor,
+            formula: run::formula(rule.factor),
+            coverage,
+            layers: longer.manifest().model.shapes.n_layer,
+            prompt_tokens,
+            decode_steps: longer.manifest().steps.len() - 1,
+            hooks_leave_logits: None,
+        },
+        steps: steps(engine.manifest(), reference.manifest()),
+        notes: vec![format!("traces of the same model, {}", longer.manifest().model.name)],
+        sites: rows,
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    run::finish(&report, args.compare.json.as_deref())
+}
+
+/// Feeds both traces through the comparison, a tensor at a time.
+fn judge_traces(
+    engine: &TraceReader,
+    reference: &TraceReader,
+    sites: &[Site],
+    filter: SiteFilter,
+    floor: &Floor,
+    rule: Rule,
+) -> Result<Vec<SiteReport>, Error> {
+    let prompt = reference.manifest().steps[0].tokens.len();
+    let filter = Arc::new(filter);
+    let (mut engine_sink, engine_side) = channel(Arc::clone(&filter));
+    let (mut reference_sink, reference_side) = channel(filter);
+    thread::scope(|scope| {
+        let from_engine = scope.spawn(move || replay(engine, &mut engine_sink));
+        let from_reference = scope.spawn(move || replay(reference, &mut reference_sink));
+        let first = |step| first_position(prompt, step);
+        let sides = (engine_side, reference_side);
+        let reports = judge(sites, sides, floor, rule, &first, &mut |_| {});
+        for replayed in [from_engine.join(), from_reference.join()] {
+            replayed.unwrap_or_else(|payload| std::panic::resume_unwind(payload))?;
+        }
+        Ok(reports)
+    })
+}
+
+/// The floor for the engine's arithmetic, which the trace it is judged by carries.
+fn floor<'a>(engine: &Manifest, reference: &'a Manifest) -> Result<&'a Floor, Error> {
+    let fits = |declared: &&DeclaredFloor| declared.arithmetic == engine.arithmetic;
+    let found = reference.floors.iter().find(fits);
+    found.map(|declared| &declared.floor).ok_or_else(|| {
+        Error::Refused(format!(
+            "the reference trace has no floor for the engine's arithmetic ({} storage); record it \
+             again with `firstdiff capture reference`",
+            engine.arithmetic.default.storage
+        ))
+    })
+}
+
+fn summary(manifest: &Manifest) -> SideSummary {
+    let settings = &manifest.settings;
+    let listed = [
+        ("dtype", settings.dtype.map(|dtype| dtype.to_string())),
+        ("attention", settings.attention.clone()),
+        ("planted fault", settings.fault.clone()),
+        ("precision", settings.reference_precision.clone()),
+        ("recorded by", Some(format!("{} {}", manifest.producer.name, manifest.producer.version))),
+    ];
+    let present = |(key, value): (&str, Option<String>)| Some((key.to_string(), value?));
+    SideSummary {
+        name: manifest.device.clone(),
+        settings: listed.into_iter().filter_map(present).collect(),
+        arithmetic: Some(manifest.arithmetic.clone()),
+    }
+}
+
+/// A trace has no vocabulary, so choices are named by their ids.
+fn steps(engine: &Manifest, reference: &Manifest) -> Vec<StepRow> {
+    let pairs = engine.steps.iter().zip(&reference.steps);
+    let row = pairs.map(|(engine, reference)| StepRow {
+        tokens: reference.tokens.clone(),
+        reference: reference.choice,
+        engine: engine.choice,
+        reference_text: reference.choice.map(|choice| format!("#{}", choice.token)),
+        engine_text: engine.choice.map(|choice| format!("#{}", choice.token)),
+    });
+    row.collect()
+}

@@ -1,0 +1,164 @@
+//! From flags to a loaded model, a prompt, and an engine to be tested.
+
+use std::path::{Path, PathBuf};
+
+use firstdiff::{
+    baseline::Task,
+    cache,
+    compare::SiteFilter,
+    exit::Error,
+    fault::{self, Faults},
+    kernels::KernelSet,
+    model::Model,
+    reference::{Precision, Reference, ReferenceError, ReferenceOptions},
+    run::{DeviceKind, EngineSpec},
+};
+
+use super::args::{DeviceArg, EngineArgs, ModelArgs, PrecisionArg};
+
+const FIXTURE: &[u8] = include_bytes!("../../fixtures/tiny-qwen2/tiny-qwen2-f16.gguf");
+const PROMPT: &str = include_str!("../../fixtures/tiny-qwen2/prompt-long.txt");
+
+/// A prompt file longer than this is no prompt.
+const MAX_PROMPT_BYTES: u64 = 1 << 20;
+
+/// A model loaded on the reference's side, and the prompt's ids.
+pub struct Inputs {
+    pub model: Model,
+    pub reference: Reference,
+    pub prompt: String,
+    pub ids: Vec<i32>,
+    pub decode: u32,
+    /// What the report must say about them.
+    pub notes: Vec<String>,
+}
+
+impl Inputs {
+    /// Opens the model, loads the reference and tokenises the prompt.
+    pub fn load(args: &ModelArgs) -> Result<Inputs, Error> {
+        let path = match &args.model {
+            Some(path) => path.clone(),
+            None => fixture()?,
+        };
+        let model = Model::open(&path)?;
+        let prompt = prompt(args)?;
+        let precision = match args.reference {
+            PrecisionArg::F32 => Precision::F32,
+            PrecisionArg::Native => Precision::Native,
+        };
+        let mut notes = Vec::new();
+        let options = ReferenceOptions { precision, threads: args.threads };
+        let reference = match Reference::load(&model, options) {
+            Err(ReferenceError::Widen(error)) => {
+                notes.push(format!("{error}; the reference runs the file as it is instead"));
+                let options = ReferenceOptions { precision: Precision::Native, ..options };
+                Reference::load(&model, options)?
+            }
+            loaded => loaded?,
+        };
+        let ids = reference.tokenize(&prompt);
+        if ids.is_empty() {
+            return Err(Error::Usage("the prompt has no tokens; give one with -p or -f".into()));
+        }
+        let inputs = Inputs { model, reference, prompt, ids, decode: args.n_predict, notes };
+        let (wanted, most) = (inputs.task().positions(), inputs.model.config.n_ctx_train);
+        if wanted > most {
+            return Err(Error::Usage(format!(
+                "prompt and -n need {wanted} positions, but {} was trained for {most}; shorten them",
+                path.display()
+            )));
+        }
+        Ok(inputs)
+    }
+
+    /// What both sides are to run.
+    pub fn task(&self) -> Task<'_> {
+        Task { prompt: &self.ids, decode: self.decode }
+    }
+}
+
+/// The engine that the flags describe.
+pub fn engine(args: &EngineArgs) -> Result<EngineSpec, Error> {
+    Ok(EngineSpec {
+        device: device(args.device),
+        storage: args.dtype.into(),
+        attention: args.attention,
+        faults: Faults(args.fault.iter().map(|name| fault(name)).collect::<Result<_, _>>()?),
+        kernels: kernels(args.kernels.as_deref())?,
+    })
+}
+
+/// The device of a flag.
+pub fn device(device: DeviceArg) -> DeviceKind {
+    match device {
+        DeviceArg::Host => DeviceKind::Host,
+    }
+}
+
+/// The kernel sources of a flag.
+pub fn kernels(folder: Option<&Path>) -> Result<KernelSet, Error> {
+    Ok(match folder {
+        Some(folder) => KernelSet::overridden_by(folder)?,
+        None => KernelSet::embedded(),
+    })
+}
+
+/// Refuses faults that change nothing on this model.
+pub fn check_faults(faults: &Faults, model: &Model) -> Result<(), Error> {
+    for fault in &faults.0 {
+        if let Some(why) = fault.without_effect(&model.config, model.has_qkv_bias()) {
+            let name = fault.name;
+            return Err(Error::Usage(format!("--fault {name} has no effect here: {why}")));
+        }
+    }
+    Ok(())
+}
+
+/// The sites of a flag.
+pub fn filter(globs: Option<&str>) -> Result<SiteFilter, Error> {
+    Ok(match globs {
+        Some(globs) => SiteFilter::parse(globs)?,
+        None => SiteFilter::default(),
+    })
+}
+
+/// Refuses a factor that makes every or no tensor equal.
+pub fn check_factor(factor: f64) -> Result<(), Error> {
+    match factor.is_finite() && factor > 0.0 {
+        true => Ok(()),
+        false => Err(Error::Usage(format!("--factor {factor} is no positive number"))),
+    }
+}
+
+fn fault(name: &str) -> Result<&'static fault::Fault, Error> {
+    fault::find(name)
+        .ok_or_else(|| Error::Usage(format!("no fault {name}; `firstdiff faults` lists them")))
+}
+
+fn prompt(args: &ModelArgs) -> Result<String, Error> {
+    let Some(path) = &args.file else {
+        return Ok(args.prompt.clone().unwrap_or_else(|| PROMPT.trim_end().to_string()));
+    };
+    let read = |source| Error::Read { path: path.clone(), source };
+    let metadata = std::fs::metadata(path).map_err(read)?;
+    if metadata.len() > MAX_PROMPT_BYTES {
+        let path = path.display();
+        return Err(Error::Usage(format!("{path} is over 1 MiB, no prompt; give a shorter file")));
+    }
+    let text = std::fs::read_to_string(path).map_err(read)?;
+    Ok(text.strip_suffix('\n').map(str::to_string).unwrap_or(text))
+}
+
+/// The embedded fixture, as a file in the cache: llama.cpp reads files.
+fn fixture() -> Result<PathBuf, Error> {
+    let name = format!("tiny-qwen2-f16-{}.gguf", &blake3::hash(FIXTURE).to_hex()[..12]);
+    let written = cache::folder("fixture").and_then(|folder| {
+        let path = folder.join(name);
+        let complete = std::fs::metadata(&path).is_ok_and(|m| m.len() == FIXTURE.len() as u64);
+        if !complete {
+            cache::write_atomic(&path, FIXTURE)?;
+        }
+        Ok(path)
+    });
+    written.map_err(|source| Error::Write { path: cache::root(), source })
+}

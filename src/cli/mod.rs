@@ -1,0 +1,28 @@
+//! The commands.
+
+pub mod args;
+mod capture;
+mod diff;
+mod inputs;
+pub mod interrupt;
+mod output;
+mod run;
+mod tools;
+mod variants;
+
+use args::{Cli, Command};
+use firstdiff::exit::{Error, Exit};
+
+/// Runs a command to its exit code.
+pub fn dispatch(cli: Cli) -> Result<Exit, Error> {
+    match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Capture(args) => capture::capture(&args),
+        Command::Diff(args) => diff::diff(&args),
+        Command::Variants(args) => variants::variants(&args),
+        Command::Faults => tools::faults(),
+        Command::Synth(args) => tools::synth(&args),
+        Command::Doctor(args) => tools::doctor(&args),
+        Command::Completions { shell } => tools::completions(shell),
+    }
+}

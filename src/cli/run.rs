@@ -1,0 +1,163 @@
+//! `firstdiff run`: the main job.
+
+use firstdiff::{
+    baseline::first_position,
+    capture::Choice,
+    exit::{Error, Exit},
+    model::Ledger,
+    reference::Precision,
+    report::{
+        Compared, Headline, ModelSummary, REPORT_VERSION, Report, SideSummary, SiteRow, StepRow,
+        headline, render,
+    },
+    run::{EngineSpec, Finished, Run},
+    verdict::Rule,
+};
+
+use super::{
+    args::RunArgs,
+    inputs::{self, Inputs},
+    output,
+};
+
+/// Runs both sides and prints the report.
+pub fn run(args: &RunArgs) -> Result<Exit, Error> {
+    let compare = &args.compare;
+    inputs::check_factor(compare.factor)?;
+    output::check_json(compare.json.as_deref())?;
+    let engine = inputs::engine(&args.engine)?;
+    let filter = inputs::filter(compare.sites.as_deref())?;
+    let bar = output::progress(None, "loading the model and the reference");
+    let inputs = Inputs::load(&args.model)?;
+    inputs::check_faults(&engine.faults, &inputs.model)?;
+    let rule = Rule { factor: compare.factor, stop_at_first: compare.stop_at_first };
+    let run = Run {
+        model: &inputs.model,
+        reference: &inputs.reference,
+        task: inputs.task(),
+        engine: &engine,
+        filter: &filter,
+        rule,
+    };
+    let total = run.sites()?.len() as u64;
+    bar.finish_and_clear();
+    let bar = output::progress(Some(total), "comparing sites");
+    let finished = run.run(&mut |_| bar.inc(1))?;
+    bar.finish_and_clear();
+    let report = report(&inputs, &engine, compare.factor, finished)?;
+    finish(&report, compare.json.as_deref())
+}
+
+/// Writes and prints a report, and gives its exit code.
+pub fn finish(report: &Report, json: Option<&std::path::Path>) -> Result<Exit, Error> {
+    if let Some(path) = json {
+        output::write_json(report, path)?;
+    }
+    if !json.is_some_and(output::is_stdout) {
+        output::print(&render(report))?;
+    }
+    Ok(report.headline.exit)
+}
+
+/// The report of a finished run.
+fn report(
+    inputs: &Inputs,
+    engine: &EngineSpec,
+    factor: f64,
+    finished: Finished,
+) -> Result<Report, Error> {
+    let model = &inputs.model;
+    let prompt_tokens = inputs.ids.len();
+    let sites: Vec<SiteRow> = finished.sites.into_iter().map(SiteRow::from).collect();
+    let engine_choices = finished.engine_choices.iter().copied().chain(std::iter::repeat(None));
+    let steps = finished.baseline.steps.iter().zip(&finished.baseline.choices).zip(engine_choices);
+    let text = |choice: Option<Choice>| choice.map(|c| inputs.reference.text(&[c.token]));
+    let steps = steps.map(|((tokens, &reference), engine)| StepRow {
+        tokens: tokens.clone(),
+        reference,
+        engine,
+        reference_text: text(reference),
+        engine_text: text(engine),
+    });
+    let steps: Vec<StepRow> = steps.collect();
+    Ok(Report {
+        report_version: REPORT_VERSION,
+        firstdiff: env!("CARGO_PKG_VERSION").to_string(),
+        headline: answer(&sites, &finished.coverage, prompt_tokens),
+        model: Some(ModelSummary {
+            path: model.path.display().to_string(),
+            blake3: model.hash(),
+            config: model.config.clone(),
+            parameters: model.parameters(),
+            ledger: Ledger::read(model)?,
+        }),
+        engine: engine_summary(engine, finished.device),
+        reference: reference_summary(inputs),
+        compared: Compared {
+            factor,
+            formula: formula(factor),
+            coverage: finished.coverage,
+            layers: model.config.n_layer,
+            prompt_tokens,
+            decode_steps: steps.len() - 1,
+            hooks_leave_logits: finished.hooks_leave_logits,
+        },
+        steps,
+        notes: inputs.notes.clone(),
+        sites,
+        seconds: finished.seconds,
+    })
+}
+
+/// The headline of compared sites.
+pub fn answer(
+    sites: &[SiteRow],
+    coverage: &firstdiff::verdict::Coverage,
+    prompt_tokens: usize,
+) -> Headline {
+    let exit = coverage.exit();
+    let diverged = |row: &&SiteRow| row.outcome == firstdiff::verdict::Outcome::Diverged;
+    Headline {
+        exit,
+        exit_code: exit as u8,
+        text: headline(sites, coverage, &|step| first_position(prompt_tokens, step)),
+        first_divergence: sites.iter().find(diverged).map(|row| row.site.clone()),
+    }
+}
+
+/// The tolerance in words.
+pub fn formula(factor: f64) -> String {
+    format!(
+        "|engine - reference| <= {factor} x floor x max|reference| of the token's row, and relative \
+         L2 <= {factor} x its floor; floors measured with rounding-sized noise"
+    )
+}
+
+fn engine_summary(engine: &EngineSpec, device: String) -> SideSummary {
+    let mut settings = vec![
+        ("dtype".to_string(), engine.storage.to_string()),
+        ("attention".to_string(), engine.attention.to_string()),
+    ];
+    if let Some(folder) = engine.kernels.folder() {
+        settings.push(("kernels".to_string(), folder.display().to_string()));
+    }
+    for fault in &engine.faults.0 {
+        settings.push(("planted fault".to_string(), fault.name.to_string()));
+    }
+    SideSummary { name: device, settings, arithmetic: Some(engine.arithmetic()) }
+}
+
+/// How the reference ran.
+pub fn reference_summary(inputs: &Inputs) -> SideSummary {
+    let options = inputs.reference.options();
+    let precision = match options.precision {
+        Precision::F32 => "weights widened to f32, f32 KV cache",
+        Precision::Native => "the file as it is, f16 KV cache",
+    };
+    let threads = inputs.reference.threads();
+    let settings = vec![
+        ("precision".to_string(), precision.to_string()),
+        ("threads".to_string(), threads.to_string()),
+    ];
+    SideSummary { name: "llama.cpp".to_string(), settings, arithmetic: None }
+}

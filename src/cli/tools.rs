@@ -1,0 +1,67 @@
+//! The smaller commands: faults, synth, doctor, completions.
+
+use clap::CommandFactory;
+use comfy_table::{ContentArrangement, Table, presets};
+use firstdiff::{
+    exit::{Error, Exit},
+    fault::FAULTS,
+    synth::{self, Spec},
+};
+
+use super::{
+    args::{Cli, DoctorArgs, SynthArgs},
+    interrupt, output,
+};
+
+/// Lists the faults.
+pub fn faults() -> Result<Exit, Error> {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(["--fault", "what is wrong", "first blamed, step 0 layer 0", "elements"]);
+    for fault in &FAULTS {
+        table.add_row([fault.name, fault.what, fault.blamed.name(), fault.pattern]);
+    }
+    output::print(&format!("{} faults can be planted\n{table}\n", FAULTS.len()))?;
+    Ok(Exit::Equal)
+}
+
+/// Writes a random model.
+pub fn synth(args: &SynthArgs) -> Result<Exit, Error> {
+    let mut spec = Spec::preset(&args.shape)?;
+    spec.seed = args.seed;
+    let sizes = [
+        (&mut spec.n_layer, args.layers),
+        (&mut spec.n_embd, args.embd),
+        (&mut spec.n_head, args.heads),
+        (&mut spec.n_head_kv, args.kv_heads),
+        (&mut spec.head_dim, args.head_dim),
+        (&mut spec.n_ff, args.ffn),
+        (&mut spec.n_vocab, args.vocab),
+    ];
+    for (size, wanted) in sizes {
+        *size = wanted.unwrap_or(*size);
+    }
+    spec.weight_type = args.weight_type.unwrap_or(spec.weight_type);
+    interrupt::unfinished(&args.output);
+    let bar = output::progress(Some(synth::data_bytes(&spec)), "writing weights");
+    synth::write(&spec, &args.output, &mut |bytes| bar.inc(bytes))?;
+    bar.finish_and_clear();
+    let size = std::fs::metadata(&args.output).map_or(0, |metadata| metadata.len());
+    let path = args.output.display();
+    output::print(&format!("wrote {path}: {} model, {size} bytes\n", spec.arch.name()))?;
+    Ok(Exit::Equal)
+}
+
+/// Prints a completion script.
+pub fn completions(shell: clap_complete::Shell) -> Result<Exit, Error> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "firstdiff", &mut script);
+    output::print(&String::from_utf8_lossy(&script))?;
+    Ok(Exit::Equal)
+}
+
+/// Checks this machine.
+pub fn doctor(_args: &DoctorArgs) -> Result<Exit, Error> {
+    Ok(Exit::Equal)
+}

@@ -1,0 +1,142 @@
+//! `firstdiff variants`: the eight attention kernels, each against llama.cpp.
+
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use firstdiff::{
+    compare::SiteFilter,
+    engine::AttentionVariant,
+    exit::{Error, Exit},
+    fault::Faults,
+    run::{EngineSpec, Run},
+    site::{Site, Stage},
+    verdict::{Coverage, Outcome, Rule, SiteReport},
+};
+use serde::Serialize;
+
+use super::{
+    args::VariantsArgs,
+    inputs::{self, Inputs},
+    output,
+};
+
+/// Raised when a field of the JSON changes.
+const TABLE_VERSION: u32 = 1;
+
+#[derive(Serialize)]
+struct VariantTable {
+    table_version: u32,
+    factor: f64,
+    rows: Vec<Row>,
+}
+
+/// One variant: how far its attention is from llama.cpp's, in floors and relative L2.
+#[derive(Serialize)]
+struct Row {
+    variant: String,
+    exit: Exit,
+    coverage: Coverage,
+    /// Of attn_out, the largest over layers and steps.
+    relative_l2: f64,
+    floor_l2: f64,
+    /// Worst over all sites.
+    times_floor: f64,
+    worst_site: String,
+    first_divergence: Option<String>,
+}
+
+/// Runs all eight and prints the table.
+pub fn variants(args: &VariantsArgs) -> Result<Exit, Error> {
+    inputs::check_factor(args.factor)?;
+    output::check_json(args.json.as_deref())?;
+    let inputs = Inputs::load(&args.model)?;
+    let filter = SiteFilter::default();
+    let bar = output::progress(Some(8), "variants");
+    let mut rows = Vec::new();
+    for attention in AttentionVariant::all() {
+        let engine = EngineSpec {
+            device: inputs::device(args.device),
+            storage: args.dtype.into(),
+            attention,
+            faults: Faults::default(),
+            kernels: inputs::kernels(args.kernels.as_deref())?,
+        };
+        let rule = Rule { factor: args.factor, stop_at_first: false };
+        let run = Run {
+            model: &inputs.model,
+            reference: &inputs.reference,
+            task: inputs.task(),
+            engine: &engine,
+            filter: &filter,
+            rule,
+        };
+        let finished = run.run(&mut |_| {})?;
+        rows.push(row(attention, &finished.sites, finished.coverage));
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let worst = rows.iter().map(|row| row.exit).max_by_key(|exit| *exit as u8);
+    let table = VariantTable { table_version: TABLE_VERSION, factor: args.factor, rows };
+    if let Some(path) = &args.json {
+        output::write_json(&table, path)?;
+    }
+    if !args.json.as_deref().is_some_and(output::is_stdout) {
+        output::print(&text(&table, &inputs))?;
+    }
+    Ok(worst.unwrap_or(Exit::NotMeasured))
+}
+
+fn row(attention: AttentionVariant, sites: &[SiteReport], coverage: Coverage) -> Row {
+    let name = |site: Site| format!("step {} {}", site.step, site.tensor_name());
+    let times = |report: &SiteReport| report.difference.as_ref().map_or(0.0, |d| d.times_floor());
+    let worst = sites.iter().max_by(|a, b| times(a).total_cmp(&times(b)));
+    let attention_out = sites.iter().filter(|report| report.site.stage == Stage::AttnOut);
+    let l2 = |report: &&SiteReport| report.difference.as_ref().map_or(0.0, |d| d.relative_l2);
+    let furthest = attention_out.max_by(|a, b| l2(a).total_cmp(&l2(b)));
+    let diverged = sites.iter().find(|report| report.outcome == Outcome::Diverged);
+    Row {
+        variant: attention.to_string(),
+        exit: coverage.exit(),
+        coverage,
+        relative_l2: furthest.as_ref().map_or(0.0, l2),
+        floor_l2: furthest.and_then(|report| report.floor).map_or(0.0, |floor| floor.relative_l2),
+        times_floor: worst.map_or(0.0, times),
+        worst_site: worst.map_or(String::new(), |report| name(report.site)),
+        first_divergence: diverged.map(|report| name(report.site)),
+    }
+}
+
+fn text(table: &VariantTable, inputs: &Inputs) -> String {
+    let agree = table.rows.iter().filter(|row| row.exit == Exit::Equal).count();
+    let (prompt, decode) = (inputs.ids.len(), inputs.decode);
+    let mut grid = Table::new();
+    grid.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    grid.set_header([
+        "attention variant",
+        "verdict",
+        "attn_out relative L2",
+        "its floor",
+        "worst site",
+        "x floor",
+    ]);
+    for row in &table.rows {
+        let verdict = match &row.first_divergence {
+            Some(site) => format!("diverges at {site}"),
+            None if row.exit == Exit::Equal => "equal".to_string(),
+            None => "not measured".to_string(),
+        };
+        let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
+        grid.add_row([
+            Cell::new(&row.variant),
+            Cell::new(verdict),
+            right(format!("{:.2e}", row.relative_l2)),
+            right(format!("{:.2e}", row.floor_l2)),
+            Cell::new(&row.worst_site),
+            right(format!("{:.2}", row.times_floor)),
+        ]);
+    }
+    format!(
+        "{agree} of {} attention variants agree with llama.cpp within {} x floor ({prompt} prompt \
+         tokens, {decode} decode steps)\n{grid}\n",
+        table.rows.len(),
+        table.factor
+    )
+}

@@ -1,0 +1,9 @@
+//! The report of a comparison: as data, as JSON, and as text.
+
+mod schema;
+mod terminal;
+
+pub use schema::{
+    Compared, Headline, ModelSummary, REPORT_VERSION, Report, SideSummary, SiteRow, StepRow,
+};
+pub use terminal::{headline, render};

@@ -1,0 +1,116 @@
+//! The report as data. Every serialised type is here; `docs/report.md` describes them.
+
+use serde::Serialize;
+
+use crate::{
+    arithmetic::Arithmetic,
+    capture::Choice,
+    compare::{Difference, SiteFloor},
+    exit::Exit,
+    model::{Config, Ledger},
+    site::Site,
+    verdict::{Coverage, Outcome, SiteReport},
+};
+
+/// Raised when a field is added, removed or changes its meaning.
+pub const REPORT_VERSION: u32 = 1;
+
+/// A whole report.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    pub report_version: u32,
+    pub firstdiff: String,
+    pub headline: Headline,
+    pub model: Option<ModelSummary>,
+    pub engine: SideSummary,
+    pub reference: SideSummary,
+    pub compared: Compared,
+    pub steps: Vec<StepRow>,
+    /// What went unsaid elsewhere and a reader should know.
+    pub notes: Vec<String>,
+    pub sites: Vec<SiteRow>,
+    pub seconds: f64,
+}
+
+/// The answer.
+#[derive(Clone, Debug, Serialize)]
+pub struct Headline {
+    pub exit: Exit,
+    pub exit_code: u8,
+    /// The first line of the text report.
+    pub text: String,
+    /// The first site that diverged, such as `0/blk.0.q`.
+    pub first_divergence: Option<String>,
+}
+
+/// The model that both sides ran.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelSummary {
+    pub path: String,
+    pub blake3: String,
+    pub config: Config,
+    pub parameters: u64,
+    pub ledger: Ledger,
+}
+
+/// One side of the comparison.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct SideSummary {
+    /// What ran: `llama.cpp`, or the device.
+    pub name: String,
+    /// Settings that change its numbers.
+    pub settings: Vec<(String, String)>,
+    pub arithmetic: Option<Arithmetic>,
+}
+
+/// How the comparison was made, and how much it covers.
+#[derive(Clone, Debug, Serialize)]
+pub struct Compared {
+    pub factor: f64,
+    /// The tolerance in words.
+    pub formula: String,
+    pub coverage: Coverage,
+    pub layers: usize,
+    pub prompt_tokens: usize,
+    pub decode_steps: usize,
+    /// Whether the logits are bit-equal with and without hooks, if that was checked.
+    pub hooks_leave_logits: Option<bool>,
+}
+
+/// One step: its tokens, and what each side would say next.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepRow {
+    pub tokens: Vec<i32>,
+    pub reference: Option<Choice>,
+    pub engine: Option<Choice>,
+    /// The texts of the two choices.
+    pub reference_text: Option<String>,
+    pub engine_text: Option<String>,
+}
+
+/// One site.
+#[derive(Clone, Debug, Serialize)]
+pub struct SiteRow {
+    /// `step/tensor name`, such as `0/blk.3.q_rope`.
+    pub site: String,
+    pub outcome: Outcome,
+    pub floor: Option<SiteFloor>,
+    pub difference: Option<Difference>,
+    #[serde(skip)]
+    pub place: Site,
+}
+
+impl From<SiteReport> for SiteRow {
+    fn from(report: SiteReport) -> SiteRow {
+        let SiteReport { site, outcome, difference, floor } = report;
+        let name = format!("{}/{}", site.step, site.tensor_name());
+        SiteRow { site: name, outcome, floor, difference, place: site }
+    }
+}
+
+impl SiteRow {
+    /// How many floors the site is off.
+    pub fn times_floor(&self) -> f64 {
+        self.difference.as_ref().map_or(0.0, Difference::times_floor)
+    }
+}

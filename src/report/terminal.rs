@@ -1,0 +1,319 @@
+//! The report as text. The first line is the answer.
+
+use std::fmt::Write;
+
+use anstyle::{AnsiColor, Style};
+
+use crate::{
+    compare::{Difference, Element, NonFinite},
+    report::{Report, SiteRow},
+    site::{Axis, Site, Stage},
+    verdict::{Coverage, Outcome},
+};
+
+/// A choice repeated this often in a row is worth a warning.
+const REPEATS: usize = 3;
+/// At most this many tensors are named in a line about weights.
+const MAX_NAMED: usize = 4;
+
+const GOOD: Style = AnsiColor::Green.on_default().bold();
+const BAD: Style = AnsiColor::Red.on_default().bold();
+const DIM: Style = Style::new().dimmed();
+
+/// The first line: where the sides part, or that they do not.
+pub fn headline(
+    sites: &[SiteRow],
+    coverage: &Coverage,
+    first_position: &dyn Fn(u32) -> usize,
+) -> String {
+    let diverged = sites.iter().find(|row| row.outcome == Outcome::Diverged);
+    if let Some((row, difference)) = diverged.and_then(|row| Some((row, row.difference.as_ref()?)))
+    {
+        let place = first_position(row.place.step);
+        return match (&difference.first, &difference.worst) {
+            (Some(first), _) => {
+                format!("first divergence: {} {}", row.place, element(row.place, first, place))
+            }
+            (None, Some(worst)) => format!(
+                "first divergence: {} as a whole: relative L2 {:.2e}, {} x floor; worst element {}",
+                row.place,
+                difference.relative_l2,
+                number(difference.l2_times_floor),
+                element(row.place, worst, place)
+            ),
+            (None, None) => format!("first divergence: {}", row.place),
+        };
+    }
+    if let Some(row) = sites.iter().find(|row| matches!(row.outcome, Outcome::Refused(_))) {
+        let Outcome::Refused(why) = &row.outcome else { unreachable!("just matched") };
+        return format!("incomparable: {}: {why}", row.place);
+    }
+    if coverage.equal == 0 {
+        return "nothing was measured: no site is provided by both sides".to_string();
+    }
+    let counts = format!("{} of {} sites", coverage.equal, coverage.total);
+    if coverage.unmeasured > 0 {
+        return format!(
+            "not enough measured: {counts} are equal within the floor, {} were not provided",
+            coverage.unmeasured
+        );
+    }
+    let worst = sites.iter().max_by(|a, b| a.times_floor().total_cmp(&b.times_floor()));
+    let worst = worst.map_or(String::new(), |row| {
+        format!("; worst {} x floor at {}", number(row.times_floor()), row.place)
+    });
+    format!("equal within the floor: {counts}{worst}")
+}
+
+/// `[position 1, head 0, dim 3] engine 0.118 reference -5.201, 3.1e5 x floor`
+fn element(site: Site, element: &Element, first_position: usize) -> String {
+    let named = site.stage.axes().iter().zip(&element.index).map(|(axis, &index)| match axis {
+        Axis::Token => format!("position {}", first_position + index),
+        axis => format!("{} {index}", axis.name()),
+    });
+    let place: Vec<String> = named.collect();
+    format!(
+        "[{}] engine {} reference {}, {} x floor",
+        place.join(", "),
+        element.engine,
+        element.reference,
+        number(element.times_floor)
+    )
+}
+
+/// Three significant digits; an exponent where that is shorter.
+fn number(x: f64) -> String {
+    match x {
+        x if x.is_infinite() => "infinitely many".to_string(),
+        x if x >= 1e4 => format!("{x:.1e}"),
+        x if x >= 100.0 => format!("{x:.0}"),
+        x if x >= 10.0 => format!("{x:.1}"),
+        x => format!("{x:.2}"),
+    }
+}
+
+/// The whole report, with terminal colours.
+pub fn render(report: &Report) -> String {
+    let mut text = String::new();
+    let colour = if report.headline.exit_code == 0 { GOOD } else { BAD };
+    let _ = writeln!(text, "{colour}{}{colour:#}", report.headline.text);
+    let diverged = report.sites.iter().find(|row| row.outcome == Outcome::Diverged);
+    if let Some((row, difference)) = diverged.and_then(|row| Some((row, row.difference.as_ref()?)))
+    {
+        divergence(&mut text, report, row, difference);
+    }
+    coverage(&mut text, report);
+    stages(&mut text, report);
+    steps(&mut text, report);
+    sides(&mut text, report);
+    for note in &report.notes {
+        line(&mut text, "note", note);
+    }
+    text
+}
+
+fn line(text: &mut String, label: &str, content: &str) {
+    let _ = writeln!(text, "  {DIM}{label:<10}{DIM:#} {content}");
+}
+
+fn divergence(text: &mut String, report: &Report, row: &SiteRow, difference: &Difference) {
+    let first_position = first_position(report, row.place.step);
+    let share = 100.0 * difference.beyond as f64 / difference.elements.max(1) as f64;
+    let pattern = difference.pattern.as_ref().map_or("no single element", |p| p.text.as_str());
+    let counts = format!("{} of {} elements, {share:.1} %", difference.beyond, difference.elements);
+    line(text, "which", &format!("{pattern} ({counts})"));
+    if let Some(worst) = &difference.worst {
+        line(text, "worst", &element(row.place, worst, first_position));
+    }
+    line(
+        text,
+        "distance",
+        &format!(
+            "max abs {:.3e}, relative L2 {:.3e}, cosine {:.6}, norm ratio {:.6}, {} ulp",
+            difference.max_abs,
+            difference.relative_l2,
+            difference.cosine,
+            difference.norm_ratio,
+            difference.max_ulp
+        ),
+    );
+    if difference.non_finite != NonFinite::default() {
+        let NonFinite { engine, reference, mismatched } = difference.non_finite;
+        let counts = format!("{engine} in the engine, {reference} in the reference");
+        line(text, "non-finite", &format!("{counts}, {mismatched} in one side only"));
+    }
+    if let Some(floor) = row.floor {
+        let floors =
+            format!("{:.2e} an element, {:.2e} relative L2", floor.elementwise, floor.relative_l2);
+        line(text, "floor", &floors);
+    }
+    let before = report.sites.iter().take_while(|other| other.place < row.place).count();
+    let after = report.compared.coverage.compared().saturating_sub(before + 1);
+    let also = report.compared.coverage.diverged.saturating_sub(1);
+    line(
+        text,
+        "around it",
+        &format!("{before} sites before it are equal; {also} of {after} after it differ too"),
+    );
+}
+
+fn coverage(text: &mut String, report: &Report) {
+    let compared = &report.compared;
+    let Coverage { total, asked, unmeasured, refused, .. } = compared.coverage;
+    let mut parts = vec![format!("{} of {total} sites compared", compared.coverage.compared())];
+    if asked < total {
+        parts.push(format!("{} not asked for", total - asked));
+    }
+    for (count, what) in [(unmeasured, "unmeasured"), (refused, "refused")] {
+        if count > 0 {
+            parts.push(format!("{count} {what}"));
+        }
+    }
+    let missed = asked.saturating_sub(report.sites.len());
+    if missed > 0 {
+        parts.push(format!("{missed} not reached (--stop-at-first)"));
+    }
+    let (layers, prompt, decode) = (compared.layers, compared.prompt_tokens, compared.decode_steps);
+    let shape = format!("{layers} layers, {prompt} prompt tokens and {decode} decode steps");
+    line(text, "coverage", &format!("{}: {shape}", parts.join(", ")));
+    line(text, "tolerance", &compared.formula);
+    for row in report
+        .sites
+        .iter()
+        .filter(|row| matches!(row.outcome, Outcome::Unmeasured(_) | Outcome::Refused(_)))
+        .take(MAX_NAMED)
+    {
+        if let Outcome::Unmeasured(why) | Outcome::Refused(why) = &row.outcome {
+            line(text, "unmeasured", &format!("{}: {why}", row.place));
+        }
+    }
+    match compared.hooks_leave_logits {
+        Some(true) => line(text, "hooks", "logits are bit-equal with and without them"),
+        Some(false) => line(text, "hooks", "CHANGE the logits: the engine differs without them"),
+        None => {}
+    }
+}
+
+/// One line a stage: how far it is off at worst, and where it first diverges.
+fn stages(text: &mut String, report: &Report) {
+    let _ =
+        writeln!(text, "\n  {DIM}stage          sites  diverged   worst x floor  first at{DIM:#}");
+    for stage in Stage::ALL {
+        let rows: Vec<&SiteRow> =
+            report.sites.iter().filter(|row| row.place.stage == stage).collect();
+        let Some(worst) = rows.iter().map(|row| row.times_floor()).max_by(f64::total_cmp) else {
+            continue;
+        };
+        let is_diverged = |row: &&&SiteRow| row.outcome == Outcome::Diverged;
+        let diverged = rows.iter().filter(is_diverged).count();
+        let first = rows.iter().find(is_diverged).map_or(String::new(), |row| {
+            let layer = row.place.layer.map_or(String::new(), |layer| format!(" layer {layer}"));
+            format!("step {}{layer}", row.place.step)
+        });
+        let colour = if diverged > 0 { BAD } else { Style::new() };
+        let _ = writeln!(
+            text,
+            "  {colour}{:<13} {:>6} {diverged:>9} {:>15}  {first}{colour:#}",
+            stage.name(),
+            rows.len(),
+            number(worst)
+        );
+    }
+}
+
+fn steps(text: &mut String, report: &Report) {
+    let _ = writeln!(text, "\n  {DIM}step  reference says (gap)      engine says (gap){DIM:#}");
+    for (index, step) in report.steps.iter().enumerate() {
+        let say = |choice: Option<f32>, word: &Option<String>| match (choice, word) {
+            (Some(gap), Some(word)) => format!("{word:?} ({gap:.2})"),
+            _ => "-".to_string(),
+        };
+        let reference = say(step.reference.map(|choice| choice.gap()), &step.reference_text);
+        let engine = say(step.engine.map(|choice| choice.gap()), &step.engine_text);
+        let differs = match (step.reference, step.engine) {
+            (Some(a), Some(b)) if a.token != b.token => "  differs",
+            _ => "",
+        };
+        let _ = writeln!(text, "  {index:>4}  {reference:<24}  {engine}{differs}");
+    }
+    let text_of = |word: &dyn Fn(&crate::report::StepRow) -> Option<String>| -> String {
+        report.steps.iter().filter_map(word).collect()
+    };
+    let reference = text_of(&|step| step.reference_text.clone());
+    let engine = text_of(&|step| step.engine_text.clone());
+    if !reference.is_empty() && !engine.is_empty() {
+        line(
+            text,
+            "decoded",
+            &format!("reference {reference:?}, engine {engine:?} (same tokens forced)"),
+        );
+    }
+    let tokens: Vec<Option<i32>> =
+        report.steps.iter().map(|step| step.engine.map(|choice| choice.token)).collect();
+    if let Some(token) = repeated(&tokens) {
+        line(
+            text,
+            "repeats",
+            &format!("the engine says token {token} {REPEATS} times or more in a row"),
+        );
+    }
+}
+
+/// A token that occurs [`REPEATS`] times in a row.
+fn repeated(tokens: &[Option<i32>]) -> Option<i32> {
+    let same =
+        |window: &&[Option<i32>]| window[0].is_some() && window.iter().all(|t| *t == window[0]);
+    tokens.windows(REPEATS).find(same).and_then(|window| window[0])
+}
+
+fn sides(text: &mut String, report: &Report) {
+    text.push('\n');
+    for (label, side) in [("engine", &report.engine), ("reference", &report.reference)] {
+        let settings: Vec<String> =
+            side.settings.iter().map(|(key, value)| format!("{key} {value}")).collect();
+        line(text, label, &format!("{}: {}", side.name, settings.join(", ")));
+    }
+    let Some(model) = &report.model else { return };
+    let c = &model.config;
+    let shape = format!(
+        "{}, {} layers, hidden {}, {}/{} heads of {}, ffn {}, vocab {}",
+        c.arch.name(),
+        c.n_layer,
+        c.n_embd,
+        c.n_head,
+        c.n_head_kv,
+        c.head_dim,
+        c.n_ff,
+        c.n_vocab
+    );
+    line(text, "model", &format!("{} ({shape})", model.path));
+    let ledger = &model.ledger;
+    if ledger.is_clean() {
+        line(
+            text,
+            "weights",
+            &format!("{} tensors, all used, finite, none all zero", ledger.tensors),
+        );
+    }
+    for (what, names) in
+        [("unused", &ledger.unused), ("absent", &ledger.absent), ("all zero", &ledger.all_zero)]
+    {
+        if !names.is_empty() {
+            let more = names.len().saturating_sub(MAX_NAMED);
+            let shown = names[..names.len().min(MAX_NAMED)].join(", ");
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            line(text, "weights", &format!("{what}: {shown}{more}"));
+        }
+    }
+    for bad in ledger.non_finite.iter().take(MAX_NAMED) {
+        let what = format!(
+            "{} has {} NaN or infinite elements, first at {}",
+            bad.tensor, bad.count, bad.first
+        );
+        line(text, "weights", &what);
+    }
+}
+
+fn first_position(report: &Report, step: u32) -> usize {
+    report.steps.iter().take(step as usize).map(|step| step.tokens.len()).sum()
+}
