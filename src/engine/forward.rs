@@ -230,7 +230,7 @@ impl Engine {
         self.emit_tap(pass, layer, Stage::Probs)?;
         self.emit(pass, at, Stage::AttnOut, &s.attn_out)?;
 
-        self.linear(&s.projected, &s.attn_out, &weights.o, pass.tokens, dtype)?;
+        self.linear(&s.projected, &s.attn_out, &weights.o, pass.tokens)?;
         self.emit(pass, at, Stage::OProj, &s.projected)?;
         let n = pass.tokens * self.config.n_embd;
         launch::residual_add(device, dtype, &s.hidden, (&s.hidden, &s.projected), n)?;
@@ -252,7 +252,7 @@ impl Engine {
             (&s.k, &weights.k, Stage::K),
             (&s.v, &weights.v, Stage::V),
         ] {
-            self.linear(out, &s.normed, linear, tokens, dtype)?;
+            self.linear(out, &s.normed, linear, tokens)?;
             self.emit(pass, at, stage, out)?;
         }
         for (x, weight, n_head, stage) in [
@@ -301,13 +301,13 @@ impl Engine {
 
         self.norm(&s.normed, &s.hidden, &weights.ffn_norm, (tokens, self.config.n_embd))?;
         self.emit(pass, at, Stage::FfnNorm, &s.normed)?;
-        self.linear(&s.gate, &s.normed, &weights.gate, tokens, dtype)?;
+        self.linear(&s.gate, &s.normed, &weights.gate, tokens)?;
         self.emit(pass, at, Stage::FfnGate, &s.gate)?;
-        self.linear(&s.up, &s.normed, &weights.up, tokens, dtype)?;
+        self.linear(&s.up, &s.normed, &weights.up, tokens)?;
         self.emit(pass, at, Stage::FfnUp, &s.up)?;
         launch::swiglu(device, dtype, &s.act, (&s.gate, &s.up), inner_size)?;
         self.emit(pass, at, Stage::FfnAct, &s.act)?;
-        self.linear(&s.projected, &s.act, &weights.down, tokens, dtype)?;
+        self.linear(&s.projected, &s.act, &weights.down, tokens)?;
         self.emit(pass, at, Stage::FfnDown, &s.projected)?;
         launch::residual_add(device, dtype, &s.hidden, (&s.hidden, &s.projected), hidden_size)?;
         self.emit(pass, at, Stage::LayerOut, &s.hidden)
@@ -333,19 +333,19 @@ impl Engine {
         self.emit(pass, None, Stage::FinalNorm, &s.normed)?;
 
         let logits = self.device.alloc(4 * rows * c.n_vocab, Stage::Logits.name())?;
-        match &self.weights.output {
-            Some(output) => self.linear(&logits, &s.normed, output, rows, DType::F32)?,
-            None => self.device.gemm(Gemm {
-                x: &s.normed,
-                w: &self.weights.embedding,
-                y: &logits,
-                rows,
-                cols: c.n_vocab,
-                inner: c.n_embd,
-                input: self.options.storage,
-                output: DType::F32,
-                w_is_inner_by_cols: false,
-            })?,
+        self.device.gemm(Gemm {
+            x: &s.normed,
+            w: self.weights.output.as_ref().unwrap_or(&self.weights.embedding),
+            y: &logits,
+            rows,
+            cols: c.n_vocab,
+            inner: c.n_embd,
+            input: self.options.storage,
+            output: DType::F32,
+            w_is_inner_by_cols: false,
+        })?;
+        if let Some(bias) = &self.weights.output_bias {
+            launch::bias_add(&*self.device, DType::F32, &logits, bias, (rows, c.n_vocab))?;
         }
         let mut last = vec![0f32; c.n_vocab];
         let offset = 4 * (rows - 1) * c.n_vocab;
@@ -363,8 +363,8 @@ impl Engine {
         x: &Buffer,
         linear: &Linear,
         rows: usize,
-        output: DType,
     ) -> Result<(), EngineError> {
+        let dtype = self.options.storage;
         self.device.gemm(Gemm {
             x,
             w: &linear.weight,
@@ -372,12 +372,12 @@ impl Engine {
             rows,
             cols: linear.outputs,
             inner: linear.inputs,
-            input: self.options.storage,
-            output,
+            input: dtype,
+            output: dtype,
             w_is_inner_by_cols: linear.transposed,
         })?;
         if let Some(bias) = &linear.bias {
-            launch::bias_add(&*self.device, output, out, bias, (rows, linear.outputs))?;
+            launch::bias_add(&*self.device, dtype, out, bias, (rows, linear.outputs))?;
         }
         Ok(())
     }

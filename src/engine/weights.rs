@@ -6,7 +6,7 @@ use crate::{
     device::{Buffer, Device},
     engine::EngineError,
     fault::{Faults, Wiring},
-    model::{Config, Model},
+    model::{Config, Model, ModelError},
     tensor::DType,
 };
 
@@ -41,11 +41,15 @@ pub struct Weights {
     pub embedding: Buffer,
     pub layers: Vec<Layer>,
     pub final_norm: Buffer,
-    /// `None` where the output is tied to the embedding.
-    pub output: Option<Linear>,
+    /// (V, E); `None` where the output is tied to the embedding.
+    pub output: Option<Buffer>,
+    pub output_bias: Option<Buffer>,
     /// Divisors of rope's angles (D/2) f32.
     pub rope_factors: Option<Buffer>,
 }
+
+/// Elements widened at a time: what loading needs beyond the weights.
+const CHUNK_ELEMENTS: usize = 1 << 18;
 
 /// Reads tensors of a model and puts them on a device.
 struct Loader<'a> {
@@ -66,15 +70,13 @@ impl Weights {
         let loader = Loader { device, model, storage, faults };
         let config = &model.config;
         let layers = (0..config.n_layer).map(|layer| loader.layer(config, layer));
-        let output = match model.has("output.weight") {
-            true => Some(loader.linear("output", config.n_vocab, config.n_embd)?),
-            false => None,
-        };
+        let untied = model.has("output.weight");
         Ok(Weights {
             embedding: loader.matrix("token_embd.weight")?,
             layers: layers.collect::<Result<_, _>>()?,
             final_norm: loader.vector("output_norm.weight")?,
-            output,
+            output: untied.then(|| loader.matrix("output.weight")).transpose()?,
+            output_bias: loader.optional_vector("output.bias")?,
             rope_factors: loader.optional_vector("rope_freqs.weight")?,
         })
     }
@@ -120,17 +122,31 @@ impl Loader<'_> {
         Ok(Linear { weight, bias, outputs, inputs, transposed: false })
     }
 
-    /// A matrix in the storage type.
+    /// A matrix in the storage type, widened and uploaded a few rows at a time.
     fn matrix(&self, name: &str) -> Result<Buffer, EngineError> {
-        let values = self.model.weights(name)?;
-        match self.storage {
-            DType::F16 => {
-                let mut narrow = vec![f16::ZERO; values.len()];
-                narrow.convert_from_f32_slice(&values);
-                self.upload(name, bytemuck::cast_slice(&narrow))
-            }
-            _ => self.upload(name, bytemuck::cast_slice(&values)),
+        let info = self.model.info(name)?;
+        let (rows, row_length, size) = (info.rows(), info.row_length(), self.storage.size());
+        let buffer = self.device.alloc(rows * row_length * size, name)?;
+        let step = (CHUNK_ELEMENTS / row_length).clamp(1, rows);
+        let mut wide = vec![0f32; step * row_length];
+        let mut narrow = Vec::new();
+        for first in (0..rows).step_by(step) {
+            let last = (first + step).min(rows);
+            let wide = &mut wide[..(last - first) * row_length];
+            let gguf = self.model.gguf();
+            gguf.widen_rows(info, first..last, wide).map_err(ModelError::from)?;
+            let bytes: &[u8] = match self.storage {
+                DType::F16 => {
+                    narrow.resize(wide.len(), f16::ZERO);
+                    narrow.convert_from_f32_slice(wide);
+                    bytemuck::cast_slice(&narrow)
+                }
+                _ => bytemuck::cast_slice(wide),
+            };
+            self.device.upload(&buffer, first * row_length * size, bytes)?;
         }
+        self.model.gguf().forget(info);
+        Ok(buffer)
     }
 
     /// A vector in f32: norm weights, biases and rope factors are never narrowed.

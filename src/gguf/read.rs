@@ -141,6 +141,24 @@ impl Gguf {
         &self.map[info.offset..info.offset + info.bytes]
     }
 
+    /// Gives back the memory of a tensor's pages; they are read from the file again when needed.
+    pub fn forget(&self, info: &TensorInfo) {
+        self.forget_range(info.offset, info.bytes);
+    }
+
+    /// Gives back the memory of the whole file's pages.
+    pub fn forget_all(&self) {
+        self.forget_range(0, self.map.len());
+    }
+
+    fn forget_range(&self, offset: usize, bytes: usize) {
+        // SAFETY: the map is of a file and read-only, so a dropped page holds nothing that the
+        // file does not. The advice may be refused; then the pages just stay.
+        let _ = unsafe {
+            self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, bytes)
+        };
+    }
+
     /// Rows of a tensor widened to f32 by ggml's own dequantiser; `out` holds `rows` times the row
     /// length.
     pub fn widen_rows(
@@ -174,10 +192,11 @@ impl Gguf {
         Ok(())
     }
 
-    /// A tensor widened to f32, rows one after another.
+    /// A tensor widened to f32, rows one after another; its pages are given back.
     pub fn widen(&self, info: &TensorInfo) -> Result<Vec<f32>, GgufError> {
         let mut out = vec![0f32; info.rows() * info.row_length()];
         self.widen_rows(info, 0..info.rows(), &mut out)?;
+        self.forget(info);
         Ok(out)
     }
 }

@@ -123,5 +123,6 @@ fn scan(model: &Model, info: &TensorInfo) -> Result<Scan, GgufError> {
             }
         }
     }
+    model.gguf().forget(info);
     Ok(found)
 }

@@ -71,6 +71,7 @@ impl Model {
             return known;
         }
         let hash = blake3::hash(self.gguf.bytes()).to_hex().to_string();
+        self.gguf.forget_all();
         if let Some(path) = remembered {
             // A hash that cannot be remembered is computed again the next time.
             let _ = cache::write_atomic(&path, hash.as_bytes());

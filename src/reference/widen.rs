@@ -54,6 +54,7 @@ pub fn widened(model: &Model) -> Result<PathBuf, WriteError> {
             gguf.widen_rows(source, first..last, values).map_err(std::io::Error::other)?;
             out.write_all(bytemuck::cast_slice(values))?;
         }
+        gguf.forget(source);
         Ok(())
     })?;
     Ok(path)

@@ -1,0 +1,186 @@
+//! `make bench`: where the time and the memory of a run go. Medians of several runs, with ratios,
+//! for single times on a shared machine say little.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use firstdiff::{
+    arithmetic::Arithmetic,
+    baseline::{self, Baseline, Task},
+    capture::{NoSink, Sink, Stopped},
+    compare::{DEFAULT_FACTOR, SiteFilter},
+    engine::AttentionVariant,
+    fault::Faults,
+    kernels::KernelSet,
+    model::Model,
+    reference::{Reference, ReferenceOptions},
+    run::{DeviceKind, EngineSpec, Run, run_engine},
+    site::Site,
+    synth::{self, Spec},
+    tensor::{DType, Tensor},
+    verdict::Rule,
+};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+const REPEATS: usize = 5;
+/// Set for the child process that measures its own peak memory.
+const MEMORY_MODEL: &str = "FIRSTDIFF_BENCH_MEMORY_MODEL";
+const MEMORY_DECODE: &str = "FIRSTDIFF_BENCH_MEMORY_DECODE";
+
+fn main() -> Result<()> {
+    if let Some(path) = std::env::var_os(MEMORY_MODEL) {
+        let decode = std::env::var(MEMORY_DECODE)?.parse()?;
+        return print_peak_memory(Path::new(&path), decode);
+    }
+    split_of_a_run()?;
+    memory_over_layers_and_steps()
+}
+
+/// Takes every tensor and throws it away: what capturing costs without comparing.
+struct Discard;
+
+impl Sink for Discard {
+    fn wants(&self, _: Site) -> bool {
+        true
+    }
+
+    fn put(&mut self, _: Site, _: Tensor) -> std::result::Result<(), Stopped> {
+        Ok(())
+    }
+}
+
+fn spec() -> EngineSpec {
+    EngineSpec {
+        device: DeviceKind::Host,
+        storage: DType::F32,
+        attention: AttentionVariant::default(),
+        faults: Faults::default(),
+        kernels: KernelSet::embedded(),
+    }
+}
+
+fn fixture() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-qwen2/tiny-qwen2-f16.gguf")
+}
+
+/// The median of several timings, in milliseconds.
+fn median(mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+    let mut times = Vec::new();
+    for _ in 0..REPEATS {
+        let start = Instant::now();
+        work()?;
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[REPEATS / 2])
+}
+
+fn whole_run(model: &Model, reference: &Reference, task: Task<'_>) -> Result<()> {
+    let filter = SiteFilter::default();
+    let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
+    let engine = spec();
+    let run = Run { model, reference, task, engine: &engine, filter: &filter, rule };
+    let finished = run.run(&mut |_| {})?;
+    assert_eq!(finished.coverage.equal, finished.coverage.total, "a clean run is equal");
+    Ok(())
+}
+
+fn split_of_a_run() -> Result<()> {
+    let model = Model::open(&fixture())?;
+    let reference = Reference::load(&model, ReferenceOptions::default())?;
+    let text = std::fs::read_to_string(fixture().with_file_name("prompt-long.txt"))?;
+    let ids: Vec<i32> = reference.tokenize(&text).into_iter().take(32).collect();
+    let task = Task { prompt: &ids, decode: 4 };
+    let arithmetic = Arithmetic::engine(DType::F32);
+    let baseline = Baseline::of(&reference, &model, task, &arithmetic)?;
+    let mut engine = spec().build(&model, task)?;
+
+    let whole = median(|| whole_run(&model, &reference, task))?;
+    let mut rows = vec![("whole run (floor and kernels cached)", whole)];
+    let mut add = |name, work: &mut dyn FnMut() -> Result<()>| -> Result<()> {
+        rows.push((name, median(work)?));
+        Ok(())
+    };
+    add("  open the model and load it in llama.cpp", &mut || {
+        let model = Model::open(&fixture())?;
+        Reference::load(&model, ReferenceOptions::default())?;
+        Ok(())
+    })?;
+    add("  load kernels and weights on the device", &mut || {
+        spec().build(&model, task)?;
+        Ok(())
+    })?;
+    let forced = baseline.forced();
+    add("  llama.cpp, no hooks", &mut || {
+        let mut next = forced.iter().copied();
+        baseline::decode(&reference, task, &mut NoSink, None, |_| next.next())?;
+        Ok(())
+    })?;
+    add("  llama.cpp, every site captured", &mut || {
+        let mut next = forced.iter().copied();
+        baseline::decode(&reference, task, &mut Discard, None, |_| next.next())?;
+        Ok(())
+    })?;
+    add("  engine, no hooks", &mut || {
+        engine.reset()?;
+        run_engine(&mut engine, &baseline.steps, &mut NoSink)?;
+        Ok(())
+    })?;
+    add("  engine, every site captured", &mut || {
+        engine.reset()?;
+        run_engine(&mut engine, &baseline.steps, &mut Discard)?;
+        Ok(())
+    })?;
+    add("floor, measured anew", &mut || {
+        Baseline::measure(&reference, &model, task, &arithmetic)?;
+        Ok(())
+    })?;
+    println!("fixture, 32 prompt tokens and 4 decode steps, f32: median of {REPEATS}");
+    for (name, milliseconds) in rows {
+        println!("{name:<45} {milliseconds:>8.1} ms {:>6.2} x whole", milliseconds / whole);
+    }
+    Ok(())
+}
+
+/// Peak memory of a process that makes one run, beside the size of the model's f32 weights.
+fn memory_over_layers_and_steps() -> Result<()> {
+    println!(
+        "\npeak memory of a run, 64 prompt tokens; weights are held twice (llama.cpp, engine)"
+    );
+    println!("layers  decode steps  weights f32 MiB  peak MiB  peak less twice the weights MiB");
+    let folder = tempfile::tempdir()?;
+    for (layers, decode) in [(4, 4), (8, 4), (16, 4), (4, 16), (4, 64)] {
+        let path = folder.path().join(format!("{layers}.gguf"));
+        let tiny = Spec::preset("tiny-qwen2")?;
+        let spec = Spec { n_layer: layers, n_embd: 512, n_head: 8, head_dim: 64, ..tiny };
+        let spec = Spec { n_ff: 1024, n_vocab: 1024, ..spec };
+        synth::write(&spec, &path, &mut |_| {})?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.env(MEMORY_MODEL, &path).env(MEMORY_DECODE, decode.to_string());
+        let output = command.output()?;
+        let text = String::from_utf8(output.stdout)?;
+        let peak: f64 = text.trim().parse().map_err(|_| {
+            format!("the child failed: {}", String::from_utf8_lossy(&output.stderr))
+        })?;
+        let weights = 4.0 * Model::open(&path)?.parameters() as f64 / 1048576.0;
+        let rest = peak - 2.0 * weights;
+        println!("{layers:>6}  {decode:>12}  {weights:>15.1}  {peak:>8.1}  {rest:>31.1}");
+    }
+    Ok(())
+}
+
+fn print_peak_memory(path: &Path, decode: u32) -> Result<()> {
+    let model = Model::open(path)?;
+    let reference = Reference::load(&model, ReferenceOptions::default())?;
+    let ids: Vec<i32> = reference.tokenize(&"a b c d ".repeat(8)).into_iter().take(64).collect();
+    whole_run(&model, &reference, Task { prompt: &ids, decode })?;
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).ok_or("no VmHWM")?;
+    let kib: f64 = line.split_whitespace().nth(1).ok_or("no number")?.parse()?;
+    println!("{}", kib / 1024.0);
+    Ok(())
+}
