@@ -18,10 +18,16 @@ use crate::{
 };
 
 /// Raised when a change here or in the noise makes cached floors wrong.
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 
-/// The seed of the noise: any fixed number.
+/// The seed of the first noisy run: any fixed number.
 const NOISE_SEED: u64 = 20_261_123;
+
+/// Noisy runs together have at least this many query heads. One token with one head has scores and
+/// probs of a few elements, whose noise may be near zero by luck; the largest of several runs is
+/// not. A model of 32 heads needs one run, one of a single head gets [`MAX_NOISY_RUNS`].
+const NOISY_HEADS: usize = 32;
+const MAX_NOISY_RUNS: usize = 8;
 
 /// The reference's side of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,7 +106,7 @@ impl Baseline {
         Ok(baseline)
     }
 
-    /// Measures the baseline: a clean run and a noisy one, side by side. A native reference also
+    /// Measures the baseline: a clean run and noisy ones, side by side. A native reference also
     /// gets its distance from the same model in f32 added to its floor.
     pub fn measure(
         reference: &Reference,
@@ -113,14 +119,18 @@ impl Baseline {
             arithmetic: arithmetic.clone(),
             weights_are_rounded: weights_are_rounded(model, arithmetic.weights),
         };
+        let runs = NOISY_HEADS.div_ceil(model.config.n_head).min(MAX_NOISY_RUNS) as u64;
+        let seeds = (0..runs).map(|run| NOISE_SEED + run);
+        let noises: Vec<Noise> = seeds.map(|seed| Noise { seed, ..noise.clone() }).collect();
+        let noisy: Vec<_> = noises.iter().map(|noise| (reference, Some(noise))).collect();
         let amplitude =
             |site: Site, positions| noise.amplitude(&model.config, site.stage, positions);
-        let mut baseline = distance(reference, (reference, Some(&noise)), model, task, &amplitude)?;
+        let mut baseline = distance(reference, &noisy, model, task, &amplitude)?;
         if reference.options().precision == Precision::Native {
             let options = ReferenceOptions { precision: Precision::F32, ..reference.options() };
             let wide = Reference::load(model, options)?;
             let none = |_, _| Amplitude { relative: 0.0, additive: 0.0 };
-            let own = distance(reference, (&wide, None), model, task, &none)?;
+            let own = distance(reference, &[(&wide, None)], model, task, &none)?;
             for (site, floor) in &mut baseline.floor.0 {
                 *floor = floor.plus(own.floor.0[site]);
             }
@@ -149,45 +159,57 @@ pub fn steps_of(task: Task<'_>, choices: &[Option<Choice>]) -> Vec<Vec<i32>> {
     std::iter::once(task.prompt.to_vec()).chain(decoded).collect()
 }
 
-/// Runs `clean` and another reference side by side over the same tokens, the greedy ones of
-/// `clean`, and measures their distance site by site.
+/// Runs `clean` and other references side by side over the same tokens, the greedy ones of
+/// `clean`, and measures the largest distance site by site.
 fn distance(
     clean: &Reference,
-    (other, noise): (&Reference, Option<&Noise>),
+    others: &[(&Reference, Option<&Noise>)],
     model: &Model,
     task: Task<'_>,
     amplitude: &dyn Fn(Site, usize) -> Amplitude,
 ) -> Result<Baseline, ReferenceError> {
     let filter = Arc::default();
     let (mut clean_sink, clean_side) = channel(Arc::clone(&filter));
-    let (mut other_sink, other_side) = channel(filter);
-    let (token_sender, token_receiver) = mpsc::channel();
     thread::scope(|scope| {
+        let mut other_runs = Vec::new();
+        let mut other_sides = Vec::new();
+        let mut token_senders = Vec::new();
+        for &(other, noise) in others {
+            let (mut sink, side) = channel(Arc::clone(&filter));
+            let (token_sender, tokens) = mpsc::channel();
+            other_sides.push(Aligner::new(side));
+            token_senders.push(token_sender);
+            other_runs.push(
+                scope.spawn(move || decode(other, task, &mut sink, noise, |_| tokens.recv().ok())),
+            );
+        }
         let clean_run = scope.spawn(move || {
             decode(clean, task, &mut clean_sink, None, |choice| {
                 let token = choice?.token;
-                token_sender.send(token).ok()?;
-                Some(token)
+                let sent = token_senders.iter().all(|sender| sender.send(token).is_ok());
+                sent.then_some(token)
             })
         });
-        let other_run = scope.spawn(move || {
-            decode(other, task, &mut other_sink, noise, |_| token_receiver.recv().ok())
-        });
-        let (mut clean, mut other) = (Aligner::new(clean_side), Aligner::new(other_side));
+        let mut clean_side = Aligner::new(clean_side);
         let mut floor = Floor::default();
         for site in model.config.sites(task.decode + 1) {
-            let (Some(clean), Some(other)) = (clean.next(site), other.next(site)) else { break };
+            let Some(clean) = clean_side.next(site) else { break };
             let first = first_position(task.prompt.len(), site.step);
-            let positions = task.prompt.len() + site.step as usize;
-            let amplitude = amplitude(site, positions);
-            floor.0.insert(site, SiteFloor::measure(site, &other, &clean, first, amplitude));
+            let amplitude = amplitude(site, task.prompt.len() + site.step as usize);
+            let measured = other_sides.iter_mut().map(|side| {
+                let other = side.next(site)?;
+                Some(SiteFloor::measure(site, &other, &clean, first, amplitude))
+            });
+            let Some(measured) = measured.collect::<Option<Vec<_>>>() else { break };
+            let largest = measured.into_iter().reduce(SiteFloor::max).unwrap_or_default();
+            floor.0.insert(site, largest);
         }
-        drop((clean, other));
+        drop((clean_side, other_sides));
         let joined = |run: thread::ScopedJoinHandle<'_, Result<_, ReferenceError>>| {
             run.join().unwrap_or_else(|_| Err(ReferenceError::Panic("a reference run".into())))
         };
         let choices = joined(clean_run)?;
-        joined(other_run)?;
+        other_runs.into_iter().try_for_each(|run| joined(run).map(drop))?;
         let steps = steps_of(task, &choices);
         Ok(Baseline { steps, choices, floor })
     })

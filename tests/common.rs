@@ -1,4 +1,4 @@
-//! What several tests need: the fixture model, and a sink that keeps everything.
+//! What several tests need: models, prompts, runs.
 
 use std::{
     collections::BTreeMap,
@@ -6,9 +6,19 @@ use std::{
 };
 
 use firstdiff::{
+    baseline::Task,
     capture::{Sink, Stopped},
+    compare::{DEFAULT_FACTOR, SiteFilter},
+    engine::AttentionVariant,
+    fault::Faults,
+    kernels::KernelSet,
+    model::Model,
+    reference::{Reference, ReferenceOptions},
+    run::{DeviceKind, EngineSpec, Finished, Run},
     site::{Site, Stage},
-    tensor::Tensor,
+    synth::{self, Spec},
+    tensor::{DType, Tensor},
+    verdict::{Outcome, Rule, SiteReport},
 };
 
 /// The trained fixture model.
@@ -32,4 +42,75 @@ impl Sink for Keep {
         assert!(self.tensors.insert(site, tensor).is_none(), "{site} came twice");
         Ok(())
     }
+}
+
+/// A model loaded on both sides.
+pub struct Bench {
+    pub model: Model,
+    pub reference: Reference,
+}
+
+impl Bench {
+    /// The trained fixture.
+    pub fn fixture() -> Bench {
+        Bench::open(&fixture())
+    }
+
+    /// A random model. The file is gone when this returns; both sides have it mapped.
+    pub fn synth(spec: &Spec) -> Bench {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("synth.gguf");
+        synth::write(spec, &path, &mut |_| {}).unwrap();
+        Bench::open(&path)
+    }
+
+    fn open(path: &Path) -> Bench {
+        let model = Model::open(path).unwrap();
+        let reference = Reference::load(&model, ReferenceOptions::default()).unwrap();
+        Bench { model, reference }
+    }
+
+    /// The first `tokens` ids of a story.
+    pub fn prompt(&self, tokens: usize) -> Vec<i32> {
+        let story = "Once upon a time there was a little girl who lived in a house by the wood. ";
+        let ids = self.reference.tokenize(&story.repeat(tokens / 8 + 1));
+        ids[..tokens].to_vec()
+    }
+
+    /// Runs an engine on a prompt of that many tokens and decodes `decode` more.
+    pub fn run(&self, engine: &EngineSpec, tokens: usize, decode: u32) -> Finished {
+        let ids = self.prompt(tokens);
+        let task = Task { prompt: &ids, decode };
+        let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
+        let filter = SiteFilter::default();
+        let (model, reference) = (&self.model, &self.reference);
+        Run { model, reference, task, engine, filter: &filter, rule }.run(&mut |_| {}).unwrap()
+    }
+}
+
+/// Our engine as it is by default, in that storage.
+pub fn engine(storage: DType) -> EngineSpec {
+    EngineSpec {
+        device: DeviceKind::Host,
+        storage,
+        attention: AttentionVariant::default(),
+        faults: Faults::default(),
+        kernels: KernelSet::embedded(),
+    }
+}
+
+/// The first site that diverges.
+pub fn first_divergence(finished: &Finished) -> Option<&SiteReport> {
+    finished.sites.iter().find(|report| report.outcome == Outcome::Diverged)
+}
+
+/// Fails, naming the worst site, unless every site of the model is equal within the floor.
+#[track_caller]
+pub fn assert_equal(finished: &Finished, what: &str) {
+    if let Some(report) = first_divergence(finished) {
+        let difference = report.difference.as_ref().unwrap();
+        panic!("{what}: {} is {:.2} x floor", report.site, difference.times_floor());
+    }
+    assert_eq!(finished.coverage.equal, finished.coverage.total, "{what}");
+    assert_eq!(finished.hooks_leave_logits, Some(true), "{what}");
 }

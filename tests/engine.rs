@@ -5,75 +5,233 @@ use firstdiff::{
     exit::Exit,
     fault::{FAULTS, Faults},
     kernels::KernelSet,
-    model::Model,
-    reference::{Reference, ReferenceOptions},
-    run::{DeviceKind, EngineSpec, Finished, Run},
+    model::Arch,
+    run::Run,
+    site::{Site, Stage},
+    synth::{Spec, WeightType},
     tensor::DType,
     verdict::{Outcome, Rule},
 };
 
-use crate::common::fixture;
+use crate::common::{Bench, assert_equal, engine, first_divergence};
 
-fn spec(storage: DType) -> EngineSpec {
-    EngineSpec {
-        device: DeviceKind::Host,
-        storage,
-        attention: AttentionVariant::default(),
-        faults: Faults::default(),
-        kernels: KernelSet::embedded(),
+/// Around a warp (32), a block (128) and the cache's capacity step (64).
+const LENGTHS: [usize; 6] = [1, 2, 31, 32, 33, 200];
+
+/// A small random model with these heads.
+fn spec(arch: Arch, head_dim: usize, n_head: usize, n_head_kv: usize, seed: u64) -> Spec {
+    Spec {
+        arch,
+        n_layer: 2,
+        n_head,
+        n_head_kv,
+        head_dim,
+        n_embd: if arch == Arch::Qwen2 { n_head * head_dim } else { 96 },
+        n_ff: 112,
+        qkv_bias: arch == Arch::Qwen2,
+        rope_freqs: arch == Arch::Llama,
+        seed,
+        ..Spec::preset("tiny-qwen2").unwrap()
     }
 }
 
-fn run(model: &Model, reference: &Reference, engine: &EngineSpec, tokens: usize) -> Finished {
-    let text =
-        "Once upon a time there was a little girl who lived in a house by the wood. ".repeat(20);
-    let ids = reference.tokenize(&text);
-    let task = Task { prompt: &ids[..tokens], decode: 2 };
-    let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
-    let filter = SiteFilter::default();
-    Run { model, reference, task, engine, filter: &filter, rule }.run(&mut |_| {}).unwrap()
+/// A small generator of test choices: splitmix64.
+fn random(state: &mut u64, below: usize) -> usize {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) % below as u64) as usize
 }
 
 #[test]
-fn debug_print() {
-    let model = Model::open(&fixture()).unwrap();
-    let reference = Reference::load(&model, ReferenceOptions::default()).unwrap();
-    for storage in [DType::F32, DType::F16] {
-        for tokens in [1, 2, 31, 40, 200] {
-            let finished = run(&model, &reference, &spec(storage), tokens);
-            let mut worst: std::collections::BTreeMap<_, (f64, f64)> = Default::default();
-            for site in &finished.sites {
-                let d = site.difference.as_ref().unwrap();
-                let w = worst.entry(site.site.stage).or_insert((0.0, 0.0));
-                w.0 = w.0.max(d.worst.as_ref().map_or(0.0, |e| e.times_floor));
-                w.1 = w.1.max(d.l2_times_floor);
+fn every_attention_variant_agrees_with_llama_cpp_at_every_prompt_length() {
+    let bench = Bench::synth(&spec(Arch::Qwen2, 16, 7, 1, 3));
+    for attention in AttentionVariant::all() {
+        for storage in [DType::F32, DType::F16] {
+            for tokens in LENGTHS {
+                let spec = firstdiff::run::EngineSpec { attention, ..engine(storage) };
+                let finished = bench.run(&spec, tokens, 2);
+                assert_equal(&finished, &format!("{attention} {storage} {tokens} tokens"));
             }
-            println!(
-                "{storage} {tokens} {:?} {:?} {}",
-                finished.coverage, finished.hooks_leave_logits, finished.seconds
-            );
-            for (stage, (e, l)) in worst {
-                print!("{}={e:.2}/{l:.2} ", stage.name());
-            }
-            println!();
         }
     }
-    for fault in &FAULTS {
-        let mut engine = spec(DType::F32);
-        engine.faults = Faults(vec![fault]);
-        let finished = run(&model, &reference, &engine, 40);
-        let first = finished.sites.iter().find(|s| s.outcome == Outcome::Diverged);
-        assert_eq!(finished.coverage.exit(), Exit::Diverged, "{}", fault.name);
-        let first = first.unwrap();
-        let d = first.difference.as_ref().unwrap();
-        println!(
-            "{}: {} {:?} {:?} | want {} {}",
-            fault.name,
-            first.site,
-            d.pattern.as_ref().map(|p| &p.text),
-            d.worst.as_ref().map(|w| w.times_floor),
-            fault.blamed.name(),
-            fault.pattern
-        );
+}
+
+#[test]
+fn the_trained_fixture_is_equal_at_every_prompt_length_in_f32_and_f16() {
+    let bench = Bench::fixture();
+    for storage in [DType::F32, DType::F16] {
+        for tokens in LENGTHS {
+            let finished = bench.run(&engine(storage), tokens, 3);
+            assert_equal(&finished, &format!("{storage} {tokens} tokens"));
+        }
     }
+}
+
+#[test]
+fn every_architecture_head_size_and_head_ratio_is_equal() {
+    for arch in [Arch::Llama, Arch::Qwen2, Arch::Qwen3] {
+        for head_dim in [16, 64, 128] {
+            for (n_head, n_head_kv) in [(2, 2), (4, 2), (7, 1)] {
+                let bench = Bench::synth(&spec(arch, head_dim, n_head, n_head_kv, 5));
+                for storage in [DType::F32, DType::F16] {
+                    let finished = bench.run(&engine(storage), 33, 2);
+                    let what = format!("{arch:?} {n_head}/{n_head_kv} of {head_dim}, {storage}");
+                    assert_equal(&finished, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn quantised_weights_are_widened_by_both_sides_alike() {
+    for weight_type in [WeightType::F16, WeightType::Q8_0, WeightType::Q4K] {
+        let base = spec(Arch::Llama, 64, 4, 2, 9);
+        let bench = Bench::synth(&Spec { n_embd: 256, n_ff: 512, weight_type, ..base });
+        for storage in [DType::F32, DType::F16] {
+            assert_equal(
+                &bench.run(&engine(storage), 33, 2),
+                &format!("{weight_type:?} {storage}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn fifty_clean_runs_over_random_models_raise_no_alarm() {
+    let mut state = 42;
+    for seed in 0..50 {
+        let arch = [Arch::Llama, Arch::Qwen2, Arch::Qwen3][random(&mut state, 3)];
+        let n_head_kv = 1 + random(&mut state, 3);
+        let n_head = n_head_kv * (1 + random(&mut state, 4));
+        let head_dim = 2 * (4 + random(&mut state, 20));
+        let spec = Spec {
+            n_layer: 1 + random(&mut state, 3),
+            n_ff: 17 + random(&mut state, 150),
+            tied_output: random(&mut state, 2) == 0,
+            rope_theta: [1e4, 5e5, 1e6][random(&mut state, 3)],
+            ..spec(arch, head_dim, n_head, n_head_kv, seed)
+        };
+        let bench = Bench::synth(&spec);
+        let storage = [DType::F32, DType::F16][random(&mut state, 2)];
+        let tokens = 1 + random(&mut state, 40);
+        let finished = bench.run(&engine(storage), tokens, 2);
+        assert_equal(&finished, &format!("{storage} {tokens} tokens of {spec:?}"));
+    }
+}
+
+#[test]
+fn each_fault_is_blamed_at_its_site_with_its_pattern() {
+    let bench = Bench::fixture();
+    for fault in &FAULTS {
+        let mut spec = engine(DType::F32);
+        spec.faults = Faults(vec![fault]);
+        let finished = bench.run(&spec, 40, 2);
+        assert_eq!(finished.coverage.exit(), Exit::Diverged, "{}", fault.name);
+        let first = first_divergence(&finished).unwrap();
+        assert_eq!(first.site, Site::in_layer(0, 0, fault.blamed), "{}", fault.name);
+        let wanted = match fault.name {
+            "rope-base-1e4" => "positions >= 1, dims except 0 and 8",
+            "cache-stride-length" => "head 1", // the fixture has two KV heads
+            "kv-head-modulo" => "heads 1, 3, 5, 8, 10, 12",
+            _ => fault.pattern,
+        };
+        let pattern = first.difference.as_ref().unwrap().pattern.as_ref().unwrap();
+        assert_eq!(pattern.text, wanted, "{}", fault.name);
+    }
+}
+
+#[test]
+fn faults_are_found_in_other_architectures_and_in_f16() {
+    for (arch, storage) in
+        [(Arch::Llama, DType::F32), (Arch::Qwen3, DType::F32), (Arch::Qwen2, DType::F16)]
+    {
+        let bench = Bench::synth(&spec(arch, 16, 6, 2, 11));
+        for fault in &FAULTS {
+            let has_bias = bench.model.has_qkv_bias();
+            if fault.without_effect(&bench.model.config, has_bias).is_some() {
+                continue;
+            }
+            let mut spec = engine(storage);
+            spec.faults = Faults(vec![fault]);
+            let finished = bench.run(&spec, 40, 1);
+            let first = first_divergence(&finished).map(|report| report.site);
+            let wanted = Site::in_layer(0, 0, fault.blamed);
+            assert_eq!(first, Some(wanted), "{arch:?} {storage} {}", fault.name);
+        }
+    }
+}
+
+#[test]
+fn two_faults_at_once_are_both_seen_at_layer_0() {
+    let bench = Bench::fixture();
+    let mut spec = engine(DType::F32);
+    let find = |name| firstdiff::fault::find(name).unwrap();
+    spec.faults = Faults(vec![find("qkv-bias-zero"), find("kv-head-1-unwritten")]);
+    let finished = bench.run(&spec, 20, 1);
+    for stage in [Stage::Q, Stage::K, Stage::V, Stage::KCache] {
+        let report = finished.sites.iter().find(|r| r.site == Site::in_layer(0, 0, stage)).unwrap();
+        assert_eq!(report.outcome, Outcome::Diverged, "{stage:?}");
+    }
+}
+
+#[test]
+fn a_key_scaled_by_one_thousandth_is_reported_in_f32() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = KernelSet::embedded().source("kv_append.cu", vec![]).unwrap().text;
+    let scaled = source
+        .replace("k_cache[to + d] = k[from + d];", "k_cache[to + d] = k[from + d] * T(1.001f);");
+    assert_ne!(source, scaled);
+    std::fs::write(folder.path().join("kv_append.cu"), scaled).unwrap();
+    let bench = Bench::fixture();
+    let mut spec = engine(DType::F32);
+    spec.kernels = KernelSet::overridden_by(folder.path()).unwrap();
+    let finished = bench.run(&spec, 20, 1);
+    let first = first_divergence(&finished).unwrap();
+    assert_eq!(first.site, Site::in_layer(0, 0, Stage::KCache));
+    let ratio = first.difference.as_ref().unwrap().norm_ratio;
+    assert!((ratio - 1.001).abs() < 1e-6, "{ratio}");
+}
+
+#[test]
+fn stop_at_first_ends_the_run_at_the_first_divergence() {
+    let bench = Bench::fixture();
+    let mut spec = engine(DType::F32);
+    spec.faults = Faults(vec![firstdiff::fault::find("scale-missing").unwrap()]);
+    let ids = bench.prompt(12);
+    let (model, reference) = (&bench.model, &bench.reference);
+    let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: true };
+    let task = Task { prompt: &ids, decode: 2 };
+    let filter = SiteFilter::default();
+    let run = Run { model, reference, task, engine: &spec, filter: &filter, rule };
+    let finished = run.run(&mut |_| {}).unwrap();
+    assert_eq!(finished.sites.last().unwrap().site, Site::in_layer(0, 0, Stage::Scores));
+    assert_eq!(finished.coverage.diverged, 1);
+}
+
+#[test]
+fn a_barrier_that_not_all_threads_reach_is_an_error_with_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = KernelSet::embedded().source("rms_norm.cu", vec![]).unwrap().text;
+    let broken = source.replace(
+        "float inverse_rms",
+        "if (threadIdx.x < 32) __syncthreads();\n    float inverse_rms",
+    );
+    assert_ne!(source, broken);
+    std::fs::write(folder.path().join("rms_norm.cu"), broken).unwrap();
+    let bench = Bench::fixture();
+    let mut spec = engine(DType::F32);
+    spec.kernels = KernelSet::overridden_by(folder.path()).unwrap();
+    let ids = bench.prompt(4);
+    let task = Task { prompt: &ids, decode: 0 };
+    let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
+    let filter = SiteFilter::default();
+    let (model, reference) = (&bench.model, &bench.reference);
+    let run = Run { model, reference, task, engine: &spec, filter: &filter, rule };
+    let error = run.run(&mut |_| {}).err().unwrap();
+    assert_eq!(error.exit(), Exit::Device);
+    let text = error.to_string();
+    assert!(text.contains("rms_norm.cu: kernel rms_norm_f32, block (0,0,0): barrier"), "{text}");
+    assert!(text.contains("thread (0,0,0) waits at the __syncthreads() of rms_norm.cu:"), "{text}");
 }

@@ -1,4 +1,4 @@
-//! The floor: how far rounding alone moves each site, measured by a noisy second reference run.
+//! The floor: how far rounding alone moves each site, measured by noisy reference runs.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ pub const DEFAULT_FACTOR: f64 = 8.0;
 ///
 /// An element of row i (a token or a position) may differ by factor x `elementwise` x the largest
 /// |reference| of its row; the whole site by factor x `relative_l2`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SiteFloor {
     /// max over rows of (max |noisy - clean| / max |clean|).
     pub elementwise: f64,
@@ -60,6 +60,14 @@ impl SiteFloor {
         let own = amplitude.relative + amplitude.additive;
         let relative_l2 = if size > 0.0 { (distance / size).sqrt() } else { 0.0 };
         SiteFloor { elementwise: elementwise.max(own), relative_l2: relative_l2.max(own) }
+    }
+
+    /// The larger of two measurements.
+    pub fn max(self, other: SiteFloor) -> SiteFloor {
+        SiteFloor {
+            elementwise: self.elementwise.max(other.elementwise),
+            relative_l2: self.relative_l2.max(other.relative_l2),
+        }
     }
 
     /// The sum of two independent sources of distance.

@@ -3,9 +3,11 @@
 use std::{fs, io};
 
 use firstdiff::{
+    arithmetic::Arithmetic,
     capture::{Choice, NoSink, Sink, Stopped},
+    compare::{DeclaredFloor, Floor, SiteFloor},
     site::{Site, Stage},
-    tensor::Tensor,
+    tensor::{DType, Tensor},
     trace::{Kind, Limit, TraceError, TraceReader, TraceWriter, replay},
 };
 
@@ -80,11 +82,14 @@ fn the_manifest_comes_back_as_it_was_set() {
     writer.begin_step(STEPS[0], 0).unwrap();
     writer.set_choice(CHOICE).unwrap();
     writer.end_step().unwrap();
-    writer.manifest_mut().floors.push(serde_json::json!({ "arithmetic": "f16", "q": [1e-7, 2.5] }));
+    let site = Site::in_layer(0, 1, Stage::Q);
+    let floor = Floor([(site, SiteFloor { elementwise: 1e-7, relative_l2: 2.5 })].into());
+    let declared = DeclaredFloor { arithmetic: Arithmetic::engine(DType::F16), floor };
+    writer.manifest_mut().floors.push(declared.clone());
     writer.finish().unwrap();
     let read = TraceReader::open(&folder).unwrap().manifest().clone();
     assert_eq!(read.steps[0].choice, Some(CHOICE));
-    assert_eq!(read.floors[0]["q"][1], 2.5);
+    assert_eq!(read.floors, [declared]);
     manifest.floors = read.floors.clone();
     manifest.steps = read.steps.clone();
     assert_eq!(read, manifest);
