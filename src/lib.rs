@@ -6,6 +6,7 @@ pub mod arithmetic;
 pub mod cache;
 pub mod capture;
 pub mod device;
+pub mod doctor;
 pub mod model;
 pub mod site;
 pub mod tensor;
