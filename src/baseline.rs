@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     arithmetic::Arithmetic,
     cache,
-    capture::{Choice, NoSink, Sink},
+    capture::{Choice, Sink},
     compare::{Aligner, Floor, SiteFloor, channel},
     gguf::TensorInfo,
     model::Model,
@@ -142,14 +142,6 @@ impl Baseline {
     pub fn forced(&self) -> Vec<i32> {
         self.steps[1..].iter().flatten().copied().collect()
     }
-}
-
-/// The greedy tokens of a task, without capturing anything.
-pub fn greedy(
-    reference: &Reference,
-    task: Task<'_>,
-) -> Result<Vec<Option<Choice>>, ReferenceError> {
-    decode(reference, task, &mut NoSink, None, |choice| choice.map(|choice| choice.token))
 }
 
 /// The steps' tokens from the choices of a greedy run.

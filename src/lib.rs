@@ -1,6 +1,48 @@
 //! firstdiff finds the first tensor where an LLM inference engine and llama.cpp part.
 //!
-//! Modules in the order of the data flow:
+//! The same token ids go through both sides. Each side puts every tensor it computes, under its
+//! [`site`], into a [`capture::Sink`]; the two are brought together one site at a time and compared
+//! against a floor: how far rounding alone moves that site, measured on llama.cpp itself.
+//!
+//! ```text
+//! prompt -> reference (llama.cpp, graph callback) --+
+//!       \                                           +-> align -> compare -> verdict -> report
+//!        -> engine (CUDA kernels on a device) ------+                ^
+//!           or a recorded trace                            baseline: floor, forced tokens
+//! ```
+//!
+//! # The modules, in the order of the flow
+//!
+//! What everything speaks of:
+//! - [`site`]: step, layer, stage: the names of all tensors, and their order
+//! - [`tensor`]: values on the CPU, number formats
+//! - [`arithmetic`]: how a side stores and accumulates each stage
+//! - [`capture`]: the sink that a side puts its tensors into
+//!
+//! The model:
+//! - [`gguf`]: reads and writes GGUF files
+//! - [`model`]: hyperparameters, weights, the ledger of suspicious weights
+//! - [`synth`]: random models of any shape
+//! - [`llama`]: llama.cpp's process-wide state
+//!
+//! The two sides:
+//! - [`reference`]: llama.cpp, its nodes mapped to sites, noise for the floor
+//! - [`device`]: allocate, copy, launch, multiply; the host device runs `.cu` files on the CPU
+//! - [`kernels`]: the sources of `kernels/`, one launcher an operation
+//! - [`fault`]: bugs to plant, and where each must be blamed
+//! - [`engine`]: the forward pass over a device
+//! - [`trace`]: a side recorded to a folder
+//!
+//! The verdict:
+//! - [`baseline`]: the reference's tokens and floor, measured once and cached
+//! - [`compare`]: alignment, distances, tolerance, which elements differ
+//! - [`verdict`]: equal, diverged, unmeasured or refused, site by site
+//! - [`run`]: both sides at the same time
+//! - [`report`]: the answer as text and JSON
+//! - [`exit`]: errors and exit codes
+//!
+//! Beside the flow: [`cache`], the folder of what can be made again; [`doctor`], what this machine
+//! has.
 
 pub mod arithmetic;
 pub mod baseline;
@@ -8,6 +50,7 @@ pub mod cache;
 pub mod capture;
 pub mod compare;
 pub mod device;
+pub mod doctor;
 pub mod engine;
 pub mod exit;
 pub mod fault;

@@ -3,9 +3,13 @@
 
 mod common;
 
+// What the machine has, whatever it has.
+mod doctor;
 // The engine on the host device against llama.cpp.
 mod engine;
 // llama.cpp's tensors are the ones that the site table means.
 mod reference;
+// scripts/setup.sh, with a made-up machine around it.
+mod setup;
 // Recording a run to a folder, reading it back, and refusing what is not it.
 mod trace;

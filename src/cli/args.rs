@@ -30,7 +30,7 @@ pub enum Command {
     Faults,
     /// Write a random model of any shape
     Synth(SynthArgs),
-    /// Check this machine: compiler, libraries, GPU, caches
+    /// Check this machine: compiler, libraries, GPU, caches (exit 5 if kernels cannot run here)
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },

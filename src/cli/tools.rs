@@ -1,8 +1,11 @@
 //! The smaller commands: faults, synth, doctor, completions.
 
+use std::path::Path;
+
 use clap::CommandFactory;
 use comfy_table::{ContentArrangement, Table, presets};
 use firstdiff::{
+    doctor,
     exit::{Error, Exit},
     fault::FAULTS,
     synth::{self, Spec},
@@ -62,6 +65,11 @@ pub fn completions(shell: clap_complete::Shell) -> Result<Exit, Error> {
 }
 
 /// Checks this machine.
-pub fn doctor(_args: &DoctorArgs) -> Result<Exit, Error> {
-    Ok(Exit::Equal)
+pub fn doctor(args: &DoctorArgs) -> Result<Exit, Error> {
+    let probes = doctor::probes();
+    match args.json {
+        true => output::write_json(&probes, Path::new("-"))?,
+        false => output::print(&doctor::render(&probes))?,
+    }
+    Ok(if doctor::healthy(&probes) { Exit::Equal } else { Exit::Device })
 }

@@ -44,7 +44,7 @@ impl SiteFloor {
             let (noisy, clean) = (&noisy.data[range.clone()], &clean.data[range]);
             let mut furthest = 0f64;
             for (column, (&n, &c)) in noisy.iter().zip(clean).enumerate() {
-                if !rows.counts(row, column) || !(n.is_finite() && c.is_finite()) {
+                if !(rows.counts(row, column) && n.is_finite() && c.is_finite()) {
                     continue;
                 }
                 let difference = (f64::from(n) - f64::from(c)).abs();

@@ -1,0 +1,43 @@
+# Every recipe line can be typed by hand. Cargo runs jobs in parallel by itself, so make does not
+# (and keeps its own -j from cargo, which would otherwise look for a jobserver it cannot reach).
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup build demo test check bench fmt clean
+unexport MAKEFLAGS MFLAGS
+
+FIRSTDIFF := $(or $(CARGO_TARGET_DIR),./target)/release/firstdiff
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: ## install what is missing (cmake, a C++ compiler, libclang); does nothing the second time
+	scripts/setup.sh
+
+build: ## build target/release/firstdiff
+	cargo build --release --locked
+
+demo: setup ## compare our engine with llama.cpp on the small model, then find a planted fault
+	cargo build --release --locked
+	@echo
+	@echo '== Our engine and llama.cpp on the same prompt: expected to be equal =='
+	$(FIRSTDIFF) run
+	@echo
+	@echo '== The same with a planted fault: expected to be found, exit status 1 =='
+	$(FIRSTDIFF) run --fault rope-pairs-interleaved; test $$? -eq 1
+
+test: setup ## run the tests
+	cargo test --release --locked
+
+check: setup ## formatting, lints and tests: what CI runs
+	cargo fmt --check
+	cargo clippy --release --locked --all-targets -- -D warnings
+	cargo test --release --locked
+
+bench: setup ## where time and memory of a run go
+	cargo bench --locked
+
+fmt: ## format the Rust sources
+	cargo fmt
+
+clean: ## remove everything that was built
+	cargo clean

@@ -1,0 +1,58 @@
+//! `firstdiff doctor`'s probes on the machine of the test, which built firstdiff.
+
+use firstdiff::doctor::{Need, Probe, Status, healthy, probes, render};
+
+fn named<'a>(probes: &'a [Probe], name: &str) -> &'a Probe {
+    probes.iter().find(|probe| probe.name == name).unwrap()
+}
+
+#[test]
+fn every_probe_reports_in_a_fixed_order_with_a_detail() {
+    let probes = probes();
+    let names: Vec<_> = probes.iter().map(|probe| probe.name).collect();
+    let expected = [
+        "C++ compiler",
+        "objcopy",
+        "llama.cpp",
+        "cache folder",
+        "cores and memory",
+        "cmake",
+        "libclang",
+        "GPU",
+        "NVRTC",
+        "cuBLAS",
+        "cuda_fp16.h",
+    ];
+    assert_eq!(names, expected);
+    for Probe { name, needed_for, status, detail, .. } in &probes {
+        assert!(!detail.is_empty() && !detail.contains('\n'), "{name}: {detail}");
+        // Of a GPU anything may be said: tests run on machines with none and with a broken one.
+        assert!(*needed_for == Need::Gpu || *status == Status::Ok, "{name}: {detail}");
+    }
+    assert_eq!(render(&probes).lines().count(), 1 + probes.len());
+}
+
+#[test]
+fn a_machine_that_built_firstdiff_can_run_the_host_device() {
+    let probes = probes();
+    assert!(healthy(&probes), "{}", render(&probes));
+    for probe in probes.iter().filter(|probe| probe.needed_for == Need::Build) {
+        assert_eq!(probe.status, Status::Ok, "{}: {}", probe.name, probe.detail);
+    }
+    let llama = &named(&probes, "llama.cpp").detail;
+    assert!(llama.contains("ggml 0.") && llama.contains("CPU: "), "{llama}");
+    let compiler = &named(&probes, "C++ compiler").detail;
+    assert!(compiler.contains('/') && !compiler.contains("unknown"), "{compiler}");
+}
+
+#[test]
+fn probes_are_read_as_json_by_name_and_status() {
+    let probes = probes();
+    let json = serde_json::to_value(&probes).unwrap();
+    let rows = json.as_array().unwrap();
+    assert_eq!(rows.len(), probes.len());
+    assert_eq!(rows[0]["name"], "C++ compiler");
+    assert_eq!(rows[0]["status"], "ok");
+    assert_eq!(rows[0]["needed_for"], "run");
+    assert!(rows[0]["next_step"].is_null());
+}
