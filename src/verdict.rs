@@ -66,8 +66,13 @@ pub fn judge(
             ((Some(e), Some(r)), Some(floor)) => {
                 let first = first_position(site.step);
                 let difference = compare(site, &e, &r, first, floor, rule.factor);
-                let diverged = difference.diverged(rule.factor);
-                let outcome = if diverged { Outcome::Diverged } else { Outcome::Equal };
+                let outcome = match difference.diverged(rule.factor) {
+                    true => Outcome::Diverged,
+                    false if difference.has_no_number() => {
+                        Outcome::Unmeasured("every element is NaN or infinite on both sides".into())
+                    }
+                    false => Outcome::Equal,
+                };
                 (outcome, Some(difference))
             }
         };

@@ -3,6 +3,8 @@
 
 mod common;
 
+// The program as a user types it.
+mod cli;
 // What the machine has, whatever it has.
 mod doctor;
 // The engine on the host device against llama.cpp.

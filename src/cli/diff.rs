@@ -38,22 +38,23 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
     let coverage = Coverage::of(&reports, all.len(), sites.len());
     let prompt_tokens = longer.manifest().steps[0].tokens.len();
     let rows: Vec<SiteRow> = reports.into_iter().map(SiteRow::from).collect();
+    let compared = Compared {
+        factor: rule.factor,
+        formula: run::formula(rule.factor),
+        coverage,
+        layers: longer.manifest().model.shapes.n_layer,
+        prompt_tokens,
+        decode_steps: longer.manifest().steps.len() - 1,
+        hooks_leave_logits: None,
+    };
     let report = Report {
         report_version: REPORT_VERSION,
         firstdiff: env!("CARGO_PKG_VERSION").to_string(),
-        headline: run::answer(&rows, &coverage, prompt_tokens),
+        headline: run::answer(&rows, &compared),
         model: None,
         engine: summary(engine.manifest()),
         reference: summary(reference.manifest()),
-        compared: Compared {
-            factor: rule.factor,
-            formula: run::formula(rule.factor),
-            coverage,
-            layers: longer.manifest().model.shapes.n_layer,
-            prompt_tokens,
-            decode_steps: longer.manifest().steps.len() - 1,
-            hooks_leave_logits: None,
-        },
+        compared,
         steps: steps(engine.manifest(), reference.manifest()),
         notes: vec![format!("traces of the same model, {}", longer.manifest().model.name)],
         sites: rows,

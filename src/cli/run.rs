@@ -11,7 +11,7 @@ use firstdiff::{
         headline, render,
     },
     run::{EngineSpec, Finished, Run},
-    verdict::Rule,
+    verdict::{Outcome, Rule},
 };
 
 use super::{
@@ -67,7 +67,6 @@ fn report(
     finished: Finished,
 ) -> Result<Report, Error> {
     let model = &inputs.model;
-    let prompt_tokens = inputs.ids.len();
     let sites: Vec<SiteRow> = finished.sites.into_iter().map(SiteRow::from).collect();
     let engine_choices = finished.engine_choices.iter().copied().chain(std::iter::repeat(None));
     let steps = finished.baseline.steps.iter().zip(&finished.baseline.choices).zip(engine_choices);
@@ -80,10 +79,26 @@ fn report(
         engine_text: text(engine),
     });
     let steps: Vec<StepRow> = steps.collect();
+    let mut notes = inputs.notes.clone();
+    if steps.len() <= inputs.decode as usize {
+        notes.push(format!(
+            "llama.cpp's own logits are no numbers after step {}, so decoding ends there: see weights",
+            steps.len() - 1
+        ));
+    }
+    let compared = Compared {
+        factor,
+        formula: formula(factor),
+        coverage: finished.coverage,
+        layers: model.config.n_layer,
+        prompt_tokens: inputs.ids.len(),
+        decode_steps: steps.len() - 1,
+        hooks_leave_logits: finished.hooks_leave_logits,
+    };
     Ok(Report {
         report_version: REPORT_VERSION,
         firstdiff: env!("CARGO_PKG_VERSION").to_string(),
-        headline: answer(&sites, &finished.coverage, prompt_tokens),
+        headline: answer(&sites, &compared),
         model: Some(ModelSummary {
             path: model.path.display().to_string(),
             blake3: model.hash(),
@@ -93,35 +108,24 @@ fn report(
         }),
         engine: engine_summary(engine, finished.device),
         reference: reference_summary(inputs),
-        compared: Compared {
-            factor,
-            formula: formula(factor),
-            coverage: finished.coverage,
-            layers: model.config.n_layer,
-            prompt_tokens,
-            decode_steps: steps.len() - 1,
-            hooks_leave_logits: finished.hooks_leave_logits,
-        },
+        compared,
         steps,
-        notes: inputs.notes.clone(),
+        notes,
         sites,
         seconds: finished.seconds,
     })
 }
 
 /// The headline of compared sites.
-pub fn answer(
-    sites: &[SiteRow],
-    coverage: &firstdiff::verdict::Coverage,
-    prompt_tokens: usize,
-) -> Headline {
-    let exit = coverage.exit();
-    let diverged = |row: &&SiteRow| row.outcome == firstdiff::verdict::Outcome::Diverged;
+pub fn answer(sites: &[SiteRow], compared: &Compared) -> Headline {
+    let exit = compared.coverage.exit();
+    let first = |step| first_position(compared.prompt_tokens, step);
+    let diverged = sites.iter().find(|row| row.outcome == Outcome::Diverged);
     Headline {
         exit,
         exit_code: exit as u8,
-        text: headline(sites, coverage, &|step| first_position(prompt_tokens, step)),
-        first_divergence: sites.iter().find(diverged).map(|row| row.site.clone()),
+        text: headline(sites, &compared.coverage, &compared.extent(), &first),
+        first_divergence: diverged.map(|row| row.site.clone()),
     }
 }
 

@@ -67,6 +67,11 @@ impl Difference {
         self.beyond > 0 || self.l2_times_floor > factor
     }
 
+    /// Whether no element is finite on either side, so that there is nothing to compare.
+    pub fn has_no_number(&self) -> bool {
+        self.elements > 0 && self.non_finite.reference == self.elements
+    }
+
     /// How many floors the site is off: by its worst element or its relative L2.
     pub fn times_floor(&self) -> f64 {
         let worst = self.worst.as_ref().map_or(0.0, |element| element.times_floor);

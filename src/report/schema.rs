@@ -77,6 +77,19 @@ pub struct Compared {
     pub hooks_leave_logits: Option<bool>,
 }
 
+impl Compared {
+    /// How far the run went, in words.
+    pub fn extent(&self) -> String {
+        let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let parts = [
+            count(self.layers, "layer"),
+            count(self.prompt_tokens, "prompt token"),
+            count(self.decode_steps, "decode step"),
+        ];
+        parts.join(", ")
+    }
+}
+
 /// One step: its tokens, and what each side would say next.
 #[derive(Clone, Debug, Serialize)]
 pub struct StepRow {

@@ -20,10 +20,12 @@ const GOOD: Style = AnsiColor::Green.on_default().bold();
 const BAD: Style = AnsiColor::Red.on_default().bold();
 const DIM: Style = Style::new().dimmed();
 
-/// The first line: where the sides part, or that they do not.
+/// The first line: where the sides part, or that they do not. `extent` says in words how far the
+/// run went.
 pub fn headline(
     sites: &[SiteRow],
     coverage: &Coverage,
+    extent: &str,
     first_position: &dyn Fn(u32) -> usize,
 ) -> String {
     let diverged = sites.iter().find(|row| row.outcome == Outcome::Diverged);
@@ -51,7 +53,7 @@ pub fn headline(
     if coverage.equal == 0 {
         return "nothing was measured: no site is provided by both sides".to_string();
     }
-    let counts = format!("{} of {} sites", coverage.equal, coverage.total);
+    let counts = format!("{} of {} sites ({extent})", coverage.equal, coverage.total);
     if coverage.unmeasured > 0 {
         return format!(
             "not enough measured: {counts} are equal within the floor, {} were not provided",
