@@ -34,7 +34,7 @@ check: setup ## formatting, lints and tests: what CI runs
 	cargo test --release --locked
 
 bench: setup ## where time and memory of a run go
-	cargo bench --locked
+	cargo bench --locked --bench run
 
 fmt: ## format the Rust sources
 	cargo fmt

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::CommandFactory;
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{Table, presets};
 use firstdiff::{
     doctor,
     exit::{Error, Exit},
@@ -19,13 +19,12 @@ use super::{
 /// Lists the faults.
 pub fn faults() -> Result<Exit, Error> {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_preset(presets::NOTHING);
     table.set_header(["--fault", "what is wrong", "first blamed, step 0 layer 0", "elements"]);
     for fault in &FAULTS {
         table.add_row([fault.name, fault.what, fault.blamed.name(), fault.pattern]);
     }
-    output::print(&format!("{} faults can be planted\n{table}\n", FAULTS.len()))?;
+    output::print(&format!("{} faults can be planted\n{}\n", FAULTS.len(), table.trim_fmt()))?;
     Ok(Exit::Equal)
 }
 

@@ -108,7 +108,7 @@ fn text(table: &VariantTable, inputs: &Inputs) -> String {
     let agree = table.rows.iter().filter(|row| row.exit == Exit::Equal).count();
     let (prompt, decode) = (inputs.ids.len(), inputs.decode);
     let mut grid = Table::new();
-    grid.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    grid.load_preset(presets::NOTHING);
     grid.set_header([
         "attention variant",
         "verdict",
@@ -135,8 +135,9 @@ fn text(table: &VariantTable, inputs: &Inputs) -> String {
     }
     format!(
         "{agree} of {} attention variants agree with llama.cpp within {} x floor ({prompt} prompt \
-         tokens, {decode} decode steps)\n{grid}\n",
+         tokens, {decode} decode steps)\n{}\n",
         table.rows.len(),
-        table.factor
+        table.factor,
+        grid.trim_fmt()
     )
 }

@@ -175,9 +175,7 @@ fn coverage(text: &mut String, report: &Report) {
     if missed > 0 {
         parts.push(format!("{missed} not reached (--stop-at-first)"));
     }
-    let (layers, prompt, decode) = (compared.layers, compared.prompt_tokens, compared.decode_steps);
-    let shape = format!("{layers} layers, {prompt} prompt tokens and {decode} decode steps");
-    line(text, "coverage", &format!("{}: {shape}", parts.join(", ")));
+    line(text, "coverage", &format!("{}: {}", parts.join(", "), compared.extent()));
     line(text, "tolerance", &compared.formula);
     for row in report
         .sites
