@@ -7,7 +7,7 @@ use crate::{
     baseline::{self, Baseline, Task, first_position},
     capture::{Choice, NoSink, Sink, Stopped},
     compare::{SiteFilter, channel},
-    device::{Device, DeviceError, host::HostDevice},
+    device::{Device, DeviceError, cuda::CudaDevice, host::HostDevice},
     engine::{AttentionVariant, Engine, EngineError, EngineOptions},
     exit::Error,
     fault::Faults,
@@ -25,6 +25,8 @@ pub enum DeviceKind {
     /// The kernels compiled for this machine's CPU.
     #[default]
     Host,
+    /// The first CUDA GPU.
+    Cuda,
 }
 
 impl DeviceKind {
@@ -32,6 +34,7 @@ impl DeviceKind {
     pub fn open(self) -> Result<Box<dyn Device>, DeviceError> {
         match self {
             DeviceKind::Host => Ok(Box::new(HostDevice::new(Default::default())?)),
+            DeviceKind::Cuda => Ok(Box::new(CudaDevice::new()?)),
         }
     }
 }

@@ -176,8 +176,10 @@ pub enum PrecisionArg {
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 pub enum DeviceArg {
-    /// The kernels compiled for this CPU
+    /// This machine's CPU
     Host,
+    /// The first CUDA GPU
+    Cuda,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]

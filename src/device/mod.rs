@@ -1,5 +1,6 @@
 //! What a device does: allocate, copy, launch a kernel, multiply matrices.
 
+pub mod cuda;
 pub mod host;
 
 use std::any::Any;
@@ -26,6 +27,18 @@ pub enum Arg<'a> {
     Null,
     I32(i32),
     F32(f32),
+}
+
+impl Arg<'_> {
+    /// The argument's bits, in the first bytes of an 8-byte slot.
+    pub(crate) fn bits(&self) -> u64 {
+        match *self {
+            Arg::Buffer(buffer, offset) => buffer.address + offset as u64,
+            Arg::Null => 0,
+            Arg::I32(value) => u64::from(value as u32),
+            Arg::F32(value) => u64::from(value.to_bits()),
+        }
+    }
 }
 
 /// How a kernel is launched: sizes in blocks and threads, dynamic shared memory in bytes.
@@ -57,6 +70,26 @@ pub struct KernelSource {
     pub file: String,
     pub text: String,
     pub defines: Vec<String>,
+}
+
+impl KernelSource {
+    /// The names of `extern "C" __global__ void [__launch_bounds__(..)] NAME(` in the text.
+    pub fn entries(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for rest in self.text.split("extern \"C\" __global__").skip(1) {
+            let mut rest = rest.trim_start();
+            loop {
+                rest = rest.strip_prefix("void").unwrap_or(rest).trim_start();
+                let Some(bounds) = rest.strip_prefix("__launch_bounds__") else { break };
+                rest = bounds.split_once(')').map_or("", |(_, after)| after).trim_start();
+            }
+            let name = rest.split('(').next().unwrap_or("").trim();
+            if !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+                names.push(name.to_string());
+            }
+        }
+        names
+    }
 }
 
 /// A device that runs `.cu` kernels. All work of one device happens in order.
@@ -92,6 +125,10 @@ pub trait Device: Send {
 /// Why a device could not do its work. Every message ends with what to do next.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
+    #[error("no CUDA device: {detail}; use --device host, or see `firstdiff doctor`")]
+    NoCuda { detail: String },
+    #[error("CUDA failed {doing}: {detail}; `firstdiff doctor` checks this machine")]
+    Cuda { doing: String, detail: String },
     #[error("no C++ compiler found (tried {tried}); install g++ or set CXX")]
     NoCompiler { tried: String },
     #[error("{file} does not compile; mend it and run again\n{message}")]

@@ -120,7 +120,7 @@ impl Wrapper {
         let defines: String = source.defines.iter().map(define).collect();
         let body = with_dynamic_shared(&source.text);
         let entries: Vec<String> =
-            entries(&source.text).iter().map(|entry| format!("CUDA_HOST_ENTRY({entry})")).collect();
+            source.entries().iter().map(|entry| format!("CUDA_HOST_ENTRY({entry})")).collect();
         // The anonymous namespace keeps the statics of two libraries, or two copies of one, apart.
         let text = format!(
             "#include \"cuda_host.h\"\n{defines}namespace {{\n#line 1 \"{}\"\n{body}\n}}\n",
@@ -245,24 +245,6 @@ fn shortened(message: &str) -> String {
     }
 }
 
-/// The names of `extern "C" __global__ void [__launch_bounds__(..)] NAME(` in a source.
-fn entries(text: &str) -> Vec<String> {
-    let mut names = Vec::new();
-    for rest in text.split("extern \"C\" __global__").skip(1) {
-        let mut rest = rest.trim_start();
-        loop {
-            rest = rest.strip_prefix("void").unwrap_or(rest).trim_start();
-            let Some(bounds) = rest.strip_prefix("__launch_bounds__") else { break };
-            rest = bounds.split_once(')').map_or("", |(_, after)| after).trim_start();
-        }
-        let name = rest.split('(').next().unwrap_or("").trim();
-        if !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-            names.push(name.to_string());
-        }
-    }
-    names
-}
-
 /// Rewrites `extern __shared__ [__align__(n)] T name[];` to `DYN_SHARED(T, name);`.
 fn with_dynamic_shared(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -294,7 +276,9 @@ mod tests {
         let text = "extern \"C\" __global__ void a(int n) {}\n\
                     extern \"C\" __global__ void __launch_bounds__(128, 2)\n  b_2(float* x) {}\n\
                     extern \"C\" __global__ __launch_bounds__(64) void c() {}";
-        assert_eq!(entries(text), ["a", "b_2", "c"]);
+        let (file, defines) = ("x.cu".to_string(), vec![]);
+        let source = KernelSource { file, text: text.to_string(), defines };
+        assert_eq!(source.entries(), ["a", "b_2", "c"]);
         assert_eq!(
             with_dynamic_shared("  extern __shared__ float x[]; // note"),
             "  DYN_SHARED(float, x); // note\n"

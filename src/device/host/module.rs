@@ -133,7 +133,7 @@ impl Module {
         })?;
         check_arguments(name, entry, args)?;
         let (blocks, threads) = check_limits(name, launch)?;
-        let slots: Vec<u64> = args.iter().map(slot).collect();
+        let slots: Vec<u64> = args.iter().map(Arg::bits).collect();
         let (order, seed) = match self.order {
             ThreadOrder::Forward => (0, 0),
             ThreadOrder::Reverse => (1, 0),
@@ -227,15 +227,6 @@ fn read_table(
 
 fn load_error(error: impl std::fmt::Display) -> DeviceError {
     DeviceError::Tool { tool: "the loader".to_string(), detail: error.to_string() }
-}
-
-fn slot(arg: &Arg<'_>) -> u64 {
-    match *arg {
-        Arg::Buffer(buffer, offset) => buffer.address + offset as u64,
-        Arg::Null => 0,
-        Arg::I32(value) => u64::from(value as u32),
-        Arg::F32(value) => u64::from(value.to_bits()),
-    }
 }
 
 fn letter(arg: &Arg<'_>) -> char {

@@ -1,0 +1,318 @@
+//! The cuda device: the same `.cu` files on a GPU, through NVRTC, the driver and cuBLAS.
+//!
+//! The CUDA libraries are loaded when the device is opened, so the program starts without them.
+
+use std::{cell::RefCell, collections::HashMap, ffi::c_void, sync::Arc};
+
+use cudarc::{
+    cublas::{result as blas, sys as blas_sys},
+    driver::{CudaContext, CudaFunction, CudaModule, DriverError, result as driver, sys},
+    nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts, sys as nvrtc_sys},
+};
+
+use crate::{
+    cache,
+    device::{Arg, Buffer, Device, DeviceError, Gemm, KernelSource, Launch},
+    doctor,
+    tensor::DType,
+};
+
+/// Dynamic shared memory that a kernel gets without asking for more.
+const DEFAULT_SHARED: u32 = 48 << 10;
+
+/// Runs kernels on the first GPU.
+pub struct CudaDevice {
+    context: Arc<CudaContext>,
+    architecture: String,
+    blas: Blas,
+    /// The loaded files, the last one of a name.
+    modules: HashMap<String, Arc<CudaModule>>,
+    functions: RefCell<HashMap<String, CudaFunction>>,
+    entries: HashMap<String, String>,
+}
+
+/// Owns a cuBLAS handle on the context's default stream.
+struct Blas(blas_sys::cublasHandle_t);
+
+// SAFETY: the handle is used by one thread at a time, that of the device.
+unsafe impl Send for Blas {}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        // SAFETY: made by create_handle, destroyed once; a failure at the end changes nothing.
+        let _ = unsafe { blas::destroy_handle(self.0) };
+    }
+}
+
+/// Device memory of one buffer.
+struct Memory {
+    context: Arc<CudaContext>,
+    pointer: sys::CUdeviceptr,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated in this context, freed once; cuMemFree waits for work that uses it.
+        let _ =
+            self.context.bind_to_thread().and_then(|()| unsafe { driver::free_sync(self.pointer) });
+    }
+}
+
+/// A driver error with what was being done.
+fn failed(doing: impl std::fmt::Display) -> impl FnOnce(DriverError) -> DeviceError {
+    let doing = doing.to_string();
+    move |error| DeviceError::Cuda { doing, detail: format!("{:?}", error.0) }
+}
+
+impl CudaDevice {
+    /// Opens the first GPU and cuBLAS.
+    pub fn new() -> Result<CudaDevice, DeviceError> {
+        let missing = |what: &str| DeviceError::NoCuda { detail: what.to_string() };
+        // SAFETY: each opens and closes a library, which has no requirements.
+        unsafe {
+            if !sys::is_culib_present() {
+                return Err(missing("no CUDA driver is installed"));
+            }
+            if !nvrtc_sys::is_culib_present() {
+                return Err(missing("libnvrtc.so is not found"));
+            }
+            if !blas_sys::is_culib_present() {
+                return Err(missing("libcublas.so is not found"));
+            }
+        }
+        let context = CudaContext::new(0).map_err(|error| DeviceError::NoCuda {
+            detail: format!("the driver does not start: {:?}", error.0),
+        })?;
+        let (major, minor) = context.compute_capability().map_err(failed("asking for the GPU"))?;
+        let handle = blas::create_handle()
+            .map_err(|error| missing(&format!("cuBLAS does not start: {:?}", error.0)))?;
+        Ok(CudaDevice {
+            context,
+            architecture: format!("sm_{major}{minor}"),
+            blas: Blas(handle),
+            modules: HashMap::new(),
+            functions: RefCell::default(),
+            entries: HashMap::new(),
+        })
+    }
+
+    fn bind(&self) -> Result<(), DeviceError> {
+        self.context.bind_to_thread().map_err(failed("binding the context"))
+    }
+
+    /// PTX of a source, from the cache or NVRTC.
+    fn ptx(&self, source: &KernelSource) -> Result<Ptx, DeviceError> {
+        let mut hasher = blake3::Hasher::new();
+        for part in [&source.text, &self.architecture, &nvrtc_version(), &source.defines.join(" ")]
+        {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+        }
+        let name = format!("{}.ptx", hasher.finalize().to_hex());
+        let path = cache::folder("cuda").ok().map(|folder| folder.join(name));
+        let cached = path.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+        if let Some(text) = cached {
+            return Ok(Ptx::from_src(text));
+        }
+        let mut options = vec![
+            format!("--gpu-architecture={}", self.architecture),
+            "--generate-line-info".to_string(),
+            "--std=c++17".to_string(),
+        ];
+        options.extend(source.defines.iter().map(|define| format!("-D{define}")));
+        let headers = doctor::include_folder().map(|folder| folder.display().to_string());
+        let has_headers = headers.is_some();
+        let include_paths = headers.into_iter().collect();
+        let name = Some(source.file.clone());
+        let options = CompileOptions { options, include_paths, name, ..CompileOptions::default() };
+        // The first line number is that of the file itself.
+        let text = format!("#line 1 \"{}\"\n{}", source.file, source.text);
+        let ptx = compile_ptx_with_opts(&text, options).map_err(|error| {
+            let mut message = match &error {
+                CompileError::CompileError { log, .. } => log.to_string_lossy().into_owned(),
+                other => format!("{other:?}"),
+            };
+            if !has_headers {
+                message += "\ncuda_fp16.h was not found: install the CUDA headers or set CUDA_HOME";
+            }
+            DeviceError::Compile { file: source.file.clone(), message }
+        })?;
+        if let Some(path) = path {
+            // What cannot be cached is compiled again the next time.
+            let _ = cache::write_atomic(&path, ptx.to_src().as_bytes());
+        }
+        Ok(ptx)
+    }
+
+    fn function(&self, entry: &str) -> Result<CudaFunction, DeviceError> {
+        if let Some(function) = self.functions.borrow().get(entry) {
+            return Ok(function.clone());
+        }
+        let module = self.entries.get(entry).and_then(|file| self.modules.get(file));
+        let module = module.ok_or_else(|| {
+            let mut known: Vec<&str> = self.entries.keys().map(String::as_str).collect();
+            known.sort_unstable();
+            DeviceError::NoEntry { entry: entry.to_string(), known: known.join(", ") }
+        })?;
+        let function = module.load_function(entry).map_err(failed(format!("finding {entry}")))?;
+        self.functions.borrow_mut().insert(entry.to_string(), function.clone());
+        Ok(function)
+    }
+
+    fn checked(&self, buffer: &Buffer, offset: usize, bytes: usize) -> Result<u64, DeviceError> {
+        let inside = offset.checked_add(bytes).is_some_and(|end| end <= buffer.bytes);
+        match inside {
+            true => Ok(buffer.address + offset as u64),
+            false => Err(DeviceError::Bounds { offset, bytes, length: buffer.bytes }),
+        }
+    }
+}
+
+impl Device for CudaDevice {
+    fn name(&self) -> String {
+        let name = self.context.name().unwrap_or_else(|_| "GPU".to_string());
+        format!("cuda ({name}, {}, NVRTC {})", self.architecture, nvrtc_version())
+    }
+
+    fn load(&mut self, source: &KernelSource) -> Result<Vec<String>, DeviceError> {
+        self.bind()?;
+        let ptx = self.ptx(source)?;
+        let doing = format!("loading {}", source.file);
+        let module = self.context.load_module(ptx).map_err(failed(doing))?;
+        let entries = source.entries();
+        self.functions.borrow_mut().retain(|entry, _| !entries.contains(entry));
+        self.entries.retain(|_, file| *file != source.file);
+        self.entries.extend(entries.iter().map(|entry| (entry.clone(), source.file.clone())));
+        self.modules.insert(source.file.clone(), module);
+        Ok(entries)
+    }
+
+    fn alloc(&self, bytes: usize, what: &str) -> Result<Buffer, DeviceError> {
+        self.bind()?;
+        let size = bytes.max(1);
+        // SAFETY: the memory is filled before anything can read it.
+        let allocated = unsafe {
+            driver::malloc_sync(size).and_then(|pointer| {
+                // All bits set is NaN in every float format.
+                driver::memset_d8_sync(pointer, 0xff, size)?;
+                Ok(pointer)
+            })
+        };
+        let pointer = allocated.map_err(|error| match error.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let free = driver::mem_get_info().map_or(0, |(free, _)| free);
+                let what = format!("{what} on the GPU, where {free} bytes are free,");
+                DeviceError::OutOfMemory { what, bytes }
+            }
+            _ => failed(format!("allocating {what}"))(error),
+        })?;
+        let memory = Memory { context: Arc::clone(&self.context), pointer };
+        Ok(Buffer { address: pointer, bytes, _memory: Box::new(memory) })
+    }
+
+    fn upload(&self, buffer: &Buffer, offset: usize, data: &[u8]) -> Result<(), DeviceError> {
+        self.bind()?;
+        let to = self.checked(buffer, offset, data.len())?;
+        // SAFETY: the range lies in a live buffer; the copy ends before this returns.
+        unsafe { driver::memcpy_htod_sync(to, data) }.map_err(failed("copying to the GPU"))
+    }
+
+    fn download(&self, buffer: &Buffer, offset: usize, data: &mut [u8]) -> Result<(), DeviceError> {
+        self.bind()?;
+        let from = self.checked(buffer, offset, data.len())?;
+        // SAFETY: as above; the copy waits for the kernels before it.
+        unsafe { driver::memcpy_dtoh_sync(data, from) }.map_err(failed("copying from the GPU"))
+    }
+
+    fn launch(&self, entry: &str, launch: Launch, args: &[Arg<'_>]) -> Result<(), DeviceError> {
+        self.bind()?;
+        let function = self.function(entry)?;
+        if launch.shared_bytes > DEFAULT_SHARED {
+            let attribute =
+                sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let bytes = launch.shared_bytes;
+            function.set_attribute(attribute, bytes as i32).map_err(|_| DeviceError::Launch {
+                entry: entry.to_string(),
+                detail: format!(
+                    "{bytes} bytes of dynamic shared memory are more than this GPU has; shorten \
+                     the prompt or use softmax=online"
+                ),
+            })?;
+        }
+        let slots: Vec<u64> = args.iter().map(Arg::bits).collect();
+        let mut pointers: Vec<*mut c_void> =
+            slots.iter().map(|slot| std::ptr::from_ref(slot).cast_mut().cast()).collect();
+        let [x, y, z] = launch.grid;
+        let [bx, by, bz] = launch.block;
+        // SAFETY: the arguments are those of the entry, which the host device's tests check against
+        // its signature; buffers outlive the launch, for freeing one waits for it.
+        let launched = unsafe {
+            driver::launch_kernel(
+                function.cu_function(),
+                (x, y, z),
+                (bx, by, bz),
+                launch.shared_bytes,
+                std::ptr::null_mut(),
+                &mut pointers,
+            )
+        };
+        launched.map_err(failed(format!("launching {entry}")))
+    }
+
+    fn gemm(&self, gemm: Gemm<'_>) -> Result<(), DeviceError> {
+        self.bind()?;
+        let (input, output) = (gemm.input.size(), gemm.output.size());
+        let x = self.checked(gemm.x, 0, gemm.rows * gemm.inner * input)?;
+        let w = self.checked(gemm.w, 0, gemm.cols * gemm.inner * input)?;
+        let y = self.checked(gemm.y, 0, gemm.rows * gemm.cols * output)?;
+        let (cols, rows, inner) = (gemm.cols as i32, gemm.rows as i32, gemm.inner as i32);
+        // cuBLAS counts columns first: y^T (cols, rows) = W (cols, inner) x^T (inner, rows).
+        let (w_operation, w_stride) = match gemm.w_is_inner_by_cols {
+            true => (blas_sys::cublasOperation_t::CUBLAS_OP_N, cols),
+            false => (blas_sys::cublasOperation_t::CUBLAS_OP_T, inner),
+        };
+        let (one, zero) = (1f32, 0f32);
+        // SAFETY: the ranges were checked; one and zero live through the call. Without a math mode
+        // set, f32 products use no TF32, and sums are f32 for both types.
+        let multiplied = unsafe {
+            blas::gemm_ex(
+                self.blas.0,
+                w_operation,
+                blas_sys::cublasOperation_t::CUBLAS_OP_N,
+                cols,
+                rows,
+                inner,
+                std::ptr::from_ref(&one).cast(),
+                w as *const c_void,
+                blas_type(gemm.input),
+                w_stride,
+                x as *const c_void,
+                blas_type(gemm.input),
+                inner,
+                std::ptr::from_ref(&zero).cast(),
+                y as *mut c_void,
+                blas_type(gemm.output),
+                cols,
+                blas_sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                blas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        };
+        multiplied.map_err(|error| DeviceError::Cuda {
+            doing: format!("multiplying ({rows}, {inner}) by ({inner}, {cols})"),
+            detail: format!("{:?}", error.0),
+        })
+    }
+}
+
+fn blas_type(dtype: DType) -> blas_sys::cudaDataType {
+    match dtype {
+        DType::F16 => blas_sys::cudaDataType::CUDA_R_16F,
+        _ => blas_sys::cudaDataType::CUDA_R_32F,
+    }
+}
+
+fn nvrtc_version() -> String {
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: the library was found when the device was opened; both pointers are to live integers.
+    let _ = unsafe { nvrtc_sys::nvrtcVersion(&mut major, &mut minor) };
+    format!("{major}.{minor}")
+}
