@@ -9,6 +9,8 @@ mod cli;
 mod doctor;
 // The engine on the host device against llama.cpp.
 mod engine;
+// GGUF files, good and hostile; the ledger; made-up models.
+mod model;
 // llama.cpp's tensors are the ones that the site table means.
 mod reference;
 // scripts/setup.sh, with a made-up machine around it.

@@ -112,12 +112,17 @@ impl Config {
                 format!("heads do not divide: {n_head} query, {n_head_kv} KV, {head_dim} wide");
             return Err(keys.unsupported("attention.head_count_kv", why));
         }
+        let (n_layer, tensors) = (keys.count("block_count")?, gguf.tensors().len());
+        if n_layer > tensors {
+            let why = format!("is {n_layer}, but the file has {tensors} tensors in all");
+            return Err(keys.unsupported("block_count", why));
+        }
         let arch = keys.arch;
         let scale = keys.optional("attention.scale")?.filter(|&scale| scale != 0.0);
         let token_rows = gguf.tensor("token_embd.weight").map(|info| info.rows());
         Ok(Config {
             arch,
-            n_layer: keys.count("block_count")?,
+            n_layer,
             n_embd,
             n_head,
             n_head_kv,

@@ -1,0 +1,222 @@
+use std::path::{Path, PathBuf};
+
+use firstdiff::{
+    model::{Arch, Config, Ledger, Model, RopePairs},
+    synth::{self, Spec, WeightType},
+};
+use half::f16;
+use tempfile::TempDir;
+
+use crate::common::fixture;
+
+fn bytes() -> Vec<u8> {
+    std::fs::read(fixture()).unwrap()
+}
+
+/// A file with these bytes, in a folder that is removed with the returned guard.
+fn file(bytes: &[u8]) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    (folder, path)
+}
+
+fn open_error(bytes: &[u8]) -> String {
+    let (_folder, path) = file(bytes);
+    Model::open(&path).err().map_or_else(String::new, |error| error.to_string())
+}
+
+/// Replaces the first occurrence of a byte string by another of the same length.
+fn patched(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    assert_eq!(from.len(), to.len());
+    let at = bytes.windows(from.len()).position(|window| window == from).unwrap();
+    let mut out = bytes.to_vec();
+    out[at..at + to.len()].copy_from_slice(to);
+    out
+}
+
+fn splitmix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[test]
+fn the_fixtures_hyperparameters_are_read() {
+    let model = Model::open(&fixture()).unwrap();
+    let wanted = Config {
+        arch: Arch::Qwen2,
+        n_layer: 4,
+        n_embd: 224,
+        n_head: 14,
+        n_head_kv: 2,
+        head_dim: 16,
+        n_ff: 480,
+        n_vocab: 2048,
+        n_ctx_train: 2048,
+        rope_theta: 1e6,
+        rope_pairs: RopePairs::Neox,
+        rms_eps: 1e-6,
+        attention_scale: 0.25,
+    };
+    assert_eq!(model.config, wanted);
+    assert_eq!(model.parameters(), 2_210_912);
+    assert!(model.has_qkv_bias() && !model.has("output.weight"));
+}
+
+#[test]
+fn f16_and_f32_tensors_are_widened_exactly() {
+    let model = Model::open(&fixture()).unwrap();
+    let half = model.info("blk.2.attn_k.weight").unwrap();
+    let stored: Vec<f32> = model
+        .gguf()
+        .data(half)
+        .chunks_exact(2)
+        .map(|two| f16::from_le_bytes([two[0], two[1]]).to_f32())
+        .collect();
+    assert_eq!(model.weights("blk.2.attn_k.weight").unwrap(), stored);
+    let full = model.info("blk.2.attn_k.bias").unwrap();
+    let four = |four: &[u8]| f32::from_le_bytes(four.try_into().unwrap());
+    let stored: Vec<f32> = model.gguf().data(full).chunks_exact(4).map(four).collect();
+    assert_eq!(model.weights("blk.2.attn_k.bias").unwrap(), stored);
+}
+
+#[test]
+fn what_is_no_gguf_is_refused_with_its_name() {
+    assert!(open_error(b"").contains("model.gguf is not a GGUF file"));
+    assert!(open_error(b"GGU").contains("is not a GGUF file"));
+    assert!(open_error(b"PK\x03\x04 something else").contains("is not a GGUF file"));
+    assert!(open_error(b"GGUF").contains("broken header"));
+    assert!(
+        Model::open(Path::new("absent.gguf")).err().unwrap().to_string().contains("absent.gguf")
+    );
+}
+
+#[test]
+fn a_truncated_file_is_refused_wherever_it_ends() {
+    let whole = bytes();
+    let mut state = 1;
+    for _ in 0..100 {
+        let cut = (splitmix(&mut state) % whole.len() as u64) as usize;
+        let error = open_error(&whole[..cut]);
+        assert!(error.contains("model.gguf"), "cut at {cut}: {error}");
+    }
+    let error = open_error(&whole[..whole.len() - 1]);
+    assert!(error.contains("ends before its tensor"), "{error}");
+}
+
+#[test]
+fn a_flipped_bit_in_the_header_never_crashes() {
+    let whole = bytes();
+    let header = 60_000;
+    let mut state = 2;
+    let mut refused = 0;
+    for _ in 0..300 {
+        let bit = splitmix(&mut state) % (8 * header);
+        let mut flipped = whole.clone();
+        flipped[bit as usize / 8] ^= 1 << (bit % 8);
+        refused += usize::from(!open_error(&flipped).is_empty());
+    }
+    // Most of the header is token texts, in which a flip is no error.
+    assert!(refused > 0);
+    // Every bit of the fixed part and the first keys.
+    for bit in 0..8 * 400 {
+        let mut flipped = whole.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        open_error(&flipped);
+    }
+}
+
+#[test]
+fn a_missing_or_misshapen_tensor_is_named() {
+    let whole = bytes();
+    let error = open_error(&patched(&whole, b"blk.2.attn_k.weight", b"blk.2.attn_x.weight"));
+    assert!(error.contains("lacks the tensor blk.2.attn_k.weight"), "{error}");
+    // The dims follow the name and the number of axes; swapped, they take the same bytes.
+    let dims = |first: u64, second: u64| {
+        let sizes = [first.to_le_bytes(), second.to_le_bytes()].concat();
+        [b"blk.1.ffn_down.weight", &2u32.to_le_bytes()[..], &sizes].concat()
+    };
+    let error = open_error(&patched(&whole, &dims(480, 224), &dims(224, 480)));
+    assert!(error.contains("blk.1.ffn_down.weight has dims [224, 480]"), "{error}");
+    assert!(error.contains("[480, 224]"), "{error}");
+}
+
+#[test]
+fn keys_that_the_engine_cannot_run_are_named() {
+    let whole = bytes();
+    // "qwen2" is the value of general.architecture before it is part of a key.
+    let error = open_error(&patched(&whole, b"qwen2", b"gemma"));
+    assert!(error.contains("architecture \"gemma\""), "{error}");
+    let error = open_error(&patched(&whole, b"qwen2.block_count", b"qwen2.block_xount"));
+    assert!(error.contains("lacks the key qwen2.block_count"), "{error}");
+    let error = open_error(&patched(&whole, b"qwen2.vocab_size", b"qwen2.expert_cou"));
+    assert!(error.is_empty() || error.contains("model.gguf"), "{error}");
+    let key = |value: u32| {
+        let name = b"qwen2.attention.head_count";
+        [&name[..], &4u32.to_le_bytes(), &value.to_le_bytes()].concat()
+    };
+    for (value, says) in [(0, "is 0, no size"), (15, "do not divide")] {
+        let error = open_error(&patched(&whole, &key(14), &key(value)));
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn the_ledger_finds_zeros_nan_unused_and_absent_tensors() {
+    let clean = Ledger::read(&Model::open(&fixture()).unwrap()).unwrap();
+    assert!(clean.is_clean());
+    assert_eq!(clean.tensors, 50);
+
+    let model = Model::open(&fixture()).unwrap();
+    let mut broken = bytes();
+    let zeroed = model.info("blk.3.ffn_up.weight").unwrap();
+    broken[zeroed.offset..zeroed.offset + zeroed.bytes].fill(0);
+    let nan = model.info("blk.0.attn_q.weight").unwrap();
+    for element in [7, 500] {
+        let at = nan.offset + 2 * element;
+        broken[at..at + 2].copy_from_slice(&f16::NAN.to_le_bytes());
+    }
+    let broken = patched(&broken, b"blk.1.attn_v.bias", b"blk.1.attn_v.xyzw");
+    let (_folder, path) = file(&broken);
+    let ledger = Ledger::read(&Model::open(&path).unwrap()).unwrap();
+    assert_eq!(ledger.all_zero, ["blk.3.ffn_up.weight"]);
+    assert_eq!(ledger.unused, ["blk.1.attn_v.xyzw"]);
+    assert_eq!(ledger.absent, ["blk.1.attn_v.bias"]);
+    let [found] = &ledger.non_finite[..] else { panic!("{:?}", ledger.non_finite) };
+    assert_eq!((found.tensor.as_str(), found.count, found.first), ("blk.0.attn_q.weight", 2, 7));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_file_and_another_seed_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, seed| {
+        let path = folder.path().join(name);
+        let spec = Spec { seed, ..Spec::preset("tiny-llama").unwrap() };
+        synth::write(&spec, &path, &mut |_| {}).unwrap();
+        std::fs::read(path).unwrap()
+    };
+    let first = write("a", 1);
+    assert_eq!(first, write("b", 1));
+    assert_ne!(first, write("c", 2));
+}
+
+#[test]
+fn shapes_that_cannot_run_are_refused_and_leave_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let qwen2 = Spec::preset("tiny-qwen2").unwrap();
+    let qwen3 = Spec::preset("tiny-qwen3").unwrap();
+    for (spec, says) in [
+        (Spec { head_dim: 15, ..qwen3.clone() }, "is odd"),
+        (Spec { n_head: 5, ..qwen3.clone() }, "do not divide"),
+        (Spec { n_layer: 0, ..qwen3.clone() }, "layers must be"),
+        (Spec { n_vocab: 10, ..qwen3.clone() }, "vocabulary must be"),
+        (Spec { n_embd: 100, ..qwen2 }, "hidden size"),
+        (Spec { weight_type: WeightType::Q4K, ..qwen3 }, "no multiple of 256"),
+    ] {
+        let error = synth::write(&spec, &folder.path().join("x.gguf"), &mut |_| {}).unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
