@@ -5,12 +5,16 @@ mod common;
 
 // The program as a user types it.
 mod cli;
+// Distances, tolerances and floors against plain loops.
+mod compare;
 // What the machine has, whatever it has.
 mod doctor;
 // The engine on the host device against llama.cpp.
 mod engine;
 // GGUF files, good and hostile; the ledger; made-up models.
 mod model;
+// CUDA semantics on the CPU: barriers, warps, half, errors.
+mod host_device;
 // llama.cpp's tensors are the ones that the site table means.
 mod reference;
 // scripts/setup.sh, with a made-up machine around it.
