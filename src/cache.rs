@@ -1,9 +1,18 @@
 //! The cache folder: compiled kernels, widened weights, floors. Everything in it can be made again.
 
 use std::{
+    fs::Permissions,
     io::Write,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
+
+use tempfile::NamedTempFile;
+
+/// How the names of this process's unfinished files and folders begin.
+pub fn temporary_prefix() -> String {
+    format!(".firstdiff-{}-", std::process::id())
+}
 
 /// The cache folder: `$FIRSTDIFF_CACHE`, else `$XDG_CACHE_HOME/firstdiff`, else
 /// `~/.cache/firstdiff`, else a folder of the temporary directory.
@@ -36,9 +45,17 @@ pub fn is_writable(folder: &Path) -> bool {
 
 /// Writes a file whole or not at all: through a temporary file beside it and a rename.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+    let mut file = temporary_beside(path)?;
     file.write_all(bytes)?;
     file.persist(path)?;
     Ok(())
+}
+
+/// A temporary file in the folder of `path`, readable by whom the umask lets, to be renamed to it.
+pub fn temporary_beside(path: &Path) -> std::io::Result<NamedTempFile> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let prefix = temporary_prefix();
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix).permissions(Permissions::from_mode(0o666));
+    builder.tempfile_in(folder.unwrap_or(Path::new(".")))
 }

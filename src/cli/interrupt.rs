@@ -27,17 +27,18 @@ pub fn unfinished(path: &std::path::Path) {
     }
 }
 
-/// Removes the temporary siblings that this program makes beside a path it writes.
+/// Removes the temporary siblings that this process has made beside a path it writes.
 fn remove_siblings(path: &std::path::Path) {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(std::path::Path::new("."));
+    let prefix = firstdiff::cache::temporary_prefix();
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with(".firstdiff-trace-") {
-            let _ = std::fs::remove_dir_all(entry.path());
-        } else if name.starts_with(".gguf-") {
-            let _ = std::fs::remove_file(entry.path());
+        if !entry.file_name().to_string_lossy().starts_with(&prefix) {
+            continue;
         }
+        let path = entry.path();
+        // Nothing more can be done about what cannot be removed.
+        let _ =
+            if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
     }
 }

@@ -8,7 +8,10 @@ use std::{
 
 use llama_cpp_sys_2 as sys;
 
-use crate::gguf::{Gguf, TensorInfo, read::Context};
+use crate::{
+    cache,
+    gguf::{Gguf, TensorInfo, read::Context},
+};
 
 /// A file that could not be written; nothing is left of it.
 #[derive(Debug, thiserror::Error)]
@@ -132,9 +135,7 @@ impl Header {
             let (path, bytes) = (path.to_path_buf(), self.file_size());
             WriteError { path, bytes, source }
         };
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = folder.unwrap_or(Path::new("."));
-        let file = tempfile::Builder::new().prefix(".gguf-").tempfile_in(folder).map_err(failed)?;
+        let file = cache::temporary_beside(path).map_err(failed)?;
         let mut out = BufWriter::with_capacity(1 << 20, file);
         // SAFETY: the buffer has the size that the context asks for.
         let meta = unsafe {

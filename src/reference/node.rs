@@ -168,13 +168,15 @@ impl Node {
         };
         let [c0, c1, c2, c3] = counts;
         let nb = tensor.nb;
-        let mut values = Vec::with_capacity(c0 * c1 * c2 * c3);
-        for i3 in 0..c3 {
-            for i2 in 0..c2 {
-                for i1 in 0..c1 {
-                    let row = i1 * nb[1] + i2 * nb[2] + i3 * nb[3];
-                    values.extend((0..c0).map(|i0| element(row + i0 * nb[0])));
-                }
+        let rows_are_dense = !half && nb[0] == size_of::<f32>();
+        let mut values = vec![0f32; c0 * c1 * c2 * c3];
+        for (row, to) in values.chunks_exact_mut(c0.max(1)).enumerate() {
+            let (i1, i2, i3) = (row % c1, row / c1 % c2, row / (c1 * c2));
+            let from = i1 * nb[1] + i2 * nb[2] + i3 * nb[3];
+            if rows_are_dense {
+                bytemuck::cast_slice_mut(to).copy_from_slice(&raw[from..from + 4 * c0]);
+            } else {
+                to.iter_mut().enumerate().for_each(|(i0, to)| *to = element(from + i0 * nb[0]));
             }
         }
         values

@@ -1,5 +1,7 @@
 //! Rounding-sized noise for the second reference run, whose distance to the first is the floor.
 
+use rayon::prelude::*;
+
 use crate::{
     arithmetic::Arithmetic,
     model::Config,
@@ -62,18 +64,19 @@ impl Noise {
         if amplitude.relative == 0.0 && amplitude.additive == 0.0 {
             return;
         }
-        let mut random = SplitMix::new(self.seed, site);
-        for row in values.chunks_mut(row_length.max(1)) {
-            let squares: f64 = row.iter().map(|&value| f64::from(value).powi(2)).sum();
-            let rms = (squares / row.len() as f64).sqrt();
-            for value in row {
-                let bits = random.next();
+        let random = Random::new(self.seed, site);
+        let row_length = row_length.max(1);
+        values.par_chunks_mut(row_length).enumerate().for_each(|(row, values)| {
+            let squares: f64 = values.iter().map(|&value| f64::from(value).powi(2)).sum();
+            let rms = (squares / values.len() as f64).sqrt();
+            for (column, value) in values.iter_mut().enumerate() {
+                let bits = random.at((row * row_length + column) as u64);
                 let sign = |bit: u32| if bits >> bit & 1 == 0 { 1.0 } else { -1.0 };
                 let own = amplitude.relative * f64::from(*value).abs();
                 let noise = sign(0) * own + sign(1) * amplitude.additive * rms;
                 *value = (f64::from(*value) + noise) as f32;
             }
-        }
+        });
     }
 }
 
@@ -82,22 +85,24 @@ fn multiplies_a_matrix(stage: Stage) -> bool {
     matches!(stage, Embd | Q | K | V | OProj | FfnGate | FfnUp | FfnDown | Logits)
 }
 
-/// splitmix64, seeded by a site: the same noise whatever the order of the callbacks.
-struct SplitMix(u64);
+/// Random bits for each element of a site, whatever the order in which they are asked for.
+struct Random {
+    key: u64,
+}
 
-impl SplitMix {
-    fn new(seed: u64, site: Site) -> SplitMix {
+impl Random {
+    fn new(seed: u64, site: Site) -> Random {
         let text = format!("{seed}/{}/{}", site.step, site.tensor_name());
         let hash = blake3::hash(text.as_bytes());
         let first = hash.as_bytes()[..8].try_into().expect("eight bytes");
-        SplitMix(u64::from_le_bytes(first))
+        Random { key: u64::from_le_bytes(first) }
     }
 
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    /// The splitmix64 sequence from the site's key, at `index`.
+    fn at(&self, index: u64) -> u64 {
+        let state = self.key.wrapping_add((index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
 }

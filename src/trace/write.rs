@@ -14,6 +14,7 @@ use super::{
     step::StepWriter,
 };
 use crate::{
+    cache,
     capture::{Choice, Sink, Stopped},
     site::Site,
     tensor::Tensor,
@@ -66,7 +67,7 @@ impl TraceWriter {
         let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new("."));
         let temporary = tempfile::Builder::new()
-            .prefix(".firstdiff-trace-")
+            .prefix(&cache::temporary_prefix())
             .tempdir_in(parent)
             .map_err(TraceError::io("create a folder in", parent))?;
         let draft = draft(&temporary);
