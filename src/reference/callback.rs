@@ -58,7 +58,6 @@ impl<'a> Capture<'a> {
     ) -> Capture<'a> {
         let seen = BTreeMap::new();
         let (failure, raw_scores) = (None, None);
-        let (config, biases) = (config, biases);
         Capture { config, biases, sink, noise, step, tokens, positions, seen, failure, raw_scores }
     }
 
@@ -129,16 +128,7 @@ impl<'a> Capture<'a> {
             return Err(Failure::Node { site, detail });
         }
         self.check_readable(site, node)?;
-        let mut cropped = node.read_part([self.positions, tokens, heads, 1]);
-        if self.add_noise(site, &mut cropped, self.positions) {
-            let mut whole = node.read();
-            for (to, from) in
-                whole.chunks_exact_mut(padded).zip(cropped.chunks_exact(self.positions))
-            {
-                to[..self.positions].copy_from_slice(from);
-            }
-            node.write(&whole);
-        }
+        let cropped = self.read_rows(site, node);
         self.raw_scores = Some((layer, cropped));
         Ok(())
     }
@@ -154,19 +144,23 @@ impl<'a> Capture<'a> {
             let scores = heads_first_to_tokens(&raw, shape, node.float_param(0));
             self.put(self.at(layer, Stage::Scores), scores)?;
         }
-        let counts = [self.positions, self.tokens, self.config.n_head, 1];
-        let mut cropped = node.read_part(counts);
+        let cropped = self.read_rows(site, node);
+        self.put(site, heads_first_to_tokens(&cropped, shape, 1.0))
+    }
+
+    /// The first P elements of each row of a padded [P, T, Hq] node, with this run's noise, which is
+    /// written back.
+    fn read_rows(&self, site: Site, node: Node) -> Vec<f32> {
+        let mut cropped = node.read_part([self.positions, self.tokens, self.config.n_head, 1]);
         if self.add_noise(site, &mut cropped, self.positions) {
-            let padded = node.ne()[0];
             let mut whole = node.read();
-            for (to, from) in
-                whole.chunks_exact_mut(padded).zip(cropped.chunks_exact(self.positions))
-            {
-                to[..self.positions].copy_from_slice(from);
+            let rows = whole.chunks_exact_mut(node.ne()[0]);
+            for (row, noisy) in rows.zip(cropped.chunks_exact(self.positions)) {
+                row[..self.positions].copy_from_slice(noisy);
             }
             node.write(&whole);
         }
-        self.put(site, heads_first_to_tokens(&cropped, shape, 1.0))
+        cropped
     }
 
     /// A cache view: keys as [D, padded P, Hk], values transposed as [padded P, D, Hk].
