@@ -11,7 +11,7 @@ mod compare;
 mod doctor;
 // The engine on the host device against llama.cpp.
 mod engine;
-// GGUF files, good and hostile; the ledger; made-up models.
+// GGUF files, good and hostile; the ledger.
 mod model;
 // CUDA semantics on the CPU: barriers, warps, half, errors.
 mod host_device;
@@ -19,5 +19,7 @@ mod host_device;
 mod reference;
 // scripts/setup.sh, with a made-up machine around it.
 mod setup;
+// Random models of every shape load, compute and are written whole or not at all.
+mod synth;
 // Recording a run to a folder, reading it back, and refusing what is not it.
 mod trace;

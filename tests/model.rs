@@ -1,9 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use firstdiff::{
-    model::{Arch, Config, Ledger, Model, RopePairs},
-    synth::{self, Spec, WeightType},
-};
+use firstdiff::model::{Arch, Config, Ledger, Model, RopePairs};
 use half::f16;
 use tempfile::TempDir;
 
@@ -186,37 +183,4 @@ fn the_ledger_finds_zeros_nan_unused_and_absent_tensors() {
     assert_eq!(ledger.absent, ["blk.1.attn_v.bias"]);
     let [found] = &ledger.non_finite[..] else { panic!("{:?}", ledger.non_finite) };
     assert_eq!((found.tensor.as_str(), found.count, found.first), ("blk.0.attn_q.weight", 2, 7));
-}
-
-#[test]
-fn the_same_seed_gives_the_same_file_and_another_seed_another() {
-    let folder = tempfile::tempdir().unwrap();
-    let write = |name: &str, seed| {
-        let path = folder.path().join(name);
-        let spec = Spec { seed, ..Spec::preset("tiny-llama").unwrap() };
-        synth::write(&spec, &path, &mut |_| {}).unwrap();
-        std::fs::read(path).unwrap()
-    };
-    let first = write("a", 1);
-    assert_eq!(first, write("b", 1));
-    assert_ne!(first, write("c", 2));
-}
-
-#[test]
-fn shapes_that_cannot_run_are_refused_and_leave_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let qwen2 = Spec::preset("tiny-qwen2").unwrap();
-    let qwen3 = Spec::preset("tiny-qwen3").unwrap();
-    for (spec, says) in [
-        (Spec { head_dim: 15, ..qwen3.clone() }, "is odd"),
-        (Spec { n_head: 5, ..qwen3.clone() }, "do not divide"),
-        (Spec { n_layer: 0, ..qwen3.clone() }, "layers must be"),
-        (Spec { n_vocab: 10, ..qwen3.clone() }, "vocabulary must be"),
-        (Spec { n_embd: 100, ..qwen2 }, "hidden size"),
-        (Spec { weight_type: WeightType::Q4K, ..qwen3 }, "no multiple of 256"),
-    ] {
-        let error = synth::write(&spec, &folder.path().join("x.gguf"), &mut |_| {}).unwrap_err();
-        assert!(error.to_string().contains(says), "{error}");
-    }
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }

@@ -46,7 +46,7 @@ pub fn synth(args: &SynthArgs) -> Result<Exit, Error> {
     }
     spec.weight_type = args.weight_type.unwrap_or(spec.weight_type);
     interrupt::unfinished(&args.output);
-    let bar = output::progress(Some(synth::data_bytes(&spec)), "writing weights");
+    let bar = output::progress(Some(synth::data_bytes(&spec)?), "writing weights");
     synth::write(&spec, &args.output, &mut |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
     let size = std::fs::metadata(&args.output).map_or(0, |metadata| metadata.len());
