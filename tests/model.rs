@@ -150,12 +150,16 @@ fn keys_that_the_engine_cannot_run_are_named() {
     assert!(error.contains("lacks the key qwen2.block_count"), "{error}");
     let error = open_error(&patched(&whole, b"qwen2.vocab_size", b"qwen2.expert_cou"));
     assert!(error.is_empty() || error.contains("model.gguf"), "{error}");
-    let key = |value: u32| {
-        let name = b"qwen2.attention.head_count";
-        [&name[..], &4u32.to_le_bytes(), &value.to_le_bytes()].concat()
+    let key = |name: &str, value: u32| {
+        [name.as_bytes(), &4u32.to_le_bytes(), &value.to_le_bytes()].concat()
     };
-    for (value, says) in [(0, "is 0, no size"), (15, "do not divide")] {
-        let error = open_error(&patched(&whole, &key(14), &key(value)));
+    for (name, right, wrong, says) in [
+        ("qwen2.attention.head_count", 14, 0, "is 0, no size"),
+        ("qwen2.attention.head_count", 14, 15, "do not divide"),
+        ("qwen2.block_count", 4, 500, "tensors in all"),
+        ("qwen2.block_count", 4, 600, "llama.cpp runs at most 512"),
+    ] {
+        let error = open_error(&patched(&whole, &key(name, right), &key(name, wrong)));
         assert!(error.contains(says), "{error}");
     }
 }

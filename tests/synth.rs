@@ -6,8 +6,8 @@ use std::{
 
 use firstdiff::{
     llama,
-    model::Arch,
-    synth::{self, MAX_LAYERS, MAX_SIZE, PRESETS, Spec, SynthError, WeightType},
+    model::{Arch, MAX_LAYERS},
+    synth::{self, MAX_SIZE, PRESETS, Spec, SynthError, WeightType},
 };
 use llama_cpp_2::{
     context::{LlamaContext, params::LlamaContextParams},

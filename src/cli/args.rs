@@ -41,7 +41,7 @@ pub struct ModelArgs {
     /// GGUF model: llama, qwen2 or qwen3 [default: the embedded fixture]
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
-    /// Prompt [default: an embedded one of 80 tokens]
+    /// Prompt [default: an embedded one of 86 tokens]
     #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
     pub prompt: Option<String>,
     /// File that holds the prompt

@@ -8,6 +8,9 @@ use crate::{
     site::{Site, Stage},
 };
 
+/// llama.cpp's own limit (LLAMA_MAX_LAYERS), above which it aborts the process.
+pub const MAX_LAYERS: usize = 512;
+
 /// An architecture that the engine can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -113,6 +116,10 @@ impl Config {
             return Err(keys.unsupported("attention.head_count_kv", why));
         }
         let (n_layer, tensors) = (keys.count("block_count")?, gguf.tensors().len());
+        if n_layer > MAX_LAYERS {
+            let why = format!("is {n_layer}; llama.cpp runs at most {MAX_LAYERS}");
+            return Err(keys.unsupported("block_count", why));
+        }
         if n_layer > tensors {
             let why = format!("is {n_layer}, but the file has {tensors} tensors in all");
             return Err(keys.unsupported("block_count", why));

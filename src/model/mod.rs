@@ -4,6 +4,6 @@ mod config;
 mod ledger;
 mod weights;
 
-pub use config::{Arch, Config, RopePairs};
+pub use config::{Arch, Config, MAX_LAYERS, RopePairs};
 pub use ledger::Ledger;
 pub use weights::{Model, ModelError};

@@ -14,5 +14,5 @@ mod write;
 
 pub use error::SynthError;
 pub use preset::PRESETS;
-pub use spec::{MAX_LAYERS, MAX_SIZE, MIN_VOCAB, Spec, WeightType};
+pub use spec::{MAX_SIZE, MIN_VOCAB, Spec, WeightType};
 pub use write::{data_bytes, write};

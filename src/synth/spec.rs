@@ -2,7 +2,10 @@
 
 use llama_cpp_sys_2 as sys;
 
-use crate::{model::Arch, synth::SynthError};
+use crate::{
+    model::{Arch, MAX_LAYERS},
+    synth::SynthError,
+};
 
 /// How weight matrices are stored. Vectors (norms, biases) are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,9 +96,6 @@ pub struct Spec {
 
 /// The smallest vocabulary: one token a byte, and two special ones.
 pub const MIN_VOCAB: usize = 258;
-
-/// llama.cpp's own limit (LLAMA_MAX_LAYERS), above which it aborts.
-pub const MAX_LAYERS: usize = 512;
 
 /// The largest vocabulary and row. It bounds the writer's memory, and keeps the size of the largest
 /// file within 64 bits.
