@@ -32,12 +32,14 @@
 //! - [`fault`]: bugs to plant, and where each must be blamed
 //! - [`engine`]: the forward pass over a device
 //! - [`trace`]: a side recorded to a folder
+//! - [`spool`]: a side recorded for the length of a run
 //!
 //! The verdict:
 //! - [`baseline`]: the reference's tokens and floor, measured once and cached
 //! - [`compare`]: alignment, distances, tolerance, which elements differ
 //! - [`verdict`]: equal, diverged, unmeasured or refused, site by site
 //! - [`run`]: both sides at the same time
+//! - [`replay`]: every operation again in f64, from a side's own inputs: guilty or cleared
 //! - [`report`]: the answer as text and JSON
 //! - [`exit`]: errors and exit codes
 //!
@@ -59,9 +61,11 @@ pub mod kernels;
 pub mod llama;
 pub mod model;
 pub mod reference;
+pub mod replay;
 pub mod report;
 pub mod run;
 pub mod site;
+pub mod spool;
 pub mod synth;
 pub mod tensor;
 pub mod trace;

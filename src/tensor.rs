@@ -18,6 +18,16 @@ impl Tensor {
         assert_eq!(shape.iter().product::<usize>(), data.len(), "a tensor of shape {shape:?}");
         Tensor { shape, data }
     }
+
+    /// The index on each axis of the element at a place in row-major order.
+    pub fn unravel(mut flat: usize, shape: &[usize]) -> Vec<usize> {
+        let mut index = vec![0; shape.len()];
+        for (axis, &n) in shape.iter().enumerate().rev() {
+            index[axis] = flat % n;
+            flat /= n;
+        }
+        index
+    }
 }
 
 /// A number format for storage or accumulation.

@@ -17,6 +17,7 @@ mod model;
 mod host_device;
 // llama.cpp's tensors are the ones that the site table means.
 mod reference;
+mod replay;
 // scripts/setup.sh, with a made-up machine around it.
 mod setup;
 // Random models of every shape load, compute and are written whole or not at all.

@@ -8,7 +8,7 @@ use firstdiff::{
     exit::{Error, Exit},
     report::{Compared, REPORT_VERSION, Report, SideSummary, SiteRow, StepRow},
     site::Site,
-    trace::{Manifest, Side, TraceReader, comparable, replay},
+    trace::{Manifest, Side, TraceReader, comparable, feed},
     verdict::{Coverage, Rule, SiteReport, judge},
 };
 
@@ -77,13 +77,13 @@ fn judge_traces(
     let (mut engine_sink, engine_side) = channel(Arc::clone(&filter));
     let (mut reference_sink, reference_side) = channel(filter);
     thread::scope(|scope| {
-        let from_engine = scope.spawn(move || replay(engine, &mut engine_sink));
-        let from_reference = scope.spawn(move || replay(reference, &mut reference_sink));
+        let from_engine = scope.spawn(move || feed(engine, &mut engine_sink));
+        let from_reference = scope.spawn(move || feed(reference, &mut reference_sink));
         let first = |step| first_position(prompt, step);
         let sides = (engine_side, reference_side);
         let reports = judge(sites, sides, floor, rule, &first, &mut |_| {});
-        for replayed in [from_engine.join(), from_reference.join()] {
-            replayed.unwrap_or_else(|payload| std::panic::resume_unwind(payload))?;
+        for fed in [from_engine.join(), from_reference.join()] {
+            fed.unwrap_or_else(|payload| std::panic::resume_unwind(payload))?;
         }
         Ok(reports)
     })

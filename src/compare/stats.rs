@@ -157,7 +157,7 @@ fn finish(
     factor: f64,
 ) -> Difference {
     let element = |(flat, times_floor): (usize, f64)| Element {
-        index: unravel(flat, &engine.shape),
+        index: Tensor::unravel(flat, &engine.shape),
         engine: engine.data[flat],
         reference: reference.data[flat],
         times_floor,
@@ -175,7 +175,7 @@ fn finish(
                 let range = row * rows.length..(row + 1) * rows.length;
                 let (e, r) = (&engine.data[range.clone()], &reference.data[range]);
                 for (flat, _) in beyond(rows, row, e, r, floor.elementwise, factor) {
-                    mark(&unravel(flat, &engine.shape));
+                    mark(&Tensor::unravel(flat, &engine.shape));
                 }
             }
         })
@@ -309,13 +309,4 @@ fn ulp_distance(a: f32, b: f32) -> u64 {
         i64::from(if bits < 0 { i32::MIN.wrapping_sub(bits) } else { bits })
     };
     ordered(a).abs_diff(ordered(b))
-}
-
-fn unravel(mut flat: usize, shape: &[usize]) -> Vec<usize> {
-    let mut index = vec![0; shape.len()];
-    for (axis, &n) in shape.iter().enumerate().rev() {
-        index[axis] = flat % n;
-        flat /= n;
-    }
-    index
 }

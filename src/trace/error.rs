@@ -159,7 +159,7 @@ impl TraceError {
     }
 
     /// Wraps an io error: `map_err(TraceError::io("write", &path))`.
-    pub(super) fn io(
+    pub(crate) fn io(
         action: &'static str,
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(io::Error) -> TraceError {

@@ -16,5 +16,5 @@ pub use manifest::{
     CHECKSUM_FILE, FORMAT_VERSION, MANIFEST_FILE, Manifest, ModelId, Producer, Settings, Shapes,
     Side, Step, step_file,
 };
-pub use read::{TraceReader, replay};
+pub use read::{TraceReader, feed};
 pub use write::TraceWriter;

@@ -93,7 +93,7 @@ impl TraceReader {
 }
 
 /// Feeds a recorded run into a sink in canonical order, as a live side would.
-pub fn replay(reader: &TraceReader, sink: &mut dyn Sink) -> Result<(), TraceError> {
+pub fn feed(reader: &TraceReader, sink: &mut dyn Sink) -> Result<(), TraceError> {
     for site in reader.sites() {
         if !sink.wants(site) {
             continue;

@@ -8,7 +8,7 @@ use firstdiff::{
     compare::{DeclaredFloor, Floor, SiteFloor},
     site::{Site, Stage},
     tensor::{DType, Tensor},
-    trace::{Kind, Limit, TraceError, TraceReader, TraceWriter, replay},
+    trace::{Kind, Limit, TraceError, TraceReader, TraceWriter, feed},
 };
 
 use super::support::{Recorded, STEPS, listing, manifest, record, shape, tensors};
@@ -273,17 +273,17 @@ fn an_error_inside_the_sink_is_returned_by_the_next_call() {
 }
 
 #[test]
-fn a_replayed_trace_feeds_a_sink_what_it_wants_until_it_stops() {
+fn a_trace_feeds_a_sink_what_it_wants_until_it_stops() {
     let recorded = Recorded::new();
     let reader = TraceReader::open(&recorded.folder).unwrap();
     let mut all = Keep { kept: Vec::new(), room: usize::MAX };
-    replay(&reader, &mut all).unwrap();
+    feed(&reader, &mut all).unwrap();
     let mut expected = tensors(1);
     expected.retain(|(site, _)| site.stage != Stage::Logits);
     assert_eq!(all.kept, expected);
     let mut few = Keep { kept: Vec::new(), room: 4 };
-    replay(&reader, &mut few).unwrap();
+    feed(&reader, &mut few).unwrap();
     assert_eq!(few.kept, expected[..4]);
-    replay(&reader, &mut NoSink).unwrap();
+    feed(&reader, &mut NoSink).unwrap();
     assert_eq!(shape(Site::in_layer(2, 1, Stage::Scores)), [1, 6, 7]);
 }

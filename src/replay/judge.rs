@@ -1,0 +1,223 @@
+//! Guilty or cleared: an operation's recorded result against its bound.
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    compare::Pattern,
+    model::Model,
+    replay::{
+        expected::LAMBDA,
+        forward::{Piece, Recording, Replay, ReplayError},
+        operation::Operation,
+    },
+    tensor::Tensor,
+};
+
+/// What the replay says of one operation, over all recorded steps.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Judged {
+    pub operation: Operation,
+    /// Elements that were checked. Those whose inputs are no numbers cannot be.
+    pub elements: u64,
+    /// Elements further from their value than rounding can take them.
+    pub beyond: u64,
+    /// The element that is furthest.
+    pub worst: Option<Worst>,
+    /// The part of the result that lies along the right one, against what independent roundings
+    /// may add up to: above 1, many small errors share a direction. 0 where that tells no more
+    /// than single elements do.
+    pub drift: f64,
+    /// Which elements are beyond, in the first step that has any.
+    pub pattern: Option<String>,
+    /// Operations between the recorded inputs and this one whose own results were not recorded:
+    /// the verdict is on all of them together.
+    pub spanned: Vec<Operation>,
+}
+
+/// One element of an operation's result.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Worst {
+    pub step: u32,
+    /// Index on each axis of the stage.
+    pub index: Vec<usize>,
+    pub recorded: f32,
+    pub expected: f64,
+    /// |recorded - expected| in units of the bound.
+    pub times_bound: f64,
+}
+
+impl Judged {
+    /// Whether no rounding explains the result.
+    pub fn is_guilty(&self) -> bool {
+        self.beyond > 0 || self.drift > 1.0
+    }
+
+    /// How far beyond its bound the result is at worst; below 1 where it is within.
+    pub fn times_bound(&self) -> f64 {
+        self.worst.as_ref().map_or(0.0, |worst| worst.times_bound).max(self.drift)
+    }
+}
+
+/// Sums over the elements of a piece.
+#[derive(Clone, Copy, Default)]
+struct Tally {
+    elements: u64,
+    beyond: u64,
+    worst: Option<(usize, f64)>,
+    /// sum of error * value.
+    along: f64,
+    /// sum of (u |y| * y)^2, and of all other bounds times |y|.
+    independent: f64,
+    common: f64,
+}
+
+impl Tally {
+    fn add(mut self, next: Tally) -> Tally {
+        self.elements += next.elements;
+        self.beyond += next.beyond;
+        self.worst = match (self.worst, next.worst) {
+            (Some(a), Some(b)) => Some(if b.1 > a.1 { b } else { a }),
+            (a, b) => a.or(b),
+        };
+        self.along += next.along;
+        self.independent += next.independent;
+        self.common += next.common;
+        self
+    }
+}
+
+/// Judges every operation that a side recorded, in canonical order; layers in parallel.
+pub fn judge_all(model: &Model, recording: Recording<'_>) -> Result<Vec<Judged>, ReplayError> {
+    let operations = Operation::all(&model.config);
+    let layers: Vec<&[Operation]> = operations.chunk_by(|a, b| a.layer == b.layer).collect();
+    let of_layer = |layer: &&[Operation]| {
+        let replay = Replay::new(model, recording);
+        let judged = layer.iter().map(|&operation| judge(&replay, operation));
+        judged.collect::<Result<Vec<_>, ReplayError>>()
+    };
+    let judged = layers.par_iter().map(of_layer).collect::<Result<Vec<_>, ReplayError>>()?;
+    Ok(judged.into_iter().flatten().flatten().collect())
+}
+
+/// Judges an operation of a recorded side.
+pub fn judge(replay: &Replay<'_>, operation: Operation) -> Result<Option<Judged>, ReplayError> {
+    replay.take_spanned();
+    let pieces = replay.pieces(operation)?;
+    if pieces.is_empty() {
+        return Ok(None);
+    }
+    let spanned = replay.take_spanned();
+    let (mut total, mut worst, mut pattern) = (Tally::default(), None, None);
+    for piece in &pieces {
+        let tally = tally(piece);
+        if let Some((flat, _)) = tally.worst {
+            let found = locate(replay, operation, piece, flat);
+            if worst.as_ref().is_none_or(|worst: &Worst| found.times_bound > worst.times_bound) {
+                worst = Some(found);
+            }
+        }
+        if tally.beyond > 0 && pattern.is_none() {
+            pattern = Some(pattern_of(replay, operation, piece));
+        }
+        total = total.add(tally);
+    }
+    let along_bound = LAMBDA * total.independent.sqrt() + total.common;
+    // Where sums are as coarse as storage, an element's own bound is as sharp.
+    let rounding = replay.rounding(operation);
+    let drift = match rounding.storage > 2.0 * rounding.sum && along_bound > 0.0 {
+        true => total.along.abs() / along_bound,
+        false => 0.0,
+    };
+    let (elements, beyond) = (total.elements, total.beyond);
+    Ok(Some(Judged { operation, elements, beyond, worst, drift, pattern, spanned }))
+}
+
+fn tally(piece: &Piece<'_>) -> Tally {
+    /// Elements of one task; sums are added in the order of the tasks.
+    const CHUNK: usize = 1 << 14;
+    let starts: Vec<usize> = (0..piece.captured.len()).step_by(CHUNK).collect();
+    let of_chunk = |&start: &usize| {
+        let end = (start + CHUNK).min(piece.captured.len());
+        (start..end).fold(Tally::default(), |tally, index| tally.add(of_element(piece, index)))
+    };
+    let tallies: Vec<Tally> = starts.par_iter().map(of_chunk).collect();
+    tallies.into_iter().fold(Tally::default(), Tally::add)
+}
+
+fn of_element(piece: &Piece<'_>, index: usize) -> Tally {
+    let (expected, actual) = (&piece.expected, piece.captured[index]);
+    let counted = piece.counts(index).then(|| expected.times_bound(index, actual)).flatten();
+    let Some(times_bound) = counted else { return Tally::default() };
+    let value = expected.value[index];
+    let own = expected.rounding.storage * value.abs();
+    let finite = actual.is_finite();
+    Tally {
+        elements: 1,
+        beyond: u64::from(times_bound > 1.0),
+        worst: Some((index, times_bound)),
+        along: if finite { (f64::from(actual) - value) * value } else { 0.0 },
+        // A bias is added to a product that is stored, and rounded, too.
+        independent: (own * value).powi(2) + (expected.single[index] * value).powi(2),
+        common: (LAMBDA * expected.most_spread(index) + expected.rounding.smallest) * value.abs(),
+    }
+}
+
+impl Piece<'_> {
+    /// Whether the element counts: a score of a key after the query's position does not.
+    pub fn counts(&self, index: usize) -> bool {
+        match self.keys {
+            Some(keys) => index % keys <= self.positions[index / self.width],
+            None => true,
+        }
+    }
+
+    /// The step and flat index within its tensor of an element.
+    pub fn place(&self, recording: Recording<'_>, index: usize) -> (u32, usize) {
+        let mut rest = index;
+        for &step in &self.steps[..self.steps.len() - 1] {
+            let length = recording.positions(step).len() * self.width;
+            if rest < length {
+                return (step, rest);
+            }
+            rest -= length;
+        }
+        (*self.steps.last().expect("a piece has steps"), rest)
+    }
+}
+
+fn locate(replay: &Replay<'_>, operation: Operation, piece: &Piece<'_>, flat: usize) -> Worst {
+    let (step, within) = piece.place(replay.recording, flat);
+    let shape = shape(replay, operation, step);
+    let recorded = piece.captured[flat];
+    let times_bound = match recorded.is_finite() {
+        true => piece.expected.exact_times_bound(flat, recorded),
+        false => f64::INFINITY,
+    };
+    let expected = piece.expected.value[flat];
+    Worst { step, index: Tensor::unravel(within, &shape), recorded, expected, times_bound }
+}
+
+fn shape(replay: &Replay<'_>, operation: Operation, step: u32) -> Vec<usize> {
+    let positions = replay.recording.positions(step);
+    replay.model.config.shape(operation.stage, positions.len(), positions.end)
+}
+
+/// Which elements are beyond their bound, in the piece's first step that has any.
+fn pattern_of(replay: &Replay<'_>, operation: Operation, piece: &Piece<'_>) -> String {
+    let recording = replay.recording;
+    let beyond: Vec<(u32, usize)> = (0..piece.captured.len())
+        .into_par_iter()
+        .filter(|&index| of_element(piece, index).beyond > 0)
+        .map(|index| piece.place(recording, index))
+        .collect();
+    let step = beyond[0].0;
+    let shape = shape(replay, operation, step);
+    let first = replay.recording.positions(step).start;
+    let pattern = Pattern::of(operation.stage, &shape, first, |mark| {
+        for (_, flat) in beyond.iter().filter(|(of_step, _)| *of_step == step) {
+            mark(&Tensor::unravel(*flat, &shape));
+        }
+    });
+    pattern.text
+}

@@ -1,0 +1,93 @@
+//! Weights as the replay reads them: a few rows at a time, rounded as the engine declares.
+
+use std::{ops::Range, sync::Arc};
+
+use half::{bf16, f16};
+use ndarray::Array2;
+
+use crate::{
+    gguf::GgufError,
+    model::{Model, ModelError},
+    tensor::DType,
+};
+
+type ReadRows<'a> =
+    Arc<dyn Fn(Range<usize>, &mut [f32]) -> Result<(), GgufError> + Send + Sync + 'a>;
+
+/// A weight matrix (outputs, inputs).
+#[derive(Clone)]
+pub struct Matrix<'a> {
+    pub outputs: usize,
+    pub inputs: usize,
+    read: ReadRows<'a>,
+}
+
+impl<'a> Matrix<'a> {
+    /// A matrix of the model's file.
+    pub fn of_file(
+        model: &'a Model,
+        tensor: &str,
+        weights: DType,
+    ) -> Result<Matrix<'a>, ModelError> {
+        let info = model.info(tensor)?;
+        let (outputs, inputs) = (info.rows(), info.row_length());
+        let read = move |rows: Range<usize>, out: &mut [f32]| {
+            model.gguf().widen_rows(info, rows, out)?;
+            round(weights, out);
+            Ok(())
+        };
+        Ok(Matrix { outputs, inputs, read: Arc::new(read) })
+    }
+
+    /// A matrix whose element (output, input) is `element(output, input)`.
+    pub fn of_elements(
+        outputs: usize,
+        inputs: usize,
+        element: impl Fn(usize, usize) -> f32 + Send + Sync + 'a,
+    ) -> Matrix<'a> {
+        let read = move |rows: Range<usize>, out: &mut [f32]| {
+            for (output, row) in rows.zip(out.chunks_exact_mut(inputs)) {
+                for (input, value) in row.iter_mut().enumerate() {
+                    *value = element(output, input);
+                }
+            }
+            Ok(())
+        };
+        Matrix { outputs, inputs, read: Arc::new(read) }
+    }
+
+    /// Rows of the matrix in f64.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Array2<f64>, GgufError> {
+        let mut narrow = vec![0f32; rows.len() * self.inputs];
+        (self.read)(rows.clone(), &mut narrow)?;
+        let wide = narrow.into_iter().map(f64::from).collect();
+        Ok(Array2::from_shape_vec((rows.len(), self.inputs), wide).expect("rows times inputs"))
+    }
+
+    /// One row in f32.
+    pub fn row(&self, row: usize) -> Result<Vec<f32>, GgufError> {
+        let mut out = vec![0f32; self.inputs];
+        (self.read)(row..row + 1, &mut out)?;
+        Ok(out)
+    }
+
+    /// The whole matrix in f32, rows one after another.
+    pub fn flat(&self) -> Result<Vec<f32>, GgufError> {
+        let mut out = vec![0f32; self.outputs * self.inputs];
+        (self.read)(0..self.outputs, &mut out)?;
+        Ok(out)
+    }
+}
+
+/// Rounds values to a storage format.
+pub fn round(dtype: DType, values: &mut [f32]) {
+    match dtype {
+        DType::F16 => values.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
+        DType::Bf16 => values.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+        // Ten bits of fraction; rounded to nearest by adding half of what is cut.
+        DType::Tf32 => values.iter_mut().filter(|x| x.is_finite()).for_each(|x| {
+            *x = f32::from_bits(x.to_bits().wrapping_add(0x1000) & !0x1fff);
+        }),
+        DType::F32 | DType::F64 => {}
+    }
+}

@@ -1,0 +1,98 @@
+//! One side's tensors in a nameless temporary file, to be read again after the run.
+
+use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt};
+
+use crate::{
+    cache,
+    capture::{Sink, Stopped},
+    site::Site,
+    tensor::Tensor,
+    trace::{TraceError, TraceReader},
+};
+
+/// Tensors that can be read again, in any order and from several threads.
+pub trait Recorded: Sync {
+    /// The tensor of a site, or `None` if it was not recorded.
+    fn tensor(&self, site: Site) -> Result<Option<Tensor>, TraceError>;
+
+    /// Whether the site was recorded.
+    fn has(&self, site: Site) -> bool;
+}
+
+impl Recorded for TraceReader {
+    fn tensor(&self, site: Site) -> Result<Option<Tensor>, TraceError> {
+        TraceReader::tensor(self, site)
+    }
+
+    fn has(&self, site: Site) -> bool {
+        self.sites().any(|recorded| recorded == site)
+    }
+}
+
+/// A file that only this process knows: it is gone when the process ends, however it ends.
+pub struct Spool {
+    file: File,
+    length: u64,
+    /// First byte and shape of each tensor.
+    places: BTreeMap<Site, (u64, Vec<usize>)>,
+    error: Option<TraceError>,
+}
+
+impl Spool {
+    /// An empty spool in the cache folder.
+    pub fn new() -> Result<Spool, TraceError> {
+        let folder = cache::root();
+        let failed = TraceError::io("create a temporary file in", &folder);
+        let file = cache::folder("spool").and_then(tempfile::tempfile_in).map_err(failed)?;
+        Ok(Spool { file, length: 0, places: BTreeMap::new(), error: None })
+    }
+
+    /// Adds the tensor of a site; a second one replaces the first. After an error nothing more is
+    /// written.
+    pub fn record(&mut self, site: Site, tensor: &Tensor) {
+        if self.error.is_none() {
+            self.error = self.write(site, tensor).err();
+        }
+    }
+
+    /// What went wrong while recording.
+    pub fn error(&self) -> Option<&TraceError> {
+        self.error.as_ref()
+    }
+
+    fn write(&mut self, site: Site, tensor: &Tensor) -> Result<(), TraceError> {
+        let bytes: &[u8] = bytemuck::cast_slice(&tensor.data);
+        let failed = TraceError::io("write a temporary file in", cache::root());
+        self.file.write_all_at(bytes, self.length).map_err(failed)?;
+        self.places.insert(site, (self.length, tensor.shape.clone()));
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// Takes every tensor. An error is kept for [`Spool::error`] and ends the recording, not the run.
+impl Sink for Spool {
+    fn wants(&self, _site: Site) -> bool {
+        true
+    }
+
+    fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
+        self.record(site, &tensor);
+        Ok(())
+    }
+}
+
+impl Recorded for Spool {
+    fn tensor(&self, site: Site) -> Result<Option<Tensor>, TraceError> {
+        let Some((offset, shape)) = self.places.get(&site) else { return Ok(None) };
+        let mut data = vec![0f32; shape.iter().product()];
+        let failed = TraceError::io("read a temporary file in", cache::root());
+        let bytes = bytemuck::cast_slice_mut(&mut data);
+        self.file.read_exact_at(bytes, *offset).map_err(failed)?;
+        Ok(Some(Tensor::new(shape.clone(), data)))
+    }
+
+    fn has(&self, site: Site) -> bool {
+        self.places.contains_key(&site)
+    }
+}
