@@ -40,6 +40,7 @@
 //! - [`verdict`]: equal, diverged, unmeasured or refused, site by site
 //! - [`run`]: both sides at the same time
 //! - [`replay`]: every operation again in f64, from a side's own inputs: guilty or cleared
+//! - [`diagnosis`]: why a guilty operation is wrong
 //! - [`report`]: the answer as text and JSON
 //! - [`exit`]: errors and exit codes
 //!
@@ -52,6 +53,7 @@ pub mod cache;
 pub mod capture;
 pub mod compare;
 pub mod device;
+pub mod diagnosis;
 pub mod doctor;
 pub mod engine;
 pub mod exit;

@@ -9,5 +9,5 @@ mod stats;
 pub use align::{Aligner, ChannelSink, Side, channel};
 pub use filter::{FilterError, SiteFilter};
 pub use floor::{DEFAULT_FACTOR, DeclaredFloor, Floor, SiteFloor};
-pub use pattern::Pattern;
+pub use pattern::{Pattern, axis_phrase};
 pub use stats::{Difference, Element, NonFinite, compare};

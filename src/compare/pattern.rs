@@ -97,6 +97,11 @@ fn phrase(axes: &[AxisSet], share: f64) -> String {
     }
 }
 
+/// The marked indices of an axis in words; `None` where all are marked.
+pub fn axis_phrase(axis: Axis, marked: &[bool]) -> Option<String> {
+    AxisSet::new(axis, marked, 0).phrase()
+}
+
 impl AxisSet {
     fn new(axis: Axis, hit: &[bool], first_position: usize) -> AxisSet {
         let (axis, first) = match axis {

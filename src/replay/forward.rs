@@ -95,10 +95,15 @@ impl<'a> Replay<'a> {
         self.spanned.take().into_iter().collect()
     }
 
+    /// Whether an operation's result was recorded in a step.
+    pub fn has(&self, operation: Operation, step: u32) -> bool {
+        self.recording.tensors.has(operation.site(step))
+    }
+
     /// The steps in which an operation's result was recorded.
     pub fn steps_of(&self, operation: Operation) -> Vec<u32> {
         let steps = 0..self.recording.steps.len() as u32;
-        steps.filter(|&step| self.recording.tensors.has(operation.site(step))).collect()
+        steps.filter(|&step| self.has(operation, step)).collect()
     }
 
     /// What a side recorded of an operation in a step.
@@ -242,9 +247,18 @@ impl<'a> Replay<'a> {
 
     /// What an operation must give in steps, and the width of its rows.
     fn parts(&self, operation: Operation, steps: &[u32]) -> Result<Parts<'a>, ReplayError> {
+        self.parts_rounded(operation, steps, self.rounding(operation))
+    }
+
+    /// What an operation must give in steps if it rounds like that.
+    pub fn parts_rounded(
+        &self,
+        operation: Operation,
+        steps: &[u32],
+        rounding: Rounding,
+    ) -> Result<Parts<'a>, ReplayError> {
         use Stage::*;
         let c = &self.model.config;
-        let rounding = self.rounding(operation);
         let at = |stage| self.operand(operation.at(stage), steps);
         let whole = |width, expected| (Width::Fixed(width), vec![(steps.to_vec(), expected)]);
         let heads = self.heads();
@@ -252,7 +266,7 @@ impl<'a> Replay<'a> {
             Embd => whole(c.n_embd, self.embedding(steps, rounding)?),
             AttnNorm | FfnNorm | FinalNorm | QNorm | KNorm => {
                 let x = self.operand(self.input(operation), steps)?;
-                whole(x.width, self.norm(operation, &x)?)
+                whole(x.width, self.norm(operation, &x, rounding)?)
             }
             Q | K | V | OProj | FfnGate | FfnUp | FfnDown | Logits => {
                 let x = self.operand(self.input(operation), steps)?;
@@ -352,14 +366,19 @@ impl<'a> Replay<'a> {
         Ok(ops::copy(&Operand::captured(table.inputs, &values), rounding))
     }
 
-    fn norm(&self, operation: Operation, x: &Operand) -> Result<Expected<'a>, ReplayError> {
+    fn norm(
+        &self,
+        operation: Operation,
+        x: &Operand,
+        rounding: Rounding,
+    ) -> Result<Expected<'a>, ReplayError> {
         let part = norm_weight(operation.stage).expect("called for a norm");
         let weight = self.model.weights(&operation.tensor(part))?;
         let weight: Vec<f64> = weight.into_iter().map(f64::from).collect();
         let eps = f64::from(self.model.config.rms_eps);
         let scale = |x: &[f64]| ops::inverse_rms(x, eps);
         let norm = ops::Norm { weight: &weight, centre: &|_| 0.0, scale: &scale };
-        Ok(ops::norm(x, &norm, self.rounding(operation)))
+        Ok(ops::norm(x, &norm, rounding))
     }
 
     fn rope(
@@ -402,7 +421,7 @@ impl<'a> Replay<'a> {
 }
 
 /// Parts of a result: the steps of each, and what it must be.
-type Parts<'a> = (Width, Vec<(Vec<u32>, Expected<'a>)>);
+pub type Parts<'a> = (Width, Vec<(Vec<u32>, Expected<'a>)>);
 
 /// Elements of a row.
 #[derive(Clone, Copy)]

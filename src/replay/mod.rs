@@ -12,7 +12,9 @@ mod operation;
 pub mod ops;
 
 pub use expected::{Expected, LAMBDA, Operand, Rounding, Spread};
-pub use forward::{Piece, Recording, Replay, ReplayError, Width, appended, rope_angle, rope_pair};
+pub use forward::{
+    Parts, Piece, Recording, Replay, ReplayError, Width, appended, rope_angle, rope_pair,
+};
 pub use judge::{Judged, Worst, judge, judge_all};
 pub use matrix::{Matrix, round};
 pub use operation::{Operation, name, norm_weight, projection};

@@ -58,6 +58,11 @@ impl Operation {
         }
     }
 
+    /// Its result as a trace names it, such as `blk.3.q_rope`.
+    pub fn result(self) -> String {
+        self.site(0).tensor_name()
+    }
+
     /// The operation in words, without its layer.
     pub fn name(self) -> &'static str {
         name(self.stage)

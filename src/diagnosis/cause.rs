@@ -1,0 +1,132 @@
+//! The cause of a guilty operation: the explanations that give its wrong result.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    diagnosis::{
+        explain::{Explained, explain},
+        scene::{Rank, Scene},
+        table::HYPOTHESES,
+    },
+    replay::ReplayError,
+};
+
+/// How sure a cause is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Certainty {
+    /// Every element is what the cause gives, within the rounding bound.
+    Proven,
+    /// A part of the elements is.
+    Partly,
+    /// No hypothesis gives more than a few.
+    Unknown,
+}
+
+/// What made an operation's result wrong.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cause {
+    /// The kind, as in `docs/diagnosis.md`; empty where unknown.
+    pub key: String,
+    pub text: String,
+    pub certainty: Certainty,
+    /// Elements that the cause gives among those in question.
+    pub explained: u64,
+    pub wrong: u64,
+    /// Other causes that give the same numbers.
+    pub also: Vec<String>,
+    /// Hypotheses that were tried and do not explain the result.
+    pub refuted: usize,
+}
+
+/// Below this share a hypothesis explains nothing: that many elements agree by luck.
+const LEAST_SHARE: f64 = 0.1;
+/// At most this many causes are listed beside the first.
+const MAX_ALSO: usize = 3;
+
+struct Tried {
+    key: &'static str,
+    text: String,
+    rank: Rank,
+    explained: Explained,
+}
+
+/// Tries every hypothesis on a guilty operation.
+pub fn diagnose(scene: &Scene<'_, '_>) -> Result<Cause, ReplayError> {
+    let mut tried: Vec<Tried> = Vec::new();
+    for hypothesis in HYPOTHESES.iter().filter(|h| (h.applies)(scene.stage())) {
+        (hypothesis.candidates)(scene, &mut |candidate| {
+            let explained = explain(scene, candidate.parts)?;
+            let (key, text, rank) = (candidate.key, candidate.text, candidate.rank);
+            tried.push(Tried { key, text, rank, explained });
+            Ok(())
+        })?;
+    }
+    Ok(choose(tried))
+}
+
+/// The best explanation: a proof before a part, a mistake before a likeness, everywhere before
+/// somewhere, and then the closest.
+fn choose(tried: Vec<Tried>) -> Cause {
+    let count = tried.len();
+    let mut proofs: Vec<&Tried> = tried.iter().filter(|t| t.explained.is_proof()).collect();
+    proofs.sort_by(|a, b| {
+        let key = |t: &Tried| (t.rank, t.explained.region.is_some());
+        key(a).cmp(&key(b)).then(a.explained.residual.total_cmp(&b.explained.residual))
+    });
+    if let Some(&first) = proofs.first() {
+        let same = |t: &&&Tried| {
+            t.rank == first.rank
+                && t.explained.region.is_some() == first.explained.region.is_some()
+                && t.explained.residual <= 2.0 * first.explained.residual + 0.05
+        };
+        let mut also: Vec<String> =
+            proofs.iter().skip(1).filter(same).map(|t| described(t)).collect();
+        also.retain(|text| *text != described(first));
+        also.dedup();
+        also.truncate(MAX_ALSO);
+        let refuted = count - proofs.len();
+        return cause(first, Certainty::Proven, also, refuted);
+    }
+    let share = |t: &Tried| t.explained.share();
+    let best = tried
+        .iter()
+        .filter(|t| t.rank != Rank::Arithmetic)
+        .max_by(|a, b| share(a).total_cmp(&share(b)).then(b.rank.cmp(&a.rank)));
+    match best {
+        Some(best) if share(best) >= LEAST_SHARE => {
+            cause(best, Certainty::Partly, Vec::new(), count - 1)
+        }
+        _ => Cause {
+            key: String::new(),
+            text: match best {
+                Some(best) => format!("unknown; nearest: {}", best.text),
+                None => "unknown".to_string(),
+            },
+            certainty: Certainty::Unknown,
+            explained: best.map_or(0, |best| best.explained.explained),
+            wrong: best.map_or(0, |best| best.explained.wrong),
+            also: Vec::new(),
+            refuted: count,
+        },
+    }
+}
+
+fn described(tried: &Tried) -> String {
+    match &tried.explained.region {
+        Some(region) if !region.is_empty() => format!("{}, {region}", tried.text),
+        _ => tried.text.clone(),
+    }
+}
+
+fn cause(tried: &Tried, certainty: Certainty, also: Vec<String>, refuted: usize) -> Cause {
+    Cause {
+        key: tried.key.to_string(),
+        text: described(tried),
+        certainty,
+        explained: tried.explained.explained,
+        wrong: tried.explained.wrong,
+        also,
+        refuted,
+    }
+}

@@ -1,0 +1,139 @@
+//! How much of a wrong result a candidate explains.
+
+use rayon::prelude::*;
+
+use crate::{
+    compare::axis_phrase,
+    diagnosis::scene::Scene,
+    replay::{Parts, Piece, ReplayError},
+    site::Axis,
+    tensor::Tensor,
+};
+
+/// What a candidate makes of a guilty operation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Explained {
+    /// Elements that are beyond their bound when computed right.
+    pub wrong: u64,
+    /// Those among them that the candidate gives, within its own bound.
+    pub explained: u64,
+    /// Elements that are right, and would not be under the candidate.
+    pub contradicted: u64,
+    /// Where the candidate holds, if not everywhere: one axis divides what follows the candidate
+    /// from what is right.
+    pub region: Option<String>,
+    /// Root mean square of the remaining error in units of the bound.
+    pub residual: f64,
+}
+
+impl Explained {
+    /// Whether every element is explained: wrong ones by the candidate, and right ones by it or by
+    /// lying outside of its region.
+    pub fn is_proof(&self) -> bool {
+        self.wrong > 0
+            && self.explained == self.wrong
+            && (self.contradicted == 0 || self.region.is_some())
+    }
+
+    /// The share of the elements in question that the candidate accounts for.
+    pub fn share(&self) -> f64 {
+        let contradicted = if self.region.is_some() { 0 } else { self.contradicted };
+        self.explained as f64 / (self.wrong + contradicted).max(1) as f64
+    }
+}
+
+/// One element: wrong as computed right, and not given by the candidate.
+#[derive(Clone, Copy)]
+struct Mark {
+    wrong: bool,
+    missed: bool,
+    times_bound: f64,
+}
+
+/// Tries a candidate's result on a scene.
+pub fn explain(scene: &Scene<'_, '_>, parts: Parts<'_>) -> Result<Explained, ReplayError> {
+    let predicted = scene.replay.with_captured(scene.operation, parts.0, parts.1)?;
+    let right = flat(&scene.pieces);
+    let candidate = flat(&predicted);
+    let marks: Vec<Mark> = right
+        .par_iter()
+        .zip(&candidate)
+        .map(|(right, candidate)| Mark {
+            wrong: *right > 1.0,
+            missed: *candidate > 1.0,
+            times_bound: *candidate,
+        })
+        .collect();
+    let count =
+        |test: &dyn Fn(&Mark) -> bool| marks.iter().filter(|mark| test(mark)).count() as u64;
+    let wrong = count(&|mark| mark.wrong);
+    let explained = count(&|mark| mark.wrong && !mark.missed);
+    let contradicted = count(&|mark| !mark.wrong && mark.missed);
+    let region = match explained == wrong && contradicted > 0 && wrong > 0 {
+        true => region(scene, &marks),
+        false => None,
+    };
+    let squares: f64 =
+        marks.iter().filter(|mark| mark.wrong && !mark.missed).map(|m| m.times_bound.powi(2)).sum();
+    let residual = (squares / explained.max(1) as f64).sqrt();
+    Ok(Explained { wrong, explained, contradicted, region, residual })
+}
+
+/// |recorded - expected| in units of the bound, piece after piece; 0 where nothing is expected.
+fn flat(pieces: &[Piece<'_>]) -> Vec<f64> {
+    let of_piece = |piece: &Piece<'_>| {
+        let of = |index: usize| match piece.counts(index) {
+            true => piece.expected.times_bound(index, piece.captured[index]).unwrap_or(0.0),
+            false => 0.0,
+        };
+        (0..piece.captured.len()).into_par_iter().map(of).collect::<Vec<f64>>()
+    };
+    pieces.iter().flat_map(of_piece).collect()
+}
+
+/// The one axis that divides wrong elements from contradicted ones, in words.
+fn region(scene: &Scene<'_, '_>, marks: &[Mark]) -> Option<String> {
+    let axes = scene.stage().axes();
+    // Steps, and then the axes of the stage: whether an index has wrong elements, and contradicted.
+    let mut hits: Vec<Vec<(bool, bool)>> = vec![Vec::new(); axes.len() + 1];
+    let mut base = 0;
+    for piece in &scene.pieces {
+        for flat in 0..piece.captured.len() {
+            let mark = marks[base + flat];
+            let contradicted = !mark.wrong && mark.missed;
+            if !(mark.wrong || contradicted) {
+                continue;
+            }
+            let (step, within) = piece.place(scene.replay.recording, flat);
+            let positions = scene.replay.recording.positions(step);
+            let shape = scene.config().shape(scene.stage(), positions.len(), positions.end);
+            let mut index = Tensor::unravel(within, &shape);
+            if axes[0] == Axis::Token {
+                index[0] += positions.start;
+            }
+            for (axis, index) in std::iter::once(step as usize).chain(index).enumerate() {
+                if hits[axis].len() <= index {
+                    hits[axis].resize(index + 1, (false, false));
+                }
+                hits[axis][index].0 |= mark.wrong;
+                hits[axis][index].1 |= contradicted;
+            }
+        }
+        base += piece.captured.len();
+    }
+    let divides = |hits: &[(bool, bool)]| hits.iter().all(|&(wrong, kept)| !(wrong && kept));
+    let marked =
+        |hits: &[(bool, bool)]| hits.iter().map(|&(wrong, _)| wrong).collect::<Vec<bool>>();
+    if divides(&hits[0]) {
+        let steps = marked(&hits[0]);
+        return Some(match steps.iter().position(|&wrong| wrong) {
+            Some(0) => "in the prefill only".to_string(),
+            Some(1) => "in decode steps only".to_string(),
+            first => format!("from step {} on", first.unwrap_or(0)),
+        });
+    }
+    axes.iter().zip(&hits[1..]).find(|(_, hits)| divides(hits)).map(|(&axis, hits)| {
+        let axis = if axis == Axis::Token { Axis::Position } else { axis };
+        axis_phrase(axis, &marked(hits)).map_or(String::new(), |phrase| format!("{phrase} only"))
+    })
+}

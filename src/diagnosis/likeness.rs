@@ -1,0 +1,242 @@
+//! What a wrong result looks like, for any operation: zeros, a multiple, another tensor, a
+//! permutation of the right values.
+
+use std::collections::HashMap;
+
+use half::{bf16, f16};
+
+use crate::{
+    diagnosis::{
+        projection::candidates_of_width,
+        scene::{Candidate, Rank, Scene, Visit},
+    },
+    replay::{Piece, ReplayError, Rounding, ops},
+    site::Stage,
+    tensor::DType,
+};
+
+/// Nothing but zeros, or nothing but one number.
+pub fn constants<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
+    let mut with = |key, text: String, value: f64| {
+        let parts = scene.changed(|_, _| value);
+        visit(Candidate { key, text, rank: Rank::Likeness, parts })
+    };
+    with("zero", "the result is zero".to_string(), 0.0)?;
+    let recorded: Vec<f32> = scene.recorded().filter(|x| x.is_finite()).collect();
+    match recorded.first() {
+        Some(&first) if first != 0.0 && recorded.iter().all(|&x| x == first) => {
+            with("constant", format!("every element is {first}"), f64::from(first))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// c times the right values.
+pub fn multiples<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
+    let pairs =
+        || scene.right().zip(scene.recorded()).filter(|(r, e)| r.is_finite() && e.is_finite());
+    let along: f64 = pairs().map(|(right, recorded)| right * f64::from(recorded)).sum();
+    let squares: f64 = pairs().map(|(right, _)| right * right).sum();
+    let fitted = along / squares;
+    if !fitted.is_finite() || fitted == 1.0 || fitted.abs() < 1e-6 {
+        return Ok(());
+    }
+    let c = scene.config();
+    let root = |n: usize| (n as f64).sqrt();
+    let named = [
+        (-1.0, "negated".to_string()),
+        (2.0, "doubled".to_string()),
+        (0.5, "halved".to_string()),
+        (root(c.n_embd), format!("multiplied by sqrt(hidden size) = {:.3}", root(c.n_embd))),
+        (root(c.head_dim), format!("multiplied by sqrt(head dim) = {:.3}", root(c.head_dim))),
+        (1.0 / root(c.head_dim), "multiplied by 1/sqrt(head dim)".to_string()),
+    ];
+    let name = named.into_iter().find(|(factor, _)| (fitted / factor - 1.0).abs() < 1e-4);
+    let (factor, text) =
+        name.unwrap_or_else(|| (fitted, format!("{} times the right values", significant(fitted))));
+    let parts = scene.changed(|piece, index| factor * piece.expected.value[index]);
+    visit(Candidate { key: "scaled", text, rank: Rank::Likeness, parts })
+}
+
+/// A factor to as many digits as tell it from 1: 1.00100, 0.5, 3.741.
+fn significant(factor: f64) -> String {
+    let digits = (-(factor - 1.0).abs().log10()).ceil().clamp(0.0, 8.0) as usize + 2;
+    format!("{factor:.digits$}")
+}
+
+/// One other recorded tensor, or one of the same tensor at another time.
+pub fn other_tensors<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
+    if is_ragged(scene.stage()) {
+        return Ok(());
+    }
+    for (operation, operand) in candidates_of_width(scene, scene.width())? {
+        let text = format!("equals {}", operation.result());
+        let parts = scene.whole(ops::copy(&operand, scene.rounding()));
+        visit(Candidate { key: "other-tensor", text, rank: Rank::Likeness, parts })?;
+    }
+    let width = scene.width();
+    let mut rows = |key, text: &str, from: &dyn Fn(usize) -> usize| {
+        let parts = scene.changed(|piece, index| {
+            let last = piece.positions.len() - 1;
+            piece.expected.value[from(index / width).min(last) * width + index % width]
+        });
+        let text = text.to_string();
+        visit(Candidate { key, text, rank: Rank::Likeness, parts })
+    };
+    rows("token-before", "each row is the right one of the token before", &|r| {
+        r.saturating_sub(1)
+    })?;
+    rows("token-after", "each row is the right one of the token after", &|r| r + 1)?;
+    rows("rows-equal", "every row is the first one", &|_| 0)
+}
+
+/// Stages whose rows differ in length from step to step.
+fn is_ragged(stage: Stage) -> bool {
+    matches!(stage, Stage::KCache | Stage::VCache | Stage::Scores | Stage::Probs)
+}
+
+/// The right values in another order: heads and dims exchanged, reversed, or any fixed order of a
+/// row, found by value.
+pub fn permutations<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
+    if is_ragged(scene.stage()) {
+        return Ok(());
+    }
+    let (width, dim) = (scene.width(), scene.heads().dim.min(scene.width()));
+    let heads = width / dim;
+    let mut with = |text: String, from: &dyn Fn(&Piece<'a>, usize) -> usize| {
+        let parts = scene.changed(|piece, index| piece.expected.value[from(piece, index)]);
+        visit(Candidate { key: "heads-permuted", text, rank: Rank::Mistake, parts })
+    };
+    let in_row = |column: Box<dyn Fn(usize) -> usize>| {
+        move |_: &Piece<'a>, index: usize| index / width * width + column(index % width)
+    };
+    if scene.stage().axes().len() == 3 {
+        let reversed = move |c: usize| (heads - 1 - c / dim) * dim + c % dim;
+        with("heads in reverse order".to_string(), &in_row(Box::new(reversed)))?;
+        let exchanged = move |c: usize| c % heads * dim + c / heads;
+        with("[head][dim] read as [dim][head]".to_string(), &in_row(Box::new(exchanged)))?;
+        let back = move |c: usize| c % dim * heads + c / dim;
+        with("[dim][head] read as [head][dim]".to_string(), &in_row(Box::new(back)))?;
+        let half = dim / 2;
+        let split = move |c: usize| c / dim * dim + (c % dim) % 2 * half + (c % dim) / 2;
+        with("dims (i, i+d/2) stored as (2i, 2i+1)".to_string(), &in_row(Box::new(split)))?;
+        let merged =
+            move |c: usize| c / dim * dim + (c % dim) % half.max(1) * 2 + (c % dim) / half.max(1);
+        with("dims (2i, 2i+1) stored as (i, i+d/2)".to_string(), &in_row(Box::new(merged)))?;
+        let turned = |piece: &Piece<'a>, index: usize| {
+            // Of a prompt only: [pos][head] and [head][pos] are the same for one token.
+            let tokens = piece.positions.len();
+            let (head, token, d) = (index / (tokens * dim), index / dim % tokens, index % dim);
+            (token * heads + head) * dim + d
+        };
+        with("[pos][head] read as [head][pos]".to_string(), &turned)?;
+    }
+    if let Some(order) = order_of_row(scene, width) {
+        let moved = order.iter().enumerate().filter(|(to, from)| to != *from).count();
+        let text = format!(
+            "the right values in another order: {moved} of {width} columns moved, column {} holds {}",
+            order.iter().enumerate().position(|(to, &from)| to != from).unwrap_or(0),
+            order.iter().enumerate().find(|(to, from)| to != *from).map_or(0, |(_, &from)| from)
+        );
+        let parts = scene.changed(|piece, index| {
+            piece.expected.value[index / width * width + order[index % width]]
+        });
+        visit(Candidate { key: "rows-permuted", text, rank: Rank::Likeness, parts })?;
+    }
+    Ok(())
+}
+
+/// The column whose right values each recorded column holds, if every one holds one: by the values
+/// of the last row, where they are all different.
+fn order_of_row(scene: &Scene<'_, '_>, width: usize) -> Option<Vec<usize>> {
+    let piece = scene.pieces.last()?;
+    let last = piece.captured.len().checked_sub(width)?;
+    let mut sorted: Vec<(f64, usize)> =
+        piece.expected.value[last..].iter().copied().enumerate().map(|(i, x)| (x, i)).collect();
+    sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut recorded: Vec<(f64, usize)> =
+        piece.captured[last..].iter().enumerate().map(|(i, &x)| (f64::from(x), i)).collect();
+    recorded.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut order = HashMap::new();
+    for ((right, from), (held, to)) in sorted.iter().zip(&recorded) {
+        if (right - held).abs() > piece.expected.bound(last + from) {
+            return None;
+        }
+        order.insert(*to, *from);
+    }
+    let order: Vec<usize> = (0..width).map(|to| order[&to]).collect();
+    order.iter().enumerate().any(|(to, &from)| to != from).then_some(order)
+}
+
+/// Right, but with a number added to all.
+pub fn offsets<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
+    let mut differences: Vec<f64> = scene
+        .right()
+        .zip(scene.recorded())
+        .map(|(right, recorded)| f64::from(recorded) - right)
+        .collect();
+    differences.retain(|difference| difference.is_finite());
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let middle = differences.len() / 2;
+    let (_, &mut median, _) = differences.select_nth_unstable_by(middle, f64::total_cmp);
+    if median == 0.0 {
+        return Ok(());
+    }
+    let text = format!("{median:.4e} is added to every element");
+    let parts = scene.changed(|piece, index| piece.expected.value[index] + median);
+    visit(Candidate { key: "offset", text, rank: Rank::Likeness, parts })
+}
+
+/// The right values stored, or summed, in a coarser format than declared.
+pub fn arithmetic<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
+    let declared = scene.replay.recording.arithmetic.of(scene.stage());
+    let stored_as =
+        |test: &dyn Fn(f32) -> f32| scene.recorded().all(|x| !x.is_finite() || test(x) == x);
+    let mut with = |key, text: String, rounding: Rounding| {
+        visit(Candidate {
+            key,
+            text,
+            rank: Rank::Arithmetic,
+            parts: scene.with_rounding(rounding)?,
+        })
+    };
+    let rounds: [(DType, &dyn Fn(f32) -> f32); 2] = [
+        (DType::F16, &|x| f16::from_f32(x).to_f32()),
+        (DType::Bf16, &|x| bf16::from_f32(x).to_f32()),
+    ];
+    for (dtype, round) in rounds {
+        let coarser = dtype.unit_roundoff() > declared.storage.unit_roundoff();
+        if coarser && stored_as(round) {
+            let text = format!("stored as {dtype}, but declared {}", declared.storage);
+            with("stored-coarser", text, Rounding::new(declared.accumulator, dtype))?;
+        }
+    }
+    for dtype in [DType::F16, DType::Bf16] {
+        if dtype.unit_roundoff() > declared.accumulator.unit_roundoff() {
+            let text = format!("summed in {dtype}, but declared {}", declared.accumulator);
+            with("f16-accumulation", text, Rounding::new(dtype, declared.storage))?;
+        }
+    }
+    Ok(())
+}
+
+/// Infinities where the right value is beyond f16's largest.
+pub fn overflows<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
+    let largest = f64::from(f16::MAX.to_f32());
+    let overflown = scene
+        .right()
+        .zip(scene.recorded())
+        .any(|(right, x)| right.abs() > largest && x.is_infinite());
+    if !overflown {
+        return Ok(());
+    }
+    let parts = scene.changed(|piece, index| {
+        let right = piece.expected.value[index];
+        // An expectation that is no number is met by anything.
+        if right.abs() > largest { f64::NAN } else { right }
+    });
+    let text = format!("overflows f16, whose largest number is {largest}");
+    visit(Candidate { key: "overflow", text, rank: Rank::Mistake, parts })
+}

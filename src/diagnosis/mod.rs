@@ -1,0 +1,19 @@
+//! Why an operation is wrong: it is recomputed under each named mistake, and the one that gives its
+//! wrong result within the rounding bound is the cause.
+//!
+//! [`table`] lists the hypotheses; a new one is a function there.
+
+mod attention;
+mod cache;
+mod cause;
+mod elementwise;
+mod explain;
+mod likeness;
+mod norm;
+mod projection;
+mod rope;
+mod scene;
+pub mod table;
+
+pub use cause::{Cause, Certainty, diagnose};
+pub use scene::Scene;

@@ -1,0 +1,169 @@
+//! What goes wrong in an RMS norm.
+
+use crate::{
+    diagnosis::{
+        projection::{candidates_of_width, other_layers},
+        scene::{Candidate, Rank, Scene, Visit},
+    },
+    replay::{Operation, ReplayError, norm_weight, ops},
+    site::Stage,
+};
+
+/// Values of eps in use; the fitted one is told from these.
+const EPSILONS: [f64; 8] = [0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1e-2];
+
+type Scale<'f> = (&'static str, String, Box<dyn Fn(&[f64]) -> f64 + 'f>);
+
+/// Another weight, another scale, and one of each together.
+pub fn norms<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
+    let x = scene.input()?;
+    let eps = f64::from(scene.config().rms_eps);
+    let scales = scales(scene, eps);
+    let weights = weights(scene)?;
+    for (w, (weight_key, weight_text, weight)) in weights.iter().enumerate() {
+        for (s, (scale_key, scale_text, scale)) in scales.iter().enumerate() {
+            for centred in [false, true] {
+                if (w, s, centred) == (0, 0, false) || w > 0 && (s > 0 && centred) {
+                    continue;
+                }
+                let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
+                let none = |_: &[f64]| 0.0;
+                let centre: &dyn Fn(&[f64]) -> f64 = if centred { &mean } else { &none };
+                let centre_text = "the mean is subtracted, as LayerNorm does";
+                let mut texts = vec![weight_text.as_str(), scale_text.as_str()];
+                texts.push(if centred { centre_text } else { "" });
+                texts.retain(|text| !text.is_empty());
+                let key = match (w, s, centred) {
+                    (0, 0, _) => "mean-subtracted",
+                    (0, ..) => scale_key,
+                    _ => weight_key,
+                };
+                let norm = ops::Norm { weight, centre, scale: &**scale };
+                let expected = ops::norm(&x, &norm, scene.rounding());
+                let (text, parts) = (texts.join(", and "), scene.whole(expected));
+                visit(Candidate { key, text, rank: Rank::Mistake, parts })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn weights(scene: &Scene<'_, '_>) -> Result<Vec<(&'static str, String, Vec<f64>)>, ReplayError> {
+    let wide = |weight: Vec<f32>| weight.into_iter().map(f64::from).collect::<Vec<f64>>();
+    let part = norm_weight(scene.stage()).expect("called for a norm");
+    let own = wide(scene.replay.model.weights(&scene.operation.tensor(part))?);
+    let length = own.len();
+    let mut list = vec![("", String::new(), own.clone())];
+    list.push(("norm-weight-missing", "weight missing".to_string(), vec![1.0; length]));
+    let plus_one = own.iter().map(|w| w + 1.0).collect();
+    list.push(("norm-weight-plus-one", "1 added to the weight".to_string(), plus_one));
+    list.push(("norm-weight-zero", "the weight is all zero".to_string(), vec![0.0; length]));
+    let mut others: Vec<String> = other_layers(scene)
+        .into_iter()
+        .map(|layer| Operation { layer: Some(layer), stage: scene.stage() }.tensor(part))
+        .collect();
+    let layer = scene.operation.layer.unwrap_or(scene.config().n_layer as u32 - 1);
+    for stage in Stage::ALL {
+        let of_layer = Operation { layer: stage.in_layer().then_some(layer), stage };
+        others.extend(norm_weight(stage).map(|part| of_layer.tensor(part)));
+    }
+    if scene.operation.layer.is_none() {
+        others.push("blk.0.attn_norm.weight".to_string());
+    }
+    let own_name = scene.operation.tensor(part);
+    for tensor in others.into_iter().filter(|tensor| *tensor != own_name) {
+        if let Some(other) = scene.replay.vector(&tensor)?.filter(|other| other.len() == length) {
+            let text = format!("{tensor} in place of its own weight");
+            list.push(("norm-weight-of-other", text, wide(other)));
+        }
+    }
+    Ok(list)
+}
+
+fn scales<'f>(scene: &Scene<'_, '_>, eps: f64) -> Vec<Scale<'f>> {
+    let mut list: Vec<Scale<'f>> =
+        vec![("", String::new(), Box::new(move |x| ops::inverse_rms(x, eps)))];
+    for other in EPSILONS.into_iter().chain(fitted_eps(scene)).filter(|&other| other != eps) {
+        let text = format!("eps {other:e} instead of {eps:e}");
+        list.push(("eps", text, Box::new(move |x| ops::inverse_rms(x, other))));
+    }
+    let squares = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>();
+    let mut add = |key, text: &str, scale: Box<dyn Fn(&[f64]) -> f64>| {
+        list.push((key, text.to_string(), scale));
+    };
+    let outside = move |x: &[f64]| 1.0 / ((squares(x) / x.len() as f64).sqrt() + eps);
+    add("eps", "eps added after the square root", Box::new(outside));
+    let sum = move |x: &[f64]| 1.0 / (squares(x) + eps).sqrt();
+    add("not-averaged", "the squares are summed, not averaged", Box::new(sum));
+    let less_one =
+        move |x: &[f64]| 1.0 / (squares(x) / (x.len() as f64 - 1.0).max(1.0) + eps).sqrt();
+    add("not-averaged", "the squares are divided by n - 1", Box::new(less_one));
+    let no_root = move |x: &[f64]| 1.0 / (squares(x) / x.len() as f64 + eps);
+    add("root-missing", "divided by the mean square, without its root", Box::new(no_root));
+    let absolute = |x: &[f64]| x.len() as f64 / x.iter().map(|x| x.abs()).sum::<f64>();
+    add("not-squared", "divided by the mean magnitude instead of the RMS", Box::new(absolute));
+    add("norm-missing", "not normalised, only multiplied by the weight", Box::new(|_| 1.0));
+    for (block, first) in [(64, 32), (128, 32), (256, 32), (512, 32), (1024, 32)] {
+        let text = format!(
+            "only the first {first} of every {block} elements are summed (one warp of a block)"
+        );
+        let partial = move |x: &[f64]| {
+            let seen = x.iter().enumerate().filter(|(i, _)| i % block < first);
+            1.0 / (seen.map(|(_, x)| x * x).sum::<f64>() / x.len() as f64 + eps).sqrt()
+        };
+        list.push(("partial-sum", text, Box::new(partial)));
+    }
+    for first in [32, 64, 128, 256, 512] {
+        let text = format!("only the first {first} elements are summed");
+        let partial = move |x: &[f64]| {
+            1.0 / (squares(&x[..first.min(x.len())]) / x.len() as f64 + eps).sqrt()
+        };
+        list.push(("partial-sum", text, Box::new(partial)));
+    }
+    list
+}
+
+/// The eps that the recorded values speak of, to three digits: from y = x w / sqrt(ms + eps).
+fn fitted_eps(scene: &Scene<'_, '_>) -> Option<f64> {
+    let x = scene.input().ok()?;
+    let part = norm_weight(scene.stage())?;
+    let weight = scene.replay.model.weights(&scene.operation.tensor(part)).ok()?;
+    let recorded: Vec<f32> = scene.recorded().collect();
+    let mut found: Vec<f64> = Vec::new();
+    for (x, y) in x.value.chunks_exact(weight.len()).zip(recorded.chunks_exact(weight.len())) {
+        let (mut xy, mut xx) = (0.0, 0.0);
+        for ((x, y), w) in x.iter().zip(y).zip(&weight) {
+            let x = x * f64::from(*w);
+            (xy, xx) = (xy + x * f64::from(*y), xx + x * x);
+        }
+        let mean_square = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+        found.push((xx / xy).powi(2) - mean_square);
+    }
+    found.retain(|eps| eps.is_finite() && *eps > 0.0);
+    found.sort_by(f64::total_cmp);
+    let median = *found.get(found.len() / 2)?;
+    format!("{median:.2e}").parse().ok()
+}
+
+/// The norm of another tensor of the same width.
+pub fn other_input<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
+    let part = norm_weight(scene.stage()).expect("called for a norm");
+    let weight = scene.replay.model.weights(&scene.operation.tensor(part))?;
+    let weight: Vec<f64> = weight.into_iter().map(f64::from).collect();
+    let eps = f64::from(scene.config().rms_eps);
+    let right = scene.replay.input(scene.operation);
+    for (operation, x) in candidates_of_width(scene, scene.width())? {
+        if operation == right {
+            continue;
+        }
+        let scale = |x: &[f64]| ops::inverse_rms(x, eps);
+        let norm = ops::Norm { weight: &weight, centre: &|_| 0.0, scale: &scale };
+        visit(Candidate {
+            key: "input-of-other",
+            text: format!("its input is {} instead of {}", operation.result(), right.result()),
+            rank: Rank::Mistake,
+            parts: scene.whole(ops::norm(&x, &norm, scene.rounding())),
+        })?;
+    }
+    Ok(())
+}

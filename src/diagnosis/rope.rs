@@ -1,0 +1,199 @@
+//! What goes wrong in a rotation: pairs, theta, positions, and how many dims rotate.
+
+use crate::{
+    diagnosis::scene::{Candidate, Rank, Scene, Visit},
+    model::RopePairs,
+    replay::{ReplayError, ops, rope_angle, rope_pair},
+};
+
+/// Bases in use.
+const THETAS: [f64; 7] = [1e4, 2.5e5, 5e5, 1e6, 5e6, 1e7, 1e5];
+
+/// One way to rotate.
+#[derive(Clone)]
+struct Way {
+    key: &'static str,
+    texts: Vec<String>,
+    pairs: RopePairs,
+    theta: f64,
+    /// Position of each row.
+    positions: Vec<f64>,
+    /// Dims that rotate, and the number that the exponent is divided by.
+    rotated: usize,
+    exponent: usize,
+    direction: f64,
+    factors: Factors,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Factors {
+    Right,
+    Ignored,
+    Multiplied,
+}
+
+impl Way {
+    /// The way with one mistake more.
+    fn with(
+        &self,
+        key: &'static str,
+        text: impl Into<String>,
+        change: impl FnOnce(&mut Way),
+    ) -> Way {
+        let mut way = self.clone();
+        way.key = if self.key.is_empty() { key } else { self.key };
+        way.texts.push(text.into());
+        change(&mut way);
+        way
+    }
+}
+
+/// Each mistake alone, and wrong pairs together with each other mistake.
+pub fn rotations<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
+    let c = scene.config();
+    let right = Way {
+        key: "",
+        texts: Vec::new(),
+        pairs: c.rope_pairs,
+        theta: f64::from(c.rope_theta),
+        positions: scene.positions().into_iter().map(|p| p as f64).collect(),
+        rotated: c.head_dim,
+        exponent: c.head_dim,
+        direction: 1.0,
+        factors: Factors::Right,
+    };
+    let (other, text) = match c.rope_pairs {
+        RopePairs::Neox => (RopePairs::Norm, "pairs (2i, 2i+1) instead of (i, i+d/2)"),
+        RopePairs::Norm => (RopePairs::Neox, "pairs (i, i+d/2) instead of (2i, 2i+1)"),
+    };
+    let swapped = right.with("rope-pairs", text, |way| way.pairs = other);
+    try_way(scene, &swapped, visit)?;
+    for base in [right, swapped] {
+        for way in mistakes(scene, &base) {
+            try_way(scene, &way, visit)?;
+        }
+    }
+    Ok(())
+}
+
+fn mistakes(scene: &Scene<'_, '_>, base: &Way) -> Vec<Way> {
+    let dim = scene.config().head_dim;
+    let mut ways = Vec::new();
+    let fitted = fitted_theta(scene, base);
+    for theta in THETAS.into_iter().chain(fitted).filter(|&theta| theta != base.theta) {
+        let text = format!("theta {theta} instead of {}", base.theta);
+        ways.push(base.with("rope-theta", text, |way| way.theta = theta));
+    }
+    let halved =
+        base.with("rope-theta", "exponent i/d instead of 2i/d", |way| way.exponent = 2 * dim);
+    ways.push(halved);
+    let positions = |ways: &mut Vec<Way>, key, text: String, of: &dyn Fn(f64) -> f64| {
+        ways.push(base.with(key, text, |way| way.positions.iter_mut().for_each(|p| *p = of(*p))));
+    };
+    if base.key.is_empty() {
+        let text = "not rotated (as if every position were 0)".to_string();
+        positions(&mut ways, "rope-missing", text, &|_| 0.0);
+    }
+    for offset in [-2.0, -1.0, 1.0, 2.0] {
+        let text = format!("positions off by {offset:+}");
+        positions(&mut ways, "rope-position", text, &|p| p + offset);
+    }
+    for factor in [2.0, 4.0, 8.0, 0.5, 0.25, 0.125] {
+        let text = format!("positions times {factor}");
+        positions(&mut ways, "rope-position", text, &|p| p * factor);
+    }
+    // A decode step's tokens counted from 0 (or 1), and the prompt's right.
+    let prompt = scene.replay.recording.steps[0].len() as f64;
+    for first in [0.0, 1.0] {
+        let text = format!("positions of decode steps count from {first}");
+        let of = |p: f64| if p < prompt { p } else { p - prompt + first };
+        positions(&mut ways, "rope-position", text, &of);
+        let text = format!("every decode step rotates at position {first}");
+        let of = |p: f64| if p < prompt { p } else { first };
+        positions(&mut ways, "rope-position", text, &of);
+    }
+    for offset in [-1.0, 1.0] {
+        let text = format!("positions of decode steps off by {offset:+}");
+        let of = |p: f64| if p < prompt { p } else { p + offset };
+        positions(&mut ways, "rope-position", text, &of);
+    }
+    let backwards = "rotated backwards (sine negated)";
+    ways.push(base.with("rope-direction", backwards, |way| way.direction = -1.0));
+    for rotated in
+        [dim / 2, dim / 4, 3 * dim / 4, dim - 2].into_iter().filter(|&n| n > 0 && n < dim)
+    {
+        for exponent in [dim, rotated] {
+            let text = format!("only {rotated} of {dim} dims rotate");
+            ways.push(base.with("rope-partial", text, |way| {
+                (way.rotated, way.exponent) = (rotated, exponent);
+            }));
+        }
+    }
+    if scene.replay.model.has("rope_freqs.weight") {
+        for (factors, text) in [
+            (Factors::Ignored, "frequency factors ignored"),
+            (Factors::Multiplied, "multiplied by the frequency factors instead of divided"),
+        ] {
+            ways.push(base.with("rope-factors", text, |way| way.factors = factors));
+        }
+    }
+    ways
+}
+
+fn try_way<'a>(scene: &Scene<'_, 'a>, way: &Way, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
+    let x = scene.input()?;
+    let dim = scene.config().head_dim;
+    let factors = scene.replay.vector("rope_freqs.weight")?;
+    let angle = |row: usize, pair: usize| {
+        if 2 * pair >= way.rotated {
+            return None;
+        }
+        let angle = rope_angle(way.theta, way.positions[row], pair, way.exponent);
+        let factor = factors.as_ref().map_or(1.0, |factors| f64::from(factors[pair]));
+        Some(
+            way.direction
+                * match way.factors {
+                    Factors::Right => angle / factor,
+                    Factors::Ignored => angle,
+                    Factors::Multiplied => angle * factor,
+                },
+        )
+    };
+    // With (i, i + d/2), the first pairs of a partial rotation may also be those of the rotated part.
+    for inner in [dim, way.rotated] {
+        let pair = rope_pair(way.pairs, inner);
+        let rotation = ops::Rotation { head_dim: dim, pair: &pair, angle: &angle };
+        let expected = ops::rotate(&x, &rotation, scene.rounding());
+        let (text, parts) = (way.texts.join(", and "), scene.whole(expected));
+        visit(Candidate { key: way.key, text, rank: Rank::Mistake, parts })?;
+        if way.rotated == dim {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The theta that the recorded values speak of, to three digits: the median over the rows at
+/// position 1 and 2, whose angles are not yet ambiguous, of what each pair's angle gives.
+fn fitted_theta(scene: &Scene<'_, '_>, way: &Way) -> Option<f64> {
+    let x = scene.input().ok()?;
+    let dim = scene.config().head_dim;
+    let recorded: Vec<f32> = scene.recorded().collect();
+    let pair = rope_pair(way.pairs, dim);
+    let rows = way.positions.iter().enumerate().filter(|(_, p)| **p == 1.0 || **p == 2.0);
+    let mut found = Vec::new();
+    for (row, position) in rows {
+        for i in 1..(dim / 8).max(2) {
+            let (a, b) = pair(i);
+            let (a, b) = (row * x.width + a, row * x.width + b);
+            let before = x.value[b].atan2(x.value[a]);
+            let after = f64::from(recorded[b]).atan2(f64::from(recorded[a]));
+            let angle = (after - before).rem_euclid(std::f64::consts::TAU) / position;
+            found.push(angle.powf(-(dim as f64) / (2.0 * i as f64)));
+        }
+    }
+    found.retain(|theta| theta.is_finite() && (10.0..1e9).contains(theta));
+    found.sort_by(f64::total_cmp);
+    let median = *found.get(found.len() / 2)?;
+    format!("{median:.2e}").parse().ok()
+}

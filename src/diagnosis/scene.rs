@@ -1,0 +1,167 @@
+//! A guilty operation, and what a hypothesis needs to recompute it.
+
+use std::sync::Arc;
+
+use crate::{
+    model::Config,
+    replay::{
+        Expected, Matrix, Operand, Operation, Parts, Piece, Replay, ReplayError, Rounding, Width,
+        ops::Heads,
+    },
+    site::Stage,
+};
+
+/// A guilty operation with its inputs and its wrong result.
+pub struct Scene<'s, 'a> {
+    pub replay: &'s Replay<'a>,
+    pub operation: Operation,
+    /// The steps in which its result was recorded.
+    pub steps: Vec<u32>,
+    /// What it must give, beside what it gave.
+    pub pieces: Vec<Piece<'a>>,
+}
+
+/// An explanation: what the operation would have given.
+pub struct Candidate<'a> {
+    /// The kind of cause, as in `docs/diagnosis.md`.
+    pub key: &'static str,
+    pub text: String,
+    pub rank: Rank,
+    pub parts: Parts<'a>,
+}
+
+/// How much a cause says. A proven one hides those of lower rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// A mistake that someone made.
+    Mistake,
+    /// What the result looks like, whatever made it so.
+    Likeness,
+    /// Coarser arithmetic than declared, which explains any small error.
+    Arithmetic,
+}
+
+/// Takes candidates one by one.
+pub type Visit<'v, 'a> = &'v mut dyn FnMut(Candidate<'a>) -> Result<(), ReplayError>;
+
+impl<'s, 'a> Scene<'s, 'a> {
+    /// The scene of an operation; `None` where its result was not recorded.
+    pub fn new(
+        replay: &'s Replay<'a>,
+        operation: Operation,
+    ) -> Result<Option<Scene<'s, 'a>>, ReplayError> {
+        let pieces = replay.pieces(operation)?;
+        let steps = replay.steps_of(operation);
+        Ok((!steps.is_empty()).then_some(Scene { replay, operation, steps, pieces }))
+    }
+
+    pub fn stage(&self) -> Stage {
+        self.operation.stage
+    }
+
+    pub fn config(&self) -> &'a Config {
+        &self.replay.model.config
+    }
+
+    pub fn heads(&self) -> Heads {
+        self.replay.heads()
+    }
+
+    pub fn rounding(&self) -> Rounding {
+        self.replay.rounding(self.operation)
+    }
+
+    /// The main input of a norm, a projection or a rotation, rows of all steps.
+    pub fn input(&self) -> Result<Arc<Operand>, ReplayError> {
+        self.replay.operand(self.replay.input(self.operation), &self.steps)
+    }
+
+    /// The result of another operation of the layer, rows of all steps.
+    pub fn operand(&self, stage: Stage) -> Result<Arc<Operand>, ReplayError> {
+        self.replay.operand(self.operation.at(stage), &self.steps)
+    }
+
+    /// The position of each row, all steps one after another.
+    pub fn positions(&self) -> Vec<usize> {
+        self.replay.recording.rows(&self.steps)
+    }
+
+    /// Elements of a row, for a stage whose rows are all as long.
+    pub fn width(&self) -> usize {
+        self.pieces[0].width
+    }
+
+    /// The right values, all steps one after another.
+    pub fn right(&self) -> impl Iterator<Item = f64> + '_ {
+        self.pieces.iter().flat_map(|piece| piece.expected.value.iter().copied())
+    }
+
+    /// What the side recorded, all steps one after another.
+    pub fn recorded(&self) -> impl Iterator<Item = f32> + '_ {
+        self.pieces.iter().flat_map(|piece| piece.captured.iter().copied())
+    }
+
+    /// A result over all steps at once.
+    pub fn whole(&self, expected: Expected<'a>) -> Parts<'a> {
+        (Width::Fixed(self.width()), vec![(self.steps.clone(), expected)])
+    }
+
+    /// A result made step by step.
+    pub fn by_step(
+        &self,
+        mut of_step: impl FnMut(u32) -> Result<Expected<'a>, ReplayError>,
+    ) -> Result<Parts<'a>, ReplayError> {
+        let width = match self.stage() {
+            Stage::Scores | Stage::Probs => Width::Keys(self.heads().query),
+            _ => Width::Fixed(self.width()),
+        };
+        let parts = self.steps.iter().map(|&step| Ok((vec![step], of_step(step)?)));
+        Ok((width, parts.collect::<Result<_, ReplayError>>()?))
+    }
+
+    /// The right result, each value changed. `change` is given the index within a piece and the
+    /// piece.
+    pub fn changed(&self, change: impl Fn(&Piece<'a>, usize) -> f64) -> Parts<'a> {
+        let parts = self.pieces.iter().map(|piece| {
+            let value = (0..piece.captured.len()).map(|index| change(piece, index)).collect();
+            (piece.steps.clone(), like(piece, value))
+        });
+        let width = match self.stage() {
+            Stage::Scores | Stage::Probs => Width::Keys(self.heads().query),
+            _ => Width::Fixed(self.width()),
+        };
+        (width, parts.collect())
+    }
+
+    /// The right result, rounded in another way than declared.
+    pub fn with_rounding(&self, rounding: Rounding) -> Result<Parts<'a>, ReplayError> {
+        self.replay.parts_rounded(self.operation, &self.steps, rounding)
+    }
+
+    /// A matrix of another layer or projection, where it has the shape of this projection's.
+    pub fn matrix_like(
+        &self,
+        tensor: &str,
+        own: &Matrix<'a>,
+    ) -> Result<Option<Matrix<'a>>, ReplayError> {
+        if !self.replay.model.has(tensor) {
+            return Ok(None);
+        }
+        let matrix = self.replay.matrix(tensor)?;
+        let same = (matrix.outputs, matrix.inputs) == (own.outputs, own.inputs);
+        Ok(same.then_some(matrix))
+    }
+}
+
+/// Values with the bounds of a right result, in proportion.
+fn like(piece: &Piece<'_>, value: Vec<f64>) -> Expected<'static> {
+    let right = &piece.expected;
+    let ratio = |index: usize| match right.value[index].abs() {
+        0.0 => 1.0,
+        right => (value[index].abs() / right).clamp(0.0, 1e6),
+    };
+    let spread = (0..value.len()).map(|i| right.most_spread(i) * ratio(i)).collect();
+    let single = (0..value.len()).map(|i| right.single[i] * ratio(i)).collect();
+    let rounding = right.rounding;
+    Expected { value, spread: crate::replay::Spread::Each(spread), single, rounding }
+}
