@@ -139,7 +139,11 @@ fn other_keys(
     for layer in other_layers(scene) {
         let operation = Operation { layer: Some(layer), stage: cache };
         if scene.replay.has(operation, 0) {
-            whole("cache-layer", format!("reads the cache of layer {layer}"), operation)?;
+            whole(
+                "cache-layer",
+                format!("reads the cache of {}", scene.layer_name(layer)),
+                operation,
+            )?;
         }
     }
     let slots = |shift: &dyn Fn(usize, usize) -> Option<usize>| -> Result<OtherKeys, ReplayError> {
@@ -237,7 +241,11 @@ pub fn softmaxes<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), 
         let visible = |position: usize, _| (position + 1).saturating_sub(window)..position + 1;
         with("window", &text, &visible, sum, 1.0)?;
     }
+    let longest = scene.positions().last().map_or(0, |last| last + 1);
     for (block, first) in [(32, 1), (64, 32), (128, 32), (256, 32), (512, 32), (1024, 32)] {
+        if block >= longest {
+            continue;
+        }
         let text = match first {
             1 => "each row divided by the terms of one lane".to_string(),
             _ => format!("divided by the terms of the first warp of {block} threads only"),

@@ -139,7 +139,7 @@ fn sources(scene: &Scene<'_, '_>) -> Result<Vec<Source>, ReplayError> {
     for layer in other_layers(scene) {
         let operation = Operation { layer: Some(layer), ..right };
         if scene.replay.has(operation, 0) {
-            let text = format!("holds layer {layer}'s ({})", operation.result());
+            let text = format!("holds {} of {}", right.stage.name(), scene.layer_name(layer));
             list.push(("cache-layer", text, source(scene, operation)?));
         }
     }
@@ -151,7 +151,7 @@ fn sources(scene: &Scene<'_, '_>) -> Result<Vec<Source>, ReplayError> {
         let (key, text) = match (scene.stage(), stage) {
             (Stage::KCache, Stage::V) => ("cache-source", "holds the values".to_string()),
             (Stage::KCache, _) => ("cache-before-rope", "appended before the rotation".to_string()),
-            _ => ("cache-source", format!("appended from {}", operation.result())),
+            _ => ("cache-source", format!("appended from {}", stage.name())),
         };
         list.push((key, text, source(scene, operation)?));
     }
@@ -210,7 +210,7 @@ pub fn other_layers_cache<'a>(
         let parts = scene.by_step(|step| {
             Ok(ops::copy(&*scene.replay.cache(operation, step)?, scene.rounding()))
         })?;
-        let text = format!("reads the cache of layer {layer}");
+        let text = format!("reads the cache of {}", scene.layer_name(layer));
         visit(Candidate { key: "cache-layer", text, rank: Rank::Mistake, parts })?;
     }
     Ok(())

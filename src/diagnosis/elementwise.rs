@@ -5,7 +5,7 @@ use crate::{
         projection::candidates_of_width,
         scene::{Candidate, Rank, Scene, Visit},
     },
-    replay::{Operand, ReplayError, ops},
+    replay::{Operand, Operation, ReplayError, ops},
     site::Stage,
 };
 
@@ -28,19 +28,23 @@ pub fn residuals<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), 
         value: operand.value.iter().map(|x| x * factor).collect(),
         spread: operand.spread.clone(),
     };
-    let missing =
-        |operation: crate::replay::Operation| format!("{} is not added", operation.result());
+    let missing = |operation: Operation| format!("{} is not added", scene.named(operation));
     with("residual-missing", missing(input), &scaled(&x, 0.0), &y)?;
     with("residual-missing", missing(branch), &x, &scaled(&y, 0.0))?;
-    with("residual-twice", format!("{} is added twice", input.result()), &scaled(&x, 2.0), &y)?;
-    with("residual-twice", format!("{} is added twice", branch.result()), &x, &scaled(&y, 2.0))?;
-    with("residual-sign", format!("{} is subtracted", branch.result()), &x, &scaled(&y, -1.0))?;
+    with("residual-twice", format!("{} is added twice", scene.named(input)), &scaled(&x, 2.0), &y)?;
+    with(
+        "residual-twice",
+        format!("{} is added twice", scene.named(branch)),
+        &x,
+        &scaled(&y, 2.0),
+    )?;
+    with("residual-sign", format!("{} is subtracted", scene.named(branch)), &x, &scaled(&y, -1.0))?;
     for (other, z) in candidates_of_width(scene, scene.width())? {
         if other == input || other == branch {
             continue;
         }
-        let instead = |of: crate::replay::Operation| {
-            format!("{} is added instead of {}", other.result(), of.result())
+        let instead = |of: Operation| {
+            format!("{} is added instead of {}", scene.named(other), scene.named(of))
         };
         with("residual-source", instead(input), &z, &y)?;
         with("residual-source", instead(branch), &x, &z)?;

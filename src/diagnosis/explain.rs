@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::{
     compare::axis_phrase,
     diagnosis::scene::Scene,
-    replay::{Parts, Piece, ReplayError},
+    replay::{self, Parts, Piece, ReplayError},
     site::Axis,
     tensor::Tensor,
 };
@@ -66,9 +66,17 @@ pub fn explain(scene: &Scene<'_, '_>, parts: Parts<'_>) -> Result<Explained, Rep
         .collect();
     let count =
         |test: &dyn Fn(&Mark) -> bool| marks.iter().filter(|mark| test(mark)).count() as u64;
-    let wrong = count(&|mark| mark.wrong);
-    let explained = count(&|mark| mark.wrong && !mark.missed);
+    let mut wrong = count(&|mark| mark.wrong);
+    let mut explained = count(&|mark| mark.wrong && !mark.missed);
     let contradicted = count(&|mark| !mark.wrong && mark.missed);
+    let drifts = replay::drift(&predicted) > 1.0;
+    if wrong == 0 {
+        // Guilty by drift: small errors of one direction, which all elements share.
+        (wrong, explained) = (marks.len() as u64, marks.len() as u64);
+    }
+    if drifts {
+        explained = 0;
+    }
     let region = match explained == wrong && contradicted > 0 && wrong > 0 {
         true => region(scene, &marks),
         false => None,

@@ -70,7 +70,7 @@ pub fn other_tensors<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<
         return Ok(());
     }
     for (operation, operand) in candidates_of_width(scene, scene.width())? {
-        let text = format!("equals {}", operation.result());
+        let text = format!("equals {}", scene.named(operation));
         let parts = scene.whole(ops::copy(&operand, scene.rounding()));
         visit(Candidate { key: "other-tensor", text, rank: Rank::Likeness, parts })?;
     }

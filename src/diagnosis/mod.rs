@@ -4,10 +4,12 @@
 //! [`table`] lists the hypotheses; a new one is a function there.
 
 mod attention;
+mod blame;
 mod cache;
 mod cause;
 mod elementwise;
 mod explain;
+mod invariant;
 mod likeness;
 mod norm;
 mod projection;
@@ -15,5 +17,7 @@ mod rope;
 mod scene;
 pub mod table;
 
+pub use blame::{Diagnosis, Finding, SideReplay, Verdict};
 pub use cause::{Cause, Certainty, diagnose};
+pub use invariant::{Invariant, invariants};
 pub use scene::Scene;

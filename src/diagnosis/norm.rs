@@ -160,7 +160,11 @@ pub fn other_input<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<()
         let norm = ops::Norm { weight: &weight, centre: &|_| 0.0, scale: &scale };
         visit(Candidate {
             key: "input-of-other",
-            text: format!("its input is {} instead of {}", operation.result(), right.result()),
+            text: format!(
+                "its input is {} instead of {}",
+                scene.named(operation),
+                scene.named(right)
+            ),
             rank: Rank::Mistake,
             parts: scene.whole(ops::norm(&x, &norm, scene.rounding())),
         })?;

@@ -109,7 +109,7 @@ fn biases(
         for layer in other_layers(scene) {
             let tensor = Operation { layer: Some(layer), stage: scene.stage() }.tensor(part);
             if let Some(other) = scene.replay.vector(&tensor)? {
-                let text = format!("the bias of layer {layer} ({tensor})");
+                let text = format!("the bias of {}", scene.layer_name(layer));
                 list.push(named("bias-of-other-layer", text, Some(other)));
             }
         }
@@ -202,7 +202,7 @@ fn others<'a>(
     for layer in other_layers(scene) {
         let tensor = Operation { layer: Some(layer), stage: scene.stage() }.tensor(part);
         if let Some(other) = scene.matrix_like(&tensor, own)? {
-            let text = format!("the weight of layer {layer} ({tensor})");
+            let text = format!("the weight of {}", scene.layer_name(layer));
             list.push(named("weight-of-other-layer", text, other));
         }
     }
@@ -215,7 +215,7 @@ fn others<'a>(
         if let Some(other) = scene.matrix_like(&tensor, own)? {
             list.push(named(
                 "weight-of-other",
-                format!("{tensor} in place of its own weight"),
+                format!("{part} in place of its own weight"),
                 other,
             ));
         }
@@ -240,7 +240,11 @@ pub fn other_input<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<()
         let expected = ops::linear(&x, &weight, bias.as_deref(), scene.rounding())?;
         visit(Candidate {
             key: "input-of-other",
-            text: format!("its input is {} instead of {}", operation.result(), right.result()),
+            text: format!(
+                "its input is {} instead of {}",
+                scene.named(operation),
+                scene.named(right)
+            ),
             rank: Rank::Mistake,
             parts: scene.whole(expected),
         })?;

@@ -59,6 +59,24 @@ impl<'s, 'a> Scene<'s, 'a> {
         self.operation.stage
     }
 
+    /// Another operation's result in words that hold in every layer alike.
+    pub fn named(&self, operation: Operation) -> String {
+        match operation.layer {
+            layer if layer == self.operation.layer => operation.stage.name().to_string(),
+            Some(layer) => format!("{} of {}", operation.stage.name(), self.layer_name(layer)),
+            None => operation.stage.name().to_string(),
+        }
+    }
+
+    /// Another layer in words that hold in every layer alike.
+    pub fn layer_name(&self, layer: u32) -> String {
+        match self.operation.layer.map(|own| i64::from(layer) - i64::from(own)) {
+            Some(1) => "the next layer".to_string(),
+            Some(-1) => "the layer before".to_string(),
+            _ => format!("layer {layer}"),
+        }
+    }
+
     pub fn config(&self) -> &'a Config {
         &self.replay.model.config
     }

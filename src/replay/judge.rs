@@ -73,6 +73,16 @@ struct Tally {
 }
 
 impl Tally {
+    fn drift(&self, pieces: &[Piece<'_>]) -> f64 {
+        let bound = LAMBDA * self.independent.sqrt() + self.common;
+        // Where sums are as coarse as storage, an element's own bound is as sharp.
+        let sharper = |piece: &Piece<'_>| {
+            let rounding = piece.expected.rounding;
+            rounding.storage > 2.0 * rounding.sum
+        };
+        if bound > 0.0 && pieces.iter().any(sharper) { self.along.abs() / bound } else { 0.0 }
+    }
+
     fn add(mut self, next: Tally) -> Tally {
         self.elements += next.elements;
         self.beyond += next.beyond;
@@ -85,6 +95,11 @@ impl Tally {
         self.common += next.common;
         self
     }
+}
+
+/// The drift of a whole result, as in [`Judged::drift`].
+pub fn drift(pieces: &[Piece<'_>]) -> f64 {
+    pieces.iter().map(tally).fold(Tally::default(), Tally::add).drift(pieces)
 }
 
 /// Judges every operation that a side recorded, in canonical order; layers in parallel.
@@ -122,13 +137,7 @@ pub fn judge(replay: &Replay<'_>, operation: Operation) -> Result<Option<Judged>
         }
         total = total.add(tally);
     }
-    let along_bound = LAMBDA * total.independent.sqrt() + total.common;
-    // Where sums are as coarse as storage, an element's own bound is as sharp.
-    let rounding = replay.rounding(operation);
-    let drift = match rounding.storage > 2.0 * rounding.sum && along_bound > 0.0 {
-        true => total.along.abs() / along_bound,
-        false => 0.0,
-    };
+    let drift = total.drift(&pieces);
     let (elements, beyond) = (total.elements, total.beyond);
     Ok(Some(Judged { operation, elements, beyond, worst, drift, pattern, spanned }))
 }

@@ -15,6 +15,6 @@ pub use expected::{Expected, LAMBDA, Operand, Rounding, Spread};
 pub use forward::{
     Parts, Piece, Recording, Replay, ReplayError, Width, appended, rope_angle, rope_pair,
 };
-pub use judge::{Judged, Worst, judge, judge_all};
+pub use judge::{Judged, Worst, drift, judge, judge_all};
 pub use matrix::{Matrix, round};
 pub use operation::{Operation, name, norm_weight, projection};

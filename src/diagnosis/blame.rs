@@ -1,0 +1,266 @@
+//! All guilty operations of a run, each with its cause, and whose fault it is.
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    diagnosis::{Cause, Certainty, Invariant, Scene, diagnose, invariants},
+    model::Model,
+    replay::{Judged, Operation, Recording, Replay, ReplayError, Worst, judge},
+    site::Stage,
+};
+
+/// Who departs from the model's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    EngineWrong,
+    ReferenceWrong,
+    /// Each side computes cleanly, but with another parameter than the file's.
+    ModelsDiffer,
+}
+
+/// Operations that are wrong for one cause.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Finding {
+    pub verdict: Verdict,
+    /// The operations in words, such as `q and k rotation, all layers`.
+    pub what: String,
+    /// Their results, such as `blk.0.q_rope`.
+    pub operations: Vec<String>,
+    pub cause: Cause,
+    /// Elements that were checked, and those beyond their bound.
+    pub elements: u64,
+    pub beyond: u64,
+    /// The element furthest beyond its bound.
+    pub worst: Option<Worst>,
+    /// Which elements of the first of the operations are beyond, in its first wrong step.
+    pub pattern: Option<String>,
+    /// Results that were not recorded and lie within what is blamed.
+    pub spanned: Vec<String>,
+}
+
+/// What one side's replay says.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SideReplay {
+    /// Operations whose results were recorded, and those of them within their bounds.
+    pub replayed: usize,
+    pub cleared: usize,
+    /// Operations whose results were not recorded: no verdict on them alone.
+    pub unmeasured: Vec<String>,
+    /// The furthest any cleared operation is from exact arithmetic, in units of its bound.
+    pub worst_cleared: f64,
+    /// Properties that hold whatever the weights are, and were broken.
+    pub broken: Vec<Invariant>,
+}
+
+/// The diagnosis of a run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Diagnosis {
+    pub findings: Vec<Finding>,
+    pub engine: SideReplay,
+    /// `None` where the reference was not replayed.
+    pub reference: Option<SideReplay>,
+}
+
+/// A guilty operation and its cause.
+struct Guilty {
+    judged: Judged,
+    cause: Cause,
+}
+
+impl Diagnosis {
+    /// Replays the engine, and the reference where its arithmetic is known, and finds the causes.
+    pub fn of(
+        model: &Model,
+        engine: Recording<'_>,
+        reference: Option<Recording<'_>>,
+    ) -> Result<Diagnosis, ReplayError> {
+        let (summary, guilty) = side(model, engine)?;
+        let mut findings = group(model, guilty, Verdict::EngineWrong);
+        let reference = match reference {
+            Some(recording) => {
+                let (summary, guilty) = side(model, recording)?;
+                let own = group(model, guilty, Verdict::ReferenceWrong);
+                findings.extend(own.into_iter().map(differing));
+                Some(summary)
+            }
+            None => None,
+        };
+        Ok(Diagnosis { findings, engine: summary, reference })
+    }
+
+    /// Whether a recorded result is the work of a guilty operation.
+    pub fn is_guilty(&self, operation: Operation) -> bool {
+        let name = operation.result();
+        self.findings.iter().any(|finding| finding.operations.contains(&name))
+    }
+}
+
+/// A reference that computes cleanly with another parameter than the file's is no wrong program.
+fn differing(mut finding: Finding) -> Finding {
+    let parameter = matches!(
+        finding.cause.key.as_str(),
+        "eps" | "rope-theta" | "rope-pairs" | "rope-factors" | "rope-partial" | "score-scale"
+    );
+    if parameter && finding.cause.certainty == Certainty::Proven {
+        finding.verdict = Verdict::ModelsDiffer;
+    }
+    finding
+}
+
+/// Judges and diagnoses all operations of a side, layers in parallel.
+fn side(model: &Model, recording: Recording<'_>) -> Result<(SideReplay, Vec<Guilty>), ReplayError> {
+    let operations = Operation::all(&model.config);
+    let layers: Vec<&[Operation]> = operations.chunk_by(|a, b| a.layer == b.layer).collect();
+    let of_layer = |layer: &&[Operation]| {
+        let replay = Replay::new(model, recording);
+        let of = |&operation: &Operation| {
+            let judged = judge(&replay, operation)?;
+            let guilty = judged.as_ref().is_some_and(Judged::is_guilty);
+            let scene = if guilty { Scene::new(&replay, operation)? } else { None };
+            let cause = scene.map(|scene| diagnose(&scene)).transpose()?;
+            Ok((operation, judged, cause))
+        };
+        let judged = layer.iter().map(of).collect::<Result<Vec<_>, ReplayError>>()?;
+        Ok((judged, invariants(&replay, layer)?))
+    };
+    let layers = layers.par_iter().map(of_layer).collect::<Result<Vec<_>, ReplayError>>()?;
+    let (mut summary, mut guilty) = (SideReplay::default(), Vec::new());
+    for (operations, broken) in layers {
+        summary.broken.extend(broken);
+        for (operation, judged, cause) in operations {
+            match (judged, cause) {
+                (None, _) => summary.unmeasured.push(operation.result()),
+                (Some(judged), Some(cause)) => guilty.push(Guilty { judged, cause }),
+                (Some(judged), None) => {
+                    summary.cleared += 1;
+                    summary.worst_cleared = summary.worst_cleared.max(judged.times_bound());
+                }
+            }
+        }
+    }
+    summary.replayed = summary.cleared + guilty.len();
+    Ok((summary, guilty))
+}
+
+/// Guilty operations of one cause together, in the order of the first of each.
+fn group(model: &Model, guilty: Vec<Guilty>, verdict: Verdict) -> Vec<Finding> {
+    let mut groups: Vec<Vec<Guilty>> = Vec::new();
+    for one in guilty {
+        // An unknown cause says nothing of other operations.
+        let same = |group: &&mut Vec<Guilty>| {
+            let first = &group[0];
+            let stage = first.judged.operation.stage;
+            first.cause.text == one.cause.text
+                && first.cause.certainty == one.cause.certainty
+                && (family(stage) == family(one.judged.operation.stage))
+        };
+        match groups.iter_mut().find(same) {
+            Some(group) => group.push(one),
+            None => groups.push(vec![one]),
+        }
+    }
+    groups.into_iter().map(|group| finding(model, group, verdict)).collect()
+}
+
+/// Operations that one mistake makes wrong together.
+fn family(stage: Stage) -> u8 {
+    match stage {
+        Stage::Q | Stage::K | Stage::V => 0,
+        Stage::QNorm | Stage::KNorm => 1,
+        Stage::QRope | Stage::KRope => 2,
+        Stage::KCache | Stage::VCache => 3,
+        Stage::AttnNorm | Stage::FfnNorm | Stage::FinalNorm => 4,
+        Stage::AttnResidual | Stage::LayerOut => 5,
+        stage => 100 + stage as u8,
+    }
+}
+
+fn finding(model: &Model, group: Vec<Guilty>, verdict: Verdict) -> Finding {
+    let operations: Vec<Operation> = group.iter().map(|one| one.judged.operation).collect();
+    let sum = |of: &dyn Fn(&Guilty) -> u64| group.iter().map(of).sum::<u64>();
+    let (elements, beyond) = (sum(&|one| one.judged.elements), sum(&|one| one.judged.beyond));
+    let (explained, wrong) = (sum(&|one| one.cause.explained), sum(&|one| one.cause.wrong));
+    let further =
+        |a: &&Guilty, b: &&Guilty| a.judged.times_bound().total_cmp(&b.judged.times_bound());
+    let worst = group.iter().max_by(further).and_then(|one| one.judged.worst.clone());
+    let mut spanned: Vec<String> = group
+        .iter()
+        .flat_map(|one| one.judged.spanned.iter().map(|operation| operation.result()))
+        .collect();
+    spanned.sort_unstable();
+    spanned.dedup();
+    let first = group.into_iter().next().expect("a group has a member");
+    Finding {
+        verdict,
+        what: what(model, &operations),
+        operations: operations.iter().map(|operation| operation.result()).collect(),
+        cause: Cause { explained, wrong, ..first.cause },
+        elements,
+        beyond,
+        worst,
+        pattern: first.judged.pattern,
+        spanned,
+    }
+}
+
+/// `q and k rotation, all layers`; `final norm`.
+fn what(model: &Model, operations: &[Operation]) -> String {
+    let mut layers: BTreeMap<Stage, Vec<u32>> = BTreeMap::new();
+    for operation in operations {
+        layers.entry(operation.stage).or_default().extend(operation.layer);
+    }
+    let mut by_layers: Vec<(Vec<u32>, Vec<Stage>)> = Vec::new();
+    for (stage, layers) in layers {
+        match by_layers.iter_mut().find(|(same, _)| *same == layers) {
+            Some((_, stages)) => stages.push(stage),
+            None => by_layers.push((layers, vec![stage])),
+        }
+    }
+    let part = |(layers, stages): &(Vec<u32>, Vec<Stage>)| {
+        let names = joined_names(stages);
+        match layer_phrase(layers, model.config.n_layer as u32) {
+            Some(layers) => format!("{names}, {layers}"),
+            None => names,
+        }
+    };
+    by_layers.iter().map(part).collect::<Vec<_>>().join("; ")
+}
+
+/// `q and k rotation`, where the names end alike; else joined in full.
+fn joined_names(stages: &[Stage]) -> String {
+    let names: Vec<&str> = stages.iter().map(|&stage| crate::replay::name(stage)).collect();
+    let halves: Vec<Option<(&str, &str)>> = names.iter().map(|name| name.split_once(' ')).collect();
+    let end = halves[0].map(|(_, end)| end);
+    let alike = end.is_some() && halves.iter().all(|half| half.map(|(_, end)| end) == end);
+    let list = |words: &[&str]| match words {
+        [one] => one.to_string(),
+        [most @ .., last] => format!("{} and {last}", most.join(", ")),
+        [] => String::new(),
+    };
+    match alike {
+        true => {
+            let starts: Vec<&str> = halves.iter().flatten().map(|(start, _)| *start).collect();
+            format!("{} {}", list(&starts), end.unwrap_or_default())
+        }
+        false => list(&names),
+    }
+}
+
+fn layer_phrase(layers: &[u32], n_layer: u32) -> Option<String> {
+    let (first, last) = (*layers.first()?, *layers.last()?);
+    let without_gap = (last - first) as usize + 1 == layers.len();
+    Some(match layers.len() {
+        1 => format!("layer {first}"),
+        n if n == n_layer as usize => "all layers".to_string(),
+        _ if without_gap => format!("layers {first}-{last}"),
+        n if n > 6 => format!("{n} layers from {first} to {last}"),
+        _ => {
+            let names: Vec<String> = layers.iter().map(u32::to_string).collect();
+            format!("layers {}", names.join(", "))
+        }
+    })
+}
