@@ -279,8 +279,10 @@ fn two_faults_at_once_are_both_seen_at_layer_0() {
 fn a_key_scaled_by_one_thousandth_is_reported_in_f32() {
     let folder = tempfile::tempdir().unwrap();
     let source = KernelSet::embedded().source("kv_append.cu", vec![]).unwrap().text;
-    let scaled = source
-        .replace("k_cache[to + d] = k[from + d];", "k_cache[to + d] = k[from + d] * T(1.001f);");
+    let scaled = source.replace(
+        "k_cache[to_k + d] = k[from + d];",
+        "k_cache[to_k + d] = k[from + d] * T(1.001f);",
+    );
     assert_ne!(source, scaled);
     std::fs::write(folder.path().join("kv_append.cu"), scaled).unwrap();
     let bench = Bench::fixture();

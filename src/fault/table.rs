@@ -226,7 +226,7 @@ pub static FAULTS: [Fault; 68] = [
     fault("rope-partial-half", "rope rotates the first half of the pairs only")
         .blamed(Stage::QRope, "positions >= 1, the second half of the pairs", "rope-partial")
         .planted(define("rope.cu", "FAULT_ROPE_PARTIAL_HALF"))
-        .needs(&[Need::Pairs, Need::Positions(2)]),
+        .needs(&[Need::Positions(2)]),
     fault("rope-backwards", "rope rotates in the opposite direction")
         .blamed(Stage::QRope, AFTER_0, "rope-direction")
         .planted(define("rope.cu", "FAULT_ROPE_BACKWARDS"))
