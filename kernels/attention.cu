@@ -38,24 +38,40 @@ __device__ __forceinline__ float softmax_sum(float x) {
     return block_sum(x);
 }
 
-__device__ __forceinline__ float scaled(float x, float scale) {
-#ifdef FAULT_SCALE_MISSING
-    scale = 1.0f;
+// The score of a key as the softmax takes it. A masked score is finite: a tile of nothing else must
+// not make the running maximum infinite.
+__device__ __forceinline__ float masked(float score, int key, int end) {
+#ifdef FAULT_MASK_OFF_BY_ONE
+    if (key == end - 1 && key > 0) score = -1e30f;
 #endif
-    return x * scale;
+#ifdef FAULT_WINDOW_16
+    if (key < end - 16) score = -1e30f;
+#endif
+#ifdef FAULT_SOFTMAX_TEMPERATURE
+    score *= 0.5f;
+#endif
+    return score;
 }
 
 // tile[j - first] = score of key j, for j in [first, end). Every thread takes part.
 template <typename T>
 __device__ void scores_of_keys(float* tile, const float* q, const T* k, int first, int end,
                                int head_dim, float scale) {
-    int lanes = DOT_WARP ? 32 : 1, lane = threadIdx.x % lanes;
+    int lanes = DOT_WARP ? 32 : 1, lane = threadIdx.x % lanes, dims = head_dim;
+#ifdef FAULT_KEYS_HALF_DIM
+    dims /= 2;
+#endif
     for (int j = first + threadIdx.x / lanes; j < end; j += blockDim.x / lanes) {
         const T* key = k + (long long)j * head_dim;
         float dot = 0.0f;
-        for (int d = lane; d < head_dim; d += lanes) dot += q[d] * to_float(key[d]);
+        for (int d = lane; d < dims; d += lanes) {
+            dot += q[d] * to_float(key[d]);
+#ifdef FAULT_SCORES_F16_ACCUMULATE
+            dot = to_float(__float2half_rn(dot));
+#endif
+        }
         if (DOT_WARP) dot = warp_sum(dot);
-        if (lane == 0) tile[j - first] = SCALE_POST ? scaled(dot, scale) : dot;
+        if (lane == 0) tile[j - first] = SCALE_POST ? dot * scale : dot;
     }
 }
 
@@ -63,6 +79,9 @@ __device__ void scores_of_keys(float* tile, const float* q, const T* k, int firs
 template <typename T>
 __device__ void add_values(float* out, const float* p, const T* v, int first, int end,
                            int head_dim) {
+#ifdef FAULT_VALUES_FIRST_32_KEYS
+    end = min(end, 32);
+#endif
     for (int d = threadIdx.x; d < head_dim; d += blockDim.x) {
         float sum = out[d];
         for (int j = first; j < end; j++)
@@ -90,11 +109,14 @@ __device__ float attend(float* out, float* tile, const float* q, const T* k, con
         scores_of_keys<T>(tile, q, k, first, last, head_dim, scale);
         __syncthreads();
         write_tap(scores_tap, tile, first, last);
-        write_tap(probs_tap, tile, first, last);
 
+        // A thread masks and sums the keys that it has tapped, so the tile needs no barrier between.
         float tile_max = NEGATIVE_INFINITY, tile_sum = 0.0f;
-        for (int j = threadIdx.x; j < last - first; j += blockDim.x)
+        for (int j = threadIdx.x; j < last - first; j += blockDim.x) {
+            tile[j] = masked(tile[j], first + j, end);
             tile_max = fmaxf(tile_max, tile[j]);
+        }
+        write_tap(probs_tap, tile, first, last);
         float new_max = fmaxf(running_max, block_max(tile_max));
         float correction = expf(running_max - new_max);
         for (int j = threadIdx.x; j < last - first; j += blockDim.x) {
@@ -106,6 +128,12 @@ __device__ float attend(float* out, float* tile, const float* q, const T* k, con
         add_values<T>(out, tile, v, first, last, head_dim);
         running_max = new_max;
     }
+#ifdef FAULT_SOFTMAX_OVER_PADDING
+    running_sum += (31 - (end - 1) % 32) * expf(-running_max);
+#endif
+#ifdef FAULT_SOFTMAX_UNNORMALISED
+    running_sum = 1.0f;
+#endif
     *maximum = running_max;
     return running_sum;
 }
@@ -121,23 +149,38 @@ __device__ void attention_head(T* out, const T* q, const T* k_cache, const T* v_
 #ifdef FAULT_KV_HEAD_MODULO
     kv_head = head % n_head_kv;
 #endif
-    long long row = (long long)blockIdx.y * n_head + head;
+#ifdef FAULT_KV_HEAD_ZERO
+    kv_head = 0;
+#endif
+    long long row = (long long)blockIdx.y * n_head + head, out_row = row;
+#ifdef FAULT_OUT_HEADS_REVERSED
+    out_row += n_head - 1 - 2 * head;
+#endif
     int end = positions[blockIdx.y] + 1;
+#ifdef FAULT_MASK_MISSING
+    end = n_positions;
+#endif
     if (scores_tap) scores_tap += row * n_positions;
     if (probs_tap) probs_tap += row * n_positions;
 
     for (int d = threadIdx.x; d < head_dim; d += blockDim.x) {
         float value = to_float(q[row * head_dim + d]);
-        q_shared[d] = SCALE_POST ? value : scaled(value, scale);
+        q_shared[d] = SCALE_POST ? value : value * scale;
         out_shared[d] = 0.0f;
     }
     const T* k = k_cache + (long long)kv_head * capacity * head_dim;
     const T* v = v_cache + (long long)kv_head * capacity * head_dim;
+#ifdef FAULT_VALUES_HEAD_ZERO
+    v = v_cache;
+#endif
+#ifdef FAULT_VALUES_FROM_KEYS
+    v = k;
+#endif
     float maximum;
     float sum = attend<T>(out_shared, tile, q_shared, k, v, end, head_dim, scale, scores_tap,
                           probs_tap, &maximum);
     for (int d = threadIdx.x; d < head_dim; d += blockDim.x)
-        store(out + row * head_dim + d, out_shared[d] / sum);
+        store(out + out_row * head_dim + d, out_shared[d] / sum);
     for (int j = threadIdx.x; j < n_positions; j += blockDim.x) {
         if (scores_tap && j >= end) scores_tap[j] = 0.0f;
         if (probs_tap) probs_tap[j] = j < end ? expf(probs_tap[j] - maximum) / sum : 0.0f;

@@ -11,8 +11,16 @@
 template <typename T>
 __device__ void embedding_row(T* out, const T* table, const int* ids, int n_embd) {
     long long row = blockIdx.x, id = ids[row];
-    for (int c = threadIdx.x; c < n_embd; c += blockDim.x)
-        out[row * n_embd + c] = table[id * n_embd + c];
+#ifdef FAULT_EMBD_PREVIOUS_ROW
+    id = id > 0 ? id - 1 : 0;
+#endif
+    for (int c = threadIdx.x; c < n_embd; c += blockDim.x) {
+        T value = table[id * n_embd + c];
+#ifdef FAULT_EMBD_SCALED
+        store(&value, to_float(value) * sqrtf(n_embd));
+#endif
+        out[row * n_embd + c] = value;
+    }
 }
 
 extern "C" __global__ void embedding_f32(float* out, const float* table, const int* ids,

@@ -20,11 +20,19 @@ __device__ void kv_append_head(T* k_cache, T* v_cache, const T* k, const T* v,
 #ifdef FAULT_CACHE_STRIDE_LENGTH
     stride = length;
 #endif
+    int v_head = head, v_position = positions[token];
+#ifdef FAULT_V_CACHE_HEADS_SWAPPED
+    v_head = n_head_kv - 1 - head;
+#endif
+#ifdef FAULT_V_CACHE_SLOT_PLUS_ONE
+    v_position++;
+#endif
     long long from = ((long long)token * n_head_kv + head) * head_dim;
-    long long to = (head * stride + positions[token]) * head_dim;
+    long long to_k = (head * stride + positions[token]) * head_dim;
+    long long to_v = (v_head * stride + v_position) * head_dim;
     for (int d = threadIdx.x; d < head_dim; d += blockDim.x) {
-        k_cache[to + d] = k[from + d];
-        v_cache[to + d] = v[from + d];
+        k_cache[to_k + d] = k[from + d];
+        v_cache[to_v + d] = v[from + d];
     }
 }
 

@@ -12,14 +12,20 @@
 template <typename T>
 __device__ void rms_norm_row(T* out, const T* x, const float* weight, int n, float eps) {
     long long first = (long long)blockIdx.x * n;
-    float sum = 0.0f;
+    float sum = 0.0f, shift = 0.0f;
+#ifdef FAULT_NORM_MEAN_SUBTRACTED
+    for (int c = 0; c < n; c++) shift += to_float(x[first + c]) / n;
+#endif
     for (int c = threadIdx.x; c < n; c += blockDim.x) {
-        float value = to_float(x[first + c]);
+        float value = to_float(x[first + c]) - shift;
         sum += value * value;
     }
+#ifdef FAULT_NORM_SUM_ONE_WARP
+    sum = threadIdx.x < 32 ? sum : 0.0f;
+#endif
     float inverse_rms = rsqrtf(block_sum(sum) / n + eps);
     for (int c = threadIdx.x; c < n; c += blockDim.x)
-        store(out + first + c, to_float(x[first + c]) * inverse_rms * weight[c]);
+        store(out + first + c, (to_float(x[first + c]) - shift) * inverse_rms * weight[c]);
 }
 
 extern "C" __global__ void rms_norm_f32(float* out, const float* x, const float* weight, int n,

@@ -15,14 +15,20 @@ template <typename T, bool NEOX>
 __device__ void rope_token(T* out, const T* x, const int* positions, const float* factors,
                            int n_head, int head_dim, float theta) {
     int half_dim = head_dim / 2, position = positions[blockIdx.x];
-#ifdef FAULT_ROPE_POSITION_IGNORED
-    position = 0;
-#endif
     long long token = (long long)blockIdx.x * n_head * head_dim;
     for (int i = threadIdx.x; i < n_head * half_dim; i += blockDim.x) {
         int head = i / half_dim, pair = i % half_dim;
         float angle = position * powf(theta, -2.0f * pair / head_dim);
         if (factors) angle /= factors[pair];
+#ifdef FAULT_ROPE_PARTIAL_HALF
+        if (pair >= half_dim / 2) angle = 0.0f;
+#endif
+#ifdef FAULT_ROPE_HEAD_0_ONLY
+        if (head > 0) angle = 0.0f;
+#endif
+#ifdef FAULT_ROPE_BACKWARDS
+        angle = -angle;
+#endif
         float cosine = cosf(angle), sine = sinf(angle);
         long long first = token + (long long)head * head_dim + (NEOX ? pair : 2 * pair);
         long long second = first + (NEOX ? half_dim : 1);

@@ -97,9 +97,19 @@ impl Bench {
 
     /// Runs an engine on a prompt of that many tokens and decodes `decode` more.
     pub fn run(&self, engine: &EngineSpec, tokens: usize, decode: u32) -> Finished {
+        let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
+        self.run_by(rule, engine, tokens, decode)
+    }
+
+    /// The same, up to the first divergence.
+    pub fn run_to_first(&self, engine: &EngineSpec, tokens: usize, decode: u32) -> Finished {
+        let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: true };
+        self.run_by(rule, engine, tokens, decode)
+    }
+
+    fn run_by(&self, rule: Rule, engine: &EngineSpec, tokens: usize, decode: u32) -> Finished {
         let ids = self.prompt(tokens);
         let task = Task { prompt: &ids, decode };
-        let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
         let filter = SiteFilter::default();
         let (model, reference) = (&self.model, &self.reference);
         Run { model, reference, task, engine, filter: &filter, rule }.run(&mut |_| {}).unwrap()

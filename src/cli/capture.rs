@@ -44,7 +44,7 @@ pub fn capture(args: &CaptureArgs) -> Result<Exit, Error> {
     let filter = inputs::filter(args.sites.as_deref())?;
     let bar = output::progress(None, "loading the model and the reference");
     let inputs = Inputs::load(&args.model)?;
-    inputs::check_faults(&engine.faults, &inputs.model)?;
+    inputs::check_faults(&engine, &inputs)?;
     filter.check(&inputs.model.config.sites(inputs.decode + 1))?;
     bar.set_message("measuring the floor");
     let floors = floors(&inputs, &engine, args.side)?;

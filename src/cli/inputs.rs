@@ -7,7 +7,7 @@ use firstdiff::{
     cache,
     compare::SiteFilter,
     exit::Error,
-    fault::{self, Faults},
+    fault::{self, Faults, Subject},
     kernels::KernelSet,
     model::Model,
     reference::{Precision, Reference, ReferenceError, ReferenceOptions},
@@ -104,10 +104,16 @@ pub fn kernels(folder: Option<&Path>) -> Result<KernelSet, Error> {
     })
 }
 
-/// Refuses faults that change nothing on this model.
-pub fn check_faults(faults: &Faults, model: &Model) -> Result<(), Error> {
-    for fault in &faults.0 {
-        if let Some(why) = fault.without_effect(&model.config, model.has_qkv_bias()) {
+/// Refuses faults that change nothing in this run.
+pub fn check_faults(engine: &EngineSpec, inputs: &Inputs) -> Result<(), Error> {
+    let subject = Subject {
+        model: &inputs.model,
+        storage: engine.storage,
+        prompt: inputs.ids.len(),
+        decode: inputs.decode,
+    };
+    for fault in &engine.faults.0 {
+        if let Some(why) = fault.without_effect(&subject) {
             let name = fault.name;
             return Err(Error::Usage(format!("--fault {name} has no effect here: {why}")));
         }

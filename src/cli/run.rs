@@ -29,7 +29,7 @@ pub fn run(args: &RunArgs) -> Result<Exit, Error> {
     let filter = inputs::filter(compare.sites.as_deref())?;
     let bar = output::progress(None, "loading the model and the reference");
     let inputs = Inputs::load(&args.model)?;
-    inputs::check_faults(&engine.faults, &inputs.model)?;
+    inputs::check_faults(&engine, &inputs)?;
     let rule = Rule { factor: compare.factor, stop_at_first: compare.stop_at_first };
     let run = Run {
         model: &inputs.model,

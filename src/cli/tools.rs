@@ -20,9 +20,11 @@ use super::{
 pub fn faults() -> Result<Exit, Error> {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
-    table.set_header(["--fault", "what is wrong", "first blamed, step 0 layer 0", "elements"]);
+    table.set_header(["--fault", "what is wrong", "differs first", "elements"]);
     for fault in &FAULTS {
-        table.add_row([fault.name, fault.what, fault.blamed.name(), fault.pattern]);
+        let site = fault.site().tensor_name();
+        let first = if fault.step == 0 { site } else { format!("{site}, step {}", fault.step) };
+        table.add_row([fault.name, fault.what, &first, fault.pattern]);
     }
     output::print(&format!("{} faults can be planted\n{}\n", FAULTS.len(), table.trim_fmt()))?;
     Ok(Exit::Equal)

@@ -266,17 +266,13 @@ impl Device for CudaDevice {
         let y = self.checked(gemm.y, 0, gemm.rows * gemm.cols * output)?;
         let (cols, rows, inner) = (gemm.cols as i32, gemm.rows as i32, gemm.inner as i32);
         // cuBLAS counts columns first: y^T (cols, rows) = W (cols, inner) x^T (inner, rows).
-        let (w_operation, w_stride) = match gemm.w_is_inner_by_cols {
-            true => (blas_sys::cublasOperation_t::CUBLAS_OP_N, cols),
-            false => (blas_sys::cublasOperation_t::CUBLAS_OP_T, inner),
-        };
         let (one, zero) = (1f32, 0f32);
         // SAFETY: the ranges were checked; one and zero live through the call. Without a math mode
         // set, f32 products use no TF32, and sums are f32 for both types.
         let multiplied = unsafe {
             blas::gemm_ex(
                 self.blas.0,
-                w_operation,
+                blas_sys::cublasOperation_t::CUBLAS_OP_T,
                 blas_sys::cublasOperation_t::CUBLAS_OP_N,
                 cols,
                 rows,
@@ -284,7 +280,7 @@ impl Device for CudaDevice {
                 std::ptr::from_ref(&one).cast(),
                 w as *const c_void,
                 blas_type(gemm.input),
-                w_stride,
+                inner,
                 x as *const c_void,
                 blas_type(gemm.input),
                 inner,

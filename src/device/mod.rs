@@ -60,8 +60,6 @@ pub struct Gemm<'a> {
     pub inner: usize,
     pub input: DType,
     pub output: DType,
-    /// Read W as (inner, cols): only ever right for a caller that stores it so.
-    pub w_is_inner_by_cols: bool,
 }
 
 /// One kernel source file: a name for messages (`rope.cu`), its text, and `-D` definitions.

@@ -7,6 +7,7 @@ use crate::{
     device::{Buffer, Device, DeviceError, Gemm},
     engine::{
         AttentionVariant,
+        buffers::{Cache, Scratch},
         variant::Softmax,
         weights::{Layer, Linear, Weights},
     },
@@ -50,30 +51,6 @@ pub enum EngineError {
 /// The cache's capacity is a multiple of this above what is needed, so that a stride by length is
 /// never right by luck.
 const CAPACITY_STEP: usize = 64;
-
-/// One layer's keys and values, [kv_head][position][dim].
-struct Cache {
-    k: Buffer,
-    v: Buffer,
-}
-
-/// Activations of one step, each for the most tokens a step may have.
-struct Scratch {
-    ids: Buffer,
-    positions: Buffer,
-    hidden: Buffer,
-    normed: Buffer,
-    q: Buffer,
-    k: Buffer,
-    v: Buffer,
-    q_rope: Buffer,
-    k_rope: Buffer,
-    attn_out: Buffer,
-    projected: Buffer,
-    gate: Buffer,
-    up: Buffer,
-    act: Buffer,
-}
 
 /// A model on a device, with a KV cache.
 pub struct Engine {
@@ -119,7 +96,7 @@ impl Engine {
         }
         device.load_all(&sources)?;
         let weights = Weights::load(&*device, model, options.storage, &options.faults)?;
-        let config = model.config.clone();
+        let config = options.faults.config(&model.config);
         let capacity = (options.positions + 1).next_multiple_of(CAPACITY_STEP);
         let scratch = Scratch::new(&*device, &config, &options)?;
         let caches = (0..config.n_layer)
@@ -150,9 +127,9 @@ impl Engine {
         if let Some(&id) = tokens.iter().find(|&&id| id < 0 || id as usize >= n_vocab) {
             return Err(EngineError::Token { id, n_vocab });
         }
-        let positions: Vec<i32> = (first as i32..length as i32).collect();
         self.device.upload(&self.scratch.ids, 0, bytemuck::cast_slice(tokens))?;
-        self.device.upload(&self.scratch.positions, 0, bytemuck::cast_slice(&positions))?;
+        let (device, faults) = (&*self.device, &self.options.faults);
+        self.scratch.positions.upload(device, faults, step, first..length)?;
 
         let mut pass = self.pass(step, tokens.len(), length, sink)?;
         self.embed(&mut pass)?;
@@ -213,12 +190,13 @@ impl Engine {
         self.project_qkv(layer, weights, pass)?;
         self.append_to_cache(layer, pass)?;
 
-        let cache = self.cache_view(layer, pass.length);
+        let from_layer_0 = self.options.faults.has(Wiring::CacheOfLayer0);
+        let cache = self.cache_view(if from_layer_0 { 0 } else { layer }, pass.length);
         let online = self.options.attention.softmax == Softmax::Online;
         let op = launch::Attention {
             q: &s.q_rope,
             out: &s.attn_out,
-            positions: &s.positions,
+            positions: &s.positions.mask,
             scores: pass.scores.as_ref(),
             probs: pass.probs.as_ref(),
             n_head: self.config.n_head,
@@ -233,7 +211,8 @@ impl Engine {
         self.linear(&s.projected, &s.attn_out, &weights.o, pass.tokens)?;
         self.emit(pass, at, Stage::OProj, &s.projected)?;
         let n = pass.tokens * self.config.n_embd;
-        launch::residual_add(device, dtype, &s.hidden, (&s.hidden, &s.projected), n)?;
+        let residual = s.residual(device, &self.options.faults, Stage::AttnResidual)?;
+        launch::residual_add(device, dtype, &s.hidden, (residual, &s.projected), n)?;
         self.emit(pass, at, Stage::AttnResidual, &s.hidden)
     }
 
@@ -264,17 +243,16 @@ impl Engine {
                 self.emit(pass, at, stage, x)?;
             }
         }
-        let interleaved = self.options.faults.has(Wiring::RopePairsInterleaved);
-        let rope = launch::Rope {
-            neox: c.rope_pairs == RopePairs::Neox && !interleaved,
-            theta: if self.options.faults.has(Wiring::RopeBase1e4) { 1e4 } else { c.rope_theta },
-            positions: &s.positions,
-            factors: self.weights.rope_factors.as_ref(),
-        };
-        for (out, x, n_head, stage) in [
-            (&s.q_rope, &s.q, c.n_head, Stage::QRope),
-            (&s.k_rope, &s.k, c.n_head_kv, Stage::KRope),
+        for (out, x, positions, n_head, stage) in [
+            (&s.q_rope, &s.q, &s.positions.q_rope, c.n_head, Stage::QRope),
+            (&s.k_rope, &s.k, &s.positions.k_rope, c.n_head_kv, Stage::KRope),
         ] {
+            let rope = launch::Rope {
+                neox: c.rope_pairs == RopePairs::Neox,
+                theta: c.rope_theta,
+                positions,
+                factors: self.weights.rope_factors.as_ref(),
+            };
             launch::rope(&*self.device, dtype, out, x, &rope, (tokens, n_head, c.head_dim))?;
             self.emit(pass, at, stage, out)?;
         }
@@ -282,12 +260,12 @@ impl Engine {
     }
 
     fn append_to_cache(&self, layer: usize, pass: &mut Pass<'_>) -> Result<(), EngineError> {
-        let s = &self.scratch;
-        let before_rope = self.options.faults.has(Wiring::KStoredBeforeRope);
-        let k = if before_rope { &s.k } else { &s.k_rope };
+        let (s, dtype, faults) = (&self.scratch, self.options.storage, &self.options.faults);
         let cache = self.cache_view(layer, pass.length);
-        let dtype = self.options.storage;
-        launch::kv_append(&*self.device, dtype, &cache, (k, &s.v), &s.positions, pass.tokens)?;
+        let (kv, positions) = ((s.appended_keys(faults), &s.v), &s.positions.append);
+        if pass.step == 0 || !faults.has(Wiring::DecodeNeverAppended) {
+            launch::kv_append(&*self.device, dtype, &cache, kv, positions, pass.tokens)?;
+        }
         self.emit_cache(pass, layer, Stage::KCache, cache.k)?;
         self.emit_cache(pass, layer, Stage::VCache, cache.v)
     }
@@ -309,7 +287,8 @@ impl Engine {
         self.emit(pass, at, Stage::FfnAct, &s.act)?;
         self.linear(&s.projected, &s.act, &weights.down, tokens)?;
         self.emit(pass, at, Stage::FfnDown, &s.projected)?;
-        launch::residual_add(device, dtype, &s.hidden, (&s.hidden, &s.projected), hidden_size)?;
+        let residual = s.residual(device, &self.options.faults, Stage::LayerOut)?;
+        launch::residual_add(device, dtype, &s.hidden, (residual, &s.projected), hidden_size)?;
         self.emit(pass, at, Stage::LayerOut, &s.hidden)
     }
 
@@ -319,7 +298,8 @@ impl Engine {
         let wanted = [Stage::FinalNorm, Stage::Logits]
             .iter()
             .any(|&stage| pass.sink.wants(Site::global(pass.step, stage)));
-        let rows = if wanted { pass.tokens } else { 1 };
+        let norm_missing = self.options.faults.has(Wiring::FinalNormMissing);
+        let rows = if wanted || norm_missing { pass.tokens } else { 1 };
         let skipped = (pass.tokens - rows) * c.n_embd * self.options.storage.size();
         launch::rms_norm(
             &*self.device,
@@ -330,11 +310,12 @@ impl Engine {
             (rows, c.n_embd),
             c.rms_eps,
         )?;
-        self.emit(pass, None, Stage::FinalNorm, &s.normed)?;
+        let normed = if norm_missing { &s.hidden } else { &s.normed };
+        self.emit(pass, None, Stage::FinalNorm, normed)?;
 
         let logits = self.device.alloc(4 * rows * c.n_vocab, Stage::Logits.name())?;
         self.device.gemm(Gemm {
-            x: &s.normed,
+            x: normed,
             w: self.weights.output.as_ref().unwrap_or(&self.weights.embedding),
             y: &logits,
             rows,
@@ -342,7 +323,6 @@ impl Engine {
             inner: c.n_embd,
             input: self.options.storage,
             output: DType::F32,
-            w_is_inner_by_cols: false,
         })?;
         if let Some(bias) = &self.weights.output_bias {
             launch::bias_add(&*self.device, DType::F32, &logits, bias, (rows, c.n_vocab))?;
@@ -374,7 +354,6 @@ impl Engine {
             inner: linear.inputs,
             input: dtype,
             output: dtype,
-            w_is_inner_by_cols: linear.transposed,
         })?;
         if let Some(bias) = &linear.bias {
             launch::bias_add(&*self.device, dtype, out, bias, (rows, linear.outputs))?;
@@ -494,60 +473,5 @@ impl Engine {
             _ => self.device.download(buffer, offset, bytemuck::cast_slice_mut(&mut data))?,
         }
         Ok(data)
-    }
-}
-
-impl Cache {
-    /// A cache of zeros.
-    fn new(
-        device: &dyn Device,
-        config: &Config,
-        storage: DType,
-        capacity: usize,
-    ) -> Result<Cache, EngineError> {
-        let bytes = config.n_head_kv * capacity * config.head_dim * storage.size();
-        let (k, v) = (device.alloc(bytes, "k_cache")?, device.alloc(bytes, "v_cache")?);
-        let cache = Cache { k, v };
-        cache.clear(device)?;
-        Ok(cache)
-    }
-
-    fn clear(&self, device: &dyn Device) -> Result<(), EngineError> {
-        for buffer in [&self.k, &self.v] {
-            device.upload(buffer, 0, &vec![0; buffer.bytes])?;
-        }
-        Ok(())
-    }
-}
-
-impl Scratch {
-    fn new(
-        device: &dyn Device,
-        config: &Config,
-        options: &EngineOptions,
-    ) -> Result<Scratch, EngineError> {
-        let activation = |width: usize, what| {
-            device.alloc(options.tokens * width * options.storage.size(), what)
-        };
-        let integers = |what| device.alloc(4 * options.tokens, what);
-        let (e, f) = (config.n_embd, config.n_ff);
-        let q_width = config.n_head * config.head_dim;
-        let kv_width = config.n_head_kv * config.head_dim;
-        Ok(Scratch {
-            ids: integers("token ids")?,
-            positions: integers("positions")?,
-            hidden: activation(e, "hidden")?,
-            normed: activation(e, "normed")?,
-            q: activation(q_width, "q")?,
-            k: activation(kv_width, "k")?,
-            v: activation(kv_width, "v")?,
-            q_rope: activation(q_width, "q_rope")?,
-            k_rope: activation(kv_width, "k_rope")?,
-            attn_out: activation(q_width, "attn_out")?,
-            projected: activation(e, "projected")?,
-            gate: activation(f, "ffn_gate")?,
-            up: activation(f, "ffn_up")?,
-            act: activation(f, "ffn_act")?,
-        })
     }
 }

@@ -5,7 +5,7 @@ use half::{f16, slice::HalfFloatSliceExt};
 use crate::{
     device::{Buffer, Device},
     engine::EngineError,
-    fault::{Faults, Wiring},
+    fault::Faults,
     model::{Config, Model, ModelError},
     tensor::DType,
 };
@@ -16,8 +16,6 @@ pub struct Linear {
     pub bias: Option<Buffer>,
     pub outputs: usize,
     pub inputs: usize,
-    /// Seeded fault: read W as (inputs, outputs).
-    pub transposed: bool,
 }
 
 /// The weights of one layer. Norm weights are f32.
@@ -88,38 +86,25 @@ impl Loader<'_> {
         let (e, f) = (config.n_embd, config.n_ff);
         let q_width = config.n_head * config.head_dim;
         let kv_width = config.n_head_kv * config.head_dim;
-        let projection = |part: &str, outputs| {
-            let mut linear = self.linear(&name(part), outputs, e)?;
-            if self.faults.has(Wiring::QkvBiasZero) {
-                linear.bias = None;
-            }
-            Ok::<_, EngineError>(linear)
-        };
-        let mut q = projection("attn_q", q_width)?;
-        q.transposed = self.faults.has(Wiring::WqTransposed);
-        let down = self.linear(&name("ffn_down"), e, f)?;
-        if self.faults.has(Wiring::FfnDownZero) {
-            self.device.upload(&down.weight, 0, &vec![0; down.weight.bytes])?;
-        }
         Ok(Layer {
             attn_norm: self.vector(&name("attn_norm.weight"))?,
-            q,
-            k: projection("attn_k", kv_width)?,
-            v: projection("attn_v", kv_width)?,
+            q: self.linear(&name("attn_q"), q_width, e)?,
+            k: self.linear(&name("attn_k"), kv_width, e)?,
+            v: self.linear(&name("attn_v"), kv_width, e)?,
             q_norm: self.optional_vector(&name("attn_q_norm.weight"))?,
             k_norm: self.optional_vector(&name("attn_k_norm.weight"))?,
             o: self.linear(&name("attn_output"), e, q_width)?,
             ffn_norm: self.vector(&name("ffn_norm.weight"))?,
             gate: self.linear(&name("ffn_gate"), f, e)?,
             up: self.linear(&name("ffn_up"), f, e)?,
-            down,
+            down: self.linear(&name("ffn_down"), e, f)?,
         })
     }
 
     fn linear(&self, name: &str, outputs: usize, inputs: usize) -> Result<Linear, EngineError> {
         let weight = self.matrix(&format!("{name}.weight"))?;
         let bias = self.optional_vector(&format!("{name}.bias"))?;
-        Ok(Linear { weight, bias, outputs, inputs, transposed: false })
+        Ok(Linear { weight, bias, outputs, inputs })
     }
 
     /// A matrix in the storage type, widened and uploaded a few rows at a time.
@@ -127,6 +112,7 @@ impl Loader<'_> {
         let info = self.model.info(name)?;
         let (rows, row_length, size) = (info.rows(), info.row_length(), self.storage.size());
         let buffer = self.device.alloc(rows * row_length * size, name)?;
+        let faulty = self.faults.load_instead(self.model, name)?;
         let step = (CHUNK_ELEMENTS / row_length).clamp(1, rows);
         let mut wide = vec![0f32; step * row_length];
         let mut narrow = Vec::new();
@@ -134,7 +120,10 @@ impl Loader<'_> {
             let last = (first + step).min(rows);
             let wide = &mut wide[..(last - first) * row_length];
             let gguf = self.model.gguf();
-            gguf.widen_rows(info, first..last, wide).map_err(ModelError::from)?;
+            match &faulty {
+                Some(whole) => wide.copy_from_slice(&whole[first * row_length..last * row_length]),
+                None => gguf.widen_rows(info, first..last, wide).map_err(ModelError::from)?,
+            }
             let bytes: &[u8] = match self.storage {
                 DType::F16 => {
                     narrow.resize(wide.len(), f16::ZERO);
@@ -151,7 +140,11 @@ impl Loader<'_> {
 
     /// A vector in f32: norm weights, biases and rope factors are never narrowed.
     fn vector(&self, name: &str) -> Result<Buffer, EngineError> {
-        self.upload(name, bytemuck::cast_slice(&self.model.weights(name)?))
+        let data = match self.faults.load_instead(self.model, name)? {
+            Some(faulty) => faulty,
+            None => self.model.weights(name)?,
+        };
+        self.upload(name, bytemuck::cast_slice(&data))
     }
 
     fn optional_vector(&self, name: &str) -> Result<Option<Buffer>, EngineError> {

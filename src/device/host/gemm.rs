@@ -19,13 +19,12 @@ pub struct Shape {
     inner: usize,
     input: DType,
     output: DType,
-    w_is_inner_by_cols: bool,
 }
 
 impl From<&Gemm<'_>> for Shape {
     fn from(gemm: &Gemm<'_>) -> Shape {
-        let Gemm { rows, cols, inner, input, output, w_is_inner_by_cols, .. } = *gemm;
-        Shape { rows, cols, inner, input, output, w_is_inner_by_cols }
+        let Gemm { rows, cols, inner, input, output, .. } = *gemm;
+        Shape { rows, cols, inner, input, output }
     }
 }
 
@@ -55,12 +54,10 @@ fn multiply_columns(
     first: usize,
     n: usize,
 ) -> Vec<f32> {
-    let Shape { rows, inner, .. } = shape;
-    let block = weights(w, shape, first, n);
-    let block = match shape.w_is_inner_by_cols {
-        true => ArrayView2::from_shape((inner, n), &block).map(ArrayView2::reversed_axes),
-        false => ArrayView2::from_shape((n, inner), &block),
-    };
+    let Shape { rows, inner, input, .. } = shape;
+    let row_bytes = inner * input.size();
+    let block = widened(&w[first * row_bytes..(first + n) * row_bytes], input);
+    let block = ArrayView2::from_shape((n, inner), &block);
     let block = block.expect("a block has n times inner elements");
     let mut product = vec![0f32; rows * n];
     if rows == 1 {
@@ -73,17 +70,6 @@ fn multiply_columns(
         general_mat_mul(1.0, &x, &block.t(), 0.0, &mut y);
     }
     product
-}
-
-/// The weights of columns `first..first + n`: rows of W, or columns where W is (inner, cols).
-fn weights(w: &[u8], shape: Shape, first: usize, n: usize) -> Cow<'_, [f32]> {
-    let Shape { cols, inner, input, .. } = shape;
-    let size = input.size();
-    if !shape.w_is_inner_by_cols {
-        return widened(&w[first * inner * size..(first + n) * inner * size], input);
-    }
-    let part = |k: usize| &w[(k * cols + first) * size..(k * cols + first + n) * size];
-    (0..inner).flat_map(|k| widened(part(k), input).into_owned()).collect()
 }
 
 /// Elements as f32: as they are, or widened from f16.
