@@ -9,6 +9,7 @@ use crate::{
     kernels::KernelError,
     model::ModelError,
     reference::ReferenceError,
+    replay::ReplayError,
     synth::SynthError,
     trace::{Kind, TraceError},
 };
@@ -60,6 +61,8 @@ pub enum Error {
     #[error(transparent)]
     Reference(#[from] ReferenceError),
     #[error(transparent)]
+    Replay(#[from] ReplayError),
+    #[error(transparent)]
     Synth(#[from] SynthError),
     #[error(transparent)]
     Trace(#[from] TraceError),
@@ -74,7 +77,7 @@ impl Error {
             Error::Engine(EngineError::Model(_) | EngineError::Kernel(_)) => Exit::BadInput,
             Error::Engine(EngineError::Token { .. }) => Exit::BadInput,
             Error::Engine(_) => Exit::Device,
-            Error::Trace(error) => match error.kind() {
+            Error::Trace(error) | Error::Replay(ReplayError::Trace(error)) => match error.kind() {
                 Kind::BadInput => Exit::BadInput,
                 Kind::Refused => Exit::Refused,
                 Kind::Internal => Exit::Internal,

@@ -6,15 +6,18 @@ use crate::{
     arithmetic::Arithmetic,
     baseline::{self, Baseline, Task, first_position},
     capture::{Choice, NoSink, Sink, Stopped},
-    compare::{SiteFilter, channel},
+    compare::{ChannelSink, SiteFilter, channel},
     device::{Device, DeviceError, cuda::CudaDevice, host::HostDevice},
+    diagnosis::Diagnosis,
     engine::{AttentionVariant, Engine, EngineError, EngineOptions},
     exit::Error,
     fault::Faults,
     kernels::KernelSet,
     model::Model,
-    reference::{Reference, ReferenceError},
+    reference::{Precision, Reference, ReferenceError},
+    replay::Recording,
     site::{Site, Stage},
+    spool::Spool,
     tensor::{DType, Tensor},
     verdict::{Coverage, Rule, SiteReport, judge},
 };
@@ -77,6 +80,8 @@ pub struct Run<'a> {
     pub engine: &'a EngineSpec,
     pub filter: &'a SiteFilter,
     pub rule: Rule,
+    /// Whether every operation is replayed, and the causes of wrong ones sought.
+    pub replay: bool,
 }
 
 /// A finished run.
@@ -89,6 +94,10 @@ pub struct Finished {
     pub device: String,
     /// Whether the logits are bit-equal with and without hooks; `None` if that was not checked.
     pub hooks_leave_logits: Option<bool>,
+    /// Whether two runs without hooks have bit-equal logits; `None` where that follows from nothing.
+    pub runs_repeat: Option<bool>,
+    /// Every operation of both sides replayed; `None` if that was not asked for.
+    pub diagnosis: Option<Diagnosis>,
     pub seconds: f64,
 }
 
@@ -113,31 +122,36 @@ impl Run<'_> {
 
         let filter = Arc::new(self.filter.clone());
         let (engine_sink, engine_side) = channel(Arc::clone(&filter));
-        let (mut reference_sink, reference_side) = channel(filter);
+        let (reference_sink, reference_side) = channel(filter);
+        let engine_sink = Recorder::new(engine_sink, self.replay)?;
+        let mut reference_sink = Recorder::new(reference_sink, self.replay)?;
         let mut engine_sink = LogitsHash { inner: engine_sink, hash: blake3::Hasher::new() };
         let (steps, forced) = (&baseline.steps, baseline.forced());
         let reference = self.reference;
         let (reports, reference_end, engine_end) = thread::scope(|scope| {
             let reference_run = scope.spawn(move || {
                 let mut forced = forced.into_iter();
-                baseline::decode(reference, task, &mut reference_sink, None, |_| forced.next())
+                let sink = &mut reference_sink;
+                let end = baseline::decode(reference, task, sink, None, |_| forced.next());
+                (end, reference_sink.spool)
             });
             let engine_run = scope.spawn(|| {
                 let choices = run_engine(&mut engine, steps, &mut engine_sink);
                 // The comparison learns that this side has ended when its sender is dropped.
                 let LogitsHash { inner, hash } = engine_sink;
-                drop(inner);
-                (choices, hash.finalize())
+                (choices, hash.finalize(), inner.spool)
             });
             let sides = (engine_side, reference_side);
             let first = |step| first_position(task.prompt.len(), step);
             let reports = judge(&sites, sides, &baseline.floor, self.rule, &first, on_site);
             (reports, reference_run.join(), engine_run.join())
         });
-        finished(reference_end.unwrap_or_else(|_| {
-            Err(ReferenceError::Panic("the reference's thread ended early".into()))
-        }))?;
-        let (choices, hash) = engine_end.map_err(|_| {
+        let (reference_end, reference_spool) = reference_end.unwrap_or_else(|_| {
+            let panic = ReferenceError::Panic("the reference's thread ended early".into());
+            (Err(panic), None)
+        });
+        finished(reference_end)?;
+        let (choices, hash, engine_spool) = engine_end.map_err(|_| {
             let text = "the engine's thread ended early; please report it".to_string();
             Error::Device(DeviceError::Failed(text))
         })?;
@@ -147,9 +161,17 @@ impl Run<'_> {
             choices => choices?,
         };
         let logits = Site::global(0, Stage::Logits);
-        let hooks_leave_logits = match !stopped && self.filter.wants(logits) {
-            true => Some(logits_without_hooks(&mut engine, steps)? == hash),
-            false => None,
+        let (mut hooks_leave_logits, mut runs_repeat) = (None, None);
+        if !stopped && self.filter.wants(logits) {
+            let without = logits_without_hooks(&mut engine, steps)?;
+            // Logits that differ are the hooks' doing only if they do not differ by themselves.
+            let repeat = without == hash || logits_without_hooks(&mut engine, steps)? == without;
+            (hooks_leave_logits, runs_repeat) = (repeat.then_some(without == hash), Some(repeat));
+        }
+        drop(engine);
+        let diagnosis = match (engine_spool, reference_spool) {
+            (Some(engine), Some(reference)) => Some(self.diagnose(engine, reference, steps)?),
+            _ => None,
         };
         let total = model.config.sites(task.decode + 1).len();
         let coverage = Coverage::of(&reports, total, sites.len());
@@ -162,8 +184,25 @@ impl Run<'_> {
             engine_choices,
             device,
             hooks_leave_logits,
+            runs_repeat,
+            diagnosis,
             seconds,
         })
+    }
+
+    /// Replays both sides. Only in f32 is the reference's own arithmetic known.
+    fn diagnose(
+        &self,
+        engine: Spool,
+        reference: Spool,
+        steps: &[Vec<i32>],
+    ) -> Result<Diagnosis, Error> {
+        let (own, f32) = (self.engine.arithmetic(), Arithmetic::engine(DType::F32));
+        let (engine, reference) = (engine.finished()?, reference.finished()?);
+        let engine = Recording { tensors: &engine, steps, arithmetic: &own };
+        let reference = Recording { tensors: &reference, steps, arithmetic: &f32 };
+        let wide = self.reference.options().precision == Precision::F32;
+        Ok(Diagnosis::of(self.model, engine, wide.then_some(reference))?)
     }
 }
 
@@ -194,6 +233,31 @@ fn logits_without_hooks(
     let mut sink = LogitsHash { inner: OnlyLogits, hash: blake3::Hasher::new() };
     run_engine(engine, steps, &mut sink)?;
     Ok(sink.hash.finalize())
+}
+
+/// Records what passes on its way to the comparison.
+struct Recorder {
+    inner: ChannelSink,
+    spool: Option<Spool>,
+}
+
+impl Recorder {
+    fn new(inner: ChannelSink, record: bool) -> Result<Recorder, Error> {
+        Ok(Recorder { inner, spool: record.then(Spool::new).transpose()? })
+    }
+}
+
+impl Sink for Recorder {
+    fn wants(&self, site: Site) -> bool {
+        self.inner.wants(site)
+    }
+
+    fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
+        if let Some(spool) = &mut self.spool {
+            spool.record(site, &tensor);
+        }
+        self.inner.put(site, tensor)
+    }
 }
 
 /// Wants the logits, and throws them away.

@@ -55,9 +55,9 @@ impl Spool {
         }
     }
 
-    /// What went wrong while recording.
-    pub fn error(&self) -> Option<&TraceError> {
-        self.error.as_ref()
+    /// The whole recording, or what went wrong with it.
+    pub fn finished(mut self) -> Result<Spool, TraceError> {
+        self.error.take().map_or(Ok(self), Err)
     }
 
     fn write(&mut self, site: Site, tensor: &Tensor) -> Result<(), TraceError> {
@@ -70,7 +70,7 @@ impl Spool {
     }
 }
 
-/// Takes every tensor. An error is kept for [`Spool::error`] and ends the recording, not the run.
+/// Takes every tensor. An error is kept for [`Spool::finished`] and ends the recording, not the run.
 impl Sink for Spool {
     fn wants(&self, _site: Site) -> bool {
         true

@@ -112,7 +112,9 @@ impl Bench {
         let task = Task { prompt: &ids, decode };
         let filter = SiteFilter::default();
         let (model, reference) = (&self.model, &self.reference);
-        Run { model, reference, task, engine, filter: &filter, rule }.run(&mut |_| {}).unwrap()
+        Run { model, reference, task, engine, filter: &filter, rule, replay: false }
+            .run(&mut |_| {})
+            .unwrap()
     }
 }
 

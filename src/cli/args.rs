@@ -102,6 +102,9 @@ pub struct RunArgs {
     pub engine: EngineArgs,
     #[command(flatten)]
     pub compare: CompareArgs,
+    /// Compare only: do not replay the operations, and seek no causes
+    #[arg(long)]
+    pub no_replay: bool,
 }
 
 #[derive(Args)]

@@ -46,15 +46,17 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
         prompt_tokens,
         decode_steps: longer.manifest().steps.len() - 1,
         hooks_leave_logits: None,
+        runs_repeat: None,
     };
     let report = Report {
         report_version: REPORT_VERSION,
         firstdiff: env!("CARGO_PKG_VERSION").to_string(),
-        headline: run::answer(&rows, &compared),
+        headline: run::answer(&rows, &compared, None),
         model: None,
         engine: summary(engine.manifest()),
         reference: summary(reference.manifest()),
         compared,
+        diagnosis: None,
         steps: steps(engine.manifest(), reference.manifest()),
         notes: vec![format!("traces of the same model, {}", longer.manifest().model.name)],
         sites: rows,

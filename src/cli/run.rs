@@ -3,6 +3,7 @@
 use firstdiff::{
     baseline::first_position,
     capture::Choice,
+    diagnosis::Diagnosis,
     exit::{Error, Exit},
     model::Ledger,
     reference::Precision,
@@ -38,6 +39,7 @@ pub fn run(args: &RunArgs) -> Result<Exit, Error> {
         engine: &engine,
         filter: &filter,
         rule,
+        replay: !args.no_replay,
     };
     let total = run.sites()?.len() as u64;
     bar.finish_and_clear();
@@ -94,11 +96,12 @@ fn report(
         prompt_tokens: inputs.ids.len(),
         decode_steps: steps.len() - 1,
         hooks_leave_logits: finished.hooks_leave_logits,
+        runs_repeat: finished.runs_repeat,
     };
     Ok(Report {
         report_version: REPORT_VERSION,
         firstdiff: env!("CARGO_PKG_VERSION").to_string(),
-        headline: answer(&sites, &compared),
+        headline: answer(&sites, &compared, finished.diagnosis.as_ref()),
         model: Some(ModelSummary {
             path: model.path.display().to_string(),
             blake3: model.hash(),
@@ -109,6 +112,7 @@ fn report(
         engine: engine_summary(engine, finished.device),
         reference: reference_summary(inputs),
         compared,
+        diagnosis: finished.diagnosis,
         steps,
         notes,
         sites,
@@ -116,15 +120,23 @@ fn report(
     })
 }
 
-/// The headline of compared sites.
-pub fn answer(sites: &[SiteRow], compared: &Compared) -> Headline {
-    let exit = compared.coverage.exit();
+/// The headline of compared sites. An engine whose every site is within the floor is not equal while
+/// one of its operations is wrong.
+pub fn answer(sites: &[SiteRow], compared: &Compared, diagnosis: Option<&Diagnosis>) -> Headline {
     let first = |step| first_position(compared.prompt_tokens, step);
     let diverged = sites.iter().find(|row| row.outcome == Outcome::Diverged);
+    let mut text = headline(sites, &compared.coverage, &compared.extent(), &first);
+    let mut exit = compared.coverage.exit();
+    if let Some(finding) = diagnosis.and_then(Diagnosis::first_of_engine)
+        && exit == Exit::Equal
+    {
+        exit = Exit::Diverged;
+        text = format!("wrong within the floor: {}: {}; {text}", finding.what, finding.cause.text);
+    }
     Headline {
         exit,
         exit_code: exit as u8,
-        text: headline(sites, &compared.coverage, &compared.extent(), &first),
+        text,
         first_divergence: diverged.map(|row| row.site.clone()),
     }
 }

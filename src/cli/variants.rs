@@ -67,6 +67,7 @@ pub fn variants(args: &VariantsArgs) -> Result<Exit, Error> {
             engine: &engine,
             filter: &filter,
             rule,
+            replay: false,
         };
         let finished = run.run(&mut |_| {})?;
         rows.push(row(attention, &finished.sites, finished.coverage));

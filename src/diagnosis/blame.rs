@@ -92,6 +92,11 @@ impl Diagnosis {
         Ok(Diagnosis { findings, engine: summary, reference })
     }
 
+    /// The first finding on the engine itself.
+    pub fn first_of_engine(&self) -> Option<&Finding> {
+        self.findings.iter().find(|finding| finding.verdict == Verdict::EngineWrong)
+    }
+
     /// Whether a recorded result is the work of a guilty operation.
     pub fn is_guilty(&self, operation: Operation) -> bool {
         let name = operation.result();

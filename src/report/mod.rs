@@ -1,5 +1,6 @@
 //! The report of a comparison: as data, as JSON, and as text.
 
+mod blame;
 mod schema;
 mod terminal;
 

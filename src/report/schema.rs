@@ -6,6 +6,7 @@ use crate::{
     arithmetic::Arithmetic,
     capture::Choice,
     compare::{Difference, SiteFloor},
+    diagnosis::Diagnosis,
     exit::Exit,
     model::{Config, Ledger},
     site::Site,
@@ -13,7 +14,7 @@ use crate::{
 };
 
 /// Raised when a field is added, removed or changes its meaning.
-pub const REPORT_VERSION: u32 = 1;
+pub const REPORT_VERSION: u32 = 2;
 
 /// A whole report.
 #[derive(Clone, Debug, Serialize)]
@@ -25,6 +26,8 @@ pub struct Report {
     pub engine: SideSummary,
     pub reference: SideSummary,
     pub compared: Compared,
+    /// Every operation replayed in f64 from its side's own inputs; absent if that was not asked for.
+    pub diagnosis: Option<Diagnosis>,
     pub steps: Vec<StepRow>,
     /// What went unsaid elsewhere and a reader should know.
     pub notes: Vec<String>,
@@ -75,6 +78,8 @@ pub struct Compared {
     pub decode_steps: usize,
     /// Whether the logits are bit-equal with and without hooks, if that was checked.
     pub hooks_leave_logits: Option<bool>,
+    /// Whether the engine gives the same logits bit by bit when it is run again, if checked.
+    pub runs_repeat: Option<bool>,
 }
 
 impl Compared {

@@ -6,7 +6,7 @@ use anstyle::{AnsiColor, Style};
 
 use crate::{
     compare::{Difference, Element, NonFinite},
-    report::{Report, SiteRow},
+    report::{Report, SiteRow, blame::blame},
     site::{Axis, Site, Stage},
     verdict::{Coverage, Outcome},
 };
@@ -16,9 +16,9 @@ const REPEATS: usize = 3;
 /// At most this many tensors are named in a line about weights.
 const MAX_NAMED: usize = 4;
 
-const GOOD: Style = AnsiColor::Green.on_default().bold();
-const BAD: Style = AnsiColor::Red.on_default().bold();
-const DIM: Style = Style::new().dimmed();
+pub(super) const GOOD: Style = AnsiColor::Green.on_default().bold();
+pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
+pub(super) const DIM: Style = Style::new().dimmed();
 
 /// The first line: where the sides part, or that they do not. `extent` says in words how far the
 /// run went.
@@ -69,22 +69,26 @@ pub fn headline(
 
 /// `[position 1, head 0, dim 3] engine 0.118 reference -5.201, 3.1e5 x floor`
 fn element(site: Site, element: &Element, first_position: usize) -> String {
-    let named = site.stage.axes().iter().zip(&element.index).map(|(axis, &index)| match axis {
-        Axis::Token => format!("position {}", first_position + index),
-        axis => format!("{} {index}", axis.name()),
-    });
-    let place: Vec<String> = named.collect();
     format!(
         "[{}] engine {} reference {}, {} x floor",
-        place.join(", "),
+        coordinates(site, &element.index, first_position),
         element.engine,
         element.reference,
         number(element.times_floor)
     )
 }
 
+/// `position 1, head 0, dim 3`
+pub(super) fn coordinates(site: Site, index: &[usize], first_position: usize) -> String {
+    let named = site.stage.axes().iter().zip(index).map(|(axis, &index)| match axis {
+        Axis::Token => format!("position {}", first_position + index),
+        axis => format!("{} {index}", axis.name()),
+    });
+    named.collect::<Vec<_>>().join(", ")
+}
+
 /// Three significant digits; an exponent where that is shorter.
-fn number(x: f64) -> String {
+pub(super) fn number(x: f64) -> String {
     match x {
         x if x.is_infinite() => "infinitely many".to_string(),
         x if x >= 1e4 => format!("{x:.1e}"),
@@ -104,6 +108,10 @@ pub fn render(report: &Report) -> String {
     {
         divergence(&mut text, report, row, difference);
     }
+    if let Some(diagnosis) = &report.diagnosis {
+        blame(&mut text, report, diagnosis);
+        text.push('\n');
+    }
     coverage(&mut text, report);
     stages(&mut text, report);
     steps(&mut text, report);
@@ -114,7 +122,7 @@ pub fn render(report: &Report) -> String {
     text
 }
 
-fn line(text: &mut String, label: &str, content: &str) {
+pub(super) fn line(text: &mut String, label: &str, content: &str) {
     let _ = writeln!(text, "  {DIM}{label:<10}{DIM:#} {content}");
 }
 
@@ -191,6 +199,9 @@ fn coverage(text: &mut String, report: &Report) {
         Some(true) => line(text, "hooks", "logits are bit-equal with and without them"),
         Some(false) => line(text, "hooks", "CHANGE the logits: the engine differs without them"),
         None => {}
+    }
+    if compared.runs_repeat == Some(false) {
+        line(text, "repeat", "the engine's logits DIFFER from run to run: a race, or unset memory");
     }
 }
 
@@ -314,6 +325,6 @@ fn sides(text: &mut String, report: &Report) {
     }
 }
 
-fn first_position(report: &Report, step: u32) -> usize {
+pub(super) fn first_position(report: &Report, step: u32) -> usize {
     report.steps.iter().take(step as usize).map(|step| step.tokens.len()).sum()
 }

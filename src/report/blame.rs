@@ -1,0 +1,162 @@
+//! The diagnosis as text: what is wrong, what merely inherits it, what is cleared.
+
+use std::fmt::Write;
+
+use crate::{
+    diagnosis::{Certainty, Diagnosis, Finding, SideReplay, Verdict},
+    replay::Operation,
+    report::{
+        Report,
+        terminal::{BAD, DIM, GOOD, coordinates, first_position, line, number},
+    },
+    site::Site,
+    verdict::Outcome,
+};
+
+/// At most this many causes that give the same numbers, invariants or results are named.
+const MAX_NAMED: usize = 4;
+
+/// The guilty operations with their causes.
+pub fn blame(text: &mut String, report: &Report, diagnosis: &Diagnosis) {
+    text.push('\n');
+    let count = diagnosis.findings.len();
+    let colour = if count > 0 { BAD } else { GOOD };
+    let _ = writeln!(text, "  {colour}guilty operations: {count}{colour:#}");
+    for (index, finding) in diagnosis.findings.iter().enumerate() {
+        self::finding(text, index + 1, finding, report);
+    }
+    inherits(text, report, diagnosis);
+    side(text, "engine", &diagnosis.engine);
+    match &diagnosis.reference {
+        Some(reference) => side(text, "reference", reference),
+        None => line(text, "reference", "not replayed: its arithmetic is only known in f32"),
+    }
+}
+
+fn finding(text: &mut String, number_of: usize, finding: &Finding, report: &Report) {
+    let cause = &finding.cause;
+    let whose = match finding.verdict {
+        Verdict::EngineWrong => "",
+        Verdict::ReferenceWrong => "the reference is wrong: ",
+        Verdict::ModelsDiffer => "models differ: the reference's ",
+    };
+    let sure = certainty(finding);
+    let _ = writeln!(
+        text,
+        "  {number_of:>2}. {whose}{}: {BAD}{}{BAD:#} ({sure})",
+        finding.what, cause.text
+    );
+    for also in cause.also.iter().take(MAX_NAMED) {
+        detail(text, &format!("or, giving the same numbers: {also}"));
+    }
+    if let Some(worst) = &finding.worst {
+        let operation =
+            finding.operations.first().and_then(|name| Site::from_tensor_name(worst.step, name));
+        let place = operation.map_or(String::new(), |site| {
+            let first = first_position(report, worst.step);
+            let named = coordinates(site, &worst.index, first);
+            format!("[{named}]")
+        });
+        let share =
+            format!("{} of {} elements", grouped(finding.beyond), grouped(finding.elements));
+        detail(
+            text,
+            &format!(
+                "{share} beyond the bound; worst {} x bound: step {} {place} recorded {}, exact {:.6}",
+                number(worst.times_bound),
+                worst.step,
+                worst.recorded,
+                worst.expected
+            ),
+        );
+    }
+    let mut parts = Vec::new();
+    if let Some(pattern) = &finding.pattern {
+        parts.push(format!("which: {pattern}"));
+    }
+    if cause.refuted > 0 {
+        parts.push(format!("{} other causes refuted", cause.refuted));
+    }
+    if !finding.spanned.is_empty() {
+        let more = finding.spanned.len().saturating_sub(MAX_NAMED);
+        let named = finding.spanned[..finding.spanned.len().min(MAX_NAMED)].join(", ");
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        parts.push(format!("or an operation before it, as {named}{more} were not recorded"));
+    }
+    detail(text, &parts.join("; "));
+}
+
+fn detail(text: &mut String, content: &str) {
+    if !content.is_empty() {
+        let _ = writeln!(text, "      {DIM}{content}{DIM:#}");
+    }
+}
+
+fn certainty(finding: &Finding) -> String {
+    let cause = &finding.cause;
+    let share = 100.0 * cause.explained as f64 / cause.wrong.max(1) as f64;
+    match cause.certainty {
+        Certainty::Proven => {
+            format!("proven: 100 % of {} elements within the bound", grouped(cause.wrong))
+        }
+        Certainty::Partly => format!("partly: {share:.0} % of {} elements", grouped(cause.wrong)),
+        Certainty::Unknown => format!("{share:.0} % of {} elements", grouped(cause.wrong)),
+    }
+}
+
+/// The sites that differ though their operations are right.
+fn inherits(text: &mut String, report: &Report, diagnosis: &Diagnosis) {
+    let is_diverged = |row: &&crate::report::SiteRow| row.outcome == Outcome::Diverged;
+    let diverged = report.sites.iter().filter(is_diverged);
+    let cleared = diverged.filter(|row| {
+        !diagnosis.is_guilty(Operation { layer: row.place.layer, stage: row.place.stage })
+    });
+    let count = cleared.count();
+    if count > 0 && !diagnosis.findings.is_empty() {
+        let sites = if count == 1 { "site differs" } else { "sites differ" };
+        line(text, "inherits", &format!("{count} {sites} only through these"));
+    } else if count > 0 {
+        let why = "every operation is within its bound: the sides part by rounding that grows, or \
+                   run different models";
+        line(text, "inherits", &format!("{count} sites differ, but {why}"));
+    }
+}
+
+fn side(text: &mut String, name: &str, side: &SideReplay) {
+    let mut content = format!(
+        "{} of {} operations within their rounding bounds, worst {} x",
+        side.cleared,
+        side.replayed,
+        number(side.worst_cleared)
+    );
+    if side.replayed == 0 {
+        content = "no operation's result was recorded".to_string();
+    }
+    if !side.unmeasured.is_empty() {
+        let named = side.unmeasured[..side.unmeasured.len().min(MAX_NAMED)].join(", ");
+        let more = side.unmeasured.len().saturating_sub(MAX_NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let _ = write!(content, "; not recorded: {named}{more}");
+    }
+    line(text, name, &content);
+    for broken in side.broken.iter().take(MAX_NAMED) {
+        line(text, "invariant", &format!("broken: {} ({})", broken.property, broken.broken_at));
+    }
+    let more = side.broken.len().saturating_sub(MAX_NAMED);
+    if more > 0 {
+        line(text, "invariant", &format!("broken in {more} more places"));
+    }
+}
+
+/// 43,008
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
