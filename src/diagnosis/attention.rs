@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use crate::{
     diagnosis::{
         projection::other_layers,
-        scene::{Candidate, Rank, Scene, Visit},
+        scene::{Candidate, Scene, Visit},
     },
     replay::{Operand, Operation, ReplayError, ops},
     site::Stage,
@@ -53,8 +53,7 @@ pub fn scores<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Rep
             };
             Ok(ops::scores(&q, &k, heads, score, scene.rounding()))
         })?;
-        let text = text.to_string();
-        visit(Candidate { key, text, rank: Rank::Mistake, parts })
+        visit(Candidate::mistake(key, text, parts))
     };
     let cache = scene.operation.at(Stage::KCache);
     let own = |step| scene.replay.cache(cache, step).map(Some);
@@ -222,8 +221,7 @@ pub fn softmaxes<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), 
             };
             Ok(ops::softmax(&scores, &softmax, scene.rounding()))
         })?;
-        let text = text.to_string();
-        visit(Candidate { key, text, rank: Rank::Mistake, parts })
+        visit(Candidate::mistake(key, text, parts))
     };
     with(
         "mask-missing",
@@ -320,8 +318,7 @@ pub fn weighted_sums<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<
             let keys = keys.start.min(v.rows())..keys.end.min(v.rows());
             Ok(ops::weighted_sum(&probs, &v, heads, (map, keys), scene.rounding()))
         })?;
-        let text = text.to_string();
-        visit(Candidate { key, text, rank: Rank::Mistake, parts })
+        visit(Candidate::mistake(key, text, parts))
     };
     for (text, map) in head_maps(scene) {
         with("head-map", &format!("values: {text}"), (&*map, 0..usize::MAX), None)?;

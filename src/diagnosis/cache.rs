@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     diagnosis::{
         projection::other_layers,
-        scene::{Candidate, Rank, Scene, Visit},
+        scene::{Candidate, Scene, Visit},
     },
     replay::{Operand, Operation, ReplayError, appended, ops},
     site::Stage,
@@ -194,7 +194,7 @@ fn simulate<'a>(
         read.push(memory.read(positions.end));
     }
     let parts = scene.by_step(|step| Ok(ops::copy(&read[step as usize], scene.rounding())))?;
-    visit(Candidate { key, text, rank: Rank::Mistake, parts })
+    visit(Candidate::mistake(key, text, parts))
 }
 
 /// Attention that reads another layer's cache: the cache itself is what another layer holds.
@@ -211,7 +211,7 @@ pub fn other_layers_cache<'a>(
             Ok(ops::copy(&*scene.replay.cache(operation, step)?, scene.rounding()))
         })?;
         let text = format!("reads the cache of {}", scene.layer_name(layer));
-        visit(Candidate { key: "cache-layer", text, rank: Rank::Mistake, parts })?;
+        visit(Candidate::mistake("cache-layer", text, parts))?;
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     diagnosis::{
         explain::{Explained, explain},
-        scene::{Rank, Scene},
+        scene::{Candidate, Rank, Scene},
         table::HYPOTHESES,
     },
     replay::ReplayError,
@@ -48,6 +48,7 @@ struct Tried {
     key: &'static str,
     text: String,
     rank: Rank,
+    mistakes: u8,
     explained: Explained,
 }
 
@@ -56,9 +57,9 @@ pub fn diagnose(scene: &Scene<'_, '_>) -> Result<Cause, ReplayError> {
     let mut tried: Vec<Tried> = Vec::new();
     for hypothesis in HYPOTHESES.iter().filter(|h| (h.applies)(scene.stage())) {
         (hypothesis.candidates)(scene, &mut |candidate| {
-            let explained = explain(scene, candidate.parts)?;
-            let (key, text, rank) = (candidate.key, candidate.text, candidate.rank);
-            tried.push(Tried { key, text, rank, explained });
+            let Candidate { key, text, rank, mistakes, parts } = candidate;
+            let explained = explain(scene, parts)?;
+            tried.push(Tried { key, text, rank, mistakes, explained });
             Ok(())
         })?;
     }
@@ -66,18 +67,18 @@ pub fn diagnose(scene: &Scene<'_, '_>) -> Result<Cause, ReplayError> {
 }
 
 /// The best explanation: a proof before a part, a mistake before a likeness, everywhere before
-/// somewhere, and then the closest.
+/// somewhere, one mistake before two, and then the closest.
 fn choose(tried: Vec<Tried>) -> Cause {
     let count = tried.len();
     let mut proofs: Vec<&Tried> = tried.iter().filter(|t| t.explained.is_proof()).collect();
+    let simplicity = |t: &Tried| (t.rank, t.explained.region.is_some(), t.mistakes);
     proofs.sort_by(|a, b| {
-        let key = |t: &Tried| (t.rank, t.explained.region.is_some());
-        key(a).cmp(&key(b)).then(a.explained.residual.total_cmp(&b.explained.residual))
+        let closeness = a.explained.residual.total_cmp(&b.explained.residual);
+        simplicity(a).cmp(&simplicity(b)).then(closeness)
     });
     if let Some(&first) = proofs.first() {
         let same = |t: &&&Tried| {
-            t.rank == first.rank
-                && t.explained.region.is_some() == first.explained.region.is_some()
+            simplicity(t) == simplicity(first)
                 && t.explained.residual <= 2.0 * first.explained.residual + 0.05
         };
         let mut also: Vec<String> =

@@ -3,7 +3,7 @@
 use crate::{
     diagnosis::{
         projection::candidates_of_width,
-        scene::{Candidate, Rank, Scene, Visit},
+        scene::{Candidate, Scene, Visit},
     },
     replay::{Operand, Operation, ReplayError, ops},
     site::Stage,
@@ -21,7 +21,7 @@ pub fn residuals<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), 
     let (x, y) = (at(input)?, at(branch)?);
     let mut with = |key, text: String, a: &Operand, b: &Operand| {
         let parts = scene.whole(ops::add(a, b, scene.rounding()));
-        visit(Candidate { key, text, rank: Rank::Mistake, parts })
+        visit(Candidate::mistake(key, text, parts))
     };
     let scaled = |operand: &Operand, factor: f64| Operand {
         width: operand.width,
@@ -57,8 +57,8 @@ pub fn swiglu<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Rep
     let (gate, up) = (scene.operand(Stage::FfnGate)?, scene.operand(Stage::FfnUp)?);
     let mut with =
         |key, text: &str, gate: &Operand, up: &Operand, activation: &dyn Fn(f64) -> f64| {
-            let parts = scene.whole(ops::gated(gate, up, activation, scene.rounding()));
-            visit(Candidate { key, text: text.to_string(), rank: Rank::Mistake, parts })
+            let parts = scene.whole(ops::gated(gate, up, (activation, true), scene.rounding()));
+            visit(Candidate::mistake(key, text, parts))
         };
     let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
     let tanh_gelu = |x: f64| {
@@ -82,7 +82,7 @@ pub fn swiglu<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Rep
     let activated = Operand { width: gate.width, value: activated, spread: gate.spread.clone() };
     let parts = scene.whole(ops::add(&activated, &up, scene.rounding()));
     let text = "silu(gate) + up instead of silu(gate) * up".to_string();
-    visit(Candidate { key: "activation", text, rank: Rank::Mistake, parts })
+    visit(Candidate::mistake("activation", text, parts))
 }
 
 /// The standard normal distribution, to 1e-16: the integral of its density by Gauss-Legendre would
@@ -128,8 +128,7 @@ pub fn embeddings<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(),
     let mut with = |text: &str, values: Vec<f32>| {
         let parts =
             scene.whole(ops::copy(&Operand::captured(table.inputs, &values), scene.rounding()));
-        let text = text.to_string();
-        visit(Candidate { key: "embedding-row", text, rank: Rank::Mistake, parts })
+        visit(Candidate::mistake("embedding-row", text, parts))
     };
     for (text, other) in &others {
         let mut values = Vec::new();

@@ -19,7 +19,7 @@ use crate::{
 pub fn constants<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
     let mut with = |key, text: String, value: f64| {
         let parts = scene.changed(|_, _| value);
-        visit(Candidate { key, text, rank: Rank::Likeness, parts })
+        visit(Candidate::likeness(key, text, parts))
     };
     with("zero", "the result is zero".to_string(), 0.0)?;
     let recorded: Vec<f32> = scene.recorded().filter(|x| x.is_finite()).collect();
@@ -55,7 +55,7 @@ pub fn multiples<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), 
     let (factor, text) =
         name.unwrap_or_else(|| (fitted, format!("{} times the right values", significant(fitted))));
     let parts = scene.changed(|piece, index| factor * piece.expected.value[index]);
-    visit(Candidate { key: "scaled", text, rank: Rank::Likeness, parts })
+    visit(Candidate::likeness("scaled", text, parts))
 }
 
 /// A factor to as many digits as tell it from 1: 1.00100, 0.5, 3.741.
@@ -72,16 +72,15 @@ pub fn other_tensors<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<
     for (operation, operand) in candidates_of_width(scene, scene.width())? {
         let text = format!("equals {}", scene.named(operation));
         let parts = scene.whole(ops::copy(&operand, scene.rounding()));
-        visit(Candidate { key: "other-tensor", text, rank: Rank::Likeness, parts })?;
+        visit(Candidate::likeness("other-tensor", text, parts))?;
     }
     let width = scene.width();
     let mut rows = |key, text: &str, from: &dyn Fn(usize) -> usize| {
-        let parts = scene.changed(|piece, index| {
+        let parts = scene.rearranged(|piece, index| {
             let last = piece.positions.len() - 1;
-            piece.expected.value[from(index / width).min(last) * width + index % width]
+            from(index / width).min(last) * width + index % width
         });
-        let text = text.to_string();
-        visit(Candidate { key, text, rank: Rank::Likeness, parts })
+        visit(Candidate::likeness(key, text, parts))
     };
     rows("token-before", "each row is the right one of the token before", &|r| {
         r.saturating_sub(1)
@@ -104,8 +103,8 @@ pub fn permutations<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(
     let (width, dim) = (scene.width(), scene.heads().dim.min(scene.width()));
     let heads = width / dim;
     let mut with = |text: String, from: &dyn Fn(&Piece<'a>, usize) -> usize| {
-        let parts = scene.changed(|piece, index| piece.expected.value[from(piece, index)]);
-        visit(Candidate { key: "heads-permuted", text, rank: Rank::Mistake, parts })
+        let parts = scene.rearranged(|piece, index| from(piece, index));
+        visit(Candidate::mistake("heads-permuted", text, parts))
     };
     let in_row = |column: Box<dyn Fn(usize) -> usize>| {
         move |_: &Piece<'a>, index: usize| index / width * width + column(index % width)
@@ -138,10 +137,8 @@ pub fn permutations<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(
             order.iter().enumerate().position(|(to, &from)| to != from).unwrap_or(0),
             order.iter().enumerate().find(|(to, from)| to != *from).map_or(0, |(_, &from)| from)
         );
-        let parts = scene.changed(|piece, index| {
-            piece.expected.value[index / width * width + order[index % width]]
-        });
-        visit(Candidate { key: "rows-permuted", text, rank: Rank::Likeness, parts })?;
+        let parts = scene.rearranged(|_, index| index / width * width + order[index % width]);
+        visit(Candidate::likeness("rows-permuted", text, parts))?;
     }
     Ok(())
 }
@@ -186,7 +183,7 @@ pub fn offsets<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Re
     }
     let text = format!("{median:.4e} is added to every element");
     let parts = scene.changed(|piece, index| piece.expected.value[index] + median);
-    visit(Candidate { key: "offset", text, rank: Rank::Likeness, parts })
+    visit(Candidate::likeness("offset", text, parts))
 }
 
 /// The right values stored, or summed, in a coarser format than declared.
@@ -194,13 +191,12 @@ pub fn arithmetic<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(),
     let declared = scene.replay.recording.arithmetic.of(scene.stage());
     let stored_as =
         |test: &dyn Fn(f32) -> f32| scene.recorded().all(|x| !x.is_finite() || test(x) == x);
-    let mut with = |key, text: String, rounding: Rounding| {
-        visit(Candidate {
-            key,
-            text,
-            rank: Rank::Arithmetic,
-            parts: scene.with_rounding(rounding)?,
-        })
+    // Of two formats that explain the errors the finer one is the cause.
+    let mut with = |key, text: String, rounding: Rounding, dtype: DType| {
+        let parts = scene.with_rounding(rounding)?;
+        let finer_first = if dtype == DType::F16 { 1 } else { 2 };
+        let candidate = Candidate::mistake(key, text, parts).of_mistakes(finer_first);
+        visit(Candidate { rank: Rank::Arithmetic, ..candidate })
     };
     let rounds: [(DType, &dyn Fn(f32) -> f32); 2] = [
         (DType::F16, &|x| f16::from_f32(x).to_f32()),
@@ -210,13 +206,13 @@ pub fn arithmetic<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(),
         let coarser = dtype.unit_roundoff() > declared.storage.unit_roundoff();
         if coarser && stored_as(round) {
             let text = format!("stored as {dtype}, but declared {}", declared.storage);
-            with("stored-coarser", text, Rounding::new(declared.accumulator, dtype))?;
+            with("stored-coarser", text, Rounding::new(declared.accumulator, dtype), dtype)?;
         }
     }
     for dtype in [DType::F16, DType::Bf16] {
         if dtype.unit_roundoff() > declared.accumulator.unit_roundoff() {
             let text = format!("summed in {dtype}, but declared {}", declared.accumulator);
-            with("f16-accumulation", text, Rounding::new(dtype, declared.storage))?;
+            with("f16-accumulation", text, Rounding::new(dtype, declared.storage), dtype)?;
         }
     }
     Ok(())
@@ -238,5 +234,5 @@ pub fn overflows<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), 
         if right.abs() > largest { f64::NAN } else { right }
     });
     let text = format!("overflows f16, whose largest number is {largest}");
-    visit(Candidate { key: "overflow", text, rank: Rank::Mistake, parts })
+    visit(Candidate::mistake("overflow", text, parts))
 }

@@ -3,7 +3,7 @@
 use crate::{
     diagnosis::{
         projection::{candidates_of_width, other_layers},
-        scene::{Candidate, Rank, Scene, Visit},
+        scene::{Candidate, Scene, Visit},
     },
     replay::{Operation, ReplayError, norm_weight, ops},
     site::Stage,
@@ -17,8 +17,9 @@ type Scale<'f> = (&'static str, String, Box<dyn Fn(&[f64]) -> f64 + 'f>);
 /// Another weight, another scale, and one of each together.
 pub fn norms<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
     let x = scene.input()?;
-    let eps = f64::from(scene.config().rms_eps);
-    let scales = scales(scene, eps);
+    let scales = scales(scene);
+    let left_out = scene.whole(ops::copy(&x, scene.rounding()));
+    visit(Candidate::mistake("norm-missing", "left out: the result is its input", left_out))?;
     let weights = weights(scene)?;
     for (w, (weight_key, weight_text, weight)) in weights.iter().enumerate() {
         for (s, (scale_key, scale_text, scale)) in scales.iter().enumerate() {
@@ -41,7 +42,7 @@ pub fn norms<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Repl
                 let norm = ops::Norm { weight, centre, scale: &**scale };
                 let expected = ops::norm(&x, &norm, scene.rounding());
                 let (text, parts) = (texts.join(", and "), scene.whole(expected));
-                visit(Candidate { key, text, rank: Rank::Mistake, parts })?;
+                visit(Candidate::mistake(key, text, parts).of_mistakes(texts.len()))?;
             }
         }
     }
@@ -58,33 +59,38 @@ fn weights(scene: &Scene<'_, '_>) -> Result<Vec<(&'static str, String, Vec<f64>)
     let plus_one = own.iter().map(|w| w + 1.0).collect();
     list.push(("norm-weight-plus-one", "1 added to the weight".to_string(), plus_one));
     list.push(("norm-weight-zero", "the weight is all zero".to_string(), vec![0.0; length]));
-    let mut others: Vec<String> = other_layers(scene)
-        .into_iter()
-        .map(|layer| Operation { layer: Some(layer), stage: scene.stage() }.tensor(part))
-        .collect();
+    let mut others: Vec<(String, String)> = Vec::new();
+    for layer in other_layers(scene) {
+        let tensor = Operation { layer: Some(layer), stage: scene.stage() }.tensor(part);
+        others.push((tensor, format!("the weight of {}", scene.layer_name(layer))));
+    }
     let layer = scene.operation.layer.unwrap_or(scene.config().n_layer as u32 - 1);
-    for stage in Stage::ALL {
+    for stage in Stage::ALL.into_iter().filter(|&stage| stage != scene.stage()) {
         let of_layer = Operation { layer: stage.in_layer().then_some(layer), stage };
-        others.extend(norm_weight(stage).map(|part| of_layer.tensor(part)));
+        let Some(part) = norm_weight(stage) else { continue };
+        others.push((of_layer.tensor(part), format!("{part} in place of its own weight")));
     }
     if scene.operation.layer.is_none() {
-        others.push("blk.0.attn_norm.weight".to_string());
+        let text = "blk.0.attn_norm.weight in place of its own weight";
+        others.push(("blk.0.attn_norm.weight".to_string(), text.to_string()));
     }
-    let own_name = scene.operation.tensor(part);
-    for tensor in others.into_iter().filter(|tensor| *tensor != own_name) {
+    for (tensor, text) in others {
         if let Some(other) = scene.replay.vector(&tensor)?.filter(|other| other.len() == length) {
-            let text = format!("{tensor} in place of its own weight");
             list.push(("norm-weight-of-other", text, wide(other)));
         }
     }
     Ok(list)
 }
 
-fn scales<'f>(scene: &Scene<'_, '_>, eps: f64) -> Vec<Scale<'f>> {
+fn scales<'f>(scene: &Scene<'_, '_>) -> Vec<Scale<'f>> {
+    let stored = scene.config().rms_eps;
+    let eps = f64::from(stored);
     let mut list: Vec<Scale<'f>> =
         vec![("", String::new(), Box::new(move |x| ops::inverse_rms(x, eps)))];
-    for other in EPSILONS.into_iter().chain(fitted_eps(scene)).filter(|&other| other != eps) {
-        let text = format!("eps {other:e} instead of {eps:e}");
+    for other in
+        EPSILONS.into_iter().chain(fitted_eps(scene)).filter(|&other| other as f32 != stored)
+    {
+        let text = format!("eps {other:e} instead of {stored:e}");
         list.push(("eps", text, Box::new(move |x| ops::inverse_rms(x, other))));
     }
     let squares = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>();
@@ -158,16 +164,13 @@ pub fn other_input<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<()
         }
         let scale = |x: &[f64]| ops::inverse_rms(x, eps);
         let norm = ops::Norm { weight: &weight, centre: &|_| 0.0, scale: &scale };
-        visit(Candidate {
-            key: "input-of-other",
-            text: format!(
-                "its input is {} instead of {}",
-                scene.named(operation),
-                scene.named(right)
-            ),
-            rank: Rank::Mistake,
-            parts: scene.whole(ops::norm(&x, &norm, scene.rounding())),
-        })?;
+        let names = (scene.named(operation), scene.named(right));
+        let text = format!("its input is {} instead of {}", names.0, names.1);
+        visit(Candidate::mistake(
+            "input-of-other",
+            text,
+            scene.whole(ops::norm(&x, &norm, scene.rounding())),
+        ))?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    diagnosis::scene::{Candidate, Rank, Scene, Visit},
+    diagnosis::scene::{Candidate, Scene, Visit},
     replay::{Expected, Matrix, Operand, Operation, ReplayError, Spread, ops, projection},
     site::Stage,
 };
@@ -42,7 +42,7 @@ pub fn weights_and_biases<'a>(
             let key = if weight.key.is_empty() { bias.key } else { weight.key };
             let expected = with_bias(&product, bias.value.as_deref(), scene);
             let parts = scene.whole(expected);
-            visit(Candidate { key, text, rank: Rank::Mistake, parts })?;
+            visit(Candidate::mistake(key, text, parts).of_mistakes(1 + usize::from(both)))?;
         }
     }
     Ok(())
@@ -140,6 +140,11 @@ fn weights<'a>(
     let mut list = Vec::new();
     let zero = Matrix::of_elements(outputs, inputs, |_, _| 0.0);
     list.push(named("weight-zero", "the weight is all zero", zero));
+    if let Some(n) = computed_outputs(scene, outputs) {
+        let cut = own.clone().with_outputs(n);
+        let text = format!("only the first {n} of {outputs} outputs are computed");
+        list.push(named("outputs-truncated", text, cut));
+    }
     others(scene, own, &mut list)?;
     // What follows reads a weight in any order, so it is held whole: not that of a large
     // vocabulary.
@@ -192,6 +197,14 @@ fn weights<'a>(
     Ok(list)
 }
 
+/// The outputs before the zeros at the end of the last row, if there are any.
+fn computed_outputs(scene: &Scene<'_, '_>, outputs: usize) -> Option<usize> {
+    let captured = &scene.pieces.last()?.captured;
+    let row = &captured[captured.len().checked_sub(outputs)?..];
+    let computed = outputs - row.iter().rev().take_while(|&&x| x == 0.0).count();
+    (0 < computed && computed < outputs).then_some(computed)
+}
+
 /// Weights of other projections and layers.
 fn others<'a>(
     scene: &Scene<'_, 'a>,
@@ -238,16 +251,9 @@ pub fn other_input<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<()
             continue;
         }
         let expected = ops::linear(&x, &weight, bias.as_deref(), scene.rounding())?;
-        visit(Candidate {
-            key: "input-of-other",
-            text: format!(
-                "its input is {} instead of {}",
-                scene.named(operation),
-                scene.named(right)
-            ),
-            rank: Rank::Mistake,
-            parts: scene.whole(expected),
-        })?;
+        let names = (scene.named(operation), scene.named(right));
+        let text = format!("its input is {} instead of {}", names.0, names.1);
+        visit(Candidate::mistake("input-of-other", text, scene.whole(expected)))?;
     }
     Ok(())
 }

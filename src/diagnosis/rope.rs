@@ -1,7 +1,7 @@
 //! What goes wrong in a rotation: pairs, theta, positions, and how many dims rotate.
 
 use crate::{
-    diagnosis::scene::{Candidate, Rank, Scene, Visit},
+    diagnosis::scene::{Candidate, Scene, Visit},
     model::RopePairs,
     replay::{ReplayError, ops, rope_angle, rope_pair},
 };
@@ -165,7 +165,7 @@ fn try_way<'a>(scene: &Scene<'_, 'a>, way: &Way, visit: Visit<'_, 'a>) -> Result
         let rotation = ops::Rotation { head_dim: dim, pair: &pair, angle: &angle };
         let expected = ops::rotate(&x, &rotation, scene.rounding());
         let (text, parts) = (way.texts.join(", and "), scene.whole(expected));
-        visit(Candidate { key: way.key, text, rank: Rank::Mistake, parts })?;
+        visit(Candidate::mistake(way.key, text, parts).of_mistakes(way.texts.len()))?;
         if way.rotated == dim {
             break;
         }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use crate::{
     model::Config,
     replay::{
-        Expected, Matrix, Operand, Operation, Parts, Piece, Replay, ReplayError, Rounding, Width,
-        ops::Heads,
+        Expected, Matrix, Operand, Operation, Parts, Piece, Replay, ReplayError, Rounding, Spread,
+        Width, ops::Heads,
     },
     site::Stage,
 };
@@ -27,7 +27,26 @@ pub struct Candidate<'a> {
     pub key: &'static str,
     pub text: String,
     pub rank: Rank,
+    /// How many mistakes it takes; of two proofs the simpler one is the cause.
+    pub mistakes: u8,
     pub parts: Parts<'a>,
+}
+
+impl<'a> Candidate<'a> {
+    /// One mistake.
+    pub fn mistake(key: &'static str, text: impl Into<String>, parts: Parts<'a>) -> Candidate<'a> {
+        Candidate { key, text: text.into(), rank: Rank::Mistake, mistakes: 1, parts }
+    }
+
+    /// What the result looks like.
+    pub fn likeness(key: &'static str, text: impl Into<String>, parts: Parts<'a>) -> Candidate<'a> {
+        Candidate { rank: Rank::Likeness, ..Candidate::mistake(key, text, parts) }
+    }
+
+    /// The same, made of that many mistakes.
+    pub fn of_mistakes(self, mistakes: usize) -> Candidate<'a> {
+        Candidate { mistakes: mistakes as u8, ..self }
+    }
 }
 
 /// How much a cause says. A proven one hides those of lower rank.
@@ -62,6 +81,7 @@ impl<'s, 'a> Scene<'s, 'a> {
     /// Another operation's result in words that hold in every layer alike.
     pub fn named(&self, operation: Operation) -> String {
         match operation.layer {
+            _ if operation == self.operation.hidden(self.config()) => "the hidden vector".into(),
             layer if layer == self.operation.layer => operation.stage.name().to_string(),
             Some(layer) => format!("{} of {}", operation.stage.name(), self.layer_name(layer)),
             None => operation.stage.name().to_string(),
@@ -72,7 +92,7 @@ impl<'s, 'a> Scene<'s, 'a> {
     pub fn layer_name(&self, layer: u32) -> String {
         match self.operation.layer.map(|own| i64::from(layer) - i64::from(own)) {
             Some(1) => "the next layer".to_string(),
-            Some(-1) => "the layer before".to_string(),
+            Some(-1) if layer > 0 => "the layer before".to_string(),
             _ => format!("layer {layer}"),
         }
     }
@@ -151,6 +171,24 @@ impl<'s, 'a> Scene<'s, 'a> {
         (width, parts.collect())
     }
 
+    /// The right values in another order: element `index` of a piece is the right one at
+    /// `from(piece, index)`.
+    pub fn rearranged(&self, from: impl Fn(&Piece<'a>, usize) -> usize) -> Parts<'a> {
+        let parts = self.pieces.iter().map(|piece| {
+            let right = &piece.expected;
+            let at: Vec<usize> =
+                (0..piece.captured.len()).map(|index| from(piece, index)).collect();
+            let expected = Expected {
+                value: at.iter().map(|&from| right.value[from]).collect(),
+                spread: Spread::Each(at.iter().map(|&from| right.most_spread(from)).collect()),
+                single: at.iter().map(|&from| right.single[from]).collect(),
+                rounding: right.rounding,
+            };
+            (piece.steps.clone(), expected)
+        });
+        (Width::Fixed(self.width()), parts.collect())
+    }
+
     /// The right result, rounded in another way than declared.
     pub fn with_rounding(&self, rounding: Rounding) -> Result<Parts<'a>, ReplayError> {
         self.replay.parts_rounded(self.operation, &self.steps, rounding)
@@ -171,15 +209,18 @@ impl<'s, 'a> Scene<'s, 'a> {
     }
 }
 
-/// Values with the bounds of a right result, in proportion.
+/// Values with the bounds of a right result, in proportion, and room for the operation that changed
+/// them.
 fn like(piece: &Piece<'_>, value: Vec<f64>) -> Expected<'static> {
+    const CHANGE: f64 = 4.0;
     let right = &piece.expected;
     let ratio = |index: usize| match right.value[index].abs() {
         0.0 => 1.0,
         right => (value[index].abs() / right).clamp(0.0, 1e6),
     };
     let spread = (0..value.len()).map(|i| right.most_spread(i) * ratio(i)).collect();
-    let single = (0..value.len()).map(|i| right.single[i] * ratio(i)).collect();
     let rounding = right.rounding;
-    Expected { value, spread: crate::replay::Spread::Each(spread), single, rounding }
+    let change = |i: usize| CHANGE * rounding.sum * value[i].abs();
+    let single = (0..value.len()).map(|i| right.single[i] * ratio(i) + change(i)).collect();
+    Expected { value, spread: Spread::Each(spread), single, rounding }
 }

@@ -329,7 +329,10 @@ impl<'a> Replay<'a> {
                 let hidden = self.operand(operation.hidden(c), steps)?;
                 whole(c.n_embd, ops::add(&hidden, &*at(OProj)?, rounding))
             }
-            FfnAct => whole(c.n_ff, ops::gated(&*at(FfnGate)?, &*at(FfnUp)?, &ops::silu, rounding)),
+            FfnAct => whole(
+                c.n_ff,
+                ops::gated(&*at(FfnGate)?, &*at(FfnUp)?, (&ops::silu, false), rounding),
+            ),
             LayerOut => whole(c.n_embd, ops::add(&*at(AttnResidual)?, &*at(FfnDown)?, rounding)),
         })
     }

@@ -56,6 +56,19 @@ impl<'a> Matrix<'a> {
         Matrix { outputs, inputs, read: Arc::new(read) }
     }
 
+    /// The matrix with its rows from `outputs` on zero.
+    pub fn with_outputs(self, outputs: usize) -> Matrix<'a> {
+        let read = Arc::clone(&self.read);
+        let inputs = self.inputs;
+        let cut = move |rows: Range<usize>, out: &mut [f32]| {
+            let kept = outputs.clamp(rows.start, rows.end);
+            let (computed, rest) = out.split_at_mut((kept - rows.start) * inputs);
+            rest.fill(0.0);
+            read(rows.start..kept, computed)
+        };
+        Matrix { read: Arc::new(cut), ..self }
+    }
+
     /// Rows of the matrix in f64.
     pub fn rows(&self, rows: Range<usize>) -> Result<Array2<f64>, GgufError> {
         let mut narrow = vec![0f32; rows.len() * self.inputs];

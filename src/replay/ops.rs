@@ -157,6 +157,7 @@ pub fn norm(x: &Operand, norm: &Norm<'_>, rounding: Rounding) -> Expected<'stati
     let group = norm.weight.len();
     let mut value = Vec::with_capacity(x.value.len());
     let mut spread = Vec::with_capacity(x.value.len());
+    let mut single = Vec::with_capacity(x.value.len());
     for (index, elements) in x.value.chunks_exact(group).enumerate() {
         let centre = (norm.centre)(elements);
         let centred: Vec<f64> = elements.iter().map(|x| x - centre).collect();
@@ -172,10 +173,11 @@ pub fn norm(x: &Operand, norm: &Norm<'_>, rounding: Rounding) -> Expected<'stati
             let y = x_i * scale * weight;
             let inherited = (scale * weight * x.spread_of(index * group + i)).abs();
             value.push(y);
+            let centring = (scale * weight * centre).abs();
+            single.push(FUNCTION * rounding.sum * (y.abs() + centring));
             spread.push(y.abs() * own + inherited.hypot(y.abs() * common));
         }
     }
-    let single = value.iter().map(|y| FUNCTION * rounding.sum * y.abs()).collect();
     Expected { value, spread: Spread::Each(spread), single, rounding }
 }
 
@@ -385,17 +387,21 @@ pub fn silu(x: f64) -> f64 {
     x / (1.0 + (-x).exp())
 }
 
-/// activation(gate) * up.
+/// activation(gate) * up. An activation written as x times a sum may lose its small values to
+/// cancellation, down to roundings of x itself.
 pub fn gated(
     gate: &Operand,
     up: &Operand,
-    activation: &dyn Fn(f64) -> f64,
+    (activation, cancels): (&dyn Fn(f64) -> f64, bool),
     rounding: Rounding,
 ) -> Expected<'static> {
     let pairs = || gate.value.iter().zip(&up.value);
     let value: Vec<f64> = pairs().map(|(&gate, &up)| activation(gate) * up).collect();
     let single = pairs().zip(&value);
-    let single = single.map(|((gate, _), y)| y.abs() * rounding.sum * (FUNCTION + gate.abs()));
+    let single = single.map(|((gate, up), y)| {
+        let scale = if cancels { (gate * up).abs() } else { y.abs() };
+        scale * rounding.sum * (FUNCTION + gate.abs())
+    });
     let single = single.collect();
     let spread = match (&gate.spread, &up.spread) {
         (None, None) => Spread::None,
