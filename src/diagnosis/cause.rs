@@ -93,7 +93,7 @@ fn choose(tried: Vec<Tried>) -> Cause {
     let best = tried
         .iter()
         .filter(|t| t.rank != Rank::Arithmetic)
-        .max_by(|a, b| share(a).total_cmp(&share(b)).then(b.rank.cmp(&a.rank)));
+        .max_by(|a, b| share(a).total_cmp(&share(b)).then(simplicity(b).cmp(&simplicity(a))));
     match best {
         Some(best) if share(best) >= LEAST_SHARE => {
             cause(best, Certainty::Partly, Vec::new(), count - 1)

@@ -169,13 +169,19 @@ pub fn norm(x: &Operand, norm: &Norm<'_>, rounding: Rounding) -> Expected<'stati
             _ => 0.0,
         };
         let own = 0.5 * (group as f64).sqrt() * rounding.sum;
+        // A mean is a sum too.
+        let magnitude = elements.iter().map(|x| x.abs()).sum::<f64>() / group as f64;
+        let of_centre = if centre == 0.0 { 0.0 } else { 2.0 * magnitude };
         for (i, (x_i, weight)) in centred.iter().zip(norm.weight).enumerate() {
             let y = x_i * scale * weight;
             let inherited = (scale * weight * x.spread_of(index * group + i)).abs();
             value.push(y);
             let centring = (scale * weight * centre).abs();
             single.push(FUNCTION * rounding.sum * (y.abs() + centring));
-            spread.push(y.abs() * own + inherited.hypot(y.abs() * common));
+            spread.push(
+                (y.abs() + (scale * weight).abs() * of_centre) * own
+                    + inherited.hypot(y.abs() * common),
+            );
         }
     }
     Expected { value, spread: Spread::Each(spread), single, rounding }
