@@ -1,5 +1,6 @@
 //! `make faults`: every fault planted, one after another and together, to see whether it is found,
-//! blamed on the right operation and named; and changes that are no faults, which must raise no alarm.
+//! blamed on the right operation and named; and changes that are no faults, which must raise no
+//! alarm.
 //!
 //! An argument makes it a trial of the runs whose name contains it, such as
 //! `cargo bench --bench faults -- rope`; then nothing is written.
@@ -41,7 +42,10 @@ fn main() -> Result<ExitCode> {
     results.combined = combined::run(&benches[0], &mut progress)?;
     results.benign = innocent::benign(&benches[0], &mut progress)?;
     results.clean = innocent::clean(&mut progress)?;
-    results.time = progress.start.elapsed();
+    results.time = progress.time();
+    if progress.runs == 0 {
+        return Err("no run has that in its name; give part of a fault's name".into());
+    }
     let text = results.markdown();
     print!("{text}");
     if progress.only.is_none() {

@@ -9,21 +9,22 @@ use crate::{combined::Set, innocent::Innocent, seeded::Row, weaker};
 const INTRODUCTION: &str = "\
 # Planted faults: found, blamed, named
 
-`make faults` plants each fault of `firstdiff faults` in the engine, one at a time, and asks of every run:
+`make faults` plants each fault of `firstdiff faults` in the engine, one at a time, and asks of
+every run:
 
 - **detected**: is it not equal?
 - **site**: is the first site that differs exactly the one where the fault is?
-- **pattern**: are the elements that differ the ones that the fault touches? Asked on the fixture only;
-  where rounding hides some of them, their share is as recorded.
+- **pattern**: are the elements that differ the ones that the fault touches? Asked on the fixture
+  only; where rounding hides some of them, their share is as recorded.
 - **guilty**: does the replay blame the faulty operation first, and no operation that the fault
   leaves alone?
 - **cause**: is the kind of mistake named on that operation, before any other?
 
-The models are the trained fixture with its prompt of 86 tokens, and a random llama and a random qwen3
-of three layers with prompts of 64; in f32, with 3 decode steps, on the host device. A cell says on how
-many of the models where the fault has an effect. Beside it stand the checks that are usually made
-instead, on all sites and steps of the same runs. They say that something is wrong, and neither which
-operation nor why:
+The models are the trained fixture with its prompt of 86 tokens, and a random llama and a random
+qwen3 of three layers with prompts of 64; in f32, with 3 decode steps, on the host device. A cell
+says on how many of the models where the fault has an effect. Beside it stand the checks that are
+usually made instead, on all sites and steps of the same runs. They say that something is wrong, and
+neither which operation nor why:
 
 ";
 
@@ -129,10 +130,11 @@ impl Results {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let _ = write!(
             text,
-            "\nMeasured on {} with {cores} cores; `make faults` repeats it and rewrites this file. It fails \
-             if less than 100 %\nis detected, {LEAST_GUILTY} % blamed on the guilty operation, {LEAST_CAUSE} % \
-             or {LEAST_MEMBERS} % of the members of pairs and triples\nnamed, or if there is any false \
-             alarm.\n\n## Summary\n\n| | |\n|---|---|\n",
+            "\nMeasured on {} with {cores} cores. `make faults` repeats it and rewrites this file; \
+             it fails where\nless than 100 % is detected, {LEAST_GUILTY} % blamed exactly, \
+             {LEAST_CAUSE} % of the causes or {LEAST_MEMBERS} % of the members\nof pairs and \
+             triples named, or where there is any false alarm.\n\n## Summary\n\n| | |\n\
+             |---|---|\n",
             std::env::consts::ARCH,
         );
         let titles = [
@@ -229,7 +231,8 @@ impl Results {
 
     fn innocents(&self, text: &mut String) {
         text.push_str(
-            "\n## Changes that are no faults\n\n| change | alarm | seconds |\n|---|---|---:|\n",
+            "\n## Changes that are no faults\n\n| change | alarm | seconds |\n\
+             |---|---|---:|\n",
         );
         for run in &self.benign {
             let alarm = if run.alarm.is_some() { "yes" } else { "no" };
@@ -238,7 +241,8 @@ impl Results {
         let share = Share::of(self.clean.iter().map(|run| run.alarm.is_some()));
         let _ = write!(
             text,
-            "\nOf {} clean runs over random models, shapes and prompts, in f32 and f16, {} raised an alarm.\n",
+            "\nOf {} clean runs over random models, shapes and prompts, in f32 and f16, {} raised \
+             an alarm.\n",
             share.of, share.hits
         );
     }
