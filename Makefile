@@ -2,7 +2,7 @@
 # (and keeps its own -j from cargo, which would otherwise look for a jobserver it cannot reach).
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup build demo test check bench fmt clean
+.PHONY: help setup build demo test check bench faults fmt clean
 unexport MAKEFLAGS MFLAGS
 
 FIRSTDIFF := $(or $(CARGO_TARGET_DIR),./target)/release/firstdiff
@@ -35,6 +35,9 @@ check: setup ## formatting, lints and tests: what CI runs
 
 bench: setup ## where time and memory of a run go
 	cargo bench --locked --bench run
+
+faults: setup ## plant every fault and see whether it is found, blamed and named
+	cargo bench --locked --bench faults
 
 fmt: ## format the Rust sources
 	cargo fmt
