@@ -202,7 +202,7 @@ pub static FAULTS: [Fault; 68] = [
         .planted(Plant::Parameter(Parameter::RopeTheta(1e4)))
         .needs(&[Need::Pairs, Need::Positions(2)]),
     fault("rope-position-ignored", "rope rotates every token as if it stood at position 0")
-        .blamed(Stage::QRope, AFTER_0, "rope-position")
+        .blamed(Stage::QRope, AFTER_0, "rope-missing")
         .planted(positions(QK, 0, Shift::Zero))
         .needs(&[Need::Positions(2)]),
     fault("rope-position-plus-one", "rope rotates every token as if it stood one position later")
@@ -232,7 +232,7 @@ pub static FAULTS: [Fault; 68] = [
         .planted(define("rope.cu", "FAULT_ROPE_BACKWARDS"))
         .needs(&[Need::Positions(2)]),
     fault("rope-head-0-only", "rope rotates head 0 only")
-        .blamed(Stage::QRope, "positions >= 1, heads >= 1", "rope-partial")
+        .blamed(Stage::QRope, "positions >= 1, heads >= 1", "rope-missing")
         .planted(define("rope.cu", "FAULT_ROPE_HEAD_0_ONLY"))
         .needs(&[Need::Heads, Need::Positions(2)]),
     // KV cache.
@@ -361,7 +361,7 @@ pub static FAULTS: [Fault; 68] = [
         .blamed(Stage::FfnAct, ALL, "activation")
         .planted(define("swiglu.cu", "FAULT_RELU_FOR_SILU")),
     fault("act-without-up", "silu(gate) is not multiplied by up")
-        .blamed(Stage::FfnAct, ALL, "activation")
+        .blamed(Stage::FfnAct, ALL, "up-missing")
         .planted(define("swiglu.cu", "FAULT_ACT_WITHOUT_UP")),
     fault("ffn-residual-missing", "the feed-forward network's output replaces the hidden vector")
         .blamed(Stage::LayerOut, ALL, "residual-missing")
