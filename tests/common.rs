@@ -6,7 +6,7 @@ use std::{
 };
 
 use firstdiff::{
-    baseline::{Baseline, Task},
+    baseline::Task,
     capture::{Sink, Stopped},
     compare::{DEFAULT_FACTOR, SiteFilter},
     engine::AttentionVariant,
@@ -14,9 +14,8 @@ use firstdiff::{
     kernels::KernelSet,
     model::Model,
     reference::{Reference, ReferenceOptions},
-    run::{DeviceKind, EngineSpec, Finished, Run, run_engine},
+    run::{DeviceKind, EngineSpec, Finished, Run},
     site::{Site, Stage},
-    spool::Spool,
     synth::{self, Spec},
     tensor::{DType, Tensor},
     verdict::{Outcome, Rule, SiteReport},
@@ -76,23 +75,6 @@ impl Bench {
         let story = "Once upon a time there was a little girl who lived in a house by the wood. ";
         let ids = self.reference.tokenize(&story.repeat(tokens / 8 + 1));
         ids[..tokens].to_vec()
-    }
-
-    /// Records an engine's every tensor, and the tokens of each step.
-    pub fn record(
-        &self,
-        engine: &EngineSpec,
-        tokens: usize,
-        decode: u32,
-    ) -> (Spool, Vec<Vec<i32>>) {
-        let ids = self.prompt(tokens);
-        let task = Task { prompt: &ids, decode };
-        let (reference, model) = (&self.reference, &self.model);
-        let baseline = Baseline::of(reference, model, task, &engine.arithmetic()).unwrap();
-        let mut built = engine.build(model, task).unwrap();
-        let mut spool = Spool::new().unwrap();
-        run_engine(&mut built, &baseline.steps, &mut spool).unwrap();
-        (spool, baseline.steps)
     }
 
     /// Runs an engine on a prompt of that many tokens and decodes `decode` more.

@@ -12,7 +12,10 @@ use crate::{
 /// Values of eps in use; the fitted one is told from these.
 const EPSILONS: [f64; 8] = [0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1e-2];
 
-type Scale<'f> = (&'static str, String, Box<dyn Fn(&[f64]) -> f64 + 'f>);
+/// What a group's elements are multiplied by.
+type ScaleOf<'f> = Box<dyn Fn(&[f64]) -> f64 + 'f>;
+/// A scale that may have been used: its key, its name, its function.
+type Scale<'f> = (&'static str, String, ScaleOf<'f>);
 
 /// Another weight, another scale, and one of each together.
 pub fn norms<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
@@ -49,7 +52,10 @@ pub fn norms<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Repl
     Ok(())
 }
 
-fn weights(scene: &Scene<'_, '_>) -> Result<Vec<(&'static str, String, Vec<f64>)>, ReplayError> {
+/// A weight that may have been used: its key, its name, its values.
+type Weight = (&'static str, String, Vec<f64>);
+
+fn weights(scene: &Scene<'_, '_>) -> Result<Vec<Weight>, ReplayError> {
     let wide = |weight: Vec<f32>| weight.into_iter().map(f64::from).collect::<Vec<f64>>();
     let part = norm_weight(scene.stage()).expect("called for a norm");
     let own = wide(scene.replay.model.weights(&scene.operation.tensor(part))?);
@@ -94,7 +100,7 @@ fn scales<'f>(scene: &Scene<'_, '_>) -> Vec<Scale<'f>> {
         list.push(("eps", text, Box::new(move |x| ops::inverse_rms(x, other))));
     }
     let squares = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>();
-    let mut add = |key, text: &str, scale: Box<dyn Fn(&[f64]) -> f64>| {
+    let mut add = |key, text: &str, scale: ScaleOf<'f>| {
         list.push((key, text.to_string(), scale));
     };
     let outside = move |x: &[f64]| 1.0 / ((squares(x) / x.len() as f64).sqrt() + eps);

@@ -74,12 +74,15 @@ pub struct Piece<'a> {
     pub captured: Vec<f32>,
 }
 
+type Tensors = HashMap<(Operation, u32), Option<Rc<Tensor>>>;
+type Operands = HashMap<(Operation, Vec<u32>), Arc<Operand>>;
+
 /// Recomputes operations, remembering what it has read. One thread uses it for one layer.
 pub struct Replay<'a> {
     pub model: &'a Model,
     pub recording: Recording<'a>,
-    tensors: RefCell<HashMap<(Operation, u32), Option<Rc<Tensor>>>>,
-    computed: RefCell<HashMap<(Operation, Vec<u32>), Arc<Operand>>>,
+    tensors: RefCell<Tensors>,
+    computed: RefCell<Operands>,
     /// Operations without a tensor that were computed in passing.
     spanned: RefCell<BTreeSet<Operation>>,
 }
