@@ -63,6 +63,9 @@ fn the_report_of_a_fault_reads_as_documented() {
         (r"(max abs )\S+, relative L2 \S+, cosine \S+, norm ratio \S+, \d+ ulp", "${1}X"),
         (r"(engine|reference) -?[0-9][0-9.e-]*", "$1 X"),
         (r"[0-9.]+(e[0-9]+)? x floor", "N x floor"),
+        (r"worst [0-9.e]+ x bound: .*", "worst N x bound: PLACE"),
+        (r"[0-9,]+( of [0-9,]+ elements beyond)", "N$1"),
+        (r"worst 0\.\d+ x", "worst 0.N x"),
         (r" (\d+) of (\d+) after it", " N of $2 after it"),
         (r"\d+ of (\d+ elements), [0-9.]+ %", "N of $1"),
         (r"\(\d+\.\d\d\)", "(G)"),
@@ -80,7 +83,13 @@ fn json_has_the_headline_every_site_and_the_tokens() {
     assert_eq!(report["sites"].as_array().unwrap().len(), 237);
     assert_eq!(report["steps"].as_array().unwrap().len(), 3);
     assert_eq!(report["sites"][0]["outcome"], "equal");
-    assert_eq!(report["report_version"], 1);
+    assert_eq!(report["report_version"], 2);
+    let findings = report["diagnosis"]["findings"].as_array().unwrap();
+    assert_eq!(findings.len(), 1);
+    assert_eq!(findings[0]["verdict"], "engine_wrong");
+    assert_eq!(findings[0]["cause"]["key"], "score-scale");
+    assert_eq!(findings[0]["cause"]["certainty"], "proven");
+    assert_eq!(findings[0]["operations"].as_array().unwrap().len(), 4);
 }
 
 #[test]
