@@ -155,13 +155,12 @@ fn side(model: &Model, recording: Recording<'_>) -> Result<(SideReplay, Vec<Guil
 fn group(model: &Model, guilty: Vec<Guilty>, verdict: Verdict) -> Vec<Finding> {
     let mut groups: Vec<Vec<Guilty>> = Vec::new();
     for one in guilty {
-        // An unknown cause says nothing of other operations.
         let same = |group: &&mut Vec<Guilty>| {
             let first = &group[0];
             let stage = first.judged.operation.stage;
             first.cause.text == one.cause.text
                 && first.cause.certainty == one.cause.certainty
-                && (family(stage) == family(one.judged.operation.stage))
+                && family(stage) == family(one.judged.operation.stage)
         };
         match groups.iter_mut().find(same) {
             Some(group) => group.push(one),
