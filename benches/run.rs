@@ -17,12 +17,17 @@ use firstdiff::{
     kernels::KernelSet,
     model::Model,
     reference::{Reference, ReferenceOptions},
+    replay::{self, Operation, Recording},
     run::{DeviceKind, EngineSpec, Run, run_engine},
     site::Site,
+    spool::Spool,
     synth::{self, Spec},
     tensor::{DType, Tensor},
     verdict::Rule,
 };
+
+use ndarray::{Array2, Axis, s};
+use rayon::prelude::*;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -37,6 +42,7 @@ fn main() -> Result<()> {
         return print_peak_memory(Path::new(&path), decode);
     }
     split_of_a_run()?;
+    replay_beside_a_forward_pass()?;
     memory_over_layers_and_steps()
 }
 
@@ -144,6 +150,76 @@ fn split_of_a_run() -> Result<()> {
         println!("{name:<45} {milliseconds:>8.1} ms {:>6.2} x whole", milliseconds / whole);
     }
     Ok(())
+}
+
+/// The replay of every operation, beside the products of an f32 forward pass alone.
+fn replay_beside_a_forward_pass() -> Result<()> {
+    println!("\nreplay of one side, f32, against an f32 forward pass with ndarray's product");
+    println!("tokens  forward ms  engine ms  replay ms  replay / forward  replay / engine");
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("replay.gguf");
+    let tiny = Spec::preset("tiny-qwen2")?;
+    let spec_of = Spec { n_layer: 4, n_embd: 896, n_head: 14, n_head_kv: 2, head_dim: 64, ..tiny };
+    synth::write(&Spec { n_ff: 4864, n_vocab: 4096, ..spec_of }, &path, &mut |_| {})?;
+    let model = Model::open(&path)?;
+    for tokens in [16, 128] {
+        let ids: Vec<i32> = (0..tokens).map(|i| i * 37 % 4000 + 10).collect();
+        let steps = [ids.clone(), vec![7], vec![8]];
+        let mut engine = spec().build(&model, Task { prompt: &ids, decode: 2 })?;
+        let mut spool = Spool::new()?;
+        run_engine(&mut engine, &steps, &mut spool)?;
+        let spool = spool.finished()?;
+        let arithmetic = Arithmetic::engine(DType::F32);
+        let recording = Recording { tensors: &spool, steps: &steps, arithmetic: &arithmetic };
+        let replay = median(|| {
+            let judged = replay::judge_all(&model, recording)?;
+            assert!(judged.iter().all(|judged| !judged.is_guilty()), "a clean engine is cleared");
+            Ok(())
+        })?;
+        let own = median(|| {
+            engine.reset()?;
+            run_engine(&mut engine, &steps, &mut NoSink)?;
+            Ok(())
+        })?;
+        let weights = projections(&model)?;
+        let forward = median(|| {
+            steps.iter().for_each(|step| products(&weights, &model, step.len()));
+            Ok(())
+        })?;
+        let (by_forward, by_engine) = (replay / forward, replay / own);
+        println!(
+            "{tokens:>6}  {forward:>10.1}  {own:>9.1}  {replay:>9.1}  {by_forward:>16.2}  {by_engine:>15.2}"
+        );
+    }
+    Ok(())
+}
+
+/// The weight matrices of all projections in f32, (outputs, inputs) each.
+fn projections(model: &Model) -> Result<Vec<Array2<f32>>> {
+    let mut list = Vec::new();
+    for operation in Operation::all(&model.config) {
+        let Some((part, _)) = replay::projection(operation.stage) else { continue };
+        let mut name = operation.tensor(part);
+        if !model.has(&name) {
+            name = "token_embd.weight".to_string();
+        }
+        let info = model.info(&name)?;
+        let shape = (info.rows(), info.row_length());
+        list.push(Array2::from_shape_vec(shape, model.weights(&name)?)?);
+    }
+    Ok(list)
+}
+
+/// What a step of a forward pass multiplies, blocks of columns in parallel; attention besides is
+/// less than a hundredth at these lengths.
+fn products(weights: &[Array2<f32>], model: &Model, tokens: usize) {
+    let x = Array2::from_shape_fn((tokens, model.config.n_ff), |(i, j)| (i + j) as f32 * 1e-3);
+    for weight in weights {
+        let x = x.slice(s![.., ..weight.ncols()]);
+        weight.axis_chunks_iter(Axis(0), 256).into_par_iter().for_each(|block| {
+            std::hint::black_box(x.dot(&block.t()));
+        });
+    }
 }
 
 /// Peak memory of a process that makes one run, beside the size of the model's f32 weights.

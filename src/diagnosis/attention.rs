@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use crate::{
     diagnosis::{
         projection::other_layers,
-        scene::{Candidate, Scene, Visit},
+        scene::{Scene, Visit},
     },
     replay::{Operand, Operation, ReplayError, ops},
     site::Stage,
@@ -41,46 +41,53 @@ fn right_map(scene: &Scene<'_, '_>) -> impl Fn(usize) -> usize + use<> {
     move |head| head / (heads.query / heads.kv)
 }
 
-/// Wrong scale, wrong heads, wrong keys, wrong queries, part of the dims.
+/// Wrong scale, wrong heads, both at once, wrong keys, wrong queries, part of the dims.
 pub fn scores<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
     let (heads, right) = (scene.heads(), right_map(scene));
     let scale = f64::from(scene.config().attention_scale);
-    let mut with = |key, text: &str, score: &ops::Score<'_>, keys: &Keys<'_>| {
-        let parts = scene.by_step(|step| {
+    let mut with = |key, text: &str, score: &ops::Score<'_>, keys: &Keys<'_>, mistakes| {
+        let candidate = scene.candidate(key, text, |piece, rows| {
+            let step = scene.steps[piece];
             let q = scene.replay.operand(scene.operation.at(keys.query), &[step])?;
-            let Some(k) = (keys.keys)(step)? else {
-                return Ok(ops::copy(&Operand::captured(1, &[]), scene.rounding()));
-            };
-            Ok(ops::scores(&q, &k, heads, score, scene.rounding()))
+            let q = rows.map_or(q.clone(), |rows| Arc::new(q.select(rows)));
+            Ok(ops::scores(&q, &(keys.keys)(step)?, heads, score, scene.rounding()))
         })?;
-        visit(Candidate::mistake(key, text, parts))
+        visit(candidate.of_mistakes(mistakes))
     };
     let cache = scene.operation.at(Stage::KCache);
-    let own = |step| scene.replay.cache(cache, step).map(Some);
+    let own = |step| scene.replay.cache(cache, step);
     let own = Keys { query: Stage::QRope, keys: &own };
-    for (text, map) in head_maps(scene) {
-        with("head-map", &text, &score(&*map, scale, 0..heads.dim), &own)?;
-    }
-    for (text, other) in scales(scene) {
-        with("score-scale", &text, &score(&right, other, 0..heads.dim), &own)?;
+    let right_map = (String::new(), Box::new(right_map(scene)) as Box<dyn Fn(usize) -> usize>);
+    let maps = std::iter::once(right_map).chain(head_maps(scene));
+    let right_scale = (String::new(), scale);
+    for (map_text, map) in maps {
+        for (scale_text, other) in std::iter::once(right_scale.clone()).chain(scales(scene)) {
+            let key = if map_text.is_empty() { "score-scale" } else { "head-map" };
+            let texts: Vec<&str> =
+                [&*map_text, &*scale_text].into_iter().filter(|text| !text.is_empty()).collect();
+            if !texts.is_empty() {
+                let score = score(&*map, other, 0..heads.dim);
+                with(key, &texts.join(", and "), &score, &own, texts.len())?;
+            }
+        }
     }
     for n in [heads.dim / 2, heads.dim / 4, 32, 64, heads.dim - 1] {
         if 0 < n && n < heads.dim {
             let text = format!("only the first {n} of {} dims are summed", heads.dim);
-            with("inner-truncated", &text, &score(&right, scale, 0..n), &own)?;
+            with("inner-truncated", &text, &score(&right, scale, 0..n), &own, 1)?;
         }
     }
     for query in [Stage::QNorm, Stage::Q] {
         if scene.config().stages().contains(&query) {
             let keys = Keys { query, ..own };
             let text = format!("the query is {} instead of q_rope", query.name());
-            with("query-source", &text, &score(&right, scale, 0..heads.dim), &keys)?;
+            with("query-source", &text, &score(&right, scale, 0..heads.dim), &keys, 1)?;
         }
     }
     for (key, text, keys) in other_keys(scene, Stage::KCache)? {
-        let of_step = |step: u32| Ok(keys.get(step as usize).cloned().flatten());
+        let of_step = |step: u32| Ok(Arc::clone(&keys[step as usize]));
         let keys = Keys { query: Stage::QRope, keys: &of_step };
-        with(key, &text, &score(&right, scale, 0..heads.dim), &keys)?;
+        with(key, &text, &score(&right, scale, 0..heads.dim), &keys, 1)?;
     }
     Ok(())
 }
@@ -93,7 +100,7 @@ fn score(kv_head: &dyn Fn(usize) -> usize, scale: f64, dims: Range<usize>) -> op
 #[derive(Clone, Copy)]
 struct Keys<'f> {
     query: Stage,
-    keys: &'f dyn Fn(u32) -> Result<Option<Arc<Operand>>, ReplayError>,
+    keys: &'f dyn Fn(u32) -> Result<Arc<Operand>, ReplayError>,
 }
 
 fn scales(scene: &Scene<'_, '_>) -> Vec<(String, f64)> {
@@ -115,7 +122,7 @@ fn scales(scene: &Scene<'_, '_>) -> Vec<(String, f64)> {
     list
 }
 
-type OtherKeys = Vec<Option<Arc<Operand>>>;
+type OtherKeys = Vec<Arc<Operand>>;
 
 /// Keys (or values) that may have been read instead of a cache's own slots, step by step.
 fn other_keys(
@@ -126,7 +133,7 @@ fn other_keys(
     let own = scene.operation.at(cache);
     let mut list: Vec<(&'static str, String, OtherKeys)> = Vec::new();
     let mut whole = |key, text: String, operation: Operation| -> Result<(), ReplayError> {
-        let of = |step| scene.replay.cache(operation, step).map(Some);
+        let of = |step| scene.replay.cache(operation, step);
         list.push((key, text, steps.clone().map(of).collect::<Result<_, _>>()?));
         Ok(())
     };
@@ -155,7 +162,7 @@ fn other_keys(
                 };
                 value[slot * own.width..(slot + 1) * own.width].copy_from_slice(own.row(from));
             }
-            Ok(Some(Arc::new(Operand { width: own.width, value, spread: None })))
+            Ok(Arc::new(Operand { width: own.width, value, spread: None }))
         };
         steps.clone().map(of).collect()
     };
@@ -171,7 +178,7 @@ fn other_keys(
     let reversed = |step: u32| {
         let own = scene.replay.cache(own, step)?;
         let value = own.value.chunks_exact(dim).flat_map(|row| row.iter().rev().copied()).collect();
-        Ok::<_, ReplayError>(Some(Arc::new(Operand { width: own.width, value, spread: None })))
+        Ok::<_, ReplayError>(Arc::new(Operand { width: own.width, value, spread: None }))
     };
     let reversed = steps.clone().map(reversed).collect::<Result<_, _>>()?;
     list.push(("heads-permuted", "dims read in reverse order".into(), reversed));
@@ -209,19 +216,22 @@ type Visible<'f> = &'f dyn Fn(usize, usize) -> Range<usize>;
 pub fn softmaxes<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
     let sum: Divisor<'_> = &|terms, _| terms.iter().sum();
     let causal: Visible<'_> = &|position, _| 0..position + 1;
+    let scores = scene.steps.iter().map(|&step| unmasked(scene, step));
+    let scores = scores.collect::<Result<Vec<Operand>, ReplayError>>()?;
     let mut with = |key, text: &str, visible: Visible<'_>, divisor: Divisor<'_>, temperature| {
-        let parts = scene.by_step(|step| {
-            let scores = unmasked(scene, step)?;
-            let positions = scene.replay.recording.positions(step);
+        visit(scene.candidate(key, text, |piece, rows| {
+            let positions = scene.replay.recording.positions(scene.steps[piece]);
+            let token = |row: usize| rows.map_or(row, |rows| rows[row]);
             let softmax = ops::Softmax {
                 keys: positions.end,
-                visible: &|token| visible(positions.start + token, positions.end),
+                visible: &|row| visible(positions.start + token(row), positions.end),
                 temperature,
                 divisor,
             };
-            Ok(ops::softmax(&scores, &softmax, scene.rounding()))
-        })?;
-        visit(Candidate::mistake(key, text, parts))
+            let few = rows.map(|rows| scores[piece].select(rows));
+            let scores = few.as_ref().unwrap_or(&scores[piece]);
+            Ok(ops::softmax(scores, &softmax, scene.rounding()))
+        })?)
     };
     with(
         "mask-missing",
@@ -309,16 +319,17 @@ pub fn weighted_sums<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<
                     text: &str,
                     (map, keys): (&dyn Fn(usize) -> usize, Range<usize>),
                     values: Option<&OtherKeys>| {
-        let parts = scene.by_step(|step| {
+        visit(scene.candidate(key, text, |piece, rows| {
+            let step = scene.steps[piece];
             let probs = scene.replay.operand(scene.operation.at(Stage::Probs), &[step])?;
-            let v = match values.and_then(|values| values[step as usize].clone()) {
-                Some(values) => values,
+            let probs = rows.map_or(probs.clone(), |rows| Arc::new(probs.select(rows)));
+            let v = match values {
+                Some(values) => Arc::clone(&values[step as usize]),
                 None => scene.replay.cache(cache, step)?,
             };
             let keys = keys.start.min(v.rows())..keys.end.min(v.rows());
             Ok(ops::weighted_sum(&probs, &v, heads, (map, keys), scene.rounding()))
-        })?;
-        visit(Candidate::mistake(key, text, parts))
+        })?)
     };
     for (text, map) in head_maps(scene) {
         with("head-map", &format!("values: {text}"), (&*map, 0..usize::MAX), None)?;

@@ -24,6 +24,8 @@ struct Memory {
 /// linear slot; `None` where it is not.
 type Slot<'f> = &'f dyn Fn(usize, usize, Step) -> Option<usize>;
 
+type BoxedSlot = Box<dyn Fn(usize, usize, Step) -> Option<usize>>;
+
 /// A step that appends.
 #[derive(Clone, Copy)]
 struct Step {
@@ -48,14 +50,13 @@ impl Memory {
         }
     }
 
-    /// The slots 0..length as an attention reads them: (P, Hk D).
-    fn read(&self, length: usize) -> Operand {
-        let mut value = vec![0.0; length * self.heads * self.dim];
-        for head in 0..self.heads {
-            for position in 0..length {
+    /// Slots as an attention reads them: (P, Hk D).
+    fn read(&self, positions: impl Iterator<Item = usize>) -> Operand {
+        let mut value = Vec::new();
+        for position in positions {
+            for head in 0..self.heads {
                 let from = (head * self.capacity + position) * self.dim;
-                let to = (position * self.heads + head) * self.dim;
-                value[to..to + self.dim].copy_from_slice(&self.values[from..from + self.dim]);
+                value.extend_from_slice(&self.values[from..from + self.dim]);
             }
         }
         Operand { width: self.heads * self.dim, value, spread: None }
@@ -69,52 +70,66 @@ pub fn appends<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Re
     let roomy = (positions + 2).next_multiple_of(64);
     let straight = move |head: usize, position: usize, _: Step| Some(head * roomy + position);
     for (key, text, source) in sources(scene)? {
-        simulate(scene, (key, text), &source, roomy, &straight, visit)?;
+        simulate(scene, (key, text, 1), &source, roomy, &straight, visit)?;
     }
     let own = own_source(scene)?;
-    let mut slots = |key, text: &str, slot: Slot<'_>| {
-        simulate(scene, (key, text.to_string()), &own, roomy, slot, visit)
-    };
-    slots("cache-unwritten", "never written", &|_, _, _| None)?;
-    slots("cache-unwritten", "decode steps are never appended", &|h, p, step| {
-        (step.index == 0).then_some(h * roomy + p)
-    })?;
-    slots("cache-unwritten", "the prompt is never appended", &|h, p, step| {
-        (step.index > 0).then_some(h * roomy + p)
-    })?;
-    slots("cache-unwritten", "a step's last token is not appended", &|h, p, step| {
-        (p + 1 < step.length).then_some(h * roomy + p)
-    })?;
-    slots("cache-slot", "written one slot late", &|h, p, _| Some(h * roomy + p + 1))?;
-    slots("cache-slot", "written one slot early", &|h, p, _| Some(h * roomy + p.checked_sub(1)?))?;
-    slots("cache-slot", "decode steps overwrite the slot before", &|h, p, step| {
-        Some(h * roomy + if step.index > 0 { p - 1 } else { p })
-    })?;
-    slots("cache-slot", "decode steps are written one slot late", &|h, p, step| {
-        Some(h * roomy + if step.index > 0 { p + 1 } else { p })
-    })?;
-    slots("cache-slot", "every step is written from slot 0 on", &|h, p, step| {
-        Some(h * roomy + p - step.first)
-    })?;
-    slots("cache-head", "KV heads in reverse order", &|h, p, _| {
-        Some((heads.kv - 1 - h) * roomy + p)
-    })?;
-    slots("cache-head", "every KV head shifted by one", &|h, p, _| {
-        Some((h + 1) % heads.kv * roomy + p)
-    })?;
-    for unwritten in 0..heads.kv {
-        let text = format!("KV head {unwritten} never written");
-        slots("cache-unwritten", &text, &|h, p, _| (h != unwritten).then_some(h * roomy + p))?;
+    let slots = slots(heads.kv, roomy);
+    for (key, text, slot) in &slots {
+        simulate(scene, (key, text.clone(), 1), &own, roomy, slot, visit)?;
     }
-    slots("cache-unwritten", "only KV head 0 is written", &|h, p, _| (h == 0).then_some(p))?;
+    let heads_apart = if heads.kv > 1 { heads.kv } else { 0 };
+    for unwritten in 0..heads_apart {
+        let lost = format!("KV head {unwritten} never written");
+        let straight = ("cache-unwritten", String::new(), Box::new(straight) as BoxedSlot);
+        for (key, text, slot) in std::iter::once(&straight).chain(&slots) {
+            let only =
+                |h: usize, p: usize, step: Step| (h != unwritten).then(|| slot(h, p, step))?;
+            let texts: Vec<&str> =
+                [&*lost, text].into_iter().filter(|text| !text.is_empty()).collect();
+            let named = (*key, texts.join(", and "), texts.len());
+            simulate(scene, named, &own, roomy, &only, visit)?;
+        }
+    }
     for capacity in capacities(scene, positions) {
         let text = "KV heads strided by the cache's length instead of its capacity";
         let by_length = |h: usize, p: usize, step: Step| Some(h * step.length + p);
-        simulate(scene, ("cache-stride", text.into()), &own, capacity, &by_length, visit)?;
+        simulate(scene, ("cache-stride", text.into(), 1), &own, capacity, &by_length, visit)?;
     }
     let text = "laid out as [position][head] and read as [head][position]";
     let interleaved = |h: usize, p: usize, _: Step| Some(p * heads.kv + h);
-    simulate(scene, ("cache-stride", text.into()), &own, positions, &interleaved, visit)
+    simulate(scene, ("cache-stride", text.into(), 1), &own, positions, &interleaved, visit)
+}
+
+/// Slots that an append may go to by mistake, in a memory of `roomy` positions a head.
+fn slots(kv_heads: usize, roomy: usize) -> Vec<(&'static str, String, BoxedSlot)> {
+    let mut list: Vec<(&'static str, String, BoxedSlot)> = Vec::new();
+    let mut add = |key, text: &str, slot: BoxedSlot| list.push((key, text.to_string(), slot));
+    add("cache-unwritten", "never written", Box::new(|_, _, _| None));
+    let prompt = move |h, p, step: Step| (step.index == 0).then_some(h * roomy + p);
+    add("cache-unwritten", "decode steps are never appended", Box::new(prompt));
+    let decode = move |h, p, step: Step| (step.index > 0).then_some(h * roomy + p);
+    add("cache-unwritten", "the prompt is never appended", Box::new(decode));
+    let not_last = move |h, p, step: Step| (p + 1 < step.length).then_some(h * roomy + p);
+    add("cache-unwritten", "a step's last token is not appended", Box::new(not_last));
+    if kv_heads > 2 {
+        let only_first = |h, p, _: Step| (h == 0).then_some(p);
+        add("cache-unwritten", "only KV head 0 is written", Box::new(only_first));
+    }
+    let late = move |h, p, _: Step| Some(h * roomy + p + 1);
+    add("cache-slot", "written one slot late", Box::new(late));
+    let early = move |h, p: usize, _: Step| Some(h * roomy + p.checked_sub(1)?);
+    add("cache-slot", "written one slot early", Box::new(early));
+    let before = move |h, p, step: Step| Some(h * roomy + p - usize::from(step.index > 0));
+    add("cache-slot", "decode steps overwrite the slot before", Box::new(before));
+    let after = move |h, p, step: Step| Some(h * roomy + p + usize::from(step.index > 0));
+    add("cache-slot", "decode steps are written one slot late", Box::new(after));
+    let again = move |h, p, step: Step| Some(h * roomy + p - step.first);
+    add("cache-slot", "every step is written from slot 0 on", Box::new(again));
+    let reverse = move |h, p, _: Step| Some((kv_heads - 1 - h) * roomy + p);
+    add("cache-head", "KV heads in reverse order", Box::new(reverse));
+    let shifted = move |h: usize, p, _: Step| Some((h + 1) % kv_heads * roomy + p);
+    add("cache-head", "every KV head shifted by one", Box::new(shifted));
+    list
 }
 
 fn all_steps(scene: &Scene<'_, '_>) -> Vec<u32> {
@@ -172,7 +187,7 @@ fn capacities(scene: &Scene<'_, '_>, positions: usize) -> Vec<usize> {
 /// Runs the appends of all steps through a memory and offers what each recorded step would read.
 fn simulate<'a>(
     scene: &Scene<'_, 'a>,
-    (key, text): (&'static str, String),
+    (key, text, mistakes): (&'static str, String, usize),
     source: &[Arc<Operand>],
     capacity: usize,
     slot: Slot<'_>,
@@ -184,17 +199,30 @@ fn simulate<'a>(
     }
     // Room for what is written past the last head's slots.
     let slots = heads.kv * capacity + capacity;
-    let values = vec![0.0; slots * heads.dim];
-    let mut memory = Memory { heads: heads.kv, dim: heads.dim, capacity, values };
-    let mut read = Vec::new();
-    for (index, source) in source.iter().enumerate() {
-        let positions = scene.replay.recording.positions(index as u32);
-        let step = Step { index: index as u32, first: positions.start, length: positions.end };
-        memory.append(source, step, slot);
-        read.push(memory.read(positions.end));
+    let run = |of_step: &mut dyn FnMut(u32, usize, &Memory)| {
+        let values = vec![0.0; slots * heads.dim];
+        let mut memory = Memory { heads: heads.kv, dim: heads.dim, capacity, values };
+        for (index, source) in source.iter().enumerate() {
+            let positions = scene.replay.recording.positions(index as u32);
+            let step = Step { index: index as u32, first: positions.start, length: positions.end };
+            memory.append(source, step, slot);
+            of_step(index as u32, positions.end, &memory);
+        }
+    };
+    let mut explains = scene.probe.rows.is_empty();
+    run(&mut |step, _, memory| {
+        for grid in scene.probe.rows.iter().filter(|grid| scene.steps[grid.piece] == step) {
+            let read = memory.read(grid.rows.iter().copied());
+            explains = explains || scene.explains(grid, &ops::copy(&read, scene.rounding()));
+        }
+    });
+    if !explains {
+        return visit(Candidate::refuted(key, text).of_mistakes(mistakes));
     }
+    let mut read = Vec::new();
+    run(&mut |_, length, memory| read.push(memory.read(0..length)));
     let parts = scene.by_step(|step| Ok(ops::copy(&read[step as usize], scene.rounding())))?;
-    visit(Candidate::mistake(key, text, parts))
+    visit(Candidate::mistake(key, text, parts).of_mistakes(mistakes))
 }
 
 /// Attention that reads another layer's cache: the cache itself is what another layer holds.

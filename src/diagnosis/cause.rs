@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     diagnosis::{
         explain::{Explained, explain},
+        invariant::signs,
         scene::{Candidate, Rank, Scene},
         table::HYPOTHESES,
     },
@@ -37,6 +38,8 @@ pub struct Cause {
     pub also: Vec<String>,
     /// Hypotheses that were tried and do not explain the result.
     pub refuted: usize,
+    /// What holds of the errors, whatever made them: `the same for every token`.
+    pub signs: Vec<String>,
 }
 
 /// Below this share a hypothesis explains nothing: that many elements agree by luck.
@@ -55,15 +58,19 @@ struct Tried {
 /// Tries every hypothesis on a guilty operation.
 pub fn diagnose(scene: &Scene<'_, '_>) -> Result<Cause, ReplayError> {
     let mut tried: Vec<Tried> = Vec::new();
+    let nothing = Explained::nothing(scene);
     for hypothesis in HYPOTHESES.iter().filter(|h| (h.applies)(scene.stage())) {
         (hypothesis.candidates)(scene, &mut |candidate| {
             let Candidate { key, text, rank, mistakes, parts } = candidate;
-            let explained = explain(scene, parts)?;
+            let explained = match parts {
+                Some(parts) => explain(scene, parts)?,
+                None => nothing.clone(),
+            };
             tried.push(Tried { key, text, rank, mistakes, explained });
             Ok(())
         })?;
     }
-    Ok(choose(tried))
+    Ok(Cause { signs: signs(scene), ..choose(tried) })
 }
 
 /// The best explanation: a proof before a part, a mistake before a likeness, everywhere before
@@ -101,14 +108,17 @@ fn choose(tried: Vec<Tried>) -> Cause {
         _ => Cause {
             key: String::new(),
             text: match best {
-                Some(best) => format!("unknown; nearest: {}", best.text),
-                None => "unknown".to_string(),
+                Some(best) if best.explained.explained > 0 => {
+                    format!("unknown; nearest: {}", best.text)
+                }
+                _ => "unknown".to_string(),
             },
             certainty: Certainty::Unknown,
             explained: best.map_or(0, |best| best.explained.explained),
             wrong: best.map_or(0, |best| best.explained.wrong),
             also: Vec::new(),
             refuted: count,
+            signs: Vec::new(),
         },
     }
 }
@@ -129,5 +139,6 @@ fn cause(tried: &Tried, certainty: Certainty, also: Vec<String>, refuted: usize)
         wrong: tried.explained.wrong,
         also,
         refuted,
+        signs: Vec::new(),
     }
 }

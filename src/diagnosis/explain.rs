@@ -27,6 +27,12 @@ pub struct Explained {
 }
 
 impl Explained {
+    /// What a candidate explains that a probe refutes: nothing.
+    pub fn nothing(scene: &Scene<'_, '_>) -> Explained {
+        let wrong = scene.wrong.iter().flatten().filter(|&&wrong| wrong).count() as u64;
+        Explained { wrong, explained: 0, contradicted: 0, region: None, residual: 0.0 }
+    }
+
     /// Whether every element is explained: wrong ones by the candidate, and right ones by it or by
     /// lying outside of its region.
     pub fn is_proof(&self) -> bool {
@@ -53,17 +59,9 @@ struct Mark {
 /// Tries a candidate's result on a scene.
 pub fn explain(scene: &Scene<'_, '_>, parts: Parts<'_>) -> Result<Explained, ReplayError> {
     let predicted = scene.replay.with_captured(scene.operation, parts.0, parts.1)?;
-    let right = flat(&scene.pieces);
-    let candidate = flat(&predicted);
-    let marks: Vec<Mark> = right
-        .par_iter()
-        .zip(&candidate)
-        .map(|(right, candidate)| Mark {
-            wrong: *right > 1.0,
-            missed: *candidate > 1.0,
-            times_bound: *candidate,
-        })
-        .collect();
+    let right = scene.wrong.iter().flatten();
+    let mark = |(&wrong, times_bound)| Mark { wrong, missed: times_bound > 1.0, times_bound };
+    let marks: Vec<Mark> = right.zip(flat(&predicted)).map(mark).collect();
     let count =
         |test: &dyn Fn(&Mark) -> bool| marks.iter().filter(|mark| test(mark)).count() as u64;
     let mut wrong = count(&|mark| mark.wrong);

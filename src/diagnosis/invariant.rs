@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    diagnosis::scene::Scene,
     replay::{LAMBDA, Operand, Operation, Replay, ReplayError},
     site::Stage,
 };
@@ -135,6 +136,25 @@ fn different_rows(replay: &Replay<'_>, step: u32, rows: &Operand) -> Broken {
     (differ && same).then(|| {
         ("different tokens have different rows", format!("all {} rows are equal", tokens.len()))
     })
+}
+
+/// What holds of all errors of a guilty result.
+pub fn signs(scene: &Scene<'_, '_>) -> Vec<String> {
+    let ragged =
+        matches!(scene.stage(), Stage::KCache | Stage::VCache | Stage::Scores | Stage::Probs);
+    let [piece] = &scene.pieces[..] else { return Vec::new() };
+    let error = |index: usize| f64::from(piece.captured[index]) - piece.expected.value[index];
+    let is_of_first_row = |index: usize| {
+        let (one, own) = (index % piece.width, index);
+        let bound = piece.expected.most_bound(one) + piece.expected.most_bound(own);
+        (error(one) - error(own)).abs() <= bound
+    };
+    let any_wrong = scene.wrong[0].contains(&true);
+    let constant = any_wrong
+        && !ragged
+        && piece.positions.len() > 1
+        && (piece.width..piece.captured.len()).all(is_of_first_row);
+    constant.then(|| "the error is the same for every token".to_string()).into_iter().collect()
 }
 
 /// Some roundings of the coarser of an operation's formats.

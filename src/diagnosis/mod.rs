@@ -12,6 +12,7 @@ mod explain;
 mod invariant;
 mod likeness;
 mod norm;
+mod probe;
 mod projection;
 mod rope;
 mod scene;

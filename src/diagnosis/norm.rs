@@ -43,9 +43,11 @@ pub fn norms<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Repl
                     _ => weight_key,
                 };
                 let norm = ops::Norm { weight, centre, scale: &**scale };
-                let expected = ops::norm(&x, &norm, scene.rounding());
-                let (text, parts) = (texts.join(", and "), scene.whole(expected));
-                visit(Candidate::mistake(key, text, parts).of_mistakes(texts.len()))?;
+                let candidate = scene.candidate(key, texts.join(", and "), |_, rows| {
+                    let few = rows.map(|rows| x.select(rows));
+                    Ok(ops::norm(few.as_ref().unwrap_or(&x), &norm, scene.rounding()))
+                })?;
+                visit(candidate.of_mistakes(texts.len()))?;
             }
         }
     }

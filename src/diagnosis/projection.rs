@@ -30,8 +30,14 @@ pub fn weights_and_biases<'a>(
     let biases = biases(scene, right.as_deref())?;
     let right = named("", "", right);
     let own_weight = std::iter::once(named("", "", own.clone()));
+    let all: Vec<usize> = (0..scene.width()).collect();
+    let probe = scene.probe.cells.first();
+    let few_rows = probe.map(|cells| Arc::new(x.select(&cells.rows)));
     for weight in own_weight.chain(weights(scene, &own)?) {
-        let product = ops::linear(&x, &weight.value, None, scene.rounding())?;
+        let few = few_rows.as_ref().zip(probe).map(|(x, cells)| {
+            ops::linear(x, &weight.value.select(&cells.columns), None, scene.rounding())
+        });
+        let (few, mut whole) = (few.transpose()?, None);
         for bias in std::iter::once(&right).chain(&biases) {
             if weight.key.is_empty() && bias.key.is_empty() {
                 continue;
@@ -40,26 +46,31 @@ pub fn weights_and_biases<'a>(
             let texts = [weight.text.as_str(), bias.text.as_str()];
             let text = if both { texts.join(", and ") } else { texts.concat() };
             let key = if weight.key.is_empty() { bias.key } else { weight.key };
-            let expected = with_bias(&product, bias.value.as_deref(), scene);
-            let parts = scene.whole(expected);
+            let bias = bias.value.as_deref();
+            let refuted = few.as_ref().zip(probe).is_some_and(|(few, cells)| {
+                !scene.explains(cells, &with_bias(few, bias, &cells.columns))
+            });
+            if refuted {
+                visit(Candidate::refuted(key, text))?;
+                continue;
+            }
+            let product = match &whole {
+                Some(product) => product,
+                None => whole.insert(ops::linear(&x, &weight.value, None, scene.rounding())?),
+            };
+            let parts = scene.whole(with_bias(product, bias, &all));
             visit(Candidate::mistake(key, text, parts).of_mistakes(1 + usize::from(both)))?;
         }
     }
     Ok(())
 }
 
-/// A product with a bias added. Its bound is an upper limit, as the product may be long gone.
-fn with_bias(
-    product: &Expected<'_>,
-    bias: Option<&[f32]>,
-    scene: &Scene<'_, '_>,
-) -> Expected<'static> {
-    let outputs = scene.width();
-    let rounding = scene.rounding();
-    let n = product.value.len();
-    let value: Vec<f64> = (0..n)
-        .map(|i| product.value[i] + bias.map_or(0.0, |bias| f64::from(bias[i % outputs])))
-        .collect();
+/// A product of some outputs with their biases added. Its bound is an upper limit, as the product
+/// may be long gone.
+fn with_bias(product: &Expected<'_>, bias: Option<&[f32]>, outputs: &[usize]) -> Expected<'static> {
+    let (rounding, n) = (product.rounding, product.value.len());
+    let bias_of = |i: usize| bias.map_or(0.0, |bias| f64::from(bias[outputs[i % outputs.len()]]));
+    let value: Vec<f64> = (0..n).map(|i| product.value[i] + bias_of(i)).collect();
     let single = (0..n)
         .map(|i| match bias {
             Some(_) => rounding.storage * product.value[i].abs() + rounding.sum * value[i].abs(),
@@ -250,10 +261,23 @@ pub fn other_input<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<()
         if operation == right {
             continue;
         }
-        let expected = ops::linear(&x, &weight, bias.as_deref(), scene.rounding())?;
         let names = (scene.named(operation), scene.named(right));
         let text = format!("its input is {} instead of {}", names.0, names.1);
-        visit(Candidate::mistake("input-of-other", text, scene.whole(expected)))?;
+        let product = |x: &Arc<Operand>, weight: &Matrix<'a>, bias: Option<&[f32]>| {
+            ops::linear(x, weight, bias, scene.rounding())
+        };
+        if let Some(cells) = scene.probe.cells.first() {
+            let few = Arc::new(x.select(&cells.rows));
+            let own = bias.as_ref().map(|bias| cells.columns.iter().map(|&o| bias[o]));
+            let own: Option<Vec<f32>> = own.map(Iterator::collect);
+            let few = product(&few, &weight.select(&cells.columns), own.as_deref())?;
+            if !scene.explains(cells, &few) {
+                visit(Candidate::refuted("input-of-other", text))?;
+                continue;
+            }
+        }
+        let parts = scene.whole(product(&x, &weight, bias.as_deref())?);
+        visit(Candidate::mistake("input-of-other", text, parts))?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! What goes wrong in a rotation: pairs, theta, positions, and how many dims rotate.
 
 use crate::{
-    diagnosis::scene::{Candidate, Scene, Visit},
+    diagnosis::scene::{Scene, Visit},
     model::RopePairs,
     replay::{ReplayError, ops, rope_angle, rope_pair},
 };
@@ -79,7 +79,7 @@ pub fn rotations<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), 
 fn mistakes(scene: &Scene<'_, '_>, base: &Way) -> Vec<Way> {
     let dim = scene.config().head_dim;
     let mut ways = Vec::new();
-    let fitted = fitted_theta(scene, base);
+    let fitted = fitted_thetas(scene, base);
     for theta in THETAS.into_iter().chain(fitted).filter(|&theta| theta != base.theta) {
         let text = format!("theta {theta} instead of {}", base.theta);
         ways.push(base.with("rope-theta", text, |way| way.theta = theta));
@@ -144,11 +144,11 @@ fn try_way<'a>(scene: &Scene<'_, 'a>, way: &Way, visit: Visit<'_, 'a>) -> Result
     let x = scene.input()?;
     let dim = scene.config().head_dim;
     let factors = scene.replay.vector("rope_freqs.weight")?;
-    let angle = |row: usize, pair: usize| {
+    let angle = |position: f64, pair: usize| {
         if 2 * pair >= way.rotated {
             return None;
         }
-        let angle = rope_angle(way.theta, way.positions[row], pair, way.exponent);
+        let angle = rope_angle(way.theta, position, pair, way.exponent);
         let factor = factors.as_ref().map_or(1.0, |factors| f64::from(factors[pair]));
         Some(
             way.direction
@@ -162,10 +162,14 @@ fn try_way<'a>(scene: &Scene<'_, 'a>, way: &Way, visit: Visit<'_, 'a>) -> Result
     // With (i, i + d/2), the first pairs of a partial rotation may also be those of the rotated part.
     for inner in [dim, way.rotated] {
         let pair = rope_pair(way.pairs, inner);
-        let rotation = ops::Rotation { head_dim: dim, pair: &pair, angle: &angle };
-        let expected = ops::rotate(&x, &rotation, scene.rounding());
-        let (text, parts) = (way.texts.join(", and "), scene.whole(expected));
-        visit(Candidate::mistake(way.key, text, parts).of_mistakes(way.texts.len()))?;
+        let candidate = scene.candidate(way.key, way.texts.join(", and "), |_, rows| {
+            let position = |row: usize| way.positions[rows.map_or(row, |rows| rows[row])];
+            let angle = |row: usize, pair: usize| angle(position(row), pair);
+            let rotation = ops::Rotation { head_dim: dim, pair: &pair, angle: &angle };
+            let few = rows.map(|rows| x.select(rows));
+            Ok(ops::rotate(few.as_ref().unwrap_or(&x), &rotation, scene.rounding()))
+        })?;
+        visit(candidate.of_mistakes(way.texts.len()))?;
         if way.rotated == dim {
             break;
         }
@@ -173,27 +177,48 @@ fn try_way<'a>(scene: &Scene<'_, 'a>, way: &Way, visit: Visit<'_, 'a>) -> Result
     Ok(())
 }
 
-/// The theta that the recorded values speak of, to three digits: the median over the rows at
-/// position 1 and 2, whose angles are not yet ambiguous, of what each pair's angle gives.
-fn fitted_theta(scene: &Scene<'_, '_>, way: &Way) -> Option<f64> {
-    let x = scene.input().ok()?;
+/// Thetas that the recorded values speak of, to three, five and seven digits: what the angle of pair
+/// 1 gives, from row to row. The angle of a row is only known up to whole turns; the one before says
+/// how many there are.
+fn fitted_thetas(scene: &Scene<'_, '_>, way: &Way) -> Vec<f64> {
+    let Ok(x) = scene.input() else { return Vec::new() };
     let dim = scene.config().head_dim;
-    let recorded: Vec<f32> = scene.recorded().collect();
-    let pair = rope_pair(way.pairs, dim);
-    let rows = way.positions.iter().enumerate().filter(|(_, p)| **p == 1.0 || **p == 2.0);
-    let mut found = Vec::new();
-    for (row, position) in rows {
-        for i in 1..(dim / 8).max(2) {
-            let (a, b) = pair(i);
-            let (a, b) = (row * x.width + a, row * x.width + b);
-            let before = x.value[b].atan2(x.value[a]);
-            let after = f64::from(recorded[b]).atan2(f64::from(recorded[a]));
-            let angle = (after - before).rem_euclid(std::f64::consts::TAU) / position;
-            found.push(angle.powf(-(dim as f64) / (2.0 * i as f64)));
-        }
+    if dim < 4 {
+        return Vec::new();
     }
-    found.retain(|theta| theta.is_finite() && (10.0..1e9).contains(theta));
-    found.sort_by(f64::total_cmp);
-    let median = *found.get(found.len() / 2)?;
-    format!("{median:.2e}").parse().ok()
+    let recorded: Vec<f32> = scene.recorded().collect();
+    let at = |index: usize| f64::from(recorded[index]);
+    let (a, b) = rope_pair(way.pairs, dim)(1);
+    let turn = std::f64::consts::TAU;
+    let mut rows: Vec<(f64, usize)> =
+        way.positions.iter().copied().zip(0..).filter(|(position, _)| *position > 0.0).collect();
+    rows.sort_by(|a, b| a.0.total_cmp(&b.0));
+    // The angle at position 1, below one turn; then better and better known.
+    let mut unit = None;
+    for (position, row) in rows {
+        let (mut cosine, mut sine) = (0.0, 0.0);
+        for head in (row * x.width..(row + 1) * x.width).step_by(dim) {
+            let (before, after) =
+                ((x.value[head + a], x.value[head + b]), (at(head + a), at(head + b)));
+            cosine += before.0 * after.0 + before.1 * after.1;
+            sine += before.0 * after.1 - before.1 * after.0;
+        }
+        let angle = sine.atan2(cosine).rem_euclid(turn);
+        unit = match unit {
+            None if position == 1.0 => Some(angle),
+            None => return Vec::new(),
+            Some(unit) => {
+                Some((((position * unit - angle) / turn).round() * turn + angle) / position)
+            }
+        };
+    }
+    let theta = unit.map_or(f64::NAN, |unit: f64| unit.powf(-(dim as f64) / 2.0));
+    if !(10.0..1e9).contains(&theta) {
+        return Vec::new();
+    }
+    let rounded = [2, 4, 6].map(|digits| format!("{theta:.digits$e}").parse().unwrap_or(theta));
+    let mut list = rounded.to_vec();
+    // Closer than f32 can tell.
+    list.dedup_by(|finer, coarser| (*finer / *coarser - 1.0).abs() < 1e-6);
+    list
 }

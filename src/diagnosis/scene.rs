@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use crate::{
+    diagnosis::probe::{Grid, Probe},
     model::Config,
     replay::{
         Expected, Matrix, Operand, Operation, Parts, Piece, Replay, ReplayError, Rounding, Spread,
@@ -19,6 +22,9 @@ pub struct Scene<'s, 'a> {
     pub steps: Vec<u32>,
     /// What it must give, beside what it gave.
     pub pieces: Vec<Piece<'a>>,
+    /// Which elements of each piece are beyond their bounds.
+    pub wrong: Vec<Vec<bool>>,
+    pub probe: Probe,
 }
 
 /// An explanation: what the operation would have given.
@@ -29,13 +35,19 @@ pub struct Candidate<'a> {
     pub rank: Rank,
     /// How many mistakes it takes; of two proofs the simpler one is the cause.
     pub mistakes: u8,
-    pub parts: Parts<'a>,
+    /// `None` where the elements of the probe refute it already.
+    pub parts: Option<Parts<'a>>,
 }
 
 impl<'a> Candidate<'a> {
     /// One mistake.
     pub fn mistake(key: &'static str, text: impl Into<String>, parts: Parts<'a>) -> Candidate<'a> {
-        Candidate { key, text: text.into(), rank: Rank::Mistake, mistakes: 1, parts }
+        Candidate { parts: Some(parts), ..Candidate::refuted(key, text) }
+    }
+
+    /// One mistake that explains none of the elements probed.
+    pub fn refuted(key: &'static str, text: impl Into<String>) -> Candidate<'a> {
+        Candidate { key, text: text.into(), rank: Rank::Mistake, mistakes: 1, parts: None }
     }
 
     /// What the result looks like.
@@ -71,7 +83,42 @@ impl<'s, 'a> Scene<'s, 'a> {
     ) -> Result<Option<Scene<'s, 'a>>, ReplayError> {
         let pieces = replay.pieces(operation)?;
         let steps = replay.steps_of(operation);
-        Ok((!steps.is_empty()).then_some(Scene { replay, operation, steps, pieces }))
+        let wrong: Vec<Vec<bool>> = pieces.iter().map(wrong_elements).collect();
+        let probe = Probe::of(&pieces, &wrong);
+        let scene = Scene { replay, operation, steps, pieces, wrong, probe };
+        Ok((!scene.steps.is_empty()).then_some(scene))
+    }
+
+    /// A mistake whose result `of` gives for a piece, whole or in some of its rows. It is computed
+    /// whole only if it explains any element of the probe.
+    pub fn candidate(
+        &self,
+        key: &'static str,
+        text: impl Into<String>,
+        of: impl Fn(usize, Option<&[usize]>) -> Result<Expected<'a>, ReplayError>,
+    ) -> Result<Candidate<'a>, ReplayError> {
+        let mut explains = self.probe.rows.is_empty();
+        for grid in &self.probe.rows {
+            explains = explains || self.explains(grid, &of(grid.piece, Some(&grid.rows))?);
+        }
+        if !explains {
+            return Ok(Candidate::refuted(key, text));
+        }
+        let of = |(at, piece): (usize, &Piece<'a>)| Ok((piece.steps.clone(), of(at, None)?));
+        let parts = self.pieces.iter().enumerate().map(of).collect::<Result<_, ReplayError>>()?;
+        Ok(Candidate::mistake(key, text, (self.row_width(), parts)))
+    }
+
+    /// Whether a result gives any wrong element of a grid.
+    pub fn explains(&self, grid: &Grid, expected: &Expected<'_>) -> bool {
+        grid.is_explained(&self.pieces[grid.piece], &self.wrong[grid.piece], expected)
+    }
+
+    fn row_width(&self) -> Width {
+        match self.stage() {
+            Stage::Scores | Stage::Probs => Width::Keys(self.heads().query),
+            _ => Width::Fixed(self.width()),
+        }
     }
 
     pub fn stage(&self) -> Stage {
@@ -149,12 +196,8 @@ impl<'s, 'a> Scene<'s, 'a> {
         &self,
         mut of_step: impl FnMut(u32) -> Result<Expected<'a>, ReplayError>,
     ) -> Result<Parts<'a>, ReplayError> {
-        let width = match self.stage() {
-            Stage::Scores | Stage::Probs => Width::Keys(self.heads().query),
-            _ => Width::Fixed(self.width()),
-        };
         let parts = self.steps.iter().map(|&step| Ok((vec![step], of_step(step)?)));
-        Ok((width, parts.collect::<Result<_, ReplayError>>()?))
+        Ok((self.row_width(), parts.collect::<Result<_, ReplayError>>()?))
     }
 
     /// The right result, each value changed. `change` is given the index within a piece and the
@@ -164,11 +207,7 @@ impl<'s, 'a> Scene<'s, 'a> {
             let value = (0..piece.captured.len()).map(|index| change(piece, index)).collect();
             (piece.steps.clone(), like(piece, value))
         });
-        let width = match self.stage() {
-            Stage::Scores | Stage::Probs => Width::Keys(self.heads().query),
-            _ => Width::Fixed(self.width()),
-        };
-        (width, parts.collect())
+        (self.row_width(), parts.collect())
     }
 
     /// The right values in another order: element `index` of a piece is the right one at
@@ -207,6 +246,14 @@ impl<'s, 'a> Scene<'s, 'a> {
         let same = (matrix.outputs, matrix.inputs) == (own.outputs, own.inputs);
         Ok(same.then_some(matrix))
     }
+}
+
+fn wrong_elements(piece: &Piece<'_>) -> Vec<bool> {
+    let is_wrong = |index: usize| {
+        let times_bound = || piece.expected.times_bound(index, piece.captured[index]);
+        piece.counts(index) && times_bound().is_some_and(|times| times > 1.0)
+    };
+    (0..piece.captured.len()).into_par_iter().map(is_wrong).collect()
 }
 
 /// Values with the bounds of a right result, in proportion, and room for the operation that changed

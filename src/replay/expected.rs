@@ -72,6 +72,19 @@ impl Operand {
         &self.value[row * self.width..(row + 1) * self.width]
     }
 
+    /// Some of the rows, in that order.
+    pub fn select(&self, rows: &[usize]) -> Operand {
+        let of = |values: &[f64]| {
+            let row = |&row: &usize| &values[row * self.width..(row + 1) * self.width];
+            rows.iter().flat_map(row).copied().collect::<Vec<f64>>()
+        };
+        Operand {
+            width: self.width,
+            value: of(&self.value),
+            spread: self.spread.as_deref().map(of),
+        }
+    }
+
     /// The spread of one element.
     pub fn spread_of(&self, index: usize) -> f64 {
         self.spread.as_ref().map_or(0.0, |spread| spread[index])
@@ -135,6 +148,11 @@ impl Expected<'_> {
         }
     }
 
+    /// An upper limit of the element's bound, cheaply.
+    pub fn most_bound(&self, index: usize) -> f64 {
+        LAMBDA * self.most_spread(index) + self.fixed(index)
+    }
+
     /// How far the element may be from its value.
     pub fn bound(&self, index: usize) -> f64 {
         let spread = match &self.spread {
@@ -162,7 +180,7 @@ impl Expected<'_> {
         if error <= least {
             return Some(error / least);
         }
-        let most = LAMBDA * self.most_spread(index) + fixed;
+        let most = self.most_bound(index);
         Some(if error > most { error / most } else { error / self.bound(index) })
     }
 

@@ -69,6 +69,16 @@ impl<'a> Matrix<'a> {
         Matrix { read: Arc::new(cut), ..self }
     }
 
+    /// The matrix of some of the rows, in that order.
+    pub fn select(&self, outputs: &[usize]) -> Matrix<'a> {
+        let (read, inputs, chosen) = (Arc::clone(&self.read), self.inputs, outputs.to_vec());
+        let select = move |rows: Range<usize>, out: &mut [f32]| {
+            let rows = chosen[rows].iter().zip(out.chunks_exact_mut(inputs));
+            rows.into_iter().try_for_each(|(&row, out)| read(row..row + 1, out))
+        };
+        Matrix { outputs: outputs.len(), inputs, read: Arc::new(select) }
+    }
+
     /// Rows of the matrix in f64.
     pub fn rows(&self, rows: Range<usize>) -> Result<Array2<f64>, GgufError> {
         let mut narrow = vec![0f32; rows.len() * self.inputs];

@@ -74,6 +74,7 @@ fn finding(text: &mut String, number_of: usize, finding: &Finding, report: &Repo
     if let Some(pattern) = &finding.pattern {
         parts.push(format!("which: {pattern}"));
     }
+    parts.extend(cause.signs.iter().cloned());
     if cause.refuted > 0 {
         parts.push(format!("{} other causes refuted", cause.refuted));
     }
