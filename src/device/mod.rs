@@ -90,6 +90,29 @@ impl KernelSource {
     }
 }
 
+/// A read that may be under way.
+pub trait Download: Send {
+    /// Whether the bytes are there.
+    fn is_ready(&self) -> bool;
+
+    /// The bytes, once they are there. An error of any work before them shows up here.
+    fn bytes(&self) -> Result<&[u8], DeviceError>;
+}
+
+/// Bytes that are there.
+impl Download for Vec<u8> {
+    fn is_ready(&self) -> bool {
+        true
+    }
+
+    fn bytes(&self) -> Result<&[u8], DeviceError> {
+        Ok(self)
+    }
+}
+
+/// Work recorded by a device, which alone can repeat it.
+pub struct Recorded(pub(crate) Box<dyn Any + Send>);
+
 /// A device that runs `.cu` kernels. All work of one device happens in order.
 pub trait Device: Send {
     /// A name for the report, such as `host (g++ 12.2.0, 2 workers)`.
@@ -109,6 +132,32 @@ pub trait Device: Send {
 
     /// Writes `data` at a byte offset.
     fn upload(&self, buffer: &Buffer, offset: usize, data: &[u8]) -> Result<(), DeviceError>;
+
+    /// Starts to read bytes from a byte offset, as they are after all work before; work after it may
+    /// overwrite them. `None` while too much is under way: take what was read earlier first.
+    fn read(
+        &self,
+        buffer: &Buffer,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<Option<Box<dyn Download>>, DeviceError> {
+        let mut data = vec![0; bytes];
+        self.download(buffer, offset, &mut data)?;
+        Ok(Some(Box::new(data)))
+    }
+
+    /// Records launches and products, to be repeated as a whole; `None` where a device cannot.
+    fn record(
+        &self,
+        _work: &mut dyn FnMut() -> Result<(), DeviceError>,
+    ) -> Result<Option<Recorded>, DeviceError> {
+        Ok(None)
+    }
+
+    /// Runs what was recorded.
+    fn repeat(&self, _recorded: &Recorded) -> Result<(), DeviceError> {
+        unreachable!("this device records nothing")
+    }
 
     /// Reads `data.len()` bytes from a byte offset, after all work before.
     fn download(&self, buffer: &Buffer, offset: usize, data: &mut [u8]) -> Result<(), DeviceError>;

@@ -1,11 +1,10 @@
-//! The engine's device memory: KV caches, and the activations of a step.
-
-use std::ops::Range;
+//! The engine's device memory: KV caches, and the integers and activations of a step.
 
 use crate::{
     device::{Buffer, Device},
     engine::{EngineError, EngineOptions},
     fault::Faults,
+    kernels::launch::Splits,
     model::Config,
     site::Stage,
     tensor::DType,
@@ -17,19 +16,27 @@ pub struct Cache {
     pub v: Buffer,
 }
 
-/// The positions of a step's tokens, as each of their users takes them: the same for all, but for
-/// seeded faults.
-pub struct Positions {
-    pub q_rope: Buffer,
-    pub k_rope: Buffer,
-    pub append: Buffer,
-    pub mask: Buffer,
+/// The token ids of a step, and their positions as each of their users takes them: the same for all,
+/// but for seeded faults. One buffer, so one upload a step.
+pub struct Integers {
+    buffer: Buffer,
 }
+
+/// Who takes integers, in the order of the buffer.
+#[derive(Clone, Copy)]
+pub enum User {
+    Embedding,
+    QRope,
+    KRope,
+    Append,
+    Mask,
+}
+
+const USERS: usize = 5;
 
 /// Activations of one step, each for the most tokens a step may have.
 pub struct Scratch {
-    pub ids: Buffer,
-    pub positions: Positions,
+    pub integers: Integers,
     pub hidden: Buffer,
     pub normed: Buffer,
     pub q: Buffer,
@@ -42,6 +49,9 @@ pub struct Scratch {
     pub gate: Buffer,
     pub up: Buffer,
     pub act: Buffer,
+    /// Of one token, f32.
+    pub logits: Buffer,
+    pub splits: Splits,
 }
 
 impl Cache {
@@ -67,26 +77,26 @@ impl Cache {
     }
 }
 
-impl Positions {
-    /// Writes the positions of a step's tokens.
+impl Integers {
+    /// Writes a step's token ids, which start at position `first`.
     pub fn upload(
         &self,
         device: &dyn Device,
         faults: &Faults,
         step: u32,
-        positions: Range<usize>,
+        (tokens, first): (&[i32], usize),
     ) -> Result<(), EngineError> {
-        for (buffer, user) in [
-            (&self.q_rope, Stage::QRope),
-            (&self.k_rope, Stage::KRope),
-            (&self.append, Stage::KCache),
-            (&self.mask, Stage::Probs),
-        ] {
-            let as_taken = |position| faults.position(user, step, position as i32);
-            let taken: Vec<i32> = positions.clone().map(as_taken).collect();
-            device.upload(buffer, 0, bytemuck::cast_slice(&taken))?;
+        let mut all = tokens.to_vec();
+        for user in [Stage::QRope, Stage::KRope, Stage::KCache, Stage::Probs] {
+            let positions = first..first + tokens.len();
+            all.extend(positions.map(|position| faults.position(user, step, position as i32)));
         }
-        Ok(())
+        Ok(device.upload(&self.buffer, 0, bytemuck::cast_slice(&all))?)
+    }
+
+    /// What a user takes in a step of that many tokens.
+    pub fn of(&self, user: User, tokens: usize) -> (&Buffer, usize) {
+        (&self.buffer, 4 * user as usize * tokens)
     }
 }
 
@@ -99,18 +109,12 @@ impl Scratch {
         let activation = |width: usize, what| {
             device.alloc(options.tokens * width * options.storage.size(), what)
         };
-        let integers = |what| device.alloc(4 * options.tokens, what);
+        let integers = device.alloc(4 * USERS * options.tokens, "token ids and positions")?;
         let (e, f) = (config.n_embd, config.n_ff);
         let q_width = config.n_head * config.head_dim;
         let kv_width = config.n_head_kv * config.head_dim;
         Ok(Scratch {
-            ids: integers("token ids")?,
-            positions: Positions {
-                q_rope: integers("positions")?,
-                k_rope: integers("positions")?,
-                append: integers("positions")?,
-                mask: integers("positions")?,
-            },
+            integers: Integers { buffer: integers },
             hidden: activation(e, "hidden")?,
             normed: activation(e, "normed")?,
             q: activation(q_width, "q")?,
@@ -123,6 +127,8 @@ impl Scratch {
             gate: activation(f, "ffn_gate")?,
             up: activation(f, "ffn_up")?,
             act: activation(f, "ffn_act")?,
+            logits: device.alloc(4 * config.n_vocab, "logits")?,
+            splits: Splits::new(device, config)?,
         })
     }
 }

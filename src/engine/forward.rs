@@ -1,21 +1,25 @@
 //! The forward pass: prefill and decode with a KV cache, every site offered to a [`Sink`].
 
-use half::{f16, slice::HalfFloatSliceExt};
+use std::cell::RefCell;
 
 use crate::{
     capture::{Choice, Sink, Stopped},
-    device::{Buffer, Device, DeviceError, Gemm},
+    device::{Buffer, Device, DeviceError, Gemm, Recorded},
     engine::{
         AttentionVariant,
-        buffers::{Cache, Scratch},
-        variant::Softmax,
+        buffers::{Cache, Scratch, User},
+        hooks::Pass,
+        variant::{Decode, Softmax},
         weights::{Layer, Linear, Weights},
     },
     fault::{Faults, Wiring},
-    kernels::{KernelError, KernelSet, launch, launch::CacheView},
+    kernels::{
+        KernelError, KernelSet, launch,
+        launch::{CacheView, Splits},
+    },
     model::{Config, Model, ModelError, RopePairs},
-    site::{Site, Stage},
-    tensor::{DType, Tensor},
+    site::Stage,
+    tensor::DType,
 };
 
 /// What an engine is made with.
@@ -63,19 +67,17 @@ pub struct Engine {
     capacity: usize,
     /// Positions in the cache.
     length: usize,
+    decode: RefCell<Repeated>,
 }
 
-/// One step on its way through the layers.
-struct Pass<'a> {
-    sink: &'a mut dyn Sink,
-    step: u32,
-    /// T.
-    tokens: usize,
-    /// P, after this step.
-    length: usize,
-    /// (T, Hq, P) f32, where any layer's scores or probs are wanted.
-    scores: Option<Buffer>,
-    probs: Option<Buffer>,
+/// A decode step without hooks, which is the same work every time.
+enum Repeated {
+    /// Not run yet. The first time a device may load what cannot be recorded.
+    Never,
+    Once,
+    Recorded(Recorded),
+    /// The device records nothing.
+    Unrecorded,
 }
 
 impl Engine {
@@ -86,23 +88,27 @@ impl Engine {
         kernels: &KernelSet,
         options: EngineOptions,
     ) -> Result<Engine, EngineError> {
+        let config = options.faults.config(&model.config);
         let mut sources = Vec::new();
         for file in KernelSet::files() {
             let mut defines = options.faults.defines(file);
-            if file == "attention.cu" {
-                defines.extend(options.attention.defines());
+            match file {
+                "attention.cu" => defines.extend(options.attention.defines()),
+                "attention_split.cu" if options.attention.decode == Decode::Block => continue,
+                "attention_split.cu" => defines.extend(Splits::defines(&config)),
+                _ => {}
             }
             sources.push(kernels.source(file, defines)?);
         }
         device.load_all(&sources)?;
         let weights = Weights::load(&*device, model, options.storage, &options.faults)?;
-        let config = options.faults.config(&model.config);
         let capacity = (options.positions + 1).next_multiple_of(CAPACITY_STEP);
         let scratch = Scratch::new(&*device, &config, &options)?;
         let caches = (0..config.n_layer)
             .map(|_| Cache::new(&*device, &config, options.storage, capacity))
             .collect::<Result<_, _>>()?;
-        Ok(Engine { device, config, options, weights, caches, scratch, capacity, length: 0 })
+        let (length, decode) = (0, RefCell::new(Repeated::Never));
+        Ok(Engine { device, config, options, weights, caches, scratch, capacity, length, decode })
     }
 
     /// The device's name, for the report.
@@ -127,19 +133,56 @@ impl Engine {
         if let Some(&id) = tokens.iter().find(|&&id| id < 0 || id as usize >= n_vocab) {
             return Err(EngineError::Token { id, n_vocab });
         }
-        self.device.upload(&self.scratch.ids, 0, bytemuck::cast_slice(tokens))?;
         let (device, faults) = (&*self.device, &self.options.faults);
-        self.scratch.positions.upload(device, faults, step, first..length)?;
-
-        let mut pass = self.pass(step, tokens.len(), length, sink)?;
-        self.embed(&mut pass)?;
-        for layer in 0..self.config.n_layer {
-            self.attention_block(layer, &mut pass)?;
-            self.feed_forward_block(layer, &mut pass)?;
-        }
-        let choice = self.logits(&mut pass)?;
+        self.scratch.integers.upload(device, faults, step, (tokens, first))?;
+        let mut pass = Pass::new(device, &self.config, sink, step, (tokens.len(), length))?;
+        let same = tokens.len() == 1 && faults.0.is_empty();
+        let choice = match same && self.options.attention.decodes_alike() && !pass.wants_any() {
+            true => self.repeated(&mut pass)?,
+            false => self.forward(&mut pass)?,
+        };
+        pass.finish()?;
         self.length = length;
         Ok(choice)
+    }
+
+    fn forward(&self, pass: &mut Pass<'_>) -> Result<Option<Choice>, EngineError> {
+        self.layers(pass)?;
+        self.logits(pass)
+    }
+
+    /// A decode step without hooks: run, then recorded, then repeated from the recording.
+    fn repeated(&self, pass: &mut Pass<'_>) -> Result<Option<Choice>, EngineError> {
+        let mut decode = self.decode.borrow_mut();
+        if matches!(*decode, Repeated::Once) {
+            let mut outcome = Ok(());
+            let recorded = self.device.record(&mut || {
+                outcome = self.layers(pass).and_then(|()| self.last_logits(pass));
+                Ok(())
+            })?;
+            outcome?;
+            *decode = recorded.map_or(Repeated::Unrecorded, Repeated::Recorded);
+        }
+        match &*decode {
+            Repeated::Recorded(recorded) => {
+                self.device.repeat(recorded)?;
+                self.choice(&self.scratch.logits, 0)
+            }
+            Repeated::Unrecorded => self.forward(pass),
+            Repeated::Never | Repeated::Once => {
+                *decode = Repeated::Once;
+                self.forward(pass)
+            }
+        }
+    }
+
+    fn layers(&self, pass: &mut Pass<'_>) -> Result<(), EngineError> {
+        self.embed(pass)?;
+        for layer in 0..self.config.n_layer {
+            self.attention_block(layer, pass)?;
+            self.feed_forward_block(layer, pass)?;
+        }
+        Ok(())
     }
 
     /// Empties the KV cache, for another prompt.
@@ -151,32 +194,14 @@ impl Engine {
         Ok(())
     }
 
-    fn pass<'a>(
-        &self,
-        step: u32,
-        tokens: usize,
-        length: usize,
-        sink: &'a mut dyn Sink,
-    ) -> Result<Pass<'a>, EngineError> {
-        let tap = |stage: Stage| {
-            let mut layers = 0..self.config.n_layer as u32;
-            if !layers.any(|layer| sink.wants(Site::in_layer(step, layer, stage))) {
-                return Ok(None);
-            }
-            let bytes = 4 * tokens * self.config.n_head * length;
-            self.device.alloc(bytes, stage.name()).map(Some)
-        };
-        let (scores, probs) = (tap(Stage::Scores)?, tap(Stage::Probs)?);
-        Ok(Pass { sink, step, tokens, length, scores, probs })
-    }
-
     /// hidden = embedding rows.
     fn embed(&self, pass: &mut Pass<'_>) -> Result<(), EngineError> {
         let (dtype, scratch) = (self.options.storage, &self.scratch);
         let shape = (pass.tokens, self.config.n_embd);
         let table = &self.weights.embedding;
-        launch::embedding(&*self.device, dtype, &scratch.hidden, table, &scratch.ids, shape)?;
-        self.emit(pass, None, Stage::Embd, &scratch.hidden)
+        let ids = scratch.integers.of(User::Embedding, pass.tokens);
+        launch::embedding(&*self.device, dtype, &scratch.hidden, table, ids, shape)?;
+        pass.emit(None, Stage::Embd, &scratch.hidden, dtype)
     }
 
     /// hidden += output projection of the attention over the normed hidden.
@@ -186,7 +211,7 @@ impl Engine {
         let at = Some(layer);
 
         self.norm(&s.normed, &s.hidden, &weights.attn_norm, (pass.tokens, self.config.n_embd))?;
-        self.emit(pass, at, Stage::AttnNorm, &s.normed)?;
+        pass.emit(at, Stage::AttnNorm, &s.normed, dtype)?;
         self.project_qkv(layer, weights, pass)?;
         self.append_to_cache(layer, pass)?;
 
@@ -196,24 +221,34 @@ impl Engine {
         let op = launch::Attention {
             q: &s.q_rope,
             out: &s.attn_out,
-            positions: &s.positions.mask,
+            positions: s.integers.of(User::Mask, pass.tokens),
             scores: pass.scores.as_ref(),
             probs: pass.probs.as_ref(),
             n_head: self.config.n_head,
             scale: self.config.attention_scale,
             online,
         };
-        launch::attention(device, dtype, &cache, &op, pass.tokens)?;
-        self.emit_tap(pass, layer, Stage::Scores)?;
-        self.emit_tap(pass, layer, Stage::Probs)?;
-        self.emit(pass, at, Stage::AttnOut, &s.attn_out)?;
+        match self.options.attention.decode {
+            Decode::Split if pass.tokens == 1 => {
+                launch::attention_split(device, dtype, &cache, &op, &s.splits, &self.config)?;
+            }
+            _ => launch::attention(device, dtype, &cache, &op, pass.tokens)?,
+        }
+        for (stage, tap) in [(Stage::Scores, pass.scores.take()), (Stage::Probs, pass.probs.take())]
+        {
+            if let Some(tap) = tap {
+                pass.emit(at, stage, &tap, DType::F32)?;
+                pass.put_back(stage, tap);
+            }
+        }
+        pass.emit(at, Stage::AttnOut, &s.attn_out, dtype)?;
 
         self.linear(&s.projected, &s.attn_out, &weights.o, pass.tokens)?;
-        self.emit(pass, at, Stage::OProj, &s.projected)?;
+        pass.emit(at, Stage::OProj, &s.projected, dtype)?;
         let n = pass.tokens * self.config.n_embd;
         let residual = s.residual(device, &self.options.faults, Stage::AttnResidual)?;
         launch::residual_add(device, dtype, &s.hidden, (residual, &s.projected), n)?;
-        self.emit(pass, at, Stage::AttnResidual, &s.hidden)
+        pass.emit(at, Stage::AttnResidual, &s.hidden, dtype)
     }
 
     /// q, k and v of the normed hidden; norms (Qwen3) and rope of q and k.
@@ -232,7 +267,7 @@ impl Engine {
             (&s.v, &weights.v, Stage::V),
         ] {
             self.linear(out, &s.normed, linear, tokens)?;
-            self.emit(pass, at, stage, out)?;
+            pass.emit(at, stage, out, dtype)?;
         }
         for (x, weight, n_head, stage) in [
             (&s.q, &weights.q_norm, c.n_head, Stage::QNorm),
@@ -240,12 +275,12 @@ impl Engine {
         ] {
             if let Some(weight) = weight {
                 self.norm(x, x, weight, (tokens * n_head, c.head_dim))?;
-                self.emit(pass, at, stage, x)?;
+                pass.emit(at, stage, x, dtype)?;
             }
         }
         for (out, x, positions, n_head, stage) in [
-            (&s.q_rope, &s.q, &s.positions.q_rope, c.n_head, Stage::QRope),
-            (&s.k_rope, &s.k, &s.positions.k_rope, c.n_head_kv, Stage::KRope),
+            (&s.q_rope, &s.q, s.integers.of(User::QRope, tokens), c.n_head, Stage::QRope),
+            (&s.k_rope, &s.k, s.integers.of(User::KRope, tokens), c.n_head_kv, Stage::KRope),
         ] {
             let rope = launch::Rope {
                 neox: c.rope_pairs == RopePairs::Neox,
@@ -254,7 +289,7 @@ impl Engine {
                 factors: self.weights.rope_factors.as_ref(),
             };
             launch::rope(&*self.device, dtype, out, x, &rope, (tokens, n_head, c.head_dim))?;
-            self.emit(pass, at, stage, out)?;
+            pass.emit(at, stage, out, dtype)?;
         }
         Ok(())
     }
@@ -262,12 +297,14 @@ impl Engine {
     fn append_to_cache(&self, layer: usize, pass: &mut Pass<'_>) -> Result<(), EngineError> {
         let (s, dtype, faults) = (&self.scratch, self.options.storage, &self.options.faults);
         let cache = self.cache_view(layer, pass.length);
-        let (kv, positions) = ((s.appended_keys(faults), &s.v), &s.positions.append);
+        let (kv, positions) =
+            ((s.appended_keys(faults), &s.v), s.integers.of(User::Append, pass.tokens));
         if pass.step == 0 || !faults.has(Wiring::DecodeNeverAppended) {
             launch::kv_append(&*self.device, dtype, &cache, kv, positions, pass.tokens)?;
         }
-        self.emit_cache(pass, layer, Stage::KCache, cache.k)?;
-        self.emit_cache(pass, layer, Stage::VCache, cache.v)
+        let kept = (self.capacity, dtype);
+        pass.emit_cache(layer, Stage::KCache, cache.k, kept)?;
+        pass.emit_cache(layer, Stage::VCache, cache.v, kept)
     }
 
     /// hidden += down(silu(gate) * up) of the normed hidden.
@@ -278,61 +315,79 @@ impl Engine {
         let (hidden_size, inner_size) = (tokens * self.config.n_embd, tokens * self.config.n_ff);
 
         self.norm(&s.normed, &s.hidden, &weights.ffn_norm, (tokens, self.config.n_embd))?;
-        self.emit(pass, at, Stage::FfnNorm, &s.normed)?;
+        pass.emit(at, Stage::FfnNorm, &s.normed, dtype)?;
         self.linear(&s.gate, &s.normed, &weights.gate, tokens)?;
-        self.emit(pass, at, Stage::FfnGate, &s.gate)?;
+        pass.emit(at, Stage::FfnGate, &s.gate, dtype)?;
         self.linear(&s.up, &s.normed, &weights.up, tokens)?;
-        self.emit(pass, at, Stage::FfnUp, &s.up)?;
+        pass.emit(at, Stage::FfnUp, &s.up, dtype)?;
         launch::swiglu(device, dtype, &s.act, (&s.gate, &s.up), inner_size)?;
-        self.emit(pass, at, Stage::FfnAct, &s.act)?;
+        pass.emit(at, Stage::FfnAct, &s.act, dtype)?;
         self.linear(&s.projected, &s.act, &weights.down, tokens)?;
-        self.emit(pass, at, Stage::FfnDown, &s.projected)?;
+        pass.emit(at, Stage::FfnDown, &s.projected, dtype)?;
         let residual = s.residual(device, &self.options.faults, Stage::LayerOut)?;
         launch::residual_add(device, dtype, &s.hidden, (residual, &s.projected), hidden_size)?;
-        self.emit(pass, at, Stage::LayerOut, &s.hidden)
+        pass.emit(at, Stage::LayerOut, &s.hidden, dtype)
     }
 
     /// Final norm and logits: of every token where either is wanted, else of the last one.
     fn logits(&self, pass: &mut Pass<'_>) -> Result<Option<Choice>, EngineError> {
-        let (c, s) = (&self.config, &self.scratch);
-        let wanted = [Stage::FinalNorm, Stage::Logits]
-            .iter()
-            .any(|&stage| pass.sink.wants(Site::global(pass.step, stage)));
+        let c = &self.config;
+        let wanted = pass.wants(None, Stage::FinalNorm) || pass.wants(None, Stage::Logits);
+        // Without the final norm its input must stand where its output would, which is row 0.
         let norm_missing = self.options.faults.has(Wiring::FinalNormMissing);
-        let rows = if wanted || norm_missing { pass.tokens } else { 1 };
-        let skipped = (pass.tokens - rows) * c.n_embd * self.options.storage.size();
-        launch::rms_norm(
-            &*self.device,
-            self.options.storage,
-            &s.normed,
-            (&s.hidden, skipped),
-            &self.weights.final_norm,
-            (rows, c.n_embd),
-            c.rms_eps,
-        )?;
-        let normed = if norm_missing { &s.hidden } else { &s.normed };
-        self.emit(pass, None, Stage::FinalNorm, normed)?;
+        if !(wanted || norm_missing) || pass.tokens == 1 {
+            self.last_logits(pass)?;
+            pass.emit(None, Stage::Logits, &self.scratch.logits, DType::F32)?;
+            return self.choice(&self.scratch.logits, 0);
+        }
+        let bytes = 4 * pass.tokens * c.n_vocab;
+        let logits = self.device.alloc(bytes, Stage::Logits.name())?;
+        self.logits_of(pass, 0, &logits)?;
+        pass.emit(None, Stage::Logits, &logits, DType::F32)?;
+        self.choice(&logits, bytes - 4 * c.n_vocab)
+    }
 
-        let logits = self.device.alloc(4 * rows * c.n_vocab, Stage::Logits.name())?;
+    /// The logits of the last token, into their own buffer.
+    fn last_logits(&self, pass: &mut Pass<'_>) -> Result<(), EngineError> {
+        self.logits_of(pass, pass.tokens - 1, &self.scratch.logits)
+    }
+
+    /// The logits of the tokens from `first` on.
+    fn logits_of(
+        &self,
+        pass: &mut Pass<'_>,
+        first: usize,
+        logits: &Buffer,
+    ) -> Result<(), EngineError> {
+        let (c, s, dtype) = (&self.config, &self.scratch, self.options.storage);
+        let norm_missing = self.options.faults.has(Wiring::FinalNormMissing);
+        let rows = pass.tokens - first;
+        let hidden = (&s.hidden, first * c.n_embd * dtype.size());
+        let shape = (rows, c.n_embd);
+        let weight = &self.weights.final_norm;
+        launch::rms_norm(&*self.device, dtype, &s.normed, hidden, weight, shape, c.rms_eps)?;
+        let normed = if norm_missing { &s.hidden } else { &s.normed };
+        pass.emit(None, Stage::FinalNorm, normed, dtype)?;
         self.device.gemm(Gemm {
             x: normed,
             w: self.weights.output.as_ref().unwrap_or(&self.weights.embedding),
-            y: &logits,
+            y: logits,
             rows,
             cols: c.n_vocab,
             inner: c.n_embd,
-            input: self.options.storage,
+            input: dtype,
             output: DType::F32,
         })?;
         if let Some(bias) = &self.weights.output_bias {
-            launch::bias_add(&*self.device, DType::F32, &logits, bias, (rows, c.n_vocab))?;
+            launch::bias_add(&*self.device, DType::F32, logits, bias, (rows, c.n_vocab))?;
         }
-        let mut last = vec![0f32; c.n_vocab];
-        let offset = 4 * (rows - 1) * c.n_vocab;
-        self.device.download(&logits, offset, bytemuck::cast_slice_mut(&mut last))?;
-        if wanted {
-            self.emit_f32(pass, Site::global(pass.step, Stage::Logits), &logits)?;
-        }
+        Ok(())
+    }
+
+    /// What the logits from a byte offset on say next.
+    fn choice(&self, logits: &Buffer, offset: usize) -> Result<Option<Choice>, EngineError> {
+        let mut last = vec![0f32; self.config.n_vocab];
+        self.device.download(logits, offset, bytemuck::cast_slice_mut(&mut last))?;
         Ok(Choice::of(&last))
     }
 
@@ -382,96 +437,5 @@ impl Engine {
             capacity: self.capacity,
             length,
         }
-    }
-}
-
-/// Hooks: nothing is copied for a site that the sink does not want.
-impl Engine {
-    /// Offers an activation in the storage type.
-    fn emit(
-        &self,
-        pass: &mut Pass<'_>,
-        layer: Option<usize>,
-        stage: Stage,
-        buffer: &Buffer,
-    ) -> Result<(), EngineError> {
-        let site = Site { step: pass.step, layer: layer.map(|layer| layer as u32), stage };
-        if !pass.sink.wants(site) {
-            return Ok(());
-        }
-        let shape = self.config.shape(stage, pass.tokens, pass.length);
-        let data = self.read(buffer, 0, shape.iter().product())?;
-        Ok(pass.sink.put(site, Tensor::new(shape, data))?)
-    }
-
-    /// Offers scores or probs, which the attention kernel wrote as f32.
-    fn emit_tap(&self, pass: &mut Pass<'_>, layer: usize, stage: Stage) -> Result<(), EngineError> {
-        let site = Site::in_layer(pass.step, layer as u32, stage);
-        let tap = if stage == Stage::Scores { pass.scores.take() } else { pass.probs.take() };
-        if let Some(tap) = &tap
-            && pass.sink.wants(site)
-        {
-            self.emit_f32(pass, site, tap)?;
-        }
-        match stage {
-            Stage::Scores => pass.scores = tap,
-            _ => pass.probs = tap,
-        }
-        Ok(())
-    }
-
-    fn emit_f32(
-        &self,
-        pass: &mut Pass<'_>,
-        site: Site,
-        buffer: &Buffer,
-    ) -> Result<(), EngineError> {
-        if !pass.sink.wants(site) {
-            return Ok(());
-        }
-        let shape = self.config.shape(site.stage, pass.tokens, pass.length);
-        let mut data = vec![0f32; shape.iter().product()];
-        self.device.download(buffer, 0, bytemuck::cast_slice_mut(&mut data))?;
-        Ok(pass.sink.put(site, Tensor::new(shape, data))?)
-    }
-
-    /// Offers the positions 0..P of a cache, from [kv_head][position][dim] to (P, Hk, D).
-    fn emit_cache(
-        &self,
-        pass: &mut Pass<'_>,
-        layer: usize,
-        stage: Stage,
-        cache: &Buffer,
-    ) -> Result<(), EngineError> {
-        let site = Site::in_layer(pass.step, layer as u32, stage);
-        if !pass.sink.wants(site) {
-            return Ok(());
-        }
-        let (heads, dim, length) = (self.config.n_head_kv, self.config.head_dim, pass.length);
-        let mut data = vec![0f32; length * heads * dim];
-        for head in 0..heads {
-            let values = self.read(cache, head * self.capacity * dim, length * dim)?;
-            for (position, row) in values.chunks_exact(dim).enumerate() {
-                let first = (position * heads + head) * dim;
-                data[first..first + dim].copy_from_slice(row);
-            }
-        }
-        let shape = self.config.shape(stage, pass.tokens, length);
-        Ok(pass.sink.put(site, Tensor::new(shape, data))?)
-    }
-
-    /// `count` elements of the storage type from element `first` on, widened to f32.
-    fn read(&self, buffer: &Buffer, first: usize, count: usize) -> Result<Vec<f32>, EngineError> {
-        let mut data = vec![0f32; count];
-        let offset = first * self.options.storage.size();
-        match self.options.storage {
-            DType::F16 => {
-                let mut narrow = vec![f16::ZERO; count];
-                self.device.download(buffer, offset, bytemuck::cast_slice_mut(&mut narrow))?;
-                narrow.convert_to_f32_slice(&mut data);
-            }
-            _ => self.device.download(buffer, offset, bytemuck::cast_slice_mut(&mut data))?,
-        }
-        Ok(data)
     }
 }

@@ -2,6 +2,7 @@
 
 mod buffers;
 pub mod forward;
+mod hooks;
 pub mod variant;
 mod weights;
 mod wiring;

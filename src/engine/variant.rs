@@ -1,4 +1,4 @@
-//! The eight ways to write the attention kernel that must all agree with llama.cpp.
+//! The ways to write the attention kernel that must all agree with llama.cpp.
 
 use std::{fmt, str::FromStr};
 
@@ -32,13 +32,25 @@ pub enum Softmax {
     Online,
 }
 
-/// One of the eight attention kernels. The default is the one of the note that began this tool:
+/// How a decode step's keys are shared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Decode {
+    /// One block a query head, as in prefill: the kernel that the other choices describe.
+    #[default]
+    Block,
+    /// Split over blocks, for long contexts: `attention_split.cu`, which scales before a warp's dot
+    /// product. The other choices then hold for prefill only.
+    Split,
+}
+
+/// One of the eight attention kernels, and how it decodes. The default is the one of the note that began this tool:
 /// scale after, sequential dot product, two passes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AttentionVariant {
     pub scale: Scale,
     pub dot: Dot,
     pub softmax: Softmax,
+    pub decode: Decode,
 }
 
 impl AttentionVariant {
@@ -48,7 +60,13 @@ impl AttentionVariant {
             scale: if bits & 4 == 0 { Scale::Post } else { Scale::Pre },
             dot: if bits & 2 == 0 { Dot::Sequential } else { Dot::Warp },
             softmax: if bits & 1 == 0 { Softmax::TwoPass } else { Softmax::Online },
+            decode: Decode::Block,
         })
+    }
+
+    /// Whether a decode step launches the same whatever the length of the context.
+    pub fn decodes_alike(self) -> bool {
+        self.decode == Decode::Split || self.softmax == Softmax::Online
     }
 
     /// The definitions that make `attention.cu` this variant.
@@ -67,15 +85,16 @@ impl fmt::Display for AttentionVariant {
         let scale = if self.scale == Scale::Pre { "pre" } else { "post" };
         let dot = if self.dot == Dot::Sequential { "sequential" } else { "warp" };
         let softmax = if self.softmax == Softmax::TwoPass { "two-pass" } else { "online" };
-        write!(f, "scale={scale},dot={dot},softmax={softmax}")
+        write!(f, "scale={scale},dot={dot},softmax={softmax}")?;
+        if self.decode == Decode::Split { f.write_str(",decode=split") } else { Ok(()) }
     }
 }
 
 impl FromStr for AttentionVariant {
     type Err = String;
 
-    /// Reads `scale=pre|post,dot=sequential|warp,softmax=two-pass|online`; what is left out keeps
-    /// its default.
+    /// Reads `scale=pre|post,dot=sequential|warp,softmax=two-pass|online,decode=block|split`; what is
+    /// left out keeps its default.
     fn from_str(text: &str) -> Result<AttentionVariant, String> {
         let mut variant = AttentionVariant::default();
         for part in text.split(',') {
@@ -86,8 +105,11 @@ impl FromStr for AttentionVariant {
                 "dot=warp" => variant.dot = Dot::Warp,
                 "softmax=two-pass" => variant.softmax = Softmax::TwoPass,
                 "softmax=online" => variant.softmax = Softmax::Online,
+                "decode=block" => variant.decode = Decode::Block,
+                "decode=split" => variant.decode = Decode::Split,
                 other => {
-                    let known = "scale=pre|post, dot=sequential|warp, softmax=two-pass|online";
+                    let known = "scale=pre|post, dot=sequential|warp, softmax=two-pass|online, \
+                                 decode=block|split";
                     return Err(format!("unknown part \"{other}\"; it takes {known}"));
                 }
             }
@@ -109,6 +131,8 @@ mod tests {
             assert_eq!(variant.to_string().parse(), Ok(variant));
         }
         assert_eq!(AttentionVariant::all().next(), Some(AttentionVariant::default()));
+        let split: AttentionVariant = "decode=split".parse().unwrap();
+        assert_eq!(split.to_string().parse(), Ok(split));
         assert!("scale=both".parse::<AttentionVariant>().is_err());
     }
 }

@@ -5,6 +5,7 @@
 
 use crate::{
     device::{Arg, Buffer, Device, DeviceError, Launch},
+    model::Config,
     tensor::DType,
 };
 
@@ -12,6 +13,13 @@ use crate::{
 const ROW_BLOCK: u32 = 128;
 /// Threads of a block in which every thread has its own element.
 const ELEMENT_BLOCK: u32 = 256;
+
+/// A buffer from a byte offset on.
+pub type Slice<'a> = (&'a Buffer, usize);
+
+fn part((buffer, offset): Slice<'_>) -> Arg<'_> {
+    Arg::Buffer(buffer, offset)
+}
 
 fn whole(buffer: &Buffer) -> Arg<'_> {
     Arg::Buffer(buffer, 0)
@@ -44,10 +52,10 @@ pub fn embedding(
     dtype: DType,
     out: &Buffer,
     table: &Buffer,
-    ids: &Buffer,
+    ids: Slice<'_>,
     (tokens, n_embd): (usize, usize),
 ) -> Result<(), DeviceError> {
-    let args = [whole(out), whole(table), whole(ids), int(n_embd)];
+    let args = [whole(out), whole(table), part(ids), int(n_embd)];
     device.launch(&entry("embedding", dtype), by_rows(tokens), &args)
 }
 
@@ -81,7 +89,7 @@ pub struct Rope<'a> {
     /// Pairs (i, i + D/2) instead of (2i, 2i + 1).
     pub neox: bool,
     pub theta: f32,
-    pub positions: &'a Buffer,
+    pub positions: Slice<'a>,
     /// Divisors of the angle per pair (D/2).
     pub factors: Option<&'a Buffer>,
 }
@@ -99,7 +107,7 @@ pub fn rope(
     let args = [
         whole(out),
         whole(x),
-        whole(rope.positions),
+        part(rope.positions),
         optional(rope.factors),
         int(n_head),
         int(head_dim),
@@ -125,7 +133,7 @@ pub fn kv_append(
     dtype: DType,
     cache: &CacheView<'_>,
     (k, v): (&Buffer, &Buffer),
-    positions: &Buffer,
+    positions: Slice<'_>,
     tokens: usize,
 ) -> Result<(), DeviceError> {
     let grid = [tokens as u32, cache.n_head_kv as u32, 1];
@@ -135,7 +143,7 @@ pub fn kv_append(
         whole(cache.v),
         whole(k),
         whole(v),
-        whole(positions),
+        part(positions),
         int(cache.n_head_kv),
         int(cache.head_dim),
         int(cache.capacity),
@@ -151,7 +159,7 @@ pub struct Attention<'a> {
     /// (T, Hq, D).
     pub out: &'a Buffer,
     /// (T): each query's position.
-    pub positions: &'a Buffer,
+    pub positions: Slice<'a>,
     /// (T, Hq, P) f32, if wanted.
     pub scores: Option<&'a Buffer>,
     /// (T, Hq, P) f32, if wanted.
@@ -181,7 +189,7 @@ pub fn attention(
         whole(op.q),
         whole(cache.k),
         whole(cache.v),
-        whole(op.positions),
+        part(op.positions),
         optional(op.scores),
         optional(op.probs),
         int(op.n_head),
@@ -192,6 +200,92 @@ pub fn attention(
         Arg::F32(op.scale),
     ];
     device.launch(&entry("attention", dtype), launch, &args)
+}
+
+/// Most parts that the keys of a decode step are split into.
+const SPLITS: usize = 128;
+/// Threads of a block of `attention_split.cu`, and what its chunks of keys are at least, and are
+/// multiples of.
+const SPLIT_BLOCK: usize = 128;
+const LEAST_CHUNK: usize = 64;
+const CHUNK_STEP: usize = 16;
+/// Most query heads of a block, whose sums are held in registers.
+const MOST_HEADS: usize = 8;
+
+/// What the blocks of a split attention leave for its second kernel.
+pub struct Splits {
+    /// (Hq, splits, D) f32.
+    partial: Buffer,
+    /// (Hq, splits) f32.
+    maxima: Buffer,
+    sums: Buffer,
+}
+
+impl Splits {
+    pub fn new(device: &dyn Device, config: &Config) -> Result<Splits, DeviceError> {
+        let n = 4 * config.n_head * SPLITS;
+        let alloc = |bytes| device.alloc(bytes, "partial attention");
+        let (partial, maxima, sums) = (alloc(n * config.head_dim)?, alloc(n)?, alloc(n)?);
+        Ok(Splits { partial, maxima, sums })
+    }
+
+    /// Query heads that one block computes: the most that divide the heads of a KV head.
+    fn heads(config: &Config) -> usize {
+        let group = config.n_head / config.n_head_kv;
+        (1..=MOST_HEADS.min(group)).rev().find(|&n| group.is_multiple_of(n)).unwrap_or(1)
+    }
+
+    /// The definitions that make `attention_split.cu` fit a model.
+    pub fn defines(config: &Config) -> Vec<String> {
+        vec![format!("HEAD_DIM={}", config.head_dim), format!("HEADS={}", Splits::heads(config))]
+    }
+}
+
+/// out = softmax(scale q.k) v for one query, its keys split over blocks.
+pub fn attention_split(
+    device: &dyn Device,
+    dtype: DType,
+    cache: &CacheView<'_>,
+    op: &Attention<'_>,
+    splits: &Splits,
+    config: &Config,
+) -> Result<(), DeviceError> {
+    let heads = Splits::heads(config);
+    let even = cache.capacity.div_ceil(SPLITS).next_multiple_of(CHUNK_STEP);
+    let chunk = even.max(LEAST_CHUNK);
+    let floats = (heads * chunk).max(SPLIT_BLOCK / 32 * heads * cache.head_dim);
+    let block = [SPLIT_BLOCK as u32, 1, 1];
+    let grid = [SPLITS as u32, (op.n_head / heads) as u32, 1];
+    let args = [
+        whole(&splits.partial),
+        whole(&splits.maxima),
+        whole(&splits.sums),
+        whole(op.q),
+        whole(cache.k),
+        whole(cache.v),
+        part(op.positions),
+        optional(op.scores),
+        int(op.n_head),
+        int(cache.n_head_kv),
+        int(cache.capacity),
+        int(cache.length),
+        Arg::F32(op.scale),
+    ];
+    let launch = Launch { grid, block, shared_bytes: (4 * floats) as u32 };
+    device.launch(&entry("attention_split", dtype), launch, &args)?;
+    let args = [
+        whole(op.out),
+        whole(&splits.partial),
+        whole(&splits.maxima),
+        whole(&splits.sums),
+        part(op.positions),
+        optional(op.scores),
+        optional(op.probs),
+        int(SPLITS),
+        int(cache.length),
+    ];
+    let launch = Launch { grid: [op.n_head as u32, 1, 1], block, shared_bytes: 0 };
+    device.launch(&entry("attention_combine", dtype), launch, &args)
 }
 
 /// out (n) = silu(gate) * up.

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use crate::device::KernelSource;
 
 /// The files of `kernels/`, in the order of a forward pass.
-const EMBEDDED: [(&str, &str); 9] = [
+const EMBEDDED: [(&str, &str); 10] = [
     ("embedding.cu", include_str!("../../kernels/embedding.cu")),
     ("rms_norm.cu", include_str!("../../kernels/rms_norm.cu")),
     ("bias_add.cu", include_str!("../../kernels/bias_add.cu")),
     ("rope.cu", include_str!("../../kernels/rope.cu")),
     ("kv_append.cu", include_str!("../../kernels/kv_append.cu")),
     ("attention.cu", include_str!("../../kernels/attention.cu")),
+    ("attention_split.cu", include_str!("../../kernels/attention_split.cu")),
     ("swiglu.cu", include_str!("../../kernels/swiglu.cu")),
     ("residual_add.cu", include_str!("../../kernels/residual_add.cu")),
     ("common.cuh", include_str!("../../kernels/common.cuh")),

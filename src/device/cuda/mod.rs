@@ -1,18 +1,30 @@
 //! The cuda device: the same `.cu` files on a GPU, through NVRTC, the driver and cuBLAS.
 //!
-//! The CUDA libraries are loaded when the device is opened, so the program starts without them.
+//! The CUDA libraries are loaded when the device is opened, so the program starts without them. All
+//! work goes to one stream, in order; captures leave through a second one.
+
+mod graph;
+mod staging;
+mod stream;
 
 use std::{cell::RefCell, collections::HashMap, ffi::c_void, sync::Arc};
 
 use cudarc::{
     cublas::{result as blas, sys as blas_sys},
-    driver::{CudaContext, CudaFunction, CudaModule, DriverError, result as driver, sys},
+    driver::{CudaContext, CudaFunction, CudaModule, result as driver, sys},
     nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts, sys as nvrtc_sys},
 };
 
 use crate::{
     cache,
-    device::{Arg, Buffer, Device, DeviceError, Gemm, KernelSource, Launch},
+    device::{
+        Arg, Buffer, Device, DeviceError, Download, Gemm, KernelSource, Launch, Recorded,
+        cuda::{
+            graph::Graph,
+            staging::Staging,
+            stream::{Memory, Stream, failed},
+        },
+    },
     doctor,
     tensor::DType,
 };
@@ -24,14 +36,19 @@ const DEFAULT_SHARED: u32 = 48 << 10;
 pub struct CudaDevice {
     context: Arc<CudaContext>,
     architecture: String,
+    // Before the streams: what is dropped first.
+    staging: Staging,
     blas: Blas,
+    stream: Arc<Stream>,
     /// The loaded files, the last one of a name.
     modules: HashMap<String, Arc<CudaModule>>,
     functions: RefCell<HashMap<String, CudaFunction>>,
     entries: HashMap<String, String>,
+    /// The kernel launched last: an error that comes later is said to be its, or one before.
+    last: RefCell<String>,
 }
 
-/// Owns a cuBLAS handle on the context's default stream.
+/// Owns a cuBLAS handle on the device's stream.
 struct Blas(blas_sys::cublasHandle_t);
 
 // SAFETY: the handle is used by one thread at a time, that of the device.
@@ -42,26 +59,6 @@ impl Drop for Blas {
         // SAFETY: made by create_handle, destroyed once; a failure at the end changes nothing.
         let _ = unsafe { blas::destroy_handle(self.0) };
     }
-}
-
-/// Device memory of one buffer.
-struct Memory {
-    context: Arc<CudaContext>,
-    pointer: sys::CUdeviceptr,
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: allocated in this context, freed once; cuMemFree waits for work that uses it.
-        let _ =
-            self.context.bind_to_thread().and_then(|()| unsafe { driver::free_sync(self.pointer) });
-    }
-}
-
-/// A driver error with what was being done.
-fn failed(doing: impl std::fmt::Display) -> impl FnOnce(DriverError) -> DeviceError {
-    let doing = doing.to_string();
-    move |error| DeviceError::Cuda { doing, detail: format!("{:?}", error.0) }
 }
 
 impl CudaDevice {
@@ -86,13 +83,22 @@ impl CudaDevice {
         let (major, minor) = context.compute_capability().map_err(failed("asking for the GPU"))?;
         let handle = blas::create_handle()
             .map_err(|error| missing(&format!("cuBLAS does not start: {:?}", error.0)))?;
+        let blas = Blas(handle);
+        let stream = Stream::new(&context)?;
+        keep_freed_memory(&context)?;
+        // SAFETY: the driver's stream is the runtime's; both live as long as the device.
+        unsafe { blas::set_stream(blas.0, stream.raw.cast()) }
+            .map_err(|error| missing(&format!("cuBLAS takes no stream: {:?}", error.0)))?;
         Ok(CudaDevice {
             context,
             architecture: format!("sm_{major}{minor}"),
-            blas: Blas(handle),
+            staging: Staging::new(&stream)?,
+            blas,
+            stream,
             modules: HashMap::new(),
             functions: RefCell::default(),
             entries: HashMap::new(),
+            last: RefCell::default(),
         })
     }
 
@@ -188,39 +194,51 @@ impl Device for CudaDevice {
 
     fn alloc(&self, bytes: usize, what: &str) -> Result<Buffer, DeviceError> {
         self.bind()?;
-        let size = bytes.max(1);
-        // SAFETY: the memory is filled before anything can read it.
-        let allocated = unsafe {
-            driver::malloc_sync(size).and_then(|pointer| {
-                // All bits set is NaN in every float format.
-                driver::memset_d8_sync(pointer, 0xff, size)?;
-                Ok(pointer)
-            })
-        };
-        let pointer = allocated.map_err(|error| match error.0 {
-            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                let free = driver::mem_get_info().map_or(0, |(free, _)| free);
-                let what = format!("{what} on the GPU, where {free} bytes are free,");
-                DeviceError::OutOfMemory { what, bytes }
-            }
-            _ => failed(format!("allocating {what}"))(error),
-        })?;
-        let memory = Memory { context: Arc::clone(&self.context), pointer };
-        Ok(Buffer { address: pointer, bytes, _memory: Box::new(memory) })
+        let memory = Memory::new(&self.stream, bytes, what)?;
+        Ok(Buffer { address: memory.pointer, bytes, _memory: Box::new(memory) })
     }
 
     fn upload(&self, buffer: &Buffer, offset: usize, data: &[u8]) -> Result<(), DeviceError> {
         self.bind()?;
         let to = self.checked(buffer, offset, data.len())?;
-        // SAFETY: the range lies in a live buffer; the copy ends before this returns.
-        unsafe { driver::memcpy_htod_sync(to, data) }.map_err(failed("copying to the GPU"))
+        // SAFETY: the range lies in a live buffer; the driver has read pageable memory when the call
+        // returns.
+        unsafe { driver::memcpy_htod_async(to, data, self.stream.raw) }
+            .map_err(failed("copying to the GPU"))
     }
 
     fn download(&self, buffer: &Buffer, offset: usize, data: &mut [u8]) -> Result<(), DeviceError> {
         self.bind()?;
         let from = self.checked(buffer, offset, data.len())?;
-        // SAFETY: as above; the copy waits for the kernels before it.
-        unsafe { driver::memcpy_dtoh_sync(data, from) }.map_err(failed("copying from the GPU"))
+        // SAFETY: as above; the copy waits for the kernels before it, and this for the copy.
+        unsafe { driver::memcpy_dtoh_async(data, from, self.stream.raw) }
+            .map_err(failed("copying from the GPU"))?;
+        self.stream.wait(&format!("running {} or a kernel before it", self.last.borrow()))
+    }
+
+    fn read(
+        &self,
+        buffer: &Buffer,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<Option<Box<dyn Download>>, DeviceError> {
+        self.bind()?;
+        let from = self.checked(buffer, offset, bytes)?;
+        self.staging.read(from, bytes, self.last.borrow().clone())
+    }
+
+    fn record(
+        &self,
+        work: &mut dyn FnMut() -> Result<(), DeviceError>,
+    ) -> Result<Option<Recorded>, DeviceError> {
+        self.bind()?;
+        Ok(Some(Recorded(Box::new(Graph::record(&self.stream, work)?))))
+    }
+
+    fn repeat(&self, recorded: &Recorded) -> Result<(), DeviceError> {
+        self.bind()?;
+        let graph = recorded.0.downcast_ref::<Graph>();
+        graph.expect("recorded by this device").launch(&self.stream)
     }
 
     fn launch(&self, entry: &str, launch: Launch, args: &[Arg<'_>]) -> Result<(), DeviceError> {
@@ -251,11 +269,15 @@ impl Device for CudaDevice {
                 (x, y, z),
                 (bx, by, bz),
                 launch.shared_bytes,
-                std::ptr::null_mut(),
+                self.stream.raw,
                 &mut pointers,
             )
         };
-        launched.map_err(failed(format!("launching {entry}")))
+        launched.map_err(failed(format!("launching {entry}")))?;
+        if *self.last.borrow() != entry {
+            *self.last.borrow_mut() = entry.to_string();
+        }
+        Ok(())
     }
 
     fn gemm(&self, gemm: Gemm<'_>) -> Result<(), DeviceError> {
@@ -297,6 +319,20 @@ impl Device for CudaDevice {
             detail: format!("{:?}", error.0),
         })
     }
+}
+
+/// Memory freed in a stream's order stays with the program, to be allocated again at once.
+fn keep_freed_memory(context: &CudaContext) -> Result<(), DeviceError> {
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    let mut all = u64::MAX;
+    // SAFETY: the attribute is a 64-bit integer, read before this returns.
+    unsafe {
+        let pool = driver::device::get_default_mem_pool(context.cu_device());
+        pool.and_then(|pool| {
+            driver::mem_pool::set_attribute(pool, attribute, (&raw mut all).cast())
+        })
+    }
+    .map_err(failed("setting up the memory pool"))
 }
 
 fn blas_type(dtype: DType) -> blas_sys::cudaDataType {
