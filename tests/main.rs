@@ -11,6 +11,8 @@ mod compare;
 mod doctor;
 // The engine on the host device against llama.cpp.
 mod engine;
+// A recorded engine is blamed for what `run` blames it for.
+mod explain;
 // GGUF files, good and hostile; the ledger.
 mod model;
 // CUDA semantics on the CPU: barriers, warps, half, errors.

@@ -24,6 +24,8 @@ pub enum Command {
     Capture(CaptureArgs),
     /// Compare two recorded traces
     Diff(DiffArgs),
+    /// Name the wrong operations of a recorded engine, and their causes
+    Explain(ExplainArgs),
     /// Compare the eight attention variants with llama.cpp
     Variants(VariantsArgs),
     /// List the faults that --fault can plant, and where each must be blamed
@@ -135,6 +137,21 @@ pub struct DiffArgs {
     pub trace_b: PathBuf,
     #[command(flatten)]
     pub compare: CompareArgs,
+}
+
+#[derive(Args)]
+pub struct ExplainArgs {
+    /// The engine's trace
+    pub trace: PathBuf,
+    /// The reference's trace of the same tokens, to compare every site with as `diff` does
+    #[arg(long, value_name = "TRACE")]
+    pub reference: Option<PathBuf>,
+    /// GGUF model that was recorded [default: the embedded fixture, if it was that]
+    #[arg(short, long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Write the whole report as JSON; `-` prints it instead of the text
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
 #[derive(Args)]

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use crate::{
     diagnosis::{Certainty, Diagnosis, Finding, SideReplay, Verdict},
+    exit::Exit,
     replay::Operation,
     report::{
         Report,
@@ -27,9 +28,48 @@ pub fn blame(text: &mut String, report: &Report, diagnosis: &Diagnosis) {
     }
     inherits(text, report, diagnosis);
     side(text, "engine", &diagnosis.engine);
-    match &diagnosis.reference {
-        Some(reference) => side(text, "reference", reference),
-        None => line(text, "reference", "not replayed: its arithmetic is only known in f32"),
+    match (&diagnosis.reference, &report.reference) {
+        (Some(reference), _) => side(text, "reference", reference),
+        (None, Some(_)) => {
+            line(text, "reference", "not replayed: its arithmetic is only known in f32");
+        }
+        (None, None) => {}
+    }
+}
+
+/// The first line where there is no reference: what is guilty, or how much is known not to be.
+/// `to_the_end` says whether the logits of every step were recorded: then a recorded result lies
+/// behind each operation, and none can be wrong unseen.
+pub fn guilt(diagnosis: &Diagnosis, to_the_end: bool) -> (Exit, String) {
+    let SideReplay { replayed, cleared, unmeasured, .. } = &diagnosis.engine;
+    let missing = unmeasured.len();
+    match diagnosis.findings.as_slice() {
+        [first, more @ ..] => {
+            let sure = match first.cause.certainty {
+                Certainty::Proven => " (proven)",
+                Certainty::Partly => " (partly)",
+                Certainty::Unknown => "",
+            };
+            let more =
+                if more.is_empty() { String::new() } else { format!("; {} more", more.len()) };
+            let text = format!("guilty: {}: {}{sure}{more}", first.what, first.cause.text);
+            (Exit::Diverged, text)
+        }
+        [] if *replayed == 0 => {
+            (Exit::NotMeasured, "nothing was replayed: no operation's result was recorded".into())
+        }
+        [] if missing == 0 => {
+            let counts = format!("{cleared} of {replayed} operations within their rounding bounds");
+            (Exit::Equal, format!("nothing guilty: {counts}"))
+        }
+        [] => {
+            let counts = format!("{cleared} of {replayed} recorded operations");
+            let text = format!("{counts} within their rounding bounds, {missing} not recorded");
+            match to_the_end {
+                true => (Exit::Equal, format!("nothing guilty: {text}")),
+                false => (Exit::NotMeasured, format!("not enough recorded: {text}")),
+            }
+        }
     }
 }
 

@@ -4,6 +4,7 @@ mod blame;
 mod schema;
 mod terminal;
 
+pub use blame::guilt;
 pub use schema::{
     Compared, Headline, ModelSummary, REPORT_VERSION, Report, SideSummary, SiteRow, StepRow,
 };

@@ -24,8 +24,10 @@ pub struct Report {
     pub headline: Headline,
     pub model: Option<ModelSummary>,
     pub engine: SideSummary,
-    pub reference: SideSummary,
-    pub compared: Compared,
+    /// Absent where one trace was explained by itself.
+    pub reference: Option<SideSummary>,
+    /// Absent where there was nothing to compare with.
+    pub compared: Option<Compared>,
     /// Every operation replayed in f64 from its side's own inputs; absent if that was not asked for.
     pub diagnosis: Option<Diagnosis>,
     pub steps: Vec<StepRow>,
@@ -44,6 +46,13 @@ pub struct Headline {
     pub text: String,
     /// The first site that diverged, such as `0/blk.0.q`.
     pub first_divergence: Option<String>,
+}
+
+impl Headline {
+    /// An answer that no comparison of sites gave.
+    pub fn of(exit: Exit, text: String) -> Headline {
+        Headline { exit, exit_code: exit as u8, text, first_divergence: None }
+    }
 }
 
 /// The model that both sides ran.
