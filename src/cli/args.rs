@@ -26,6 +26,8 @@ pub enum Command {
     Diff(DiffArgs),
     /// Name the wrong operations of a recorded engine, and their causes
     Explain(ExplainArgs),
+    /// Say what a change of the engine fixed: the causes in two reports of `run --json`
+    Progress(ProgressArgs),
     /// Compare the eight attention variants with llama.cpp
     Variants(VariantsArgs),
     /// List the faults that --fault can plant, and where each must be blamed
@@ -152,6 +154,16 @@ pub struct ExplainArgs {
     /// Write the whole report as JSON; `-` prints it instead of the text
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct ProgressArgs {
+    /// The report before the change, as `run --json` wrote it
+    #[arg(value_name = "OLD.json")]
+    pub old: PathBuf,
+    /// The report after it, of the same model and prompt
+    #[arg(value_name = "NEW.json")]
+    pub new: PathBuf,
 }
 
 #[derive(Args)]

@@ -21,6 +21,7 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Error> {
         Command::Capture(args) => capture::capture(&args),
         Command::Diff(args) => diff::diff(&args),
         Command::Explain(args) => explain::explain(&args),
+        Command::Progress(args) => tools::progress(&args),
         Command::Variants(args) => variants::variants(&args),
         Command::Faults => tools::faults(),
         Command::Synth(args) => tools::synth(&args),

@@ -75,16 +75,13 @@ pub fn guilt(diagnosis: &Diagnosis, to_the_end: bool) -> (Exit, String) {
 
 fn finding(text: &mut String, number_of: usize, finding: &Finding, report: &Report) {
     let cause = &finding.cause;
-    let whose = match finding.verdict {
-        Verdict::EngineWrong => "",
-        Verdict::ReferenceWrong => "the reference is wrong: ",
-        Verdict::ModelsDiffer => "models differ: the reference's ",
-    };
     let sure = certainty(finding);
     let _ = writeln!(
         text,
-        "  {number_of:>2}. {whose}{}: {BAD}{}{BAD:#} ({sure})",
-        finding.what, cause.text
+        "  {number_of:>2}. {}{}: {BAD}{}{BAD:#} ({sure})",
+        whose(finding),
+        finding.what,
+        cause.text
     );
     for also in cause.also.iter().take(MAX_NAMED) {
         detail(text, &format!("or, giving the same numbers: {also}"));
@@ -118,12 +115,28 @@ fn finding(text: &mut String, number_of: usize, finding: &Finding, report: &Repo
         parts.push(format!("{} other causes refuted", cause.refuted));
     }
     if !finding.spanned.is_empty() {
-        let more = finding.spanned.len().saturating_sub(MAX_NAMED);
-        let named = finding.spanned[..finding.spanned.len().min(MAX_NAMED)].join(", ");
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        parts.push(format!("or an operation before it, as {named}{more} were not recorded"));
+        let named = named(&finding.spanned);
+        parts.push(format!("or an operation before it, as {named} were not recorded"));
     }
     detail(text, &parts.join("; "));
+}
+
+/// Whose fault it is, before what is wrong.
+pub fn whose(finding: &Finding) -> &'static str {
+    match finding.verdict {
+        Verdict::EngineWrong => "",
+        Verdict::ReferenceWrong => "the reference is wrong: ",
+        Verdict::ModelsDiffer => "models differ: the reference's ",
+    }
+}
+
+/// The first few names, and how many more there are.
+pub fn named(names: &[impl AsRef<str>]) -> String {
+    let first: Vec<&str> = names.iter().take(MAX_NAMED).map(AsRef::as_ref).collect();
+    match names.len().saturating_sub(MAX_NAMED) {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
 }
 
 fn detail(text: &mut String, content: &str) {
@@ -173,10 +186,7 @@ fn side(text: &mut String, name: &str, side: &SideReplay) {
         content = "no operation's result was recorded".to_string();
     }
     if !side.unmeasured.is_empty() {
-        let named = side.unmeasured[..side.unmeasured.len().min(MAX_NAMED)].join(", ");
-        let more = side.unmeasured.len().saturating_sub(MAX_NAMED);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let _ = write!(content, "; not recorded: {named}{more}");
+        let _ = write!(content, "; not recorded: {}", named(&side.unmeasured));
     }
     line(text, name, &content);
     for broken in side.broken.iter().take(MAX_NAMED) {
@@ -189,7 +199,7 @@ fn side(text: &mut String, name: &str, side: &SideReplay) {
 }
 
 /// 43,008
-fn grouped(n: u64) -> String {
+pub fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (index, digit) in digits.chars().enumerate() {

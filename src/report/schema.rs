@@ -1,6 +1,6 @@
 //! The report as data. Every serialised type is here; `docs/report.md` describes them.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     arithmetic::Arithmetic,
@@ -38,7 +38,7 @@ pub struct Report {
 }
 
 /// The answer.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Headline {
     pub exit: Exit,
     pub exit_code: u8,
@@ -66,7 +66,7 @@ pub struct ModelSummary {
 }
 
 /// One side of the comparison.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SideSummary {
     /// What ran: `llama.cpp`, or the device.
     pub name: String,
@@ -76,7 +76,7 @@ pub struct SideSummary {
 }
 
 /// How the comparison was made, and how much it covers.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Compared {
     pub factor: f64,
     /// The tolerance in words.
@@ -105,7 +105,7 @@ impl Compared {
 }
 
 /// One step: its tokens, and what each side would say next.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StepRow {
     pub tokens: Vec<i32>,
     pub reference: Option<Choice>,

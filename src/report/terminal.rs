@@ -16,9 +16,9 @@ const REPEATS: usize = 3;
 /// At most this many tensors are named in a line about weights.
 const MAX_NAMED: usize = 4;
 
-pub(super) const GOOD: Style = AnsiColor::Green.on_default().bold();
-pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
-pub(super) const DIM: Style = Style::new().dimmed();
+pub(crate) const GOOD: Style = AnsiColor::Green.on_default().bold();
+pub(crate) const BAD: Style = AnsiColor::Red.on_default().bold();
+pub(crate) const DIM: Style = Style::new().dimmed();
 
 /// The first line: where the sides part, or that they do not. `extent` says in words how far the
 /// run went.
@@ -126,7 +126,7 @@ pub fn render(report: &Report) -> String {
     text
 }
 
-pub(super) fn line(text: &mut String, label: &str, content: &str) {
+pub(crate) fn line(text: &mut String, label: &str, content: &str) {
     let _ = writeln!(text, "  {DIM}{label:<10}{DIM:#} {content}");
 }
 
