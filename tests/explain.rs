@@ -73,7 +73,7 @@ fn a_trace_is_blamed_for_what_run_blames_its_engine_for() {
 }
 
 #[test]
-fn a_right_engine_is_cleared_in_f32_and_f16_and_a_wrong_reference_precision_is_not_replayed() {
+fn a_right_engine_is_cleared_in_f32_and_f16_and_a_native_reference_is_not_replayed() {
     let traces = Traces::new();
     for dtype in ["f32", "f16"] {
         let (exit, out, _) =
