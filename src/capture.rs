@@ -35,8 +35,10 @@ impl Sink for NoSink {
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Choice {
     pub token: i32,
+    #[serde(deserialize_with = "crate::tensor::nan_from_null")]
     pub logit: f32,
     pub second: i32,
+    #[serde(deserialize_with = "crate::tensor::nan_from_null")]
     pub second_logit: f32,
 }
 

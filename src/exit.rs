@@ -8,6 +8,7 @@ use crate::{
     gguf::WriteError,
     kernels::KernelError,
     model::ModelError,
+    progress::SavedError,
     reference::ReferenceError,
     replay::ReplayError,
     synth::SynthError,
@@ -63,6 +64,8 @@ pub enum Error {
     #[error(transparent)]
     Replay(#[from] ReplayError),
     #[error(transparent)]
+    Saved(#[from] SavedError),
+    #[error(transparent)]
     Synth(#[from] SynthError),
     #[error(transparent)]
     Trace(#[from] TraceError),
@@ -73,6 +76,7 @@ impl Error {
     pub fn exit(&self) -> Exit {
         match self {
             Error::Refused(_) => Exit::Refused,
+            Error::Saved(error) if error.is_refusal() => Exit::Refused,
             Error::Device(_) => Exit::Device,
             Error::Engine(EngineError::Model(_) | EngineError::Kernel(_)) => Exit::BadInput,
             Error::Engine(EngineError::Token { .. }) => Exit::BadInput,

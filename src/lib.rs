@@ -42,6 +42,7 @@
 //! - [`replay`]: every operation again in f64, from a side's own inputs: guilty or cleared
 //! - [`diagnosis`]: why a guilty operation is wrong
 //! - [`report`]: the answer as text and JSON
+//! - [`progress`]: two reports, before and after a change of the engine
 //! - [`exit`]: errors and exit codes
 //!
 //! Beside the flow: [`cache`], the folder of what can be made again; [`doctor`], what this machine
@@ -62,6 +63,7 @@ pub mod gguf;
 pub mod kernels;
 pub mod llama;
 pub mod model;
+pub mod progress;
 pub mod reference;
 pub mod replay;
 pub mod report;

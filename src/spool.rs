@@ -25,7 +25,7 @@ impl Recorded for TraceReader {
     }
 
     fn has(&self, site: Site) -> bool {
-        self.sites().any(|recorded| recorded == site)
+        TraceReader::has(self, site)
     }
 }
 

@@ -79,3 +79,12 @@ impl fmt::Display for DType {
         f.write_str(self.name())
     }
 }
+
+/// Reads a number of a report, in which JSON's null stands for NaN and infinities.
+pub fn nan_from_null<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: serde::Deserialize<'de> + From<f32>,
+{
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_else(|| T::from(f32::NAN)))
+}

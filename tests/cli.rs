@@ -11,7 +11,7 @@ fn firstdiff(arguments: &[&str]) -> Command {
 }
 
 /// Exit code, standard output and standard error of a command.
-fn outcome(arguments: &[&str]) -> (i32, String, String) {
+pub fn outcome(arguments: &[&str]) -> (i32, String, String) {
     let output = firstdiff(arguments).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
@@ -19,18 +19,18 @@ fn outcome(arguments: &[&str]) -> (i32, String, String) {
 
 /// A user's mistake: the exit code, nothing on standard output, one line that says it.
 #[track_caller]
-fn refused(arguments: &[&str], code: i32, says: &str) {
+pub fn refused(arguments: &[&str], code: i32, says: &str) {
     let (exit, out, err) = outcome(arguments);
     assert_eq!((exit, out.as_str()), (code, ""), "{err}");
     assert_eq!(err.lines().count(), 1, "{err}");
     assert!(err.contains(says), "{err}");
 }
 
-fn path(path: &Path) -> &str {
+pub fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-const SHORT: [&str; 4] = ["-p", "Once upon a time there was a girl", "-n", "2"];
+pub const SHORT: [&str; 4] = ["-p", "Once upon a time there was a girl", "-n", "2"];
 
 #[test]
 fn a_clean_run_says_so_in_its_first_line_and_exits_0() {

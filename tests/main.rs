@@ -11,10 +11,14 @@ mod compare;
 mod doctor;
 // The engine on the host device against llama.cpp.
 mod engine;
+// A recorded engine is blamed for what `run` blames it for.
+mod explain;
 // GGUF files, good and hostile; the ledger.
 mod model;
 // CUDA semantics on the CPU: barriers, warps, half, errors.
 mod host_device;
+// What a change of the engine fixed, and what is not called fixed.
+mod progress;
 // llama.cpp's tensors are the ones that the site table means.
 mod reference;
 mod replay;

@@ -24,6 +24,10 @@ pub enum Command {
     Capture(CaptureArgs),
     /// Compare two recorded traces
     Diff(DiffArgs),
+    /// Name the wrong operations of a recorded engine, and their causes
+    Explain(ExplainArgs),
+    /// Say what a change of the engine fixed: the causes in two reports of `run --json`
+    Progress(ProgressArgs),
     /// Compare the eight attention variants with llama.cpp
     Variants(VariantsArgs),
     /// List the faults that --fault can plant, and where each must be blamed
@@ -135,6 +139,31 @@ pub struct DiffArgs {
     pub trace_b: PathBuf,
     #[command(flatten)]
     pub compare: CompareArgs,
+}
+
+#[derive(Args)]
+pub struct ExplainArgs {
+    /// The engine's trace
+    pub trace: PathBuf,
+    /// The reference's trace of the same tokens, to compare every site with as `diff` does
+    #[arg(long, value_name = "TRACE")]
+    pub reference: Option<PathBuf>,
+    /// GGUF model that was recorded [default: the embedded fixture, if it was that]
+    #[arg(short, long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Write the whole report as JSON; `-` prints it instead of the text
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct ProgressArgs {
+    /// The report before the change, as `run --json` wrote it
+    #[arg(value_name = "OLD.json")]
+    pub old: PathBuf,
+    /// The report after it, of the same model and prompt
+    #[arg(value_name = "NEW.json")]
+    pub new: PathBuf,
 }
 
 #[derive(Args)]

@@ -20,21 +20,32 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
     inputs::check_factor(args.compare.factor)?;
     output::check_json(args.compare.json.as_deref())?;
     let (a, b) = (TraceReader::open(&args.trace_a)?, TraceReader::open(&args.trace_b)?);
-    comparable(a.manifest(), b.manifest())?;
     let swapped = a.manifest().side == Side::Reference && b.manifest().side == Side::Engine;
     let (engine, reference) = if swapped { (b, a) } else { (a, b) };
-    let floor = floor(engine.manifest(), reference.manifest())?;
     let filter = inputs::filter(args.compare.sites.as_deref())?;
+    let rule = Rule { factor: args.compare.factor, stop_at_first: args.compare.stop_at_first };
+    let mut report = report(&engine, &reference, filter, rule)?;
+    report.seconds = start.elapsed().as_secs_f64();
+    run::finish(&report, args.compare.json.as_deref())
+}
 
+/// The report of two traces, without the time it took.
+pub fn report(
+    engine: &TraceReader,
+    reference: &TraceReader,
+    filter: SiteFilter,
+    rule: Rule,
+) -> Result<Report, Error> {
+    comparable(engine.manifest(), reference.manifest())?;
+    let floor = floor(engine.manifest(), reference.manifest())?;
     let longer = match engine.manifest().steps.len() < reference.manifest().steps.len() {
-        true => &reference,
-        false => &engine,
+        true => reference,
+        false => engine,
     };
     let all = longer.model_sites()?;
     filter.check(&all)?;
     let sites: Vec<Site> = all.iter().copied().filter(|&site| filter.wants(site)).collect();
-    let rule = Rule { factor: args.compare.factor, stop_at_first: args.compare.stop_at_first };
-    let reports = judge_traces(&engine, &reference, &sites, filter, floor, rule)?;
+    let reports = judge_traces(engine, reference, &sites, filter, floor, rule)?;
     let coverage = Coverage::of(&reports, all.len(), sites.len());
     let prompt_tokens = longer.manifest().steps[0].tokens.len();
     let rows: Vec<SiteRow> = reports.into_iter().map(SiteRow::from).collect();
@@ -48,21 +59,20 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
         hooks_leave_logits: None,
         runs_repeat: None,
     };
-    let report = Report {
+    Ok(Report {
         report_version: REPORT_VERSION,
         firstdiff: env!("CARGO_PKG_VERSION").to_string(),
         headline: run::answer(&rows, &compared, None),
         model: None,
         engine: summary(engine.manifest()),
-        reference: summary(reference.manifest()),
-        compared,
+        reference: Some(summary(reference.manifest())),
+        compared: Some(compared),
         diagnosis: None,
         steps: steps(engine.manifest(), reference.manifest()),
         notes: vec![format!("traces of the same model, {}", longer.manifest().model.name)],
         sites: rows,
-        seconds: start.elapsed().as_secs_f64(),
-    };
-    run::finish(&report, args.compare.json.as_deref())
+        seconds: 0.0,
+    })
 }
 
 /// Feeds both traces through the comparison, a tensor at a time.
@@ -104,7 +114,8 @@ fn floor<'a>(engine: &Manifest, reference: &'a Manifest) -> Result<&'a Floor, Er
     })
 }
 
-fn summary(manifest: &Manifest) -> SideSummary {
+/// The side that a trace records.
+pub fn summary(manifest: &Manifest) -> SideSummary {
     let settings = &manifest.settings;
     let listed = [
         ("dtype", settings.dtype.map(|dtype| dtype.to_string())),

@@ -156,6 +156,14 @@ fn prompt(args: &ModelArgs) -> Result<String, Error> {
     Ok(text.strip_suffix('\n').map(str::to_string).unwrap_or(text))
 }
 
+/// The embedded fixture, if that is the file of a blake3.
+pub fn fixture_of(blake3: &str) -> Result<Option<PathBuf>, Error> {
+    match blake3::hash(FIXTURE).to_hex().as_str() == blake3 {
+        true => fixture().map(Some),
+        false => Ok(None),
+    }
+}
+
 /// The embedded fixture, as a file in the cache: llama.cpp reads files.
 fn fixture() -> Result<PathBuf, Error> {
     let name = format!("tiny-qwen2-f16-{}.gguf", &blake3::hash(FIXTURE).to_hex()[..12]);

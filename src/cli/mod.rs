@@ -3,6 +3,7 @@
 pub mod args;
 mod capture;
 mod diff;
+mod explain;
 mod inputs;
 pub mod interrupt;
 mod output;
@@ -19,6 +20,8 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Error> {
         Command::Run(args) => run::run(&args),
         Command::Capture(args) => capture::capture(&args),
         Command::Diff(args) => diff::diff(&args),
+        Command::Explain(args) => explain::explain(&args),
+        Command::Progress(args) => tools::progress(&args),
         Command::Variants(args) => variants::variants(&args),
         Command::Faults => tools::faults(),
         Command::Synth(args) => tools::synth(&args),

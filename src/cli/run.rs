@@ -5,7 +5,7 @@ use firstdiff::{
     capture::Choice,
     diagnosis::Diagnosis,
     exit::{Error, Exit},
-    model::Ledger,
+    model::{Ledger, Model},
     reference::Precision,
     report::{
         Compared, Headline, ModelSummary, REPORT_VERSION, Report, SideSummary, SiteRow, StepRow,
@@ -102,21 +102,26 @@ fn report(
         report_version: REPORT_VERSION,
         firstdiff: env!("CARGO_PKG_VERSION").to_string(),
         headline: answer(&sites, &compared, finished.diagnosis.as_ref()),
-        model: Some(ModelSummary {
-            path: model.path.display().to_string(),
-            blake3: model.hash(),
-            config: model.config.clone(),
-            parameters: model.parameters(),
-            ledger: Ledger::read(model)?,
-        }),
+        model: Some(model_summary(model)?),
         engine: engine_summary(engine, finished.device),
-        reference: reference_summary(inputs),
-        compared,
+        reference: Some(reference_summary(inputs)),
+        compared: Some(compared),
         diagnosis: finished.diagnosis,
         steps,
         notes,
         sites,
         seconds: finished.seconds,
+    })
+}
+
+/// The model, and which of its weights are suspicious.
+pub fn model_summary(model: &Model) -> Result<ModelSummary, Error> {
+    Ok(ModelSummary {
+        path: model.path.display().to_string(),
+        blake3: model.hash(),
+        config: model.config.clone(),
+        parameters: model.parameters(),
+        ledger: Ledger::read(model)?,
     })
 }
 
@@ -128,7 +133,7 @@ pub fn answer(sites: &[SiteRow], compared: &Compared, diagnosis: Option<&Diagnos
     let mut text = headline(sites, &compared.coverage, &compared.extent(), &first);
     let mut exit = compared.coverage.exit();
     if let Some(finding) = diagnosis.and_then(Diagnosis::first_of_engine)
-        && exit == Exit::Equal
+        && matches!(exit, Exit::Equal | Exit::NotMeasured)
     {
         exit = Exit::Diverged;
         text = format!("wrong within the floor: {}: {}; {text}", finding.what, finding.cause.text);

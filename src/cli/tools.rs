@@ -1,4 +1,4 @@
-//! The smaller commands: faults, synth, doctor, completions.
+//! The smaller commands: faults, progress, synth, doctor, completions.
 
 use std::path::Path;
 
@@ -8,11 +8,12 @@ use firstdiff::{
     doctor,
     exit::{Error, Exit},
     fault::FAULTS,
+    progress::{Progress, Saved},
     synth::{self, Spec},
 };
 
 use super::{
-    args::{Cli, DoctorArgs, SynthArgs},
+    args::{Cli, DoctorArgs, ProgressArgs, SynthArgs},
     interrupt, output,
 };
 
@@ -28,6 +29,14 @@ pub fn faults() -> Result<Exit, Error> {
     }
     output::print(&format!("{} faults can be planted\n{}\n", FAULTS.len(), table.trim_fmt()))?;
     Ok(Exit::Equal)
+}
+
+/// Says what a change of the engine fixed.
+pub fn progress(args: &ProgressArgs) -> Result<Exit, Error> {
+    let (old, new) = (Saved::open(&args.old)?, Saved::open(&args.new)?);
+    let progress = Progress::of(&old, &new)?;
+    output::print(&progress.render())?;
+    Ok(progress.exit())
 }
 
 /// Writes a random model.

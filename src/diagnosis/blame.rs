@@ -51,6 +51,7 @@ pub struct SideReplay {
     /// Operations whose results were not recorded: no verdict on them alone.
     pub unmeasured: Vec<String>,
     /// The furthest any cleared operation is from exact arithmetic, in units of its bound.
+    #[serde(deserialize_with = "crate::tensor::nan_from_null")]
     pub worst_cleared: f64,
     /// Properties that hold whatever the weights are, and were broken.
     pub broken: Vec<Invariant>,

@@ -41,9 +41,12 @@ pub struct Worst {
     pub step: u32,
     /// Index on each axis of the stage.
     pub index: Vec<usize>,
+    #[serde(deserialize_with = "crate::tensor::nan_from_null")]
     pub recorded: f32,
+    #[serde(deserialize_with = "crate::tensor::nan_from_null")]
     pub expected: f64,
     /// |recorded - expected| in units of the bound.
+    #[serde(deserialize_with = "crate::tensor::nan_from_null")]
     pub times_bound: f64,
 }
 

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use crate::{
     diagnosis::{Certainty, Diagnosis, Finding, SideReplay, Verdict},
+    exit::Exit,
     replay::Operation,
     report::{
         Report,
@@ -27,24 +28,60 @@ pub fn blame(text: &mut String, report: &Report, diagnosis: &Diagnosis) {
     }
     inherits(text, report, diagnosis);
     side(text, "engine", &diagnosis.engine);
-    match &diagnosis.reference {
-        Some(reference) => side(text, "reference", reference),
-        None => line(text, "reference", "not replayed: its arithmetic is only known in f32"),
+    match (&diagnosis.reference, &report.reference) {
+        (Some(reference), _) => side(text, "reference", reference),
+        (None, Some(_)) => {
+            line(text, "reference", "not replayed: its arithmetic is only known in f32");
+        }
+        (None, None) => {}
+    }
+}
+
+/// The first line where there is no reference: what is guilty, or how much is known not to be.
+/// `to_the_end` says whether the logits of every step were recorded: then a recorded result lies
+/// behind each operation, and none can be wrong unseen.
+pub fn guilt(diagnosis: &Diagnosis, to_the_end: bool) -> (Exit, String) {
+    let SideReplay { replayed, cleared, unmeasured, .. } = &diagnosis.engine;
+    let missing = unmeasured.len();
+    match diagnosis.findings.as_slice() {
+        [first, more @ ..] => {
+            let sure = match first.cause.certainty {
+                Certainty::Proven => " (proven)",
+                Certainty::Partly => " (partly)",
+                Certainty::Unknown => "",
+            };
+            let more =
+                if more.is_empty() { String::new() } else { format!("; {} more", more.len()) };
+            let text = format!("guilty: {}: {}{sure}{more}", first.what, first.cause.text);
+            (Exit::Diverged, text)
+        }
+        [] if *replayed == 0 => {
+            (Exit::NotMeasured, "nothing was replayed: no operation's result was recorded".into())
+        }
+        [] if missing == 0 => {
+            let counts = format!("{cleared} of {replayed} operations within their rounding bounds");
+            (Exit::Equal, format!("nothing guilty: {counts}"))
+        }
+        [] => {
+            let counts = format!("{cleared} of {replayed} recorded operations");
+            let text = format!("{counts} within their rounding bounds, {missing} not recorded");
+            match to_the_end {
+                true => (Exit::Equal, format!("nothing guilty: {text}")),
+                false => (Exit::NotMeasured, format!("not enough recorded: {text}")),
+            }
+        }
     }
 }
 
 fn finding(text: &mut String, number_of: usize, finding: &Finding, report: &Report) {
     let cause = &finding.cause;
-    let whose = match finding.verdict {
-        Verdict::EngineWrong => "",
-        Verdict::ReferenceWrong => "the reference is wrong: ",
-        Verdict::ModelsDiffer => "models differ: the reference's ",
-    };
     let sure = certainty(finding);
     let _ = writeln!(
         text,
-        "  {number_of:>2}. {whose}{}: {BAD}{}{BAD:#} ({sure})",
-        finding.what, cause.text
+        "  {number_of:>2}. {}{}: {BAD}{}{BAD:#} ({sure})",
+        whose(finding),
+        finding.what,
+        cause.text
     );
     for also in cause.also.iter().take(MAX_NAMED) {
         detail(text, &format!("or, giving the same numbers: {also}"));
@@ -79,12 +116,28 @@ fn finding(text: &mut String, number_of: usize, finding: &Finding, report: &Repo
         parts.push(format!("{} other causes refuted", cause.refuted));
     }
     if !finding.spanned.is_empty() {
-        let more = finding.spanned.len().saturating_sub(MAX_NAMED);
-        let named = finding.spanned[..finding.spanned.len().min(MAX_NAMED)].join(", ");
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        parts.push(format!("or an operation before it, as {named}{more} were not recorded"));
+        let named = named(&finding.spanned);
+        parts.push(format!("or an operation before it, as {named} were not recorded"));
     }
     detail(text, &parts.join("; "));
+}
+
+/// Whose fault it is, before what is wrong.
+pub fn whose(finding: &Finding) -> &'static str {
+    match finding.verdict {
+        Verdict::EngineWrong => "",
+        Verdict::ReferenceWrong => "the reference is wrong: ",
+        Verdict::ModelsDiffer => "models differ: the reference's ",
+    }
+}
+
+/// The first few names, and how many more there are.
+pub fn named(names: &[impl AsRef<str>]) -> String {
+    let first: Vec<&str> = names.iter().take(MAX_NAMED).map(AsRef::as_ref).collect();
+    match names.len().saturating_sub(MAX_NAMED) {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
 }
 
 fn detail(text: &mut String, content: &str) {
@@ -134,10 +187,7 @@ fn side(text: &mut String, name: &str, side: &SideReplay) {
         content = "no operation's result was recorded".to_string();
     }
     if !side.unmeasured.is_empty() {
-        let named = side.unmeasured[..side.unmeasured.len().min(MAX_NAMED)].join(", ");
-        let more = side.unmeasured.len().saturating_sub(MAX_NAMED);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let _ = write!(content, "; not recorded: {named}{more}");
+        let _ = write!(content, "; not recorded: {}", named(&side.unmeasured));
     }
     line(text, name, &content);
     for broken in side.broken.iter().take(MAX_NAMED) {
@@ -150,7 +200,7 @@ fn side(text: &mut String, name: &str, side: &SideReplay) {
 }
 
 /// 43,008
-fn grouped(n: u64) -> String {
+pub fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (index, digit) in digits.chars().enumerate() {

@@ -4,7 +4,10 @@ mod blame;
 mod schema;
 mod terminal;
 
+pub use blame::guilt;
+pub(crate) use blame::{grouped, named, whose};
 pub use schema::{
     Compared, Headline, ModelSummary, REPORT_VERSION, Report, SideSummary, SiteRow, StepRow,
 };
+pub(crate) use terminal::{BAD, DIM, GOOD, line};
 pub use terminal::{headline, render};

@@ -1,6 +1,6 @@
 //! The report as data. Every serialised type is here; `docs/report.md` describes them.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     arithmetic::Arithmetic,
@@ -24,8 +24,10 @@ pub struct Report {
     pub headline: Headline,
     pub model: Option<ModelSummary>,
     pub engine: SideSummary,
-    pub reference: SideSummary,
-    pub compared: Compared,
+    /// Absent where one trace was explained by itself.
+    pub reference: Option<SideSummary>,
+    /// Absent where there was nothing to compare with.
+    pub compared: Option<Compared>,
     /// Every operation replayed in f64 from its side's own inputs; absent if that was not asked for.
     pub diagnosis: Option<Diagnosis>,
     pub steps: Vec<StepRow>,
@@ -36,7 +38,7 @@ pub struct Report {
 }
 
 /// The answer.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Headline {
     pub exit: Exit,
     pub exit_code: u8,
@@ -44,6 +46,13 @@ pub struct Headline {
     pub text: String,
     /// The first site that diverged, such as `0/blk.0.q`.
     pub first_divergence: Option<String>,
+}
+
+impl Headline {
+    /// An answer that no comparison of sites gave.
+    pub fn of(exit: Exit, text: String) -> Headline {
+        Headline { exit, exit_code: exit as u8, text, first_divergence: None }
+    }
 }
 
 /// The model that both sides ran.
@@ -57,7 +66,7 @@ pub struct ModelSummary {
 }
 
 /// One side of the comparison.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SideSummary {
     /// What ran: `llama.cpp`, or the device.
     pub name: String,
@@ -67,7 +76,7 @@ pub struct SideSummary {
 }
 
 /// How the comparison was made, and how much it covers.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Compared {
     pub factor: f64,
     /// The tolerance in words.
@@ -96,7 +105,7 @@ impl Compared {
 }
 
 /// One step: its tokens, and what each side would say next.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StepRow {
     pub tokens: Vec<i32>,
     pub reference: Option<Choice>,

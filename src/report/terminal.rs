@@ -6,7 +6,7 @@ use anstyle::{AnsiColor, Style};
 
 use crate::{
     compare::{Difference, Element, NonFinite},
-    report::{Report, SiteRow, blame::blame},
+    report::{Compared, Report, SiteRow, blame::blame},
     site::{Axis, Site, Stage},
     verdict::{Coverage, Outcome},
 };
@@ -16,9 +16,9 @@ const REPEATS: usize = 3;
 /// At most this many tensors are named in a line about weights.
 const MAX_NAMED: usize = 4;
 
-pub(super) const GOOD: Style = AnsiColor::Green.on_default().bold();
-pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
-pub(super) const DIM: Style = Style::new().dimmed();
+pub(crate) const GOOD: Style = AnsiColor::Green.on_default().bold();
+pub(crate) const BAD: Style = AnsiColor::Red.on_default().bold();
+pub(crate) const DIM: Style = Style::new().dimmed();
 
 /// The first line: where the sides part, or that they do not. `extent` says in words how far the
 /// run went.
@@ -110,11 +110,15 @@ pub fn render(report: &Report) -> String {
     }
     if let Some(diagnosis) = &report.diagnosis {
         blame(&mut text, report, diagnosis);
-        text.push('\n');
     }
-    coverage(&mut text, report);
-    stages(&mut text, report);
-    steps(&mut text, report);
+    if let Some(compared) = &report.compared {
+        if report.diagnosis.is_some() {
+            text.push('\n');
+        }
+        coverage(&mut text, report, compared);
+        stages(&mut text, report);
+        steps(&mut text, report);
+    }
     sides(&mut text, report);
     for note in &report.notes {
         line(&mut text, "note", note);
@@ -122,7 +126,7 @@ pub fn render(report: &Report) -> String {
     text
 }
 
-pub(super) fn line(text: &mut String, label: &str, content: &str) {
+pub(crate) fn line(text: &mut String, label: &str, content: &str) {
     let _ = writeln!(text, "  {DIM}{label:<10}{DIM:#} {content}");
 }
 
@@ -158,8 +162,9 @@ fn divergence(text: &mut String, report: &Report, row: &SiteRow, difference: &Di
         line(text, "floor", &floors);
     }
     let before = report.sites.iter().take_while(|other| other.place < row.place).count();
-    let after = report.compared.coverage.compared().saturating_sub(before + 1);
-    let also = report.compared.coverage.diverged.saturating_sub(1);
+    let Some(Compared { coverage, .. }) = &report.compared else { return };
+    let after = coverage.compared().saturating_sub(before + 1);
+    let also = coverage.diverged.saturating_sub(1);
     line(
         text,
         "around it",
@@ -167,8 +172,7 @@ fn divergence(text: &mut String, report: &Report, row: &SiteRow, difference: &Di
     );
 }
 
-fn coverage(text: &mut String, report: &Report) {
-    let compared = &report.compared;
+fn coverage(text: &mut String, report: &Report, compared: &Compared) {
     let Coverage { total, asked, unmeasured, refused, .. } = compared.coverage;
     let mut parts = vec![format!("{} of {total} sites compared", compared.coverage.compared())];
     if asked < total {
@@ -279,7 +283,8 @@ fn repeated(tokens: &[Option<i32>]) -> Option<i32> {
 
 fn sides(text: &mut String, report: &Report) {
     text.push('\n');
-    for (label, side) in [("engine", &report.engine), ("reference", &report.reference)] {
+    let sides = [("engine", Some(&report.engine)), ("reference", report.reference.as_ref())];
+    for (label, side) in sides.into_iter().filter_map(|(label, side)| Some((label, side?))) {
         let settings: Vec<String> =
             side.settings.iter().map(|(key, value)| format!("{key} {value}")).collect();
         line(text, label, &format!("{}: {}", side.name, settings.join(", ")));

@@ -79,6 +79,11 @@ impl TraceReader {
         self.places.keys().copied()
     }
 
+    /// Whether the site was recorded.
+    pub fn has(&self, site: Site) -> bool {
+        self.places.contains_key(&site)
+    }
+
     /// Reads the tensor of a site as f32, or `None` if it was not recorded.
     ///
     /// f16 and bf16 are widened exactly; f64 is rounded to nearest, beyond the range to infinity.

@@ -1,0 +1,158 @@
+//! `firstdiff explain`: the diagnosis of `run`, from a recorded engine.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use firstdiff::{
+    arithmetic::Arithmetic,
+    compare::{DEFAULT_FACTOR, SiteFilter},
+    diagnosis::Diagnosis,
+    exit::{Error, Exit},
+    model::Model,
+    replay::Recording,
+    report::{Headline, REPORT_VERSION, Report, StepRow, guilt},
+    site::{Site, Stage},
+    tensor::DType,
+    trace::{Manifest, ModelId, Side, Step, TraceReader},
+    verdict::Rule,
+};
+
+use super::{args::ExplainArgs, diff, inputs, output, run};
+
+/// What a reader must know of a trace that lacks results.
+const SPANNED: &str = "a result that was not recorded is judged together with the next one that \
+                       was, by a wider bound: record all sites for a verdict on each";
+
+/// Replays a trace, compares it with the reference's if there is one, and prints the report.
+pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
+    let start = Instant::now();
+    output::check_json(args.json.as_deref())?;
+    let bar = output::progress(None, "checking the traces");
+    let engine = open(&args.trace, Side::Engine)?;
+    let reference = args.reference.as_deref().map(|path| open(path, Side::Reference));
+    let reference = reference.transpose()?;
+    let model = model(args, engine.manifest())?;
+    let mut report = match &reference {
+        Some(reference) => {
+            bar.set_message("comparing sites");
+            let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
+            diff::report(&engine, reference, SiteFilter::default(), rule)?
+        }
+        None => alone(engine.manifest()),
+    };
+    bar.set_message("replaying every operation");
+    let diagnosis = diagnose(&model, &engine, reference.as_ref())?;
+    report.headline = headline(&report, &diagnosis, &engine);
+    if diagnosis.engine.replayed > 0 && !diagnosis.engine.unmeasured.is_empty() {
+        report.notes.push(SPANNED.to_string());
+    }
+    report.diagnosis = Some(diagnosis);
+    report.model = Some(run::model_summary(&model)?);
+    report.seconds = start.elapsed().as_secs_f64();
+    bar.finish_and_clear();
+    run::finish(&report, args.json.as_deref())
+}
+
+/// Opens the trace of a side, and refuses that of the other.
+fn open(path: &Path, side: Side) -> Result<TraceReader, Error> {
+    let trace = TraceReader::open(path)?;
+    if trace.manifest().side == side {
+        return Ok(trace);
+    }
+    let path = path.display();
+    Err(Error::Usage(match side {
+        Side::Engine => format!(
+            "{path} was recorded from a reference; name an engine's trace, and this one with \
+             --reference"
+        ),
+        Side::Reference => format!(
+            "{path} was recorded from an engine; give --reference what `firstdiff capture \
+             reference` wrote"
+        ),
+    }))
+}
+
+/// The model that was recorded, refused where it is another one.
+fn model(args: &ExplainArgs, manifest: &Manifest) -> Result<Model, Error> {
+    let (trace, id) = (args.trace.display(), &manifest.model);
+    let path: Option<PathBuf> = match &args.model {
+        Some(path) => Some(path.clone()),
+        None => inputs::fixture_of(&id.blake3)?,
+    };
+    let recorded = format!("{trace} was recorded from {:?} (blake3 {})", id.name, id.blake3);
+    let path = path.ok_or_else(|| Error::Usage(format!("{recorded}; name that file with -m")))?;
+    let model = Model::open(&path)?;
+    let found = ModelId::new(id.name.clone(), model.hash(), &model.config);
+    if found.blake3 != id.blake3 {
+        let other = format!("{} has blake3 {}", path.display(), found.blake3);
+        return Err(Error::Refused(format!("{recorded}, {other}; name the first with -m")));
+    }
+    // The shapes of the tensors were checked by the manifest's: they must be the model's own.
+    if found != *id {
+        return Err(Error::Refused(format!(
+            "{trace} states other shapes than {} has; fix the program that wrote it",
+            path.display()
+        )));
+    }
+    Ok(model)
+}
+
+/// The report of an engine that is compared with nothing; its headline is yet to come.
+fn alone(manifest: &Manifest) -> Report {
+    let row = |step: &Step| StepRow {
+        tokens: step.tokens.clone(),
+        reference: None,
+        engine: step.choice,
+        reference_text: None,
+        engine_text: step.choice.map(|choice| format!("#{}", choice.token)),
+    };
+    Report {
+        report_version: REPORT_VERSION,
+        firstdiff: env!("CARGO_PKG_VERSION").to_string(),
+        headline: Headline::of(Exit::NotMeasured, String::new()),
+        model: None,
+        engine: diff::summary(manifest),
+        reference: None,
+        compared: None,
+        diagnosis: None,
+        steps: manifest.steps.iter().map(row).collect(),
+        notes: Vec::new(),
+        sites: Vec::new(),
+        seconds: 0.0,
+    }
+}
+
+/// Replays the engine, and the reference where it ran in f32: only then is its arithmetic known.
+fn diagnose(
+    model: &Model,
+    engine: &TraceReader,
+    reference: Option<&TraceReader>,
+) -> Result<Diagnosis, Error> {
+    let steps = |trace: &TraceReader| -> Vec<Vec<i32>> {
+        trace.manifest().steps.iter().map(|step| step.tokens.clone()).collect()
+    };
+    let is_f32 = |trace: &&TraceReader| {
+        trace.manifest().settings.reference_precision.as_deref() == Some("f32")
+    };
+    let reference = reference.filter(is_f32).map(|trace| (trace, steps(trace)));
+    let (own, f32) = (&engine.manifest().arithmetic, Arithmetic::engine(DType::F32));
+    let engine = Recording { tensors: engine, steps: &steps(engine), arithmetic: own };
+    let reference = reference.as_ref().map(|(trace, steps)| Recording {
+        tensors: *trace,
+        steps,
+        arithmetic: &f32,
+    });
+    Ok(Diagnosis::of(model, engine, reference)?)
+}
+
+fn headline(report: &Report, diagnosis: &Diagnosis, engine: &TraceReader) -> Headline {
+    if let Some(compared) = &report.compared {
+        return run::answer(&report.sites, compared, Some(diagnosis));
+    }
+    let mut steps = 0..engine.manifest().steps.len() as u32;
+    let to_the_end = steps.all(|step| engine.has(Site::global(step, Stage::Logits)));
+    let (exit, text) = guilt(diagnosis, to_the_end);
+    Headline::of(exit, text)
+}
