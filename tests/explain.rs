@@ -58,6 +58,8 @@ fn a_trace_is_blamed_for_what_run_blames_its_engine_for() {
         (r"worst [0-9.e]+ x bound: .*", "worst N x bound: PLACE"),
         (r"worst 0\.\d+ x", "worst 0.N x"),
         (r"recorded by firstdiff \S+", "recorded by firstdiff V"),
+        // As many as there are hypotheses.
+        (r"\d+ other causes", "N other causes"),
     ]}, { insta::assert_snapshot!(out) });
 
     let alone = json(&["explain", &bad]);
