@@ -3,12 +3,13 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup build demo test check bench faults fmt clean
+.PHONY: gpu-test gpu-bench gpu-sanitize gpu-bundle
 unexport MAKEFLAGS MFLAGS
 
 FIRSTDIFF := $(or $(CARGO_TARGET_DIR),./target)/release/firstdiff
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## install what is missing (cmake, a C++ compiler, libclang); does nothing the second time
 	scripts/setup.sh
@@ -38,6 +39,18 @@ bench: setup ## where time and memory of a run go
 
 faults: setup ## plant every fault and see whether it is found, blamed and named
 	cargo bench --locked --bench faults
+
+gpu-test: ## on a GPU: the GPU tests, and the engine's tests with their kernels there
+	scripts/gpu.sh test
+
+gpu-bench: ## on a GPU: the tables of docs/performance.md
+	scripts/gpu.sh bench
+
+gpu-sanitize: ## on a GPU: every kernel under compute-sanitizer
+	scripts/gpu.sh sanitize
+
+gpu-bundle: setup ## write target/gpu-bundle, which does these on a machine without Rust
+	scripts/gpu.sh bundle target/gpu-bundle
 
 fmt: ## format the Rust sources
 	cargo fmt

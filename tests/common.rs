@@ -21,9 +21,21 @@ use firstdiff::{
     verdict::{Outcome, Rule, SiteReport},
 };
 
-/// The trained fixture model.
+/// The trained fixture model, of the project or of a bundle of it.
 pub fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-qwen2/tiny-qwen2-f16.gguf")
+    let project = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let project = project.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")));
+    project.join("fixtures/tiny-qwen2/tiny-qwen2-f16.gguf")
+}
+
+/// Random values in [-1, 1].
+pub fn random_values(n: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
 }
 
 /// Keeps every tensor of the stages it wants; an empty list wants all.
@@ -43,6 +55,8 @@ impl Sink for Keep {
         Ok(())
     }
 }
+
+const EVERY_SITE: Rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
 
 /// A model loaded on both sides.
 pub struct Bench {
@@ -79,31 +93,51 @@ impl Bench {
 
     /// Runs an engine on a prompt of that many tokens and decodes `decode` more.
     pub fn run(&self, engine: &EngineSpec, tokens: usize, decode: u32) -> Finished {
-        let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
-        self.run_by(rule, engine, tokens, decode)
+        self.run_by(EVERY_SITE, false, engine, tokens, decode)
+    }
+
+    /// The same, and every operation replayed.
+    pub fn run_replayed(&self, engine: &EngineSpec, tokens: usize, decode: u32) -> Finished {
+        self.run_by(EVERY_SITE, true, engine, tokens, decode)
     }
 
     /// The same, up to the first divergence.
     pub fn run_to_first(&self, engine: &EngineSpec, tokens: usize, decode: u32) -> Finished {
-        let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: true };
-        self.run_by(rule, engine, tokens, decode)
+        let rule = Rule { stop_at_first: true, ..EVERY_SITE };
+        self.run_by(rule, false, engine, tokens, decode)
     }
 
-    fn run_by(&self, rule: Rule, engine: &EngineSpec, tokens: usize, decode: u32) -> Finished {
+    fn run_by(
+        &self,
+        rule: Rule,
+        replay: bool,
+        engine: &EngineSpec,
+        tokens: usize,
+        decode: u32,
+    ) -> Finished {
         let ids = self.prompt(tokens);
         let task = Task { prompt: &ids, decode };
         let filter = SiteFilter::default();
         let (model, reference) = (&self.model, &self.reference);
-        Run { model, reference, task, engine, filter: &filter, rule, replay: false }
+        Run { model, reference, task, engine, filter: &filter, rule, replay }
             .run(&mut |_| {})
             .unwrap()
     }
 }
 
-/// Our engine as it is by default, in that storage.
+/// The device that the engine's tests run on: the host, unless `FIRSTDIFF_TEST_DEVICE` is `cuda`.
+pub fn device() -> DeviceKind {
+    match std::env::var("FIRSTDIFF_TEST_DEVICE").as_deref() {
+        Err(_) | Ok("host") => DeviceKind::Host,
+        Ok("cuda") => DeviceKind::Cuda,
+        Ok(other) => panic!("FIRSTDIFF_TEST_DEVICE={other}: it takes host or cuda"),
+    }
+}
+
+/// Our engine as it is by default, in that storage, on the device under test.
 pub fn engine(storage: DType) -> EngineSpec {
     EngineSpec {
-        device: DeviceKind::Host,
+        device: device(),
         storage,
         attention: AttentionVariant::default(),
         faults: Faults::default(),

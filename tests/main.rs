@@ -13,10 +13,12 @@ mod doctor;
 mod engine;
 // A recorded engine is blamed for what `run` blames it for.
 mod explain;
-// GGUF files, good and hostile; the ledger.
-mod model;
+// The same kernels on a GPU, where there is one and `make gpu-test` asks for them.
+mod gpu;
 // CUDA semantics on the CPU: barriers, warps, half, errors.
 mod host_device;
+// GGUF files, good and hostile; the ledger.
+mod model;
 // What a change of the engine fixed, and what is not called fixed.
 mod progress;
 // llama.cpp's tensors are the ones that the site table means.

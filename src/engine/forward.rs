@@ -185,6 +185,11 @@ impl Engine {
         Ok(())
     }
 
+    /// Takes the cache as holding that many positions, whatever it holds: for measurements.
+    pub fn assume(&mut self, positions: usize) {
+        self.length = positions;
+    }
+
     /// Empties the KV cache, for another prompt.
     pub fn reset(&mut self) -> Result<(), EngineError> {
         for cache in &self.caches {

@@ -3,6 +3,7 @@
 //! The CUDA libraries are loaded when the device is opened, so the program starts without them. All
 //! work goes to one stream, in order; captures leave through a second one.
 
+mod compile;
 mod graph;
 mod staging;
 mod stream;
@@ -12,11 +13,11 @@ use std::{cell::RefCell, collections::HashMap, ffi::c_void, sync::Arc};
 use cudarc::{
     cublas::{result as blas, sys as blas_sys},
     driver::{CudaContext, CudaFunction, CudaModule, result as driver, sys},
-    nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts, sys as nvrtc_sys},
+    nvrtc::{Ptx, sys as nvrtc_sys},
 };
+use rayon::prelude::*;
 
 use crate::{
-    cache,
     device::{
         Arg, Buffer, Device, DeviceError, Download, Gemm, KernelSource, Launch, Recorded,
         cuda::{
@@ -25,7 +26,6 @@ use crate::{
             stream::{Memory, Stream, failed},
         },
     },
-    doctor,
     tensor::DType,
 };
 
@@ -106,47 +106,16 @@ impl CudaDevice {
         self.context.bind_to_thread().map_err(failed("binding the context"))
     }
 
-    /// PTX of a source, from the cache or NVRTC.
-    fn ptx(&self, source: &KernelSource) -> Result<Ptx, DeviceError> {
-        let mut hasher = blake3::Hasher::new();
-        for part in [&source.text, &self.architecture, &nvrtc_version(), &source.defines.join(" ")]
-        {
-            hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
-        }
-        let name = format!("{}.ptx", hasher.finalize().to_hex());
-        let path = cache::folder("cuda").ok().map(|folder| folder.join(name));
-        let cached = path.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
-        if let Some(text) = cached {
-            return Ok(Ptx::from_src(text));
-        }
-        let mut options = vec![
-            format!("--gpu-architecture={}", self.architecture),
-            "--generate-line-info".to_string(),
-            "--std=c++17".to_string(),
-        ];
-        options.extend(source.defines.iter().map(|define| format!("-D{define}")));
-        let headers = doctor::include_folder().map(|folder| folder.display().to_string());
-        let has_headers = headers.is_some();
-        let include_paths = headers.into_iter().collect();
-        let name = Some(source.file.clone());
-        let options = CompileOptions { options, include_paths, name, ..CompileOptions::default() };
-        // The first line number is that of the file itself.
-        let text = format!("#line 1 \"{}\"\n{}", source.file, source.text);
-        let ptx = compile_ptx_with_opts(&text, options).map_err(|error| {
-            let mut message = match &error {
-                CompileError::CompileError { log, .. } => log.to_string_lossy().into_owned(),
-                other => format!("{other:?}"),
-            };
-            if !has_headers {
-                message += "\ncuda_fp16.h was not found: install the CUDA headers or set CUDA_HOME";
-            }
-            DeviceError::Compile { file: source.file.clone(), message }
-        })?;
-        if let Some(path) = path {
-            // What cannot be cached is compiled again the next time.
-            let _ = cache::write_atomic(&path, ptx.to_src().as_bytes());
-        }
-        Ok(ptx)
+    /// Loads machine code in place of what its file had before.
+    fn keep(&mut self, source: &KernelSource, code: Vec<u8>) -> Result<Vec<String>, DeviceError> {
+        let doing = format!("loading {}", source.file);
+        let module = self.context.load_module(Ptx::from_binary(code)).map_err(failed(doing))?;
+        let entries = source.entries();
+        self.functions.borrow_mut().retain(|entry, _| !entries.contains(entry));
+        self.entries.retain(|_, file| *file != source.file);
+        self.entries.extend(entries.iter().map(|entry| (entry.clone(), source.file.clone())));
+        self.modules.insert(source.file.clone(), module);
+        Ok(entries)
     }
 
     fn function(&self, entry: &str) -> Result<CudaFunction, DeviceError> {
@@ -176,20 +145,21 @@ impl CudaDevice {
 impl Device for CudaDevice {
     fn name(&self) -> String {
         let name = self.context.name().unwrap_or_else(|_| "GPU".to_string());
-        format!("cuda ({name}, {}, NVRTC {})", self.architecture, nvrtc_version())
+        format!("cuda ({name}, {}, NVRTC {})", self.architecture, compile::version())
     }
 
     fn load(&mut self, source: &KernelSource) -> Result<Vec<String>, DeviceError> {
         self.bind()?;
-        let ptx = self.ptx(source)?;
-        let doing = format!("loading {}", source.file);
-        let module = self.context.load_module(ptx).map_err(failed(doing))?;
-        let entries = source.entries();
-        self.functions.borrow_mut().retain(|entry, _| !entries.contains(entry));
-        self.entries.retain(|_, file| *file != source.file);
-        self.entries.extend(entries.iter().map(|entry| (entry.clone(), source.file.clone())));
-        self.modules.insert(source.file.clone(), module);
-        Ok(entries)
+        let code = compile::cubin(source, &self.architecture)?;
+        self.keep(source, code)
+    }
+
+    fn load_all(&mut self, sources: &[KernelSource]) -> Result<(), DeviceError> {
+        self.bind()?;
+        let architecture = self.architecture.as_str();
+        let codes = sources.par_iter().map(|source| compile::cubin(source, architecture));
+        let codes: Vec<Vec<u8>> = codes.collect::<Result<_, _>>()?;
+        sources.iter().zip(codes).try_for_each(|(source, code)| self.keep(source, code).map(drop))
     }
 
     fn alloc(&self, bytes: usize, what: &str) -> Result<Buffer, DeviceError> {
@@ -340,11 +310,4 @@ fn blas_type(dtype: DType) -> blas_sys::cudaDataType {
         DType::F16 => blas_sys::cudaDataType::CUDA_R_16F,
         _ => blas_sys::cudaDataType::CUDA_R_32F,
     }
-}
-
-fn nvrtc_version() -> String {
-    let (mut major, mut minor) = (0, 0);
-    // SAFETY: the library was found when the device was opened; both pointers are to live integers.
-    let _ = unsafe { nvrtc_sys::nvrtcVersion(&mut major, &mut minor) };
-    format!("{major}.{minor}")
 }

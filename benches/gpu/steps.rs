@@ -1,0 +1,195 @@
+//! Prefill and decode at several lengths, with hooks off, on each group of sites, and on all.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use firstdiff::{
+    capture::{NoSink, Sink, Stopped},
+    device::{Device, cuda::CudaDevice},
+    engine::{AttentionVariant, Engine, EngineOptions},
+    fault::Faults,
+    kernels::{
+        KernelSet,
+        launch::{self, Attention, CacheView, Splits},
+    },
+    model::Model,
+    site::{Site, Stage},
+    tensor::{DType, Tensor},
+};
+
+use crate::{Result, limits::Limits, median};
+
+const REPEATS: usize = 25;
+const PROMPT: usize = 512;
+
+/// What llama.cpp's own CUDA backend took on an H200 at this shape: prefill of 512 tokens, and decode
+/// at the three lengths, in milliseconds. Measured once, with flash attention, f16 weights.
+const LLAMA_CPP: [f64; 4] = [7.9, 1.30, 1.35, 1.73];
+
+/// Groups of sites that are captured together.
+const GROUPS: [(&str, &[Stage]); 7] = [
+    ("hooks off", &[]),
+    (
+        "norms and residuals",
+        &[
+            Stage::Embd,
+            Stage::AttnNorm,
+            Stage::AttnResidual,
+            Stage::FfnNorm,
+            Stage::LayerOut,
+            Stage::FinalNorm,
+        ],
+    ),
+    ("q, k, v and rotation", &[Stage::Q, Stage::K, Stage::V, Stage::QRope, Stage::KRope]),
+    ("KV cache", &[Stage::KCache, Stage::VCache]),
+    ("scores and probs", &[Stage::Scores, Stage::Probs]),
+    ("attention output", &[Stage::AttnOut, Stage::OProj]),
+    ("feed-forward", &[Stage::FfnGate, Stage::FfnUp, Stage::FfnAct, Stage::FfnDown]),
+];
+
+/// Takes tensors of some stages and counts their bytes as they left the GPU.
+struct Group<'a> {
+    stages: &'a [Stage],
+    bytes: &'a AtomicUsize,
+}
+
+impl Sink for Group<'_> {
+    fn wants(&self, site: Site) -> bool {
+        self.stages.contains(&site.stage)
+    }
+
+    fn put(&mut self, site: Site, tensor: Tensor) -> std::result::Result<(), Stopped> {
+        let wide = matches!(site.stage, Stage::Scores | Stage::Probs | Stage::Logits);
+        self.bytes.fetch_add(tensor.data.len() * if wide { 4 } else { 2 }, Relaxed);
+        std::hint::black_box(&tensor);
+        Ok(())
+    }
+}
+
+fn options(positions: usize, tokens: usize) -> EngineOptions {
+    let attention: AttentionVariant = "softmax=online,decode=split".parse().expect("a variant");
+    EngineOptions { storage: DType::F16, attention, faults: Faults::default(), positions, tokens }
+}
+
+fn engine(model: &Model, positions: usize, tokens: usize) -> Result<Engine> {
+    let device = Box::new(CudaDevice::new()?);
+    Ok(Engine::new(device, model, &KernelSet::embedded(), options(positions, tokens))?)
+}
+
+/// The table of all steps.
+pub fn all(model: &Model, limits: &Limits) -> Result<()> {
+    let weights = 2.0 * model.parameters() as f64;
+    let once = weights / (limits.copy / 2.0) * 1e3;
+    println!(
+        "Qwen2.5-0.5B's shape, f16, medians of {REPEATS}. Reading the weights once at the rate"
+    );
+    println!("of a copy's reads takes {once:.3} ms.\n");
+    println!("| step | sites captured | ms | x hooks off | MB captured | x the link's rate |");
+    println!("|---|---|---:|---:|---:|---:|");
+    let prompt: Vec<i32> = (0..PROMPT as i32).map(|i| i * 37 % 150_000).collect();
+    let mut prefill = engine(model, PROMPT, PROMPT)?;
+    table("prefill of 512", LLAMA_CPP[0], limits, &mut |sink| {
+        prefill.assume(0);
+        prefill.step(0, &prompt, sink)?;
+        Ok(())
+    })?;
+    for (positions, llama_cpp) in [512, 4096, 32768].into_iter().zip(&LLAMA_CPP[1..]) {
+        let mut decode = engine(model, positions, 1)?;
+        table(&format!("decode at {positions}"), *llama_cpp, limits, &mut |sink| {
+            decode.assume(positions - 1);
+            decode.step(1, &[7], sink)?;
+            Ok(())
+        })?;
+    }
+    println!();
+    Ok(())
+}
+
+fn table(
+    name: &str,
+    llama_cpp: f64,
+    limits: &Limits,
+    step: &mut dyn FnMut(&mut dyn Sink) -> Result<()>,
+) -> Result<()> {
+    let all: Vec<Stage> = Stage::ALL.to_vec();
+    let groups = GROUPS.into_iter().chain([("all sites", &all[..])]);
+    let mut off = 0.0;
+    for (group, stages) in groups {
+        let bytes = AtomicUsize::new(0);
+        let milliseconds = median(if stages.is_empty() { REPEATS } else { 5 }, || {
+            bytes.store(0, Relaxed);
+            if stages.is_empty() {
+                return step(&mut NoSink);
+            }
+            step(&mut Group { stages, bytes: &bytes })
+        })?;
+        if stages.is_empty() {
+            off = milliseconds;
+        }
+        let rate = bytes.load(Relaxed) as f64 / (milliseconds * 1e-3) / limits.link;
+        println!(
+            "| {name} | {group} | {milliseconds:.3} | {:.2} | {:.1} | {rate:.2} |",
+            milliseconds / off,
+            bytes.load(Relaxed) as f64 / 1e6
+        );
+    }
+    println!("| {name} | llama.cpp's CUDA backend | {llama_cpp:.2} | {:.2} | | |", llama_cpp / off);
+    Ok(())
+}
+
+/// The split attention kernels alone, over all layers' caches.
+pub fn attention(model: &Model, limits: &Limits) -> Result<()> {
+    let c = &model.config;
+    let mut device = CudaDevice::new()?;
+    let source = KernelSet::embedded().source("attention_split.cu", Splits::defines(c))?;
+    device.load(&source)?;
+    let dtype = DType::F16;
+    println!("Split attention of one token alone, f16, {} layers:\n", c.n_layer);
+    println!("| positions | us a layer | keys and values read, TB/s | of a copy's rate |");
+    println!("|---:|---:|---:|---:|");
+    for positions in [512, 4096, 32768] {
+        let bytes = c.n_head_kv * positions * c.head_dim * 2;
+        let zeros = |bytes: usize| -> Result<_> {
+            let buffer = device.alloc(bytes, "attention")?;
+            device.upload(&buffer, 0, &vec![0; bytes])?;
+            Ok(buffer)
+        };
+        let caches: Vec<_> =
+            (0..c.n_layer).map(|_| Ok((zeros(bytes)?, zeros(bytes)?))).collect::<Result<_>>()?;
+        let (q, out) = (zeros(2 * c.n_head * c.head_dim)?, zeros(2 * c.n_head * c.head_dim)?);
+        let position = zeros(4)?;
+        device.upload(&position, 0, &(positions as i32 - 1).to_le_bytes())?;
+        let splits = Splits::new(&device, c)?;
+        let op = Attention {
+            q: &q,
+            out: &out,
+            positions: (&position, 0),
+            scores: None,
+            probs: None,
+            n_head: c.n_head,
+            scale: c.attention_scale,
+            online: true,
+        };
+        let layers = &mut || {
+            caches.iter().try_for_each(|(k, v)| {
+                let (n_head_kv, head_dim) = (c.n_head_kv, c.head_dim);
+                let (capacity, length) = (positions, positions);
+                let view = CacheView { k, v, n_head_kv, head_dim, capacity, length };
+                launch::attention_split(&device, dtype, &view, &op, &splits, c)
+            })
+        };
+        layers()?;
+        let recorded = device.record(layers)?.ok_or("a GPU records graphs")?;
+        let milliseconds = median(REPEATS, || {
+            for _ in 0..10 {
+                device.repeat(&recorded)?;
+            }
+            Ok(device.download(&out, 0, &mut [0; 2])?)
+        })?;
+        let microseconds = milliseconds * 1e3 / 10.0 / c.n_layer as f64;
+        let rate = 2.0 * bytes as f64 / (microseconds * 1e-6);
+        let share = rate / limits.copy;
+        println!("| {positions} | {microseconds:.2} | {:.2} | {share:.2} |", rate / 1e12);
+    }
+    println!();
+    Ok(())
+}

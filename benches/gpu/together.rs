@@ -1,0 +1,75 @@
+//! A whole run beside each of its sides alone.
+
+use firstdiff::{
+    baseline::{self, Baseline, Task},
+    capture::{Sink, Stopped},
+    compare::{DEFAULT_FACTOR, SiteFilter},
+    engine::AttentionVariant,
+    fault::Faults,
+    kernels::KernelSet,
+    model::Model,
+    reference::{Reference, ReferenceOptions},
+    run::{DeviceKind, EngineSpec, Run, run_engine},
+    site::Site,
+    tensor::{DType, Tensor},
+    verdict::Rule,
+};
+
+use crate::{Result, median};
+
+struct Discard;
+
+impl Sink for Discard {
+    fn wants(&self, _: Site) -> bool {
+        true
+    }
+
+    fn put(&mut self, _: Site, _: Tensor) -> std::result::Result<(), Stopped> {
+        Ok(())
+    }
+}
+
+/// 128 prompt tokens and 8 decode steps, every site, floor and kernels cached.
+pub fn whole_run(model: &Model) -> Result<()> {
+    let reference = Reference::load(model, ReferenceOptions::default())?;
+    let ids: Vec<i32> = (0..128).map(|i| i * 37 % 150_000).collect();
+    let task = Task { prompt: &ids, decode: 8 };
+    let engine = EngineSpec {
+        device: DeviceKind::Cuda,
+        storage: DType::F32,
+        attention: AttentionVariant::default(),
+        faults: Faults::default(),
+        kernels: KernelSet::embedded(),
+    };
+    let baseline = Baseline::of(&reference, model, task, &engine.arithmetic())?;
+    let alone = median(3, || {
+        let mut next = baseline.forced().into_iter();
+        baseline::decode(&reference, task, &mut Discard, None, |_| next.next())?;
+        Ok(())
+    })?;
+    let engine_alone = median(3, || {
+        let mut engine = engine.build(model, task)?;
+        run_engine(&mut engine, &baseline.steps, &mut Discard)?;
+        Ok(())
+    })?;
+    let longer = alone.max(engine_alone);
+    println!("A whole run, f32, 128 prompt tokens and 8 decode steps, every site; medians of 3:\n");
+    println!("| | ms | x the longer side |\n|---|---:|---:|");
+    let row = |name: &str, ms: f64| println!("| {name} | {ms:.0} | {:.2} |", ms / longer);
+    row("llama.cpp on the CPU with its callback, alone", alone);
+    row("engine, loading included, alone", engine_alone);
+    for (name, replay) in [("both, compared", false), ("both, compared and replayed", true)] {
+        let (filter, rule) =
+            (SiteFilter::default(), Rule { factor: DEFAULT_FACTOR, stop_at_first: false });
+        let whole = median(3, || {
+            let (reference, engine, filter) = (&reference, &engine, &filter);
+            let run = Run { model, reference, task, engine, filter, rule, replay };
+            let finished = run.run(&mut |_| {})?;
+            assert_eq!(finished.coverage.equal, finished.coverage.total, "a clean run is equal");
+            Ok(())
+        })?;
+        row(name, whole);
+    }
+    println!();
+    Ok(())
+}

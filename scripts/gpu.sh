@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Tests and benches on a GPU: with what cargo builds here, or, in a folder that `bundle` wrote, with
+# the programs that lie in it.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() {
+    cat <<'TEXT'
+usage: scripts/gpu.sh test | bench | sanitize | bundle FOLDER
+
+  test      the GPU tests, and the engine's tests with their kernels on the GPU
+  bench     the tables of docs/performance.md
+  sanitize  every kernel under compute-sanitizer: memcheck, racecheck, initcheck
+  bundle    write a folder that does all this on a machine without Rust
+
+Without a GPU the first three say so and do nothing else.
+TEXT
+}
+
+readonly OURS='attention|bias_add|embedding|kv_append|residual_add|rms_norm|rope|swiglu'
+
+main() {
+    case "${1-}" in
+        test) needs_gpu && tests ;;
+        bench) needs_gpu && bench ;;
+        sanitize) needs_gpu && sanitize ;;
+        bundle) bundle "${2:?$(usage)}" ;;
+        -h | --help) usage ;;
+        *) usage >&2; exit 2 ;;
+    esac
+}
+
+# The path of a program: of the bundle that this is, or built now.
+program() {
+    local name=$1
+    if [[ -x bin/$name ]]; then
+        echo "bin/$name"
+        return
+    fi
+    local built
+    case $name in
+        firstdiff) cargo build --release --locked >&2; echo "${CARGO_TARGET_DIR:-target}/release/firstdiff"; return ;;
+        tests) built=$(cargo test --release --locked --test main --no-run 2>&1 | tee /dev/stderr) ;;
+        gpu-bench) built=$(cargo bench --locked --bench gpu --no-run 2>&1 | tee /dev/stderr) ;;
+    esac
+    sed -n 's/.*Executable .*(\(.*\))$/\1/p' <<<"$built"
+}
+
+needs_gpu() {
+    local firstdiff said
+    firstdiff=$(program firstdiff)
+    said=$("$firstdiff" run --device cuda -p 'once upon' -n 0 2>&1 >/dev/null) && return
+    echo "skipped, nothing was run on a GPU: $said"
+    return 1
+}
+
+tests() {
+    local tests
+    tests=$(program tests)
+    export CARGO_MANIFEST_DIR=$PWD
+    "$tests" --include-ignored gpu::
+    FIRSTDIFF_TEST_DEVICE=cuda "$tests" engine:: replay::
+}
+
+bench() {
+    local firstdiff bench
+    firstdiff=$(program firstdiff) bench=$(program gpu-bench)
+    CARGO_MANIFEST_DIR=$PWD FIRSTDIFF=$firstdiff "$bench"
+}
+
+sanitize() {
+    local tests tool
+    tests=$(program tests)
+    for tool in memcheck racecheck initcheck; do
+        echo "compute-sanitizer --tool $tool"
+        compute-sanitizer --tool "$tool" --kernel-name "regex:$OURS" --error-exitcode 9 \
+            "$tests" --include-ignored gpu::every_kernel --test-threads 1
+    done
+}
+
+bundle() {
+    local folder=$1 name from
+    mkdir -p "$folder/bin" "$folder/scripts"
+    for name in firstdiff tests gpu-bench; do
+        from=$(program "$name")
+        strip --strip-debug -o "$folder/bin/$name" "$from"
+    done
+    cp -R Makefile kernels fixtures "$folder"
+    cp scripts/gpu.sh "$folder/scripts"
+    du -sh "$folder"
+    echo "copy it to a machine with a GPU; there: make gpu-test, make gpu-bench, make gpu-sanitize"
+}
+
+main "$@"

@@ -1,0 +1,384 @@
+use firstdiff::{
+    device::{Buffer, Device, DeviceError, Gemm, cuda::CudaDevice, host::HostDevice},
+    engine::AttentionVariant,
+    fault::{FAULTS, Faults, Subject},
+    kernels::{
+        KernelSet,
+        launch::{self, Attention, CacheView, Rope, Splits},
+    },
+    model::{Arch, Config},
+    run::{DeviceKind, EngineSpec},
+    synth::{Spec, WeightType},
+    tensor::DType,
+};
+use half::f16;
+
+use crate::common::{Bench, assert_equal, engine, random_values};
+
+const DTYPES: [DType; 2] = [DType::F32, DType::F16];
+
+/// Elements of a type as bytes on a device.
+fn put(device: &dyn Device, dtype: DType, values: &[f32]) -> Buffer {
+    let narrow: Vec<f16> = values.iter().map(|&value| f16::from_f32(value)).collect();
+    let bytes: &[u8] = match dtype {
+        DType::F16 => bytemuck::cast_slice(&narrow),
+        _ => bytemuck::cast_slice(values),
+    };
+    let buffer = device.alloc(bytes.len(), "a test's values").unwrap();
+    device.upload(&buffer, 0, bytes).unwrap();
+    buffer
+}
+
+fn integers(device: &dyn Device, values: impl IntoIterator<Item = usize>) -> Buffer {
+    let values: Vec<i32> = values.into_iter().map(|value| value as i32).collect();
+    let buffer = device.alloc(4 * values.len(), "a test's integers").unwrap();
+    device.upload(&buffer, 0, bytemuck::cast_slice(&values)).unwrap();
+    buffer
+}
+
+fn get(device: &dyn Device, dtype: DType, buffer: &Buffer) -> Vec<f32> {
+    let mut narrow = vec![f16::ZERO; buffer.bytes / 2];
+    let mut wide = vec![0f32; buffer.bytes / 4];
+    let bytes: &mut [u8] = match dtype {
+        DType::F16 => bytemuck::cast_slice_mut(&mut narrow),
+        _ => bytemuck::cast_slice_mut(&mut wide),
+    };
+    device.download(buffer, 0, bytes).unwrap();
+    match dtype {
+        DType::F16 => narrow.iter().map(|x| x.to_f32()).collect(),
+        _ => wide,
+    }
+}
+
+fn load(device: &mut dyn Device, file: &str, defines: Vec<String>) {
+    device.load(&KernelSet::embedded().source(file, defines).unwrap()).unwrap();
+}
+
+/// The two devices differ by roundings only: of sums of n terms in another order, of functions a few
+/// roundings apart, and of one rounding to the storage type. 64 f32 roundings of the largest
+/// element allow for sums of a few thousand terms of random sign.
+#[track_caller]
+fn assert_close(host: &[f32], cuda: &[f32], dtype: DType, what: &str) {
+    assert_eq!(host.len(), cuda.len(), "{what}");
+    let largest = host.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+    let storage = if dtype == DType::F16 { 2.0 * dtype.unit_roundoff() } else { 0.0 };
+    let bound = f64::from(largest) * (64.0 * DType::F32.unit_roundoff() + storage) + 1e-30;
+    for (index, (&host, &cuda)) in host.iter().zip(cuda).enumerate() {
+        let close = f64::from((host - cuda).abs()) <= bound;
+        assert!(close, "{what}: element {index} is {host} on the host and {cuda} on the GPU");
+    }
+}
+
+/// Runs the same work on both devices and compares what it leaves.
+#[track_caller]
+fn alike(
+    (file, defines): (&str, &[String]),
+    dtype: DType,
+    what: &str,
+    work: &dyn Fn(&dyn Device) -> Result<Vec<f32>, DeviceError>,
+) {
+    let mut host = HostDevice::new(Default::default()).unwrap();
+    let mut cuda = CudaDevice::new().unwrap();
+    load(&mut host, file, defines.to_vec());
+    load(&mut cuda, file, defines.to_vec());
+    let (host, cuda) = (work(&host).unwrap(), work(&cuda).unwrap());
+    assert_close(&host, &cuda, dtype, &format!("{file} {defines:?} {dtype} {what}"));
+}
+
+#[test]
+#[ignore = "needs a GPU: make gpu-test"]
+fn every_kernel_of_rows_and_elements_gives_the_same_on_both_devices() {
+    for dtype in DTYPES {
+        for (rows, n) in [(1, 1), (3, 31), (2, 127), (5, 129), (7, 896)] {
+            let what = format!("({rows}, {n})");
+            let x = random_values(rows * n, 1);
+            let weight = random_values(n, 2);
+            alike(("rms_norm.cu", &[]), dtype, &what, &|device| {
+                let (x, weight) = (put(device, dtype, &x), put(device, DType::F32, &weight));
+                let out = put(device, dtype, &vec![0.0; rows * n]);
+                launch::rms_norm(device, dtype, &out, (&x, 0), &weight, (rows, n), 1e-6)?;
+                Ok(get(device, dtype, &out))
+            });
+            alike(("bias_add.cu", &[]), dtype, &what, &|device| {
+                let (x, bias) = (put(device, dtype, &x), put(device, DType::F32, &weight));
+                launch::bias_add(device, dtype, &x, &bias, (rows, n))?;
+                Ok(get(device, dtype, &x))
+            });
+            alike(("embedding.cu", &[]), dtype, &what, &|device| {
+                let (table, ids) = (put(device, dtype, &x), integers(device, (0..rows).rev()));
+                let out = put(device, dtype, &vec![0.0; rows * n]);
+                launch::embedding(device, dtype, &out, &table, (&ids, 0), (rows, n))?;
+                Ok(get(device, dtype, &out))
+            });
+            let y = random_values(rows * n, 3);
+            alike(("swiglu.cu", &[]), dtype, &what, &|device| {
+                let (gate, up) = (put(device, dtype, &x), put(device, dtype, &y));
+                let out = put(device, dtype, &vec![0.0; rows * n]);
+                launch::swiglu(device, dtype, &out, (&gate, &up), rows * n)?;
+                Ok(get(device, dtype, &out))
+            });
+            alike(("residual_add.cu", &[]), dtype, &what, &|device| {
+                let (x, y) = (put(device, dtype, &x), put(device, dtype, &y));
+                launch::residual_add(device, dtype, &x, (&x, &y), rows * n)?;
+                Ok(get(device, dtype, &x))
+            });
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: make gpu-test"]
+fn every_kernel_of_heads_gives_the_same_on_both_devices() {
+    for dtype in DTYPES {
+        for (tokens, n_head, head_dim) in [(1, 1, 2), (3, 2, 16), (33, 7, 64), (2, 3, 130)] {
+            let what = format!("{tokens} tokens, {n_head} heads of {head_dim}");
+            let x = random_values(tokens * n_head * head_dim, 4);
+            let factors = random_values(head_dim / 2, 5);
+            for (neox, scaled) in [(true, false), (false, true)] {
+                alike(("rope.cu", &[]), dtype, &what, &|device| {
+                    let (x, out) = (put(device, dtype, &x), put(device, dtype, &x));
+                    let positions = integers(device, 5..5 + tokens);
+                    let factors: Vec<f32> = factors.iter().map(|f| 2.0 + f).collect();
+                    let factors = put(device, DType::F32, &factors);
+                    let factors = scaled.then_some(&factors);
+                    let rope = Rope { neox, theta: 1e4, positions: (&positions, 0), factors };
+                    launch::rope(device, dtype, &out, &x, &rope, (tokens, n_head, head_dim))?;
+                    Ok(get(device, dtype, &out))
+                });
+            }
+            alike(("kv_append.cu", &[]), dtype, &what, &|device| {
+                let capacity = tokens + 9;
+                let empty = vec![0.0; n_head * capacity * head_dim];
+                let (k, v) = (put(device, dtype, &empty), put(device, dtype, &empty));
+                let x = put(device, dtype, &x);
+                let view = CacheView {
+                    k: &k,
+                    v: &v,
+                    n_head_kv: n_head,
+                    head_dim,
+                    capacity,
+                    length: tokens + 4,
+                };
+                let positions = integers(device, 4..4 + tokens);
+                launch::kv_append(device, dtype, &view, (&x, &x), (&positions, 0), tokens)?;
+                Ok([get(device, dtype, &k), get(device, dtype, &v)].concat())
+            });
+        }
+    }
+}
+
+/// Heads, and the cache that they read.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    tokens: usize,
+    n_head: usize,
+    n_head_kv: usize,
+    head_dim: usize,
+    positions: usize,
+}
+
+/// The output, scores and probs of attention over random values.
+fn attention(
+    device: &dyn Device,
+    dtype: DType,
+    shape: Shape,
+    online: bool,
+    split: Option<&Config>,
+) -> Result<[Vec<f32>; 3], DeviceError> {
+    let Shape { tokens, n_head, n_head_kv, head_dim, positions } = shape;
+    let capacity = positions + 3;
+    let q = put(device, dtype, &random_values(tokens * n_head * head_dim, 6));
+    let cache = |seed| put(device, dtype, &random_values(n_head_kv * capacity * head_dim, seed));
+    let (k, v) = (cache(7), cache(8));
+    let out = put(device, dtype, &vec![0.0; tokens * n_head * head_dim]);
+    let tap = || put(device, DType::F32, &vec![0.0; tokens * n_head * positions]);
+    let (scores, probs) = (tap(), tap());
+    let at = integers(device, positions - tokens..positions);
+    let view = CacheView { k: &k, v: &v, n_head_kv, head_dim, capacity, length: positions };
+    let op = Attention {
+        q: &q,
+        out: &out,
+        positions: (&at, 0),
+        scores: Some(&scores),
+        probs: Some(&probs),
+        n_head,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+        online,
+    };
+    match split {
+        Some(config) => {
+            let splits = Splits::new(device, config)?;
+            launch::attention_split(device, dtype, &view, &op, &splits, config)?;
+        }
+        None => launch::attention(device, dtype, &view, &op, tokens)?,
+    }
+    let f32 = DType::F32;
+    Ok([get(device, dtype, &out), get(device, f32, &scores), get(device, f32, &probs)])
+}
+
+#[test]
+#[ignore = "needs a GPU: make gpu-test"]
+fn every_kernel_of_attention_gives_the_same_on_both_devices() {
+    let shapes = [(1, 1, 1, 16, 1), (3, 4, 2, 64, 33), (2, 7, 1, 96, 140)];
+    for variant in AttentionVariant::all() {
+        for dtype in DTYPES {
+            for (tokens, n_head, n_head_kv, head_dim, positions) in shapes {
+                let shape = Shape { tokens, n_head, n_head_kv, head_dim, positions };
+                let online = variant.decodes_alike();
+                let files = ("attention.cu", &variant.defines()[..]);
+                alike(files, dtype, &format!("{shape:?}"), &|device| {
+                    Ok(attention(device, dtype, shape, online, None)?.concat())
+                });
+            }
+        }
+    }
+}
+
+/// A model of these heads.
+fn config(shape: Shape) -> Config {
+    let Shape { n_head, n_head_kv, head_dim, .. } = shape;
+    let preset = Spec::preset("tiny-llama").unwrap();
+    let spec = Spec { n_layer: 1, n_head, n_head_kv, head_dim, n_embd: 64, ..preset };
+    Bench::synth(&spec).model.config.clone()
+}
+
+#[test]
+#[ignore = "needs a GPU: make gpu-test"]
+fn every_kernel_of_split_attention_agrees_with_the_plain_one_at_all_head_sizes_and_lengths() {
+    let mut cuda = CudaDevice::new().unwrap();
+    let variant: AttentionVariant = "dot=warp,softmax=online".parse().unwrap();
+    load(&mut cuda, "attention.cu", variant.defines());
+    for head_dim in [16, 32, 64, 96, 128, 256] {
+        for (n_head, n_head_kv) in [(2, 2), (14, 2), (9, 3), (11, 1)] {
+            let of = |positions| Shape { tokens: 1, n_head, n_head_kv, head_dim, positions };
+            let config = config(of(1));
+            load(&mut cuda, "attention_split.cu", Splits::defines(&config));
+            for dtype in DTYPES {
+                for positions in [1, 2, 63, 64, 65, 1000, 32_768] {
+                    let shape = of(positions);
+                    if positions == 32_768 && n_head != 14 {
+                        continue;
+                    }
+                    let plain = attention(&cuda, dtype, shape, true, None).unwrap();
+                    let split = attention(&cuda, dtype, shape, true, Some(&config)).unwrap();
+                    for (plain, split) in plain.iter().zip(&split) {
+                        assert_close(plain, split, dtype, &format!("{shape:?} {dtype}"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: make gpu-test"]
+fn products_of_odd_sizes_are_the_same_on_both_devices() {
+    for (rows, cols, inner) in [(1, 1, 1), (1, 131, 33), (5, 7, 3), (33, 129, 257), (1, 896, 4864)]
+    {
+        for (input, output) in
+            [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::F16, DType::F32)]
+        {
+            let (x, w) = (random_values(rows * inner, 1), random_values(cols * inner, 2));
+            let product = |device: &dyn Device| {
+                let (x, w) = (put(device, input, &x), put(device, input, &w));
+                let y = put(device, output, &vec![0.0; rows * cols]);
+                let (x, w, y) = (&x, &w, &y);
+                device.gemm(Gemm { x, w, y, rows, cols, inner, input, output }).unwrap();
+                get(device, output, y)
+            };
+            let host = product(&HostDevice::new(Default::default()).unwrap());
+            let cuda = product(&CudaDevice::new().unwrap());
+            assert_close(&host, &cuda, output, &format!("({rows}, {cols}, {inner}) {input}"));
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: make gpu-test"]
+fn what_does_not_fit_the_gpu_says_how_much_is_needed_and_free() {
+    let device = CudaDevice::new().unwrap();
+    let error = device.alloc(1 << 50, "a test's values").err().unwrap();
+    let text = error.to_string();
+    assert!(matches!(error, DeviceError::OutOfMemory { .. }), "{text}");
+    assert!(text.contains("1125899906842624 bytes") && text.contains("bytes are free"), "{text}");
+
+    let shape = Shape { tokens: 1, n_head: 1, n_head_kv: 1, head_dim: 16, positions: 70_000 };
+    let mut cuda = CudaDevice::new().unwrap();
+    load(&mut cuda, "attention.cu", AttentionVariant::default().defines());
+    let text = attention(&cuda, DType::F32, shape, false, None).unwrap_err().to_string();
+    assert!(text.contains("attention_f32") && text.contains("use softmax=online"), "{text}");
+    // The device goes on.
+    let shape = Shape { positions: 700, ..shape };
+    attention(&cuda, DType::F32, shape, false, None).unwrap();
+}
+
+#[test]
+#[ignore = "needs a GPU: make gpu-test"]
+fn a_kernel_that_does_not_compile_is_told_with_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = KernelSet::embedded().source("rope.cu", vec![]).unwrap().text;
+    std::fs::write(folder.path().join("rope.cu"), format!("int x = \"\";\n{source}")).unwrap();
+    let kernels = KernelSet::overridden_by(folder.path()).unwrap();
+    let mut device = CudaDevice::new().unwrap();
+    let error = device.load(&kernels.source("rope.cu", vec![]).unwrap()).unwrap_err();
+    assert!(error.to_string().contains("rope.cu(1): error"), "{error}");
+}
+
+/// The device under test, with everything else as it is by default.
+fn on(device: DeviceKind, storage: DType) -> EngineSpec {
+    EngineSpec { device, ..engine(storage) }
+}
+
+#[test]
+#[ignore = "needs a GPU: make gpu-test"]
+fn every_fault_has_the_same_verdict_on_both_devices() {
+    let bench = Bench::fixture();
+    let (storage, prompt, decode) = (DType::F32, 40, 1);
+    let subject = Subject { model: &bench.model, storage, prompt, decode };
+    let mut differ = Vec::new();
+    for fault in FAULTS.iter().filter(|fault| fault.without_effect(&subject).is_none()) {
+        let verdict = |device| {
+            let spec = EngineSpec { faults: Faults(vec![fault]), ..on(device, storage) };
+            let finished = bench.run_replayed(&spec, prompt, decode);
+            let first = crate::common::first_divergence(&finished).map(|first| first.site);
+            let findings = finished.diagnosis.unwrap().findings.into_iter();
+            let findings = findings.map(|f| (f.what, f.cause.text, f.cause.certainty));
+            (first, findings.collect::<Vec<_>>())
+        };
+        let (host, cuda) = (verdict(DeviceKind::Host), verdict(DeviceKind::Cuda));
+        if host != cuda {
+            differ.push(format!("{}: host {host:?}, cuda {cuda:?}", fault.name));
+        }
+    }
+    assert!(differ.is_empty(), "{differ:#?}");
+}
+
+#[test]
+#[ignore = "needs a GPU: make gpu-test"]
+fn every_variant_is_equal_at_the_shape_of_a_real_model_of_each_architecture() {
+    let qwen2 = Spec::preset("qwen2.5-0.5b").unwrap();
+    let other = |arch, n_head, n_head_kv, head_dim| Spec {
+        arch,
+        n_layer: 4,
+        n_embd: 1024,
+        n_head,
+        n_head_kv,
+        head_dim,
+        n_ff: 3072,
+        n_vocab: 32_000,
+        qkv_bias: false,
+        rope_freqs: arch == Arch::Llama,
+        ..qwen2.clone()
+    };
+    for spec in [other(Arch::Llama, 16, 4, 64), other(Arch::Qwen3, 16, 8, 128), qwen2.clone()] {
+        let bench = Bench::synth(&Spec { weight_type: WeightType::F16, ..spec.clone() });
+        let split = "softmax=online,decode=split".parse().unwrap();
+        for attention in AttentionVariant::all().chain([split]) {
+            for storage in DTYPES {
+                let spec = EngineSpec { attention, ..on(DeviceKind::Cuda, storage) };
+                let finished = bench.run(&spec, 64, 2);
+                assert_equal(&finished, &format!("{:?} {attention} {storage}", spec));
+            }
+        }
+    }
+}
