@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
     cat <<'TEXT'
-usage: scripts/gpu.sh test | bench | sanitize | bundle FOLDER
+usage: scripts/gpu.sh test | bench [TABLE...] | sanitize | bundle FOLDER
 
   test      the GPU tests, and the engine's tests with their kernels on the GPU
   bench     the tables of docs/performance.md
@@ -17,12 +17,10 @@ Without a GPU the first three say so and do nothing else.
 TEXT
 }
 
-readonly OURS='attention|bias_add|embedding|kv_append|residual_add|rms_norm|rope|swiglu'
-
 main() {
     case "${1-}" in
         test) needs_gpu && tests ;;
-        bench) needs_gpu && bench ;;
+        bench) needs_gpu && bench "${@:2}" ;;
         sanitize) needs_gpu && sanitize ;;
         bundle) bundle "${2:?$(usage)}" ;;
         -h | --help) usage ;;
@@ -65,7 +63,7 @@ tests() {
 bench() {
     local firstdiff bench
     firstdiff=$(program firstdiff) bench=$(program gpu-bench)
-    CARGO_MANIFEST_DIR=$PWD FIRSTDIFF=$firstdiff "$bench"
+    CARGO_MANIFEST_DIR=$PWD FIRSTDIFF=$firstdiff "$bench" "$@"
 }
 
 sanitize() {
@@ -73,8 +71,8 @@ sanitize() {
     tests=$(program tests)
     for tool in memcheck racecheck initcheck; do
         echo "compute-sanitizer --tool $tool"
-        compute-sanitizer --tool "$tool" --kernel-name "regex:$OURS" --error-exitcode 9 \
-            "$tests" --include-ignored gpu::every_kernel --test-threads 1
+        compute-sanitizer --tool "$tool" --error-exitcode 9 \
+            "$tests" --include-ignored gpu::every_kernel_of --test-threads 1
     done
 }
 

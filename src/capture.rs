@@ -49,10 +49,12 @@ impl Choice {
         let none = (-1, f32::NEG_INFINITY);
         let (mut first, mut second) = (none, none);
         for (id, &logit) in logits.iter().enumerate() {
-            if logit > first.1 {
-                (second, first) = (first, (id as i32, logit));
-            } else if logit > second.1 {
-                second = (id as i32, logit);
+            // Nearly always false, and all that most of a large vocabulary costs.
+            if logit > second.1 {
+                match logit > first.1 {
+                    true => (second, first) = (first, (id as i32, logit)),
+                    false => second = (id as i32, logit),
+                }
             }
         }
         let (token, logit) = first;

@@ -79,7 +79,9 @@ impl Error {
             Error::Saved(error) if error.is_refusal() => Exit::Refused,
             Error::Device(_) => Exit::Device,
             Error::Engine(EngineError::Model(_) | EngineError::Kernel(_)) => Exit::BadInput,
-            Error::Engine(EngineError::Token { .. }) => Exit::BadInput,
+            Error::Engine(EngineError::Token { .. } | EngineError::HeadDim { .. }) => {
+                Exit::BadInput
+            }
             Error::Engine(_) => Exit::Device,
             Error::Trace(error) | Error::Replay(ReplayError::Trace(error)) => match error.kind() {
                 Kind::BadInput => Exit::BadInput,

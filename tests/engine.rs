@@ -339,3 +339,26 @@ fn a_barrier_that_not_all_threads_reach_is_an_error_with_its_line() {
     assert!(text.contains("rms_norm.cu: kernel rms_norm_f32, block (0,0,0): barrier"), "{text}");
     assert!(text.contains("thread (0,0,0) waits at the __syncthreads() of rms_norm.cu:"), "{text}");
 }
+
+/// Around a tile (32 queries and keys), a chunk (64 keys) and a round of a block's warps.
+#[test]
+fn tiles_and_split_keys_give_the_same_at_every_head_size_and_length() {
+    let fast = AttentionVariant::fast();
+    for (head_dim, n_head, n_head_kv) in [(16, 7, 1), (24, 2, 2), (64, 4, 2), (96, 2, 2)] {
+        let bench = Bench::synth(&spec(Arch::Llama, head_dim, n_head, n_head_kv, 17));
+        for storage in [DType::F32, DType::F16] {
+            for tokens in [1, 33, 127, 260] {
+                let spec = EngineSpec { attention: fast, ..engine(storage) };
+                let finished = bench.run(&spec, tokens, 3);
+                let what = format!("{n_head}/{n_head_kv} of {head_dim}, {storage} {tokens} tokens");
+                assert_equal(&finished, &what);
+            }
+        }
+    }
+    let bench = Bench::synth(&spec(Arch::Llama, 12, 2, 1, 17));
+    let ids = bench.prompt(4);
+    let spec = EngineSpec { attention: fast, ..engine(DType::F32) };
+    let built = spec.build(&bench.model, Task { prompt: &ids, decode: 0 });
+    let text = built.err().unwrap().to_string();
+    assert!(text.starts_with("heads of 12 are no multiple of 8"), "{text}");
+}

@@ -276,8 +276,8 @@ fn product(
     let (x, w) = (put(x), put(w));
     let y = device.alloc(rows * cols * output.size(), "y").unwrap();
     let (x, w) = (&x, &w);
-    let sizes = Gemm { x, w, y: &y, rows, cols, inner, input, output };
-    device.gemm(sizes).unwrap();
+    let sizes = Gemm { x, w, bias: None, y: &y, rows, cols, inner, input, output };
+    device.gemms(&[sizes]).unwrap();
     match output {
         DType::F16 => {
             download::<f16>(device, &y, rows * cols).iter().map(|half| half.to_f32()).collect()

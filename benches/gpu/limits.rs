@@ -86,10 +86,10 @@ fn gemm(device: &CudaDevice) -> Result<f64> {
     };
     let (x, w, y) = (matrix("x")?, matrix("w")?, matrix("y")?);
     let (input, output) = (DType::F16, DType::F16);
-    let gemm = Gemm { x: &x, w: &w, y: &y, rows: N, cols: N, inner: N, input, output };
+    let gemm = Gemm { x: &x, w: &w, bias: None, y: &y, rows: N, cols: N, inner: N, input, output };
     let milliseconds = median(9, || {
         for _ in 0..4 {
-            device.gemm(gemm)?;
+            device.gemms(&[gemm])?;
         }
         Ok(device.download(&y, 0, &mut [0; 2])?)
     })?;

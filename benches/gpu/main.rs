@@ -1,5 +1,6 @@
 //! `make gpu-bench`: the engine on a GPU, beside the limits of that GPU measured in the same run.
-//! Prints the tables of docs/performance.md.
+//! Prints the tables of docs/performance.md; with names as arguments (steps, attention, edit, run), only
+//! those.
 
 mod edit;
 mod limits;
@@ -25,10 +26,21 @@ fn main() -> Result<()> {
     let spec = Spec { weight_type: WeightType::F16, ..Spec::preset("qwen2.5-0.5b")? };
     synth::write(&spec, &path, &mut |_| {})?;
     let model = Model::open(&path)?;
-    steps::all(&model, &limits)?;
-    steps::attention(&model, &limits)?;
-    together::whole_run(&model)?;
-    edit::kernel_edit_to_verdict()
+    let names: Vec<String> = std::env::args().skip(1).filter(|name| name != "--bench").collect();
+    let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
+    if wanted("steps") {
+        steps::all(&model, &limits)?;
+    }
+    if wanted("attention") {
+        steps::attention(&model, &limits)?;
+    }
+    if wanted("edit") {
+        edit::kernel_edit_to_verdict()?;
+    }
+    if wanted("run") {
+        together::whole_run(&model)?;
+    }
+    Ok(())
 }
 
 /// The median time of several runs, in milliseconds, after one that does not count.

@@ -17,6 +17,8 @@ use firstdiff::{
 
 use crate::{Result, median};
 
+const REPEATS: usize = 3;
+
 struct Discard;
 
 impl Sink for Discard {
@@ -42,26 +44,28 @@ pub fn whole_run(model: &Model) -> Result<()> {
         kernels: KernelSet::embedded(),
     };
     let baseline = Baseline::of(&reference, model, task, &engine.arithmetic())?;
-    let alone = median(3, || {
+    println!(
+        "A whole run, f32, 128 prompt tokens and 8 decode steps, every site, {REPEATS} times:\n"
+    );
+    println!("| | ms | x the longer side |\n|---|---:|---:|");
+    let alone = median(REPEATS, || {
         let mut next = baseline.forced().into_iter();
         baseline::decode(&reference, task, &mut Discard, None, |_| next.next())?;
         Ok(())
     })?;
-    let engine_alone = median(3, || {
+    let engine_alone = median(REPEATS, || {
         let mut engine = engine.build(model, task)?;
         run_engine(&mut engine, &baseline.steps, &mut Discard)?;
         Ok(())
     })?;
     let longer = alone.max(engine_alone);
-    println!("A whole run, f32, 128 prompt tokens and 8 decode steps, every site; medians of 3:\n");
-    println!("| | ms | x the longer side |\n|---|---:|---:|");
     let row = |name: &str, ms: f64| println!("| {name} | {ms:.0} | {:.2} |", ms / longer);
     row("llama.cpp on the CPU with its callback, alone", alone);
     row("engine, loading included, alone", engine_alone);
     for (name, replay) in [("both, compared", false), ("both, compared and replayed", true)] {
         let (filter, rule) =
             (SiteFilter::default(), Rule { factor: DEFAULT_FACTOR, stop_at_first: false });
-        let whole = median(3, || {
+        let whole = median(REPEATS, || {
             let (reference, engine, filter) = (&reference, &engine, &filter);
             let run = Run { model, reference, task, engine, filter, rule, replay };
             let finished = run.run(&mut |_| {})?;

@@ -74,7 +74,8 @@ pub struct EngineArgs {
     /// Folder whose .cu files replace the embedded ones of the same name
     #[arg(long, value_name = "DIR")]
     pub kernels: Option<PathBuf>,
-    /// Attention variant: scale=pre|post,dot=sequential|warp,softmax=two-pass|online
+    /// Attention variant: scale=pre|post,dot=sequential|warp,softmax=two-pass|online,
+    /// prefill=row|tiled,decode=block|split, or `fast` for the last two
     #[arg(long, value_name = "SPEC", default_value_t)]
     pub attention: AttentionVariant,
     /// Plant a fault (see `firstdiff faults`); may be given more than once

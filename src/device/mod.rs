@@ -23,6 +23,8 @@ pub struct Buffer {
 pub enum Arg<'a> {
     /// A buffer, from a byte offset on.
     Buffer(&'a Buffer, usize),
+    /// An address on the device that its buffer's owner has checked.
+    Address(u64),
     /// A null pointer: an optional output that is not wanted.
     Null,
     I32(i32),
@@ -34,6 +36,7 @@ impl Arg<'_> {
     pub(crate) fn bits(&self) -> u64 {
         match *self {
             Arg::Buffer(buffer, offset) => buffer.address + offset as u64,
+            Arg::Address(address) => address,
             Arg::Null => 0,
             Arg::I32(value) => u64::from(value as u32),
             Arg::F32(value) => u64::from(value.to_bits()),
@@ -49,11 +52,13 @@ pub struct Launch {
     pub shared_bytes: u32,
 }
 
-/// `y = x W^T`: x (rows, inner) and W (cols, inner) of `input`, y (rows, cols) of `output`, f32 sums.
+/// `y = x W^T + bias`: x (rows, inner) and W (cols, inner) of `input`, bias (cols) f32, y (rows, cols)
+/// of `output`, f32 sums.
 #[derive(Clone, Copy)]
 pub struct Gemm<'a> {
     pub x: &'a Buffer,
     pub w: &'a Buffer,
+    pub bias: Option<&'a Buffer>,
     pub y: &'a Buffer,
     pub rows: usize,
     pub cols: usize,
@@ -95,18 +100,23 @@ pub trait Download: Send {
     /// Whether the bytes are there.
     fn is_ready(&self) -> bool;
 
-    /// The bytes, once they are there. An error of any work before them shows up here.
+    /// The bytes, once they are there, aligned to 4. An error of any work before them shows up here.
     fn bytes(&self) -> Result<&[u8], DeviceError>;
 }
 
-/// Bytes that are there.
-impl Download for Vec<u8> {
+/// A read that has ended.
+struct Read {
+    words: Vec<u32>,
+    bytes: usize,
+}
+
+impl Download for Read {
     fn is_ready(&self) -> bool {
         true
     }
 
     fn bytes(&self) -> Result<&[u8], DeviceError> {
-        Ok(self)
+        Ok(&bytemuck::cast_slice(&self.words)[..self.bytes])
     }
 }
 
@@ -141,9 +151,9 @@ pub trait Device: Send {
         offset: usize,
         bytes: usize,
     ) -> Result<Option<Box<dyn Download>>, DeviceError> {
-        let mut data = vec![0; bytes];
-        self.download(buffer, offset, &mut data)?;
-        Ok(Some(Box::new(data)))
+        let mut words = vec![0u32; bytes.div_ceil(4)];
+        self.download(buffer, offset, &mut bytemuck::cast_slice_mut(&mut words)[..bytes])?;
+        Ok(Some(Box::new(Read { words, bytes })))
     }
 
     /// Records launches and products, to be repeated as a whole; `None` where a device cannot.
@@ -165,8 +175,8 @@ pub trait Device: Send {
     /// Launches an entry of a loaded source file.
     fn launch(&self, entry: &str, launch: Launch, args: &[Arg<'_>]) -> Result<(), DeviceError>;
 
-    /// Multiplies matrices.
-    fn gemm(&self, gemm: Gemm<'_>) -> Result<(), DeviceError>;
+    /// Multiplies matrices, one product after another; a device may share the work of those with one x.
+    fn gemms(&self, gemms: &[Gemm<'_>]) -> Result<(), DeviceError>;
 }
 
 /// Why a device could not do its work. Every message ends with what to do next.

@@ -9,7 +9,7 @@ use crate::{
         AttentionVariant,
         buffers::{Cache, Scratch, User},
         hooks::Pass,
-        variant::{Decode, Softmax},
+        variant::{Decode, Prefill, Softmax},
         weights::{Layer, Linear, Weights},
     },
     fault::{Faults, Wiring},
@@ -48,6 +48,11 @@ pub enum EngineError {
     Token { id: i32, n_vocab: usize },
     #[error("{wanted} positions do not fit the KV cache of {capacity}; make the engine larger")]
     CacheFull { wanted: usize, capacity: usize },
+    #[error(
+        "heads of {head_dim} are no multiple of {step}, which the fast attention kernels need; leave \
+         out prefill=tiled and decode=split"
+    )]
+    HeadDim { head_dim: usize, step: usize },
     #[error(transparent)]
     Stopped(#[from] Stopped),
 }
@@ -89,11 +94,17 @@ impl Engine {
         options: EngineOptions,
     ) -> Result<Engine, EngineError> {
         let config = options.faults.config(&model.config);
+        let (head_dim, step) = (config.head_dim, options.attention.head_dim_step());
+        if !head_dim.is_multiple_of(step) {
+            return Err(EngineError::HeadDim { head_dim, step });
+        }
         let mut sources = Vec::new();
         for file in KernelSet::files() {
             let mut defines = options.faults.defines(file);
             match file {
                 "attention.cu" => defines.extend(options.attention.defines()),
+                "attention_tiled.cu" if options.attention.prefill == Prefill::Row => continue,
+                "attention_tiled.cu" => defines.extend(launch::tiled_defines(&config)),
                 "attention_split.cu" if options.attention.decode == Decode::Block => continue,
                 "attention_split.cu" => defines.extend(Splits::defines(&config)),
                 _ => {}
@@ -233,11 +244,13 @@ impl Engine {
             scale: self.config.attention_scale,
             online,
         };
-        match self.options.attention.decode {
-            Decode::Split if pass.tokens == 1 => {
-                launch::attention_split(device, dtype, &cache, &op, &s.splits, &self.config)?;
-            }
-            _ => launch::attention(device, dtype, &cache, &op, pass.tokens)?,
+        let AttentionVariant { prefill, decode, .. } = self.options.attention;
+        if pass.tokens == 1 && decode == Decode::Split {
+            launch::attention_split(device, dtype, &cache, &op, &s.splits, &self.config)?;
+        } else if pass.tokens > 1 && prefill == Prefill::Tiled {
+            launch::attention_tiled(device, dtype, &cache, &op, pass.tokens)?;
+        } else {
+            launch::attention(device, dtype, &cache, &op, pass.tokens)?;
         }
         for (stage, tap) in [(Stage::Scores, pass.scores.take()), (Stage::Probs, pass.probs.take())]
         {
@@ -248,7 +261,7 @@ impl Engine {
         }
         pass.emit(at, Stage::AttnOut, &s.attn_out, dtype)?;
 
-        self.linear(&s.projected, &s.attn_out, &weights.o, pass.tokens)?;
+        self.linear(&s.attn_out, pass.tokens, &[(&s.projected, &weights.o)])?;
         pass.emit(at, Stage::OProj, &s.projected, dtype)?;
         let n = pass.tokens * self.config.n_embd;
         let residual = s.residual(device, &self.options.faults, Stage::AttnResidual)?;
@@ -266,12 +279,9 @@ impl Engine {
         let (c, s, tokens) = (&self.config, &self.scratch, pass.tokens);
         let dtype = self.options.storage;
         let at = Some(layer);
-        for (out, linear, stage) in [
-            (&s.q, &weights.q, Stage::Q),
-            (&s.k, &weights.k, Stage::K),
-            (&s.v, &weights.v, Stage::V),
-        ] {
-            self.linear(out, &s.normed, linear, tokens)?;
+        let projections = [(&s.q, &weights.q), (&s.k, &weights.k), (&s.v, &weights.v)];
+        self.linear(&s.normed, tokens, &projections)?;
+        for (out, stage) in [(&s.q, Stage::Q), (&s.k, Stage::K), (&s.v, Stage::V)] {
             pass.emit(at, stage, out, dtype)?;
         }
         for (x, weight, n_head, stage) in [
@@ -321,13 +331,12 @@ impl Engine {
 
         self.norm(&s.normed, &s.hidden, &weights.ffn_norm, (tokens, self.config.n_embd))?;
         pass.emit(at, Stage::FfnNorm, &s.normed, dtype)?;
-        self.linear(&s.gate, &s.normed, &weights.gate, tokens)?;
+        self.linear(&s.normed, tokens, &[(&s.gate, &weights.gate), (&s.up, &weights.up)])?;
         pass.emit(at, Stage::FfnGate, &s.gate, dtype)?;
-        self.linear(&s.up, &s.normed, &weights.up, tokens)?;
         pass.emit(at, Stage::FfnUp, &s.up, dtype)?;
         launch::swiglu(device, dtype, &s.act, (&s.gate, &s.up), inner_size)?;
         pass.emit(at, Stage::FfnAct, &s.act, dtype)?;
-        self.linear(&s.projected, &s.act, &weights.down, tokens)?;
+        self.linear(&s.act, tokens, &[(&s.projected, &weights.down)])?;
         pass.emit(at, Stage::FfnDown, &s.projected, dtype)?;
         let residual = s.residual(device, &self.options.faults, Stage::LayerOut)?;
         launch::residual_add(device, dtype, &s.hidden, (residual, &s.projected), hidden_size)?;
@@ -373,52 +382,50 @@ impl Engine {
         launch::rms_norm(&*self.device, dtype, &s.normed, hidden, weight, shape, c.rms_eps)?;
         let normed = if norm_missing { &s.hidden } else { &s.normed };
         pass.emit(None, Stage::FinalNorm, normed, dtype)?;
-        self.device.gemm(Gemm {
+        let output = Gemm {
             x: normed,
             w: self.weights.output.as_ref().unwrap_or(&self.weights.embedding),
+            bias: self.weights.output_bias.as_ref(),
             y: logits,
             rows,
             cols: c.n_vocab,
             inner: c.n_embd,
             input: dtype,
             output: DType::F32,
-        })?;
-        if let Some(bias) = &self.weights.output_bias {
-            launch::bias_add(&*self.device, DType::F32, logits, bias, (rows, c.n_vocab))?;
-        }
-        Ok(())
+        };
+        Ok(self.device.gemms(&[output])?)
     }
 
     /// What the logits from a byte offset on say next.
     fn choice(&self, logits: &Buffer, offset: usize) -> Result<Option<Choice>, EngineError> {
+        if let Some(read) = self.device.read(logits, offset, 4 * self.config.n_vocab)? {
+            return Ok(Choice::of(bytemuck::cast_slice(read.bytes()?)));
+        }
         let mut last = vec![0f32; self.config.n_vocab];
         self.device.download(logits, offset, bytemuck::cast_slice_mut(&mut last))?;
         Ok(Choice::of(&last))
     }
 
-    /// out (T, outputs) = x W^T + bias.
+    /// out (T, outputs) = x W^T + bias, for each of several.
     fn linear(
         &self,
-        out: &Buffer,
         x: &Buffer,
-        linear: &Linear,
         rows: usize,
+        linears: &[(&Buffer, &Linear)],
     ) -> Result<(), EngineError> {
         let dtype = self.options.storage;
-        self.device.gemm(Gemm {
+        let gemms = linears.iter().map(|(y, linear)| Gemm {
             x,
             w: &linear.weight,
-            y: out,
+            bias: linear.bias.as_ref(),
+            y,
             rows,
             cols: linear.outputs,
             inner: linear.inputs,
             input: dtype,
             output: dtype,
-        })?;
-        if let Some(bias) = &linear.bias {
-            launch::bias_add(&*self.device, dtype, out, bias, (rows, linear.outputs))?;
-        }
-        Ok(())
+        });
+        Ok(self.device.gemms(&gemms.collect::<Vec<_>>())?)
     }
 
     fn norm(

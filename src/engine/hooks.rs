@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use half::{f16, slice::HalfFloatSliceExt};
+use rayon::prelude::*;
 
 use crate::{
     capture::Sink,
@@ -159,21 +160,13 @@ impl<'a> Pass<'a> {
     fn put(&mut self, read: Read) -> Result<(), EngineError> {
         let Read { site, shape, dtype, pieces } = read;
         let of_site = |error| at_site(error, site);
-        let data = match &pieces[..] {
-            [piece] => widened(piece.bytes().map_err(of_site)?, dtype),
-            heads => {
-                let dim = self.config.head_dim;
-                let mut data = vec![0f32; shape.iter().product()];
-                for (head, piece) in heads.iter().enumerate() {
-                    let values = widened(piece.bytes().map_err(of_site)?, dtype);
-                    for (position, row) in values.chunks_exact(dim).enumerate() {
-                        let first = (position * heads.len() + head) * dim;
-                        data[first..first + dim].copy_from_slice(row);
-                    }
-                }
-                data
-            }
-        };
+        let pieces: Vec<&[u8]> =
+            pieces.iter().map(|piece| piece.bytes().map_err(of_site)).collect::<Result<_, _>>()?;
+        let mut data = vec![0f32; shape.iter().product()];
+        match dtype {
+            DType::F16 => interleave::<f16>(&pieces, &mut data, self.config.head_dim),
+            _ => interleave::<f32>(&pieces, &mut data, self.config.head_dim),
+        }
         Ok(self.sink.put(site, Tensor::new(shape, data))?)
     }
 }
@@ -188,15 +181,43 @@ fn at_site(error: DeviceError, site: Site) -> DeviceError {
     }
 }
 
-fn widened(bytes: &[u8], dtype: DType) -> Vec<f32> {
-    let mut data = vec![0f32; bytes.len() / dtype.size()];
-    match dtype {
-        DType::F16 => {
-            let mut narrow = vec![f16::ZERO; data.len()];
-            bytemuck::cast_slice_mut(&mut narrow).copy_from_slice(bytes);
-            narrow.convert_to_f32_slice(&mut data);
-        }
-        _ => bytemuck::cast_slice_mut(&mut data).copy_from_slice(bytes),
+/// An element of the engine's storage.
+trait Stored: bytemuck::Pod + Sync {
+    /// Widens as many elements as there are.
+    fn widen(from: &[Self], to: &mut [f32]);
+}
+
+impl Stored for f32 {
+    fn widen(from: &[f32], to: &mut [f32]) {
+        to.copy_from_slice(from);
     }
-    data
+}
+
+impl Stored for f16 {
+    fn widen(from: &[f16], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+}
+
+/// Elements that one task widens.
+const TASK: usize = 1 << 16;
+
+/// Widens pieces, one a head: from [head][position][dim] to (position, head, dim). A single piece keeps
+/// its order.
+fn interleave<T: Stored>(pieces: &[&[u8]], data: &mut [f32], dim: usize) {
+    let heads: Vec<&[T]> = pieces.iter().map(|piece| bytemuck::cast_slice(piece)).collect();
+    if let [whole] = heads[..] {
+        let parts = data.par_chunks_mut(TASK).zip(whole.par_chunks(TASK));
+        parts.for_each(|(to, from)| T::widen(from, to));
+        return;
+    }
+    let row = heads.len() * dim;
+    let rows = (TASK / row).max(1);
+    data.par_chunks_mut(rows * row).enumerate().for_each(|(part, data)| {
+        for (position, data) in (part * rows..).zip(data.chunks_exact_mut(row)) {
+            for (head, to) in heads.iter().zip(data.chunks_exact_mut(dim)) {
+                T::widen(&head[position * dim..(position + 1) * dim], to);
+            }
+        }
+    });
 }

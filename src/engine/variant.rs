@@ -32,24 +32,35 @@ pub enum Softmax {
     Online,
 }
 
+/// How the queries of a prompt are shared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Prefill {
+    /// One block a query and head: the kernel that the other choices describe.
+    #[default]
+    Row,
+    /// Many queries a block: `attention_tiled.cu`, which scales after a sequential dot product.
+    Tiled,
+}
+
 /// How a decode step's keys are shared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Decode {
-    /// One block a query head, as in prefill: the kernel that the other choices describe.
+    /// One block a query head: the kernel that the other choices describe.
     #[default]
     Block,
     /// Split over blocks, for long contexts: `attention_split.cu`, which scales before a warp's dot
-    /// product. The other choices then hold for prefill only.
+    /// product.
     Split,
 }
 
-/// One of the eight attention kernels, and how it decodes. The default is the one of the note that began this tool:
-/// scale after, sequential dot product, two passes.
+/// One of the eight attention kernels, and where a faster one takes its place. The default is the one
+/// of the note that began this tool: scale after, sequential dot product, two passes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AttentionVariant {
     pub scale: Scale,
     pub dot: Dot,
     pub softmax: Softmax,
+    pub prefill: Prefill,
     pub decode: Decode,
 }
 
@@ -60,8 +71,20 @@ impl AttentionVariant {
             scale: if bits & 4 == 0 { Scale::Post } else { Scale::Pre },
             dot: if bits & 2 == 0 { Dot::Sequential } else { Dot::Warp },
             softmax: if bits & 1 == 0 { Softmax::TwoPass } else { Softmax::Online },
+            prefill: Prefill::Row,
             decode: Decode::Block,
         })
+    }
+
+    /// The fastest kernels: tiles for a prompt, split keys for a token.
+    pub fn fast() -> AttentionVariant {
+        let (prefill, decode) = (Prefill::Tiled, Decode::Split);
+        AttentionVariant { prefill, decode, ..AttentionVariant::default() }
+    }
+
+    /// What the size of a head must be a multiple of.
+    pub fn head_dim_step(self) -> usize {
+        if self.prefill == Prefill::Tiled || self.decode == Decode::Split { 8 } else { 1 }
     }
 
     /// Whether a decode step launches the same whatever the length of the context.
@@ -86,6 +109,9 @@ impl fmt::Display for AttentionVariant {
         let dot = if self.dot == Dot::Sequential { "sequential" } else { "warp" };
         let softmax = if self.softmax == Softmax::TwoPass { "two-pass" } else { "online" };
         write!(f, "scale={scale},dot={dot},softmax={softmax}")?;
+        if self.prefill == Prefill::Tiled {
+            f.write_str(",prefill=tiled")?;
+        }
         if self.decode == Decode::Split { f.write_str(",decode=split") } else { Ok(()) }
     }
 }
@@ -93,8 +119,8 @@ impl fmt::Display for AttentionVariant {
 impl FromStr for AttentionVariant {
     type Err = String;
 
-    /// Reads `scale=pre|post,dot=sequential|warp,softmax=two-pass|online,decode=block|split`; what is
-    /// left out keeps its default.
+    /// Reads `scale=pre|post,dot=sequential|warp,softmax=two-pass|online,prefill=row|tiled,
+    /// decode=block|split`; what is left out keeps its default. `fast` is [`AttentionVariant::fast`].
     fn from_str(text: &str) -> Result<AttentionVariant, String> {
         let mut variant = AttentionVariant::default();
         for part in text.split(',') {
@@ -105,11 +131,14 @@ impl FromStr for AttentionVariant {
                 "dot=warp" => variant.dot = Dot::Warp,
                 "softmax=two-pass" => variant.softmax = Softmax::TwoPass,
                 "softmax=online" => variant.softmax = Softmax::Online,
+                "fast" => variant = AttentionVariant::fast(),
+                "prefill=row" => variant.prefill = Prefill::Row,
+                "prefill=tiled" => variant.prefill = Prefill::Tiled,
                 "decode=block" => variant.decode = Decode::Block,
                 "decode=split" => variant.decode = Decode::Split,
                 other => {
                     let known = "scale=pre|post, dot=sequential|warp, softmax=two-pass|online, \
-                                 decode=block|split";
+                                 prefill=row|tiled, decode=block|split, or fast";
                     return Err(format!("unknown part \"{other}\"; it takes {known}"));
                 }
             }
@@ -131,8 +160,9 @@ mod tests {
             assert_eq!(variant.to_string().parse(), Ok(variant));
         }
         assert_eq!(AttentionVariant::all().next(), Some(AttentionVariant::default()));
-        let split: AttentionVariant = "decode=split".parse().unwrap();
-        assert_eq!(split.to_string().parse(), Ok(split));
+        let fast: AttentionVariant = "fast".parse().unwrap();
+        assert_eq!(fast.to_string().parse(), Ok(fast));
+        assert!(AttentionVariant::all().all(|variant| variant != fast));
         assert!("scale=both".parse::<AttentionVariant>().is_err());
     }
 }

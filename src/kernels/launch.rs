@@ -73,17 +73,6 @@ pub fn rms_norm(
     device.launch(&entry("rms_norm", dtype), by_rows(rows), &args)
 }
 
-/// x (rows, n) += bias (n).
-pub fn bias_add(
-    device: &dyn Device,
-    dtype: DType,
-    x: &Buffer,
-    bias: &Buffer,
-    (rows, n): (usize, usize),
-) -> Result<(), DeviceError> {
-    device.launch(&entry("bias_add", dtype), by_rows(rows), &[whole(x), whole(bias), int(n)])
-}
-
 /// What [`rope`] needs beyond its buffers.
 pub struct Rope<'a> {
     /// Pairs (i, i + D/2) instead of (2i, 2i + 1).
@@ -202,15 +191,56 @@ pub fn attention(
     device.launch(&entry("attention", dtype), launch, &args)
 }
 
+/// What `attention_tiled.cu` has a block for, and the keys of a tile.
+const TILED_BLOCK: u32 = 128;
+const TILED_QUERIES: usize = 32;
+const TILED_KEYS: usize = 32;
+
+/// The definitions that make `attention_tiled.cu` fit a model.
+pub fn tiled_defines(config: &Config) -> Vec<String> {
+    vec![format!("HEAD_DIM={}", config.head_dim)]
+}
+
+/// [`attention`] for a whole prompt in tiles of queries and keys.
+pub fn attention_tiled(
+    device: &dyn Device,
+    dtype: DType,
+    cache: &CacheView<'_>,
+    op: &Attention<'_>,
+    tokens: usize,
+) -> Result<(), DeviceError> {
+    let rows = (TILED_QUERIES + 2 * TILED_KEYS) * (cache.head_dim + 4);
+    let floats = rows + TILED_QUERIES * (TILED_KEYS + 4);
+    let launch = Launch {
+        grid: [op.n_head as u32, tokens.div_ceil(TILED_QUERIES) as u32, 1],
+        block: [TILED_BLOCK, 1, 1],
+        shared_bytes: (4 * floats) as u32,
+    };
+    let args = [
+        whole(op.out),
+        whole(op.q),
+        whole(cache.k),
+        whole(cache.v),
+        part(op.positions),
+        optional(op.scores),
+        optional(op.probs),
+        int(op.n_head),
+        int(cache.n_head_kv),
+        int(cache.capacity),
+        int(tokens),
+        int(cache.length),
+        Arg::F32(op.scale),
+    ];
+    device.launch(&entry("attention_tiled", dtype), launch, &args)
+}
+
 /// Most parts that the keys of a decode step are split into.
 const SPLITS: usize = 128;
-/// Threads of a block of `attention_split.cu`, and what its chunks of keys are at least, and are
-/// multiples of.
+/// Threads of a block of `attention_split`, and of `attention_combine`.
 const SPLIT_BLOCK: usize = 128;
-const LEAST_CHUNK: usize = 64;
-const CHUNK_STEP: usize = 16;
-/// Most query heads of a block, whose sums are held in registers.
-const MOST_HEADS: usize = 8;
+const COMBINE_BLOCK: usize = 512;
+/// Elements of a query, and of its sum, that a lane holds in registers for all heads of its block.
+const LANE_ELEMENTS: usize = 64;
 
 /// What the blocks of a split attention leave for its second kernel.
 pub struct Splits {
@@ -229,10 +259,14 @@ impl Splits {
         Ok(Splits { partial, maxima, sums })
     }
 
-    /// Query heads that one block computes: the most that divide the heads of a KV head.
+    /// Query heads that one block computes: the most that divide the heads of a KV head and fit a
+    /// lane's registers. A lane has as many f16 dims of a head as the kernel's `Share` says.
     fn heads(config: &Config) -> usize {
         let group = config.n_head / config.n_head_kv;
-        (1..=MOST_HEADS.min(group)).rev().find(|&n| group.is_multiple_of(n)).unwrap_or(1)
+        let packs = (config.head_dim * DType::F16.size()).div_ceil(16);
+        let lanes = (1 << packs.trailing_zeros()).min(32);
+        let most = (LANE_ELEMENTS * lanes / config.head_dim).clamp(1, group);
+        (1..=most).rev().find(|&n| group.is_multiple_of(n)).unwrap_or(1)
     }
 
     /// The definitions that make `attention_split.cu` fit a model.
@@ -251,9 +285,7 @@ pub fn attention_split(
     config: &Config,
 ) -> Result<(), DeviceError> {
     let heads = Splits::heads(config);
-    let even = cache.capacity.div_ceil(SPLITS).next_multiple_of(CHUNK_STEP);
-    let chunk = even.max(LEAST_CHUNK);
-    let floats = (heads * chunk).max(SPLIT_BLOCK / 32 * heads * cache.head_dim);
+    let floats = SPLIT_BLOCK / 32 * heads * (cache.head_dim + 2);
     let block = [SPLIT_BLOCK as u32, 1, 1];
     let grid = [SPLITS as u32, (op.n_head / heads) as u32, 1];
     let args = [
@@ -284,6 +316,7 @@ pub fn attention_split(
         int(SPLITS),
         int(cache.length),
     ];
+    let block = [COMBINE_BLOCK as u32, 1, 1];
     let launch = Launch { grid: [op.n_head as u32, 1, 1], block, shared_bytes: 0 };
     device.launch(&entry("attention_combine", dtype), launch, &args)
 }

@@ -4,18 +4,19 @@ use std::path::{Path, PathBuf};
 
 use crate::device::KernelSource;
 
-/// The files of `kernels/`, in the order of a forward pass.
-const EMBEDDED: [(&str, &str); 10] = [
+/// The files of `kernels/`: those of the engine in the order of a forward pass, then those of a device.
+const EMBEDDED: [(&str, &str); 11] = [
     ("embedding.cu", include_str!("../../kernels/embedding.cu")),
     ("rms_norm.cu", include_str!("../../kernels/rms_norm.cu")),
-    ("bias_add.cu", include_str!("../../kernels/bias_add.cu")),
     ("rope.cu", include_str!("../../kernels/rope.cu")),
     ("kv_append.cu", include_str!("../../kernels/kv_append.cu")),
     ("attention.cu", include_str!("../../kernels/attention.cu")),
+    ("attention_tiled.cu", include_str!("../../kernels/attention_tiled.cu")),
     ("attention_split.cu", include_str!("../../kernels/attention_split.cu")),
     ("swiglu.cu", include_str!("../../kernels/swiglu.cu")),
     ("residual_add.cu", include_str!("../../kernels/residual_add.cu")),
     ("common.cuh", include_str!("../../kernels/common.cuh")),
+    ("cuda/gemv.cu", include_str!("../../kernels/cuda/gemv.cu")),
 ];
 
 /// Includes nested deeper than this are taken for a cycle.
@@ -66,9 +67,10 @@ impl KernelSet {
         self.folder.as_deref()
     }
 
-    /// The names of the `.cu` files, in the order of a forward pass.
+    /// The names of the engine's `.cu` files, in the order of a forward pass.
     pub fn files() -> impl Iterator<Item = &'static str> {
-        EMBEDDED.iter().map(|(file, _)| *file).filter(|file| file.ends_with(".cu"))
+        let files = EMBEDDED.iter().map(|(file, _)| *file);
+        files.filter(|file| file.ends_with(".cu") && !file.contains('/'))
     }
 
     /// A source file ready to compile: its own includes in place, `defines` passed with `-D`.

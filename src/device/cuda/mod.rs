@@ -4,6 +4,7 @@
 //! work goes to one stream, in order; captures leave through a second one.
 
 mod compile;
+mod gemm;
 mod graph;
 mod staging;
 mod stream;
@@ -11,22 +12,20 @@ mod stream;
 use std::{cell::RefCell, collections::HashMap, ffi::c_void, sync::Arc};
 
 use cudarc::{
-    cublas::{result as blas, sys as blas_sys},
+    cublas::sys as blas_sys,
     driver::{CudaContext, CudaFunction, CudaModule, result as driver, sys},
     nvrtc::{Ptx, sys as nvrtc_sys},
 };
 use rayon::prelude::*;
 
-use crate::{
-    device::{
-        Arg, Buffer, Device, DeviceError, Download, Gemm, KernelSource, Launch, Recorded,
-        cuda::{
-            graph::Graph,
-            staging::Staging,
-            stream::{Memory, Stream, failed},
-        },
+use crate::device::{
+    Arg, Buffer, Device, DeviceError, Download, Gemm, KernelSource, Launch, Recorded,
+    cuda::{
+        gemm::Blas,
+        graph::Graph,
+        staging::Staging,
+        stream::{Memory, Stream, failed},
     },
-    tensor::DType,
 };
 
 /// Dynamic shared memory that a kernel gets without asking for more.
@@ -46,19 +45,6 @@ pub struct CudaDevice {
     entries: HashMap<String, String>,
     /// The kernel launched last: an error that comes later is said to be its, or one before.
     last: RefCell<String>,
-}
-
-/// Owns a cuBLAS handle on the device's stream.
-struct Blas(blas_sys::cublasHandle_t);
-
-// SAFETY: the handle is used by one thread at a time, that of the device.
-unsafe impl Send for Blas {}
-
-impl Drop for Blas {
-    fn drop(&mut self) {
-        // SAFETY: made by create_handle, destroyed once; a failure at the end changes nothing.
-        let _ = unsafe { blas::destroy_handle(self.0) };
-    }
 }
 
 impl CudaDevice {
@@ -81,25 +67,21 @@ impl CudaDevice {
             detail: format!("the driver does not start: {:?}", error.0),
         })?;
         let (major, minor) = context.compute_capability().map_err(failed("asking for the GPU"))?;
-        let handle = blas::create_handle()
-            .map_err(|error| missing(&format!("cuBLAS does not start: {:?}", error.0)))?;
-        let blas = Blas(handle);
         let stream = Stream::new(&context)?;
         keep_freed_memory(&context)?;
-        // SAFETY: the driver's stream is the runtime's; both live as long as the device.
-        unsafe { blas::set_stream(blas.0, stream.raw.cast()) }
-            .map_err(|error| missing(&format!("cuBLAS takes no stream: {:?}", error.0)))?;
-        Ok(CudaDevice {
+        let mut device = CudaDevice {
             context,
             architecture: format!("sm_{major}{minor}"),
             staging: Staging::new(&stream)?,
-            blas,
+            blas: Blas::new(stream.raw)?,
             stream,
             modules: HashMap::new(),
             functions: RefCell::default(),
             entries: HashMap::new(),
             last: RefCell::default(),
-        })
+        };
+        device.load_gemv()?;
+        Ok(device)
     }
 
     fn bind(&self) -> Result<(), DeviceError> {
@@ -250,44 +232,8 @@ impl Device for CudaDevice {
         Ok(())
     }
 
-    fn gemm(&self, gemm: Gemm<'_>) -> Result<(), DeviceError> {
-        self.bind()?;
-        let (input, output) = (gemm.input.size(), gemm.output.size());
-        let x = self.checked(gemm.x, 0, gemm.rows * gemm.inner * input)?;
-        let w = self.checked(gemm.w, 0, gemm.cols * gemm.inner * input)?;
-        let y = self.checked(gemm.y, 0, gemm.rows * gemm.cols * output)?;
-        let (cols, rows, inner) = (gemm.cols as i32, gemm.rows as i32, gemm.inner as i32);
-        // cuBLAS counts columns first: y^T (cols, rows) = W (cols, inner) x^T (inner, rows).
-        let (one, zero) = (1f32, 0f32);
-        // SAFETY: the ranges were checked; one and zero live through the call. Without a math mode
-        // set, f32 products use no TF32, and sums are f32 for both types.
-        let multiplied = unsafe {
-            blas::gemm_ex(
-                self.blas.0,
-                blas_sys::cublasOperation_t::CUBLAS_OP_T,
-                blas_sys::cublasOperation_t::CUBLAS_OP_N,
-                cols,
-                rows,
-                inner,
-                std::ptr::from_ref(&one).cast(),
-                w as *const c_void,
-                blas_type(gemm.input),
-                inner,
-                x as *const c_void,
-                blas_type(gemm.input),
-                inner,
-                std::ptr::from_ref(&zero).cast(),
-                y as *mut c_void,
-                blas_type(gemm.output),
-                cols,
-                blas_sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                blas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-            )
-        };
-        multiplied.map_err(|error| DeviceError::Cuda {
-            doing: format!("multiplying ({rows}, {inner}) by ({inner}, {cols})"),
-            detail: format!("{:?}", error.0),
-        })
+    fn gemms(&self, gemms: &[Gemm<'_>]) -> Result<(), DeviceError> {
+        self.multiply_all(gemms)
     }
 }
 
@@ -303,11 +249,4 @@ fn keep_freed_memory(context: &CudaContext) -> Result<(), DeviceError> {
         })
     }
     .map_err(failed("setting up the memory pool"))
-}
-
-fn blas_type(dtype: DType) -> blas_sys::cudaDataType {
-    match dtype {
-        DType::F16 => blas_sys::cudaDataType::CUDA_R_16F,
-        _ => blas_sys::cudaDataType::CUDA_R_32F,
-    }
 }

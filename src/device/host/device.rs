@@ -73,6 +73,24 @@ impl HostDevice {
             false => Err(DeviceError::Bounds { offset, bytes, length: buffer.bytes }),
         }
     }
+
+    fn multiply(&self, gemm: &Gemm<'_>) -> Result<(), DeviceError> {
+        let (input, output) = (gemm.input.size(), gemm.output.size());
+        let slice = |buffer: &Buffer, bytes: usize| {
+            let pointer = self.checked(buffer, 0, bytes)?;
+            // SAFETY: the range was checked. Every byte of a buffer was written when it was made.
+            Ok::<&[u8], DeviceError>(unsafe { std::slice::from_raw_parts(pointer, bytes) })
+        };
+        let x = slice(gemm.x, gemm.rows * gemm.inner * input)?;
+        let w = slice(gemm.w, gemm.cols * gemm.inner * input)?;
+        let bias = gemm.bias.map(|bias| slice(bias, 4 * gemm.cols)).transpose()?;
+        let bytes = gemm.rows * gemm.cols * output;
+        let y = self.checked(gemm.y, 0, bytes)?;
+        // SAFETY: as above; y is a buffer of its own, so it overlaps none of the others.
+        let y = unsafe { std::slice::from_raw_parts_mut(y, bytes) };
+        gemm::multiply((x, w, bias), y, gemm::Shape::from(gemm));
+        Ok(())
+    }
 }
 
 impl Device for HostDevice {
@@ -129,22 +147,8 @@ impl Device for HostDevice {
         }
     }
 
-    fn gemm(&self, gemm: Gemm<'_>) -> Result<(), DeviceError> {
-        let (input, output) = (gemm.input.size(), gemm.output.size());
-        let x = self.checked(gemm.x, 0, gemm.rows * gemm.inner * input)?;
-        let w = self.checked(gemm.w, 0, gemm.cols * gemm.inner * input)?;
-        let y = self.checked(gemm.y, 0, gemm.rows * gemm.cols * output)?;
-        // SAFETY: the ranges were checked. Every byte of a buffer was written when it was made, and
-        // y is a buffer of its own, so no two of the slices overlap.
-        let (x, w, y) = unsafe {
-            (
-                std::slice::from_raw_parts(x, gemm.rows * gemm.inner * input),
-                std::slice::from_raw_parts(w, gemm.cols * gemm.inner * input),
-                std::slice::from_raw_parts_mut(y, gemm.rows * gemm.cols * output),
-            )
-        };
-        gemm::multiply(x, w, y, gemm::Shape::from(&gemm));
-        Ok(())
+    fn gemms(&self, gemms: &[Gemm<'_>]) -> Result<(), DeviceError> {
+        gemms.iter().try_for_each(|gemm| self.multiply(gemm))
     }
 }
 

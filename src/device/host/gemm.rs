@@ -1,4 +1,4 @@
-//! Matrix product through ndarray: f32 sums, one rounding at the end.
+//! Matrix product and bias through ndarray: f32 sums, one rounding at the end.
 
 use std::borrow::Cow;
 
@@ -28,16 +28,23 @@ impl From<&Gemm<'_>> for Shape {
     }
 }
 
-/// Computes `y = x W^T`; the bytes hold exactly the elements of x, W and y.
-pub fn multiply(x: &[u8], w: &[u8], y: &mut [u8], shape: Shape) {
+/// Computes `y = x W^T + bias`; the bytes hold exactly the elements of x, W, bias and y.
+pub fn multiply((x, w, bias): (&[u8], &[u8], Option<&[u8]>), y: &mut [u8], shape: Shape) {
     let Shape { rows, cols, inner, .. } = shape;
     let x = widened(x, shape.input);
     let x = ArrayView2::from_shape((rows, inner), &x).expect("x has rows times inner elements");
     let starts: Vec<usize> = (0..cols).step_by(COLUMNS).collect();
-    let products: Vec<Vec<f32>> = starts
-        .into_par_iter()
-        .map(|first| multiply_columns(x, w, shape, first, COLUMNS.min(cols - first)))
-        .collect();
+    let bias: Option<&[f32]> = bias.map(bytemuck::cast_slice);
+    let of_columns = |first: usize| {
+        let n = COLUMNS.min(cols - first);
+        let mut product = multiply_columns(x, w, shape, first, n);
+        if let Some(bias) = bias {
+            let bias = bias[first..first + n].iter().cycle();
+            product.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+        }
+        product
+    };
+    let products: Vec<Vec<f32>> = starts.into_par_iter().map(of_columns).collect();
     for (block, product) in products.iter().enumerate() {
         let n = product.len() / rows.max(1);
         for (row, values) in product.chunks_exact(n).enumerate() {

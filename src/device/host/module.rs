@@ -231,7 +231,7 @@ fn load_error(error: impl std::fmt::Display) -> DeviceError {
 
 fn letter(arg: &Arg<'_>) -> char {
     match arg {
-        Arg::Buffer(..) | Arg::Null => 'p',
+        Arg::Buffer(..) | Arg::Address(_) | Arg::Null => 'p',
         Arg::I32(_) => 'i',
         Arg::F32(_) => 'f',
     }
