@@ -96,7 +96,7 @@ fn bugs_of_an_f16_engine_are_proven_too() {
             "weight read transposed, as (inputs, outputs)",
         ),
         ("kv-head-1-unwritten", "k and v cache append, all layers", "KV head 1 never written"),
-        ("scale-missing", "attention scores, all layers", "scale missing"),
+        ("scale-missing", "attention scores, all layers", "scale missing: 1 instead of 0.25"),
     ] {
         let found = diagnosis(&Bench::fixture(), DType::F16, &[fault], 40);
         assert_eq!(causes(&found), owned(&[(what, cause)]));
