@@ -35,16 +35,46 @@ fn unmasked(scene: &Scene<'_, '_>, step: u32) -> Result<Operand, ReplayError> {
     Ok(computed)
 }
 
-type Divisor<'f> = &'f dyn Fn(&[f64], f64) -> f64;
-type Visible<'f> = &'f dyn Fn(usize, usize) -> Range<usize>;
+/// What the terms exp(score - maximum) are divided by, given them and the maximum.
+type Divisor = Box<dyn Fn(&[f64], f64) -> f64>;
 
-/// Wrong mask, wrong divisor, scores scaled again.
+/// One way to take a softmax over the keys.
+struct Way {
+    key: &'static str,
+    text: String,
+    /// The keys that the query of a position sees, given how many there are.
+    visible: Box<dyn Fn(usize, usize) -> Range<usize>>,
+    divisor: Divisor,
+    /// Factor on the scores.
+    temperature: f64,
+}
+
+impl Way {
+    fn right(key: &'static str, text: impl Into<String>) -> Way {
+        Way {
+            key,
+            text: text.into(),
+            visible: Box::new(|position, _| 0..position + 1),
+            divisor: Box::new(|terms, _| terms.iter().sum()),
+            temperature: 1.0,
+        }
+    }
+
+    fn sees(self, visible: impl Fn(usize, usize) -> Range<usize> + 'static) -> Way {
+        Way { visible: Box::new(visible), ..self }
+    }
+
+    fn divides(self, divisor: impl Fn(&[f64], f64) -> f64 + 'static) -> Way {
+        Way { divisor: Box::new(divisor), ..self }
+    }
+}
+
+/// Wrong mask, wrong divisor, scores scaled again, another axis, no maximum.
 pub fn softmaxes<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
-    let sum: Divisor<'_> = &|terms, _| terms.iter().sum();
-    let causal: Visible<'_> = &|position, _| 0..position + 1;
     let scores = scene.steps.iter().map(|&step| unmasked(scene, step));
     let scores = scores.collect::<Result<Vec<Operand>, ReplayError>>()?;
-    let mut with = |key, text: &str, visible: Visible<'_>, divisor: Divisor<'_>, temperature| {
+    let ways = masks(scene).into_iter().chain(divisors(scene)).chain(temperatures(scene));
+    for Way { key, text, visible, divisor, temperature } in ways {
         visit(scene.candidate(key, text, |piece, rows| {
             let positions = scene.replay.recording.positions(scene.steps[piece]);
             let token = |row: usize| rows.map_or(row, |rows| rows[row]);
@@ -52,29 +82,35 @@ pub fn softmaxes<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), 
                 keys: positions.end,
                 visible: &|row| visible(positions.start + token(row), positions.end),
                 temperature,
-                divisor,
+                divisor: &*divisor,
             };
             let few = rows.map(|rows| scores[piece].select(rows));
             let scores = few.as_ref().unwrap_or(&scores[piece]);
             Ok(ops::softmax(scores, &softmax, scene.rounding()))
-        })?)
-    };
-    with(
-        "mask-missing",
-        "mask missing: every key of the step is seen",
-        &|_, end| 0..end,
-        sum,
-        1.0,
-    )?;
-    let before: Visible<'_> = &|position, _| 0..position.max(1);
-    with("mask-off-by-one", "mask off by one: a query does not see its own key", before, sum, 1.0)?;
-    let after: Visible<'_> = &|position, end| 0..(position + 2).min(end);
-    with("mask-off-by-one", "mask off by one: a query sees the next key", after, sum, 1.0)?;
-    for window in windows(scene) {
-        let text = format!("only the last {window} keys are seen");
-        let visible = |position: usize, _| (position + 1).saturating_sub(window)..position + 1;
-        with("window", &text, &visible, sum, 1.0)?;
+        })?)?;
     }
+    other_axes(scene, &scores, visit)?;
+    without_maximum(scene, &scores, visit)
+}
+
+fn masks(scene: &Scene<'_, '_>) -> Vec<Way> {
+    let mut list = vec![
+        Way::right("mask-missing", "mask missing: every key of the step is seen")
+            .sees(|_, end| 0..end),
+        Way::right("mask-off-by-one", "mask off by one: a query does not see its own key")
+            .sees(|position, _| 0..position.max(1)),
+        Way::right("mask-off-by-one", "mask off by one: a query sees the next key")
+            .sees(|position, end| 0..(position + 2).min(end)),
+    ];
+    for window in windows(scene) {
+        let way = Way::right("window", format!("only the last {window} keys are seen"));
+        list.push(way.sees(move |p, _| (p + 1).saturating_sub(window)..p + 1));
+    }
+    list
+}
+
+fn divisors(scene: &Scene<'_, '_>) -> Vec<Way> {
+    let mut list = Vec::new();
     let longest = scene.positions().last().map_or(0, |last| last + 1);
     for (block, first) in [(32, 1), (64, 32), (128, 32), (256, 32), (512, 32), (1024, 32)] {
         if block >= longest {
@@ -84,44 +120,48 @@ pub fn softmaxes<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), 
             1 => "each row divided by the terms of one lane".to_string(),
             _ => format!("divided by the terms of the first warp of {block} threads only"),
         };
-        let divisor = move |terms: &[f64], _| -> f64 {
+        let seen = move |terms: &[f64], _| -> f64 {
             let seen = terms.iter().enumerate().filter(|(j, _)| j % block < first);
             seen.map(|(_, term)| term).sum()
         };
-        with("softmax-partial-sum", &text, causal, &divisor, 1.0)?;
+        list.push(Way::right("softmax-partial-sum", text).divides(seen));
     }
     for first in [1, 16, 32, 64, 128, 256] {
         let text = format!("divided by the terms of the first {first} keys only");
-        let divisor = move |terms: &[f64], _| -> f64 { terms.iter().take(first).sum() };
-        with("softmax-partial-sum", &text, causal, &divisor, 1.0)?;
+        let seen = move |terms: &[f64], _| -> f64 { terms.iter().take(first).sum() };
+        list.push(Way::right("softmax-partial-sum", text).divides(seen));
     }
     for multiple in [8, 16, 32, 64, 128, 256] {
         let text = format!(
             "divided by the terms of zero scores as padding to a multiple of {multiple} too"
         );
-        let divisor = move |terms: &[f64], maximum: f64| -> f64 {
+        let padded = move |terms: &[f64], maximum: f64| -> f64 {
             let padding = terms.len().next_multiple_of(multiple) - terms.len();
             terms.iter().sum::<f64>() + padding as f64 * (-maximum).exp()
         };
-        with("softmax-padding", &text, causal, &divisor, 1.0)?;
+        list.push(Way::right("softmax-padding", text).divides(padded));
     }
-    let unit: Divisor<'_> = &|_, _| 1.0;
-    with("softmax-unnormalised", "not divided by the sum", causal, unit, 1.0)?;
-    let counted: Divisor<'_> = &|terms, _| terms.len() as f64;
-    with("softmax-unnormalised", "divided by the number of keys", causal, counted, 1.0)?;
+    let way = |text: &str| Way::right("softmax-unnormalised", text);
+    list.push(way("not divided by the sum").divides(|_, _| 1.0));
+    list.push(way("divided by the number of keys").divides(|terms, _| terms.len() as f64));
+    list
+}
+
+fn temperatures(scene: &Scene<'_, '_>) -> Vec<Way> {
     let own = f64::from(scene.config().attention_scale);
-    for (factor, text) in [
-        (0.5, "scores halved".to_string()),
-        (2.0, "scores doubled".to_string()),
-        (own, "scores scaled a second time".to_string()),
-        (1.0 / own, "scores divided by the scale".to_string()),
-        (std::f64::consts::LN_2, "exp2 instead of exp".to_string()),
-        (std::f64::consts::LOG2_E, "scores multiplied by log2(e) and then exp".to_string()),
-    ] {
-        with("softmax-temperature", &text, causal, sum, factor)?;
-    }
-    other_axes(scene, &scores, visit)?;
-    without_maximum(scene, &scores, visit)
+    let way = |(temperature, text): (f64, &str)| Way {
+        temperature,
+        ..Way::right("softmax-temperature", text)
+    };
+    let list = [
+        (0.5, "scores halved"),
+        (2.0, "scores doubled"),
+        (own, "scores scaled a second time"),
+        (1.0 / own, "scores divided by the scale"),
+        (std::f64::consts::LN_2, "exp2 instead of exp"),
+        (std::f64::consts::LOG2_E, "scores multiplied by log2(e) and then exp"),
+    ];
+    list.map(way).into_iter().collect()
 }
 
 /// A softmax over the tokens of a step, or over the heads, in place of the keys.
