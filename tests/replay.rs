@@ -1,16 +1,21 @@
 use firstdiff::{
-    baseline::Task,
+    arithmetic::Arithmetic,
+    baseline::{self, Task},
     compare::{DEFAULT_FACTOR, SiteFilter},
-    diagnosis::{Certainty, Diagnosis},
+    diagnosis::{Certainty, Diagnosis, Verdict},
     fault::{self, Faults},
     model::Arch,
+    replay::Recording,
     run::{EngineSpec, Run},
+    site::{Site, Stage},
+    spool::Recorded,
     synth::Spec,
-    tensor::DType,
+    tensor::{DType, Tensor},
+    trace::TraceError,
     verdict::Rule,
 };
 
-use crate::common::{Bench, engine};
+use crate::common::{Bench, Keep, engine};
 
 /// The diagnosis of an engine with these faults.
 fn diagnosis(bench: &Bench, storage: DType, faults: &[&str], tokens: usize) -> Diagnosis {
@@ -96,7 +101,7 @@ fn bugs_of_an_f16_engine_are_proven_too() {
             "weight read transposed, as (inputs, outputs)",
         ),
         ("kv-head-1-unwritten", "k and v cache append, all layers", "KV head 1 never written"),
-        ("scale-missing", "attention scores, all layers", "scale missing"),
+        ("scale-missing", "attention scores, all layers", "scale missing: 1 instead of 0.25"),
     ] {
         let found = diagnosis(&Bench::fixture(), DType::F16, &[fault], 40);
         assert_eq!(causes(&found), owned(&[(what, cause)]));
@@ -129,4 +134,62 @@ fn every_fault_of_a_random_llama_is_proven_for_its_cause() {
             assert!(proven && cause.key == fault.cause, "{name}: {}", cause.text);
         }
     }
+}
+
+impl Recorded for Keep {
+    fn tensor(&self, site: Site) -> Result<Option<Tensor>, TraceError> {
+        Ok(self.tensors.get(&site).cloned())
+    }
+
+    fn has(&self, site: Site) -> bool {
+        self.tensors.contains_key(&site)
+    }
+}
+
+/// Everything that llama.cpp computes of these steps, one token a decode step.
+fn recorded(bench: &Bench, steps: &[Vec<i32>]) -> Keep {
+    let (mut keep, task) = (Keep::default(), Task { prompt: &steps[0], decode: 2 });
+    let mut forced = steps[1..].iter().map(|tokens| tokens[0]);
+    baseline::decode(&bench.reference, task, &mut keep, None, |_| forced.next()).unwrap();
+    keep
+}
+
+#[test]
+fn a_reference_of_another_parameter_is_told_to_be_another_model_with_both_values() {
+    let of = |rope_theta, rms_eps| {
+        Bench::synth(&Spec { rope_theta, rms_eps, ..Spec::preset("tiny-qwen2").unwrap() })
+    };
+    // The same weights: they follow from the seed.
+    let (own, other) = (of(1e6, 1e-6), of(23456.0, 3e-4));
+    let steps = vec![own.prompt(20), vec![7], vec![8]];
+    let arithmetic = Arithmetic::engine(DType::F32);
+    let (engine, reference) = (recorded(&own, &steps), recorded(&other, &steps));
+    let recording = |tensors| Recording { tensors, steps: &steps, arithmetic: &arithmetic };
+    let found = Diagnosis::of(&own.model, recording(&engine), Some(recording(&reference))).unwrap();
+    let wanted = owned(&[
+        ("attention and feed-forward norm, all layers; final norm", "eps 3e-4 instead of 1e-6"),
+        ("q and k rotation, all layers", "theta 23456 instead of 1000000"),
+    ]);
+    assert_eq!(causes(&found), wanted);
+    assert!(found.findings.iter().all(|finding| finding.verdict == Verdict::ModelsDiffer));
+    assert_eq!(found.engine.cleared, found.engine.replayed);
+    assert!(found.first_of_engine().is_none());
+}
+
+#[test]
+fn a_reference_that_computes_an_operation_wrong_is_told_to_be_wrong() {
+    let bench = Bench::fixture();
+    let steps = vec![bench.prompt(20), vec![7], vec![8]];
+    let arithmetic = Arithmetic::engine(DType::F32);
+    let (engine, mut reference) = (recorded(&bench, &steps), recorded(&bench, &steps));
+    for (_, tensor) in reference.tensors.iter_mut().filter(|(s, _)| s.stage == Stage::Logits) {
+        tensor.data.iter_mut().for_each(|x| *x *= 2.0);
+    }
+    let recording = |tensors| Recording { tensors, steps: &steps, arithmetic: &arithmetic };
+    let found =
+        Diagnosis::of(&bench.model, recording(&engine), Some(recording(&reference))).unwrap();
+    assert_eq!(causes(&found), owned(&[("logits projection", "doubled")]));
+    assert_eq!(found.findings[0].verdict, Verdict::ReferenceWrong);
+    assert_eq!(found.engine.cleared, found.engine.replayed);
+    assert!(found.first_of_engine().is_none());
 }

@@ -1,9 +1,11 @@
-//! What goes wrong between the caches and the output heads: scores, softmax, weighted sum.
+//! What goes wrong between the caches and the output heads, but for the softmax: scores, weighted
+//! sum.
 
 use std::{ops::Range, sync::Arc};
 
 use crate::{
     diagnosis::{
+        likeness,
         projection::other_layers,
         scene::{Scene, Visit},
     },
@@ -23,6 +25,9 @@ fn head_maps(scene: &Scene<'_, '_>) -> Vec<HeadMap> {
         return list;
     }
     list.push(("query head h reads KV head h % Hk".to_string(), Box::new(move |h| h % kv)));
+    if (heads.query - 1) / kv < kv {
+        list.push(("query head h reads KV head h / Hk".to_string(), Box::new(move |h| h / kv)));
+    }
     list.push(("every query head reads KV head 0".to_string(), Box::new(|_| 0)));
     list.push((
         "query head h reads KV head min(h, Hk - 1)".into(),
@@ -36,7 +41,8 @@ fn head_maps(scene: &Scene<'_, '_>) -> Vec<HeadMap> {
     list
 }
 
-fn right_map(scene: &Scene<'_, '_>) -> impl Fn(usize) -> usize + use<> {
+/// The right map: h / (Hq / Hk).
+pub fn right_map(scene: &Scene<'_, '_>) -> impl Fn(usize) -> usize + use<> {
     let heads = scene.heads();
     move |head| head / (heads.query / heads.kv)
 }
@@ -59,14 +65,18 @@ pub fn scores<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Rep
     let own = Keys { query: Stage::QRope, keys: &own };
     let right_map = (String::new(), Box::new(right_map(scene)) as Box<dyn Fn(usize) -> usize>);
     let maps = std::iter::once(right_map).chain(head_maps(scene));
+    let scales = scales(scene);
+    let fitted = fitted_scale(scene, &scales);
     let right_scale = (String::new(), scale);
     for (map_text, map) in maps {
-        for (scale_text, other) in std::iter::once(right_scale.clone()).chain(scales(scene)) {
+        // Fitted to what the right heads give.
+        let fitted = fitted.iter().filter(|_| map_text.is_empty());
+        for (scale_text, other) in std::iter::once(&right_scale).chain(&scales).chain(fitted) {
             let key = if map_text.is_empty() { "score-scale" } else { "head-map" };
             let texts: Vec<&str> =
-                [&*map_text, &*scale_text].into_iter().filter(|text| !text.is_empty()).collect();
+                [&*map_text, scale_text].into_iter().filter(|text| !text.is_empty()).collect();
             if !texts.is_empty() {
-                let score = score(&*map, other, 0..heads.dim);
+                let score = score(&*map, *other, 0..heads.dim);
                 with(key, &texts.join(", and "), &score, &own, texts.len())?;
             }
         }
@@ -110,7 +120,7 @@ fn scales(scene: &Scene<'_, '_>) -> Vec<(String, f64)> {
     let mut list = vec![
         ("scale missing".to_string(), 1.0),
         ("scale applied twice".to_string(), right * right),
-        ("divided instead of multiplied by the scale".to_string(), 1.0 / right),
+        ("scale divided by, not multiplied".to_string(), 1.0 / right),
         ("scale 1/sqrt(hidden size)".to_string(), 1.0 / (c.n_embd as f64).sqrt()),
         ("scale 1/sqrt(number of heads)".to_string(), 1.0 / (c.n_head as f64).sqrt()),
         ("scale 1/sqrt(d/2)".to_string(), 1.0 / (dim / 2.0).sqrt()),
@@ -119,7 +129,23 @@ fn scales(scene: &Scene<'_, '_>) -> Vec<(String, f64)> {
         ("scale 1/sqrt(d + 1)".to_string(), 1.0 / (dim + 1.0).sqrt()),
     ];
     list.retain(|(_, scale)| (scale / right - 1.0).abs() > 1e-9);
-    list
+    let both = |scale: f64| format!("{} instead of {}", digits(scale), digits(right));
+    list.into_iter().map(|(name, scale)| (format!("{name}: {}", both(scale)), scale)).collect()
+}
+
+/// The scale that the recorded scores speak of, where it is none of those.
+fn fitted_scale(scene: &Scene<'_, '_>, named: &[(String, f64)]) -> Option<(String, f64)> {
+    let right = f64::from(scene.config().attention_scale);
+    let fitted = likeness::factor(&scene.pairs(false))? * right;
+    let is = |scale: f64, within: f64| (fitted / scale - 1.0).abs() < within;
+    let is_named = is(right, 1e-6) || named.iter().any(|(_, scale)| is(*scale, 1e-4));
+    let text = format!("scale {} instead of {}", digits(fitted), digits(right));
+    (!is_named).then_some((text, fitted))
+}
+
+/// At most six digits behind the point: 0.25, 0.267261.
+fn digits(x: f64) -> String {
+    format!("{x:.6}").trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
 type OtherKeys = Vec<Arc<Operand>>;
@@ -181,134 +207,23 @@ fn other_keys(
         Ok::<_, ReplayError>(Arc::new(Operand { width: own.width, value, spread: None }))
     };
     let reversed = steps.clone().map(reversed).collect::<Result<_, _>>()?;
-    list.push(("heads-permuted", "dims read in reverse order".into(), reversed));
-    Ok(list)
-}
-
-/// The scores of all keys of a step, also those that a right mask hides.
-fn unmasked(scene: &Scene<'_, '_>, step: u32) -> Result<Operand, ReplayError> {
-    let (heads, right) = (scene.heads(), right_map(scene));
-    let q = scene.replay.operand(scene.operation.at(Stage::QRope), &[step])?;
-    let k = scene.replay.cache(scene.operation.at(Stage::KCache), step)?;
-    let scale = f64::from(scene.config().attention_scale);
-    let score = ops::Score { kv_head: &right, scale, dims: 0..heads.dim };
-    let positions = scene.replay.recording.positions(step);
-    let width = heads.query * positions.end;
-    let mut computed = ops::scores(&q, &k, heads, &score, scene.rounding()).into_operand(width);
-    // What was recorded is what the softmax saw.
-    let recorded = scene.replay.operand(scene.operation.at(Stage::Scores), &[step])?;
-    for (index, value) in computed.value.iter_mut().enumerate() {
-        let position = positions.start + index / width;
-        if index % positions.end <= position {
-            *value = recorded.value[index];
-            if let Some(spread) = &mut computed.spread {
-                spread[index] = recorded.spread_of(index);
-            }
-        }
-    }
-    Ok(computed)
-}
-
-type Divisor<'f> = &'f dyn Fn(&[f64], f64) -> f64;
-type Visible<'f> = &'f dyn Fn(usize, usize) -> Range<usize>;
-
-/// Wrong mask, wrong divisor, scores scaled again.
-pub fn softmaxes<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
-    let sum: Divisor<'_> = &|terms, _| terms.iter().sum();
-    let causal: Visible<'_> = &|position, _| 0..position + 1;
-    let scores = scene.steps.iter().map(|&step| unmasked(scene, step));
-    let scores = scores.collect::<Result<Vec<Operand>, ReplayError>>()?;
-    let mut with = |key, text: &str, visible: Visible<'_>, divisor: Divisor<'_>, temperature| {
-        visit(scene.candidate(key, text, |piece, rows| {
-            let positions = scene.replay.recording.positions(scene.steps[piece]);
-            let token = |row: usize| rows.map_or(row, |rows| rows[row]);
-            let softmax = ops::Softmax {
-                keys: positions.end,
-                visible: &|row| visible(positions.start + token(row), positions.end),
-                temperature,
-                divisor,
-            };
-            let few = rows.map(|rows| scores[piece].select(rows));
-            let scores = few.as_ref().unwrap_or(&scores[piece]);
-            Ok(ops::softmax(scores, &softmax, scene.rounding()))
-        })?)
+    list.push(("dims-reversed", "dims read in reverse order".into(), reversed));
+    let transposed = |step: u32| {
+        let own = scene.replay.cache(own, step)?;
+        let (slots, width) = (own.rows(), own.width);
+        // Element (slot, dim) of a head is read where (dim, slot) of its rows would be.
+        let from = |index: usize| {
+            let (slot, head, d) = (index / width, index % width / dim, index % dim);
+            let place = d * slots + slot;
+            place / dim * width + head * dim + place % dim
+        };
+        let value = (0..own.value.len()).map(|index| own.value[from(index)]).collect();
+        Ok::<_, ReplayError>(Arc::new(Operand { width, value, spread: None }))
     };
-    with(
-        "mask-missing",
-        "mask missing: every key of the step is seen",
-        &|_, end| 0..end,
-        sum,
-        1.0,
-    )?;
-    let before: Visible<'_> = &|position, _| 0..position.max(1);
-    with("mask-off-by-one", "mask off by one: a query does not see its own key", before, sum, 1.0)?;
-    let after: Visible<'_> = &|position, end| 0..(position + 2).min(end);
-    with("mask-off-by-one", "mask off by one: a query sees the next key", after, sum, 1.0)?;
-    for window in windows(scene) {
-        let text = format!("only the last {window} keys are seen");
-        let visible = |position: usize, _| (position + 1).saturating_sub(window)..position + 1;
-        with("window", &text, &visible, sum, 1.0)?;
-    }
-    let longest = scene.positions().last().map_or(0, |last| last + 1);
-    for (block, first) in [(32, 1), (64, 32), (128, 32), (256, 32), (512, 32), (1024, 32)] {
-        if block >= longest {
-            continue;
-        }
-        let text = match first {
-            1 => "each row divided by the terms of one lane".to_string(),
-            _ => format!("divided by the terms of the first warp of {block} threads only"),
-        };
-        let divisor = move |terms: &[f64], _| -> f64 {
-            let seen = terms.iter().enumerate().filter(|(j, _)| j % block < first);
-            seen.map(|(_, term)| term).sum()
-        };
-        with("softmax-partial-sum", &text, causal, &divisor, 1.0)?;
-    }
-    for first in [1, 16, 32, 64, 128, 256] {
-        let text = format!("divided by the terms of the first {first} keys only");
-        let divisor = move |terms: &[f64], _| -> f64 { terms.iter().take(first).sum() };
-        with("softmax-partial-sum", &text, causal, &divisor, 1.0)?;
-    }
-    for multiple in [8, 16, 32, 64, 128, 256] {
-        let text = format!(
-            "divided by the terms of zero scores as padding to a multiple of {multiple} too"
-        );
-        let divisor = move |terms: &[f64], maximum: f64| -> f64 {
-            let padding = terms.len().next_multiple_of(multiple) - terms.len();
-            terms.iter().sum::<f64>() + padding as f64 * (-maximum).exp()
-        };
-        with("softmax-padding", &text, causal, &divisor, 1.0)?;
-    }
-    let unit: Divisor<'_> = &|_, _| 1.0;
-    with("softmax-unnormalised", "not divided by the sum", causal, unit, 1.0)?;
-    let counted: Divisor<'_> = &|terms, _| terms.len() as f64;
-    with("softmax-unnormalised", "divided by the number of keys", causal, counted, 1.0)?;
-    let own = f64::from(scene.config().attention_scale);
-    for (factor, text) in [
-        (0.5, "scores halved".to_string()),
-        (2.0, "scores doubled".to_string()),
-        (own, "scores scaled a second time".to_string()),
-        (1.0 / own, "scores divided by the scale".to_string()),
-        (std::f64::consts::LN_2, "exp2 instead of exp".to_string()),
-        (std::f64::consts::LOG2_E, "scores multiplied by log2(e) and then exp".to_string()),
-    ] {
-        with("softmax-temperature", &text, causal, sum, factor)?;
-    }
-    Ok(())
-}
-
-fn windows(scene: &Scene<'_, '_>) -> Vec<usize> {
-    let longest = scene.positions().last().map_or(0, |last| last + 1);
-    let mut list: Vec<usize> = (1..=64).collect();
-    list.extend([96, 127, 128, 255, 256, 511, 512, 1023, 1024, 2048, 4096]);
-    // The window that the last recorded row speaks of.
-    list.retain(|&window| window < longest);
-    let seen = scene.pieces.last().and_then(|piece| {
-        let row = piece.captured.rchunks_exact(longest.max(1)).next()?;
-        Some(row.iter().filter(|&&p| p != 0.0).count())
-    });
-    list.retain(|&window| seen == Some(window));
-    list
+    let transposed = steps.map(transposed).collect::<Result<_, _>>()?;
+    let text = "each head's [position][dim] read as [dim][position]";
+    list.push(("cache-transposed", text.into(), transposed));
+    Ok(list)
 }
 
 /// Wrong values, wrong heads, part of the keys, unnormalised.

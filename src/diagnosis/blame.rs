@@ -135,8 +135,9 @@ fn side(model: &Model, recording: Recording<'_>) -> Result<(SideReplay, Vec<Guil
     };
     let layers = layers.par_iter().map(of_layer).collect::<Result<Vec<_>, ReplayError>>()?;
     let (mut summary, mut guilty) = (SideReplay::default(), Vec::new());
+    let mut all_broken = Vec::new();
     for (operations, broken) in layers {
-        summary.broken.extend(broken);
+        all_broken.extend(broken);
         for (operation, judged, cause) in operations {
             match (judged, cause) {
                 (None, _) => summary.unmeasured.push(operation.result()),
@@ -148,6 +149,7 @@ fn side(model: &Model, recording: Recording<'_>) -> Result<(SideReplay, Vec<Guil
             }
         }
     }
+    summary.broken = Invariant::by_property(all_broken);
     summary.replayed = summary.cleared + guilty.len();
     Ok((summary, guilty))
 }

@@ -70,12 +70,18 @@ pub fn appends<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Re
     let roomy = (positions + 2).next_multiple_of(64);
     let straight = move |head: usize, position: usize, _: Step| Some(head * roomy + position);
     for (key, text, source) in sources(scene)? {
-        simulate(scene, (key, text, 1), &source, roomy, &straight, visit)?;
+        simulate(scene, (key, text, 1), &Append::of(&source, roomy, &straight), visit)?;
     }
     let own = own_source(scene)?;
+    let stale = stale(&own);
+    let text = "decode steps append the row of the step before".to_string();
+    simulate(scene, ("cache-stale", text, 1), &Append::of(&stale, roomy, &straight), visit)?;
+    let text = "read before the step's own slots are written".to_string();
+    let late = Append { is_late: true, ..Append::of(&own, roomy, &straight) };
+    simulate(scene, ("cache-late", text, 1), &late, visit)?;
     let slots = slots(heads.kv, roomy);
     for (key, text, slot) in &slots {
-        simulate(scene, (key, text.clone(), 1), &own, roomy, slot, visit)?;
+        simulate(scene, (key, text.clone(), 1), &Append::of(&own, roomy, slot), visit)?;
     }
     let heads_apart = if heads.kv > 1 { heads.kv } else { 0 };
     for unwritten in 0..heads_apart {
@@ -87,17 +93,19 @@ pub fn appends<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Re
             let texts: Vec<&str> =
                 [&*lost, text].into_iter().filter(|text| !text.is_empty()).collect();
             let named = (*key, texts.join(", and "), texts.len());
-            simulate(scene, named, &own, roomy, &only, visit)?;
+            simulate(scene, named, &Append::of(&own, roomy, &only), visit)?;
         }
     }
     for capacity in capacities(scene, positions) {
         let text = "KV heads strided by the cache's length instead of its capacity";
         let by_length = |h: usize, p: usize, step: Step| Some(h * step.length + p);
-        simulate(scene, ("cache-stride", text.into(), 1), &own, capacity, &by_length, visit)?;
+        let append = Append::of(&own, capacity, &by_length);
+        simulate(scene, ("cache-stride", text.into(), 1), &append, visit)?;
     }
     let text = "laid out as [position][head] and read as [head][position]";
     let interleaved = |h: usize, p: usize, _: Step| Some(p * heads.kv + h);
-    simulate(scene, ("cache-stride", text.into(), 1), &own, positions, &interleaved, visit)
+    let append = Append::of(&own, positions, &interleaved);
+    simulate(scene, ("cache-stride", text.into(), 1), &append, visit)
 }
 
 /// Slots that an append may go to by mistake, in a memory of `roomy` positions a head.
@@ -184,15 +192,42 @@ fn capacities(scene: &Scene<'_, '_>, positions: usize) -> Vec<usize> {
     list
 }
 
+/// How the steps append.
+struct Append<'f> {
+    source: &'f [Arc<Operand>],
+    /// Positions between two heads.
+    capacity: usize,
+    slot: Slot<'f>,
+    /// Whether a step reads before it writes.
+    is_late: bool,
+}
+
+impl<'f> Append<'f> {
+    fn of(source: &'f [Arc<Operand>], capacity: usize, slot: Slot<'f>) -> Append<'f> {
+        Append { source, capacity, slot, is_late: false }
+    }
+}
+
+/// The rows of a source, but in each decode step the last one of the step before.
+fn stale(source: &[Arc<Operand>]) -> Vec<Arc<Operand>> {
+    let of = |(step, own): (usize, &Arc<Operand>)| match step.checked_sub(1) {
+        Some(before) if own.rows() == 1 => {
+            let before = &source[before];
+            Arc::new(before.select(&[before.rows() - 1]))
+        }
+        _ => Arc::clone(own),
+    };
+    source.iter().enumerate().map(of).collect()
+}
+
 /// Runs the appends of all steps through a memory and offers what each recorded step would read.
 fn simulate<'a>(
     scene: &Scene<'_, 'a>,
     (key, text, mistakes): (&'static str, String, usize),
-    source: &[Arc<Operand>],
-    capacity: usize,
-    slot: Slot<'_>,
+    append: &Append<'_>,
     visit: Visit<'_, 'a>,
 ) -> Result<(), ReplayError> {
+    let capacity = append.capacity;
     let heads = scene.heads();
     if heads.kv == 1 && matches!(key, "cache-head" | "cache-stride") {
         return Ok(());
@@ -202,11 +237,16 @@ fn simulate<'a>(
     let run = |of_step: &mut dyn FnMut(u32, usize, &Memory)| {
         let values = vec![0.0; slots * heads.dim];
         let mut memory = Memory { heads: heads.kv, dim: heads.dim, capacity, values };
-        for (index, source) in source.iter().enumerate() {
+        for (index, source) in append.source.iter().enumerate() {
             let positions = scene.replay.recording.positions(index as u32);
             let step = Step { index: index as u32, first: positions.start, length: positions.end };
-            memory.append(source, step, slot);
-            of_step(index as u32, positions.end, &memory);
+            if append.is_late {
+                of_step(step.index, step.length, &memory);
+            }
+            memory.append(source, step, append.slot);
+            if !append.is_late {
+                of_step(step.index, step.length, &memory);
+            }
         }
     };
     let mut explains = scene.probe.rows.is_empty();

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     diagnosis::scene::Scene,
-    replay::{LAMBDA, Operand, Operation, Replay, ReplayError},
+    replay::{LAMBDA, Operand, Operation, Replay, ReplayError, rope_pair},
     site::Stage,
 };
 
@@ -15,6 +15,26 @@ pub struct Invariant {
     pub property: String,
     /// Where it is broken first, with the numbers.
     pub broken_at: String,
+}
+
+impl Invariant {
+    /// Each property once: where it is broken first, and in how many more results.
+    pub fn by_property(broken: Vec<Invariant>) -> Vec<Invariant> {
+        let mut list: Vec<(Invariant, usize)> = Vec::new();
+        for one in broken {
+            match list.iter_mut().find(|(first, _)| first.property == one.property) {
+                Some((_, more)) => *more += 1,
+                None => list.push((one, 0)),
+            }
+        }
+        let with_more = |(mut first, more): (Invariant, usize)| {
+            if more > 0 {
+                first.broken_at += &format!("; and in {more} more results");
+            }
+            first
+        };
+        list.into_iter().map(with_more).collect()
+    }
 }
 
 /// The invariants that the operations of a layer break.
@@ -72,7 +92,7 @@ fn first_token(
     Ok(None)
 }
 
-/// Rotation keeps the length of each head, and position 0 as it is.
+/// Rotation keeps the length of each head and of each pair that rotates, and position 0 as it is.
 fn rotation(
     replay: &Replay<'_>,
     operation: Operation,
@@ -87,14 +107,26 @@ fn rotation(
     let tolerance = tolerance(replay, operation);
     let length = |head: &[f64]| head.iter().map(|x| x * x).sum::<f64>().sqrt();
     let first = replay.recording.positions(step).start;
+    let pair = rope_pair(replay.model.config.rope_pairs, dim);
     let heads = x.value.chunks_exact(dim).zip(rotated.value.chunks_exact(dim));
     for (index, (before, after)) in heads.enumerate() {
         let (row, head) = (index / (x.width / dim), index % (x.width / dim));
         let place = format!("position {}, head {head}", first + row);
         let (a, b) = (length(before), length(after));
         if (a - b).abs() > tolerance * a {
-            let detail = format!("{place} had length {a:.6} and has {b:.6}");
+            let detail = format!("{place} had length {a:.4} and has {b:.4}");
             return Ok(Some(("rotation keeps the length of a head", detail)));
+        }
+        let lengths =
+            |(i, j): (usize, usize)| (before[i].hypot(before[j]), after[i].hypot(after[j]));
+        let longer = |&pair: &(usize, usize)| {
+            let (a, b) = lengths(pair);
+            (a - b).abs() > tolerance * length(before)
+        };
+        if let Some((i, j)) = (0..dim / 2).map(&pair).find(longer) {
+            let (a, b) = lengths((i, j));
+            let detail = format!("{place}, dims {i} and {j} had length {a:.4} and have {b:.4}");
+            return Ok(Some(("rotation keeps the length of a pair", detail)));
         }
         let moved =
             before.iter().zip(after).any(|(a, b)| (a - b).abs() > tolerance * length(before));

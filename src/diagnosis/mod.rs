@@ -16,7 +16,10 @@ mod probe;
 mod projection;
 mod rope;
 mod scene;
+mod softmax;
 pub mod table;
+#[cfg(test)]
+mod tests;
 
 pub use blame::{Diagnosis, Finding, SideReplay, Verdict};
 pub use cause::{Cause, Certainty, diagnose};

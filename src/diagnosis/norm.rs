@@ -20,36 +20,42 @@ type Scale<'f> = (&'static str, String, ScaleOf<'f>);
 /// Another weight, another scale, and one of each together.
 pub fn norms<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
     let x = scene.input()?;
-    let scales = scales(scene);
+    let weights = weights(scene)?;
+    let scales = scales(scene, weights[0].2.len());
     let left_out = scene.whole(ops::copy(&x, scene.rounding()));
     visit(Candidate::mistake("norm-missing", "left out: the result is its input", left_out))?;
-    let weights = weights(scene)?;
-    for (w, (weight_key, weight_text, weight)) in weights.iter().enumerate() {
-        for (s, (scale_key, scale_text, scale)) in scales.iter().enumerate() {
+    let mut with = |weight: &Weight, scale: &Scale<'_>, centred: bool| {
+        let (weight_key, weight_text, weight) = weight;
+        let (scale_key, scale_text, scale) = scale;
+        let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
+        let none = |_: &[f64]| 0.0;
+        let centre: &dyn Fn(&[f64]) -> f64 = if centred { &mean } else { &none };
+        let centre_text = if centred { "the mean is subtracted, as LayerNorm does" } else { "" };
+        let mut texts = vec![weight_text.as_str(), scale_text.as_str(), centre_text];
+        texts.retain(|text| !text.is_empty());
+        let mut keys = [weight_key, scale_key, &"mean-subtracted"].into_iter();
+        let key = keys.find(|key| !key.is_empty()).expect("the last one is not empty");
+        let norm = ops::Norm { weight, centre, scale: &**scale };
+        let candidate = scene.candidate(key, texts.join(", and "), |_, rows| {
+            let few = rows.map(|rows| x.select(rows));
+            Ok(ops::norm(few.as_ref().unwrap_or(&x), &norm, scene.rounding()))
+        })?;
+        visit(candidate.of_mistakes(texts.len()))
+    };
+    for (w, weight) in weights.iter().enumerate() {
+        for (s, scale) in scales.iter().enumerate() {
             for centred in [false, true] {
-                if (w, s, centred) == (0, 0, false) || w > 0 && (s > 0 && centred) {
-                    continue;
+                let is_right = (w, s, centred) == (0, 0, false);
+                let of_three_mistakes = w > 0 && s > 0 && centred;
+                if !(is_right || of_three_mistakes) {
+                    with(weight, scale, centred)?;
                 }
-                let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
-                let none = |_: &[f64]| 0.0;
-                let centre: &dyn Fn(&[f64]) -> f64 = if centred { &mean } else { &none };
-                let centre_text = "the mean is subtracted, as LayerNorm does";
-                let mut texts = vec![weight_text.as_str(), scale_text.as_str()];
-                texts.push(if centred { centre_text } else { "" });
-                texts.retain(|text| !text.is_empty());
-                let key = match (w, s, centred) {
-                    (0, 0, _) => "mean-subtracted",
-                    (0, ..) => scale_key,
-                    _ => weight_key,
-                };
-                let norm = ops::Norm { weight, centre, scale: &**scale };
-                let candidate = scene.candidate(key, texts.join(", and "), |_, rows| {
-                    let few = rows.map(|rows| x.select(rows));
-                    Ok(ops::norm(few.as_ref().unwrap_or(&x), &norm, scene.rounding()))
-                })?;
-                visit(candidate.of_mistakes(texts.len()))?;
             }
         }
+    }
+    // Fitted to what the right weight gives.
+    if let Some(eps) = fitted_eps(scene) {
+        with(&weights[0], &other_eps(eps, scene.config().rms_eps), false)?;
     }
     Ok(())
 }
@@ -90,16 +96,14 @@ fn weights(scene: &Scene<'_, '_>) -> Result<Vec<Weight>, ReplayError> {
     Ok(list)
 }
 
-fn scales<'f>(scene: &Scene<'_, '_>) -> Vec<Scale<'f>> {
+/// Scales of a group of `length` elements, the right one first.
+fn scales<'f>(scene: &Scene<'_, '_>, length: usize) -> Vec<Scale<'f>> {
     let stored = scene.config().rms_eps;
     let eps = f64::from(stored);
     let mut list: Vec<Scale<'f>> =
         vec![("", String::new(), Box::new(move |x| ops::inverse_rms(x, eps)))];
-    for other in
-        EPSILONS.into_iter().chain(fitted_eps(scene)).filter(|&other| other as f32 != stored)
-    {
-        let text = format!("eps {other:e} instead of {stored:e}");
-        list.push(("eps", text, Box::new(move |x| ops::inverse_rms(x, other))));
+    for other in EPSILONS.into_iter().filter(|&other| other as f32 != stored) {
+        list.push(other_eps(other, stored));
     }
     let squares = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>();
     let mut add = |key, text: &str, scale: ScaleOf<'f>| {
@@ -117,7 +121,9 @@ fn scales<'f>(scene: &Scene<'_, '_>) -> Vec<Scale<'f>> {
     let absolute = |x: &[f64]| x.len() as f64 / x.iter().map(|x| x.abs()).sum::<f64>();
     add("not-squared", "divided by the mean magnitude instead of the RMS", Box::new(absolute));
     add("norm-missing", "not normalised, only multiplied by the weight", Box::new(|_| 1.0));
-    for (block, first) in [(64, 32), (128, 32), (256, 32), (512, 32), (1024, 32)] {
+    // A longer block is as good as all of the elements.
+    let blocks = [(64, 32), (128, 32), (256, 32), (512, 32), (1024, 32)];
+    for (block, first) in blocks.into_iter().filter(|&(block, _)| block < length) {
         let text = format!(
             "only the first {first} of every {block} elements are summed (one warp of a block)"
         );
@@ -127,14 +133,17 @@ fn scales<'f>(scene: &Scene<'_, '_>) -> Vec<Scale<'f>> {
         };
         list.push(("partial-sum", text, Box::new(partial)));
     }
-    for first in [32, 64, 128, 256, 512] {
+    for first in [32, 64, 128, 256, 512].into_iter().filter(|&first| first < length) {
         let text = format!("only the first {first} elements are summed");
-        let partial = move |x: &[f64]| {
-            1.0 / (squares(&x[..first.min(x.len())]) / x.len() as f64 + eps).sqrt()
-        };
+        let partial = move |x: &[f64]| 1.0 / (squares(&x[..first]) / x.len() as f64 + eps).sqrt();
         list.push(("partial-sum", text, Box::new(partial)));
     }
     list
+}
+
+fn other_eps<'f>(eps: f64, stored: f32) -> Scale<'f> {
+    let text = format!("eps {eps:e} instead of {stored:e}");
+    ("eps", text, Box::new(move |x| ops::inverse_rms(x, eps)))
 }
 
 /// The eps that the recorded values speak of, to three digits: from y = x w / sqrt(ms + eps).
@@ -156,7 +165,10 @@ fn fitted_eps(scene: &Scene<'_, '_>) -> Option<f64> {
     found.retain(|eps| eps.is_finite() && *eps > 0.0);
     found.sort_by(f64::total_cmp);
     let median = *found.get(found.len() / 2)?;
-    format!("{median:.2e}").parse().ok()
+    let fitted: f64 = format!("{median:.2e}").parse().ok()?;
+    let stored = scene.config().rms_eps;
+    let is_known = |eps: f64| eps as f32 == stored || EPSILONS.contains(&eps);
+    (!is_known(fitted)).then_some(fitted)
 }
 
 /// The norm of another tensor of the same width.

@@ -151,11 +151,6 @@ fn weights<'a>(
     let mut list = Vec::new();
     let zero = Matrix::of_elements(outputs, inputs, |_, _| 0.0);
     list.push(named("weight-zero", "the weight is all zero", zero));
-    if let Some(n) = computed_outputs(scene, outputs) {
-        let cut = own.clone().with_outputs(n);
-        let text = format!("only the first {n} of {outputs} outputs are computed");
-        list.push(named("outputs-truncated", text, cut));
-    }
     others(scene, own, &mut list)?;
     // What follows reads a weight in any order, so it is held whole: not that of a large
     // vocabulary.
@@ -208,12 +203,29 @@ fn weights<'a>(
     Ok(list)
 }
 
-/// The outputs before the zeros at the end of the last row, if there are any.
-fn computed_outputs(scene: &Scene<'_, '_>, outputs: usize) -> Option<usize> {
-    let captured = &scene.pieces.last()?.captured;
-    let row = &captured[captured.len().checked_sub(outputs)?..];
-    let computed = outputs - row.iter().rev().take_while(|&&x| x == 0.0).count();
-    (0 < computed && computed < outputs).then_some(computed)
+/// The last outputs left out: zero, or nothing but their biases.
+pub fn fewer_outputs<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
+    let (weight, bias) =
+        (scene.replay.weight(scene.operation)?, scene.replay.bias(scene.operation)?);
+    let (outputs, x) = (weight.outputs, scene.input()?);
+    let row = scene.pieces.last().and_then(|piece| piece.captured.rchunks_exact(outputs).next());
+    let Some(row) = row else { return Ok(()) };
+    let zeros = vec![0.0; outputs];
+    let ends = bias.iter().map(|bias| (bias, "its bias alone")).chain([(&zeros, "zero")]);
+    for (rest, what) in ends {
+        let left_out = row.iter().zip(rest).rev().take_while(|(x, rest)| x == rest).count();
+        let n = outputs - left_out;
+        if n == 0 || n == outputs {
+            continue;
+        }
+        let added: Option<Vec<f32>> = bias.as_ref().map(|bias| [&bias[..n], &rest[n..]].concat());
+        let cut = weight.clone().with_outputs(n);
+        let parts = scene.whole(ops::linear(&x, &cut, added.as_deref(), scene.rounding())?);
+        let text =
+            format!("only the first {n} of {outputs} outputs are computed, the rest is {what}");
+        visit(Candidate::mistake("outputs-truncated", text, parts))?;
+    }
+    Ok(())
 }
 
 /// Weights of other projections and layers.

@@ -119,11 +119,13 @@ fn mistakes(scene: &Scene<'_, '_>, base: &Way) -> Vec<Way> {
     }
     let backwards = "rotated backwards (sine negated)";
     ways.push(base.with("rope-direction", backwards, |way| way.direction = -1.0));
-    for rotated in
-        [dim / 2, dim / 4, 3 * dim / 4, dim - 2].into_iter().filter(|&n| n > 0 && n < dim)
-    {
+    // Whole pairs.
+    let mut parts = [dim / 4, dim / 2, 3 * dim / 4, dim - 2].map(|n| n / 2 * 2).to_vec();
+    parts.dedup();
+    for rotated in parts.into_iter().filter(|&n| n > 0) {
         for exponent in [dim, rotated] {
-            let text = format!("only {rotated} of {dim} dims rotate");
+            let of = if exponent == dim { "" } else { ", at the angles of a head of that size" };
+            let text = format!("only {rotated} of {dim} dims rotate{of}");
             ways.push(base.with("rope-partial", text, |way| {
                 (way.rotated, way.exponent) = (rotated, exponent);
             }));
@@ -162,7 +164,10 @@ fn try_way<'a>(scene: &Scene<'_, 'a>, way: &Way, visit: Visit<'_, 'a>) -> Result
     // With (i, i + d/2), the first pairs of a partial rotation may also be those of the rotated part.
     for inner in [dim, way.rotated] {
         let pair = rope_pair(way.pairs, inner);
-        let candidate = scene.candidate(way.key, way.texts.join(", and "), |_, rows| {
+        let within = inner < dim && way.pairs == RopePairs::Neox;
+        let of_inner = if within { ", in pairs among themselves" } else { "" };
+        let text = way.texts.join(", and ") + of_inner;
+        let candidate = scene.candidate(way.key, text, |_, rows| {
             let position = |row: usize| way.positions[rows.map_or(row, |rows| rows[row])];
             let angle = |row: usize, pair: usize| angle(position(row), pair);
             let rotation = ops::Rotation { head_dim: dim, pair: &pair, angle: &angle };
@@ -170,7 +175,7 @@ fn try_way<'a>(scene: &Scene<'_, 'a>, way: &Way, visit: Visit<'_, 'a>) -> Result
             Ok(ops::rotate(few.as_ref().unwrap_or(&x), &rotation, scene.rounding()))
         })?;
         visit(candidate.of_mistakes(way.texts.len()))?;
-        if way.rotated == dim {
+        if way.rotated == dim || way.pairs == RopePairs::Norm {
             break;
         }
     }
@@ -212,7 +217,9 @@ fn fitted_thetas(scene: &Scene<'_, '_>, way: &Way) -> Vec<f64> {
             }
         };
     }
-    let theta = unit.map_or(f64::NAN, |unit: f64| unit.powf(-(dim as f64) / 2.0));
+    let factors = scene.replay.vector("rope_freqs.weight").ok().flatten();
+    let factor = factors.map_or(1.0, |factors| f64::from(factors[1]));
+    let theta = unit.map_or(f64::NAN, |unit: f64| (unit * factor).powf(-(dim as f64) / 2.0));
     if !(10.0..1e9).contains(&theta) {
         return Vec::new();
     }

@@ -176,14 +176,23 @@ impl<'s, 'a> Scene<'s, 'a> {
         self.pieces[0].width
     }
 
-    /// The right values, all steps one after another.
-    pub fn right(&self) -> impl Iterator<Item = f64> + '_ {
-        self.pieces.iter().flat_map(|piece| piece.expected.value.iter().copied())
-    }
-
     /// What the side recorded, all steps one after another.
     pub fn recorded(&self) -> impl Iterator<Item = f32> + '_ {
         self.pieces.iter().flat_map(|piece| piece.captured.iter().copied())
+    }
+
+    /// The right value beside the recorded one: of every element that counts, or of the wrong ones.
+    pub fn pairs(&self, only_wrong: bool) -> Vec<(f64, f32)> {
+        let of = |(piece, wrong): (&Piece<'a>, &Vec<bool>)| {
+            let take = |&index: &usize| if only_wrong { wrong[index] } else { piece.counts(index) };
+            let taken = (0..piece.captured.len()).filter(take);
+            let pair = |index| (piece.expected.value[index], piece.captured[index]);
+            taken
+                .map(pair)
+                .filter(|(right, x)| right.is_finite() && x.is_finite())
+                .collect::<Vec<_>>()
+        };
+        self.pieces.iter().zip(&self.wrong).flat_map(of).collect()
     }
 
     /// A result over all steps at once.
@@ -203,29 +212,63 @@ impl<'s, 'a> Scene<'s, 'a> {
     /// The right result, each value changed. `change` is given the index within a piece and the
     /// piece.
     pub fn changed(&self, change: impl Fn(&Piece<'a>, usize) -> f64) -> Parts<'a> {
+        let of = |piece: &Piece<'a>| {
+            (0..piece.captured.len()).map(|index| change(piece, index)).collect()
+        };
+        self.replaced(self.pieces.iter().map(of).collect())
+    }
+
+    /// The right result with a number added that is only known to so much.
+    pub fn shifted(&self, by: f64, uncertain: f64) -> Parts<'a> {
         let parts = self.pieces.iter().map(|piece| {
-            let value = (0..piece.captured.len()).map(|index| change(piece, index)).collect();
-            (piece.steps.clone(), like(piece, value))
+            let (right, n) = (&piece.expected, piece.captured.len());
+            let rounding = right.rounding;
+            let value = right.value.iter().map(|right| right + by).collect();
+            let stored = |i: usize| rounding.storage * right.value[i].abs();
+            let added = |i: usize| rounding.sum * (right.value[i] + by).abs();
+            let single = |i: usize| right.single[i] + stored(i) + added(i) + uncertain;
+            let single = (0..n).map(single).collect();
+            let spread = Spread::Each((0..n).map(|i| right.most_spread(i)).collect());
+            (piece.steps.clone(), Expected { value, spread, single, rounding })
         });
         (self.row_width(), parts.collect())
     }
 
-    /// The right values in another order: element `index` of a piece is the right one at
-    /// `from(piece, index)`.
-    pub fn rearranged(&self, from: impl Fn(&Piece<'a>, usize) -> usize) -> Parts<'a> {
+    /// Other values for each piece.
+    pub fn replaced(&self, values: Vec<Vec<f64>>) -> Parts<'a> {
+        let parts = self.pieces.iter().zip(values);
+        let parts = parts.map(|(piece, value)| (piece.steps.clone(), like(piece, value)));
+        (self.row_width(), parts.collect())
+    }
+
+    /// The right values in another order: each row of a step is the right one, its columns changed,
+    /// at `from(row, column)`, rows counted over all steps.
+    pub fn rearranged(&self, from: impl Fn(usize, usize) -> (usize, usize)) -> Parts<'a> {
+        let width = self.width();
+        // Piece and row within it of each row.
+        let rows = |(at, piece): (usize, &Piece<'a>)| {
+            (0..piece.captured.len() / width).map(move |row| (at, row))
+        };
+        let rows: Vec<(usize, usize)> = self.pieces.iter().enumerate().flat_map(rows).collect();
+        let mut first = 0;
         let parts = self.pieces.iter().map(|piece| {
-            let right = &piece.expected;
-            let at: Vec<usize> =
-                (0..piece.captured.len()).map(|index| from(piece, index)).collect();
-            let expected = Expected {
-                value: at.iter().map(|&from| right.value[from]).collect(),
-                spread: Spread::Each(at.iter().map(|&from| right.most_spread(from)).collect()),
-                single: at.iter().map(|&from| right.single[from]).collect(),
-                rounding: right.rounding,
-            };
-            (piece.steps.clone(), expected)
+            let n = piece.captured.len();
+            let (mut value, mut single) = (Vec::with_capacity(n), Vec::with_capacity(n));
+            let mut spread = Vec::with_capacity(n);
+            for index in 0..n {
+                let (row, column) = from(first + index / width, index % width);
+                let (at, row) = rows[row];
+                let (right, from) = (&self.pieces[at].expected, row * width + column);
+                value.push(right.value[from]);
+                spread.push(right.most_spread(from));
+                single.push(right.single[from]);
+            }
+            first += n / width;
+            let rounding = piece.expected.rounding;
+            let spread = Spread::Each(spread);
+            (piece.steps.clone(), Expected { value, spread, single, rounding })
         });
-        (Width::Fixed(self.width()), parts.collect())
+        (Width::Fixed(width), parts.collect())
     }
 
     /// The right result, rounded in another way than declared.

@@ -314,6 +314,12 @@ pub struct Softmax<'f> {
     pub divisor: &'f dyn Fn(&[f64], f64) -> f64,
 }
 
+/// How far off exp(score - maximum) may be, relative to itself: its argument is rounded, and may be
+/// formed from log2(e) times the score.
+pub fn exp_error(score: f64, maximum: f64, rounding: Rounding) -> f64 {
+    rounding.sum * (FUNCTION + 2.0 * (maximum - score) + 2.0 * maximum.abs())
+}
+
 /// The softmax of each head's row of scores (T, Hq P); zero where a token does not see.
 pub fn softmax(scores: &Operand, softmax: &Softmax<'_>, rounding: Rounding) -> Expected<'static> {
     let keys = softmax.keys;
@@ -334,9 +340,7 @@ pub fn softmax(scores: &Operand, softmax: &Softmax<'_>, rounding: Rounding) -> E
             let y = term / divisor;
             value[index] = y;
             spread[index] = y * (own + 2.0 * uncertain * softmax.temperature.abs());
-            // The argument of exp is rounded, and may be formed from log2(e) times the score.
-            single[index] =
-                y * rounding.sum * (FUNCTION + 2.0 * (maximum - score) + 2.0 * maximum.abs());
+            single[index] = y * exp_error(score, maximum, rounding);
         }
     }
     Expected { value, spread: Spread::Each(spread), single, rounding }

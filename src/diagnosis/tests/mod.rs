@@ -1,0 +1,4 @@
+mod baits;
+mod invariants;
+mod recognition;
+mod subject;
