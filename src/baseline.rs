@@ -12,7 +12,9 @@ use crate::{
     compare::{Aligner, Floor, SiteFloor, channel},
     gguf::TensorInfo,
     model::Model,
-    reference::{Amplitude, Noise, Precision, Reference, ReferenceError, ReferenceOptions},
+    reference::{
+        Amplitude, Noise, Precision, Reference, ReferenceError, ReferenceOptions, Session,
+    },
     site::Site,
     tensor::DType,
 };
@@ -59,9 +61,19 @@ pub fn decode(
     task: Task<'_>,
     sink: &mut dyn Sink,
     noise: Option<&Noise>,
+    next: impl FnMut(Option<Choice>) -> Option<i32>,
+) -> Result<Vec<Option<Choice>>, ReferenceError> {
+    let session = reference.session(task.positions(), task.prompt.len())?;
+    decode_in(session, task, sink, noise, next)
+}
+
+fn decode_in(
+    mut session: Session<'_>,
+    task: Task<'_>,
+    sink: &mut dyn Sink,
+    noise: Option<&Noise>,
     mut next: impl FnMut(Option<Choice>) -> Option<i32>,
 ) -> Result<Vec<Option<Choice>>, ReferenceError> {
-    let mut session = reference.session(task.positions(), task.prompt.len())?;
     let mut tokens = task.prompt.to_vec();
     let mut choices = Vec::new();
     for step in 0..=task.decode {
@@ -171,6 +183,7 @@ fn distance(
 ) -> Result<Baseline, ReferenceError> {
     let filter = Arc::default();
     let (mut clean_sink, clean_side) = channel(Arc::clone(&filter));
+    let (sessions, positions, batch) = (others.len() + 1, task.positions(), task.prompt.len());
     thread::scope(|scope| {
         let mut other_runs = Vec::new();
         let mut other_sides = Vec::new();
@@ -180,12 +193,14 @@ fn distance(
             let (token_sender, tokens) = mpsc::channel();
             other_sides.push(Aligner::new(side));
             token_senders.push(token_sender);
-            other_runs.push(
-                scope.spawn(move || decode(other, task, &mut sink, noise, |_| tokens.recv().ok())),
-            );
+            other_runs.push(scope.spawn(move || {
+                let session = other.session_of(sessions, positions, batch)?;
+                decode_in(session, task, &mut sink, noise, |_| tokens.recv().ok())
+            }));
         }
         let clean_run = scope.spawn(move || {
-            decode(clean, task, &mut clean_sink, None, |choice| {
+            let session = clean.session_of(sessions, positions, batch)?;
+            decode_in(session, task, &mut clean_sink, None, |choice| {
                 let token = choice?.token;
                 let sent = token_senders.iter().all(|sender| sender.send(token).is_ok());
                 sent.then_some(token)

@@ -67,19 +67,41 @@ __device__ void add_bias(T* x, const float* bias, int n) {
         store(x + first + c, to_float(x[first + c]) + bias[c]);
 }
 
-#define GEMV(NAME, T, O, WARPS)                                                                   \
-    extern "C" __global__ void NAME(const T* x, const T* w0, const T* w1, const T* w2,            \
-                                    const float* b0, const float* b1, const float* b2, O* y0,     \
-                                    O* y1, O* y2, int n0, int n1, int n2, int n) {                \
-        gemv<T, O, WARPS>(x, w0, w1, w2, b0, b1, b2, y0, y1, y2, n0, n1, n2, n);                  \
-    }
+extern "C" __global__ void gemv_f32_f32_1(const float* x, const float* w0, const float* w1, const float* w2,
+    const float* b0, const float* b1, const float* b2, float* y0, float* y1, float* y2, int n0, int n1,
+    int n2, int n) {
+    gemv<float, float, 1>(x, w0, w1, w2, b0, b1, b2, y0, y1, y2, n0, n1, n2, n);
+}
 
-GEMV(gemv_f32_f32_1, float, float, 1)
-GEMV(gemv_f32_f32_4, float, float, 4)
-GEMV(gemv_f16_f16_1, __half, __half, 1)
-GEMV(gemv_f16_f16_4, __half, __half, 4)
-GEMV(gemv_f16_f32_1, __half, float, 1)
-GEMV(gemv_f16_f32_4, __half, float, 4)
+extern "C" __global__ void gemv_f32_f32_4(const float* x, const float* w0, const float* w1, const float* w2,
+    const float* b0, const float* b1, const float* b2, float* y0, float* y1, float* y2, int n0, int n1,
+    int n2, int n) {
+    gemv<float, float, 4>(x, w0, w1, w2, b0, b1, b2, y0, y1, y2, n0, n1, n2, n);
+}
+
+extern "C" __global__ void gemv_f16_f32_1(const __half* x, const __half* w0, const __half* w1, const __half* w2,
+    const float* b0, const float* b1, const float* b2, float* y0, float* y1, float* y2, int n0, int n1,
+    int n2, int n) {
+    gemv<__half, float, 1>(x, w0, w1, w2, b0, b1, b2, y0, y1, y2, n0, n1, n2, n);
+}
+
+extern "C" __global__ void gemv_f16_f32_4(const __half* x, const __half* w0, const __half* w1, const __half* w2,
+    const float* b0, const float* b1, const float* b2, float* y0, float* y1, float* y2, int n0, int n1,
+    int n2, int n) {
+    gemv<__half, float, 4>(x, w0, w1, w2, b0, b1, b2, y0, y1, y2, n0, n1, n2, n);
+}
+
+extern "C" __global__ void gemv_f16_f16_1(const __half* x, const __half* w0, const __half* w1, const __half* w2,
+    const float* b0, const float* b1, const float* b2, __half* y0, __half* y1, __half* y2, int n0, int n1,
+    int n2, int n) {
+    gemv<__half, __half, 1>(x, w0, w1, w2, b0, b1, b2, y0, y1, y2, n0, n1, n2, n);
+}
+
+extern "C" __global__ void gemv_f16_f16_4(const __half* x, const __half* w0, const __half* w1, const __half* w2,
+    const float* b0, const float* b1, const float* b2, __half* y0, __half* y1, __half* y2, int n0, int n1,
+    int n2, int n) {
+    gemv<__half, __half, 4>(x, w0, w1, w2, b0, b1, b2, y0, y1, y2, n0, n1, n2, n);
+}
 
 extern "C" __global__ void add_bias_f32(float* x, const float* bias, int n) {
     add_bias<float>(x, bias, n);

@@ -132,6 +132,17 @@ impl Reference {
 
     /// A session with an empty KV cache for that many tokens in all, at most `batch` a step.
     pub fn session(&self, tokens: usize, batch: usize) -> Result<Session<'_>, ReferenceError> {
+        self.session_of(1, tokens, batch)
+    }
+
+    /// One of several sessions that run at the same time, and share the threads: more of them than
+    /// cores wait for one another, busily.
+    pub fn session_of(
+        &self,
+        sessions: usize,
+        tokens: usize,
+        batch: usize,
+    ) -> Result<Session<'_>, ReferenceError> {
         // The callback finds the step's capture through this slot, whose address never changes.
         let slot = Box::new(std::ptr::null_mut::<Capture<'static>>());
         let slot = NonNull::from(Box::leak(slot));
@@ -140,8 +151,9 @@ impl Reference {
         params.n_ctx = (tokens + 1).next_multiple_of(256) as u32;
         params.n_batch = batch as u32;
         params.n_ubatch = batch as u32;
-        params.n_threads = self.threads;
-        params.n_threads_batch = self.threads;
+        let threads = (self.threads / sessions as i32).max(1);
+        params.n_threads = threads;
+        params.n_threads_batch = threads;
         params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_DISABLED;
         if self.options.precision == Precision::F32 {
             params.type_k = sys::GGML_TYPE_F32;
