@@ -286,6 +286,14 @@ static inline void firstdiff_clear(firstdiff_trace *fd)
 {
     char path[FIRSTDIFF_PATH + 64];
     firstdiff_u64 step;
+    FILE *plan;
+    firstdiff_path(fd, path, "plan.txt");
+    plan = fopen(path, "rb");
+    if (plan) {
+        fclose(plan);
+        firstdiff_fail(fd, "holds a reference's trace; choose another folder");
+        return;
+    }
     firstdiff_path(fd, path, "manifest.json");
     remove(path);
     firstdiff_path(fd, path, "manifest.json.blake3");
@@ -510,11 +518,15 @@ static inline void firstdiff_step(firstdiff_trace *fd, const int32_t *tokens, si
     int32_t *copy;
     if (!fd || fd->failed)
         return;
+    if (!n) {
+        firstdiff_fail(fd, "step %llu has no tokens", fd->steps);
+        return;
+    }
     if (fd->file)
         firstdiff_close_step(fd);
     else
         firstdiff_open_manifest(fd);
-    copy = (int32_t *)realloc(fd->tokens, (n ? n : 1) * sizeof *tokens);
+    copy = (int32_t *)realloc(fd->tokens, n * sizeof *tokens);
     if (!copy) {
         firstdiff_fail(fd, "out of memory");
         return;

@@ -14,8 +14,8 @@ use super::{
     manifest::{CHECKSUM_FILE, MANIFEST_FILE, Manifest, UNFINISHED_FILE, within},
 };
 use crate::{
-    capture::{Sink, Stopped},
-    site::Site,
+    capture::{Choice, Sink, Stopped},
+    site::{Site, Stage},
     tensor::Tensor,
 };
 
@@ -65,6 +65,17 @@ impl TraceReader {
     /// Whether the site was recorded.
     pub fn has(&self, site: Site) -> bool {
         self.places.contains_key(&site)
+    }
+
+    /// What the side would have decoded after a step: as recorded, or else by its logits.
+    pub fn choice(&self, step: usize) -> Result<Option<Choice>, TraceError> {
+        let entry = &self.manifest.steps[step];
+        if entry.choice.is_some() {
+            return Ok(entry.choice);
+        }
+        let logits = self.tensor(Site::global(step as u32, Stage::Logits))?;
+        let last = self.manifest.model.shapes.n_vocab;
+        Ok(logits.and_then(|logits| Choice::of(&logits.data[logits.data.len() - last..])))
     }
 
     /// Reads the tensor of a site as f32, or `None` if it was not recorded.

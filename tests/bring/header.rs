@@ -3,8 +3,9 @@
 use std::{fs, path::Path};
 
 use firstdiff::{
+    arithmetic::Arithmetic,
     site::Site,
-    tensor::Tensor,
+    tensor::{DType, Tensor},
     trace::{TraceError, TraceReader},
 };
 
@@ -120,10 +121,21 @@ pub fn check_values(name: &str, tensor: &Tensor, seed: usize, added: f32) {
 }
 
 #[test]
+fn declared_storage_is_the_arithmetic_that_our_own_engine_has_there() {
+    let folder = program();
+    for (more, storage) in [(&[][..], DType::F32), (&["f16"][..], DType::F16)] {
+        assert_eq!(record(folder.path(), more).0, Some(0));
+        let trace = TraceReader::open(&folder.path().join("trace")).unwrap();
+        assert_eq!(trace.manifest().arithmetic, Arithmetic::engine(storage));
+    }
+}
+
+#[test]
 fn a_mistake_is_said_once_and_its_trace_is_refused() {
     let folder = program();
     let cases = [
         ("early", "embd was recorded before a step began; call firstdiff_step"),
+        ("empty", "step 0 has no tokens"),
         ("site", "there is no site query of layer 0"),
         ("layer", "there is no site q of layer 2"),
         ("shape", "q of layer 0 came as f32 (1, 4, 6); it has (1, 6, 4)"),
@@ -154,7 +166,7 @@ fn a_killed_run_is_refused_and_what_was_whole_is_readable() {
 }
 
 #[test]
-fn without_a_plan_or_a_folder_the_engine_runs_on() {
+fn without_a_plan_or_a_folder_of_its_own_the_engine_runs_on() {
     let folder = program();
     fs::write(folder.path().join("plan.txt"), "tokens 1 2\n").unwrap();
     let (exit, err) = record(folder.path(), &[]);
@@ -163,6 +175,13 @@ fn without_a_plan_or_a_folder_the_engine_runs_on() {
     let (exit, err) = record(folder.path(), &[]);
     assert!(exit == Some(1) && err.contains("cannot read the plan"), "{err}");
     fs::write(folder.path().join("plan.txt"), PLAN).unwrap();
+    fs::create_dir(folder.path().join("trace")).unwrap();
+    fs::write(folder.path().join("trace/plan.txt"), PLAN).unwrap();
+    fs::write(folder.path().join("trace/manifest.json"), "of the reference").unwrap();
+    let (exit, err) = record(folder.path(), &[]);
+    assert!(exit == Some(1) && err.contains("holds a reference's trace"), "{err}");
+    assert!(folder.path().join("trace/manifest.json").exists());
+    fs::remove_dir_all(folder.path().join("trace")).unwrap();
     fs::write(folder.path().join("trace"), "a file").unwrap();
     let (exit, err) = record(folder.path(), &[]);
     assert!(exit == Some(1) && err.contains("choose a folder you can write to"), "{err}");

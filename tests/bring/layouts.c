@@ -145,6 +145,10 @@ int main(int count, char **arguments)
     if (count < 3)
         return 2;
     fd = firstdiff_begin(arguments[1], arguments[2], "a \"quoted\" engine");
+    if (count > 3 && !strcmp(arguments[3], "f16"))
+        firstdiff_storage(fd, FIRSTDIFF_F16);
+    if (count > 3 && !strcmp(arguments[3], "empty"))
+        firstdiff_step(fd, ids, 0);
     if (count > 3 && !strcmp(arguments[3], "early"))
         firstdiff_f32(fd, "embd", 0, row, 1);
     firstdiff_step(fd, ids, T);
