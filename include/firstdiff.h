@@ -81,15 +81,20 @@ static inline firstdiff_axes firstdiff_heads(size_t rows, size_t heads, size_t d
 #ifdef FIRSTDIFF_OFF
 
 /* Nothing is evaluated; sizeof keeps the compiler from calling the arguments unused. */
+#define FIRSTDIFF_UNUSED(pointer) sizeof((const void *)(pointer))
 #define firstdiff_begin(folder, plan, engine)                                                      \
-    (sizeof(folder) + sizeof(plan) + sizeof(engine) ? (firstdiff_trace *)0 : (firstdiff_trace *)0)
+    ((firstdiff_trace *)(0 * (FIRSTDIFF_UNUSED(folder) + FIRSTDIFF_UNUSED(plan) +                  \
+                              FIRSTDIFF_UNUSED(engine))))
 #define firstdiff_storage(fd, dtype) ((void)(sizeof(fd) + sizeof(dtype)))
 #define firstdiff_device(fd, copy) ((void)sizeof(fd), (void)(copy))
-#define firstdiff_step(fd, tokens, n) ((void)(sizeof(fd) + sizeof(tokens) + sizeof(n)))
+#define firstdiff_step(fd, tokens, n)                                                              \
+    ((void)(sizeof(fd) + FIRSTDIFF_UNUSED(tokens) + sizeof(n)))
 #define firstdiff_tensor(fd, site, layer, dtype, data, axes)                                       \
-    ((void)(sizeof(fd) + sizeof(site) + sizeof(layer) + sizeof(dtype) + sizeof(data) + sizeof(axes)))
+    ((void)(sizeof(fd) + FIRSTDIFF_UNUSED(site) + sizeof(layer) + sizeof(dtype) +                  \
+            FIRSTDIFF_UNUSED(data) + sizeof(axes)))
 #define firstdiff_f32(fd, site, layer, data, rows)                                                 \
-    ((void)(sizeof(fd) + sizeof(site) + sizeof(layer) + sizeof(data) + sizeof(rows)))
+    ((void)(sizeof(fd) + FIRSTDIFF_UNUSED(site) + sizeof(layer) + FIRSTDIFF_UNUSED(data) +         \
+            sizeof(rows)))
 #define firstdiff_end(fd) (0 * (int)sizeof(fd))
 
 #else

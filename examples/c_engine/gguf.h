@@ -219,7 +219,7 @@ static gguf_file gguf_open(const char *path)
 {
     gguf_file g;
     FILE *file = fopen(path, "rb");
-    long size;
+    long size = 0;
     memset(&g, 0, sizeof g);
     g.path = path;
     if (!file || fseek(file, 0, SEEK_END) || (size = ftell(file)) < 0)

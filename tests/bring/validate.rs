@@ -37,10 +37,10 @@ fn a_part_of_the_sites_says_what_is_missing_and_what_it_allows() {
     let parent = tempfile::tempdir().unwrap();
     let cases = [
         (
-            "layer_out,logits",
-            "valid: 15 of 237 sites",
+            "attn_residual,layer_out,logits",
+            "valid: 27 of 237 sites",
             "the first layer that differs, and the first recorded tensor in it",
-            "0 of 79 operations judged alone, 5 together with those before them that are missing",
+            "0 of 79 operations judged alone, 9 together with those before them that are missing",
         ),
         (
             "q,q_rope",

@@ -9,7 +9,7 @@ use firstdiff::{
 };
 use serde_json::{Value, json};
 
-use super::support::Recorded;
+use super::support::{Recorded, named};
 
 #[test]
 fn what_is_no_trace_is_bad_input() {
@@ -317,35 +317,9 @@ fn a_file_that_vanishes_after_opening_is_an_error_not_a_panic() {
     assert!(error.to_string().contains("step-0002.safetensors"), "{error}");
 }
 
-/// The small run as a writer without hashes leaves it: a run's name in every file instead.
-fn unhashed() -> Recorded {
-    let recorded = Recorded::new();
-    for step in 0..3 {
-        let bytes = fs::read(recorded.step(step)).unwrap();
-        recorded.replace_step(step, &named(&bytes, "run-1", step));
-    }
-    recorded.edit_manifest(|manifest| {
-        manifest["run"] = "run-1".into();
-        for step in manifest["steps"].as_array_mut().unwrap() {
-            step.as_object_mut().unwrap().remove("blake3");
-        }
-    });
-    fs::remove_file(recorded.folder.join(CHECKSUM_FILE)).unwrap();
-    recorded
-}
-
-/// A step file that says which run and step it is of.
-fn named(file: &[u8], run: &str, step: usize) -> Vec<u8> {
-    let length = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
-    let mut header: Value = serde_json::from_slice(&file[8..length]).unwrap();
-    header["__metadata__"] = json!({ "run": run, "step": step.to_string() });
-    let header = serde_json::to_vec(&header).unwrap();
-    [&(header.len() as u64).to_le_bytes()[..], &header, &file[length..]].concat()
-}
-
 #[test]
 fn a_trace_without_hashes_is_read_if_its_files_name_one_run() {
-    let recorded = unhashed();
+    let recorded = Recorded::unhashed();
     let sites = TraceReader::open(&recorded.folder).unwrap().sites().count();
     assert_eq!(sites, TraceReader::open(&Recorded::new().folder).unwrap().sites().count());
 }
@@ -384,7 +358,7 @@ fn without_hashes_cut_swapped_and_foreign_files_are_refused() {
         }),
     ];
     for (says, damage) in cases {
-        let recorded = unhashed();
+        let recorded = Recorded::unhashed();
         damage(&recorded);
         let error = recorded.refusal();
         assert!(error.to_string().contains(says), "{says}: {error}");
@@ -393,13 +367,13 @@ fn without_hashes_cut_swapped_and_foreign_files_are_refused() {
 
 #[test]
 fn what_is_hashed_is_checked_and_without_a_run_hashes_are_required() {
-    let recorded = unhashed();
+    let recorded = Recorded::unhashed();
     recorded.seal();
     TraceReader::open(&recorded.folder).expect("a fitting hash of the manifest");
     fs::write(recorded.folder.join(CHECKSUM_FILE), "00").unwrap();
     assert!(matches!(recorded.refusal(), TraceError::Checksum { .. }));
 
-    let recorded = unhashed();
+    let recorded = Recorded::unhashed();
     recorded.edit_manifest(|manifest| manifest["steps"][1]["blake3"] = "00".repeat(32).into());
     assert!(matches!(recorded.refusal(), TraceError::Checksum { .. }));
 
@@ -413,7 +387,7 @@ fn what_is_hashed_is_checked_and_without_a_run_hashes_are_required() {
 
 #[test]
 fn an_unfinished_trace_is_refused_not_taken_for_none() {
-    let recorded = unhashed();
+    let recorded = Recorded::unhashed();
     let [from, to] = ["manifest.json", "manifest.json.unfinished"].map(|n| recorded.folder.join(n));
     fs::rename(from, to).unwrap();
     assert!(matches!(recorded.refusal(), TraceError::Unfinished { .. }));
