@@ -2,11 +2,10 @@
 # (and keeps its own -j from cargo, which would otherwise look for a jobserver it cannot reach).
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup build examples demo test check bench faults fmt clean
+.PHONY: help setup build demo test check bench faults fmt clean
 unexport MAKEFLAGS MFLAGS
 
-TARGET := $(or $(CARGO_TARGET_DIR),./target)
-FIRSTDIFF := $(TARGET)/release/firstdiff
+FIRSTDIFF := $(or $(CARGO_TARGET_DIR),./target)/release/firstdiff
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -17,9 +16,11 @@ setup: ## install what is missing (cmake, a C++ compiler, libclang); does nothin
 build: ## build target/release/firstdiff
 	cargo build --release --locked
 
+.PHONY: examples
+examples: C_ENGINE := $(or $(CARGO_TARGET_DIR),./target)/c_engine
 examples: setup ## compile the engine of examples/c_engine to target/c_engine
-	mkdir -p $(TARGET)
-	cc -std=c99 -O2 -Wall -Wextra -Wpedantic -I include examples/c_engine/engine.c -o $(TARGET)/c_engine -lm
+	mkdir -p $(dir $(C_ENGINE))
+	cc -std=c99 -O2 -I include examples/c_engine/engine.c -o $(C_ENGINE) -lm
 
 demo: setup ## compare our engine with llama.cpp on the small model, then find a planted fault
 	cargo build --release --locked
