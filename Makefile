@@ -17,6 +17,12 @@ setup: ## install what is missing (cmake, a C++ compiler, libclang); does nothin
 build: ## build target/release/firstdiff
 	cargo build --release --locked
 
+.PHONY: examples
+examples: C_ENGINE := $(or $(CARGO_TARGET_DIR),./target)/c_engine
+examples: setup ## compile the engine of examples/c_engine to target/c_engine
+	mkdir -p $(dir $(C_ENGINE))
+	cc -std=c99 -O2 -I include examples/c_engine/engine.c -o $(C_ENGINE) -lm
+
 demo: setup ## compare our engine with llama.cpp on the small model, then find a planted fault
 	cargo build --release --locked
 	@echo

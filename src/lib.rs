@@ -31,7 +31,7 @@
 //! - [`kernels`]: the sources of `kernels/`, one launcher an operation
 //! - [`fault`]: bugs to plant, and where each must be blamed
 //! - [`engine`]: the forward pass over a device
-//! - [`trace`]: a side recorded to a folder
+//! - [`trace`]: a side recorded to a folder, by firstdiff or by `include/firstdiff.h` in any engine
 //! - [`spool`]: a side recorded for the length of a run
 //!
 //! The verdict:

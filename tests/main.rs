@@ -3,6 +3,8 @@
 
 mod common;
 
+// Engines that bring their own trace: the header, the Python writer, the examples.
+mod bring;
 // The program as a user types it.
 mod cli;
 // Distances, tolerances and floors against plain loops.

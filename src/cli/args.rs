@@ -26,6 +26,8 @@ pub enum Command {
     Diff(DiffArgs),
     /// Name the wrong operations of a recorded engine, and their causes
     Explain(ExplainArgs),
+    /// Say what is in a trace, what is missing or wrong, and which verdicts it allows
+    Validate(ValidateArgs),
     /// Say what a change of the engine fixed: the causes in two reports of `run --json`
     Progress(ProgressArgs),
     /// Compare the eight attention variants with llama.cpp
@@ -155,6 +157,12 @@ pub struct ExplainArgs {
     /// Write the whole report as JSON; `-` prints it instead of the text
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct ValidateArgs {
+    /// The trace, whole or of a run that was killed
+    pub trace: PathBuf,
 }
 
 #[derive(Args)]

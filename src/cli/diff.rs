@@ -8,7 +8,7 @@ use firstdiff::{
     exit::{Error, Exit},
     report::{Compared, REPORT_VERSION, Report, SideSummary, SiteRow, StepRow},
     site::Site,
-    trace::{Manifest, Side, TraceReader, comparable, feed},
+    trace::{Manifest, Side, Step, TraceReader, comparable, feed},
     verdict::{Coverage, Rule, SiteReport, judge},
 };
 
@@ -68,7 +68,7 @@ pub fn report(
         reference: Some(summary(reference.manifest())),
         compared: Some(compared),
         diagnosis: None,
-        steps: steps(engine.manifest(), reference.manifest()),
+        steps: steps(engine, reference)?,
         notes: vec![format!("traces of the same model, {}", longer.manifest().model.name)],
         sites: rows,
         seconds: 0.0,
@@ -133,14 +133,17 @@ pub fn summary(manifest: &Manifest) -> SideSummary {
 }
 
 /// A trace has no vocabulary, so choices are named by their ids.
-fn steps(engine: &Manifest, reference: &Manifest) -> Vec<StepRow> {
-    let pairs = engine.steps.iter().zip(&reference.steps);
-    let row = pairs.map(|(engine, reference)| StepRow {
-        tokens: reference.tokens.clone(),
-        reference: reference.choice,
-        engine: engine.choice,
-        reference_text: reference.choice.map(|choice| format!("#{}", choice.token)),
-        engine_text: engine.choice.map(|choice| format!("#{}", choice.token)),
-    });
-    row.collect()
+fn steps(engine: &TraceReader, reference: &TraceReader) -> Result<Vec<StepRow>, Error> {
+    let steps = engine.manifest().steps.iter().zip(&reference.manifest().steps).enumerate();
+    let row = |(step, (_, of_reference)): (usize, (_, &Step))| {
+        let (engine, reference) = (engine.choice(step)?, reference.choice(step)?);
+        Ok(StepRow {
+            tokens: of_reference.tokens.clone(),
+            reference,
+            engine,
+            reference_text: reference.map(|choice| format!("#{}", choice.token)),
+            engine_text: engine.map(|choice| format!("#{}", choice.token)),
+        })
+    };
+    steps.map(row).collect()
 }

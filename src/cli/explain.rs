@@ -40,7 +40,7 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
             let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
             diff::report(&engine, reference, SiteFilter::default(), rule)?
         }
-        None => alone(engine.manifest()),
+        None => alone(&engine)?,
     };
     bar.set_message("replaying every operation");
     let diagnosis = diagnose(&model, &engine, reference.as_ref())?;
@@ -100,15 +100,19 @@ fn model(args: &ExplainArgs, manifest: &Manifest) -> Result<Model, Error> {
 }
 
 /// The report of an engine that is compared with nothing; its headline is yet to come.
-fn alone(manifest: &Manifest) -> Report {
-    let row = |step: &Step| StepRow {
-        tokens: step.tokens.clone(),
-        reference: None,
-        engine: step.choice,
-        reference_text: None,
-        engine_text: step.choice.map(|choice| format!("#{}", choice.token)),
+fn alone(trace: &TraceReader) -> Result<Report, Error> {
+    let manifest = trace.manifest();
+    let row = |(index, step): (usize, &Step)| {
+        let engine = trace.choice(index)?;
+        Ok(StepRow {
+            tokens: step.tokens.clone(),
+            reference: None,
+            engine,
+            reference_text: None,
+            engine_text: engine.map(|choice| format!("#{}", choice.token)),
+        })
     };
-    Report {
+    Ok(Report {
         report_version: REPORT_VERSION,
         firstdiff: env!("CARGO_PKG_VERSION").to_string(),
         headline: Headline::of(Exit::NotMeasured, String::new()),
@@ -117,11 +121,11 @@ fn alone(manifest: &Manifest) -> Report {
         reference: None,
         compared: None,
         diagnosis: None,
-        steps: manifest.steps.iter().map(row).collect(),
+        steps: manifest.steps.iter().enumerate().map(row).collect::<Result<_, Error>>()?,
         notes: Vec::new(),
         sites: Vec::new(),
         seconds: 0.0,
-    }
+    })
 }
 
 /// Replays the engine, and the reference where it ran in f32: only then is its arithmetic known.

@@ -9,6 +9,7 @@ pub mod interrupt;
 mod output;
 mod run;
 mod tools;
+mod validate;
 mod variants;
 
 use args::{Cli, Command};
@@ -21,6 +22,7 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Error> {
         Command::Capture(args) => capture::capture(&args),
         Command::Diff(args) => diff::diff(&args),
         Command::Explain(args) => explain::explain(&args),
+        Command::Validate(args) => validate::validate(&args),
         Command::Progress(args) => tools::progress(&args),
         Command::Variants(args) => variants::variants(&args),
         Command::Faults => tools::faults(),

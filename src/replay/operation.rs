@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    model::Config,
+    model::{Arch, Config},
     site::{Site, Stage},
 };
 
@@ -47,6 +47,36 @@ impl Operation {
         match before {
             Some(layer) => Operation { layer: Some(layer), stage: Stage::LayerOut },
             None => Operation { layer: None, stage: Stage::Embd },
+        }
+    }
+
+    /// The operations whose results it reads.
+    pub fn inputs(self, config: &Config) -> Vec<Operation> {
+        use Stage::*;
+        let qk_norm = config.arch == Arch::Qwen3;
+        let hidden = self.hidden(config);
+        let at = |stage| self.at(stage);
+        match self.stage {
+            Embd => vec![],
+            AttnNorm | FinalNorm => vec![hidden],
+            Q | K | V => vec![at(AttnNorm)],
+            QNorm => vec![at(Q)],
+            KNorm => vec![at(K)],
+            QRope => vec![at(if qk_norm { QNorm } else { Q })],
+            KRope => vec![at(if qk_norm { KNorm } else { K })],
+            KCache => vec![at(KRope)],
+            VCache => vec![at(V)],
+            Scores => vec![at(QRope), at(KCache)],
+            Probs => vec![at(Scores)],
+            AttnOut => vec![at(Probs), at(VCache)],
+            OProj => vec![at(AttnOut)],
+            AttnResidual => vec![at(OProj), hidden],
+            FfnNorm => vec![at(AttnResidual)],
+            FfnGate | FfnUp => vec![at(FfnNorm)],
+            FfnAct => vec![at(FfnGate), at(FfnUp)],
+            FfnDown => vec![at(FfnAct)],
+            LayerOut => vec![at(FfnDown), at(AttnResidual)],
+            Logits => vec![at(FinalNorm)],
         }
     }
 

@@ -75,6 +75,16 @@ pub enum TraceError {
     Missing { path: PathBuf },
     #[error("{path} is no trace, it has no manifest.json; name the folder given to `capture -o`")]
     NotATrace { path: PathBuf },
+    #[error(
+        "{path} is unfinished: the program that recorded it ended before its trace did; \
+         `firstdiff validate {path}` says what is readable"
+    )]
+    Unfinished { path: PathBuf },
+    #[error(
+        "{path} has no step: the program that recorded it ended before its first step did; \
+         record it again"
+    )]
+    NoStep { path: PathBuf },
     #[error("{path} exists; choose another folder, or allow overwriting the trace in it")]
     Exists { path: PathBuf },
     #[error(
@@ -114,6 +124,11 @@ pub enum TraceError {
          it was changed or swapped after recording: copy it again or record it again"
     )]
     Checksum { path: PathBuf, expected: String, found: String },
+    #[error(
+        "{path} was written as {found}, the manifest wants {expected}; \
+         files of two runs or steps were mixed up: copy the trace whole or record it again"
+    )]
+    OtherRun { path: PathBuf, expected: String, found: String },
     #[error("{path} is no valid safetensors file: {reason}; fix its writer or record it again")]
     SafeTensors { path: PathBuf, reason: String },
     #[error("{path} has tensor {name:?}, which this model's forward pass has not; fix its writer")]

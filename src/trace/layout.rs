@@ -38,6 +38,11 @@ impl Layout {
         }))
     }
 
+    /// The model's shapes; what no shape depends on is not a number or 0.
+    pub fn config(&self) -> &Config {
+        &self.0
+    }
+
     /// Every site of a step, in canonical order.
     pub fn sites(&self) -> Vec<Site> {
         self.0.sites(1)

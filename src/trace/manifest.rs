@@ -1,4 +1,4 @@
-//! `manifest.json`: what was run, and the hash of every step file.
+//! `manifest.json`: what was run, and what every step file must agree with.
 //!
 //! All serialised types of the format are here. A new field means a new [`FORMAT_VERSION`].
 
@@ -16,9 +16,11 @@ use crate::{
 };
 
 /// The version that this code writes, and the only one that it reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// The manifest's file name.
 pub const MANIFEST_FILE: &str = "manifest.json";
+/// The manifest's name while the run that writes it goes on. It lists the steps that are whole.
+pub const UNFINISHED_FILE: &str = "manifest.json.unfinished";
 /// The file with the manifest's own hash, as `b3sum manifest.json` prints it.
 pub const CHECKSUM_FILE: &str = "manifest.json.blake3";
 
@@ -32,6 +34,10 @@ pub fn step_file(step: usize) -> String {
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     pub format_version: u32,
+    /// A name that no other run has, and that every step file repeats. A trace with it needs no
+    /// hashes, so that a writer in any language needs no blake3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
     pub producer: Producer,
     pub side: Side,
     /// When the run was made, RFC 3339.
@@ -127,8 +133,9 @@ pub struct Step {
     pub file: String,
     /// The file's length.
     pub bytes: u64,
-    /// The file's blake3, 64 lowercase hex digits.
-    pub blake3: String,
+    /// The file's blake3, 64 lowercase hex digits; required where the manifest names no run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blake3: Option<String>,
     /// Tensors in the file.
     pub sites: usize,
     /// What the side itself would have decoded after the step.
@@ -141,6 +148,7 @@ impl Manifest {
     pub fn new(side: Side, model: ModelId, arithmetic: Arithmetic, device: String) -> Manifest {
         Manifest {
             format_version: FORMAT_VERSION,
+            run: None,
             producer: Producer {
                 name: env!("CARGO_PKG_NAME").to_string(),
                 version: env!("CARGO_PKG_VERSION").to_string(),
@@ -178,19 +186,37 @@ impl Manifest {
 
     /// Checks every field's limits and that the fields fit each other.
     pub(super) fn check(&self, path: &Path) -> Result<(), TraceError> {
+        self.check_all_but_steps(path)?;
+        if self.steps.is_empty() {
+            return Err(field(path, "steps".into(), "is empty".into()));
+        }
+        self.check_steps(path)
+    }
+
+    /// Checks what a writer states before its first step.
+    pub(super) fn check_all_but_steps(&self, path: &Path) -> Result<(), TraceError> {
         self.model.check(path)?;
+        match &self.run {
+            Some(run) if !is_run(run) => {
+                let reason = format!("is {run:?}, not 1 to 64 letters, digits, - or _");
+                Err(field(path, "run".into(), reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks the steps, of which there may be none yet.
+    pub(super) fn check_steps(&self, path: &Path) -> Result<(), TraceError> {
         within(path, Limit::Steps, self.steps.len() as u64)?;
         let sum = |of: fn(&Step) -> usize| {
             self.steps.iter().fold(0u64, |sum, step| sum.saturating_add(of(step) as u64))
         };
         within(path, Limit::Tokens, sum(|step| step.tokens.len()))?;
         within(path, Limit::Tensors, sum(|step| step.sites))?;
-        if self.steps.is_empty() {
-            return Err(field(path, "steps".into(), "is empty".into()));
-        }
         let mut position = 0;
+        let (n_vocab, hashed) = (self.model.shapes.n_vocab, self.run.is_none());
         for (index, step) in self.steps.iter().enumerate() {
-            let expected = StepPlace { index, position, n_vocab: self.model.shapes.n_vocab };
+            let expected = StepPlace { index, position, n_vocab, hashed };
             step.check(path, expected)?;
             position += step.tokens.len();
         }
@@ -260,6 +286,8 @@ struct StepPlace {
     index: usize,
     position: usize,
     n_vocab: usize,
+    /// Whether the step must state its file's hash.
+    hashed: bool,
 }
 
 impl Step {
@@ -269,7 +297,7 @@ impl Step {
     }
 
     fn check(&self, path: &Path, place: StepPlace) -> Result<(), TraceError> {
-        let StepPlace { index, position, n_vocab } = place;
+        let StepPlace { index, position, n_vocab, hashed } = place;
         let refuse =
             |name: &str, reason: String| Err(field(path, format!("steps[{index}].{name}"), reason));
         if self.tokens.is_empty() {
@@ -287,8 +315,14 @@ impl Step {
         if self.file != step_file(index) {
             return refuse("file", format!("is {:?}, not {}", self.file, step_file(index)));
         }
-        if !is_hash(&self.blake3) {
-            return refuse("blake3", format!("is {:?}, not 64 lowercase hex digits", self.blake3));
+        match &self.blake3 {
+            Some(hash) if !is_hash(hash) => {
+                return refuse("blake3", format!("is {hash:?}, not 64 lowercase hex digits"));
+            }
+            None if hashed => {
+                return refuse("blake3", "is missing, and the manifest names no run".into());
+            }
+            _ => {}
         }
         match self.choice {
             Some(Choice { token, .. }) if unknown(token) => {
@@ -309,6 +343,11 @@ pub(super) fn within(path: &Path, limit: Limit, found: u64) -> Result<(), TraceE
 
 fn field(path: &Path, field: String, reason: String) -> TraceError {
     TraceError::Field { path: path.into(), field, reason }
+}
+
+fn is_run(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    (1..=64).contains(&text.len()) && text.bytes().all(allowed)
 }
 
 fn is_hash(text: &str) -> bool {

@@ -4,17 +4,22 @@
 
 mod comparable;
 mod error;
+mod header;
+mod inspect;
 mod layout;
 mod manifest;
+mod plan;
 mod read;
 mod step;
 mod write;
 
 pub use comparable::{Common, Longer, comparable};
 pub use error::{Kind, Limit, TraceError};
+pub use inspect::Inspection;
 pub use manifest::{
     CHECKSUM_FILE, FORMAT_VERSION, MANIFEST_FILE, Manifest, ModelId, Producer, Settings, Shapes,
-    Side, Step, step_file,
+    Side, Step, UNFINISHED_FILE, step_file,
 };
+pub use plan::PLAN_FILE;
 pub use read::{TraceReader, feed};
 pub use write::TraceWriter;

@@ -126,7 +126,7 @@ impl StepWriter {
         Ok(Step {
             file: step_file(self.index),
             bytes: (8 + self.header_room + self.data) as u64,
-            blake3: hasher.finalize().to_string(),
+            blake3: Some(hasher.finalize().to_string()),
             sites,
             tokens: self.tokens,
             first_position: self.first_position,

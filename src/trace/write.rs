@@ -10,7 +10,8 @@ use tempfile::TempDir;
 use super::{
     error::{Limit, TraceError},
     layout::Layout,
-    manifest::{CHECKSUM_FILE, MANIFEST_FILE, Manifest, Step, step_file, within},
+    manifest::{CHECKSUM_FILE, MANIFEST_FILE, Manifest, Side, Step, step_file, within},
+    plan::{PLAN_FILE, plan},
     step::StepWriter,
 };
 use crate::{
@@ -158,7 +159,11 @@ impl TraceWriter {
         json.push(b'\n');
         within(&target, Limit::ManifestBytes, json.len() as u64)?;
         let checksum = format!("{}  {MANIFEST_FILE}\n", blake3::hash(&json));
-        for (name, bytes) in [(MANIFEST_FILE, json), (CHECKSUM_FILE, checksum.into_bytes())] {
+        let mut files = vec![(MANIFEST_FILE, json), (CHECKSUM_FILE, checksum.into_bytes())];
+        if self.manifest.side == Side::Reference {
+            files.push((PLAN_FILE, plan(&self.manifest).into_bytes()));
+        }
+        for (name, bytes) in files {
             let path = draft(&self.temporary).join(name);
             fs::write(&path, bytes).map_err(TraceError::io("write", path))?;
         }
@@ -235,6 +240,7 @@ fn check_target(folder: &Path, overwrite: bool) -> Result<(), TraceError> {
         empty = false;
         match &*name {
             MANIFEST_FILE | CHECKSUM_FILE => marks += 1,
+            PLAN_FILE => {}
             name if name.starts_with("step-") && name.ends_with(".safetensors") => {}
             // Never delete a folder with a file in it that no trace has.
             _ => return Err(occupied()),

@@ -13,7 +13,7 @@ fn run(steps: &[&[i32]]) -> Manifest {
             first_position,
             file: step_file(index),
             bytes: 0,
-            blake3: String::new(),
+            blake3: Some(String::new()),
             sites: 0,
             choice: None,
         });
@@ -76,6 +76,6 @@ fn other_shapes_architectures_and_versions_are_refused() {
     b.model.architecture = "llama".into();
     assert!(refusal(&a, &b).contains("architecture, qwen3 and llama"));
     let mut b = a.clone();
-    b.format_version = 2;
-    assert!(refusal(&a, &b).contains("versions 1 and 2"));
+    b.format_version = 3;
+    assert!(refusal(&a, &b).contains("versions 2 and 3"));
 }

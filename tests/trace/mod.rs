@@ -2,7 +2,7 @@
 
 mod compare;
 mod corrupt;
-mod python;
+pub mod python;
 mod refuse;
-mod support;
+pub mod support;
 mod write;

@@ -12,8 +12,8 @@ use firstdiff::{site::Site, tensor::Tensor};
 use super::support::{Recorded, tensors};
 
 /// A Python with safetensors and numpy, made once and kept in the target folder.
-fn python() -> &'static Path {
-    // Two tests need it and run side by side.
+pub fn python() -> &'static Path {
+    // Several tests need it and run side by side.
     static PYTHON: OnceLock<PathBuf> = OnceLock::new();
     PYTHON.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python");

@@ -9,7 +9,7 @@ use firstdiff::{
 };
 use serde_json::{Value, json};
 
-use super::support::Recorded;
+use super::support::{Recorded, named};
 
 #[test]
 fn what_is_no_trace_is_bad_input() {
@@ -33,7 +33,7 @@ fn a_foreign_manifest_is_refused() {
         let error = recorded.refusal();
         assert!(matches!(error, TraceError::Manifest { .. }), "{foreign}: {error}");
     }
-    let deep = format!("{{\"format_version\":1,\"floors\":{}", "[".repeat(100_000));
+    let deep = format!("{{\"format_version\":2,\"floors\":{}", "[".repeat(100_000));
     fs::write(recorded.folder.join(MANIFEST_FILE), deep).unwrap();
     assert!(matches!(recorded.refusal(), TraceError::Manifest { .. }), "no stack overflow");
 }
@@ -48,7 +48,7 @@ fn a_field_that_the_version_has_not_is_refused() {
 #[test]
 fn another_format_version_is_refused_before_anything_else() {
     let recorded = Recorded::new();
-    for version in [0, 2, u64::MAX] {
+    for version in [0, 1, u64::MAX] {
         let json = json!({ "format_version": version, "unheard": "of" });
         fs::write(recorded.folder.join(MANIFEST_FILE), json.to_string()).unwrap();
         let error = recorded.refusal();
@@ -315,4 +315,80 @@ fn a_file_that_vanishes_after_opening_is_an_error_not_a_panic() {
     fs::remove_file(recorded.step(2)).unwrap();
     let error = reader.tensor(logits).unwrap_err();
     assert!(error.to_string().contains("step-0002.safetensors"), "{error}");
+}
+
+#[test]
+fn a_trace_without_hashes_is_read_if_its_files_name_one_run() {
+    let recorded = Recorded::unhashed();
+    let sites = TraceReader::open(&recorded.folder).unwrap().sites().count();
+    assert_eq!(sites, TraceReader::open(&Recorded::new().folder).unwrap().sites().count());
+}
+
+#[test]
+fn without_hashes_cut_swapped_and_foreign_files_are_refused() {
+    type Damage = fn(&Recorded);
+    let cases: [(&str, Damage); 6] = [
+        ("step-0001.safetensors has", |recorded| {
+            let file = fs::File::options().write(true).open(recorded.step(1)).unwrap();
+            file.set_len(file.metadata().unwrap().len() - 1).unwrap();
+        }),
+        ("was written as step 2 of run run-1, the manifest wants step 1 of", |recorded| {
+            let other = named(&fs::read(recorded.step(1)).unwrap(), "run-1", 2);
+            fs::write(recorded.step(1), other).unwrap();
+        }),
+        ("was written as step 1 of run run-2, the manifest wants", |recorded| {
+            let other = named(&fs::read(recorded.step(1)).unwrap(), "run-2", 1);
+            fs::write(recorded.step(1), other).unwrap();
+        }),
+        ("was written as step unstated of run unstated", |recorded| {
+            let plain = fs::read(Recorded::new().step(1)).unwrap();
+            fs::write(recorded.step(1), &plain).unwrap();
+            let path = recorded.folder.join(MANIFEST_FILE);
+            let mut manifest: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            manifest["steps"][1]["bytes"] = plain.len().into();
+            fs::write(path, manifest.to_string()).unwrap();
+        }),
+        ("is no manifest of a trace", |recorded| {
+            let path = recorded.folder.join(MANIFEST_FILE);
+            let whole = fs::read(&path).unwrap();
+            fs::write(path, &whole[..whole.len() - 2]).unwrap();
+        }),
+        ("run is \"../run\", not 1 to 64 letters", |recorded| {
+            recorded.edit_manifest(|manifest| manifest["run"] = "../run".into());
+        }),
+    ];
+    for (says, damage) in cases {
+        let recorded = Recorded::unhashed();
+        damage(&recorded);
+        let error = recorded.refusal();
+        assert!(error.to_string().contains(says), "{says}: {error}");
+    }
+}
+
+#[test]
+fn what_is_hashed_is_checked_and_without_a_run_hashes_are_required() {
+    let recorded = Recorded::unhashed();
+    recorded.seal();
+    TraceReader::open(&recorded.folder).expect("a fitting hash of the manifest");
+    fs::write(recorded.folder.join(CHECKSUM_FILE), "00").unwrap();
+    assert!(matches!(recorded.refusal(), TraceError::Checksum { .. }));
+
+    let recorded = Recorded::unhashed();
+    recorded.edit_manifest(|manifest| manifest["steps"][1]["blake3"] = "00".repeat(32).into());
+    assert!(matches!(recorded.refusal(), TraceError::Checksum { .. }));
+
+    let recorded = Recorded::new();
+    recorded.edit_manifest(|manifest| {
+        manifest["steps"][1].as_object_mut().unwrap().remove("blake3");
+    });
+    let error = recorded.refusal();
+    assert!(error.to_string().contains("steps[1].blake3 is missing, and the manifest"), "{error}");
+}
+
+#[test]
+fn an_unfinished_trace_is_refused_not_taken_for_none() {
+    let recorded = Recorded::unhashed();
+    let [from, to] = ["manifest.json", "manifest.json.unfinished"].map(|n| recorded.folder.join(n));
+    fs::rename(from, to).unwrap();
+    assert!(matches!(recorded.refusal(), TraceError::Unfinished { .. }));
 }

@@ -15,7 +15,7 @@ use firstdiff::{
         TraceWriter, step_file,
     },
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Three steps: a prefill of five tokens and two decoded ones.
 pub const STEPS: [&[i32]; 3] = [&[1, 2, 3, 4, 5], &[6], &[7]];
@@ -112,6 +112,23 @@ impl Recorded {
         Recorded { parent, folder }
     }
 
+    /// The small run as a writer without hashes leaves it: a run's name in every file instead.
+    pub fn unhashed() -> Recorded {
+        let recorded = Recorded::new();
+        for step in 0..3 {
+            let bytes = fs::read(recorded.step(step)).unwrap();
+            recorded.replace_step(step, &named(&bytes, "run-1", step));
+        }
+        recorded.edit_manifest(|manifest| {
+            manifest["run"] = "run-1".into();
+            for step in manifest["steps"].as_array_mut().unwrap() {
+                step.as_object_mut().unwrap().remove("blake3");
+            }
+        });
+        fs::remove_file(recorded.folder.join(CHECKSUM_FILE)).unwrap();
+        recorded
+    }
+
     pub fn step(&self, step: usize) -> PathBuf {
         self.folder.join(step_file(step))
     }
@@ -162,6 +179,15 @@ impl Recorded {
         let line = format!("{}  {MANIFEST_FILE}\n", blake3::hash(&json));
         fs::write(self.folder.join(CHECKSUM_FILE), line).unwrap();
     }
+}
+
+/// A step file that says which run and step it is of.
+pub fn named(file: &[u8], run: &str, step: usize) -> Vec<u8> {
+    let length = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&file[8..length]).unwrap();
+    header["__metadata__"] = json!({ "run": run, "step": step.to_string() });
+    let header = serde_json::to_vec(&header).unwrap();
+    [&(header.len() as u64).to_le_bytes()[..], &header, &file[length..]].concat()
 }
 
 /// Names of all that lies in a folder.

@@ -8,7 +8,7 @@ use firstdiff::{
     compare::{DeclaredFloor, Floor, SiteFloor},
     site::{Site, Stage},
     tensor::{DType, Tensor},
-    trace::{Kind, Limit, TraceError, TraceReader, TraceWriter, feed},
+    trace::{Kind, Limit, PLAN_FILE, Side, TraceError, TraceReader, TraceWriter, feed},
 };
 
 use super::support::{Recorded, STEPS, listing, manifest, record, shape, tensors};
@@ -113,6 +113,29 @@ fn a_step_of_which_nothing_is_wanted_still_has_a_file() {
             "step-0002.safetensors"
         ]
     );
+}
+
+#[test]
+fn a_reference_has_a_plan_beside_it_and_can_still_be_replaced() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("trace");
+    let mut of_reference = manifest();
+    of_reference.side = Side::Reference;
+    for overwrite in [false, true] {
+        let mut writer = TraceWriter::create(&folder, of_reference.clone(), overwrite).unwrap();
+        for (tokens, first) in [(STEPS[0], 0), (STEPS[1], STEPS[0].len())] {
+            writer.begin_step(tokens, first).unwrap();
+            writer.end_step().unwrap();
+        }
+        writer.finish().unwrap();
+        let plan = fs::read_to_string(folder.join(PLAN_FILE)).unwrap();
+        let expected = format!(
+            "model small.gguf\nblake3 {}\narchitecture qwen3\nn_layer 2\nn_embd 9\nn_head 6\n\
+             n_head_kv 2\nhead_dim 4\nn_ff 11\nn_vocab 13\ntokens 1 2 3 4 5\ntokens 6\n",
+            "ab".repeat(32)
+        );
+        assert_eq!(plan, expected);
+    }
 }
 
 #[test]

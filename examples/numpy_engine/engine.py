@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""A forward pass of llama, qwen2 and qwen3 models in plain numpy, to show how an engine is recorded.
+
+    python3 examples/numpy_engine/engine.py MODEL.gguf PLAN.txt [TRACE] [--bug NAME]
+
+Runs the token ids of a plan that `firstdiff capture reference` wrote, and records what it computes
+in the folder TRACE. The lines marked with #+ are all that recording takes. f32, with f32 and f16
+weights. --bug plants a mistake.
+"""
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+import numpy as np
+from gguf import Gguf
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))  #+
+import firstdiff  #+
+
+BUGS = """
+    embd-previous-row attn-norm-weight-missing norm-mean-subtracted qkv-bias-zero q-bias-broadcast
+    k-bias-of-v wk-of-next-layer rope-pairs-interleaved rope-base-1e4 rope-k-missing rope-backwards
+    v-cache-heads-swapped decode-never-appended kv-head-modulo scale-squared mask-missing
+    softmax-temperature out-heads-reversed wo-transposed attn-residual-of-normed relu-for-silu
+    act-without-up ffn-down-zero logits-tied-mistaken
+""".split()
+
+
+class Engine:
+    def __init__(self, path, bug):
+        self.file, self.bug = Gguf(path), bug
+        arch = self.file.keys["general.architecture"]
+        if arch not in ("llama", "qwen2", "qwen3"):
+            raise SystemExit(f"{path} is a {arch} model; this example runs llama, qwen2 and qwen3")
+        key = lambda name, absent=None: self.file.keys.get(f"{arch}.{name}", absent)
+        self.layers = key("block_count")
+        self.heads = key("attention.head_count")
+        self.kv_heads = key("attention.head_count_kv", self.heads)
+        self.dim = key("attention.key_length", key("embedding_length") // self.heads)
+        self.eps = np.float32(key("attention.layer_norm_rms_epsilon"))
+        self.theta = 1e4 if bug == "rope-base-1e4" else key("rope.freq_base", 1e4)
+        self.interleaved = (arch == "llama") != (bug == "rope-pairs-interleaved")
+        self.weights = {name: self.file.tensor(name) for name in self.file.tensors}
+        self.keys = [np.zeros((0, self.kv_heads, self.dim), np.float32)] * self.layers
+        self.values = list(self.keys)
+
+    def weight(self, name, layer=None):
+        return self.weights.get(name if layer is None else f"blk.{layer}.{name}")
+
+    def norm(self, x, weight):
+        if self.bug == "norm-mean-subtracted":
+            x = x - x.mean(-1, keepdims=True)
+        y = x / np.sqrt((x * x).mean(-1, keepdims=True, dtype=np.float32) + self.eps)
+        return y if weight is None else y * weight
+
+    def linear(self, x, name, layer=None):
+        weight = self.weight(f"{name}.weight", layer)
+        if self.bug == "wk-of-next-layer" and name == "attn_k":
+            weight = self.weight("attn_k.weight", (layer + 1) % self.layers)
+        if self.bug == "wo-transposed" and name == "attn_output":
+            weight = weight.reshape(weight.shape[::-1]).T
+        if self.bug == "ffn-down-zero" and name == "ffn_down":
+            weight = np.zeros_like(weight)
+        bias = self.weight(f"{name}.bias", layer)
+        if self.bug == "k-bias-of-v" and name == "attn_k":
+            bias = self.weight("attn_v.bias", layer)
+        if self.bug == "q-bias-broadcast" and name == "attn_q":
+            bias = np.tile(bias[: self.dim], self.heads)
+        y = x @ weight.T
+        return y if bias is None or self.bug == "qkv-bias-zero" else y + bias
+
+    def rope(self, x, first):
+        """x: (T, heads, dim)"""
+        half = self.dim // 2
+        turn = self.theta ** (-2.0 * np.arange(half) / self.dim)
+        factors = self.weight("rope_freqs.weight")
+        turn = turn if factors is None else turn / factors
+        angle = ((first + np.arange(len(x)))[:, None] * turn).astype(np.float32)[:, None, :]
+        cos, sin = np.cos(angle), np.sin(angle)
+        if self.bug == "rope-backwards":
+            sin = -sin
+        pairs = (slice(0, None, 2), slice(1, None, 2))
+        a, b = pairs if self.interleaved else (slice(0, half), slice(half, None))
+        y = np.empty_like(x)
+        y[..., a] = x[..., a] * cos - x[..., b] * sin
+        y[..., b] = x[..., a] * sin + x[..., b] * cos
+        return y
+
+    def append(self, layer, k, v, first):
+        if self.bug == "v-cache-heads-swapped":
+            v = v[:, ::-1]
+        if self.bug == "decode-never-appended" and first:
+            k, v = np.zeros_like(k), np.zeros_like(v)
+        self.keys[layer] = np.concatenate([self.keys[layer], k])
+        self.values[layer] = np.concatenate([self.values[layer], v])
+        return self.keys[layer], self.values[layer]
+
+    def attend(self, q, keys, values, first):
+        """q: (T, Hq, D), keys and values: (P, Hk, D); scores and probs: (Hq, T, P)"""
+        group = self.heads // self.kv_heads
+        kv = np.arange(self.heads) // group
+        if self.bug == "kv-head-modulo":
+            kv = np.arange(self.heads) % self.kv_heads
+        scale = np.float32(1 / np.sqrt(self.dim))
+        scale = scale * scale if self.bug == "scale-squared" else scale
+        k, v = keys[:, kv].transpose(1, 0, 2), values[:, kv].transpose(1, 0, 2)
+        scores = q.transpose(1, 0, 2) @ k.transpose(0, 2, 1) * scale
+        later = np.arange(len(keys)) > (first + np.arange(len(q)))[:, None]
+        masked = scores if self.bug == "mask-missing" else np.where(later, -np.inf, scores)
+        masked = masked / 2 if self.bug == "softmax-temperature" else masked
+        probs = np.exp(masked - masked.max(-1, keepdims=True))
+        probs /= probs.sum(-1, keepdims=True)
+        out = (probs @ v).transpose(1, 0, 2)
+        return scores, probs, out[:, ::-1] if self.bug == "out-heads-reversed" else out
+
+    def activation(self, gate, up):
+        if self.bug == "relu-for-silu":
+            return np.maximum(gate, 0) * up
+        act = gate / (1 + np.exp(-gate))
+        return act if self.bug == "act-without-up" else act * up
+
+    def layer(self, x, l, first, trace):
+        split = lambda y: y.reshape(len(y), -1, self.dim)
+        attn_norm = self.norm(
+            x, None if self.bug == "attn-norm-weight-missing" else self.weight("attn_norm.weight", l)
+        )
+        q, k, v = (split(self.linear(attn_norm, f"attn_{part}", l)) for part in "qkv")
+        trace.put(l, attn_norm=attn_norm, q=q, k=k, v=v)  #+
+        if self.weight("attn_q_norm.weight", l) is not None:
+            q = self.norm(q, self.weight("attn_q_norm.weight", l))
+            k = self.norm(k, self.weight("attn_k_norm.weight", l))
+            trace.put(l, q_norm=q, k_norm=k)  #+
+        q = self.rope(q, first)
+        k = k if self.bug == "rope-k-missing" else self.rope(k, first)
+        keys, values = self.append(l, k, v, first)
+        scores, probs, out = self.attend(q, keys, values, first)
+        trace.put(l, q_rope=q, k_rope=k, k_cache=keys, v_cache=values, attn_out=out)  #+
+        trace.put(l, axes="head token key", scores=scores, probs=probs)  #+
+        o_proj = self.linear(out.reshape(len(x), -1), "attn_output", l)
+        residual = (attn_norm if self.bug == "attn-residual-of-normed" else x) + o_proj
+        ffn_norm = self.norm(residual, self.weight("ffn_norm.weight", l))
+        gate, up = self.linear(ffn_norm, "ffn_gate", l), self.linear(ffn_norm, "ffn_up", l)
+        act = self.activation(gate, up)
+        down = self.linear(act, "ffn_down", l)
+        trace.put(l, o_proj=o_proj, attn_residual=residual, ffn_norm=ffn_norm, ffn_act=act)  #+
+        trace.put(l, ffn_gate=gate, ffn_up=up, ffn_down=down, layer_out=residual + down)  #+
+        return residual + down
+
+    def step(self, ids, first, trace):
+        """The logits of all tokens of a step: (T, V)"""
+        embd = self.weight("token_embd.weight")
+        x = embd[np.array(ids) - (self.bug == "embd-previous-row")]
+        trace.step(ids)  #+
+        trace.put(embd=x)  #+
+        for layer in range(self.layers):
+            x = self.layer(x, layer, first, trace)
+        final_norm = self.norm(x, self.weight("output_norm.weight"))
+        output = self.weight("output.weight")
+        tied = output is None or self.bug == "logits-tied-mistaken"
+        logits = final_norm @ (embd if tied else output).T
+        trace.put(final_norm=final_norm, logits=logits)  #+
+        return logits
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("plan")
+    parser.add_argument("trace", nargs="?")
+    parser.add_argument("--bug", choices=BUGS)
+    args = parser.parse_args()
+    engine, first = Engine(args.model, args.bug), 0
+    with firstdiff.Trace(args.trace, args.plan, "numpy_engine") as trace:  #+
+        for step, ids in enumerate(trace.plan.steps):
+            logits = engine.step(ids, first, trace)
+            first += len(ids)
+            print(f"step {step}: {len(ids)} tokens, then {logits[-1].argmax()}")
+
+
+if __name__ == "__main__":
+    main()

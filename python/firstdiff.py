@@ -1,0 +1,237 @@
+"""Records the tensors of your engine, for `firstdiff explain` to compare with llama.cpp.
+
+One file; needs numpy. docs/trace-format.md says what each site means.
+
+    firstdiff capture reference -m model.gguf -p "Once upon a time" -o ref
+
+    import firstdiff
+    with firstdiff.Trace("mine", "ref/plan.txt", "my engine") as trace:
+        for ids in trace.plan.steps:          # its token ids, not your own
+            trace.step(ids)
+            ...
+            trace.put(layer, q=q, k=k)        # (tokens, heads, dim)
+            trace.put(logits=logits)          # (tokens, vocab)
+
+    firstdiff explain mine --reference ref -m model.gguf
+
+Any sites may be left out. An array is copied when it is put. An engine that runs one token at a time
+puts a row at a time: rows are stacked in the order of the calls. What lies in another order is
+declared: put(layer, axes="head token dim", q=q), put(layer, axes="head dim token", v_cache=v).
+Other strides are numpy's own: q = qkv[:, :n_head]. bfloat16 is put as uint16, its bits.
+
+Where the folder is None nothing is recorded. A run that fails or is killed leaves a folder that is refused as unfinished; `firstdiff validate
+mine` says what is whole in it.
+"""
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+import numpy as np
+
+FORMAT_VERSION = 2
+SHAPES = ("n_layer", "n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_vocab")
+DTYPES = {"float32": "F32", "float16": "F16", "uint16": "BF16", "float64": "F64"}
+# The axes of each site, in the order in which they are written.
+AXES = {
+    "token channel": "embd attn_norm o_proj attn_residual ffn_norm ffn_down layer_out final_norm",
+    "token neuron": "ffn_gate ffn_up ffn_act",
+    "token vocab": "logits",
+    "token head dim": "q q_norm q_rope attn_out",
+    "token kv_head dim": "k v k_norm k_rope",
+    "position kv_head dim": "k_cache v_cache",
+    "token head key": "scores probs",
+}
+AXES = {site: axes.split() for axes, sites in AXES.items() for site in sites.split()}
+GLOBAL = ("embd", "final_norm", "logits")
+ROOM = 192  # bytes that the entry of a tensor may take in a step file's header
+
+
+class Plan:
+    """What to run, as the plan.txt of a reference's trace says: model and token ids of each step."""
+
+    def __init__(self, path):
+        self.keys, self.steps = {}, []
+        for line in Path(path).read_text().splitlines():
+            key, _, value = line.partition(" ")
+            if key == "tokens":
+                self.steps.append([int(token) for token in value.split()])
+            else:
+                self.keys[key] = value
+        try:
+            self.shapes = {key: int(self.keys[key]) for key in SHAPES}
+            names = {"name": "model", "blake3": "blake3", "architecture": "architecture"}
+            self.model = {field: self.keys[key] for field, key in names.items()}
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path} is no plan of firstdiff; give a reference's plan.txt") from error
+        self.model["shapes"] = self.shapes
+
+
+class Trace:
+    """A trace that is being written; none where `folder` is None. `storage` is the format in which
+    weights, activations and cache are kept (f32, f16, bf16, f64): it decides how far rounding alone
+    may lead."""
+
+    def __init__(self, folder, plan, engine, storage="f32"):
+        self.plan, self.on = Plan(plan), folder is not None
+        if not self.on:
+            return
+        self.folder, self.run = Path(folder), secrets.token_hex(16)
+        self.first_position, self.steps, self.open = 0, [], None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / "plan.txt").exists():
+            raise ValueError(f"{folder} holds a reference's trace; choose another folder")
+        # The manifest first: a folder without it is no whole trace.
+        for name in ("manifest.json", "manifest.json.blake3", "manifest.json.unfinished"):
+            (self.folder / name).unlink(missing_ok=True)
+        for old in self.folder.glob("step-[0-9]*.safetensors"):
+            old.unlink()
+        op = {"storage": storage, "accumulator": "f32"}
+        arithmetic = {"weights": storage, "default": op}
+        if storage in ("f16", "bf16"):
+            wide = {"storage": "f32", "accumulator": "f32"}
+            arithmetic["stages"] = {stage: wide for stage in ("scores", "probs", "logits")}
+        self.manifest = {
+            "format_version": FORMAT_VERSION,
+            "run": self.run,
+            "producer": {"name": engine, "version": "firstdiff.py"},
+            "side": "engine",
+            "model": self.plan.model,
+            "arithmetic": arithmetic,
+            "device": engine,
+            "steps": self.steps,
+        }
+        self._write_manifest()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if kind is None:
+            self.end()
+
+    def step(self, tokens):
+        """Starts a step, which runs these ids after those of all steps before."""
+        if not self.on:
+            return
+        self._close_step()
+        self.open = _Step(self.folder, len(self.steps), list(map(int, tokens)), self)
+
+    def put(self, layer=None, axes=None, **tensors):
+        """Records tensors of the open step by the names of their sites, or some rows of them."""
+        if not self.on:
+            return
+        if self.open is None:
+            raise ValueError("put before the first step; call step")
+        for site, array in tensors.items():
+            self.open.put(site, layer, axes, np.asarray(array))
+
+    def end(self):
+        """Ends the trace; the folder is now whole."""
+        if not self.on:
+            return
+        self._close_step()
+        if not self.steps:
+            raise ValueError("no step was recorded; call step")
+        os.replace(self.folder / "manifest.json.unfinished", self.folder / "manifest.json")
+
+    def _close_step(self):
+        if self.open is None:
+            return
+        self.steps.append(self.open.close())
+        self.first_position += len(self.open.tokens)
+        self.open = None
+        self._write_manifest()
+
+    def _write_manifest(self):
+        path = self.folder / "manifest.json.unfinished"
+        path.with_suffix(".new").write_text(json.dumps(self.manifest, indent=1) + "\n")
+        os.replace(path.with_suffix(".new"), path)
+
+
+class _Step:
+    """The file of a step. A tensor goes to disk when all of its rows are there."""
+
+    def __init__(self, folder, index, tokens, trace):
+        self.index, self.tokens, self.trace = index, tokens, trace
+        self.name = f"step-{index:04}.safetensors"
+        shapes = trace.plan.shapes
+        positions = trace.first_position + len(tokens)
+        self.counts = {
+            "token": len(tokens), "position": positions, "key": positions,
+            "head": shapes["n_head"], "kv_head": shapes["n_head_kv"], "dim": shapes["head_dim"],
+            "channel": shapes["n_embd"], "neuron": shapes["n_ff"], "vocab": shapes["n_vocab"],
+        }  # fmt: skip
+        self.room = 256 + ROOM * len(AXES) * shapes["n_layer"]
+        self.file = open(folder / self.name, "wb")
+        self.file.seek(8 + self.room)
+        metadata = {"run": trace.run, "step": str(index)}
+        self.header, self.rows, self.data = {"__metadata__": metadata}, {}, 0
+
+    def put(self, site, layer, axes, array):
+        name = self._name(site, layer)
+        wanted = AXES[site]
+        order = axes.split() if axes else wanted
+        # A user's "head" may be the KV heads'.
+        order = ["kv_head" if axis == "head" and "kv_head" in wanted else axis for axis in order]
+        order = ["position" if axis == "token" and "position" in wanted else axis for axis in order]
+        if sorted(order) != sorted(wanted) or array.ndim != len(wanted):
+            said = f"axes {' '.join(order)!r} and {array.ndim} of them"
+            raise ValueError(f"{name} has the axes {' '.join(wanted)!r}, not {said}")
+        array = array.transpose([order.index(axis) for axis in wanted])
+        shape = [self.counts[axis] for axis in wanted]
+        if wanted[0] == "position" and len(array) < shape[0]:
+            return  # a cache that grows token by token; it is recorded when it is whole
+        if wanted[-1] == "key" and array.shape[-1] < shape[-1]:
+            # Later keys are masked.
+            array = np.pad(array, [(0, 0), (0, 0), (0, shape[-1] - array.shape[-1])])
+        rows = self.rows.setdefault(name, [])
+        there = sum(map(len, rows))
+        fits = list(array.shape[1:]) == shape[1:] and 0 < len(array) <= shape[0] - there
+        if name in self.header or not fits or array.dtype.name not in DTYPES:
+            found = f"{array.dtype} {array.shape}"
+            raise ValueError(f"step {self.index}: {name} came as {found}; it has {shape}, "
+                             f"and {shape[0] if name in self.header else there} rows were there")
+        if rows and rows[0].dtype != array.dtype:
+            raise ValueError(f"step {self.index}: {name} came as {array.dtype} and {rows[0].dtype}")
+        rows.append(np.array(array, order="C"))
+        if there + len(array) == shape[0]:
+            self._write(name, shape, self.rows.pop(name))
+
+    def close(self):
+        if self.rows:
+            name = next(iter(self.rows))
+            raise ValueError(f"step {self.index}: {name} lacks rows; record every token, or none")
+        header = json.dumps(self.header, separators=(",", ":")).encode()
+        self.file.seek(0)
+        self.file.write(self.room.to_bytes(8, "little") + header.ljust(self.room))
+        self.file.close()
+        return {
+            "tokens": self.tokens,
+            "first_position": self.trace.first_position,
+            "file": self.name,
+            "bytes": 8 + self.room + self.data,
+            "sites": len(self.header) - 1,
+        }
+
+    def _name(self, site, layer):
+        if site not in AXES:
+            raise ValueError(f"there is no site {site}; see docs/trace-format.md")
+        if site in GLOBAL:
+            return site
+        if layer is None or not 0 <= layer < self.trace.plan.shapes["n_layer"]:
+            raise ValueError(f"{site} of layer {layer}: the model has no such layer")
+        return f"blk.{layer}.{site}"
+
+    def _write(self, name, shape, rows):
+        start = self.data
+        for array in rows:
+            data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+            self.file.write(data)
+            self.data += len(data)
+        self.header[name] = {
+            "dtype": DTYPES[rows[0].dtype.name],
+            "shape": shape,
+            "data_offsets": [start, self.data],
+        }

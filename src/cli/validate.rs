@@ -1,0 +1,146 @@
+//! `firstdiff validate`: what is in a trace, and what it can be asked.
+
+use std::{collections::BTreeSet, fmt::Write};
+
+use firstdiff::{
+    exit::{Error, Exit},
+    model::Config,
+    replay::Operation,
+    site::{Site, Stage},
+    trace::{Inspection, MANIFEST_FILE, UNFINISHED_FILE},
+};
+
+use super::{args::ValidateArgs, output};
+
+/// Says what is there, what is missing, what is wrong, and which verdicts the rest allows.
+pub fn validate(args: &ValidateArgs) -> Result<Exit, Error> {
+    let bar = output::progress(None, "reading the trace");
+    let found = Inspection::of(&args.trace)?;
+    bar.finish_and_clear();
+    let mut text = headline(&found);
+    for error in &found.errors {
+        let _ = writeln!(text, "  wrong      {error}");
+    }
+    if !found.finished {
+        text.push_str(&unfinished(&found));
+    }
+    text.push_str(&contents(&found));
+    text.push_str(&verdicts(&found));
+    output::print(&text)?;
+    Ok(if found.errors.is_empty() && found.finished { Exit::Equal } else { Exit::Refused })
+}
+
+fn headline(found: &Inspection) -> String {
+    let (there, all) = (found.sites.len(), found.model_sites().len());
+    let state = match (found.errors.len(), found.finished) {
+        (0, true) => "valid".to_string(),
+        (0, false) => "unfinished".to_string(),
+        (1, _) => "refused: 1 file is wrong".to_string(),
+        (wrong, _) => format!("refused: {wrong} files are wrong"),
+    };
+    let manifest = &found.manifest;
+    let prompt = manifest.steps.first().map_or(0, |step| step.tokens.len());
+    let decode = manifest.steps.len().saturating_sub(1);
+    format!(
+        "{state}: {there} of {all} sites ({} layers, {prompt} prompt tokens, {decode} decode \
+         steps), recorded by {} {} from {}\n",
+        found.config().n_layer,
+        manifest.producer.name,
+        manifest.producer.version,
+        manifest.model.name,
+    )
+}
+
+fn unfinished(found: &Inspection) -> String {
+    let whole = found.manifest.steps.len();
+    let cut = if found.cut_step { "the file of the next is cut; " } else { "" };
+    match whole {
+        0 => format!("  ended      before its first step did; {cut}record it again\n"),
+        _ => format!(
+            "  ended      after step {}; {cut}to use what is whole, rename {UNFINISHED_FILE} to \
+             {MANIFEST_FILE}\n",
+            whole - 1
+        ),
+    }
+}
+
+/// The recorded stages, and those that lack sites.
+fn contents(found: &Inspection) -> String {
+    let (mut recorded, mut in_part, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+    let all = found.model_sites();
+    for stage in found.config().stages() {
+        let of_stage = |site: &&Site| site.stage == stage;
+        let total = all.iter().filter(of_stage).count();
+        let there = found.sites.iter().filter(of_stage).count();
+        let name = stage.name();
+        match there {
+            _ if there == total => recorded.push(name.to_string()),
+            0 => missing.push(name.to_string()),
+            _ => in_part.push(format!("{name} ({there} of {total})")),
+        }
+    }
+    let mut text = String::new();
+    for (label, names) in [("recorded", recorded), ("in part", in_part), ("missing", missing)] {
+        if !names.is_empty() {
+            let _ = writeln!(text, "  {label:<10} {}", names.join(", "));
+        }
+    }
+    text
+}
+
+/// What `diff` and `explain` can say from the sites that are there.
+fn verdicts(found: &Inspection) -> String {
+    let there = Recorded { sites: &found.sites, steps: found.manifest.steps.len() as u32 };
+    let config = found.config();
+    let mut text = String::new();
+    let _ = writeln!(text, "  diff       {}", divergence(&there, config));
+    let operations = Operation::all(config);
+    let judged: Vec<Operation> =
+        operations.iter().copied().filter(|&operation| there.some(operation)).collect();
+    let alone =
+        |operation: &&Operation| operation.inputs(config).into_iter().all(|input| there.all(input));
+    let alone = judged.iter().filter(alone).count();
+    let _ = write!(text, "  explain    {alone} of {} operations judged alone", operations.len());
+    match judged.len() - alone {
+        0 => {}
+        spanning => {
+            let _ = write!(text, ", {spanning} together with those before them that are missing");
+        }
+    }
+    let to_the_end = there.all(Operation { layer: None, stage: Stage::Logits });
+    if !to_the_end {
+        text.push_str("; never green, as the logits are not there");
+    }
+    text.push('\n');
+    text
+}
+
+fn divergence(there: &Recorded<'_>, config: &Config) -> String {
+    let operations = Operation::all(config);
+    if operations.iter().all(|&operation| there.all(operation)) {
+        return "the first tensor that differs".to_string();
+    }
+    let layer = |layer| Operation { layer: Some(layer), stage: Stage::LayerOut };
+    let without = (0..config.n_layer as u32).filter(|&index| !there.all(layer(index))).count();
+    match without {
+        _ if there.sites.is_empty() => "nothing".to_string(),
+        0 => "the first layer that differs, and the first recorded tensor in it".to_string(),
+        _ => format!("the first recorded tensor that differs; {without} layers lack layer_out"),
+    }
+}
+
+/// Which results are there.
+struct Recorded<'a> {
+    sites: &'a BTreeSet<Site>,
+    steps: u32,
+}
+
+impl Recorded<'_> {
+    fn all(&self, operation: Operation) -> bool {
+        self.steps > 0 && (0..self.steps).all(|step| self.sites.contains(&operation.site(step)))
+    }
+
+    fn some(&self, operation: Operation) -> bool {
+        (0..self.steps).any(|step| self.sites.contains(&operation.site(step)))
+    }
+}

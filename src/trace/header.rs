@@ -1,0 +1,203 @@
+//! A step's file: is it what the manifest says, and where in it does each tensor lie?
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+};
+
+use half::{bf16, f16};
+use safetensors::{
+    Dtype,
+    tensor::{Metadata, TensorInfo},
+};
+
+use super::{
+    error::{Limit, TraceError},
+    layout::Layout,
+    manifest::{Step, within},
+};
+use crate::site::Site;
+
+/// Elements read at a time.
+const CHUNK: usize = 16 * 1024;
+
+/// Where a tensor lies in its step's file.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    dtype: Dtype,
+    pub shape: Vec<usize>,
+    /// Bytes from the start of the file.
+    offset: u64,
+}
+
+impl Place {
+    /// Reads the tensor from the step's file as f32.
+    pub fn read(&self, mut file: File) -> io::Result<Vec<f32>> {
+        let size = element_size(self.dtype).expect("checked when the trace was opened");
+        let elements: usize = self.shape.iter().product();
+        let mut data = Vec::with_capacity(elements);
+        let mut bytes = vec![0; size * CHUNK.min(elements)];
+        file.seek(SeekFrom::Start(self.offset))?;
+        while data.len() < elements {
+            let bytes = &mut bytes[..size * CHUNK.min(elements - data.len())];
+            file.read_exact(bytes)?;
+            data.extend(bytes.chunks_exact(size).map(|bytes| to_f32(self.dtype, bytes)));
+        }
+        Ok(data)
+    }
+}
+
+/// Bytes of an element of a supported type.
+fn element_size(dtype: Dtype) -> Option<usize> {
+    match dtype {
+        Dtype::F16 | Dtype::BF16 => Some(2),
+        Dtype::F32 => Some(4),
+        Dtype::F64 => Some(8),
+        _ => None,
+    }
+}
+
+/// One little-endian element of a supported type.
+fn to_f32(dtype: Dtype, bytes: &[u8]) -> f32 {
+    fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
+        bytes.try_into().expect("as many bytes as the type has")
+    }
+    match dtype {
+        Dtype::F16 => f16::from_le_bytes(array(bytes)).to_f32(),
+        Dtype::BF16 => bf16::from_le_bytes(array(bytes)).to_f32(),
+        Dtype::F64 => f64::from_le_bytes(array(bytes)) as f32,
+        _ => f32::from_le_bytes(array(bytes)),
+    }
+}
+
+/// Opens a regular file and tells its length. A pipe or device would block, so it is refused.
+pub(super) fn open_file(path: &Path) -> Result<(File, u64), TraceError> {
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => {
+            let file = File::open(path).map_err(TraceError::io("read", path))?;
+            Ok((file, metadata.len()))
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(TraceError::io("read", path)(error))
+        }
+        _ => Err(TraceError::MissingFile { path: path.into() }),
+    }
+}
+
+/// Reads exactly that many bytes.
+pub(super) fn read_bytes(mut file: impl Read, bytes: u64) -> io::Result<Vec<u8>> {
+    let mut buffer = vec![0; bytes as usize];
+    file.read_exact(&mut buffer)?;
+    Ok(buffer)
+}
+
+/// A step's file and what it must agree with.
+pub(super) struct StepFile<'a> {
+    pub path: PathBuf,
+    pub index: usize,
+    pub step: &'a Step,
+    /// The manifest's, which the file must repeat.
+    pub run: Option<&'a str>,
+    pub layout: &'a Layout,
+}
+
+impl StepFile<'_> {
+    /// Checks length, hash and header, and says where each tensor lies.
+    pub fn places(&self) -> Result<Vec<(Site, Place)>, TraceError> {
+        let (mut file, found) = open_file(&self.path)?;
+        if found != self.step.bytes {
+            let (path, expected) = (self.path.clone(), self.step.bytes);
+            return Err(TraceError::Length { path, expected, found });
+        }
+        if let Some(expected) = &self.step.blake3 {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update_reader(&file).map_err(TraceError::io("read", &self.path))?;
+            let found = hasher.finalize().to_string();
+            if found != *expected {
+                let (path, expected) = (self.path.clone(), expected.clone());
+                return Err(TraceError::Checksum { path, expected, found });
+            }
+            file.rewind().map_err(TraceError::io("read", &self.path))?;
+        }
+        let (data, metadata) = self.header(file)?;
+        self.check_run(&metadata)?;
+        let names = metadata.offset_keys();
+        if names.len() != self.step.sites {
+            let (found, expected) = (names.len(), self.step.sites);
+            return self.invalid(format!("it has {found} tensors, the manifest says {expected}"));
+        }
+        // In the order of the file, so that of several errors always the same one is reported.
+        let place = |name: String| {
+            let info = metadata.info(&name).expect("a name of this header");
+            self.place(data, name.clone(), info)
+        };
+        names.into_iter().map(place).collect()
+    }
+
+    /// Refuses a file of another run, or of another step of this one.
+    fn check_run(&self, metadata: &Metadata) -> Result<(), TraceError> {
+        let Some(run) = self.run else { return Ok(()) };
+        let stated = |key: &str| {
+            let value = metadata.metadata().as_ref().and_then(|entries| entries.get(key));
+            value.map_or("unstated", String::as_str)
+        };
+        let found = format!("step {} of run {}", stated("step"), stated("run"));
+        let expected = format!("step {} of run {run}", self.index);
+        if found != expected {
+            return Err(TraceError::OtherRun { path: self.path.clone(), expected, found });
+        }
+        Ok(())
+    }
+
+    /// The start of the data and the header, which the safetensors crate has checked: tensors
+    /// follow one another without gap or overlap, each as long as its shape says. Only the header
+    /// is read, so that opening needs no memory for the data and no memory map.
+    fn header(&self, mut file: File) -> Result<(u64, Metadata), TraceError> {
+        let length = read_bytes(&mut file, 8).or_else(|error| self.invalid(error.to_string()))?;
+        let length = u64::from_le_bytes(length.try_into().expect("8 bytes were read"));
+        within(&self.path, Limit::HeaderBytes, length)?;
+        let header =
+            read_bytes(&mut file, length).or_else(|error| self.invalid(error.to_string()))?;
+        let metadata: Metadata =
+            serde_json::from_slice(&header).or_else(|error| self.invalid(error.to_string()))?;
+        let data = 8 + length;
+        let end = data.saturating_add(metadata.data_len() as u64);
+        if end != self.step.bytes {
+            return self.invalid(format!("its tensors end at byte {end} of {}", self.step.bytes));
+        }
+        Ok((data, metadata))
+    }
+
+    fn place(
+        &self,
+        data: u64,
+        name: String,
+        info: &TensorInfo,
+    ) -> Result<(Site, Place), TraceError> {
+        let path = self.path.clone();
+        let site = Site::from_tensor_name(self.index as u32, &name);
+        let Some(site) = site.filter(|&site| self.layout.has(site)) else {
+            return Err(TraceError::UnknownTensor { path, name });
+        };
+        let (tokens, positions) = (self.step.tokens.len(), self.step.positions());
+        let expected = self.layout.shape(&path, site, tokens, positions)?;
+        if info.shape != expected {
+            return Err(TraceError::TensorShape {
+                path,
+                name,
+                expected,
+                found: info.shape.clone(),
+            });
+        }
+        if element_size(info.dtype).is_none() {
+            return Err(TraceError::TensorType { path, name, found: info.dtype.to_string() });
+        }
+        let offset = data + info.data_offsets.0 as u64;
+        Ok((site, Place { dtype: info.dtype, shape: expected, offset }))
+    }
+
+    fn invalid<T>(&self, reason: String) -> Result<T, TraceError> {
+        Err(TraceError::SafeTensors { path: self.path.clone(), reason })
+    }
+}

@@ -1,0 +1,188 @@
+//! include/firstdiff.h: it compiles everywhere, writes any layout, and a run that fails is refused.
+
+use std::{fs, path::Path};
+
+use firstdiff::{
+    arithmetic::Arithmetic,
+    site::Site,
+    tensor::{DType, Tensor},
+    trace::{TraceError, TraceReader},
+};
+
+use super::support::{compile, project, run};
+
+/// Of the model that tests/bring/layouts.c records.
+pub const PLAN: &str = "\
+model small \"quoted\".gguf
+blake3 abababababababababababababababababababababababababababababababab
+architecture qwen3
+n_layer 2
+n_embd 9
+n_head 6
+n_head_kv 2
+head_dim 4
+n_ff 11
+n_vocab 13
+tokens 1 2 3 4 5
+tokens 6
+";
+
+const COMPILERS: [[&str; 4]; 4] = [
+    ["gcc", "-std=c99", "-x", "c"],
+    ["g++", "-std=c++11", "-x", "c++"],
+    ["clang", "-std=c99", "-x", "c"],
+    ["clang++", "-std=c++11", "-x", "c++"],
+];
+
+/// A folder with the plan and the program, compiled as C.
+fn program() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("plan.txt"), PLAN).unwrap();
+    compile(&COMPILERS[0], &source(), &folder.path().join("program"));
+    folder
+}
+
+fn source() -> std::path::PathBuf {
+    project().join("tests/bring/layouts.c")
+}
+
+/// Runs the program: its exit code and what it said.
+fn record(folder: &Path, more: &[&str]) -> (Option<i32>, String) {
+    let (trace, plan) = (folder.join("trace"), folder.join("plan.txt"));
+    let arguments = [&[trace.to_str().unwrap(), plan.to_str().unwrap()], more].concat();
+    let output = run(&folder.join("program"), &arguments);
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn the_header_compiles_without_a_warning_as_c99_and_cpp11_and_is_nothing_when_off() {
+    let folder = tempfile::tempdir().unwrap();
+    for compiler in COMPILERS {
+        let gcc = compiler[0].starts_with('g');
+        if !gcc && std::process::Command::new(compiler[0]).arg("--version").output().is_err() {
+            eprintln!("skipped: there is no {}", compiler[0]);
+            continue;
+        }
+        let program = folder.path().join(compiler[0]);
+        compile(&compiler, &source(), &program);
+        let whole = fs::metadata(&program).unwrap().len();
+        compile(&[&compiler[..], &["-O2", "-DFIRSTDIFF_OFF"]].concat(), &source(), &program);
+        let off = fs::read(&program).unwrap();
+        assert!((off.len() as u64) < whole);
+        for trace in ["attn_residual", "firstdiff: ", "manifest.json"] {
+            let found = off.windows(trace.len()).any(|window| window == trace.as_bytes());
+            assert!(!found, "{trace} is in a program without recording");
+        }
+    }
+}
+
+#[test]
+fn every_layout_and_format_is_written_in_the_sites_own_order() {
+    let folder = program();
+    let (exit, err) = record(folder.path(), &[]);
+    assert_eq!((exit, err.as_str()), (Some(0), ""));
+    let trace = TraceReader::open(&folder.path().join("trace")).unwrap();
+    assert_eq!(trace.manifest().producer.name, "a \"quoted\" engine");
+    assert_eq!(trace.manifest().model.name, "small \"quoted\".gguf");
+    // Each with its seed and what is added to its values.
+    let expected = [
+        (0, "blk.0.q", 1, 0.0),
+        (0, "blk.0.k", 2, 0.0),
+        (0, "blk.0.v", 3, 0.0),
+        (0, "blk.0.q_rope", 4, 0.0),
+        (0, "blk.0.k_cache", 5, 0.0),
+        (0, "blk.0.v_cache", 6, 0.0),
+        (0, "blk.0.scores", 7, 0.0),
+        (0, "blk.0.attn_norm", 8, 0.0),
+        (0, "embd", 9, 0.0),
+        (0, "blk.0.ffn_up", 10, 1.0),
+        (0, "blk.0.ffn_gate", 10, 1.0),
+        (0, "blk.1.k_rope", 11, 0.0),
+        (1, "final_norm", 12, 0.0),
+    ];
+    assert_eq!(trace.sites().count(), expected.len());
+    for (step, name, seed, added) in expected {
+        let site = Site::from_tensor_name(step, name).unwrap();
+        let tensor = trace.tensor(site).unwrap().expect(name);
+        check_values(name, &tensor, seed, added);
+    }
+}
+
+/// Checks the values of a recorded tensor by its seed; a score of a key that was not given is 0.
+pub fn check_values(name: &str, tensor: &Tensor, seed: usize, added: f32) {
+    for (flat, &found) in tensor.data.iter().enumerate() {
+        let mut at = Tensor::unravel(flat, &tensor.shape);
+        at.resize(3, 0);
+        let given = name != "blk.0.scores" || at[2] <= at[0];
+        let value = (31 * seed + 17 * at[0] + 5 * at[1] + at[2]) % 61;
+        let wanted = if given { value as f32 + added } else { 0.0 };
+        assert_eq!(found, wanted, "{name} {at:?}");
+    }
+}
+
+#[test]
+fn declared_storage_is_the_arithmetic_that_our_own_engine_has_there() {
+    let folder = program();
+    for (more, storage) in [(&[][..], DType::F32), (&["f16"][..], DType::F16)] {
+        assert_eq!(record(folder.path(), more).0, Some(0));
+        let trace = TraceReader::open(&folder.path().join("trace")).unwrap();
+        assert_eq!(trace.manifest().arithmetic, Arithmetic::engine(storage));
+    }
+}
+
+#[test]
+fn a_mistake_is_said_once_and_its_trace_is_refused() {
+    let folder = program();
+    let cases = [
+        ("early", "embd was recorded before a step began; call firstdiff_step"),
+        ("empty", "step 0 has no tokens"),
+        ("site", "there is no site query of layer 0"),
+        ("layer", "there is no site q of layer 2"),
+        ("shape", "q of layer 0 came as f32 (1, 4, 6); it has (1, 6, 4)"),
+        ("twice", "logits of layer 0 came as f32 (1, 13, 1)"),
+        ("rows", "step 2: blk.0.q has 1 of 2 rows; record every token, or none"),
+        ("types", "q of layer 0 came as f16 (1, 6, 4)"),
+        ("device", "a copy from the device failed"),
+    ];
+    for (mistake, says) in cases {
+        // A whole trace of an earlier run does not stand in for the one that failed.
+        assert_eq!(record(folder.path(), &[]).0, Some(0));
+        let (exit, err) = record(folder.path(), &[mistake]);
+        assert!(exit == Some(1) && err.lines().count() == 1 && err.contains(says), "{err}");
+        let error = TraceReader::open(&folder.path().join("trace")).unwrap_err();
+        assert!(matches!(error, TraceError::Unfinished { .. }) && error.is_refusal(), "{error}");
+    }
+}
+
+#[test]
+fn a_killed_run_is_refused_and_what_was_whole_is_readable() {
+    let folder = program();
+    assert_eq!(record(folder.path(), &["killed"]).0, None, "it aborts");
+    let trace = folder.path().join("trace");
+    let error = TraceReader::open(&trace).unwrap_err();
+    assert!(matches!(error, TraceError::Unfinished { .. }) && error.is_refusal(), "{error}");
+    fs::rename(trace.join("manifest.json.unfinished"), trace.join("manifest.json")).unwrap();
+    assert_eq!(TraceReader::open(&trace).unwrap().sites().count(), 12);
+}
+
+#[test]
+fn without_a_plan_or_a_folder_of_its_own_the_engine_runs_on() {
+    let folder = program();
+    fs::write(folder.path().join("plan.txt"), "tokens 1 2\n").unwrap();
+    let (exit, err) = record(folder.path(), &[]);
+    assert!(exit == Some(1) && err.contains("is no plan of firstdiff"), "{err}");
+    fs::remove_file(folder.path().join("plan.txt")).unwrap();
+    let (exit, err) = record(folder.path(), &[]);
+    assert!(exit == Some(1) && err.contains("cannot read the plan"), "{err}");
+    fs::write(folder.path().join("plan.txt"), PLAN).unwrap();
+    fs::create_dir(folder.path().join("trace")).unwrap();
+    fs::write(folder.path().join("trace/plan.txt"), PLAN).unwrap();
+    fs::write(folder.path().join("trace/manifest.json"), "of the reference").unwrap();
+    let (exit, err) = record(folder.path(), &[]);
+    assert!(exit == Some(1) && err.contains("holds a reference's trace"), "{err}");
+    assert!(folder.path().join("trace/manifest.json").exists());
+    fs::remove_dir_all(folder.path().join("trace")).unwrap();
+    fs::write(folder.path().join("trace"), "a file").unwrap();
+    let (exit, err) = record(folder.path(), &[]);
+    assert!(exit == Some(1) && err.contains("choose a folder you can write to"), "{err}");
+}

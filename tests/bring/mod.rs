@@ -1,0 +1,8 @@
+//! Engines that firstdiff does not run: their traces, and what is said of them.
+
+mod engines;
+mod header;
+mod python;
+mod schema;
+mod support;
+mod validate;
