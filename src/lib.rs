@@ -39,6 +39,7 @@
 //! - [`compare`]: alignment, distances, tolerance, which elements differ
 //! - [`verdict`]: equal, diverged, unmeasured or refused, site by site
 //! - [`run`]: both sides at the same time
+//! - [`cross`]: the same engine on two devices
 //! - [`replay`]: every operation again in f64, from a side's own inputs: guilty or cleared
 //! - [`diagnosis`]: why a guilty operation is wrong
 //! - [`report`]: the answer as text and JSON
@@ -53,6 +54,7 @@ pub mod baseline;
 pub mod cache;
 pub mod capture;
 pub mod compare;
+pub mod cross;
 pub mod device;
 pub mod diagnosis;
 pub mod doctor;

@@ -133,13 +133,13 @@ impl Run<'_> {
                 let mut forced = forced.into_iter();
                 let sink = &mut reference_sink;
                 let end = baseline::decode(reference, task, sink, None, |_| forced.next());
-                (end, reference_sink.spool)
+                (end, reference_sink.into_spool())
             });
             let engine_run = scope.spawn(|| {
                 let choices = run_engine(&mut engine, steps, &mut engine_sink);
                 // The comparison learns that this side has ended when its sender is dropped.
                 let LogitsHash { inner, hash } = engine_sink;
-                (choices, hash.finalize(), inner.spool)
+                (choices, hash.finalize(), inner.into_spool())
             });
             let sides = (engine_side, reference_side);
             let first = |step| first_position(task.prompt.len(), step);
@@ -236,14 +236,19 @@ fn logits_without_hooks(
 }
 
 /// Records what passes on its way to the comparison.
-struct Recorder {
+pub(crate) struct Recorder {
     inner: ChannelSink,
     spool: Option<Spool>,
 }
 
 impl Recorder {
-    fn new(inner: ChannelSink, record: bool) -> Result<Recorder, Error> {
+    pub fn new(inner: ChannelSink, record: bool) -> Result<Recorder, Error> {
         Ok(Recorder { inner, spool: record.then(Spool::new).transpose()? })
+    }
+
+    /// What was recorded, if it was to be.
+    pub fn into_spool(self) -> Option<Spool> {
+        self.spool
     }
 }
 

@@ -67,9 +67,9 @@ pub struct ModelArgs {
 
 #[derive(Args, Clone)]
 pub struct EngineArgs {
-    /// Where the kernels run
-    #[arg(long, value_enum, default_value_t = DeviceArg::Host)]
-    pub device: DeviceArg,
+    /// Where the kernels run; of two, as in `host,cuda`, the second is compared with the first
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "host", num_args = 1)]
+    pub device: Vec<DeviceArg>,
     /// Storage of weights, activations and KV cache
     #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
     pub dtype: DTypeArg,

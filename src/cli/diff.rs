@@ -61,6 +61,7 @@ pub fn report(
     };
     Ok(Report {
         report_version: REPORT_VERSION,
+        devices: None,
         firstdiff: env!("CARGO_PKG_VERSION").to_string(),
         headline: run::answer(&rows, &compared, None),
         model: None,

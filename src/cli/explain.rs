@@ -114,6 +114,7 @@ fn alone(trace: &TraceReader) -> Result<Report, Error> {
     };
     Ok(Report {
         report_version: REPORT_VERSION,
+        devices: None,
         firstdiff: env!("CARGO_PKG_VERSION").to_string(),
         headline: Headline::of(Exit::NotMeasured, String::new()),
         model: None,

@@ -77,10 +77,32 @@ impl Inputs {
     }
 }
 
-/// The engine that the flags describe.
+/// The engine that the flags describe, on one device.
 pub fn engine(args: &EngineArgs) -> Result<EngineSpec, Error> {
+    match engines(args)? {
+        (engine, None) => Ok(engine),
+        (_, Some(_)) => Err(Error::Usage("--device takes one device here; give one".into())),
+    }
+}
+
+/// The engine that the flags describe, and the same on a second device if one is named.
+pub fn engines(args: &EngineArgs) -> Result<(EngineSpec, Option<EngineSpec>), Error> {
+    let (first, second) = match args.device[..] {
+        [first] => (first, None),
+        [first, second] if first != second => (first, Some(second)),
+        _ => {
+            let text = "--device takes one device, or two different ones as in host,cuda";
+            return Err(Error::Usage(text.into()));
+        }
+    };
+    let engine = on_device(args, first)?;
+    let second = second.map(|second| EngineSpec { device: device(second), ..engine.clone() });
+    Ok((engine, second))
+}
+
+fn on_device(args: &EngineArgs, on: DeviceArg) -> Result<EngineSpec, Error> {
     Ok(EngineSpec {
-        device: device(args.device),
+        device: device(on),
         storage: args.dtype.into(),
         attention: args.attention,
         faults: Faults(args.fault.iter().map(|name| fault(name)).collect::<Result<_, _>>()?),

@@ -8,8 +8,8 @@ use firstdiff::{
     model::{Ledger, Model},
     reference::Precision,
     report::{
-        Compared, Headline, ModelSummary, REPORT_VERSION, Report, SideSummary, SiteRow, StepRow,
-        headline, render,
+        Compared, DevicesSummary, Headline, ModelSummary, REPORT_VERSION, Report, SideSummary,
+        SiteRow, StepRow, headline, render,
     },
     run::{EngineSpec, Finished, Run},
     verdict::{Outcome, Rule},
@@ -26,7 +26,7 @@ pub fn run(args: &RunArgs) -> Result<Exit, Error> {
     let compare = &args.compare;
     inputs::check_factor(compare.factor)?;
     output::check_json(compare.json.as_deref())?;
-    let engine = inputs::engine(&args.engine)?;
+    let (engine, second) = inputs::engines(&args.engine)?;
     let filter = inputs::filter(compare.sites.as_deref())?;
     let bar = output::progress(None, "loading the model and the reference");
     let inputs = Inputs::load(&args.model)?;
@@ -46,7 +46,21 @@ pub fn run(args: &RunArgs) -> Result<Exit, Error> {
     let bar = output::progress(Some(total), "comparing sites");
     let finished = run.run(&mut |_| bar.inc(1))?;
     bar.finish_and_clear();
-    let report = report(&inputs, &engine, compare.factor, finished)?;
+    let devices = match &second {
+        Some(second) => {
+            let bar = output::progress(Some(total), "comparing devices");
+            let (baseline, diagnosis) = (&finished.baseline, finished.diagnosis.as_ref());
+            let check = run.cross_check(second, baseline, diagnosis, &mut |_| bar.inc(1))?;
+            bar.finish_and_clear();
+            let first = |step| first_position(inputs.ids.len(), step);
+            Some(DevicesSummary::of(check, &first))
+        }
+        None => None,
+    };
+    let mut report = report(&inputs, &engine, compare.factor, finished)?;
+    if let Some(devices) = devices {
+        report.with_devices(devices);
+    }
     finish(&report, compare.json.as_deref())
 }
 
@@ -107,6 +121,7 @@ fn report(
         reference: Some(reference_summary(inputs)),
         compared: Some(compared),
         diagnosis: finished.diagnosis,
+        devices: None,
         steps,
         notes,
         sites,

@@ -1,13 +1,15 @@
 //! The report of a comparison: as data, as JSON, and as text.
 
 mod blame;
+mod devices;
 mod schema;
 mod terminal;
 
 pub use blame::guilt;
 pub(crate) use blame::{grouped, named, whose};
 pub use schema::{
-    Compared, Headline, ModelSummary, REPORT_VERSION, Report, SideSummary, SiteRow, StepRow,
+    Compared, DevicesSummary, Headline, ModelSummary, REPORT_VERSION, Report, SideSummary, SiteRow,
+    StepRow,
 };
 pub(crate) use terminal::{BAD, DIM, GOOD, line};
 pub use terminal::{headline, render};

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Raised when a field is added, removed or changes its meaning.
-pub const REPORT_VERSION: u32 = 2;
+pub const REPORT_VERSION: u32 = 3;
 
 /// A whole report.
 #[derive(Clone, Debug, Serialize)]
@@ -30,11 +30,26 @@ pub struct Report {
     pub compared: Option<Compared>,
     /// Every operation replayed in f64 from its side's own inputs; absent if that was not asked for.
     pub diagnosis: Option<Diagnosis>,
+    /// The same engine on a second device; absent where one was asked for.
+    pub devices: Option<DevicesSummary>,
     pub steps: Vec<StepRow>,
     /// What went unsaid elsewhere and a reader should know.
     pub notes: Vec<String>,
     pub sites: Vec<SiteRow>,
     pub seconds: f64,
+}
+
+impl Report {
+    /// Adds what a second device gave. An engine that two devices run differently is not equal.
+    pub fn with_devices(&mut self, devices: DevicesSummary) {
+        let headline = &mut self.headline;
+        if !devices.agree && matches!(headline.exit, Exit::Equal | Exit::NotMeasured) {
+            headline.exit = Exit::Diverged;
+            headline.exit_code = Exit::Diverged as u8;
+            headline.text = format!("devices differ: {}; {}", devices.text, headline.text);
+        }
+        self.devices = Some(devices);
+    }
 }
 
 /// The answer.
@@ -102,6 +117,23 @@ impl Compared {
         ];
         parts.join(", ")
     }
+}
+
+/// What the same kernels gave on two devices.
+#[derive(Clone, Debug, Serialize)]
+pub struct DevicesSummary {
+    /// The first device, which is the engine of the rest of the report.
+    pub first: String,
+    pub second: String,
+    pub agree: bool,
+    /// The answer in words.
+    pub text: String,
+    pub coverage: Coverage,
+    /// Results of operations that are wrong on one device and within their bounds on the other.
+    pub guilty_on_first_only: Vec<String>,
+    pub guilty_on_second_only: Vec<String>,
+    /// The sites of the second device that differ from the first one's.
+    pub differing: Vec<SiteRow>,
 }
 
 /// One step: its tokens, and what each side would say next.

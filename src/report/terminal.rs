@@ -289,6 +289,9 @@ fn sides(text: &mut String, report: &Report) {
             side.settings.iter().map(|(key, value)| format!("{key} {value}")).collect();
         line(text, label, &format!("{}: {}", side.name, settings.join(", ")));
     }
+    if let Some(devices) = &report.devices {
+        line(text, "devices", &format!("{} (second: {})", devices.text, devices.second));
+    }
     let Some(model) = &report.model else { return };
     let c = &model.config;
     let shape = format!(
