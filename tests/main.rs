@@ -17,6 +17,8 @@ mod explain;
 mod model;
 // CUDA semantics on the CPU: barriers, warps, half, errors.
 mod host_device;
+// What the checked build reports, and what it does not.
+mod checked;
 // What a change of the engine fixed, and what is not called fixed.
 mod progress;
 // llama.cpp's tensors are the ones that the site table means.

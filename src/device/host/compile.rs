@@ -10,17 +10,18 @@ use rayon::prelude::*;
 
 use crate::{
     cache,
-    device::{DeviceError, KernelSource},
+    device::{DeviceError, KernelSource, host::assembly},
 };
 
 const HEADER: &str = include_str!("../../../kernels/host/cuda_host.h");
 const FP16: &str = include_str!("../../../kernels/host/cuda_fp16.h");
 const RUNTIME: &str = include_str!("../../../kernels/host/cuda_host_runtime.cpp");
+const CHECK: &str = include_str!("../../../kernels/host/cuda_host_check.h");
+const HOOKS: &str = include_str!("../../../kernels/host/cuda_host_hooks.h");
 
 /// No contraction: a product and a sum round twice, on every CPU alike.
-const FLAGS: [&str; 9] = [
+const FLAGS: [&str; 8] = [
     "-std=c++17",
-    "-O2",
     "-g1",
     "-fPIC",
     "-fvisibility=hidden",
@@ -29,6 +30,44 @@ const FLAGS: [&str; 9] = [
     "-ffp-contract=off",
     "-w",
 ];
+
+/// In a checked build the compiler calls a function of ours before each access, and where behaviour
+/// is undefined. With little optimisation: what is optimised away is not checked.
+const CHECKED_FLAGS: [&str; 6] = [
+    "-O1",
+    "-gdwarf-4", // the assembly is assembled on its own, which misreads version 5
+    "-DCUDA_HOST_CHECKED",
+    "-fsanitize=thread,undefined",
+    "-fno-sanitize=vptr",
+    "-fno-sanitize-recover=all",
+];
+
+/// How kernels are built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Build {
+    Fast,
+    /// Every access of shared and global memory is seen.
+    Checked,
+}
+
+impl Build {
+    fn kernel_flags(self) -> Vec<&'static str> {
+        let own: &[&str] = match self {
+            Build::Fast => &["-O2"],
+            Build::Checked => &CHECKED_FLAGS,
+        };
+        [&FLAGS, TARGET_FLAGS, own].concat()
+    }
+
+    /// The runtime itself is never checked.
+    fn runtime_flags(self) -> Vec<&'static str> {
+        let own: &[&str] = match self {
+            Build::Fast => &["-O2"],
+            Build::Checked => &["-O2", "-DCUDA_HOST_CHECKED"],
+        };
+        [&FLAGS, TARGET_FLAGS, own].concat()
+    }
+}
 
 /// F16C, where the whole program needs it anyway: half conversion in one instruction.
 const TARGET_FLAGS: &[&str] = if cfg!(target_feature = "f16c") { &["-mf16c"] } else { &[] };
@@ -81,21 +120,26 @@ pub struct Library {
 }
 
 /// Compiles the files, in parallel and only those that are not in the cache, and links them.
-pub fn build(compiler: &Compiler, sources: &[KernelSource]) -> Result<Library, DeviceError> {
+pub fn build(
+    compiler: &Compiler,
+    build: Build,
+    sources: &[KernelSource],
+) -> Result<Library, DeviceError> {
     let folder =
         cache::folder("host").map_err(|error| DeviceError::Cache { detail: format!("{error}") })?;
     let wrappers: Vec<Wrapper> =
-        sources.iter().map(|source| Wrapper::new(compiler, source)).collect();
-    let runtime_key = key(compiler, RUNTIME);
+        sources.iter().map(|source| Wrapper::new(compiler, build, source)).collect();
+    let runtime_key = key(compiler, &build.runtime_flags(), RUNTIME);
     let units: Vec<Unit<'_>> = wrappers
         .iter()
-        .map(|wrapper| Unit { key: &wrapper.key, text: &wrapper.text, kernel: Some(&wrapper.file) })
-        .chain([Unit { key: &runtime_key, text: RUNTIME, kernel: None }])
+        .map(|wrapper| (&wrapper.key, wrapper.text.as_str(), Some(wrapper.file.as_str())))
+        .chain([(&runtime_key, RUNTIME, None)])
+        .map(|(key, text, kernel)| Unit { key, text, kernel, build })
         .collect();
     let objects: Vec<PathBuf> =
         units.par_iter().map(|unit| unit.object(compiler, &folder)).collect::<Result<_, _>>()?;
     let all_keys: String = units.iter().map(|unit| unit.key).collect();
-    let path = folder.join(format!("{}.so", key(compiler, &all_keys)));
+    let path = folder.join(format!("{}.so", key(compiler, &[], &all_keys)));
     if !path.exists() {
         link(compiler, &folder, &objects, &path)?;
     }
@@ -112,7 +156,7 @@ struct Wrapper {
 }
 
 impl Wrapper {
-    fn new(compiler: &Compiler, source: &KernelSource) -> Wrapper {
+    fn new(compiler: &Compiler, build: Build, source: &KernelSource) -> Wrapper {
         let define = |define: &String| {
             let (name, value) = define.split_once('=').unwrap_or((define, "1"));
             format!("#define {name} {value}\n")
@@ -126,7 +170,7 @@ impl Wrapper {
             "#include \"cuda_host.h\"\n{defines}namespace {{\n#line 1 \"{}\"\n{body}\n}}\n",
             source.file
         );
-        let key = key(compiler, &text);
+        let key = key(compiler, &build.kernel_flags(), &text);
         let table = format!("cuda_host_table_{}", &key[..16]);
         let entries = match entries.is_empty() {
             true => "{nullptr, nullptr, nullptr}".to_string(),
@@ -143,6 +187,7 @@ struct Unit<'a> {
     text: &'a str,
     /// The kernel file, where it is one and not the runtime.
     kernel: Option<&'a str>,
+    build: Build,
 }
 
 impl Unit<'_> {
@@ -153,25 +198,57 @@ impl Unit<'_> {
             return Ok(path);
         }
         let scratch = scratch(folder)?;
-        for (name, text) in
-            [("cuda_host.h", HEADER), ("cuda_fp16.h", FP16), ("unit.cpp", self.text)]
-        {
+        for (name, text) in [
+            ("cuda_host.h", HEADER),
+            ("cuda_fp16.h", FP16),
+            ("cuda_host_check.h", CHECK),
+            ("cuda_host_hooks.h", HOOKS),
+            ("unit.cpp", self.text),
+        ] {
             std::fs::write(scratch.path().join(name), text).map_err(cache_error)?;
         }
-        let mut arguments: Vec<&str> = FLAGS.iter().chain(TARGET_FLAGS).copied().collect();
-        arguments.extend(["-I.", "-c", "unit.cpp", "-o", "unit.o"]);
-        let output = compiler.run(scratch.path(), &arguments)?;
-        if !output.status.success() {
-            return Err(DeviceError::Compile {
-                file: self.kernel.unwrap_or("cuda_host_runtime.cpp").to_string(),
-                message: shortened(&String::from_utf8_lossy(&output.stderr)),
-            });
+        match (self.kernel, self.build) {
+            (None, build) => self.compile(compiler, scratch.path(), &build.runtime_flags())?,
+            (Some(_), Build::Fast) => {
+                self.compile(compiler, scratch.path(), &self.build.kernel_flags())?;
+            }
+            (Some(_), Build::Checked) => self.compile_with_gaps(compiler, scratch.path())?,
         }
         if self.kernel.is_some() {
             rename_bss(scratch.path())?;
         }
         std::fs::rename(scratch.path().join("unit.o"), &path).map_err(cache_error)?;
         Ok(path)
+    }
+
+    /// Compiles by way of assembly, where the shared arrays are moved apart.
+    fn compile_with_gaps(&self, compiler: &Compiler, folder: &Path) -> Result<(), DeviceError> {
+        let flags = [self.build.kernel_flags(), vec!["-S"]].concat();
+        self.compile(compiler, folder, &flags)?;
+        let assembly = std::fs::read_to_string(folder.join("unit.o")).map_err(cache_error)?;
+        std::fs::write(folder.join("unit.s"), assembly::with_gaps(&assembly))
+            .map_err(cache_error)?;
+        self.checked(compiler.run(folder, &["-c", "unit.s", "-o", "unit.o"])?)
+    }
+
+    fn compile(
+        &self,
+        compiler: &Compiler,
+        folder: &Path,
+        flags: &[&str],
+    ) -> Result<(), DeviceError> {
+        let output = ["-I.", "-c", "unit.cpp", "-o", "unit.o"];
+        self.checked(compiler.run(folder, &[&output, flags].concat())?)
+    }
+
+    fn checked(&self, output: Output) -> Result<(), DeviceError> {
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(DeviceError::Compile {
+                file: self.kernel.unwrap_or("cuda_host_runtime.cpp").to_string(),
+                message: shortened(&String::from_utf8_lossy(&output.stderr)),
+            }),
+        }
     }
 }
 
@@ -224,13 +301,10 @@ fn cache_error(error: std::io::Error) -> DeviceError {
     DeviceError::Cache { detail: error.to_string() }
 }
 
-fn key(compiler: &Compiler, text: &str) -> String {
+fn key(compiler: &Compiler, flags: &[&str], text: &str) -> String {
     let mut hasher = blake3::Hasher::new();
-    for part in [text, HEADER, FP16, &compiler.version] {
+    for part in [text, HEADER, FP16, CHECK, HOOKS, &compiler.version].iter().chain(flags) {
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
-    }
-    for flag in FLAGS.iter().chain(TARGET_FLAGS) {
-        hasher.update(flag.as_bytes());
     }
     hasher.finalize().to_hex()[..32].to_string()
 }
