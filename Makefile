@@ -2,7 +2,7 @@
 # (and keeps its own -j from cargo, which would otherwise look for a jobserver it cannot reach).
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup build demo test check bench faults fmt clean
+.PHONY: help setup build demo test check bench faults mutants fmt clean
 unexport MAKEFLAGS MFLAGS
 
 FIRSTDIFF := $(or $(CARGO_TARGET_DIR),./target)/release/firstdiff
@@ -38,6 +38,9 @@ bench: setup ## where time and memory of a run go
 
 faults: setup ## plant every fault and see whether it is found, blamed and named
 	cargo bench --locked --bench faults
+
+mutants: setup ## plant mistakes in the kernels and see whether `kernels check` finds them
+	cargo bench --locked --bench mutants
 
 fmt: ## format the Rust sources
 	cargo fmt

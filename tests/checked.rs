@@ -278,5 +278,5 @@ fn a_report_in_a_shared_function_says_where_it_was_called() {
     let launch = Launch { grid: [1, 1, 1], block: [64, 1, 1], shared_bytes: 0 };
     let text = device.launch("rms_norm_f32", launch, &args).unwrap_err().to_string();
     assert!(text.contains("race: ") && text.contains("of shared `partial`"), "{text}");
-    assert!(text.contains("in block_sum from rms_norm.cu:"), "{text}");
+    assert!(text.contains("common.cuh:34 (from rms_norm.cu:26)"), "{text}");
 }

@@ -215,19 +215,19 @@ static Target dynamic_memory(const Doing& doing) {
 
 // The buffer that an address is in, or else one close to it.
 static cuda_host_region* region_near(const char* p) {
-    static cuda_host_region* last;
+    static size_t last;
     cuda_host_region* regions = self.launch->regions;
-    size_t low = 0, high = self.launch->n_regions;
-    if (!high) return nullptr;
-    bool known = last >= regions && last < regions + high;
-    if (known && p >= last->start && p < last->start + last->bytes) return last;
+    size_t n = self.launch->n_regions, low = 0, high = n;
+    if (n == 0) return nullptr;
+    if (last < n && p >= regions[last].start && p < regions[last].start + regions[last].bytes)
+        return regions + last;
     while (high - low > 1) {
         size_t middle = (low + high) / 2;
         (regions[middle].start <= p ? low : high) = middle;
     }
     bool is_far = p >= regions[low].start + regions[low].bytes + NEAR;
-    if (is_far && low + 1 < self.launch->n_regions) low++;
-    return last = regions + low;
+    if (is_far && low + 1 < n) low++;
+    return regions + (last = low);
 }
 
 static Target buffer(const Doing& doing) {

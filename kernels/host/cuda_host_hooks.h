@@ -21,6 +21,21 @@ ACCESS_HOOKS(8)
 ACCESS_HOOKS(16)
 HOOK void __tsan_read_range(void* p, size_t n) { if (n) check_access(p, n, READ, true, HERE); }
 HOOK void __tsan_write_range(void* p, size_t n) { if (n) check_access(p, n, WRITE, false, HERE); }
+// What clang++ makes of memcpy and its like; g++ leaves these calls as they are, unseen.
+HOOK void* __tsan_memcpy(void* to, const void* from, size_t n) {
+    __tsan_read_range((void*)from, n);
+    __tsan_write_range(to, n);
+    return memcpy(to, from, n);
+}
+HOOK void* __tsan_memmove(void* to, const void* from, size_t n) {
+    __tsan_read_range((void*)from, n);
+    __tsan_write_range(to, n);
+    return memmove(to, from, n);
+}
+HOOK void* __tsan_memset(void* to, int value, size_t n) {
+    __tsan_write_range(to, n);
+    return memset(to, value, n);
+}
 HOOK void __tsan_init() {}
 HOOK void __tsan_func_entry(void*) {}
 HOOK void __tsan_func_exit() {}

@@ -212,6 +212,8 @@ pub enum PrecisionArg {
 pub enum DeviceArg {
     /// This machine's CPU
     Host,
+    /// This machine's CPU, with each access of shared and global memory checked: slow
+    Checked,
     /// The first CUDA GPU
     Cuda,
 }

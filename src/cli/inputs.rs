@@ -92,6 +92,7 @@ pub fn engine(args: &EngineArgs) -> Result<EngineSpec, Error> {
 pub fn device(device: DeviceArg) -> DeviceKind {
     match device {
         DeviceArg::Host => DeviceKind::Host,
+        DeviceArg::Checked => DeviceKind::Checked,
         DeviceArg::Cuda => DeviceKind::Cuda,
     }
 }

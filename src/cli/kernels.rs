@@ -69,21 +69,15 @@ fn subjects(files: &[String]) -> Result<Vec<Subject>, Error> {
 fn text(outcomes: &[Outcome], orders: &[ThreadOrder]) -> String {
     let launches: usize = outcomes.iter().map(|outcome| outcome.launches).sum();
     let (n, orders) = (outcomes.len(), orders.len());
-    let found: Vec<(&Outcome, &Finding)> =
-        outcomes.iter().filter_map(|o| o.finding.as_ref().map(|finding| (o, finding))).collect();
-    let mut text = match found.first() {
-        None => {
-            format!("clean: {n} of {n} kernels, {launches} launches in {orders} thread orders\n")
-        }
-        Some((_, first)) => format!("{}: {}\n", first.kind, first.text),
+    let found: Vec<&Finding> = outcomes.iter().filter_map(|o| o.finding.as_ref()).collect();
+    let mut text = String::new();
+    for finding in &found {
+        text += &format!("{}\n", finding.text);
+    }
+    text += &match found.len() {
+        0 => format!("clean: {n} of {n} kernels, {launches} launches in {orders} thread orders\n"),
+        found => format!("\n  findings in {found} of {n} kernels\n"),
     };
-    for (outcome, finding) in found.iter().skip(1) {
-        text += &format!("{}: {}\n", finding.kind, finding.text);
-        let _ = outcome;
-    }
-    if !found.is_empty() {
-        text += &format!("\n  findings in {} of {n} kernels\n", found.len());
-    }
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table.set_header(["kernel", "launches", "verdict"]);

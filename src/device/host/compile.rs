@@ -42,30 +42,28 @@ const CHECKED_FLAGS: [&str; 6] = [
     "-fno-sanitize-recover=all",
 ];
 
-/// How kernels are built.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Build {
-    Fast,
-    /// Every access of shared and global memory is seen.
-    Checked,
+/// Locals that are not initialised hold a value that shows, where the compiler can do that.
+const SHOWING_LOCALS: &str = "-ftrivial-auto-var-init=pattern";
+
+/// How kernels and the runtime are built.
+struct Recipe {
+    checked: bool,
+    kernel_flags: Vec<&'static str>,
+    /// The runtime itself is never checked.
+    runtime_flags: Vec<&'static str>,
 }
 
-impl Build {
-    fn kernel_flags(self) -> Vec<&'static str> {
-        let own: &[&str] = match self {
-            Build::Fast => &["-O2"],
-            Build::Checked => &CHECKED_FLAGS,
+impl Recipe {
+    fn new(compiler: &Compiler, checked: bool) -> Recipe {
+        let (kernel, runtime): (&[&str], &[&str]) = match checked {
+            false => (&["-O2"], &["-O2"]),
+            true => (&CHECKED_FLAGS, &["-O2", "-DCUDA_HOST_CHECKED"]),
         };
-        [&FLAGS, TARGET_FLAGS, own].concat()
-    }
-
-    /// The runtime itself is never checked.
-    fn runtime_flags(self) -> Vec<&'static str> {
-        let own: &[&str] = match self {
-            Build::Fast => &["-O2"],
-            Build::Checked => &["-O2", "-DCUDA_HOST_CHECKED"],
-        };
-        [&FLAGS, TARGET_FLAGS, own].concat()
+        let mut kernel_flags = [&FLAGS, TARGET_FLAGS, kernel].concat();
+        if checked && compiler.takes(SHOWING_LOCALS) {
+            kernel_flags.push(SHOWING_LOCALS);
+        }
+        Recipe { checked, kernel_flags, runtime_flags: [&FLAGS, TARGET_FLAGS, runtime].concat() }
     }
 }
 
@@ -106,6 +104,12 @@ impl Compiler {
         output.status.success().then(|| Compiler { path: path.to_path_buf(), version })
     }
 
+    fn takes(&self, flag: &str) -> bool {
+        let mut command = Command::new(&self.path);
+        command.args([flag, "-E", "-x", "c++", "/dev/null"]);
+        command.output().is_ok_and(|output| output.status.success())
+    }
+
     fn run(&self, folder: &Path, arguments: &[&str]) -> Result<Output, DeviceError> {
         run(Command::new(&self.path).args(arguments).current_dir(folder))
     }
@@ -120,21 +124,23 @@ pub struct Library {
 }
 
 /// Compiles the files, in parallel and only those that are not in the cache, and links them.
+/// In a checked build every access of shared and global memory is seen.
 pub fn build(
     compiler: &Compiler,
-    build: Build,
+    checked: bool,
     sources: &[KernelSource],
 ) -> Result<Library, DeviceError> {
     let folder =
         cache::folder("host").map_err(|error| DeviceError::Cache { detail: format!("{error}") })?;
+    let recipe = &Recipe::new(compiler, checked);
     let wrappers: Vec<Wrapper> =
-        sources.iter().map(|source| Wrapper::new(compiler, build, source)).collect();
-    let runtime_key = key(compiler, &build.runtime_flags(), RUNTIME);
+        sources.iter().map(|source| Wrapper::new(compiler, recipe, source)).collect();
+    let runtime_key = key(compiler, &recipe.runtime_flags, RUNTIME);
     let units: Vec<Unit<'_>> = wrappers
         .iter()
         .map(|wrapper| (&wrapper.key, wrapper.text.as_str(), Some(wrapper.file.as_str())))
         .chain([(&runtime_key, RUNTIME, None)])
-        .map(|(key, text, kernel)| Unit { key, text, kernel, build })
+        .map(|(key, text, kernel)| Unit { key, text, kernel, recipe })
         .collect();
     let objects: Vec<PathBuf> =
         units.par_iter().map(|unit| unit.object(compiler, &folder)).collect::<Result<_, _>>()?;
@@ -156,7 +162,7 @@ struct Wrapper {
 }
 
 impl Wrapper {
-    fn new(compiler: &Compiler, build: Build, source: &KernelSource) -> Wrapper {
+    fn new(compiler: &Compiler, recipe: &Recipe, source: &KernelSource) -> Wrapper {
         let define = |define: &String| {
             let (name, value) = define.split_once('=').unwrap_or((define, "1"));
             format!("#define {name} {value}\n")
@@ -170,7 +176,7 @@ impl Wrapper {
             "#include \"cuda_host.h\"\n{defines}namespace {{\n#line 1 \"{}\"\n{body}\n}}\n",
             source.file
         );
-        let key = key(compiler, &build.kernel_flags(), &text);
+        let key = key(compiler, &recipe.kernel_flags, &text);
         let table = format!("cuda_host_table_{}", &key[..16]);
         let entries = match entries.is_empty() {
             true => "{nullptr, nullptr, nullptr}".to_string(),
@@ -187,7 +193,7 @@ struct Unit<'a> {
     text: &'a str,
     /// The kernel file, where it is one and not the runtime.
     kernel: Option<&'a str>,
-    build: Build,
+    recipe: &'a Recipe,
 }
 
 impl Unit<'_> {
@@ -207,12 +213,10 @@ impl Unit<'_> {
         ] {
             std::fs::write(scratch.path().join(name), text).map_err(cache_error)?;
         }
-        match (self.kernel, self.build) {
-            (None, build) => self.compile(compiler, scratch.path(), &build.runtime_flags())?,
-            (Some(_), Build::Fast) => {
-                self.compile(compiler, scratch.path(), &self.build.kernel_flags())?;
-            }
-            (Some(_), Build::Checked) => self.compile_with_gaps(compiler, scratch.path())?,
+        match (self.kernel, self.recipe.checked) {
+            (None, _) => self.compile(compiler, scratch.path(), &self.recipe.runtime_flags)?,
+            (_, false) => self.compile(compiler, scratch.path(), &self.recipe.kernel_flags)?,
+            (_, true) => self.compile_with_gaps(compiler, scratch.path())?,
         }
         if self.kernel.is_some() {
             rename_bss(scratch.path())?;
@@ -223,7 +227,7 @@ impl Unit<'_> {
 
     /// Compiles by way of assembly, where the shared arrays are moved apart.
     fn compile_with_gaps(&self, compiler: &Compiler, folder: &Path) -> Result<(), DeviceError> {
-        let flags = [self.build.kernel_flags(), vec!["-S"]].concat();
+        let flags = [&self.recipe.kernel_flags[..], &["-S"]].concat();
         self.compile(compiler, folder, &flags)?;
         let assembly = std::fs::read_to_string(folder.join("unit.o")).map_err(cache_error)?;
         std::fs::write(folder.join("unit.s"), assembly::with_gaps(&assembly))

@@ -5,7 +5,7 @@ use std::alloc::{Layout, alloc, dealloc};
 use crate::device::{
     Arg, Buffer, Device, DeviceError, Gemm, KernelSource, Launch,
     host::{
-        compile::{self, Build, Compiler},
+        compile::{self, Compiler},
         gemm,
         module::{Module, ThreadOrder},
         regions::Regions,
@@ -79,10 +79,6 @@ impl HostDevice {
         Ok(HostDevice { options, compiler, workers, sources: Vec::new(), module: None, regions })
     }
 
-    fn build(&self) -> Build {
-        if self.options.checked { Build::Checked } else { Build::Fast }
-    }
-
     /// Tells the checks of bytes that no kernel has written.
     fn wrote(&self, buffer: &Buffer, offset: usize, bytes: usize) {
         if let Some(regions) = &self.regions {
@@ -119,7 +115,7 @@ impl Device for HostDevice {
     fn load_all(&mut self, sources: &[KernelSource]) -> Result<(), DeviceError> {
         self.sources.retain(|old| sources.iter().all(|new| new.file != old.file));
         self.sources.extend_from_slice(sources);
-        let library = compile::build(&self.compiler, self.build(), &self.sources)?;
+        let library = compile::build(&self.compiler, self.options.checked, &self.sources)?;
         let regions = self.regions.clone();
         self.module = Some(Module::load(&library, self.workers, self.options.order, regions)?);
         Ok(())

@@ -8,8 +8,8 @@ const OPEN: &str = "[pc+0x";
 /// Where the device's own headers end and the kernel begins.
 const HEADERS: [&str; 2] = ["cuda_host.h", "type_traits"];
 
-/// Replaces each `[pc+0x12]` by `rope.cu:34`, or `common.cuh:41 in block_sum from rope.cu:34` where
-/// the code was inlined from another file. An address that has no line stays.
+/// Replaces each `[pc+0x12]` by `rope.cu:34`, or by `common.cuh:41 (from rope.cu:34)` where the code
+/// was inlined from another file. An address that has no line stays.
 pub fn with_lines(library: &Path, message: &str) -> String {
     let addresses: Vec<&str> = message
         .split(OPEN)
@@ -27,12 +27,9 @@ pub fn with_lines(library: &Path, message: &str) -> String {
     text
 }
 
-/// A function and the line in it, innermost first.
-type Frame = (String, String);
-
 fn places(library: &Path, addresses: &[&str]) -> Option<HashMap<String, String>> {
     let mut command = Command::new("addr2line");
-    command.args(["--inlines", "--functions", "--demangle", "--basenames", "--addresses", "-e"]);
+    command.args(["--inlines", "--basenames", "--addresses", "-e"]);
     command.arg(library);
     // The compiler's calls return to the instruction after them: the line is that of the one before.
     let before = |address: &&str| {
@@ -44,12 +41,8 @@ fn places(library: &Path, addresses: &[&str]) -> Option<HashMap<String, String>>
     let text = String::from_utf8_lossy(&output.stdout);
     let mut places = HashMap::new();
     for (address, block) in addresses.iter().zip(text.split("\n0x").map(str::trim)) {
-        let mut lines = block.lines().skip(1);
-        let mut frames: Vec<Frame> = Vec::new();
-        while let (Some(function), Some(place)) = (lines.next(), lines.next()) {
-            let place = place.split(" (discriminator").next().unwrap_or(place);
-            frames.push((function.to_string(), place.to_string()));
-        }
+        let without_discriminator = |line| str::split(line, " (").next().unwrap_or(line);
+        let frames: Vec<&str> = block.lines().skip(1).map(without_discriminator).collect();
         if let Some(place) = place(&frames) {
             places.insert(address.to_string(), place);
         }
@@ -57,21 +50,13 @@ fn places(library: &Path, addresses: &[&str]) -> Option<HashMap<String, String>>
     Some(places)
 }
 
-fn place(frames: &[Frame]) -> Option<String> {
-    let file = |frame: &Frame| frame.1.split(':').next().unwrap_or_default().to_string();
+/// The place of the first frame, `file:line`, that is not in a header; the frames go outwards.
+fn place(frames: &[&str]) -> Option<String> {
+    let file = |frame: &str| frame.split(':').next().unwrap_or_default().to_string();
     let mut frames = frames.iter().filter(|frame| !HEADERS.contains(&file(frame).as_str()));
-    let inner = frames.next().filter(|frame| !frame.1.contains('?'))?;
+    let inner = frames.next().filter(|frame| !frame.contains('?'))?;
     let outer = frames.find(|frame| file(frame) != file(inner));
-    Some(match outer {
-        Some(outer) => format!("{} in {} from {}", inner.1, short(&inner.0), outer.1),
-        None => inner.1.clone(),
-    })
-}
-
-/// `block_sum`, from `(anonymous namespace)::block_sum(float)`.
-fn short(function: &str) -> &str {
-    let name = function.rsplit("::").next().unwrap_or(function);
-    name.split(['(', '<']).next().unwrap_or(name)
+    Some(outer.map_or_else(|| inner.to_string(), |outer| format!("{inner} (from {outer})")))
 }
 
 #[cfg(test)]
@@ -80,15 +65,10 @@ mod tests {
 
     #[test]
     fn a_place_is_the_kernels_and_says_where_it_was_inlined() {
-        let frame = |function: &str, place: &str| (function.to_string(), place.to_string());
-        let frames = [
-            frame("atomicAdd", "cuda_host.h:12"),
-            frame("(anonymous namespace)::block_sum(float)", "common.cuh:41"),
-            frame("void (anonymous namespace)::rms_norm_row<float>(float*)", "rms_norm.cu:34"),
-        ];
-        assert_eq!(place(&frames).unwrap(), "common.cuh:41 in block_sum from rms_norm.cu:34");
-        assert_eq!(place(&frames[2..]).unwrap(), "rms_norm.cu:34");
-        assert_eq!(place(&[frame("??", "??:0")]), None);
+        let frames = ["cuda_host.h:12", "common.cuh:41", "common.cuh:50", "rms_norm.cu:34"];
+        assert_eq!(place(&frames).unwrap(), "common.cuh:41 (from rms_norm.cu:34)");
+        assert_eq!(place(&frames[3..]).unwrap(), "rms_norm.cu:34");
+        assert_eq!(place(&["??:0"]), None);
     }
 
     #[test]

@@ -54,11 +54,16 @@ impl Bench<'_> {
         let values = values(n, seed);
         let buffer = self.device.alloc(n * self.dtype.size(), name)?;
         self.put(&buffer, 0, &values)?;
+        Ok((buffer, self.rounded(&values)))
+    }
+
+    /// What the storage type makes of values.
+    pub fn rounded(&self, values: &[f32]) -> Vec<f64> {
         let rounded = |value: &f32| match self.dtype {
             DType::F16 => f16::from_f32(*value).to_f64(),
             _ => f64::from(*value),
         };
-        Ok((buffer, values.iter().map(rounded).collect()))
+        values.iter().map(rounded).collect()
     }
 
     /// Writes values of the storage type, from element `at` on.

@@ -127,37 +127,33 @@ fn check_subject(
         let mut device = HostDevice::new(options)?;
         device.load(&source)?;
         for (i, case) in subject.cases.iter().enumerate() {
-            let bench = Bench { device: &device, dtype: case.dtype };
+            let (bench, shape) = (Bench { device: &device, dtype: case.dtype }, case.shape.clone());
             outcome.launches += 1;
-            let (kind, text) = match (case.run)(bench) {
-                Ok(outputs) => match wrong(subject, case, &outputs, first.get(i)) {
-                    Some(wrong) => wrong,
-                    None => {
-                        if first.len() == i {
-                            first.push(outputs);
-                        }
-                        continue;
+            match (case.run)(bench) {
+                Err(DeviceError::Kernel { file, message }) => {
+                    let (kind, text) = (Kind::of(&message), format!("{file}: {message}"));
+                    outcome.finding = Some(Finding { kind, text, shape, order });
+                    return Ok(outcome);
+                }
+                Err(error) => return Err(error.into()),
+                Ok(outputs) => {
+                    let wrong = wrong(subject, case, &outputs, first.get(i));
+                    // Another shape may show the access behind wrong numbers.
+                    if outcome.finding.is_none() {
+                        outcome.finding =
+                            wrong.map(|(kind, text)| Finding { kind, text, shape, order });
                     }
-                },
-                Err(error) => match kind_of(&error) {
-                    Some(kind) => (kind, error.to_string()),
-                    None => return Err(error.into()),
-                },
-            };
-            let shape = case.shape.clone();
-            outcome.finding = Some(Finding { kind, text, shape, order });
-            return Ok(outcome);
+                    if first.len() == i {
+                        first.push(outputs);
+                    }
+                }
+            }
+        }
+        if outcome.finding.is_some() {
+            break;
         }
     }
     Ok(outcome)
-}
-
-/// A finding, or `None` where it is not the kernel that failed.
-fn kind_of(error: &DeviceError) -> Option<Kind> {
-    match error {
-        DeviceError::Kernel { message, .. } => Some(Kind::of(message)),
-        _ => None,
-    }
 }
 
 /// What is wrong with the numbers of a launch.
