@@ -2,7 +2,7 @@
 # (and keeps its own -j from cargo, which would otherwise look for a jobserver it cannot reach).
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup build demo test check bench faults mutants fmt clean
+.PHONY: help setup build demo test check bench faults mutants nvrtc fmt clean
 unexport MAKEFLAGS MFLAGS
 
 FIRSTDIFF := $(or $(CARGO_TARGET_DIR),./target)/release/firstdiff
@@ -41,6 +41,9 @@ faults: setup ## plant every fault and see whether it is found, blamed and named
 
 mutants: setup ## plant mistakes in the kernels and see whether `kernels check` finds them
 	cargo bench --locked --bench mutants
+
+nvrtc: ## compile the kernels with the real NVRTC for sm_80, sm_90 and sm_120; needs no GPU
+	scripts/nvrtc.sh
 
 fmt: ## format the Rust sources
 	cargo fmt

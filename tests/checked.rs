@@ -1,3 +1,4 @@
+use crate::cli::{SHORT, outcome, path, refused};
 use firstdiff::device::{
     Arg, Buffer, Device, KernelSource, Launch,
     host::{HostDevice, HostOptions, ThreadOrder},
@@ -279,4 +280,81 @@ fn a_report_in_a_shared_function_says_where_it_was_called() {
     let text = device.launch("rms_norm_f32", launch, &args).unwrap_err().to_string();
     assert!(text.contains("race: ") && text.contains("of shared `partial`"), "{text}");
     assert!(text.contains("common.cuh:34 (from rms_norm.cu:26)"), "{text}");
+}
+
+/// A folder with one kernel file, changed.
+fn changed(file: &str, from: &str, to: &str) -> tempfile::TempDir {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(file);
+    let text = std::fs::read_to_string(path).unwrap();
+    assert_eq!(text.matches(from).count(), 1, "{file}: {from}");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join(file), text.replace(from, to)).unwrap();
+    folder
+}
+
+#[test]
+fn all_kernels_are_clean_in_five_thread_orders() {
+    let (exit, out, err) = outcome(&["kernels", "check"]);
+    assert_eq!((exit, err.as_str()), (0, ""), "{out}");
+    let first = out.lines().next().unwrap();
+    let wanted = "clean: 19 of 19 kernels, 1000 launches in 5 thread orders";
+    assert_eq!(first, wanted);
+    // Eight variants of attention.cu, four shapes of attention_split.cu.
+    let rows = |file: &str| out.lines().filter(|line| line.trim().starts_with(file)).count();
+    assert_eq!((rows("attention.cu"), rows("attention_split.cu"), rows("rope.cu")), (8, 4, 1));
+}
+
+#[test]
+fn a_race_in_a_kernel_of_ones_own_is_the_first_line_and_exits_1() {
+    let barrier = "    __syncthreads();  // the terms are consumed";
+    let folder = changed("attention_split.cu", barrier, "    // the terms are consumed");
+    let arguments = ["kernels", "check", "attention_split.cu", "swiglu.cu", "--kernels"];
+    let (exit, out, _) = outcome(&[&arguments, &[path(folder.path())][..]].concat());
+    assert_eq!(exit, 1, "{out}");
+    let first = out.lines().next().unwrap();
+    let wanted = "attention_split.cu: kernel attention_split_f32, block (0,0,0): race: thread (";
+    assert!(first.starts_with(wanted), "{first}");
+    assert!(first.contains("of shared `dynamic memory`"), "{first}");
+    assert!(out.contains("found in 4 of 5 kernels"), "{out}");
+    let swiglu = out.lines().find(|line| line.trim().starts_with("swiglu.cu ")).unwrap();
+    assert!(swiglu.trim().ends_with("clean"), "{swiglu}");
+}
+
+#[test]
+fn wrong_numbers_of_a_kernel_that_races_nowhere_are_found() {
+    let folder = changed("rope.cu", "a * sine + b * cosine", "a * sine - b * cosine");
+    let arguments = ["kernels", "check", "rope.cu", "--shuffle-threads", "0", "--kernels"];
+    let (exit, out, _) = outcome(&[&arguments, &[path(folder.path())][..]].concat());
+    assert_eq!(exit, 1, "{out}");
+    let first = out.lines().next().unwrap();
+    assert!(first.starts_with("rope.cu: f32: out[") && first.contains("in f64"), "{first}");
+}
+
+#[test]
+fn kernels_that_cannot_be_checked_are_refused() {
+    refused(
+        &["kernels", "check", "softmax.cu"],
+        2,
+        "no kernel file softmax.cu; it takes embedding.cu",
+    );
+    refused(&["kernels", "check", "--kernels", "/none"], 2, "cannot read /none");
+    let folder = changed("swiglu.cu", "store(out + i,", "store(out + z,");
+    let arguments = ["kernels", "check", "swiglu.cu", "--kernels", path(folder.path())];
+    let (exit, out, err) = outcome(&arguments);
+    assert_eq!((exit, out.as_str()), (5, ""), "{err}");
+    assert!(err.starts_with("firstdiff: swiglu.cu does not compile"), "{err}");
+}
+
+#[test]
+fn the_engine_runs_on_the_checked_device_and_a_race_in_it_ends_the_run() {
+    let (exit, out, err) = outcome(&[&["run", "--device", "checked"], &SHORT[..]].concat());
+    assert_eq!((exit, err.as_str()), (0, ""), "{out}");
+    let folder = changed("rms_norm.cu", "store(out + first + c,", "store(out + c,");
+    let run = ["run", "--device", "checked", "--kernels", path(folder.path())];
+    let (exit, out, err) = outcome(&[&run, &SHORT[..]].concat());
+    assert_eq!((exit, out.as_str()), (5, ""), "{err}");
+    let wanted = "rms_norm.cu: kernel rms_norm_f32, block (1,0,0): race: thread (0,0,0) writes at \
+                  rms_norm.cu:28";
+    assert!(err.contains(wanted), "{err}");
+    assert!(err.contains("which block (0,0,0) thread (0,0,0) writes at rms_norm.cu:28"), "{err}");
 }

@@ -76,7 +76,7 @@ fn text(outcomes: &[Outcome], orders: &[ThreadOrder]) -> String {
     }
     text += &match found.len() {
         0 => format!("clean: {n} of {n} kernels, {launches} launches in {orders} thread orders\n"),
-        found => format!("\n  findings in {found} of {n} kernels\n"),
+        found => format!("\n  found in {found} of {n} kernels\n"),
     };
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
