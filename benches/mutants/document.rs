@@ -18,7 +18,6 @@ pub struct Results {
     pub rows: Vec<Row>,
     pub unchanged: Vec<Unchanged>,
     pub clean: Clean,
-    pub seconds: u64,
 }
 
 /// One mutant.
@@ -107,8 +106,7 @@ impl Results {
         let _ = writeln!(
             text,
             "`make mutants` plants {n} mistakes in our kernels, one at a time, and checks each kernel \
-             that has it: {found} of {n} are found (measured in {} s on two cores).\n",
-            self.seconds
+             that has it: {found} of {n} are found.\n"
         );
         self.write_summary(&mut text);
         self.write_clean(&mut text);

@@ -58,7 +58,6 @@ fn main() -> Result<ExitCode> {
         let outcomes = checked(&KernelSet::embedded(), &check::subjects())?;
         results.clean = Clean::of(&outcomes, check::thread_orders(RANDOM_ORDERS).len());
     }
-    results.seconds = start.elapsed().as_secs();
     let text = results.markdown();
     print!("{text}");
     if only.is_none() {

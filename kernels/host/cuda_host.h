@@ -148,8 +148,9 @@ static inline int __all_sync(unsigned mask, int predicate, CUDA_HOST_HERE) {
 
 #ifdef CUDA_HOST_CHECKED
 // Inlined, so that the check is called at the line of the kernel. One block runs at a time.
+#define CUDA_HOST_ATOMIC inline __attribute__((always_inline))
 template <class T, class F>
-static inline __attribute__((always_inline)) T cuda_host_atomic(T* address, F update, bool reads = true) {
+static CUDA_HOST_ATOMIC T cuda_host_atomic(T* address, F update, bool reads = true) {
     T old, desired;
     cuda_host_check_atomic(address, sizeof old, reads);
     cuda_host_copy(&old, address, sizeof old);
@@ -158,8 +159,9 @@ static inline __attribute__((always_inline)) T cuda_host_atomic(T* address, F up
     return old;
 }
 #else
+#define CUDA_HOST_ATOMIC inline
 template <class T, class F>
-static inline T cuda_host_atomic(T* address, F update, bool = true) {
+static CUDA_HOST_ATOMIC T cuda_host_atomic(T* address, F update, bool = true) {
     T old, desired;
     __atomic_load(address, &old, __ATOMIC_RELAXED);
     do desired = update(old);
@@ -168,29 +170,24 @@ static inline T cuda_host_atomic(T* address, F update, bool = true) {
     return old;
 }
 #endif
-#ifdef CUDA_HOST_CHECKED
-#define CUDA_HOST_ATOMIC inline __attribute__((always_inline))
-#else
-#define CUDA_HOST_ATOMIC inline
-#endif
 #define CUDA_HOST_ATOMICS(T)                                                                       \
-    static CUDA_HOST_ATOMIC T atomicAdd(T* p, T v) {                                                         \
+    static CUDA_HOST_ATOMIC T atomicAdd(T* p, T v) {                                               \
         return cuda_host_atomic(p, [v](T old) { return (T)(old + v); });                           \
     }                                                                                              \
-    static CUDA_HOST_ATOMIC T atomicExch(T* p, T v) {                                                        \
-        return cuda_host_atomic(p, [v](T) { return v; }, false);                                        \
+    static CUDA_HOST_ATOMIC T atomicExch(T* p, T v) {                                              \
+        return cuda_host_atomic(p, [v](T) { return v; }, false);                                   \
     }
 CUDA_HOST_ATOMICS(float)
 CUDA_HOST_ATOMICS(int)
 CUDA_HOST_ATOMICS(unsigned)
 #define CUDA_HOST_INTEGER_ATOMICS(T)                                                               \
-    static CUDA_HOST_ATOMIC T atomicMax(T* p, T v) {                                                         \
+    static CUDA_HOST_ATOMIC T atomicMax(T* p, T v) {                                               \
         return cuda_host_atomic(p, [v](T old) { return old > v ? old : v; });                      \
     }                                                                                              \
-    static CUDA_HOST_ATOMIC T atomicMin(T* p, T v) {                                                         \
+    static CUDA_HOST_ATOMIC T atomicMin(T* p, T v) {                                               \
         return cuda_host_atomic(p, [v](T old) { return old < v ? old : v; });                      \
     }                                                                                              \
-    static CUDA_HOST_ATOMIC T atomicCAS(T* p, T expected, T v) {                                             \
+    static CUDA_HOST_ATOMIC T atomicCAS(T* p, T expected, T v) {                                   \
         return cuda_host_atomic(p, [=](T old) { return old == expected ? v : old; });              \
     }
 CUDA_HOST_INTEGER_ATOMICS(int)

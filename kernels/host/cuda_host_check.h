@@ -3,8 +3,8 @@
 // meets undefined behaviour, and these are the functions. So an access of shared or global memory
 // is known with its thread and line, and a finding ends the launch as any other error does.
 //
-//   race            two threads, one of them writing, and neither a barrier nor __syncwarp between;
-//                   between blocks, whenever they touch the same bytes. Atomics may meet each other.
+//   race            two threads, one of them writing, and no barrier or __syncwarp between; between
+//                   blocks, whenever they touch the same bytes. Atomics may meet each other.
 //   out of bounds   outside every buffer that the launch was given, the dynamic shared memory, or a
 //                   shared array: those are laid out with gaps.
 //   uninitialised   memory that nobody has written: shared memory by a thread of the block, global
@@ -60,7 +60,7 @@ extern "C" HIDDEN char __ehdr_start[], _end[];
 
 static struct {
     uint32_t block, epoch;
-    uint64_t launches, block_runs;
+    uint64_t block_runs;
     Cell *static_cells, *dynamic_cells;
     bool sorted;
 } check;
@@ -107,13 +107,12 @@ static struct {
     uint3 block;
 } unwritten;
 
-
 // The name of a variable, from "(anonymous namespace)::block_sum(float)::partial".
 static const char* demangled(const char* symbol) {
     int status = 0;
     const char* name = abi::__cxa_demangle(symbol, nullptr, nullptr, &status);
     if (!name) return symbol;
-    for (const char* colon = strstr(name, "::"); colon; colon = strstr(name, "::")) name = colon + 2;
+    while (const char* colon = strstr(name, "::")) name = colon + 2;
     return name;
 }
 
@@ -189,16 +188,16 @@ static bool contains(const char* start, uint64_t bytes, const Doing& doing) {
     return doing.p >= start && doing.p + doing.n <= start + bytes;
 }
 
+static uint64_t static_shared_bytes() { return (uint64_t)(__stop_cudashm - __start_cudashm); }
+
 static Target shared_array(const Doing& doing) {
+    Cell* cells = check.static_cells;
     size_t n = (size_t)(__stop_cudashm_vars - __start_cudashm_vars), at = 0;
-    if (n == 0) {
-        char* start = __start_cudashm;
-        return {start, (uint64_t)(__stop_cudashm - start), "memory", check.static_cells, nullptr, true};
-    }
+    if (n == 0) return {__start_cudashm, static_shared_bytes(), "memory", cells, nullptr, true};
     while (at + 1 < n && __start_cudashm_vars[at + 1].start <= doing.p) at++;
     const Variable& variable = __start_cudashm_vars[at];
     Target target = {variable.start, variable.bytes, variable.symbol, nullptr, nullptr, true};
-    target.cells = check.static_cells + (variable.start - __start_cudashm) / 2;
+    target.cells = cells + (variable.start - __start_cudashm) / 2;
     if (!contains(variable.start, variable.bytes, doing)) {
         REPORT("out of bounds", doing, &target, ", which has %zu", (size_t)variable.bytes);
     }
@@ -207,7 +206,8 @@ static Target shared_array(const Doing& doing) {
 
 static Target dynamic_memory(const Doing& doing) {
     uint32_t bytes = self.launch->shared_bytes;
-    Target target = {self.dynamic_shared, bytes, "dynamic memory", check.dynamic_cells, nullptr, true};
+    Cell* cells = check.dynamic_cells;
+    Target target = {self.dynamic_shared, bytes, "dynamic memory", cells, nullptr, true};
     if (!contains(target.start, bytes, doing))
         REPORT("out of bounds", doing, &target, ", which has %u", bytes);
     return target;
@@ -299,7 +299,7 @@ static void note_unwritten(const Doing& doing, const Target& target) {
 
 static void check_cells(const Doing& doing, const Target& target) {
     size_t first = (size_t)(doing.p - target.start), last = first + doing.n;
-    uint64_t stamp = target.shared ? check.block_runs : check.launches;
+    uint64_t stamp = target.shared ? check.block_runs : self.launch->number;
     uint32_t clock = clocks[self.current][self.current % WARP];
     Access now = {check.block, doing.pc, check.epoch, clock, (uint16_t)self.current, 0, doing.kind};
     for (size_t i = first / 2; 2 * i < last; i++) {
@@ -310,7 +310,8 @@ static void check_cells(const Doing& doing, const Target& target) {
         }
         now.bytes = bytes_of(i, first, last);
         if (const Access* other = race_of(cell, now)) report_race(doing, target, *other);
-        if (target.shared && doing.reads && now.bytes & ~cell.written) note_unwritten(doing, target);
+        bool is_unwritten = target.shared && doing.reads && now.bytes & ~cell.written;
+        if (is_unwritten) note_unwritten(doing, target);
         if (doing.kind != READ) cell.written |= now.bytes;
         remember(cell, now);
     }
@@ -348,10 +349,17 @@ static Cell* make_cells(uint64_t bytes) {
     return memory == MAP_FAILED ? nullptr : (Cell*)memory;
 }
 
+static void check_release() {
+    auto release = [](Cell* cells, uint64_t bytes) {
+        if (cells) munmap(cells, (bytes / 2 + 1) * sizeof(Cell));
+    };
+    release(check.static_cells, static_shared_bytes());
+    release(check.dynamic_cells, MAX_SHARED);
+}
+
 static bool check_launch() {
-    check.launches++;
     unwritten.is_set = false;
-    if (!check.static_cells) check.static_cells = make_cells((uint64_t)(__stop_cudashm - __start_cudashm));
+    if (!check.static_cells) check.static_cells = make_cells(static_shared_bytes());
     if (!check.dynamic_cells) check.dynamic_cells = make_cells(MAX_SHARED);
     if (!check.sorted) {
         auto by_start = [](const void* a, const void* b) {

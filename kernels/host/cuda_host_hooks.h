@@ -6,13 +6,13 @@
 #define HERE __builtin_return_address(0)
 
 #define ACCESS_HOOKS(N)                                                                            \
-    HOOK void __tsan_read##N(void* p) { check_access(p, N, READ, true, HERE); }                          \
-    HOOK void __tsan_write##N(void* p) { check_access(p, N, WRITE, false, HERE); }                        \
-    HOOK void __tsan_unaligned_read##N(void* p) { check_access(p, N, READ, true, HERE); }                \
-    HOOK void __tsan_unaligned_write##N(void* p) { check_access(p, N, WRITE, false, HERE); }              \
+    HOOK void __tsan_read##N(void* p) { check_access(p, N, READ, true, HERE); }                    \
+    HOOK void __tsan_write##N(void* p) { check_access(p, N, WRITE, false, HERE); }                 \
+    HOOK void __tsan_unaligned_read##N(void* p) { check_access(p, N, READ, true, HERE); }          \
+    HOOK void __tsan_unaligned_write##N(void* p) { check_access(p, N, WRITE, false, HERE); }       \
     HOOK void __tsan_read_write##N(void* p) {                                                      \
-        check_access(p, N, READ, true, HERE);                                                            \
-        check_access(p, N, WRITE, false, HERE);                                                           \
+        check_access(p, N, READ, true, HERE);                                                      \
+        check_access(p, N, WRITE, false, HERE);                                                    \
     }
 ACCESS_HOOKS(1)
 ACCESS_HOOKS(2)

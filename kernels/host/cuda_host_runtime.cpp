@@ -111,7 +111,8 @@ struct cuda_host_launch {
     uint32_t grid[3], block[3];
     uint32_t shared_bytes, order;
     uint64_t seed, first_block, end_block;
-    // The device's buffers, for a checked build.
+    // For a checked build: a number that no other launch has, and the device's buffers.
+    uint64_t number;
     struct cuda_host_region* regions;
     uint64_t n_regions;
 };
@@ -274,6 +275,7 @@ static bool check_launch() { return true; }
 static void check_block(uint64_t) {}
 static void check_block_end() {}
 static void check_launch_end() {}
+static void check_release() {}
 static void check_barrier() {}
 static void check_syncwarp(int, unsigned) {}
 #endif
@@ -495,6 +497,7 @@ static bool reserve_memory() {
 }
 
 __attribute__((destructor)) static void release_memory() {
+    check_release();
     if (self.stacks) munmap(self.stacks, (size_t)MAX_THREADS * STACK);
     if (self.dynamic_shared)
         munmap(self.dynamic_shared - SHARED_GAP, MAX_SHARED + 2 * SHARED_GAP);

@@ -44,6 +44,9 @@ const PARALLEL_THREADS: u64 = 8192;
 /// Shares of a grid per worker: small enough to balance, large enough to cost little.
 const SHARES: u64 = 4;
 
+/// Launches so far, from 1: what happened in an earlier one is past, whatever library it ran in.
+static LAUNCHES: AtomicU64 = AtomicU64::new(1);
+
 #[repr(C)]
 struct RawEntry {
     name: *const c_char,
@@ -61,7 +64,8 @@ struct RawLaunch {
     seed: u64,
     first_block: u64,
     end_block: u64,
-    /// Address and number of the device's buffers, in a checked build.
+    /// In a checked build: a number of its own, and address and number of the device's buffers.
+    number: u64,
     regions: u64,
     n_regions: u64,
 }
@@ -165,6 +169,7 @@ impl Module {
             seed,
             first_block: 0,
             end_block: blocks,
+            number: LAUNCHES.fetch_add(1, Ordering::Relaxed),
             regions: 0,
             n_regions: 0,
         };
