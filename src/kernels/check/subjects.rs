@@ -99,7 +99,7 @@ const SPLIT: [([usize; 3], &[usize]); 4] = [
 /// Everything, in the order of a forward pass.
 pub fn subjects() -> Vec<Subject> {
     let mut all = vec![
-        Subject::new("embedding.cu", by_rows(|bench, rows, n| cases::embedding(bench, rows, n))),
+        Subject::new("embedding.cu", by_rows(cases::embedding)),
         Subject::new("rms_norm.cu", {
             let mut shapes = by_rows(|bench, rows, n| cases::rms_norm(bench, rows, n, false));
             shapes.push(case("2 rows of 65, in place".to_string(), |bench| {
@@ -107,13 +107,13 @@ pub fn subjects() -> Vec<Subject> {
             }));
             shapes
         }),
-        Subject::new("bias_add.cu", by_rows(|bench, rows, n| cases::bias_add(bench, rows, n))),
+        Subject::new("bias_add.cu", by_rows(cases::bias_add)),
         Subject::new("rope.cu", rope()),
         Subject::new("kv_append.cu", kv_append()),
     ];
     all.extend(AttentionVariant::all().map(attention));
     all.extend(SPLIT.iter().map(|(heads, positions)| attention_split(*heads, positions)));
-    all.push(Subject::new("swiglu.cu", by_elements(|bench, n| cases::swiglu(bench, n))));
+    all.push(Subject::new("swiglu.cu", by_elements(cases::swiglu)));
     let mut shapes = by_elements(|bench, n| cases::residual_add(bench, n, false));
     shapes.push(case("257 elements, in place".to_string(), |bench| {
         cases::residual_add(bench, 257, true)
