@@ -2,7 +2,7 @@
 # (and keeps its own -j from cargo, which would otherwise look for a jobserver it cannot reach).
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup build demo test check bench faults fmt clean
+.PHONY: help setup build demo test check bench faults mutants nvrtc examples fmt clean
 .PHONY: gpu-test gpu-bench gpu-sanitize gpu-bundle
 unexport MAKEFLAGS MFLAGS
 
@@ -45,6 +45,12 @@ bench: setup ## where time and memory of a run go
 
 faults: setup ## plant every fault and see whether it is found, blamed and named
 	cargo bench --locked --bench faults
+
+mutants: setup ## plant mistakes in the kernels and see whether `kernels check` finds them
+	cargo bench --locked --bench mutants
+
+nvrtc: ## compile the kernels with the real NVRTC for sm_80, sm_90 and sm_120; needs no GPU
+	scripts/nvrtc.sh
 
 gpu-test: ## on a GPU: the GPU tests, and the engine's tests with their kernels there
 	scripts/gpu.sh test

@@ -28,7 +28,7 @@
 //! The two sides:
 //! - [`reference`]: llama.cpp, its nodes mapped to sites, noise for the floor
 //! - [`device`]: allocate, copy, launch, multiply; the host device runs `.cu` files on the CPU
-//! - [`kernels`]: the sources of `kernels/`, one launcher an operation
+//! - [`kernels`]: the sources of `kernels/`, one launcher an operation, and their check
 //! - [`fault`]: bugs to plant, and where each must be blamed
 //! - [`engine`]: the forward pass over a device
 //! - [`trace`]: a side recorded to a folder, by firstdiff or by `include/firstdiff.h` in any engine

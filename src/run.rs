@@ -7,7 +7,11 @@ use crate::{
     baseline::{self, Baseline, Task, first_position},
     capture::{Choice, NoSink, Sink, Stopped},
     compare::{ChannelSink, SiteFilter, channel},
-    device::{Device, DeviceError, cuda::CudaDevice, host::HostDevice},
+    device::{
+        Device, DeviceError,
+        cuda::CudaDevice,
+        host::{HostDevice, HostOptions},
+    },
     diagnosis::Diagnosis,
     engine::{AttentionVariant, Engine, EngineError, EngineOptions},
     exit::Error,
@@ -28,6 +32,8 @@ pub enum DeviceKind {
     /// The kernels compiled for this machine's CPU.
     #[default]
     Host,
+    /// The same, with every access of shared and global memory checked.
+    Checked,
     /// The first CUDA GPU.
     Cuda,
 }
@@ -37,6 +43,10 @@ impl DeviceKind {
     pub fn open(self) -> Result<Box<dyn Device>, DeviceError> {
         match self {
             DeviceKind::Host => Ok(Box::new(HostDevice::new(Default::default())?)),
+            DeviceKind::Checked => {
+                let options = HostOptions { checked: true, ..HostOptions::default() };
+                Ok(Box::new(HostDevice::new(options)?))
+            }
             DeviceKind::Cuda => Ok(Box::new(CudaDevice::new()?)),
         }
     }

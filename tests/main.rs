@@ -5,6 +5,8 @@ mod common;
 
 // Engines that bring their own trace: the header, the Python writer, the examples.
 mod bring;
+// What the checked build reports, and what it does not.
+mod checked;
 // The program as a user types it.
 mod cli;
 // Distances, tolerances and floors against plain loops.

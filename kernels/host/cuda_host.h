@@ -48,6 +48,10 @@ uint64_t cuda_host_warp(int op, unsigned mask, uint64_t value, int argument, int
                         const char* file);
 void* cuda_host_dynamic_shared(void);
 void cuda_host_fail(const char* what, int line, const char* file) __attribute__((noreturn));
+#ifdef CUDA_HOST_CHECKED
+void cuda_host_check_atomic(void* p, size_t n, int reads);
+void cuda_host_copy(void* to, const void* from, size_t n);
+#endif
 }
 
 #define threadIdx ((const uint3&)cuda_host_current.thread)
@@ -56,7 +60,14 @@ void cuda_host_fail(const char* what, int line, const char* file) __attribute__(
 #define gridDim ((const dim3&)cuda_host_current.grid_dim)
 #define warpSize 32
 
+#ifdef CUDA_HOST_CHECKED
+// A kernel is checked, its caller is not: see CUDA_HOST_UNCHECKED.
+#define __global__ __attribute__((noinline))
+#define CUDA_HOST_UNCHECKED __attribute__((no_sanitize("thread", "undefined")))
+#else
 #define __global__
+#define CUDA_HOST_UNCHECKED
+#endif
 #define __device__
 #define __host__
 #define __constant__ static const
@@ -135,8 +146,22 @@ static inline int __all_sync(unsigned mask, int predicate, CUDA_HOST_HERE) {
 
 // ---- atomics: other copies of the library may run blocks of the same grid ----------------------
 
+#ifdef CUDA_HOST_CHECKED
+// Inlined, so that the check is called at the line of the kernel. One block runs at a time.
+#define CUDA_HOST_ATOMIC inline __attribute__((always_inline))
 template <class T, class F>
-static inline T cuda_host_atomic(T* address, F update) {
+static CUDA_HOST_ATOMIC T cuda_host_atomic(T* address, F update, bool reads = true) {
+    T old, desired;
+    cuda_host_check_atomic(address, sizeof old, reads);
+    cuda_host_copy(&old, address, sizeof old);
+    desired = update(old);
+    cuda_host_copy(address, &desired, sizeof old);
+    return old;
+}
+#else
+#define CUDA_HOST_ATOMIC inline
+template <class T, class F>
+static CUDA_HOST_ATOMIC T cuda_host_atomic(T* address, F update, bool = true) {
     T old, desired;
     __atomic_load(address, &old, __ATOMIC_RELAXED);
     do desired = update(old);
@@ -144,24 +169,25 @@ static inline T cuda_host_atomic(T* address, F update) {
                                       __ATOMIC_RELAXED));
     return old;
 }
+#endif
 #define CUDA_HOST_ATOMICS(T)                                                                       \
-    static inline T atomicAdd(T* p, T v) {                                                         \
+    static CUDA_HOST_ATOMIC T atomicAdd(T* p, T v) {                                               \
         return cuda_host_atomic(p, [v](T old) { return (T)(old + v); });                           \
     }                                                                                              \
-    static inline T atomicExch(T* p, T v) {                                                        \
-        return cuda_host_atomic(p, [v](T) { return v; });                                          \
+    static CUDA_HOST_ATOMIC T atomicExch(T* p, T v) {                                              \
+        return cuda_host_atomic(p, [v](T) { return v; }, false);                                   \
     }
 CUDA_HOST_ATOMICS(float)
 CUDA_HOST_ATOMICS(int)
 CUDA_HOST_ATOMICS(unsigned)
 #define CUDA_HOST_INTEGER_ATOMICS(T)                                                               \
-    static inline T atomicMax(T* p, T v) {                                                         \
+    static CUDA_HOST_ATOMIC T atomicMax(T* p, T v) {                                               \
         return cuda_host_atomic(p, [v](T old) { return old > v ? old : v; });                      \
     }                                                                                              \
-    static inline T atomicMin(T* p, T v) {                                                         \
+    static CUDA_HOST_ATOMIC T atomicMin(T* p, T v) {                                               \
         return cuda_host_atomic(p, [v](T old) { return old < v ? old : v; });                      \
     }                                                                                              \
-    static inline T atomicCAS(T* p, T expected, T v) {                                             \
+    static CUDA_HOST_ATOMIC T atomicCAS(T* p, T expected, T v) {                                   \
         return cuda_host_atomic(p, [=](T old) { return old == expected ? v : old; });              \
     }
 CUDA_HOST_INTEGER_ATOMICS(int)
@@ -265,12 +291,16 @@ static inline float __high2float(__half2 h) { return (float)h.y; }
 struct cuda_host_entry {
     const char* name;
     void (*invoke)(void** arguments);
-    const char* signature;  // a letter a parameter: p pointer, i 4-byte int, l 8-byte int, f, d
+    // A letter a parameter: p pointer, c pointer to const, t pointer to pointers, i 4-byte int,
+    // l 8-byte int, f, d.
+    const char* signature;
 };
 
 template <class T>
 constexpr char cuda_host_letter() {
-    if (std::is_pointer_v<T>) return 'p';
+    using Target = std::remove_pointer_t<T>;
+    if (std::is_pointer_v<T>)
+        return std::is_pointer_v<Target> ? 't' : std::is_const_v<Target> ? 'c' : 'p';
     if (std::is_same_v<T, float>) return 'f';
     if (std::is_same_v<T, double>) return 'd';
     if (std::is_integral_v<T> && sizeof(T) == 4) return 'i';
@@ -282,11 +312,12 @@ struct cuda_host_kernel;
 template <class... A, void (*F)(A...)>
 struct cuda_host_kernel<F> {
     template <size_t... I>
-    static void call(void** a, std::index_sequence<I...>) {
+    // The argument slots are no device memory.
+    CUDA_HOST_UNCHECKED static void call(void** a, std::index_sequence<I...>) {
         (void)a;
         F(*(A*)a[I]...);
     }
-    static void invoke(void** a) { call(a, std::index_sequence_for<A...>{}); }
+    CUDA_HOST_UNCHECKED static void invoke(void** a) { call(a, std::index_sequence_for<A...>{}); }
     static constexpr char signature[sizeof...(A) + 1] = {cuda_host_letter<A>()..., 0};
 };
 #define CUDA_HOST_ENTRY(k) {#k, &cuda_host_kernel<&k>::invoke, cuda_host_kernel<&k>::signature}

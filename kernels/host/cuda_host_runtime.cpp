@@ -89,6 +89,11 @@ enum { FRAME_WORDS = 20, FRAME_PC = 11 };
 enum State : uint8_t { NEW, READY, AT_BARRIER, IN_WARP, DONE };
 enum { MAX_THREADS = 1024, WARP = 32, PAGE = 4096, STACK = 64 << 10, MAX_SHARED = 227 << 10 };
 enum Order { FORWARD, REVERSE, RANDOM };
+#ifdef CUDA_HOST_CHECKED
+enum { SHARED_GAP = 64 << 10 };  // before and after the dynamic shared memory
+#else
+enum { SHARED_GAP = 0 };
+#endif
 
 struct Thread {
     void* sp;
@@ -106,6 +111,10 @@ struct cuda_host_launch {
     uint32_t grid[3], block[3];
     uint32_t shared_bytes, order;
     uint64_t seed, first_block, end_block;
+    // For a checked build: a number that no other launch has, and the device's buffers.
+    uint64_t number;
+    struct cuda_host_region* regions;
+    uint64_t n_regions;
 };
 
 cuda_host_thread cuda_host_current;
@@ -257,6 +266,20 @@ extern "C" HIDDEN uint64_t cuda_host_warp(int op, unsigned mask, uint64_t value,
 
 extern "C" HIDDEN void* cuda_host_dynamic_shared(void) { return self.dynamic_shared; }
 
+// ---- checks ------------------------------------------------------------------------------------
+
+#ifdef CUDA_HOST_CHECKED
+#include "cuda_host_check.h"
+#else
+static bool check_launch() { return true; }
+static void check_block(uint64_t) {}
+static void check_block_end() {}
+static void check_launch_end() {}
+static void check_release() {}
+static void check_barrier() {}
+static void check_syncwarp(int, unsigned) {}
+#endif
+
 // ---- scheduling --------------------------------------------------------------------------------
 
 static uint64_t random_number() {  // xorshift64
@@ -316,6 +339,8 @@ static void resolve_group(Thread* lane, unsigned members) {
         }
         result[l] = lane[l].op == CUDA_HOST_BALLOT ? votes : lane[source].value;
     }
+    if (lane[__builtin_ctz(members)].op == CUDA_HOST_SYNC)
+        check_syncwarp((int)(lane - threads), members);
     for (unsigned rest = members; rest; rest &= rest - 1) {
         int l = __builtin_ctz(rest);
         lane[l].value = result[l];
@@ -424,6 +449,7 @@ static void release_barrier() {
                              name_of(other), base_name(other.file), other.line);
         }
     }
+    check_barrier();
     int op = first->op, result = op == 1 ? votes : op == 2 ? votes == waiting : votes != 0;
     for (int t = 0; t < self.n_threads; t++) {
         threads[t].value = (uint64_t)result;
@@ -458,8 +484,12 @@ static bool reserve_memory() {
         return memory == MAP_FAILED ? nullptr : (char*)memory;
     };
     if (!self.stacks) self.stacks = reserve((size_t)MAX_THREADS * STACK);
-    if (!self.dynamic_shared) self.dynamic_shared = reserve(MAX_SHARED);
-    if (!self.stacks || !self.dynamic_shared) return false;
+    if (!self.dynamic_shared) {
+        char* memory = reserve(MAX_SHARED + 2 * SHARED_GAP);
+        if (!memory) return false;
+        self.dynamic_shared = memory + SHARED_GAP;
+    }
+    if (!self.stacks) return false;
     // A guard page below each stack that is used: an overflow faults instead of spoiling another's.
     for (; self.ready_stacks < self.n_threads; self.ready_stacks++)
         if (mprotect(self.stacks + (size_t)self.ready_stacks * STACK, PAGE, PROT_NONE)) return false;
@@ -467,8 +497,10 @@ static bool reserve_memory() {
 }
 
 __attribute__((destructor)) static void release_memory() {
+    check_release();
     if (self.stacks) munmap(self.stacks, (size_t)MAX_THREADS * STACK);
-    if (self.dynamic_shared) munmap(self.dynamic_shared, MAX_SHARED);
+    if (self.dynamic_shared)
+        munmap(self.dynamic_shared - SHARED_GAP, MAX_SHARED + 2 * SHARED_GAP);
 }
 
 // Runs blocks [first_block, end_block) of a grid. Returns 0, or 1 with a message in `error`.
@@ -487,8 +519,8 @@ EXPORT int cuda_host_run(const char* kernel, void (*invoke)(void**), const cuda_
     cuda_host_current.block = {0, 0, 0};
     cuda_host_current.block_dim = {block[0], block[1], block[2]};
     cuda_host_current.grid_dim = {grid[0], grid[1], grid[2]};
-    if (!reserve_memory()) {
-        set_error("no memory for the stacks of %d threads", self.n_threads);
+    if (!reserve_memory() || !check_launch()) {
+        set_error("no memory for %d threads", self.n_threads);
         return 1;
     }
     for (uint32_t t = 0; t < (uint32_t)self.n_threads; t++)
@@ -497,7 +529,10 @@ EXPORT int cuda_host_run(const char* kernel, void (*invoke)(void**), const cuda_
         uint64_t b = launch->order == FORWARD ? i : launch->first_block + launch->end_block - 1 - i;
         cuda_host_current.block = {(unsigned)(b % grid[0]), (unsigned)(b / grid[0] % grid[1]),
                                    (unsigned)(b / ((uint64_t)grid[0] * grid[1]))};
+        check_block(b);
         run_block();
+        if (!self.failed) check_block_end();
     }
+    if (!self.failed) check_launch_end();
     return self.failed;
 }

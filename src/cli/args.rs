@@ -32,6 +32,8 @@ pub enum Command {
     Progress(ProgressArgs),
     /// Compare the eight attention variants with llama.cpp
     Variants(VariantsArgs),
+    /// Check kernels for races, bad accesses and wrong numbers, on this machine's CPU
+    Kernels(super::kernels::KernelsArgs),
     /// List the faults that --fault can plant, and where each must be blamed
     Faults,
     /// Write a random model of any shape
@@ -219,6 +221,8 @@ pub enum PrecisionArg {
 pub enum DeviceArg {
     /// This machine's CPU
     Host,
+    /// This machine's CPU, with each access of shared and global memory checked: slow
+    Checked,
     /// The first CUDA GPU
     Cuda,
 }

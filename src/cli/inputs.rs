@@ -114,6 +114,7 @@ fn on_device(args: &EngineArgs, on: DeviceArg) -> Result<EngineSpec, Error> {
 pub fn device(device: DeviceArg) -> DeviceKind {
     match device {
         DeviceArg::Host => DeviceKind::Host,
+        DeviceArg::Checked => DeviceKind::Checked,
         DeviceArg::Cuda => DeviceKind::Cuda,
     }
 }

@@ -6,6 +6,7 @@ mod diff;
 mod explain;
 mod inputs;
 pub mod interrupt;
+mod kernels;
 mod output;
 mod run;
 mod tools;
@@ -25,6 +26,7 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Error> {
         Command::Validate(args) => validate::validate(&args),
         Command::Progress(args) => tools::progress(&args),
         Command::Variants(args) => variants::variants(&args),
+        Command::Kernels(args) => kernels::kernels(&args),
         Command::Faults => tools::faults(),
         Command::Synth(args) => tools::synth(&args),
         Command::Doctor(args) => tools::doctor(&args),

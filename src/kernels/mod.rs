@@ -1,5 +1,6 @@
 //! The CUDA kernels: their sources, and one launcher per operation.
 
+pub mod check;
 pub mod launch;
 pub mod source;
 

@@ -10,17 +10,18 @@ use rayon::prelude::*;
 
 use crate::{
     cache,
-    device::{DeviceError, KernelSource},
+    device::{DeviceError, KernelSource, host::assembly},
 };
 
 const HEADER: &str = include_str!("../../../kernels/host/cuda_host.h");
 const FP16: &str = include_str!("../../../kernels/host/cuda_fp16.h");
 const RUNTIME: &str = include_str!("../../../kernels/host/cuda_host_runtime.cpp");
+const CHECK: &str = include_str!("../../../kernels/host/cuda_host_check.h");
+const HOOKS: &str = include_str!("../../../kernels/host/cuda_host_hooks.h");
 
 /// No contraction: a product and a sum round twice, on every CPU alike.
-const FLAGS: [&str; 9] = [
+const FLAGS: [&str; 8] = [
     "-std=c++17",
-    "-O2",
     "-g1",
     "-fPIC",
     "-fvisibility=hidden",
@@ -29,6 +30,42 @@ const FLAGS: [&str; 9] = [
     "-ffp-contract=off",
     "-w",
 ];
+
+/// In a checked build the compiler calls a function of ours before each access, and where behaviour
+/// is undefined. With little optimisation: what is optimised away is not checked.
+const CHECKED_FLAGS: [&str; 6] = [
+    "-O1",
+    "-gdwarf-4", // the assembly is assembled on its own, which misreads version 5
+    "-DCUDA_HOST_CHECKED",
+    "-fsanitize=thread,undefined",
+    "-fno-sanitize=vptr",
+    "-fno-sanitize-recover=all",
+];
+
+/// Locals that are not initialised hold a value that shows, where the compiler can do that.
+const SHOWING_LOCALS: &str = "-ftrivial-auto-var-init=pattern";
+
+/// How kernels and the runtime are built.
+struct Recipe {
+    checked: bool,
+    kernel_flags: Vec<&'static str>,
+    /// The runtime itself is never checked.
+    runtime_flags: Vec<&'static str>,
+}
+
+impl Recipe {
+    fn new(compiler: &Compiler, checked: bool) -> Recipe {
+        let (kernel, runtime): (&[&str], &[&str]) = match checked {
+            false => (&["-O2"], &["-O2"]),
+            true => (&CHECKED_FLAGS, &["-O2", "-DCUDA_HOST_CHECKED"]),
+        };
+        let mut kernel_flags = [&FLAGS, TARGET_FLAGS, kernel].concat();
+        if checked && compiler.takes(SHOWING_LOCALS) {
+            kernel_flags.push(SHOWING_LOCALS);
+        }
+        Recipe { checked, kernel_flags, runtime_flags: [&FLAGS, TARGET_FLAGS, runtime].concat() }
+    }
+}
 
 /// F16C, where the whole program needs it anyway: half conversion in one instruction.
 const TARGET_FLAGS: &[&str] = if cfg!(target_feature = "f16c") { &["-mf16c"] } else { &[] };
@@ -67,6 +104,12 @@ impl Compiler {
         output.status.success().then(|| Compiler { path: path.to_path_buf(), version })
     }
 
+    fn takes(&self, flag: &str) -> bool {
+        let mut command = Command::new(&self.path);
+        command.args([flag, "-E", "-x", "c++", "/dev/null"]);
+        command.output().is_ok_and(|output| output.status.success())
+    }
+
     fn run(&self, folder: &Path, arguments: &[&str]) -> Result<Output, DeviceError> {
         run(Command::new(&self.path).args(arguments).current_dir(folder))
     }
@@ -81,21 +124,28 @@ pub struct Library {
 }
 
 /// Compiles the files, in parallel and only those that are not in the cache, and links them.
-pub fn build(compiler: &Compiler, sources: &[KernelSource]) -> Result<Library, DeviceError> {
+/// In a checked build every access of shared and global memory is seen.
+pub fn build(
+    compiler: &Compiler,
+    checked: bool,
+    sources: &[KernelSource],
+) -> Result<Library, DeviceError> {
     let folder =
         cache::folder("host").map_err(|error| DeviceError::Cache { detail: format!("{error}") })?;
+    let recipe = &Recipe::new(compiler, checked);
     let wrappers: Vec<Wrapper> =
-        sources.iter().map(|source| Wrapper::new(compiler, source)).collect();
-    let runtime_key = key(compiler, RUNTIME);
+        sources.iter().map(|source| Wrapper::new(compiler, recipe, source)).collect();
+    let runtime_key = key(compiler, &recipe.runtime_flags, RUNTIME);
     let units: Vec<Unit<'_>> = wrappers
         .iter()
-        .map(|wrapper| Unit { key: &wrapper.key, text: &wrapper.text, kernel: Some(&wrapper.file) })
-        .chain([Unit { key: &runtime_key, text: RUNTIME, kernel: None }])
+        .map(|wrapper| (&wrapper.key, wrapper.text.as_str(), Some(wrapper.file.as_str())))
+        .chain([(&runtime_key, RUNTIME, None)])
+        .map(|(key, text, kernel)| Unit { key, text, kernel, recipe })
         .collect();
     let objects: Vec<PathBuf> =
         units.par_iter().map(|unit| unit.object(compiler, &folder)).collect::<Result<_, _>>()?;
     let all_keys: String = units.iter().map(|unit| unit.key).collect();
-    let path = folder.join(format!("{}.so", key(compiler, &all_keys)));
+    let path = folder.join(format!("{}.so", key(compiler, &[], &all_keys)));
     if !path.exists() {
         link(compiler, &folder, &objects, &path)?;
     }
@@ -112,7 +162,7 @@ struct Wrapper {
 }
 
 impl Wrapper {
-    fn new(compiler: &Compiler, source: &KernelSource) -> Wrapper {
+    fn new(compiler: &Compiler, recipe: &Recipe, source: &KernelSource) -> Wrapper {
         let define = |define: &String| {
             let (name, value) = define.split_once('=').unwrap_or((define, "1"));
             format!("#define {name} {value}\n")
@@ -126,7 +176,7 @@ impl Wrapper {
             "#include \"cuda_host.h\"\n{defines}namespace {{\n#line 1 \"{}\"\n{body}\n}}\n",
             source.file
         );
-        let key = key(compiler, &text);
+        let key = key(compiler, &recipe.kernel_flags, &text);
         let table = format!("cuda_host_table_{}", &key[..16]);
         let entries = match entries.is_empty() {
             true => "{nullptr, nullptr, nullptr}".to_string(),
@@ -143,6 +193,7 @@ struct Unit<'a> {
     text: &'a str,
     /// The kernel file, where it is one and not the runtime.
     kernel: Option<&'a str>,
+    recipe: &'a Recipe,
 }
 
 impl Unit<'_> {
@@ -153,25 +204,55 @@ impl Unit<'_> {
             return Ok(path);
         }
         let scratch = scratch(folder)?;
-        for (name, text) in
-            [("cuda_host.h", HEADER), ("cuda_fp16.h", FP16), ("unit.cpp", self.text)]
-        {
+        for (name, text) in [
+            ("cuda_host.h", HEADER),
+            ("cuda_fp16.h", FP16),
+            ("cuda_host_check.h", CHECK),
+            ("cuda_host_hooks.h", HOOKS),
+            ("unit.cpp", self.text),
+        ] {
             std::fs::write(scratch.path().join(name), text).map_err(cache_error)?;
         }
-        let mut arguments: Vec<&str> = FLAGS.iter().chain(TARGET_FLAGS).copied().collect();
-        arguments.extend(["-I.", "-c", "unit.cpp", "-o", "unit.o"]);
-        let output = compiler.run(scratch.path(), &arguments)?;
-        if !output.status.success() {
-            return Err(DeviceError::Compile {
-                file: self.kernel.unwrap_or("cuda_host_runtime.cpp").to_string(),
-                message: shortened(&String::from_utf8_lossy(&output.stderr)),
-            });
+        match (self.kernel, self.recipe.checked) {
+            (None, _) => self.compile(compiler, scratch.path(), &self.recipe.runtime_flags)?,
+            (_, false) => self.compile(compiler, scratch.path(), &self.recipe.kernel_flags)?,
+            (_, true) => self.compile_with_gaps(compiler, scratch.path())?,
         }
         if self.kernel.is_some() {
             rename_bss(scratch.path())?;
         }
         std::fs::rename(scratch.path().join("unit.o"), &path).map_err(cache_error)?;
         Ok(path)
+    }
+
+    /// Compiles by way of assembly, where the shared arrays are moved apart.
+    fn compile_with_gaps(&self, compiler: &Compiler, folder: &Path) -> Result<(), DeviceError> {
+        let flags = [&self.recipe.kernel_flags[..], &["-S"]].concat();
+        self.compile(compiler, folder, &flags)?;
+        let assembly = std::fs::read_to_string(folder.join("unit.o")).map_err(cache_error)?;
+        std::fs::write(folder.join("unit.s"), assembly::with_gaps(&assembly))
+            .map_err(cache_error)?;
+        self.checked(compiler.run(folder, &["-c", "unit.s", "-o", "unit.o"])?)
+    }
+
+    fn compile(
+        &self,
+        compiler: &Compiler,
+        folder: &Path,
+        flags: &[&str],
+    ) -> Result<(), DeviceError> {
+        let output = ["-I.", "-c", "unit.cpp", "-o", "unit.o"];
+        self.checked(compiler.run(folder, &[&output, flags].concat())?)
+    }
+
+    fn checked(&self, output: Output) -> Result<(), DeviceError> {
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(DeviceError::Compile {
+                file: self.kernel.unwrap_or("cuda_host_runtime.cpp").to_string(),
+                message: shortened(&String::from_utf8_lossy(&output.stderr)),
+            }),
+        }
     }
 }
 
@@ -224,13 +305,10 @@ fn cache_error(error: std::io::Error) -> DeviceError {
     DeviceError::Cache { detail: error.to_string() }
 }
 
-fn key(compiler: &Compiler, text: &str) -> String {
+fn key(compiler: &Compiler, flags: &[&str], text: &str) -> String {
     let mut hasher = blake3::Hasher::new();
-    for part in [text, HEADER, FP16, &compiler.version] {
+    for part in [text, HEADER, FP16, CHECK, HOOKS, &compiler.version].iter().chain(flags) {
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
-    }
-    for flag in FLAGS.iter().chain(TARGET_FLAGS) {
-        hasher.update(flag.as_bytes());
     }
     hasher.finalize().to_hex()[..32].to_string()
 }

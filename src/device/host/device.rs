@@ -8,6 +8,7 @@ use crate::device::{
         compile::{self, Compiler},
         gemm,
         module::{Module, ThreadOrder},
+        regions::Regions,
     },
 };
 
@@ -17,6 +18,9 @@ pub struct HostOptions {
     /// Blocks that run at the same time; by default as many as there are cores.
     pub workers: Option<usize>,
     pub order: ThreadOrder,
+    /// Every access of shared and global memory is checked: races, bounds, uninitialised reads and
+    /// undefined behaviour are errors. One block runs at a time.
+    pub checked: bool,
     /// The compiler; by default the one that [`compile::compiler`] finds.
     pub compiler: Option<Compiler>,
 }
@@ -28,15 +32,22 @@ pub struct HostDevice {
     workers: usize,
     sources: Vec<KernelSource>,
     module: Option<Module>,
+    /// The live buffers, where accesses are checked.
+    regions: Option<Regions>,
 }
 
 /// cudaMalloc's alignment.
 const ALIGNMENT: usize = 256;
 
+/// Before and after the buffers of a checked device, so that an index past one meets no other.
+const GAP: usize = 64 << 10;
+
 /// Memory of one buffer.
 struct Memory {
     pointer: *mut u8,
     layout: Layout,
+    /// Where the buffer is known, and its address there.
+    known: Option<(Regions, u64)>,
 }
 
 // SAFETY: the memory is owned, and only reached through a device's methods and launches.
@@ -44,6 +55,9 @@ unsafe impl Send for Memory {}
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if let Some((regions, address)) = &self.known {
+            regions.remove(*address);
+        }
         // SAFETY: allocated with this layout, freed once.
         unsafe { dealloc(self.pointer, self.layout) }
     }
@@ -57,8 +71,19 @@ impl HostDevice {
             None => compile::compiler()?,
         };
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        let workers = options.workers.unwrap_or(cores).max(1);
-        Ok(HostDevice { options, compiler, workers, sources: Vec::new(), module: None })
+        let workers = match options.checked {
+            true => 1,
+            false => options.workers.unwrap_or(cores).max(1),
+        };
+        let regions = options.checked.then(Regions::default);
+        Ok(HostDevice { options, compiler, workers, sources: Vec::new(), module: None, regions })
+    }
+
+    /// Tells the checks of bytes that no kernel has written.
+    fn wrote(&self, buffer: &Buffer, offset: usize, bytes: usize) {
+        if let Some(regions) = &self.regions {
+            regions.wrote(buffer.address, offset, bytes);
+        }
     }
 
     fn checked(
@@ -89,6 +114,7 @@ impl HostDevice {
         // SAFETY: as above; y is a buffer of its own, so it overlaps none of the others.
         let y = unsafe { std::slice::from_raw_parts_mut(y, bytes) };
         gemm::multiply((x, w, bias), y, gemm::Shape::from(gemm));
+        self.wrote(gemm.y, 0, bytes);
         Ok(())
     }
 }
@@ -96,7 +122,8 @@ impl HostDevice {
 impl Device for HostDevice {
     fn name(&self) -> String {
         let workers = self.workers;
-        format!("host ({}, {workers} worker{})", self.compiler.version, plural(workers))
+        let checked = if self.options.checked { ", checked" } else { "" };
+        format!("host ({}, {workers} worker{}{checked})", self.compiler.version, plural(workers))
     }
 
     fn load(&mut self, source: &KernelSource) -> Result<Vec<String>, DeviceError> {
@@ -107,29 +134,39 @@ impl Device for HostDevice {
     fn load_all(&mut self, sources: &[KernelSource]) -> Result<(), DeviceError> {
         self.sources.retain(|old| sources.iter().all(|new| new.file != old.file));
         self.sources.extend_from_slice(sources);
-        let library = compile::build(&self.compiler, &self.sources)?;
-        self.module = Some(Module::load(&library, self.workers, self.options.order)?);
+        let library = compile::build(&self.compiler, self.options.checked, &self.sources)?;
+        let regions = self.regions.clone();
+        self.module = Some(Module::load(&library, self.workers, self.options.order, regions)?);
         Ok(())
     }
 
     fn alloc(&self, bytes: usize, what: &str) -> Result<Buffer, DeviceError> {
         let failed = || DeviceError::OutOfMemory { what: what.to_string(), bytes };
-        let layout = Layout::from_size_align(bytes.max(1), ALIGNMENT).map_err(|_| failed())?;
+        let gap = if self.options.checked { GAP } else { 0 };
+        let size = bytes.max(1).checked_add(2 * gap).ok_or_else(failed)?;
+        let layout = Layout::from_size_align(size, ALIGNMENT).map_err(|_| failed())?;
         // SAFETY: the layout's size is not zero.
         let pointer = unsafe { alloc(layout) };
         if pointer.is_null() {
             return Err(failed());
         }
+        let start = pointer.wrapping_add(gap);
         // SAFETY: freshly allocated with this size. All bits set is NaN in every float format.
-        unsafe { pointer.write_bytes(0xff, layout.size()) };
-        let memory = Box::new(Memory { pointer, layout });
-        Ok(Buffer { address: pointer as u64, bytes, _memory: memory })
+        unsafe { start.write_bytes(0xff, bytes) };
+        let address = start as u64;
+        let known = self.regions.clone().map(|regions| (regions, address));
+        if let Some((regions, _)) = &known {
+            regions.add(address, bytes, what);
+        }
+        let memory = Box::new(Memory { pointer, layout, known });
+        Ok(Buffer { address, bytes, _memory: memory })
     }
 
     fn upload(&self, buffer: &Buffer, offset: usize, data: &[u8]) -> Result<(), DeviceError> {
         let to = self.checked(buffer, offset, data.len())?;
         // SAFETY: inside the buffer; `data` is ordinary memory, so they do not overlap.
         unsafe { to.copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+        self.wrote(buffer, offset, data.len());
         Ok(())
     }
 

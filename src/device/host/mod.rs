@@ -1,9 +1,12 @@
 //! The host device: the same `.cu` files, compiled for this CPU at run time.
 
+mod assembly;
 mod compile;
 mod device;
 mod gemm;
+mod lines;
 mod module;
+mod regions;
 
 pub use compile::{Compiler, compiler};
 pub use device::{HostDevice, HostOptions};

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     ffi::{CStr, CString, c_char, c_void},
+    path::PathBuf,
     sync::{
         Mutex,
         atomic::{AtomicU64, Ordering},
@@ -12,7 +13,14 @@ use std::{
 use libloading::os::unix::{Library as Loaded, RTLD_LOCAL, RTLD_NOW};
 use rayon::prelude::*;
 
-use crate::device::{Arg, DeviceError, Launch, host::compile::Library};
+use crate::device::{
+    Arg, DeviceError, Launch,
+    host::{
+        compile::Library,
+        lines::with_lines,
+        regions::{Access, RawRegion, Regions},
+    },
+};
 
 /// The order in which the threads of a block take turns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +44,9 @@ const PARALLEL_THREADS: u64 = 8192;
 /// Shares of a grid per worker: small enough to balance, large enough to cost little.
 const SHARES: u64 = 4;
 
+/// Launches so far, from 1: what happened in an earlier one is past, whatever library it ran in.
+static LAUNCHES: AtomicU64 = AtomicU64::new(1);
+
 #[repr(C)]
 struct RawEntry {
     name: *const c_char,
@@ -53,6 +64,10 @@ struct RawLaunch {
     seed: u64,
     first_block: u64,
     end_block: u64,
+    /// In a checked build: a number of its own, and address and number of the device's buffers.
+    number: u64,
+    regions: u64,
+    n_regions: u64,
 }
 
 type Run = unsafe extern "C" fn(
@@ -68,7 +83,8 @@ type Run = unsafe extern "C" fn(
 struct Entry {
     file: String,
     name: CString,
-    /// A letter a parameter: p pointer, i and l integers, f and d floats.
+    /// A letter a parameter: p pointer, c pointer to const, t pointer to pointers, i and l integers,
+    /// f and d floats.
     signature: String,
 }
 
@@ -76,6 +92,8 @@ struct Entry {
 struct Copy {
     run: Run,
     invokes: HashMap<String, unsafe extern "C" fn(*mut *mut c_void)>,
+    /// What is loaded, for source lines.
+    path: PathBuf,
     _library: Loaded,
 }
 
@@ -84,6 +102,8 @@ pub struct Module {
     copies: Vec<Mutex<Copy>>,
     entries: HashMap<String, Entry>,
     order: ThreadOrder,
+    /// The device's buffers, in a checked build.
+    regions: Option<Regions>,
 }
 
 impl Module {
@@ -92,6 +112,7 @@ impl Module {
         library: &Library,
         workers: usize,
         order: ThreadOrder,
+        regions: Option<Regions>,
     ) -> Result<Module, DeviceError> {
         let mut entries = HashMap::new();
         let mut copies = Vec::new();
@@ -107,9 +128,10 @@ impl Module {
             }
             // SAFETY: the runtime, built with this crate, exports the function with this type.
             let run = unsafe { loaded.get::<Run>(b"cuda_host_run\0") }.map_err(load_error)?;
-            copies.push(Mutex::new(Copy { run: *run, invokes, _library: loaded }));
+            let path = library.path.clone();
+            copies.push(Mutex::new(Copy { run: *run, invokes, path, _library: loaded }));
         }
-        Ok(Module { copies, entries, order })
+        Ok(Module { copies, entries, order, regions })
     }
 
     /// The names of all entries, sorted.
@@ -147,7 +169,20 @@ impl Module {
             seed,
             first_block: 0,
             end_block: blocks,
+            number: LAUNCHES.fetch_add(1, Ordering::Relaxed),
+            regions: 0,
+            n_regions: 0,
         };
+        if let Some(regions) = &self.regions {
+            return regions.with(
+                |start| access(entry, args, start),
+                |rows: &mut [RawRegion]| {
+                    let (regions, n_regions) = (rows.as_mut_ptr() as u64, rows.len() as u64);
+                    let raw = RawLaunch { regions, n_regions, ..raw };
+                    self.copies[0].lock().expect("a copy never panics").run(entry, raw, &slots)
+                },
+            );
+        }
         if self.copies.len() == 1 || blocks == 1 || blocks * threads < PARALLEL_THREADS {
             return self.copies[0].lock().expect("a copy never panics").run(entry, raw, &slots);
         }
@@ -173,7 +208,7 @@ impl Copy {
         let invoke = self.invokes[name.as_ref()];
         let mut pointers: Vec<*mut c_void> =
             slots.iter().map(|slot| std::ptr::from_ref(slot).cast_mut().cast()).collect();
-        let mut error = [0u8; 512];
+        let mut error = [0u8; 1024];
         // SAFETY: the argument kinds were checked against the entry's signature; buffers outlive
         // the launch, for the caller borrows them. A kernel that writes outside its buffers breaks
         // this, as it would on a GPU.
@@ -186,7 +221,8 @@ impl Copy {
             return Ok(());
         }
         let message = CStr::from_bytes_until_nul(&error).unwrap_or_default();
-        let (file, message) = (entry.file.clone(), message.to_string_lossy().into_owned());
+        let message = with_lines(&self.path, &message.to_string_lossy());
+        let file = entry.file.clone();
         Err(DeviceError::Kernel { file, message })
     }
 }
@@ -239,7 +275,8 @@ fn letter(arg: &Arg<'_>) -> char {
 
 fn check_arguments(name: &str, entry: &Entry, args: &[Arg<'_>]) -> Result<(), DeviceError> {
     let given: String = args.iter().map(letter).collect();
-    if given == entry.signature {
+    let takes = entry.signature.replace(['c', 't'], "p");
+    if given == takes {
         return Ok(());
     }
     let words = |letters: &str| {
@@ -256,9 +293,23 @@ fn check_arguments(name: &str, entry: &Entry, args: &[Arg<'_>]) -> Result<(), De
     Err(DeviceError::Arguments {
         file: entry.file.clone(),
         entry: name.to_string(),
-        takes: words(&entry.signature),
+        takes: words(&takes),
         given: words(&given),
     })
+}
+
+/// What a launch may do with the buffer that starts at an address, by the parameters it is given for.
+fn access(entry: &Entry, args: &[Arg<'_>], start: u64) -> Access {
+    // A buffer can hold the addresses of any others.
+    let least = if entry.signature.contains('t') { Access::Write } else { Access::None };
+    let of_letter = |(arg, letter): (&Arg<'_>, char)| match arg {
+        Arg::Buffer(buffer, _) if buffer.address != start => None,
+        Arg::Buffer(..) if letter == 'c' => Some(Access::Read),
+        Arg::Buffer(..) => Some(Access::Write),
+        _ => None,
+    };
+    let given = args.iter().zip(entry.signature.chars()).filter_map(of_letter).max();
+    given.map_or(least, |given| given.max(least))
 }
 
 /// Blocks of the grid and threads of a block, if CUDA would run them.
