@@ -64,6 +64,7 @@ fn the_report_of_a_fault_reads_as_documented() {
         (r"(engine|reference) -?[0-9][0-9.e-]*", "$1 X"),
         (r"[0-9.]+(e[0-9]+)? x floor", "N x floor"),
         (r"worst [0-9.e]+ x bound: .*", "worst N x bound: PLACE"),
+        (r"\d+ other causes", "N other causes"),
         (r"[0-9,]+( of [0-9,]+ elements beyond)", "N$1"),
         (r"worst 0\.\d+ x", "worst 0.N x"),
         (r" (\d+) of (\d+) after it", " N of $2 after it"),

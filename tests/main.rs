@@ -11,6 +11,8 @@ mod checked;
 mod cli;
 // Distances, tolerances and floors against plain loops.
 mod compare;
+// The same engine on two devices.
+mod cross;
 // What the machine has, whatever it has.
 mod doctor;
 // The engine on the host device against llama.cpp.

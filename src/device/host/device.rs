@@ -122,8 +122,8 @@ impl HostDevice {
 impl Device for HostDevice {
     fn name(&self) -> String {
         let workers = self.workers;
-        let checked = if self.options.checked { ", checked" } else { "" };
-        format!("host ({}, {workers} worker{}{checked})", self.compiler.version, plural(workers))
+        let kind = if self.options.checked { "checked" } else { "host" };
+        format!("{kind} ({}, {workers} worker{})", self.compiler.version, plural(workers))
     }
 
     fn load(&mut self, source: &KernelSource) -> Result<Vec<String>, DeviceError> {
