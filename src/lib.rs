@@ -17,6 +17,7 @@
 //! - [`site`]: step, layer, stage: the names of all tensors, and their order
 //! - [`tensor`]: values on the CPU, number formats
 //! - [`arithmetic`]: how a side stores and accumulates each stage
+//! - [`recycle`]: the memory of tensors that are done with
 //! - [`capture`]: the sink that a side puts its tensors into
 //!
 //! The model:
@@ -66,6 +67,7 @@ pub mod kernels;
 pub mod llama;
 pub mod model;
 pub mod progress;
+pub mod recycle;
 pub mod reference;
 pub mod replay;
 pub mod report;

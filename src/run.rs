@@ -111,6 +111,17 @@ pub struct Finished {
     pub seconds: f64,
 }
 
+/// Two sides that have run.
+struct Ended {
+    engine: Engine,
+    choices: Result<Vec<Option<Choice>>, EngineError>,
+    /// Of the engine's logits, in the order of the steps.
+    logits_hash: blake3::Hash,
+    reports: Vec<SiteReport>,
+    /// What the engine and the reference recorded.
+    spools: (Option<Spool>, Option<Spool>),
+}
+
 impl Run<'_> {
     /// The sites that are asked for, in canonical order.
     pub fn sites(&self) -> Result<Vec<Site>, Error> {
@@ -124,47 +135,11 @@ impl Run<'_> {
     pub fn run(&self, on_site: &mut dyn FnMut(&SiteReport)) -> Result<Finished, Error> {
         let start = Instant::now();
         let sites = self.sites()?;
-        let (model, task) = (self.model, self.task);
         let arithmetic = self.engine.arithmetic();
-        let baseline = Baseline::of(self.reference, model, task, &arithmetic)?;
-        let mut engine = self.engine.build(model, task)?;
-        let device = engine.device_name();
-
-        let filter = Arc::new(self.filter.clone());
-        let (engine_sink, engine_side) = channel(Arc::clone(&filter));
-        let (reference_sink, reference_side) = channel(filter);
-        let engine_sink = Recorder::new(engine_sink, self.replay)?;
-        let mut reference_sink = Recorder::new(reference_sink, self.replay)?;
-        let mut engine_sink = LogitsHash { inner: engine_sink, hash: blake3::Hasher::new() };
-        let (steps, forced) = (&baseline.steps, baseline.forced());
-        let reference = self.reference;
-        let (reports, reference_end, engine_end) = thread::scope(|scope| {
-            let reference_run = scope.spawn(move || {
-                let mut forced = forced.into_iter();
-                let sink = &mut reference_sink;
-                let end = baseline::decode(reference, task, sink, None, |_| forced.next());
-                (end, reference_sink.into_spool())
-            });
-            let engine_run = scope.spawn(|| {
-                let choices = run_engine(&mut engine, steps, &mut engine_sink);
-                // The comparison learns that this side has ended when its sender is dropped.
-                let LogitsHash { inner, hash } = engine_sink;
-                (choices, hash.finalize(), inner.into_spool())
-            });
-            let sides = (engine_side, reference_side);
-            let first = |step| first_position(task.prompt.len(), step);
-            let reports = judge(&sites, sides, &baseline.floor, self.rule, &first, on_site);
-            (reports, reference_run.join(), engine_run.join())
-        });
-        let (reference_end, reference_spool) = reference_end.unwrap_or_else(|_| {
-            let panic = ReferenceError::Panic("the reference's thread ended early".into());
-            (Err(panic), None)
-        });
-        finished(reference_end)?;
-        let (choices, hash, engine_spool) = engine_end.map_err(|_| {
-            let text = "the engine's thread ended early; please report it".to_string();
-            Error::Device(DeviceError::Failed(text))
-        })?;
+        let baseline = Baseline::of(self.reference, self.model, self.task, &arithmetic)?;
+        let ended = self.side_by_side(&baseline, &sites, on_site)?;
+        let Ended { mut engine, choices, logits_hash, reports, spools } = ended;
+        let (steps, device) = (&baseline.steps, engine.device_name());
         let stopped = matches!(choices, Err(EngineError::Stopped(_)));
         let engine_choices = match choices {
             Err(EngineError::Stopped(_)) => Vec::new(),
@@ -175,28 +150,72 @@ impl Run<'_> {
         if !stopped && self.filter.wants(logits) {
             let without = logits_without_hooks(&mut engine, steps)?;
             // Logits that differ are the hooks' doing only if they do not differ by themselves.
-            let repeat = without == hash || logits_without_hooks(&mut engine, steps)? == without;
-            (hooks_leave_logits, runs_repeat) = (repeat.then_some(without == hash), Some(repeat));
+            let same = without == logits_hash;
+            let repeat = same || logits_without_hooks(&mut engine, steps)? == without;
+            (hooks_leave_logits, runs_repeat) = (repeat.then_some(same), Some(repeat));
         }
         drop(engine);
-        let diagnosis = match (engine_spool, reference_spool) {
+        let diagnosis = match spools {
             (Some(engine), Some(reference)) => Some(self.diagnose(engine, reference, steps)?),
             _ => None,
         };
-        let total = model.config.sites(task.decode + 1).len();
-        let coverage = Coverage::of(&reports, total, sites.len());
-        let seconds = start.elapsed().as_secs_f64();
-        let sites = reports;
+        let total = self.model.config.sites(self.task.decode + 1).len();
         Ok(Finished {
-            baseline,
-            sites,
-            coverage,
+            coverage: Coverage::of(&reports, total, sites.len()),
+            sites: reports,
             engine_choices,
             device,
             hooks_leave_logits,
             runs_repeat,
             diagnosis,
-            seconds,
+            seconds: start.elapsed().as_secs_f64(),
+            baseline,
+        })
+    }
+
+    /// Runs both sides over the baseline's tokens, and the comparison beside them.
+    fn side_by_side(
+        &self,
+        baseline: &Baseline,
+        sites: &[Site],
+        on_site: &mut dyn FnMut(&SiteReport),
+    ) -> Result<Ended, Error> {
+        let filter = Arc::new(self.filter.clone());
+        let (engine_sink, engine_side) = channel(Arc::clone(&filter));
+        let (reference_sink, reference_side) = channel(filter);
+        let engine_sink = Recorder::new(engine_sink, self.replay)?;
+        let mut reference_sink = Recorder::new(reference_sink, self.replay)?;
+        let mut engine_sink = LogitsHash { inner: engine_sink, hash: blake3::Hasher::new() };
+        let (steps, mut forced) = (&baseline.steps, baseline.forced().into_iter());
+        let (reference, task) = (self.reference, self.task);
+        thread::scope(|scope| {
+            let reference_run = scope.spawn(move || {
+                let sink = &mut reference_sink;
+                let end = baseline::decode(reference, task, sink, None, |_| forced.next());
+                (end, reference_sink.into_spool())
+            });
+            // Made while the reference runs. An error drops the other end of the reference's channel, and
+            // so stops it.
+            let mut engine = self.engine.build(self.model, task)?;
+            let engine_run = scope.spawn(move || {
+                let choices = run_engine(&mut engine, steps, &mut engine_sink);
+                // The comparison learns that this side has ended when its sender is dropped.
+                let LogitsHash { inner, hash } = engine_sink;
+                (engine, choices, hash.finalize(), inner.into_spool())
+            });
+            let sides = (engine_side, reference_side);
+            let first = |step| first_position(task.prompt.len(), step);
+            let reports = judge(sites, sides, &baseline.floor, self.rule, &first, on_site);
+            let panicked = "the reference's thread ended early";
+            let (reference_end, reference_spool) =
+                reference_run.join().map_err(|_| ReferenceError::Panic(panicked.into()))?;
+            finished(reference_end)?;
+            let (engine, choices, logits_hash, engine_spool) = engine_run.join().map_err(|_| {
+                let text = "the engine's thread ended early; please report it".to_string();
+                Error::Device(DeviceError::Failed(text))
+            })?;
+            let spools = (engine_spool, reference_spool);
+            Ok(Ended { engine, choices, logits_hash, reports, spools })
         })
     }
 

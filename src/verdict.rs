@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     compare::{Aligner, Difference, Floor, Side, SiteFloor, compare},
     exit::Exit,
+    recycle,
     site::Site,
 };
 
@@ -66,6 +67,7 @@ pub fn judge(
             ((Some(e), Some(r)), Some(floor)) => {
                 let first = first_position(site.step);
                 let difference = compare(site, &e, &r, first, floor, rule.factor);
+                [e, r].into_iter().for_each(recycle::done);
                 let outcome = match difference.diverged(rule.factor) {
                     true => Outcome::Diverged,
                     false if difference.has_no_number() => {

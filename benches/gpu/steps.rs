@@ -12,6 +12,7 @@ use firstdiff::{
         launch::{self, Attention, CacheView, Splits},
     },
     model::Model,
+    recycle,
     site::{Site, Stage},
     tensor::{DType, Tensor},
 };
@@ -60,7 +61,7 @@ impl Sink for Group<'_> {
     fn put(&mut self, site: Site, tensor: Tensor) -> std::result::Result<(), Stopped> {
         let wide = matches!(site.stage, Stage::Scores | Stage::Probs | Stage::Logits);
         self.bytes.fetch_add(tensor.data.len() * if wide { 4 } else { 2 }, Relaxed);
-        std::hint::black_box(&tensor);
+        recycle::done(std::hint::black_box(tensor));
         Ok(())
     }
 }

@@ -62,7 +62,7 @@ pub struct ModelArgs {
     /// Reference precision: weights widened to f32, or the file as it is
     #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
     pub reference: PrecisionArg,
-    /// Threads of llama.cpp [default: 1 for models under 50M parameters, else all cores]
+    /// Threads of llama.cpp [default: 1 for models under 50M parameters, else three quarters of the cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
 }

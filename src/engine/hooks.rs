@@ -10,6 +10,7 @@ use crate::{
     device::{Buffer, Device, DeviceError, Download},
     engine::EngineError,
     model::Config,
+    recycle,
     site::{Site, Stage},
     tensor::{DType, Tensor},
 };
@@ -162,7 +163,7 @@ impl<'a> Pass<'a> {
         let of_site = |error| at_site(error, site);
         let pieces: Vec<&[u8]> =
             pieces.iter().map(|piece| piece.bytes().map_err(of_site)).collect::<Result<_, _>>()?;
-        let mut data = vec![0f32; shape.iter().product()];
+        let mut data = recycle::memory(shape.iter().product());
         match dtype {
             DType::F16 => interleave::<f16>(&pieces, &mut data, self.config.head_dim),
             _ => interleave::<f32>(&pieces, &mut data, self.config.head_dim),
@@ -207,17 +208,25 @@ const TASK: usize = 1 << 16;
 fn interleave<T: Stored>(pieces: &[&[u8]], data: &mut [f32], dim: usize) {
     let heads: Vec<&[T]> = pieces.iter().map(|piece| bytemuck::cast_slice(piece)).collect();
     if let [whole] = heads[..] {
+        // Other threads take longer to wake than a small tensor to widen.
+        if whole.len() <= TASK {
+            return T::widen(whole, data);
+        }
         let parts = data.par_chunks_mut(TASK).zip(whole.par_chunks(TASK));
         parts.for_each(|(to, from)| T::widen(from, to));
         return;
     }
     let row = heads.len() * dim;
     let rows = (TASK / row).max(1);
-    data.par_chunks_mut(rows * row).enumerate().for_each(|(part, data)| {
+    let part = |(part, data): (usize, &mut [f32])| {
         for (position, data) in (part * rows..).zip(data.chunks_exact_mut(row)) {
             for (head, to) in heads.iter().zip(data.chunks_exact_mut(dim)) {
                 T::widen(&head[position * dim..(position + 1) * dim], to);
             }
         }
-    });
+    };
+    match data.len() <= TASK {
+        true => part((0, data)),
+        false => data.par_chunks_mut(rows * row).enumerate().for_each(part),
+    }
 }

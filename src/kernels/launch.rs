@@ -11,6 +11,8 @@ use crate::{
 
 /// Threads of a block that shares a row or a head.
 const ROW_BLOCK: u32 = 128;
+/// Most threads of a block that has as many as it has work for.
+const LARGE_BLOCK: usize = 512;
 /// Threads of a block in which every thread has its own element.
 const ELEMENT_BLOCK: u32 = 256;
 
@@ -39,6 +41,12 @@ fn entry(name: &str, dtype: DType) -> String {
 
 fn by_rows(rows: usize) -> Launch {
     Launch { grid: [rows as u32, 1, 1], block: [ROW_BLOCK, 1, 1], shared_bytes: 0 }
+}
+
+/// A block for each row, with a thread for each of its n elements where there are not too many.
+fn by_rows_of(rows: usize, n: usize) -> Launch {
+    let threads = n.next_multiple_of(32).clamp(ROW_BLOCK as usize, LARGE_BLOCK);
+    Launch { block: [threads as u32, 1, 1], ..by_rows(rows) }
 }
 
 fn by_elements(n: usize) -> Launch {
@@ -70,7 +78,9 @@ pub fn rms_norm(
     eps: f32,
 ) -> Result<(), DeviceError> {
     let args = [whole(out), Arg::Buffer(x, x_offset), whole(weight), int(n), Arg::F32(eps)];
-    device.launch(&entry("rms_norm", dtype), by_rows(rows), &args)
+    // One row has the GPU for itself: the more threads, the fewer loads one after another.
+    let launch = if rows == 1 { by_rows_of(rows, n) } else { by_rows(rows) };
+    device.launch(&entry("rms_norm", dtype), launch, &args)
 }
 
 /// What [`rope`] needs beyond its buffers.
@@ -102,7 +112,8 @@ pub fn rope(
         int(head_dim),
         Arg::F32(rope.theta),
     ];
-    device.launch(&entry(name, dtype), by_rows(tokens), &args)
+    let launch = by_rows_of(tokens, n_head * head_dim / 2);
+    device.launch(&entry(name, dtype), launch, &args)
 }
 
 /// One layer's KV cache: [kv_head][position][dim], `capacity` positions a head.

@@ -11,6 +11,7 @@ use llama_cpp_sys_2 as sys;
 use crate::{
     capture::{Sink, Stopped},
     model::Config,
+    recycle,
     reference::{
         Noise,
         node::{Biases, Node, Role, heads_first_to_tokens},
@@ -182,7 +183,7 @@ impl<'a> Capture<'a> {
             return Err(Failure::Node { site, detail });
         }
         let values = node.read_part(counts);
-        let mut data = vec![0f32; positions * heads * dim];
+        let mut data = recycle::memory(positions * heads * dim);
         for head in 0..heads {
             for position in 0..positions {
                 for d in 0..dim {

@@ -4,7 +4,7 @@ use std::ffi::CStr;
 
 use llama_cpp_sys_2 as sys;
 
-use crate::{site::Stage, tensor::Tensor};
+use crate::{recycle, site::Stage, tensor::Tensor};
 
 /// A node of llama.cpp's graph, alive for one callback.
 #[derive(Clone, Copy)]
@@ -158,9 +158,9 @@ impl Node {
         let tensor = self.tensor();
         // SAFETY: the tensor is live.
         let bytes = unsafe { sys::ggml_nbytes(self.0) };
-        let mut raw = vec![0u8; bytes];
-        // SAFETY: `raw` has the tensor's span of bytes; on the CPU backend this copies memory.
-        unsafe { sys::ggml_backend_tensor_get(self.0, raw.as_mut_ptr().cast(), 0, bytes) };
+        // SAFETY: the reference runs on the CPU backend, where the computed tensor's span of bytes lies at
+        // `data` until the next node is computed, which is after the callback.
+        let raw: &[u8] = unsafe { std::slice::from_raw_parts(tensor.data.cast(), bytes) };
         let half = tensor.type_ == sys::GGML_TYPE_F16;
         let element = |at: usize| match half {
             true => half::f16::from_le_bytes([raw[at], raw[at + 1]]).to_f32(),
@@ -169,7 +169,7 @@ impl Node {
         let [c0, c1, c2, c3] = counts;
         let nb = tensor.nb;
         let rows_are_dense = !half && nb[0] == size_of::<f32>();
-        let mut values = vec![0f32; c0 * c1 * c2 * c3];
+        let mut values = recycle::memory(c0 * c1 * c2 * c3);
         for (row, to) in values.chunks_exact_mut(c0.max(1)).enumerate() {
             let (i1, i2, i3) = (row % c1, row / c1 % c2, row / (c1 * c2));
             let from = i1 * nb[1] + i2 * nb[2] + i3 * nb[3];
@@ -201,7 +201,7 @@ pub fn heads_first_to_tokens(
     (tokens, heads, positions): (usize, usize, usize),
     scale: f32,
 ) -> Tensor {
-    let mut data = vec![0f32; tokens * heads * positions];
+    let mut data = recycle::memory(tokens * heads * positions);
     for head in 0..heads {
         for token in 0..tokens {
             let from = (head * tokens + token) * positions;

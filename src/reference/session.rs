@@ -37,7 +37,7 @@ pub enum Precision {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ReferenceOptions {
     pub precision: Precision,
-    /// Threads; by default 1 for small models, on which more are slower, else all cores.
+    /// Threads; by default 1 for small models, on which more are slower, else three quarters of the cores.
     pub threads: Option<usize>,
 }
 
@@ -94,7 +94,9 @@ impl Reference {
         })?;
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let small = model.parameters() < SMALL_MODEL_PARAMETERS;
-        let threads = options.threads.unwrap_or(if small { 1 } else { cores });
+        // A quarter of the cores is left to the comparison: llama.cpp's threads wait busily, and a core
+        // that two of them share stops all.
+        let threads = options.threads.unwrap_or(if small { 1 } else { cores - cores / 4 });
         Ok(Reference {
             model: loaded,
             config: model.config.clone(),
