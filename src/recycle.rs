@@ -10,8 +10,8 @@ use crate::tensor::Tensor;
 
 /// Smaller tensors are the allocator's business.
 const LEAST_ELEMENTS: usize = 1 << 14;
-/// At most this many elements are kept: 512 MiB.
-const MOST_ELEMENTS: usize = 1 << 27;
+/// At most this many elements are kept: 1 GiB, most of which nothing has touched.
+const MOST_ELEMENTS: usize = 1 << 28;
 
 #[derive(Default)]
 struct Kept {

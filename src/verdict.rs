@@ -1,5 +1,8 @@
 //! The verdict on each site, and the loop that compares two sides.
 
+use std::{sync::LazyLock, thread};
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -40,6 +43,14 @@ pub struct Rule {
     pub stop_at_first: bool,
 }
 
+/// The threads of the comparison. Both sides run beside it, and llama.cpp's threads wait busily: a core
+/// that it takes from one of them stops all.
+static COMPARING: LazyLock<ThreadPool> = LazyLock::new(|| {
+    let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
+    let threads = ThreadPoolBuilder::new().num_threads((cores / 4).max(1));
+    threads.build().expect("the operating system gives a few threads")
+});
+
 /// Compares two sides over `sites` (in canonical order) as they produce them. `first_position`
 /// gives the position of a step's first token.
 pub fn judge(
@@ -66,7 +77,8 @@ pub fn judge(
             (_, None) => (Outcome::Unmeasured("its floor was not measured".into()), None),
             ((Some(e), Some(r)), Some(floor)) => {
                 let first = first_position(site.step);
-                let difference = compare(site, &e, &r, first, floor, rule.factor);
+                let difference =
+                    COMPARING.install(|| compare(site, &e, &r, first, floor, rule.factor));
                 [e, r].into_iter().for_each(recycle::done);
                 let outcome = match difference.diverged(rule.factor) {
                     true => Outcome::Diverged,

@@ -19,8 +19,8 @@ use crate::{
     tensor::Tensor,
 };
 
-/// Tensors under way in one channel.
-const CHANNEL_DEPTH: usize = 4;
+/// Tensors under way in one channel: enough that a side seldom waits for the comparison.
+const CHANNEL_DEPTH: usize = 16;
 
 /// The sending end: a [`Sink`] that a side puts its tensors into.
 pub struct ChannelSink {
