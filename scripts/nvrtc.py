@@ -3,8 +3,8 @@
 
 Usage: nvrtc.py [--arch sm_90]... (from a Python that has the packages of scripts/nvrtc.sh)
 
-Each file of kernels/ is compiled for each architecture: attention.cu in all eight variants,
-attention_split.cu for several shapes of heads. Exit status: 0 all compile, 1 one does not, 2 NVRTC
+Each file of kernels/ and kernels/cuda/ is compiled for each architecture: attention.cu in all eight
+variants, attention_tiled.cu and attention_split.cu for several shapes of heads. Exit status: 0 all compile, 1 one does not, 2 NVRTC
 is missing.
 """
 
@@ -27,8 +27,9 @@ VARIANTS = {
         [f"SCALE_POST={scale}", f"DOT_WARP={dot}", f"SOFTMAX_ONLINE={online}"]
         for scale, dot, online in itertools.product((0, 1), repeat=3)
     ],
+    "attention_tiled.cu": [[f"HEAD_DIM={dim}"] for dim in (8, 24, 64, 128)],
     "attention_split.cu": [
-        [f"HEAD_DIM={dim}", f"HEADS={heads}"] for dim, heads in ((64, 1), (64, 7), (80, 2), (128, 8))
+        [f"HEAD_DIM={dim}", f"HEADS={heads}"] for dim, heads in ((24, 1), (64, 1), (64, 7), (80, 1), (128, 8))
     ],
 }
 
@@ -86,7 +87,7 @@ def main() -> int:
     architectures = parser.parse_args().arch or ARCHITECTURES
     nvrtc, start = Nvrtc(), time.monotonic()
     failures = compiled = entries = 0
-    for path in sorted(KERNELS.glob("*.cu")):
+    for path in sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("cuda/*.cu")]):
         wanted = re.findall(r'^extern "C" __global__ void (\w+)\(', path.read_text(), re.MULTILINE)
         for arch, defines in itertools.product(architectures, VARIANTS.get(path.name, [[]])):
             options = [f"--gpu-architecture={arch}", *OPTIONS, *(f"-D{d}" for d in defines)]

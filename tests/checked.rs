@@ -1,7 +1,10 @@
 use crate::cli::{SHORT, outcome, path, refused};
-use firstdiff::device::{
-    Arg, Buffer, Device, KernelSource, Launch,
-    host::{HostDevice, HostOptions, ThreadOrder},
+use firstdiff::{
+    device::{
+        Arg, Buffer, Device, KernelSource, Launch,
+        host::{HostDevice, HostOptions, ThreadOrder},
+    },
+    kernels::{KernelSet, check},
 };
 
 const ORDERS: [ThreadOrder; 5] = [
@@ -281,7 +284,7 @@ fn a_local_of_another_thread_is_out_of_bounds() {
 
 #[test]
 fn a_report_in_a_shared_function_says_where_it_was_called() {
-    let kernels = firstdiff::kernels::KernelSet::embedded();
+    let kernels = KernelSet::embedded();
     let mut source = kernels.source("rms_norm.cu", vec![]).unwrap();
     let barrier = "    __syncthreads();\n    float sum = 0.0f;";
     assert!(source.text.contains(barrier));
@@ -313,17 +316,27 @@ fn all_kernels_are_clean_in_five_thread_orders() {
     let (exit, out, err) = outcome(&["kernels", "check"]);
     assert_eq!((exit, err.as_str()), (0, ""), "{out}");
     let first = out.lines().next().unwrap();
-    let wanted = "clean: 19 of 19 kernels, 1000 launches in 5 thread orders";
+    let subjects = check::subjects();
+    let launches: usize = subjects.iter().map(|subject| ORDERS.len() * subject.cases.len()).sum();
+    let n = subjects.len();
+    let wanted = format!("clean: {n} of {n} kernels, {launches} launches in 5 thread orders");
     assert_eq!(first, wanted);
-    // Eight variants of attention.cu, four shapes of attention_split.cu.
     let rows = |file: &str| out.lines().filter(|line| line.trim().starts_with(file)).count();
-    assert_eq!((rows("attention.cu"), rows("attention_split.cu"), rows("rope.cu")), (8, 4, 1));
+    // Eight variants of attention.cu; every file of the engine, and the cuda device's own.
+    assert_eq!(rows("attention.cu"), 8);
+    for file in KernelSet::files().chain(["cuda/gemv.cu"]) {
+        assert!(rows(file) >= 1, "{file}");
+    }
 }
 
 #[test]
 fn a_race_in_a_kernel_of_ones_own_is_the_first_line_and_exits_1() {
-    let barrier = "    __syncthreads();  // the terms are consumed";
-    let folder = changed("attention_split.cu", barrier, "    // the terms are consumed");
+    let barrier = "    __syncthreads();\n    for (int i = threadIdx.x; i < HEADS * HEAD_DIM";
+    let folder = changed(
+        "attention_split.cu",
+        barrier,
+        barrier.trim_start_matches("    __syncthreads();\n"),
+    );
     let arguments = ["kernels", "check", "attention_split.cu", "swiglu.cu", "--kernels"];
     let (exit, out, _) = outcome(&[&arguments, &[path(folder.path())][..]].concat());
     assert_eq!(exit, 1, "{out}");
@@ -331,7 +344,9 @@ fn a_race_in_a_kernel_of_ones_own_is_the_first_line_and_exits_1() {
     let wanted = "attention_split.cu: kernel attention_split_f32, block (0,0,0): race: thread (";
     assert!(first.starts_with(wanted), "{first}");
     assert!(first.contains("of shared `dynamic memory`"), "{first}");
-    assert!(out.contains("found in 4 of 5 kernels"), "{out}");
+    let shapes = check::subjects().iter().filter(|s| s.file == "attention_split.cu").count();
+    let wanted = format!("found in {shapes} of {} kernels", shapes + 1);
+    assert!(out.contains(&wanted), "{out}");
     let swiglu = out.lines().find(|line| line.trim().starts_with("swiglu.cu ")).unwrap();
     assert!(swiglu.trim().ends_with("clean"), "{swiglu}");
 }

@@ -7,6 +7,8 @@ use firstdiff::{
 };
 use half::f16;
 
+use crate::common::random_values;
+
 const HEADER: &str = "#include <cuda_fp16.h>\n";
 
 fn device_with(options: HostOptions, body: &str) -> HostDevice {
@@ -211,24 +213,14 @@ fn fresh_memory_is_nan() {
     assert!(download::<f32>(&device, &buffer, 4).iter().all(|value| value.is_nan()));
 }
 
-/// A generator of test values in [-1, 1].
-fn values(n: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
-}
-
 #[test]
 fn products_are_right_for_odd_sizes_and_the_same_for_any_number_of_workers() {
     for (rows, cols, inner) in [(1, 1, 1), (1, 131, 33), (5, 7, 3), (33, 129, 257)] {
         for (input, output) in
             [(DType::F32, DType::F32), (DType::F16, DType::F16), (DType::F16, DType::F32)]
         {
-            let x = values(rows * inner, 1);
-            let w = values(cols * inner, 2);
+            let x = random_values(rows * inner, 1);
+            let w = random_values(cols * inner, 2);
             let products = [1, 2, 2].map(|workers| {
                 let options = HostOptions { workers: Some(workers), ..HostOptions::default() };
                 let device = HostDevice::new(options).unwrap();

@@ -57,6 +57,14 @@ impl Clean {
             findings: findings.collect(),
         }
     }
+
+    /// What `firstdiff kernels check` says first where there is no finding.
+    fn line(&self) -> String {
+        let Clean { kernels, launches, orders, .. } = self;
+        format!(
+            "clean: {kernels} of {kernels} kernels, {launches} launches in {orders} thread orders"
+        )
+    }
 }
 
 impl Row {
@@ -101,7 +109,8 @@ impl Results {
     }
 
     pub fn markdown(&self) -> String {
-        let mut text = format!("{INTRODUCTION}\n## What finds what\n\n");
+        let introduction = INTRODUCTION.replace("CLEAN", &self.clean.line());
+        let mut text = format!("{introduction}\n## What finds what\n\n");
         let (found, n) = (self.found(), self.rows.len());
         let _ = writeln!(
             text,

@@ -5,6 +5,7 @@
 //! An argument makes it a trial of the mutants whose file or text contains it, such as
 //! `cargo bench --bench mutants -- rope`; then nothing is written.
 
+mod attention;
 mod document;
 mod table;
 
@@ -37,7 +38,7 @@ fn main() -> Result<ExitCode> {
     };
     let start = Instant::now();
     let mut results = Results::default();
-    for (file, find, replace, mistake) in table::MUTANTS {
+    for (file, find, replace, mistake) in table::MUTANTS.iter().chain(attention::MUTANTS) {
         if !wants([file, find, mistake.name()]) {
             continue;
         }
@@ -75,12 +76,13 @@ fn run(file: &str, find: &str, replace: &str) -> Result<Option<Finding>> {
         return Err(format!("{file}: {find:?} occurs {times} times; mend the table").into());
     }
     let folder = tempfile::tempdir()?;
-    std::fs::write(folder.path().join(file), text.replace(find, replace))?;
+    let changed = folder.path().join(file);
+    std::fs::create_dir_all(changed.parent().unwrap_or(folder.path()))?;
+    std::fs::write(changed, text.replace(find, replace))?;
     let kernels = KernelSet::overridden_by(folder.path())?;
     let uses = |subject: &Subject| match file {
-        "common.cuh" => {
-            ["rms_norm.cu", "attention.cu", "attention_split.cu"].contains(&subject.file)
-        }
+        "common.cuh" => ["rms_norm.cu", "attention.cu", "attention_split.cu", "cuda/gemv.cu"]
+            .contains(&subject.file),
         _ => subject.file == file,
     };
     let subjects: Vec<Subject> = check::subjects().into_iter().filter(uses).collect();

@@ -7,10 +7,7 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use firstdiff::{
     device::host::ThreadOrder,
     exit::{Error, Exit},
-    kernels::{
-        KernelSet,
-        check::{self, Finding, Outcome, Subject},
-    },
+    kernels::check::{self, Finding, Outcome, Subject},
 };
 
 use super::{inputs, output};
@@ -56,14 +53,15 @@ pub fn kernels(args: &KernelsArgs) -> Result<Exit, Error> {
 }
 
 fn subjects(files: &[String]) -> Result<Vec<Subject>, Error> {
-    if let Some(unknown) = files.iter().find(|file| KernelSet::files().all(|known| known != *file))
-    {
-        let known: Vec<&str> = KernelSet::files().collect();
+    let all = check::subjects();
+    if let Some(unknown) = files.iter().find(|file| all.iter().all(|s| s.file != file.as_str())) {
+        let mut known: Vec<&str> = all.iter().map(|subject| subject.file).collect();
+        known.dedup();
         let known = known.join(", ");
         return Err(Error::Usage(format!("no kernel file {unknown}; it takes {known}")));
     }
     let wanted = |subject: &Subject| files.is_empty() || files.iter().any(|f| f == subject.file);
-    Ok(check::subjects().into_iter().filter(wanted).collect())
+    Ok(all.into_iter().filter(wanted).collect())
 }
 
 fn text(outcomes: &[Outcome], orders: &[ThreadOrder]) -> String {

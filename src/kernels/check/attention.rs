@@ -1,4 +1,4 @@
-//! The two attention kernels on made-up data.
+//! The attention kernels on made-up data.
 
 use crate::{
     device::{Buffer, DeviceError},
@@ -52,6 +52,21 @@ impl Cache {
     }
 }
 
+/// Which taps a launch writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Taps {
+    None,
+    Scores,
+    Both,
+}
+
+impl Taps {
+    /// All kinds among neighbouring launches, both first.
+    pub fn nth(i: usize) -> Taps {
+        [Taps::Both, Taps::None, Taps::Scores][i % 3]
+    }
+}
+
 /// The buffers of one launch.
 struct Scene {
     q: Buffer,
@@ -85,40 +100,42 @@ impl Scene {
         })
     }
 
-    fn op(&self, heads: Heads, taps: bool, online: bool) -> launch::Attention<'_> {
+    fn op(&self, heads: Heads, taps: Taps, online: bool) -> launch::Attention<'_> {
         launch::Attention {
             q: &self.q,
             out: &self.out,
             positions: (&self.positions, 0),
-            scores: taps.then_some(&self.scores),
-            probs: taps.then_some(&self.probs),
+            scores: (taps != Taps::None).then_some(&self.scores),
+            probs: (taps == Taps::Both).then_some(&self.probs),
             n_head: heads.n_head,
             scale: self.scale,
             online,
         }
     }
 
-    fn outputs(self, bench: Bench<'_>, taps: bool) -> Outputs {
+    fn outputs(self, bench: Bench<'_>, taps: Taps) -> Outputs {
         let out = Output {
             name: "out",
             values: bench.get(&self.out)?,
             reference: self.expected.out,
             tolerance: bench.tolerance(F32_TOLERANCE),
         };
-        if !taps {
-            return Ok(vec![out]);
+        let mut outputs = Vec::new();
+        for (name, buffer, reference, wanted) in [
+            ("scores_tap", &self.scores, self.expected.scores, taps != Taps::None),
+            ("probs_tap", &self.probs, self.expected.probs, taps == Taps::Both),
+        ] {
+            if wanted {
+                let (values, tolerance) = (bench.get_f32(buffer)?, F32_TOLERANCE);
+                outputs.push(Output { name, values, reference, tolerance });
+            }
         }
-        let tap = |name, buffer, reference| {
-            let (values, tolerance) = (bench.get_f32(buffer)?, F32_TOLERANCE);
-            Ok(Output { name, values, reference, tolerance })
-        };
-        let scores = tap("scores_tap", &self.scores, self.expected.scores)?;
-        let probs = tap("probs_tap", &self.probs, self.expected.probs)?;
-        Ok(vec![scores, probs, out])
+        outputs.push(out);
+        Ok(outputs)
     }
 }
 
-pub fn attention(bench: Bench<'_>, heads: Heads, taps: bool, online: bool) -> Outputs {
+pub fn attention(bench: Bench<'_>, heads: Heads, taps: Taps, online: bool) -> Outputs {
     let cache = Cache::new(bench, heads, heads.positions + 3)?;
     let scene = Scene::new(bench, heads, &cache)?;
     let op = scene.op(heads, taps, online);
@@ -126,7 +143,15 @@ pub fn attention(bench: Bench<'_>, heads: Heads, taps: bool, online: bool) -> Ou
     scene.outputs(bench, taps)
 }
 
-pub fn attention_split(bench: Bench<'_>, heads: Heads, taps: bool) -> Outputs {
+pub fn attention_tiled(bench: Bench<'_>, heads: Heads, taps: Taps) -> Outputs {
+    let cache = Cache::new(bench, heads, heads.positions + 3)?;
+    let scene = Scene::new(bench, heads, &cache)?;
+    let op = scene.op(heads, taps, false);
+    launch::attention_tiled(bench.device, bench.dtype, &cache.view(heads), &op, heads.tokens)?;
+    scene.outputs(bench, taps)
+}
+
+pub fn attention_split(bench: Bench<'_>, heads: Heads, taps: Taps) -> Outputs {
     let config = config(heads);
     let cache = Cache::new(bench, heads, heads.positions + 3)?;
     let scene = Scene::new(bench, heads, &cache)?;
@@ -136,7 +161,7 @@ pub fn attention_split(bench: Bench<'_>, heads: Heads, taps: bool) -> Outputs {
     scene.outputs(bench, taps)
 }
 
-/// A model with these heads; the split attention asks for nothing else of it.
+/// A model with these heads; the attention kernels ask for nothing else of it.
 pub fn config(heads: Heads) -> Config {
     Config {
         arch: Arch::Qwen2,

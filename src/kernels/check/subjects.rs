@@ -3,15 +3,16 @@
 use crate::{
     engine::{
         AttentionVariant,
-        variant::{Decode, Softmax},
+        variant::{Decode, Prefill, Softmax},
     },
     kernels::{
         check::{
-            attention,
+            attention::{self, Taps},
             cases::{self, Bench, Outputs},
+            product,
             reference::Heads,
         },
-        launch::Splits,
+        launch::{self, Splits},
     },
     tensor::DType,
 };
@@ -87,14 +88,27 @@ const ATTENDED: [[usize; 5]; 6] = [
     [4, 2, 1, 130, 5],
     [1, 2, 1, 64, 299],
 ];
+/// Hq, Hk, D, and T and P of each launch: around tiles of 32 queries and 32 keys, after other tokens
+/// and not.
+const TILED: [([usize; 3], &[[usize; 2]]); 3] = [
+    ([2, 1, 8], &[[1, 1], [31, 31], [33, 64]]),
+    ([3, 3, 24], &[[32, 33], [2, 65], [7, 32], [5, 5]]),
+    ([4, 2, 64], &[[33, 33], [3, 31], [34, 97]]),
+];
 /// Hq, Hk, D, and P of each launch: below, at and above one chunk of keys, many chunks, and so many
 /// that a chunk is longer than the least.
-const SPLIT: [([usize; 3], &[usize]); 4] = [
+const SPLIT: [([usize; 3], &[usize]); 6] = [
     ([3, 3, 64], &[1, 63, 65, 300]),
+    ([4, 2, 64], &[2, 130, 64]),
     ([4, 2, 80], &[1, 64, 129]),
+    ([2, 1, 24], &[66, 15, 7]),
     ([7, 1, 32], &[33, 200]),
     ([1, 1, 32], &[8300]),
 ];
+/// Outputs of each matrix and inner size: whole packs of both types, around the packs of a warp and of
+/// a block.
+const MULTIPLIED: [([usize; 3], usize); 5] =
+    [([1, 0, 0], 8), ([5, 3, 2], 24), ([2, 7, 0], 256), ([3, 1, 1], 264), ([9, 0, 0], 1032)];
 
 /// Everything, in the order of a forward pass.
 pub fn subjects() -> Vec<Subject> {
@@ -111,6 +125,7 @@ pub fn subjects() -> Vec<Subject> {
         Subject::new("kv_append.cu", kv_append()),
     ];
     all.extend(AttentionVariant::all().map(attention));
+    all.extend(TILED.iter().map(|(heads, sizes)| attention_tiled(*heads, sizes)));
     all.extend(SPLIT.iter().map(|(heads, positions)| attention_split(*heads, positions)));
     all.push(Subject::new("swiglu.cu", by_elements(cases::swiglu)));
     let mut shapes = by_elements(|bench, n| cases::residual_add(bench, n, false));
@@ -118,6 +133,7 @@ pub fn subjects() -> Vec<Subject> {
         cases::residual_add(bench, 257, true)
     }));
     all.push(Subject::new("residual_add.cu", shapes));
+    all.push(products());
     all
 }
 
@@ -155,32 +171,67 @@ fn kv_append() -> Vec<(String, Run)> {
     APPENDED.map(shape).into()
 }
 
-/// All launches but the fourth write the taps.
 fn attention(variant: AttentionVariant) -> Subject {
     let online = variant.softmax == Softmax::Online;
     let shape = |(i, shape): (usize, [usize; 5])| {
         let [tokens, n_head, n_head_kv, head_dim, positions] = shape;
         let heads = Heads { tokens, n_head, n_head_kv, head_dim, positions };
         let text = format!("T {tokens}, Hq {n_head}, Hk {n_head_kv}, D {head_dim}, P {positions}");
-        case(text, move |bench| attention::attention(bench, heads, i != 3, online))
+        case(text, move |bench| attention::attention(bench, heads, Taps::nth(i), online))
     };
     let shapes = ATTENDED.into_iter().enumerate().map(shape).collect();
     let subject = Subject::new("attention.cu", shapes);
     Subject { variant: variant.to_string(), defines: variant.defines(), ..subject }
 }
 
-/// All launches but the second write the taps.
+fn attention_tiled([n_head, n_head_kv, head_dim]: [usize; 3], sizes: &[[usize; 2]]) -> Subject {
+    let heads = |tokens, positions| Heads { tokens, n_head, n_head_kv, head_dim, positions };
+    let shape = |(i, &[tokens, positions]): (usize, &[usize; 2])| {
+        let heads = heads(tokens, positions);
+        let text = format!("T {tokens}, Hq {n_head}, Hk {n_head_kv}, D {head_dim}, P {positions}");
+        case(text, move |bench| attention::attention_tiled(bench, heads, Taps::nth(i)))
+    };
+    let shapes = sizes.iter().enumerate().map(shape).collect();
+    let tiled = AttentionVariant { prefill: Prefill::Tiled, ..Default::default() };
+    let defines = launch::tiled_defines(&attention::config(heads(1, 1)));
+    with_defines(Subject::new("attention_tiled.cu", shapes), tiled, defines)
+}
+
 fn attention_split([n_head, n_head_kv, head_dim]: [usize; 3], positions: &[usize]) -> Subject {
     let heads = |positions| Heads { tokens: 1, n_head, n_head_kv, head_dim, positions };
     let shape = |(i, &positions): (usize, &usize)| {
         let heads = heads(positions);
         let text = format!("Hq {n_head}, Hk {n_head_kv}, D {head_dim}, P {positions}");
-        case(text, move |bench| attention::attention_split(bench, heads, i != 1))
+        case(text, move |bench| attention::attention_split(bench, heads, Taps::nth(i)))
     };
     let shapes = positions.iter().enumerate().map(shape).collect();
-    let defines = Splits::defines(&attention::config(heads(1)));
     let split = AttentionVariant { decode: Decode::Split, ..Default::default() };
-    let decode = split.to_string().rsplit(',').next().unwrap_or_default().to_string();
-    let variant = format!("{decode},{}", defines.join(","));
-    Subject { variant, defines, ..Subject::new("attention_split.cu", shapes) }
+    let defines = Splits::defines(&attention::config(heads(1)));
+    with_defines(Subject::new("attention_split.cu", shapes), split, defines)
+}
+
+/// Named by the choice that the kernel is for, which comes last in a variant's name.
+fn with_defines(subject: Subject, variant: AttentionVariant, defines: Vec<String>) -> Subject {
+    let choice = variant.to_string().rsplit(',').next().unwrap_or_default().to_string();
+    let variant = format!("{choice},{}", defines.join(","));
+    Subject { variant, defines, ..subject }
+}
+
+/// Each shape with the launches of short and of long rows, into the storage type and into f32.
+fn products() -> Subject {
+    let mut shapes = Vec::new();
+    for (i, (outputs, inner)) in MULTIPLIED.into_iter().enumerate() {
+        for warps in [1, 4] {
+            let (wide, [a, b, c]) = (i % 2 == 0, outputs);
+            let out = if wide { " to f32" } else { "" };
+            let text = format!("{a} + {b} + {c} outputs of {inner}{out}, {warps} warps");
+            let product = product::Product { outputs, inner, warps, wide };
+            shapes.push(case(text, move |bench| product::gemv(bench, product)));
+        }
+    }
+    for (rows, n) in [(1, 1), (3, 31), (2, 257)] {
+        let text = format!("bias of {rows} rows of {n}");
+        shapes.push(case(text, move |bench| product::add_bias(bench, rows, n)));
+    }
+    Subject::new("cuda/gemv.cu", shapes)
 }
