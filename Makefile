@@ -2,7 +2,7 @@
 # (and keeps its own -j from cargo, which would otherwise look for a jobserver it cannot reach).
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup build demo test check bench faults mutants nvrtc examples fmt clean
+.PHONY: help setup build demo test check bench faults matrix mutants nvrtc examples fmt clean
 .PHONY: gpu-test gpu-bench gpu-sanitize gpu-bundle
 unexport MAKEFLAGS MFLAGS
 
@@ -45,6 +45,10 @@ bench: setup ## where time and memory of a run go
 
 faults: setup ## plant every fault and see whether it is found, blamed and named
 	cargo bench --locked --bench faults
+
+matrix: setup ## check the kernels with 3 models, 3 prompts, 2 dtypes and 8 variants, as docs/ci.md says
+	cargo build --release --locked
+	$(FIRSTDIFF) check --config fixtures/check/firstdiff.toml
 
 mutants: setup ## plant mistakes in the kernels and see whether `kernels check` finds them
 	cargo bench --locked --bench mutants

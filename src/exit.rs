@@ -1,6 +1,7 @@
 //! Exit codes, and which error leads to which.
 
 use crate::{
+    check::{ConfigError, MergeError},
     compare::FilterError,
     device::DeviceError,
     engine::EngineError,
@@ -46,6 +47,10 @@ pub enum Error {
     #[error("cannot read {path}: {source}; check the path")]
     Read { path: std::path::PathBuf, source: std::io::Error },
     #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Merge(#[from] MergeError),
+    #[error(transparent)]
     Filter(#[from] FilterError),
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -76,6 +81,7 @@ impl Error {
     pub fn exit(&self) -> Exit {
         match self {
             Error::Refused(_) => Exit::Refused,
+            Error::Merge(error) if error.is_refusal() => Exit::Refused,
             Error::Saved(error) if error.is_refusal() => Exit::Refused,
             Error::Device(_) => Exit::Device,
             Error::Engine(EngineError::Model(_) | EngineError::Kernel(_)) => Exit::BadInput,

@@ -44,6 +44,7 @@
 //! - [`replay`]: every operation again in f64, from a side's own inputs: guilty or cleared
 //! - [`diagnosis`]: why a guilty operation is wrong
 //! - [`report`]: the answer as text and JSON
+//! - [`check`]: many runs as one answer, for CI
 //! - [`progress`]: two reports, before and after a change of the engine
 //! - [`exit`]: errors and exit codes
 //!
@@ -54,6 +55,7 @@ pub mod arithmetic;
 pub mod baseline;
 pub mod cache;
 pub mod capture;
+pub mod check;
 pub mod compare;
 pub mod cross;
 pub mod device;

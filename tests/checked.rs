@@ -302,7 +302,7 @@ fn a_report_in_a_shared_function_says_where_it_was_called() {
 }
 
 /// A folder with one kernel file, changed.
-fn changed(file: &str, from: &str, to: &str) -> tempfile::TempDir {
+pub fn changed(file: &str, from: &str, to: &str) -> tempfile::TempDir {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(file);
     let text = std::fs::read_to_string(path).unwrap();
     assert_eq!(text.matches(from).count(), 1, "{file}: {from}");

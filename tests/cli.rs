@@ -4,7 +4,7 @@ use assert_cmd::Command;
 use serde_json::Value;
 
 /// The program, in its own process.
-fn firstdiff(arguments: &[&str]) -> Command {
+pub fn firstdiff(arguments: &[&str]) -> Command {
     let mut command = Command::cargo_bin("firstdiff").unwrap();
     command.args(arguments);
     command

@@ -5,6 +5,8 @@ mod common;
 
 // Engines that bring their own trace: the header, the Python writer, the examples.
 mod bring;
+// A matrix of runs: its file, its verdicts, its parts.
+mod check;
 // What the checked build reports, and what it does not.
 mod checked;
 // The program as a user types it.

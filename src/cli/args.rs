@@ -32,6 +32,10 @@ pub enum Command {
     Progress(ProgressArgs),
     /// Compare the eight attention variants with llama.cpp
     Variants(VariantsArgs),
+    /// Run a whole matrix of models, prompts and variants from a file, for CI
+    Check(super::check::CheckArgs),
+    /// Join the results of `check --partition` into one
+    Merge(super::check::MergeArgs),
     /// Check kernels for races, bad accesses and wrong numbers, on this machine's CPU
     Kernels(super::kernels::KernelsArgs),
     /// List the faults that --fault can plant, and where each must be blamed

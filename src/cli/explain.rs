@@ -12,7 +12,7 @@ use firstdiff::{
     exit::{Error, Exit},
     model::Model,
     replay::Recording,
-    report::{Headline, REPORT_VERSION, Report, StepRow, guilt},
+    report::{Headline, REPORT_VERSION, Report, StepRow, answer, guilt},
     site::{Site, Stage},
     tensor::DType,
     trace::{Manifest, ModelId, Side, Step, TraceReader},
@@ -154,7 +154,7 @@ fn diagnose(
 
 fn headline(report: &Report, diagnosis: &Diagnosis, engine: &TraceReader) -> Headline {
     if let Some(compared) = &report.compared {
-        return run::answer(&report.sites, compared, Some(diagnosis));
+        return answer(&report.sites, compared, Some(diagnosis));
     }
     let mut steps = 0..engine.manifest().steps.len() as u32;
     let to_the_end = steps.all(|step| engine.has(Site::global(step, Stage::Logits)));

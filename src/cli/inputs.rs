@@ -188,7 +188,7 @@ pub fn fixture_of(blake3: &str) -> Result<Option<PathBuf>, Error> {
 }
 
 /// The embedded fixture, as a file in the cache: llama.cpp reads files.
-fn fixture() -> Result<PathBuf, Error> {
+pub fn fixture() -> Result<PathBuf, Error> {
     let name = format!("tiny-qwen2-f16-{}.gguf", &blake3::hash(FIXTURE).to_hex()[..12]);
     let written = cache::folder("fixture").and_then(|folder| {
         let path = folder.join(name);

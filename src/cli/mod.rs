@@ -2,6 +2,7 @@
 
 pub mod args;
 mod capture;
+mod check;
 mod diff;
 mod explain;
 mod inputs;
@@ -26,6 +27,8 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Error> {
         Command::Validate(args) => validate::validate(&args),
         Command::Progress(args) => tools::progress(&args),
         Command::Variants(args) => variants::variants(&args),
+        Command::Check(args) => check::check(&args),
+        Command::Merge(args) => check::merge(&args),
         Command::Kernels(args) => kernels::kernels(&args),
         Command::Faults => tools::faults(),
         Command::Synth(args) => tools::synth(&args),

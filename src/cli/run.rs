@@ -3,16 +3,15 @@
 use firstdiff::{
     baseline::first_position,
     capture::Choice,
-    diagnosis::Diagnosis,
     exit::{Error, Exit},
     model::{Ledger, Model},
     reference::Precision,
     report::{
-        Compared, DevicesSummary, Headline, ModelSummary, REPORT_VERSION, Report, SideSummary,
-        SiteRow, StepRow, headline, render,
+        Compared, DevicesSummary, ModelSummary, REPORT_VERSION, Report, SideSummary, SiteRow,
+        StepRow, answer, render,
     },
     run::{EngineSpec, Finished, Run},
-    verdict::{Outcome, Rule},
+    verdict::Rule,
 };
 
 use super::{
@@ -138,27 +137,6 @@ pub fn model_summary(model: &Model) -> Result<ModelSummary, Error> {
         parameters: model.parameters(),
         ledger: Ledger::read(model)?,
     })
-}
-
-/// The headline of compared sites. An engine whose every site is within the floor is not equal while
-/// one of its operations is wrong.
-pub fn answer(sites: &[SiteRow], compared: &Compared, diagnosis: Option<&Diagnosis>) -> Headline {
-    let first = |step| first_position(compared.prompt_tokens, step);
-    let diverged = sites.iter().find(|row| row.outcome == Outcome::Diverged);
-    let mut text = headline(sites, &compared.coverage, &compared.extent(), &first);
-    let mut exit = compared.coverage.exit();
-    if let Some(finding) = diagnosis.and_then(Diagnosis::first_of_engine)
-        && matches!(exit, Exit::Equal | Exit::NotMeasured)
-    {
-        exit = Exit::Diverged;
-        text = format!("wrong within the floor: {}: {}; {text}", finding.what, finding.cause.text);
-    }
-    Headline {
-        exit,
-        exit_code: exit as u8,
-        text,
-        first_divergence: diverged.map(|row| row.site.clone()),
-    }
 }
 
 /// The tolerance in words.

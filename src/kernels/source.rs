@@ -86,8 +86,8 @@ impl KernelSet {
         Ok(KernelSource { file: file.to_string(), text, defines })
     }
 
-    /// The text of a file: the folder's, else the embedded one.
-    fn read(&self, file: &str) -> Result<Option<String>, KernelError> {
+    /// The text of a file as it stands: the folder's, else the embedded one, if there is one.
+    pub fn read(&self, file: &str) -> Result<Option<String>, KernelError> {
         if let Some(path) = self.folder.as_ref().map(|folder| folder.join(file)) {
             match std::fs::read_to_string(&path) {
                 Ok(text) => return Ok(Some(text)),

@@ -3,12 +3,13 @@
 use std::fmt::Write;
 
 use crate::{
+    baseline,
     diagnosis::{Certainty, Diagnosis, Finding, SideReplay, Verdict},
     exit::Exit,
     replay::Operation,
     report::{
-        Report,
-        terminal::{BAD, DIM, GOOD, coordinates, first_position, line, number},
+        Compared, Headline, Report, SiteRow,
+        terminal::{BAD, DIM, GOOD, coordinates, first_position, headline, line, number},
     },
     site::Site,
     verdict::Outcome,
@@ -16,6 +17,27 @@ use crate::{
 
 /// At most this many causes that give the same numbers, invariants or results are named.
 const MAX_NAMED: usize = 4;
+
+/// The headline of compared sites. An engine whose every site is within the floor is not equal while
+/// one of its operations is wrong.
+pub fn answer(sites: &[SiteRow], compared: &Compared, diagnosis: Option<&Diagnosis>) -> Headline {
+    let first = |step| baseline::first_position(compared.prompt_tokens, step);
+    let diverged = sites.iter().find(|row| row.outcome == Outcome::Diverged);
+    let mut text = headline(sites, &compared.coverage, &compared.extent(), &first);
+    let mut exit = compared.coverage.exit();
+    if let Some(finding) = diagnosis.and_then(Diagnosis::first_of_engine)
+        && matches!(exit, Exit::Equal | Exit::NotMeasured)
+    {
+        exit = Exit::Diverged;
+        text = format!("wrong within the floor: {}: {}; {text}", finding.what, finding.cause.text);
+    }
+    Headline {
+        exit,
+        exit_code: exit as u8,
+        text,
+        first_divergence: diverged.map(|row| row.site.clone()),
+    }
+}
 
 /// The guilty operations with their causes.
 pub fn blame(text: &mut String, report: &Report, diagnosis: &Diagnosis) {
@@ -160,7 +182,7 @@ fn certainty(finding: &Finding) -> String {
 
 /// The sites that differ though their operations are right.
 fn inherits(text: &mut String, report: &Report, diagnosis: &Diagnosis) {
-    let is_diverged = |row: &&crate::report::SiteRow| row.outcome == Outcome::Diverged;
+    let is_diverged = |row: &&SiteRow| row.outcome == Outcome::Diverged;
     let diverged = report.sites.iter().filter(is_diverged);
     let cleared = diverged.filter(|row| {
         !diagnosis.is_guilty(Operation { layer: row.place.layer, stage: row.place.stage })

@@ -5,7 +5,7 @@ mod devices;
 mod schema;
 mod terminal;
 
-pub use blame::guilt;
+pub use blame::{answer, guilt};
 pub(crate) use blame::{grouped, named, whose};
 pub use schema::{
     Compared, DevicesSummary, Headline, ModelSummary, REPORT_VERSION, Report, SideSummary, SiteRow,

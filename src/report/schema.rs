@@ -53,7 +53,7 @@ impl Report {
 }
 
 /// The answer.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Headline {
     pub exit: Exit,
     pub exit_code: u8,

@@ -1,0 +1,25 @@
+//! Many runs as one answer, for CI: models x prompts x storage x attention variants x devices.
+//!
+//! `config` reads the file that says what is to be checked, `matrix` makes the cases of it and splits
+//! them over machines, `cases` runs them, `results` holds what came out, `kernel` finds the line of a
+//! `.cu` file that it is about; `annotations`, `junit` and `summary` write it for others to read, and
+//! `merge` joins the parts.
+
+mod annotations;
+mod cases;
+mod config;
+mod junit;
+mod kernel;
+mod matrix;
+mod merge;
+mod results;
+mod summary;
+
+pub use annotations::annotations;
+pub use cases::{Opened, run};
+pub use config::{Config, ConfigError};
+pub use junit::junit;
+pub use matrix::{Case, Partition};
+pub use merge::{MergeError, merge, read};
+pub use results::{CaseResult, Guilty, Place, Results};
+pub use summary::summary;

@@ -1,0 +1,133 @@
+//! `firstdiff check` and `firstdiff merge`: a matrix of runs as one answer, for CI.
+
+use std::{
+    io::{IsTerminal, Write},
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use firstdiff::{
+    check::{self, Config, Opened, Partition, Results},
+    exit::{Error, Exit},
+};
+
+use super::{inputs, output};
+
+#[derive(Args)]
+pub struct CheckArgs {
+    /// What to check: models, prompts, dtypes, variants, tolerances (see docs/ci.md)
+    #[arg(short, long, value_name = "FILE", default_value = "firstdiff.toml")]
+    config: PathBuf,
+    /// Folder whose .cu files replace the embedded ones of the same name, and the file's `kernels`
+    #[arg(long, value_name = "DIR")]
+    kernels: Option<PathBuf>,
+    /// Run a part of the cases: hash:M/N or slice:M/N, the M-th of N parts
+    #[arg(long, value_name = "PART")]
+    partition: Option<Partition>,
+    #[command(flatten)]
+    write: WriteArgs,
+}
+
+#[derive(Args)]
+pub struct MergeArgs {
+    /// Results of `firstdiff check --partition ... --json FILE`, all parts of one check
+    #[arg(required = true, value_name = "PART.json")]
+    parts: Vec<PathBuf>,
+    #[command(flatten)]
+    write: WriteArgs,
+}
+
+/// Where the results go, besides standard output and the job summary (`GITHUB_STEP_SUMMARY`).
+#[derive(Args)]
+struct WriteArgs {
+    /// Write the results as JSON; `-` prints them instead of the text
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the results as JUnit XML, one test case a case
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    /// Print GitHub's annotations of what failed; on by itself in its Actions
+    #[arg(long)]
+    annotations: bool,
+}
+
+/// Runs the matrix of a file, or a part of it.
+pub fn check(args: &CheckArgs) -> Result<Exit, Error> {
+    args.write.check()?;
+    let config = Config::read(&args.config, args.kernels.as_deref())?;
+    let opened = Opened::open(&config, &inputs::fixture)?;
+    let total = match args.partition {
+        Some(partition) => partition.choose(config.cases()).len(),
+        None => config.cases().len(),
+    };
+    let bar = output::progress(Some(total as u64), "checking");
+    let mut done = 0;
+    let results = check::run(&config, &opened, args.partition, &mut |case, n| {
+        done += 1;
+        bar.inc(1);
+        // Where there is no bar, a log should show that something happens.
+        if !std::io::stderr().is_terminal() {
+            eprintln!("{done}/{n} {:.1} s {}", case.seconds, case.line());
+        }
+    })?;
+    bar.finish_and_clear();
+    finish(&results, &args.write)
+}
+
+/// Joins parts.
+pub fn merge(args: &MergeArgs) -> Result<Exit, Error> {
+    args.write.check()?;
+    let read = |path: &PathBuf| Ok((path.clone(), check::read(path)?));
+    let parts = args.parts.iter().map(read).collect::<Result<_, Error>>()?;
+    finish(&check::merge(parts)?, &args.write)
+}
+
+/// Writes the results everywhere they are wanted, and gives their exit code.
+fn finish(results: &Results, write: &WriteArgs) -> Result<Exit, Error> {
+    if let Some(path) = &write.json {
+        output::write_json(results, path)?;
+    }
+    if let Some(path) = &write.junit {
+        firstdiff::cache::write_atomic(path, check::junit(results).as_bytes())
+            .map_err(|source| Error::Write { path: path.clone(), source })?;
+    }
+    if let Some(path) = variable("GITHUB_STEP_SUMMARY") {
+        append(Path::new(&path), &check::summary(results))?;
+    }
+    let json_is_printed = write.json.as_deref().is_some_and(output::is_stdout);
+    if !json_is_printed {
+        output::print(&results.lines())?;
+    }
+    if write.annotations || variable("GITHUB_ACTIONS").is_some_and(|value| value == "true") {
+        let annotations = check::annotations(results);
+        match json_is_printed {
+            // The runner reads both streams.
+            true => eprint!("{annotations}"),
+            false => output::print(&annotations)?,
+        }
+    }
+    Ok(results.headline.exit)
+}
+
+fn variable(name: &str) -> Option<std::ffi::OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+fn append(path: &Path, text: &str) -> Result<(), Error> {
+    let write = |source| Error::Write { path: path.to_path_buf(), source };
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(write)
+}
+
+impl WriteArgs {
+    /// Refuses files that cannot be written, before hours of work.
+    fn check(&self) -> Result<(), Error> {
+        output::check_json(self.json.as_deref())?;
+        match self.junit.as_deref() {
+            Some(path) if output::is_stdout(path) => {
+                Err(Error::Usage("--junit writes a file; give it a path".to_string()))
+            }
+            path => output::check_json(path),
+        }
+    }
+}
