@@ -33,6 +33,7 @@
 //! - [`engine`]: the forward pass over a device
 //! - [`trace`]: a side recorded to a folder, by firstdiff or by `include/firstdiff.h` in any engine
 //! - [`spool`]: a side recorded for the length of a run
+//! - [`survey`]: what looks wrong with a recording itself
 //!
 //! The verdict:
 //! - [`baseline`]: the reference's tokens and floor, measured once and cached
@@ -72,6 +73,7 @@ pub mod report;
 pub mod run;
 pub mod site;
 pub mod spool;
+pub mod survey;
 pub mod synth;
 pub mod tensor;
 pub mod trace;

@@ -5,4 +5,5 @@ mod header;
 mod python;
 mod schema;
 mod support;
+mod survey;
 mod validate;
