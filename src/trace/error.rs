@@ -142,7 +142,7 @@ pub enum TraceError {
         expected: Vec<usize>,
         found: Vec<usize>,
         /// The layout that it would fit, in words, or nothing.
-        fits: String,
+        fits: Box<str>,
     },
     #[error(
         "{path} has {site} with the bytes of each element swapped, as its values are sane only \

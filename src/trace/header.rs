@@ -199,7 +199,7 @@ impl StepFile<'_> {
         let expected = self.layout.shape(&path, site, tokens, positions)?;
         if info.shape != expected {
             let found = info.shape.clone();
-            let fits = fits(site, &found, &expected, self.layout.config());
+            let fits = fits(site, &found, &expected, self.layout.config()).into();
             return Err(TraceError::TensorShape { path, name, expected, found, fits });
         }
         if element_size(info.dtype).is_none() {
