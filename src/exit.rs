@@ -3,6 +3,7 @@
 use crate::{
     compare::FilterError,
     device::DeviceError,
+    dump::DumpError,
     engine::EngineError,
     gguf::GgufError,
     gguf::WriteError,
@@ -58,6 +59,8 @@ pub enum Error {
     #[error(transparent)]
     Device(#[from] DeviceError),
     #[error(transparent)]
+    Dump(#[from] DumpError),
+    #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
     Reference(#[from] ReferenceError),
@@ -83,7 +86,9 @@ impl Error {
                 Exit::BadInput
             }
             Error::Engine(_) => Exit::Device,
-            Error::Trace(error) | Error::Replay(ReplayError::Trace(error)) => match error.kind() {
+            Error::Trace(error)
+            | Error::Replay(ReplayError::Trace(error))
+            | Error::Dump(DumpError::Trace(error)) => match error.kind() {
                 Kind::BadInput => Exit::BadInput,
                 Kind::Refused => Exit::Refused,
                 Kind::Internal => Exit::Internal,

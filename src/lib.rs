@@ -32,6 +32,7 @@
 //! - [`fault`]: bugs to plant, and where each must be blamed
 //! - [`engine`]: the forward pass over a device
 //! - [`trace`]: a side recorded to a folder, by firstdiff or by `include/firstdiff.h` in any engine
+//! - [`dump`]: arrays of other programs as a trace, and which of them is which site
 //! - [`spool`]: a side recorded for the length of a run
 //! - [`survey`]: what looks wrong with a recording itself
 //!
@@ -59,6 +60,7 @@ pub mod cross;
 pub mod device;
 pub mod diagnosis;
 pub mod doctor;
+pub mod dump;
 pub mod engine;
 pub mod exit;
 pub mod fault;

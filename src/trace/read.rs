@@ -62,6 +62,13 @@ impl TraceReader {
         self.places.keys().copied()
     }
 
+    /// The shape of a site of the model in a recorded step.
+    pub fn shape(&self, site: Site) -> Result<Vec<usize>, TraceError> {
+        let step = &self.manifest.steps[site.step as usize];
+        let layout = Layout::new(&self.folder, &self.manifest.model)?;
+        layout.shape(&self.folder, site, step.tokens.len(), step.positions())
+    }
+
     /// Whether the site was recorded.
     pub fn has(&self, site: Site) -> bool {
         self.places.contains_key(&site)

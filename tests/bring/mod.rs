@@ -1,5 +1,6 @@
 //! Engines that firstdiff does not run: their traces, and what is said of them.
 
+mod dump;
 mod engines;
 mod header;
 mod python;

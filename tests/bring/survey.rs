@@ -138,14 +138,14 @@ fn bytes_in_a_foreign_order_are_refused_in_every_format() {
 }
 
 /// Our engine's and llama.cpp's traces of the short prompt.
-struct Sides {
-    parent: tempfile::TempDir,
-    engine: PathBuf,
-    reference: PathBuf,
+pub struct Sides {
+    pub parent: tempfile::TempDir,
+    pub engine: PathBuf,
+    pub reference: PathBuf,
 }
 
 impl Sides {
-    fn new() -> Sides {
+    pub fn new() -> Sides {
         let parent = tempfile::tempdir().unwrap();
         let at = |side: &str| {
             let folder = parent.path().join(side);
