@@ -2,7 +2,7 @@
 # (and keeps its own -j from cargo, which would otherwise look for a jobserver it cannot reach).
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup build demo test check bench faults matrix mutants nvrtc examples fmt clean
+.PHONY: help setup build demo test check bench faults matrix mutants fuzz nvrtc examples fmt clean
 .PHONY: gpu-test gpu-bench gpu-sanitize gpu-bundle
 unexport MAKEFLAGS MFLAGS
 
@@ -40,8 +40,9 @@ check: setup ## formatting, lints and tests: what CI runs
 	cargo clippy --release --locked --all-targets -- -D warnings
 	cargo test --release --locked
 
-bench: setup ## where time and memory of a run go
+bench: setup ## where time and memory of a run go, and what firstdiff.h costs
 	cargo bench --locked --bench run
+	cargo bench --locked --bench header
 
 faults: setup ## plant every fault and see whether it is found, blamed and named
 	cargo bench --locked --bench faults
@@ -52,6 +53,9 @@ matrix: setup ## check the kernels with 3 models, 3 prompts, 2 dtypes and 8 vari
 
 mutants: setup ## plant mistakes in the kernels and see whether `kernels check` finds them
 	cargo bench --locked --bench mutants
+
+fuzz: setup ## read traces damaged at random for ten minutes
+	cargo bench --locked --bench fuzz
 
 nvrtc: ## compile the kernels with the real NVRTC for sm_80, sm_90 and sm_120; needs no GPU
 	scripts/nvrtc.sh

@@ -4,6 +4,7 @@ use crate::{
     check::{ConfigError, MergeError},
     compare::FilterError,
     device::DeviceError,
+    dump::DumpError,
     engine::EngineError,
     gguf::GgufError,
     gguf::WriteError,
@@ -63,6 +64,8 @@ pub enum Error {
     #[error(transparent)]
     Device(#[from] DeviceError),
     #[error(transparent)]
+    Dump(#[from] DumpError),
+    #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
     Reference(#[from] ReferenceError),
@@ -89,7 +92,9 @@ impl Error {
                 Exit::BadInput
             }
             Error::Engine(_) => Exit::Device,
-            Error::Trace(error) | Error::Replay(ReplayError::Trace(error)) => match error.kind() {
+            Error::Trace(error)
+            | Error::Replay(ReplayError::Trace(error))
+            | Error::Dump(DumpError::Trace(error)) => match error.kind() {
                 Kind::BadInput => Exit::BadInput,
                 Kind::Refused => Exit::Refused,
                 Kind::Internal => Exit::Internal,

@@ -33,7 +33,9 @@
 //! - [`fault`]: bugs to plant, and where each must be blamed
 //! - [`engine`]: the forward pass over a device
 //! - [`trace`]: a side recorded to a folder, by firstdiff or by `include/firstdiff.h` in any engine
+//! - [`dump`]: arrays of other programs as a trace, and which of them is which site
 //! - [`spool`]: a side recorded for the length of a run
+//! - [`survey`]: what looks wrong with a recording itself
 //!
 //! The verdict:
 //! - [`baseline`]: the reference's tokens and floor, measured once and cached
@@ -61,6 +63,7 @@ pub mod cross;
 pub mod device;
 pub mod diagnosis;
 pub mod doctor;
+pub mod dump;
 pub mod engine;
 pub mod exit;
 pub mod fault;
@@ -76,6 +79,7 @@ pub mod report;
 pub mod run;
 pub mod site;
 pub mod spool;
+pub mod survey;
 pub mod synth;
 pub mod tensor;
 pub mod trace;

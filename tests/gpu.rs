@@ -81,7 +81,7 @@ fn alike(
     (file, defines): (&str, &[String]),
     dtype: DType,
     what: &str,
-    work: &dyn Fn(&dyn Device) -> Result<Vec<f32>, DeviceError>,
+    work: impl Fn(&dyn Device) -> Result<Vec<f32>, DeviceError>,
 ) {
     let mut host = HostDevice::new(Default::default()).unwrap();
     let mut cuda = CudaDevice::new().unwrap();
@@ -99,26 +99,26 @@ fn every_kernel_of_rows_and_elements_gives_the_same_on_both_devices() {
             let what = format!("({rows}, {n})");
             let x = random_values(rows * n, 1);
             let weight = random_values(n, 2);
-            alike(("rms_norm.cu", &[]), dtype, &what, &|device| {
+            alike(("rms_norm.cu", &[]), dtype, &what, |device| {
                 let (x, weight) = (put(device, dtype, &x), put(device, DType::F32, &weight));
                 let out = put(device, dtype, &vec![0.0; rows * n]);
                 launch::rms_norm(device, dtype, &out, (&x, 0), &weight, (rows, n), 1e-6)?;
                 Ok(get(device, dtype, &out))
             });
-            alike(("embedding.cu", &[]), dtype, &what, &|device| {
+            alike(("embedding.cu", &[]), dtype, &what, |device| {
                 let (table, ids) = (put(device, dtype, &x), integers(device, (0..rows).rev()));
                 let out = put(device, dtype, &vec![0.0; rows * n]);
                 launch::embedding(device, dtype, &out, &table, (&ids, 0), (rows, n))?;
                 Ok(get(device, dtype, &out))
             });
             let y = random_values(rows * n, 3);
-            alike(("swiglu.cu", &[]), dtype, &what, &|device| {
+            alike(("swiglu.cu", &[]), dtype, &what, |device| {
                 let (gate, up) = (put(device, dtype, &x), put(device, dtype, &y));
                 let out = put(device, dtype, &vec![0.0; rows * n]);
                 launch::swiglu(device, dtype, &out, (&gate, &up), rows * n)?;
                 Ok(get(device, dtype, &out))
             });
-            alike(("residual_add.cu", &[]), dtype, &what, &|device| {
+            alike(("residual_add.cu", &[]), dtype, &what, |device| {
                 let (x, y) = (put(device, dtype, &x), put(device, dtype, &y));
                 launch::residual_add(device, dtype, &x, (&x, &y), rows * n)?;
                 Ok(get(device, dtype, &x))
@@ -136,7 +136,7 @@ fn every_kernel_of_heads_gives_the_same_on_both_devices() {
             let x = random_values(tokens * n_head * head_dim, 4);
             let factors = random_values(head_dim / 2, 5);
             for (neox, scaled) in [(true, false), (false, true)] {
-                alike(("rope.cu", &[]), dtype, &what, &|device| {
+                alike(("rope.cu", &[]), dtype, &what, |device| {
                     let (x, out) = (put(device, dtype, &x), put(device, dtype, &x));
                     let positions = integers(device, 5..5 + tokens);
                     let factors: Vec<f32> = factors.iter().map(|f| 2.0 + f).collect();
@@ -147,7 +147,7 @@ fn every_kernel_of_heads_gives_the_same_on_both_devices() {
                     Ok(get(device, dtype, &out))
                 });
             }
-            alike(("kv_append.cu", &[]), dtype, &what, &|device| {
+            alike(("kv_append.cu", &[]), dtype, &what, |device| {
                 let capacity = tokens + 9;
                 let empty = vec![0.0; n_head * capacity * head_dim];
                 let (k, v) = (put(device, dtype, &empty), put(device, dtype, &empty));
@@ -236,7 +236,7 @@ fn every_kernel_of_attention_gives_the_same_on_both_devices() {
                 let shape = Shape { tokens, n_head, n_head_kv, head_dim, positions };
                 let online = variant.decodes_alike();
                 let files = ("attention.cu", &variant.defines()[..]);
-                alike(files, dtype, &format!("{shape:?}"), &|device| {
+                alike(files, dtype, &format!("{shape:?}"), |device| {
                     Ok(attention(device, dtype, shape, online, Kernel::Plain)?.concat())
                 });
             }

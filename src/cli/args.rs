@@ -28,6 +28,10 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Say what is in a trace, what is missing or wrong, and which verdicts it allows
     Validate(ValidateArgs),
+    /// Find out which array of a dump is which tensor, by its values
+    Align(AlignArgs),
+    /// Write a dump as a trace, as a mapping file says
+    Import(ImportArgs),
     /// Say what a change of the engine fixed: the causes in two reports of `run --json`
     Progress(ProgressArgs),
     /// Compare the eight attention variants with llama.cpp
@@ -169,6 +173,36 @@ pub struct ExplainArgs {
 pub struct ValidateArgs {
     /// The trace, whole or of a run that was killed
     pub trace: PathBuf,
+}
+
+#[derive(Args)]
+pub struct AlignArgs {
+    /// Folder of .npy or .safetensors files
+    pub dump: PathBuf,
+    /// The reference's trace of the same tokens
+    #[arg(long, value_name = "TRACE")]
+    pub reference: PathBuf,
+    /// Mapping file to write
+    #[arg(short, long, value_name = "MAP", default_value = "map.toml")]
+    pub output: PathBuf,
+}
+
+#[derive(Args)]
+pub struct ImportArgs {
+    /// Folder of .npy or .safetensors files
+    pub dump: PathBuf,
+    /// Mapping file, written by hand or by `firstdiff align`
+    #[arg(long, value_name = "MAP")]
+    pub map: PathBuf,
+    /// The reference's trace of the same tokens
+    #[arg(long, value_name = "TRACE")]
+    pub reference: PathBuf,
+    /// Folder to write the trace to
+    #[arg(short, long, value_name = "TRACE")]
+    pub output: PathBuf,
+    /// Storage of weights, activations and KV cache in the program that wrote the dump
+    #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
+    pub dtype: DTypeArg,
 }
 
 #[derive(Args)]

@@ -8,8 +8,9 @@ use firstdiff::{
     exit::{Error, Exit},
     report::{Compared, REPORT_VERSION, Report, SideSummary, SiteRow, StepRow, answer},
     site::Site,
+    survey,
     trace::{Manifest, Side, Step, TraceReader, comparable, feed},
-    verdict::{Coverage, Rule, SiteReport, judge},
+    verdict::{Coverage, Outcome, Rule, SiteReport, judge},
 };
 
 use super::{args::DiffArgs, inputs, output, run};
@@ -45,7 +46,15 @@ pub fn report(
     let all = longer.model_sites()?;
     filter.check(&all)?;
     let sites: Vec<Site> = all.iter().copied().filter(|&site| filter.wants(site)).collect();
+    // Before the comparison: a foreign byte order is a refusal.
+    let suspicious = survey::alone(engine)?;
     let reports = judge_traces(engine, reference, &sites, filter, floor, rule)?;
+    let is_diverged = |report: &&SiteReport| report.outcome == Outcome::Diverged;
+    let diverged: Vec<Site> =
+        reports.iter().filter(is_diverged).map(|report| report.site).collect();
+    let mut notes = vec![format!("traces of the same model, {}", longer.manifest().model.name)];
+    notes.extend(suspicious);
+    notes.extend(survey::beside(engine, reference, &diverged)?);
     let coverage = Coverage::of(&reports, all.len(), sites.len());
     let prompt_tokens = longer.manifest().steps[0].tokens.len();
     let rows: Vec<SiteRow> = reports.into_iter().map(SiteRow::from).collect();
@@ -70,7 +79,7 @@ pub fn report(
         compared: Some(compared),
         diagnosis: None,
         steps: steps(engine, reference)?,
-        notes: vec![format!("traces of the same model, {}", longer.manifest().model.name)],
+        notes,
         sites: rows,
         seconds: 0.0,
     })

@@ -1,6 +1,7 @@
 //! `firstdiff explain`: the diagnosis of `run`, from a recorded engine.
 
 use std::{
+    cell::LazyCell,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -11,11 +12,13 @@ use firstdiff::{
     diagnosis::Diagnosis,
     exit::{Error, Exit},
     model::Model,
+    reference::Vocabulary,
     replay::Recording,
     report::{Headline, REPORT_VERSION, Report, StepRow, answer, guilt},
     site::{Site, Stage},
+    survey,
     tensor::DType,
-    trace::{Manifest, ModelId, Side, Step, TraceReader},
+    trace::{Manifest, ModelId, Side, Step, TraceError, TraceReader, comparable},
     verdict::Rule,
 };
 
@@ -34,6 +37,9 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     let reference = args.reference.as_deref().map(|path| open(path, Side::Reference));
     let reference = reference.transpose()?;
     let model = model(args, engine.manifest())?;
+    if let Some(reference) = &reference {
+        same_tokens(&engine, reference, &model)?;
+    }
     let mut report = match &reference {
         Some(reference) => {
             bar.set_message("comparing sites");
@@ -49,6 +55,10 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
         report.notes.push(SPANNED.to_string());
     }
     report.diagnosis = Some(diagnosis);
+    bar.set_message("looking for what was recorded wrongly");
+    let vocabulary = LazyCell::new(|| Vocabulary::load(&model));
+    let text = |token| vocabulary.as_ref().map_or(String::new(), |loaded| loaded.text(token));
+    report.notes.extend(survey::embedding(&engine, &model, &text)?);
     report.model = Some(run::model_summary(&model)?);
     report.seconds = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
@@ -86,7 +96,7 @@ fn model(args: &ExplainArgs, manifest: &Manifest) -> Result<Model, Error> {
     let model = Model::open(&path)?;
     let found = ModelId::new(id.name.clone(), model.hash(), &model.config);
     if found.blake3 != id.blake3 {
-        let other = format!("{} has blake3 {}", path.display(), found.blake3);
+        let other = format!("{} has blake3 {}{}", path.display(), found.blake3, id.alike(&found));
         return Err(Error::Refused(format!("{recorded}, {other}; name the first with -m")));
     }
     // The shapes of the tensors were checked by the manifest's: they must be the model's own.
@@ -97,6 +107,18 @@ fn model(args: &ExplainArgs, manifest: &Manifest) -> Result<Model, Error> {
         )));
     }
     Ok(model)
+}
+
+/// Refuses other token ids with their texts, which a trace alone does not have.
+fn same_tokens(engine: &TraceReader, reference: &TraceReader, model: &Model) -> Result<(), Error> {
+    match comparable(engine.manifest(), reference.manifest()) {
+        Err(error @ TraceError::OtherTokens { a, b, .. }) => {
+            let vocabulary = Vocabulary::load(model)?;
+            let (a, b) = (vocabulary.text(a), vocabulary.text(b));
+            Err(Error::Refused(format!("{error} (the engine has {a:?}, the reference {b:?})")))
+        }
+        other => Ok(other.map(drop)?),
+    }
 }
 
 /// The report of an engine that is compared with nothing; its headline is yet to come.
@@ -123,7 +145,7 @@ fn alone(trace: &TraceReader) -> Result<Report, Error> {
         compared: None,
         diagnosis: None,
         steps: manifest.steps.iter().enumerate().map(row).collect::<Result<_, Error>>()?,
-        notes: Vec::new(),
+        notes: survey::alone(trace)?,
         sites: Vec::new(),
         seconds: 0.0,
     })

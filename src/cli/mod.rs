@@ -4,6 +4,7 @@ pub mod args;
 mod capture;
 mod check;
 mod diff;
+mod dump;
 mod explain;
 mod inputs;
 pub mod interrupt;
@@ -25,6 +26,8 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Error> {
         Command::Diff(args) => diff::diff(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Validate(args) => validate::validate(&args),
+        Command::Align(args) => dump::align(&args),
+        Command::Import(args) => dump::import(&args),
         Command::Progress(args) => tools::progress(&args),
         Command::Variants(args) => variants::variants(&args),
         Command::Check(args) => check::check(&args),

@@ -7,7 +7,8 @@ use firstdiff::{
     model::Config,
     replay::Operation,
     site::{Site, Stage},
-    trace::{Inspection, MANIFEST_FILE, UNFINISHED_FILE},
+    survey,
+    trace::{Inspection, MANIFEST_FILE, TraceReader, UNFINISHED_FILE},
 };
 
 use super::{args::ValidateArgs, output};
@@ -16,6 +17,10 @@ use super::{args::ValidateArgs, output};
 pub fn validate(args: &ValidateArgs) -> Result<Exit, Error> {
     let bar = output::progress(None, "reading the trace");
     let found = Inspection::of(&args.trace)?;
+    let suspicious = match found.finished && found.errors.is_empty() {
+        true => survey::alone(&TraceReader::open(&args.trace)?)?,
+        false => Vec::new(),
+    };
     bar.finish_and_clear();
     let mut text = headline(&found);
     for error in &found.errors {
@@ -26,6 +31,9 @@ pub fn validate(args: &ValidateArgs) -> Result<Exit, Error> {
     }
     text.push_str(&contents(&found));
     text.push_str(&verdicts(&found));
+    for note in suspicious {
+        let _ = writeln!(text, "  suspicious {note}");
+    }
     output::print(&text)?;
     Ok(if found.errors.is_empty() && found.finished { Exit::Equal } else { Exit::Refused })
 }

@@ -4,7 +4,9 @@ mod callback;
 mod node;
 mod noise;
 mod session;
+mod vocabulary;
 mod widen;
 
 pub use noise::{Amplitude, Noise};
 pub use session::{Precision, Reference, ReferenceError, ReferenceOptions, Session};
+pub use vocabulary::Vocabulary;

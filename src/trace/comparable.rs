@@ -45,7 +45,8 @@ pub fn comparable(a: &Manifest, b: &Manifest) -> Result<Common, TraceError> {
 fn same_model(a: &ModelId, b: &ModelId) -> Result<(), TraceError> {
     if a.blake3 != b.blake3 {
         let show = |model: &ModelId| format!("{} (blake3 {})", model.name, model.blake3);
-        return Err(TraceError::OtherModel { a: show(a), b: show(b) });
+        let alike = a.alike(b);
+        return Err(TraceError::OtherModel { a: show(a), b: show(b), alike });
     }
     if a.architecture != b.architecture {
         let (a, b) = (a.architecture.clone(), b.architecture.clone());

@@ -135,13 +135,32 @@ pub enum TraceError {
     UnknownTensor { path: PathBuf, name: String },
     #[error("{path} has {name} as {found}, wanted F32, F16, BF16 or F64; fix its writer")]
     TensorType { path: PathBuf, name: String, found: String },
-    #[error("{path} has {name} of shape {found:?} instead of {expected:?}; fix its writer")]
-    TensorShape { path: PathBuf, name: String, expected: Vec<usize>, found: Vec<usize> },
+    #[error("{path} has {name} of shape {found:?}{fits} instead of {expected:?}; fix its writer")]
+    TensorShape {
+        path: PathBuf,
+        name: String,
+        expected: Vec<usize>,
+        found: Vec<usize>,
+        /// The layout that it would fit, in words, or nothing.
+        fits: Box<str>,
+    },
+    #[error(
+        "{path} has {site} with the bytes of each element swapped, as its values are sane only \
+         then; write little-endian"
+    )]
+    ByteOrder { path: PathBuf, site: Site },
 
     #[error("the traces have format versions {a} and {b}; record both with the same firstdiff")]
     OtherVersion { a: u32, b: u32 },
-    #[error("the traces are of different models, {a} and {b}; record both from the same file")]
-    OtherModel { a: String, b: String },
+    #[error(
+        "the traces are of different models, {a} and {b}{alike}; record both from the same file"
+    )]
+    OtherModel {
+        a: String,
+        b: String,
+        /// What the two have in common, in words, or nothing.
+        alike: &'static str,
+    },
     #[error("the traces disagree on {what}, {a} and {b}; record both from the same file")]
     OtherShapes { what: &'static str, a: String, b: String },
     #[error(

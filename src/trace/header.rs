@@ -14,13 +14,21 @@ use safetensors::{
 
 use super::{
     error::{Limit, TraceError},
-    layout::Layout,
+    layout::{Layout, fits},
     manifest::{Step, within},
 };
 use crate::site::Site;
 
 /// Elements read at a time.
 const CHUNK: usize = 16 * 1024;
+
+/// How the bytes of an element follow one another.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum ByteOrder {
+    /// Little-endian, as the format has it.
+    Own,
+    Swapped,
+}
 
 /// Where a tensor lies in its step's file.
 #[derive(Clone, Debug)]
@@ -32,8 +40,8 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Reads the tensor from the step's file as f32.
-    pub fn read(&self, mut file: File) -> io::Result<Vec<f32>> {
+    /// Reads the tensor from the step's file as f32, the bytes of each element in the order given.
+    pub fn read(&self, mut file: File, order: ByteOrder) -> io::Result<Vec<f32>> {
         let size = element_size(self.dtype).expect("checked when the trace was opened");
         let elements: usize = self.shape.iter().product();
         let mut data = Vec::with_capacity(elements);
@@ -42,6 +50,9 @@ impl Place {
         while data.len() < elements {
             let bytes = &mut bytes[..size * CHUNK.min(elements - data.len())];
             file.read_exact(bytes)?;
+            if order == ByteOrder::Swapped {
+                bytes.chunks_exact_mut(size).for_each(<[u8]>::reverse);
+            }
             data.extend(bytes.chunks_exact(size).map(|bytes| to_f32(self.dtype, bytes)));
         }
         Ok(data)
@@ -156,6 +167,10 @@ impl StepFile<'_> {
     fn header(&self, mut file: File) -> Result<(u64, Metadata), TraceError> {
         let length = read_bytes(&mut file, 8).or_else(|error| self.invalid(error.to_string()))?;
         let length = u64::from_le_bytes(length.try_into().expect("8 bytes were read"));
+        if length > self.step.bytes && length.swap_bytes() < self.step.bytes {
+            let reason = "its header's length is big-endian, the format is little-endian";
+            return self.invalid(reason.into());
+        }
         within(&self.path, Limit::HeaderBytes, length)?;
         let header =
             read_bytes(&mut file, length).or_else(|error| self.invalid(error.to_string()))?;
@@ -183,12 +198,9 @@ impl StepFile<'_> {
         let (tokens, positions) = (self.step.tokens.len(), self.step.positions());
         let expected = self.layout.shape(&path, site, tokens, positions)?;
         if info.shape != expected {
-            return Err(TraceError::TensorShape {
-                path,
-                name,
-                expected,
-                found: info.shape.clone(),
-            });
+            let found = info.shape.clone();
+            let fits = fits(site, &found, &expected, self.layout.config()).into();
+            return Err(TraceError::TensorShape { path, name, expected, found, fits });
         }
         if element_size(info.dtype).is_none() {
             return Err(TraceError::TensorType { path, name, found: info.dtype.to_string() });

@@ -241,6 +241,14 @@ impl ModelId {
         ModelId { name, blake3, architecture, shapes }
     }
 
+    /// What another file's model has in common with this one, to follow the names of both.
+    pub fn alike(&self, other: &ModelId) -> &'static str {
+        match self.architecture == other.architecture && self.shapes == other.shapes {
+            true => ", which have the same shapes: another quantisation or fine-tune",
+            false => "",
+        }
+    }
+
     /// Checks the model's own fields.
     pub(super) fn check(&self, path: &Path) -> Result<(), TraceError> {
         let refuse = |name: &str, reason: String| Err(field(path, format!("model.{name}"), reason));

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     error::{Limit, TraceError},
-    header::{Place, StepFile, open_file, read_bytes},
+    header::{ByteOrder, Place, StepFile, open_file, read_bytes},
     layout::Layout,
     manifest::{CHECKSUM_FILE, MANIFEST_FILE, Manifest, UNFINISHED_FILE, within},
 };
@@ -62,6 +62,13 @@ impl TraceReader {
         self.places.keys().copied()
     }
 
+    /// The shape of a site of the model in a recorded step.
+    pub fn shape(&self, site: Site) -> Result<Vec<usize>, TraceError> {
+        let step = &self.manifest.steps[site.step as usize];
+        let layout = Layout::new(&self.folder, &self.manifest.model)?;
+        layout.shape(&self.folder, site, step.tokens.len(), step.positions())
+    }
+
     /// Whether the site was recorded.
     pub fn has(&self, site: Site) -> bool {
         self.places.contains_key(&site)
@@ -82,10 +89,24 @@ impl TraceReader {
     ///
     /// f16 and bf16 are widened exactly; f64 is rounded to nearest, beyond the range to infinity.
     pub fn tensor(&self, site: Site) -> Result<Option<Tensor>, TraceError> {
+        self.read(site, ByteOrder::Own)
+    }
+
+    /// The same with the bytes of every element swapped: what a big-endian writer meant.
+    pub fn byte_swapped(&self, site: Site) -> Result<Option<Tensor>, TraceError> {
+        self.read(site, ByteOrder::Swapped)
+    }
+
+    /// The file that a step of the trace lies in.
+    pub fn path(&self, step: u32) -> PathBuf {
+        self.folder.join(&self.manifest.steps[step as usize].file)
+    }
+
+    fn read(&self, site: Site, order: ByteOrder) -> Result<Option<Tensor>, TraceError> {
         let Some(place) = self.places.get(&site) else { return Ok(None) };
-        let path = self.folder.join(&self.manifest.steps[site.step as usize].file);
+        let path = self.path(site.step);
         let data = File::open(&path)
-            .and_then(|file| place.read(file))
+            .and_then(|file| place.read(file, order))
             .map_err(TraceError::io("read", path))?;
         Ok(Some(Tensor::new(place.shape.clone(), data)))
     }

@@ -140,7 +140,7 @@ fn a_mistake_is_said_once_and_its_trace_is_refused() {
         ("layer", "there is no site q of layer 2"),
         ("shape", "q of layer 0 came as f32 (1, 4, 6); it has (1, 6, 4)"),
         ("twice", "logits of layer 0 came as f32 (1, 13, 1)"),
-        ("rows", "step 2: blk.0.q has 1 of 2 rows; record every token, or none"),
+        ("rows", "step 2: q of layer 0 has 1 of 2 rows; record every token, or none"),
         ("types", "q of layer 0 came as f16 (1, 6, 4)"),
         ("device", "a copy from the device failed"),
     ];

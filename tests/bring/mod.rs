@@ -1,8 +1,10 @@
 //! Engines that firstdiff does not run: their traces, and what is said of them.
 
+mod dump;
 mod engines;
 mod header;
 mod python;
 mod schema;
 mod support;
+mod survey;
 mod validate;

@@ -2,42 +2,12 @@
 
 use std::fs;
 
-use firstdiff::trace::{Inspection, MANIFEST_FILE, TraceReader};
+use firstdiff::trace::{MANIFEST_FILE, TraceReader};
 
-use super::support::{Random, Recorded};
-
-/// Changes a few bytes: flipped bits, random bytes, bytes cut out or doubled.
-fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
-    for _ in 0..=random.below(3) {
-        let at = random.below(bytes.len());
-        let end = (at + 1 + random.below(8)).min(bytes.len());
-        match random.below(5) {
-            0 => bytes[at] ^= 1 << random.below(8),
-            1 => bytes[at] = random.next() as u8,
-            // Digits keep the JSON valid, so that wrong numbers get deeper in.
-            2 | 3 => {
-                let digit = (at..bytes.len()).find(|&at| bytes[at].is_ascii_digit());
-                bytes[digit.unwrap_or(at)] = b'0' + random.below(10) as u8;
-            }
-            _ if random.below(2) == 0 => drop(bytes.drain(at..end)),
-            _ => {
-                let doubled = bytes[at..end].to_vec();
-                bytes.splice(at..at, doubled);
-            }
-        }
-    }
-}
-
-/// Opens the trace and, if it can be, reads it all. A panic fails the test.
-fn exercise(recorded: &Recorded) {
-    if let Ok(found) = Inspection::of(&recorded.folder) {
-        assert!(found.sites.iter().all(|site| found.model_sites().contains(site)));
-    }
-    let Ok(reader) = TraceReader::open(&recorded.folder) else { return };
-    for site in reader.sites() {
-        let _ = reader.tensor(site);
-    }
-}
+use super::{
+    fuzz::{damage, exercise},
+    support::{Random, Recorded},
+};
 
 #[test]
 fn a_flipped_bit_in_any_file_is_refused() {

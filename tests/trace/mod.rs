@@ -2,6 +2,7 @@
 
 mod compare;
 mod corrupt;
+mod fuzz;
 pub mod python;
 mod refuse;
 pub mod support;

@@ -1,0 +1,85 @@
+//! `firstdiff align` and `firstdiff import`: dumps that exist already.
+
+use std::fmt::Write;
+
+use firstdiff::{
+    cache,
+    dump::{Confidence, Dump, Mapping},
+    exit::{Error, Exit},
+    trace::TraceReader,
+};
+
+use super::{
+    args::{AlignArgs, ImportArgs},
+    interrupt, output,
+};
+
+/// Names of arrays that are shown.
+const MAX_NAMED: usize = 4;
+
+/// Writes the mapping of a dump, found by its values.
+pub fn align(args: &AlignArgs) -> Result<Exit, Error> {
+    let reference = TraceReader::open(&args.reference)?;
+    let dump = Dump::open(&args.dump)?;
+    let bar = output::progress(None, "comparing values");
+    let found = firstdiff::dump::align(&dump, &reference)?;
+    bar.finish_and_clear();
+    let write = |source| Error::Write { path: args.output.clone(), source };
+    cache::write_atomic(&args.output, found.to_string().as_bytes()).map_err(write)?;
+    let sure = found.matches.iter().filter(|found| found.confidence == Confidence::Sure).count();
+    let likely = found.matches.len() - sure;
+    let mut text = format!(
+        "{sure} of {} arrays sure, {likely} likely, {} ambiguous, {} unmatched: {}\n",
+        dump.arrays.len(),
+        found.ambiguous.len(),
+        found.unmatched.len(),
+        args.output.display()
+    );
+    let ambiguous: Vec<&str> = found.ambiguous.iter().map(|(name, _)| name.as_str()).collect();
+    let unmatched: Vec<&str> = found.unmatched.iter().map(String::as_str).collect();
+    for (label, names) in [("ambiguous", ambiguous), ("unmatched", unmatched)] {
+        if !names.is_empty() {
+            let _ = writeln!(text, "  {label:<10} {}", named(&names));
+        }
+    }
+    let scaled: Vec<&str> = (found.matches.iter())
+        .filter(|found| found.scale != 1.0)
+        .map(|found| found.name.as_str())
+        .collect();
+    if !scaled.is_empty() {
+        let _ = writeln!(
+            text,
+            "  scaled     {}: where the program does not mean it, strike the scale, or the bug is hidden",
+            named(&scaled)
+        );
+    }
+    output::print(&text)?;
+    Ok(if found.matches.is_empty() { Exit::NotMeasured } else { Exit::Equal })
+}
+
+/// Writes a dump as a trace.
+pub fn import(args: &ImportArgs) -> Result<Exit, Error> {
+    let reference = TraceReader::open(&args.reference)?;
+    let (dump, mapping) = (Dump::open(&args.dump)?, Mapping::open(&args.map)?);
+    interrupt::unfinished(&args.output);
+    let bar = output::progress(None, "writing the trace");
+    let storage = args.dtype.into();
+    let imported = firstdiff::dump::import(&dump, &mapping, &reference, storage, &args.output)?;
+    bar.finish_and_clear();
+    let mut text = format!("imported {} sites to {}\n", imported.sites, args.output.display());
+    if !imported.unmapped.is_empty() {
+        let names: Vec<&str> = imported.unmapped.iter().map(String::as_str).collect();
+        let _ = writeln!(text, "  unmapped   {}", named(&names));
+    }
+    output::print(&text)?;
+    Ok(Exit::Equal)
+}
+
+/// The first few names, and how many more there are.
+fn named(names: &[&str]) -> String {
+    let first = names[..names.len().min(MAX_NAMED)].join(", ");
+    match names.len().saturating_sub(MAX_NAMED) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
+}

@@ -1,0 +1,18 @@
+//! Dumps that exist already: tensors in files of numpy or safetensors, under names of their own.
+//!
+//! A mapping file says which is which; `align` writes it by comparing values with a reference.
+
+mod align;
+mod axes;
+mod error;
+mod files;
+mod import;
+mod map;
+mod signature;
+
+pub use align::{Alignment, Confidence, Match, align};
+pub use axes::Order;
+pub use error::DumpError;
+pub use files::{Array, Dump};
+pub use import::{Imported, import};
+pub use map::Mapping;

@@ -1,0 +1,283 @@
+//! Dumps under foreign names: found by their values, and read as their mapping says.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
+
+use firstdiff::{
+    dump::{Alignment, Confidence, Dump, Mapping, align},
+    site::{Site, Stage},
+    tensor::Tensor,
+    trace::TraceReader,
+};
+use half::f16;
+
+use super::survey::Sides;
+use crate::{
+    cli::{outcome, path, refused},
+    trace::support::Random,
+};
+
+/// The number type of a file of numpy.
+#[derive(Clone, Copy)]
+enum Type {
+    F16,
+    F32,
+    F64,
+}
+
+/// Writes a file of numpy; in Fortran order, of an array whose axes are the other way round.
+fn npy(file: &Path, shape: &[usize], values: &[f32], of: Type, fortran: bool) {
+    let bytes: Vec<u8> = match of {
+        Type::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+        Type::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Type::F64 => values.iter().flat_map(|&v| f64::from(v).to_le_bytes()).collect(),
+    };
+    let descr = ["<f2", "<f4", "<f8"][of as usize];
+    let shape: Vec<String> = shape.iter().map(|n| format!("{n},")).collect();
+    let order = if fortran { "True" } else { "False" };
+    let header = format!(
+        "{{'descr': '{descr}', 'fortran_order': {order}, 'shape': ({}), }}\n",
+        shape.join(" ")
+    );
+    let mut whole = b"\x93NUMPY\x01\x00".to_vec();
+    whole.extend((header.len() as u16).to_le_bytes());
+    whole.extend(header.as_bytes());
+    whole.extend(bytes);
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::write(file, whole).unwrap();
+}
+
+/// The tensor with its axes in that order.
+fn permuted(tensor: &Tensor, axes: &[usize]) -> Tensor {
+    let shape: Vec<usize> = axes.iter().map(|&axis| tensor.shape[axis]).collect();
+    let mut out = vec![0.0; tensor.data.len()];
+    for (flat, value) in out.iter_mut().enumerate() {
+        let at = Tensor::unravel(flat, &shape);
+        let own = (0..axes.len()).fold(0, |own, axis| {
+            let place = axes.iter().position(|&other| other == axis).unwrap();
+            own * tensor.shape[axis] + at[place]
+        });
+        *value = tensor.data[own];
+    }
+    Tensor::new(shape, out)
+}
+
+/// Writes every tensor of a trace under a random name, every second one in another layout, scale or
+/// row order. The site of each name.
+fn scramble(trace: &Path, to: &Path, types: &[Type]) -> BTreeMap<String, Site> {
+    let reader = TraceReader::open(trace).unwrap();
+    let mut random = Random(21);
+    let mut names = BTreeMap::new();
+    for (index, site) in reader.sites().enumerate() {
+        let mut tensor = reader.tensor(site).unwrap().unwrap();
+        if index % 2 == 1 {
+            match random.below(3) {
+                0 => {
+                    let mut axes: Vec<usize> = (0..tensor.shape.len()).collect();
+                    let turn = 1 + random.below(axes.len() - 1);
+                    axes.rotate_left(turn);
+                    tensor = permuted(&tensor, &axes);
+                }
+                1 => {
+                    let scale = [4.0, 0.125, -2.0, 0.5][random.below(4)];
+                    tensor.data.iter_mut().for_each(|value| *value *= scale);
+                }
+                _ => {
+                    let width = tensor.data.len() / tensor.shape[0];
+                    let rows = tensor.data.chunks(width).rev();
+                    tensor.data = rows.flatten().copied().collect();
+                }
+            }
+        }
+        if random.below(3) == 0 {
+            // Heads and their elements as one axis.
+            let first = tensor.shape[0];
+            tensor.shape = vec![first, tensor.data.len() / first];
+        }
+        let name = format!("x{:016x}", random.next());
+        let file = to.join(format!("{name}.npy"));
+        npy(&file, &tensor.shape, &tensor.data, types[random.below(types.len())], false);
+        names.insert(name, site);
+    }
+    names
+}
+
+/// Fails unless every array has its own site, or, where it is not sure, one with the same values.
+fn check(found: &Alignment, names: &BTreeMap<String, Site>, reference: &TraceReader) -> usize {
+    assert_eq!((found.ambiguous.len(), &found.unmatched), (0, &vec![]), "{found}");
+    assert_eq!(found.matches.len(), names.len());
+    let sites: BTreeSet<Site> = found.matches.iter().map(|found| found.site).collect();
+    assert_eq!(sites.len(), names.len(), "no site twice");
+    let value = |site| reference.tensor(site).unwrap().unwrap();
+    for line in &found.matches {
+        let own = names[&line.name];
+        let right = line.site == own;
+        let equal = line.confidence == Confidence::Likely && value(line.site) == value(own);
+        assert!(right || equal, "{own} is called {} by {line:?}", line.site);
+    }
+    found.matches.iter().filter(|found| found.confidence == Confidence::Sure).count()
+}
+
+#[test]
+fn a_dump_of_scrambled_names_and_layouts_is_recovered_and_never_wrong_where_sure() {
+    let sides = Sides::new();
+    let reference = TraceReader::open(&sides.reference).unwrap();
+    for (index, types) in [&[Type::F32, Type::F64][..], &[Type::F16]].into_iter().enumerate() {
+        let dump = sides.parent.path().join(format!("dump-{index}"));
+        let names = scramble(&sides.engine, &dump, types);
+        let found = align(&Dump::open(&dump).unwrap(), &reference).unwrap();
+        let sure = check(&found, &names, &reference);
+        // The caches of the prompt are the values put in: 16 sites that cannot be told apart.
+        assert!(sure >= names.len() - 24, "{sure} of {} sure: {found}", names.len());
+    }
+    // What was found is enough to read it: the trace is the engine's.
+    let (dump, map) = (sides.parent.path().join("dump-0"), sides.parent.path().join("map.toml"));
+    let trace = sides.parent.path().join("imported");
+    let reference = path(&sides.reference);
+    let (exit, out, err) =
+        outcome(&["align", path(&dump), "--reference", reference, "-o", path(&map)]);
+    assert_eq!((exit, err.as_str()), (0, ""), "{out}");
+    assert!(out.contains(" of 237 arrays sure, ") && out.contains("\n  scaled     x"), "{out}");
+    let import = ["import", path(&dump), "--map", path(&map), "--reference", reference];
+    let (exit, out, err) = outcome(&[&import[..], &["-o", path(&trace)]].concat());
+    assert_eq!((exit, err.as_str()), (0, ""), "{out}");
+    assert!(out.starts_with("imported 237 sites to "), "{out}");
+    let (exit, out, _) = outcome(&["explain", path(&trace), "--reference", reference]);
+    assert!(exit == 0 && out.starts_with("equal within the floor: 237 of 237 sites"), "{out}");
+}
+
+#[test]
+fn what_fits_several_sites_or_none_is_listed_and_a_bug_is_not_taken_for_a_scale() {
+    let sides = Sides::new();
+    let engine = TraceReader::open(&sides.engine).unwrap();
+    let reference = TraceReader::open(&sides.reference).unwrap();
+    let dump = sides.parent.path().join("dump");
+    let put = |name: &str, tensor: &Tensor, scale: f32| {
+        let values: Vec<f32> = tensor.data.iter().map(|value| value * scale).collect();
+        npy(&dump.join(format!("{name}.npy")), &tensor.shape, &values, Type::F32, false);
+    };
+    let of = |layer, stage| engine.tensor(Site::in_layer(0, layer, stage)).unwrap().unwrap();
+    let keys = of(0, Stage::KRope);
+    for name in ["keys-1", "keys-2", "keys-3"] {
+        put(name, &keys, 1.0);
+    }
+    put("noise", &Random(3).tensor(keys.shape.clone()), 1.0);
+    put("bug", &of(1, Stage::FfnUp), 1.01);
+    put("odd-scale", &of(1, Stage::FfnGate), 3.0);
+    put("zero", &of(1, Stage::Q), 0.0);
+    let found = align(&Dump::open(&dump).unwrap(), &reference).unwrap();
+    let line = |name: &str| found.matches.iter().find(|found| found.name == name).unwrap();
+    for name in ["keys-1", "keys-2", "bug", "odd-scale"] {
+        assert!(name == "bug" || line(name).confidence == Confidence::Likely, "{found}");
+    }
+    assert_eq!(line("bug").scale, 1.0);
+    assert!((line("odd-scale").scale - 1.0 / 3.0).abs() < 1e-6);
+    let both = vec![Site::in_layer(0, 0, Stage::KRope), Site::in_layer(0, 0, Stage::KCache)];
+    let mut ambiguous = found.ambiguous.clone();
+    ambiguous[0].1.sort();
+    assert_eq!(ambiguous, [("keys-3".to_string(), both)]);
+    assert_eq!(found.unmatched, ["noise", "zero"]);
+    let text = found.to_string();
+    assert!(text.contains("# ambiguous: keys-3 has the values of 0/blk.0.k_"), "{text}");
+    assert!(text.contains("# unmatched: noise\n"), "{text}");
+    let map = sides.parent.path().join("map.toml");
+    fs::write(&map, text).unwrap();
+    Mapping::open(&map).unwrap();
+}
+
+#[test]
+fn a_mapping_by_hand_names_sites_by_groups_and_layouts_by_axes() {
+    let sides = Sides::new();
+    let dump = sides.parent.path().join("dump");
+    let engine = TraceReader::open(&sides.engine).unwrap();
+    for step in 0..3 {
+        for layer in 0..4 {
+            let q = engine.tensor(Site::in_layer(step, layer, Stage::Q)).unwrap().unwrap();
+            let file = dump.join(format!("step{step}/model.layers.{layer}.q_proj.npy"));
+            let heads_first = permuted(&q, &[1, 0, 2]);
+            let mut shape = vec![1];
+            shape.extend(&heads_first.shape);
+            npy(&file, &shape, &heads_first.data, Type::F64, false);
+        }
+        // In Fortran order the file is that of the transpose.
+        let embd = engine.tensor(Site::global(step, Stage::Embd)).unwrap().unwrap();
+        let file = dump.join(format!("step{step}/embed.npy"));
+        npy(&file, &embd.shape, &permuted(&embd, &[1, 0]).data, Type::F32, true);
+    }
+    fs::write(dump.join("notes.txt"), "not an array").unwrap();
+    let (map, trace) = (sides.parent.path().join("map.toml"), sides.parent.path().join("trace"));
+    let import = ["import", path(&dump), "--map", path(&map), "--reference"];
+    let import = [&import[..], &[path(&sides.reference), "-o", path(&trace)]].concat();
+    let q = r"match = 'step(?<s>\d+)/model\.layers\.(?<l>\d+)\.q_proj', site = '{s}/blk.{l}.q'";
+    let write =
+        |lines: &[&str]| fs::write(&map, format!("tensor = [{}]", lines.join(", "))).unwrap();
+
+    write(&[&format!("{{ {q}, axes = '1 head token dim' }}")]);
+    let (exit, out, err) = outcome(&import);
+    assert_eq!((exit, err.as_str()), (0, ""));
+    assert!(
+        out.starts_with("imported 12 sites to ") && out.contains("unmapped   step0/embed, "),
+        "{out}"
+    );
+    fs::remove_dir_all(&trace).unwrap();
+
+    let embed = r"{ match = 'step(?<s>\d)/embed', site = '{s}/embd', scale = 1.0 }";
+    write(&[&format!("{{ {q}, axes = '1 head token dim' }}"), embed]);
+    assert_eq!(outcome(&import).0, 0);
+    let read = TraceReader::open(&trace).unwrap();
+    assert_eq!(read.sites().count(), 15);
+    for site in read.sites() {
+        assert_eq!(read.tensor(site).unwrap(), engine.tensor(site).unwrap(), "{site}");
+    }
+    fs::remove_dir_all(&trace).unwrap();
+
+    let cases: [(&[&str], &str); 9] = [
+        (&[&format!("{{ {q} }}")], "has shape [1, 14, "),
+        (&[&format!("{{ {q}, axes = 'head token' }}")], "wanted each of token, head, dim once"),
+        (&[&format!("{{ {q}, axes = 'head token depth' }}")], "has axes \"head token depth\""),
+        (&["{ match = '.*q_proj', site = 'blk.0.q' }"], "are both to be step 0 layer 0 q"),
+        (&["{ match = '.*', site = '9/embd' }"], "which the reference's run has not"),
+        (&["{ match = '.*', site = 'blk.0.query' }"], "\"blk.0.query\", which is no site"),
+        (&[embed, "{ match = 'step0.*', site = 'logits' }"], "fits two expressions"),
+        (&["{ match = '(', site = 'embd' }"], "\"(\" is no regular expression"),
+        (&["{ match = 'x', site = 'embd', axis = '1' }"], "map.toml: line 1: unknown field `axis`"),
+    ];
+    for (lines, says) in cases {
+        write(lines);
+        refused(&import, 2, says);
+    }
+    write(&["{ match = 'x', site = 'embd' }"]);
+    refused(&import, 2, "names no tensor of the dump");
+    fs::write(&map, "tensor = [").unwrap();
+    refused(&import, 2, "map.toml: line 1: ");
+}
+
+#[test]
+fn an_array_that_cannot_be_read_is_named() {
+    let parent = tempfile::tempdir().unwrap();
+    let file = parent.path().join("a.npy");
+    let open = || Dump::open(parent.path()).map(drop).unwrap_err().to_string();
+    assert!(open().contains("holds no .npy and no .safetensors file"), "{}", open());
+    npy(&file, &[2, 3], &[0.0; 6], Type::F32, false);
+    let whole = fs::read(&file).unwrap();
+    Dump::open(parent.path()).unwrap();
+    for cut in 0..whole.len() {
+        fs::write(&file, &whole[..cut]).unwrap();
+        assert!(open().contains("a.npy is no array that can be read"), "{cut}: {}", open());
+    }
+    let text = |from: &str, to: &str| {
+        let at = whole.windows(from.len()).position(|part| part == from.as_bytes()).unwrap();
+        let mut bytes = whole.clone();
+        bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+        fs::write(&file, bytes).unwrap();
+        open()
+    };
+    assert!(text("<f4", "<i4").contains("its type is \"<i4\""));
+    assert!(text("(2, 3,)", "(9, 9,)").contains("its length is not that of its shape [9, 9]"));
+    fs::write(&file, &whole).unwrap();
+    fs::write(parent.path().join("b.safetensors"), [0xff; 20]).unwrap();
+    assert!(open().contains("b.safetensors is no array that can be read"), "{}", open());
+}
