@@ -33,14 +33,6 @@
 #define COMBINE_BLOCK 512
 #define MOST_SPLITS 128
 #define LEAST_CHUNK 64
-// Below every score, and finite: the terms of no keys are 0, not NaN.
-#define NO_SCORE -3.4e38f
-
-// 16 bytes, which a lane loads at once.
-template <typename T>
-struct alignas(16) Pack {
-    T x[16 / sizeof(T)];
-};
 
 // How the lanes of a warp share the dims of a key: LANES lanes, each LOADS packs of WIDTH elements,
 // every LANES-th one. So a warp reads 32 / LANES keys at a time, BATCH times before it waits.

@@ -28,8 +28,6 @@
 #define SHARE 4  // threads of a query
 #define ROW (HEAD_DIM + 4)
 #define TERMS (KEYS + 4)
-// Below every score, and finite: the terms of no keys are 0, not NaN.
-#define NO_SCORE -3.4e38f
 
 struct alignas(16) Four {
     float x[4];

@@ -1,4 +1,4 @@
-// Shared by every kernel: storage conversion, and reductions over a warp and a block.
+// Shared by every kernel: storage conversion, reductions over a warp and a block, wide loads.
 // Storage T is float or __half; every value is computed as float.
 #pragma once
 #include <cuda_fp16.h>
@@ -49,3 +49,12 @@ __device__ __forceinline__ float block_max(float x) {
     for (int w = 1; w < warps; w++) maximum = fmaxf(maximum, partial[w]);
     return maximum;
 }
+
+// 16 bytes, which a lane loads at once.
+template <typename T>
+struct alignas(16) Pack {
+    T x[16 / sizeof(T)];
+};
+
+// Below every score, and finite: the terms of no keys are 0, not NaN.
+#define NO_SCORE -3.4e38f

@@ -307,7 +307,7 @@ fn every_kernel_of_tiled_attention_agrees_with_the_plain_one_at_all_head_sizes()
 
 #[test]
 #[ignore = "needs a GPU: make gpu-test"]
-fn products_of_odd_sizes_are_the_same_on_both_devices() {
+fn every_kernel_of_products_gives_the_same_on_both_devices_at_odd_sizes() {
     // One row goes to a kernel of the device where it is whole packs, and more rows to cuBLAS.
     let sizes = [(1, 1, 1), (1, 131, 33), (5, 7, 3), (33, 129, 257), (1, 5, 8), (1, 896, 4864)];
     for (rows, cols, inner) in sizes {

@@ -14,12 +14,6 @@
 
 #define GEMV_BLOCK 128
 
-// 16 bytes, which a lane loads at once.
-template <typename T>
-struct alignas(16) Pack {
-    T x[16 / sizeof(T)];
-};
-
 template <typename T, typename O, int WARPS>
 __device__ void gemv(const T* x, const T* w0, const T* w1, const T* w2, const float* b0,
                      const float* b1, const float* b2, O* y0, O* y1, O* y2, int n0, int n1, int n2,
