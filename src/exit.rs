@@ -1,7 +1,7 @@
 //! Exit codes, and which error leads to which.
 
 use crate::{
-    check::{ConfigError, MergeError},
+    check::{ConfigError, LockError, MergeError},
     compare::FilterError,
     device::DeviceError,
     dump::DumpError,
@@ -49,6 +49,8 @@ pub enum Error {
     Read { path: std::path::PathBuf, source: std::io::Error },
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
     #[error(transparent)]
     Merge(#[from] MergeError),
     #[error(transparent)]

@@ -31,6 +31,8 @@ mod model;
 mod progress;
 // llama.cpp's tensors are the ones that the site table means.
 mod reference;
+// A baseline that operations are held to, and what moves it.
+mod ratchet;
 mod replay;
 // scripts/setup.sh, with a made-up machine around it.
 mod setup;
