@@ -40,3 +40,5 @@ mod setup;
 mod synth;
 // Recording a run to a folder, reading it back, and refusing what is not it.
 mod trace;
+// The GitHub Action and the workflow, as a shell runs them.
+mod workflow;
