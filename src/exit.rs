@@ -1,6 +1,7 @@
 //! Exit codes, and which error leads to which.
 
 use crate::{
+    bisect::HistoryError,
     check::{ConfigError, LockError, MergeError},
     compare::FilterError,
     device::DeviceError,
@@ -49,6 +50,8 @@ pub enum Error {
     Read { path: std::path::PathBuf, source: std::io::Error },
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    History(#[from] HistoryError),
     #[error(transparent)]
     Lock(#[from] LockError),
     #[error(transparent)]

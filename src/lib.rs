@@ -46,7 +46,8 @@
 //! - [`replay`]: every operation again in f64, from a side's own inputs: guilty or cleared
 //! - [`diagnosis`]: why a guilty operation is wrong
 //! - [`report`]: the answer as text and JSON
-//! - [`check`]: many runs as one answer, for CI
+//! - [`check`]: many runs as one answer, for CI, and the baseline that they are held to
+//! - [`bisect`]: the commit of a kernel folder that made a site diverge
 //! - [`progress`]: two reports, before and after a change of the engine
 //! - [`exit`]: errors and exit codes
 //!
@@ -55,6 +56,7 @@
 
 pub mod arithmetic;
 pub mod baseline;
+pub mod bisect;
 pub mod cache;
 pub mod capture;
 pub mod check;

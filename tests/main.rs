@@ -1,6 +1,8 @@
 //! The integration tests: one binary, one module a topic.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+// The commit that broke a kernel, in a repository made for it.
+mod bisect;
 mod common;
 
 // Engines that bring their own trace: the header, the Python writer, the examples.
