@@ -49,6 +49,7 @@
 //! - [`check`]: many runs as one answer, for CI, and the baseline that they are held to
 //! - [`bisect`]: the commit of a kernel folder that made a site diverge
 //! - [`progress`]: two reports, before and after a change of the engine
+//! - [`snapshot`]: a tensor as a text for snapshot tests
 //! - [`exit`]: errors and exit codes
 //!
 //! Beside the flow: [`cache`], the folder of what can be made again; [`doctor`], what this machine
@@ -80,6 +81,7 @@ pub mod replay;
 pub mod report;
 pub mod run;
 pub mod site;
+pub mod snapshot;
 pub mod spool;
 pub mod survey;
 pub mod synth;

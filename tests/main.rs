@@ -38,6 +38,8 @@ mod ratchet;
 mod replay;
 // scripts/setup.sh, with a made-up machine around it.
 mod setup;
+// The engine's attention as a snapshot.
+mod snapshot;
 // Random models of every shape load, compute and are written whole or not at all.
 mod synth;
 // Recording a run to a folder, reading it back, and refusing what is not it.
