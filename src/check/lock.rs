@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     fn lock() -> Lock {
-        let locked = Locked { rms: (0.0145, 0.0236).into(), peak: (0.0, 0.0).into() };
+        let locked = Locked { rms: (0.0145, 0.0236).into(), peak: (0.0, 0.052).into() };
         let operations = BTreeMap::from([("blk.0.q".to_string(), locked)]);
         let case = LockedCase { model: "cd".into(), inputs: "ab".into(), operations };
         let cases = BTreeMap::from([("m/\"p\"/f32".to_string(), case)]);
