@@ -1,7 +1,8 @@
 //! Exit codes, and which error leads to which.
 
 use crate::{
-    check::{ConfigError, MergeError},
+    bisect::HistoryError,
+    check::{ConfigError, LockError, MergeError},
     compare::FilterError,
     device::DeviceError,
     dump::DumpError,
@@ -49,6 +50,10 @@ pub enum Error {
     Read { path: std::path::PathBuf, source: std::io::Error },
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    History(#[from] HistoryError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
     #[error(transparent)]
     Merge(#[from] MergeError),
     #[error(transparent)]

@@ -46,8 +46,10 @@
 //! - [`replay`]: every operation again in f64, from a side's own inputs: guilty or cleared
 //! - [`diagnosis`]: why a guilty operation is wrong
 //! - [`report`]: the answer as text and JSON
-//! - [`check`]: many runs as one answer, for CI
+//! - [`check`]: many runs as one answer, for CI, and the baseline that they are held to
+//! - [`bisect`]: the commit of a kernel folder that made a site diverge
 //! - [`progress`]: two reports, before and after a change of the engine
+//! - [`snapshot`]: a tensor as a text for snapshot tests
 //! - [`exit`]: errors and exit codes
 //!
 //! Beside the flow: [`cache`], the folder of what can be made again; [`doctor`], what this machine
@@ -55,6 +57,7 @@
 
 pub mod arithmetic;
 pub mod baseline;
+pub mod bisect;
 pub mod cache;
 pub mod capture;
 pub mod check;
@@ -78,6 +81,7 @@ pub mod replay;
 pub mod report;
 pub mod run;
 pub mod site;
+pub mod snapshot;
 pub mod spool;
 pub mod survey;
 pub mod synth;

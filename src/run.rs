@@ -108,6 +108,8 @@ pub struct Finished {
     pub runs_repeat: Option<bool>,
     /// Every operation of both sides replayed; `None` if that was not asked for.
     pub diagnosis: Option<Diagnosis>,
+    /// What the engine recorded, where it was replayed.
+    pub recorded: Option<Spool>,
     pub seconds: f64,
 }
 
@@ -155,9 +157,12 @@ impl Run<'_> {
             (hooks_leave_logits, runs_repeat) = (repeat.then_some(same), Some(repeat));
         }
         drop(engine);
-        let diagnosis = match spools {
-            (Some(engine), Some(reference)) => Some(self.diagnose(engine, reference, steps)?),
-            _ => None,
+        let (diagnosis, recorded) = match spools {
+            (Some(engine), Some(reference)) => {
+                let engine = engine.finished()?;
+                (Some(self.diagnose(&engine, reference, steps)?), Some(engine))
+            }
+            _ => (None, None),
         };
         let total = self.model.config.sites(self.task.decode + 1).len();
         Ok(Finished {
@@ -168,6 +173,7 @@ impl Run<'_> {
             hooks_leave_logits,
             runs_repeat,
             diagnosis,
+            recorded,
             seconds: start.elapsed().as_secs_f64(),
             baseline,
         })
@@ -222,13 +228,13 @@ impl Run<'_> {
     /// Replays both sides. Only in f32 is the reference's own arithmetic known.
     fn diagnose(
         &self,
-        engine: Spool,
+        engine: &Spool,
         reference: Spool,
         steps: &[Vec<i32>],
     ) -> Result<Diagnosis, Error> {
         let (own, f32) = (self.engine.arithmetic(), Arithmetic::engine(DType::F32));
-        let (engine, reference) = (engine.finished()?, reference.finished()?);
-        let engine = Recording { tensors: &engine, steps, arithmetic: &own };
+        let reference = reference.finished()?;
+        let engine = Recording { tensors: engine, steps, arithmetic: &own };
         let reference = Recording { tensors: &reference, steps, arithmetic: &f32 };
         let wide = self.reference.options().precision == Precision::F32;
         Ok(Diagnosis::of(self.model, engine, wide.then_some(reference))?)

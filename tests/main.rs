@@ -1,6 +1,8 @@
 //! The integration tests: one binary, one module a topic.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+// The commit that broke a kernel, in a repository made for it.
+mod bisect;
 mod common;
 
 // Engines that bring their own trace: the header, the Python writer, the examples.
@@ -31,10 +33,16 @@ mod model;
 mod progress;
 // llama.cpp's tensors are the ones that the site table means.
 mod reference;
+// A baseline that operations are held to, and what moves it.
+mod ratchet;
 mod replay;
 // scripts/setup.sh, with a made-up machine around it.
 mod setup;
+// The engine's attention as a snapshot.
+mod snapshot;
 // Random models of every shape load, compute and are written whole or not at all.
 mod synth;
 // Recording a run to a folder, reading it back, and refusing what is not it.
 mod trace;
+// The GitHub Action and the workflow, as a shell runs them.
+mod workflow;

@@ -1,24 +1,23 @@
 //! Runs the cases, a model's reference loaded once for all of them.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Instant,
+};
 
 use crate::{
     baseline::Task,
     cache,
-    check::{
-        Case, CaseResult, Config, Guilty, Partition, Place, Results,
-        config::Source,
-        kernel::{Chosen, place_of_error},
-    },
+    check::{Case, CaseResult, Config, Lock, Partition, Results, config::Source, hold::hold},
     compare::SiteFilter,
-    diagnosis::{Certainty, Finding, Verdict},
-    exit::{Error, Exit},
-    fault::Faults,
+    exit::Error,
     model::Model,
     reference::{Reference, ReferenceOptions},
     report::{Compared, SiteRow, answer},
     run::{EngineSpec, Finished, Run},
-    site::{Site, Stage},
+    site::Site,
+    spool::Spool,
     synth::{self, Spec},
     verdict::{Coverage, Outcome, Rule, SiteReport},
 };
@@ -49,6 +48,13 @@ impl Opened {
         config.check_tolerances(&all)?;
         Ok(Opened { models })
     }
+
+    /// The blake3 of each model of some cases.
+    pub(super) fn hashes(&self, config: &Config, cases: &[Case]) -> BTreeMap<String, String> {
+        let models: BTreeSet<usize> = cases.iter().map(|case| case.model).collect();
+        let hash = |index: usize| (config.models[index].name.clone(), self.models[index].hash());
+        models.into_iter().map(hash).collect()
+    }
 }
 
 /// A random model in the cache.
@@ -63,34 +69,76 @@ fn synthesised(spec: &Spec) -> Result<PathBuf, Error> {
     Ok(path)
 }
 
+/// What is asked of a check.
+#[derive(Clone, Copy, Default)]
+pub struct Asked<'a> {
+    pub partition: Option<Partition>,
+    /// A baseline that every operation is held to.
+    pub baseline: Option<&'a Lock>,
+}
+
+/// A case whose engine ran to its end.
+pub(super) struct Ran<'a> {
+    pub model: &'a Model,
+    pub engine: &'a EngineSpec,
+    /// The token ids of each step.
+    pub steps: &'a [Vec<i32>],
+    pub recorded: &'a Spool,
+}
+
 /// Runs the cases of a configuration, or a part of them. `done` hears each, and how many there are.
 pub fn run(
     config: &Config,
     opened: &Opened,
-    partition: Option<Partition>,
+    asked: Asked<'_>,
     done: &mut dyn FnMut(&CaseResult, usize),
 ) -> Result<Results, Error> {
+    let (plan, cases) = planned(config, asked.partition);
+    let hashes = opened.hashes(config, &cases);
+    let mut results = Vec::new();
+    each(config, opened, &cases, &mut |case, mut result, ran| {
+        if let (Some(lock), Some(ran)) = (asked.baseline, ran) {
+            let start = Instant::now();
+            hold(config, case, &mut result, &ran, lock)?;
+            result.seconds += start.elapsed().as_secs_f64();
+        }
+        done(&result, cases.len());
+        results.push(result);
+        Ok(())
+    })?;
+    let partition = asked.partition.map(|partition| partition.to_string());
+    Ok(Results::of(config.hash.clone(), partition, hashes, plan, results))
+}
+
+/// The ids of all cases, and those of a part.
+pub(super) fn planned(config: &Config, partition: Option<Partition>) -> (Vec<String>, Vec<Case>) {
     let all = config.cases();
-    let plan: Vec<String> = all.iter().map(|case| case.id.clone()).collect();
+    let plan = all.iter().map(|case| case.id.clone()).collect();
     let cases = match partition {
         Some(partition) => partition.choose(all),
         None => all,
     };
-    let (mut results, mut hashes) = (Vec::new(), BTreeMap::new());
+    (plan, cases)
+}
+
+/// What is done with a case: its result, and its run if its engine and its reference ran.
+pub(super) type Visit<'a> = dyn FnMut(&Case, CaseResult, Option<Ran<'_>>) -> Result<(), Error> + 'a;
+
+/// Runs cases against llama.cpp, one after another.
+pub(super) fn each(
+    config: &Config,
+    opened: &Opened,
+    cases: &[Case],
+    visit: &mut Visit<'_>,
+) -> Result<(), Error> {
     for of_model in cases.chunk_by(|a, b| a.model == b.model) {
-        let index = of_model[0].model;
-        let model = &opened.models[index];
+        let model = &opened.models[of_model[0].model];
         let options = ReferenceOptions { precision: config.reference, threads: None };
         let reference = Reference::load(model, options)?;
-        hashes.insert(config.models[index].name.clone(), model.hash());
-        for case in of_model {
-            let result = Runner { config, model, reference: &reference }.run(case)?;
-            done(&result, cases.len());
-            results.push(result);
-        }
+        let runner = Runner { config, model, reference: &reference };
+        of_model.iter().try_for_each(|case| runner.run(case, visit))?;
     }
-    let partition = partition.map(|partition| partition.to_string());
-    Ok(Results::of(config.hash.clone(), partition, hashes, plan, results))
+    Ok(())
 }
 
 /// A model with its reference.
@@ -103,7 +151,7 @@ struct Runner<'a> {
 impl Runner<'_> {
     /// An error of the engine or of the reference is the case's result; a prompt that does not fit is
     /// the configuration's mistake.
-    fn run(&self, case: &Case) -> Result<CaseResult, Error> {
+    fn run(&self, case: &Case, visit: &mut Visit<'_>) -> Result<(), Error> {
         let start = Instant::now();
         let (config, prompt) = (self.config, &self.config.prompts[case.prompt]);
         let ids = self.reference.tokenize(&prompt.text);
@@ -119,13 +167,7 @@ impl Runner<'_> {
                 "{what} needs {wanted} positions, but {model} was trained for {most}; shorten it"
             )));
         }
-        let engine = EngineSpec {
-            device: config.device(case),
-            storage: case.dtype,
-            attention: case.variant,
-            faults: Faults::default(),
-            kernels: config.kernels.clone(),
-        };
+        let engine = config.engine(case);
         let run = Run {
             model: self.model,
             reference: self.reference,
@@ -135,40 +177,24 @@ impl Runner<'_> {
             rule: Rule { factor: config.least_factor(), stop_at_first: false },
             replay: true,
         };
-        let mut result = match run.run(&mut |_| {}) {
-            Ok(finished) => self.judged(case, ids.len(), finished),
-            Err(error) => self.failed(case, &error),
-        };
-        result.seconds = start.elapsed().as_secs_f64();
-        Ok(result)
-    }
-
-    fn blank(&self, case: &Case) -> CaseResult {
-        CaseResult {
-            id: case.id.clone(),
-            model: self.config.models[case.model].name.clone(),
-            prompt: self.config.prompts[case.prompt].name.clone(),
-            dtype: case.dtype.to_string(),
-            variant: case.variant.to_string(),
-            device: self.config.devices[case.device].0.clone(),
-            exit: Exit::NotMeasured,
-            text: String::new(),
-            first_divergence: None,
-            guilty: Vec::new(),
-            place: None,
-            coverage: None,
-            seconds: 0.0,
+        match run.run(&mut |_| {}) {
+            Ok(mut finished) => {
+                let mut result = self.judged(case, &mut finished);
+                result.seconds = start.elapsed().as_secs_f64();
+                let (model, engine, steps) = (self.model, &engine, &finished.baseline.steps[..]);
+                let recorded = finished.recorded.as_ref();
+                let ran = recorded.map(|recorded| Ran { model, engine, steps, recorded });
+                visit(case, result, ran)
+            }
+            Err(error) => {
+                let seconds = start.elapsed().as_secs_f64();
+                visit(case, CaseResult { seconds, ..config.failed(case, &error) }, None)
+            }
         }
     }
 
-    fn failed(&self, case: &Case, error: &Error) -> CaseResult {
-        let text = error.to_string();
-        let place = place_of_error(&self.config.kernels, &text);
-        CaseResult { exit: error.exit(), text, place, ..self.blank(case) }
-    }
-
-    fn judged(&self, case: &Case, prompt: usize, finished: Finished) -> CaseResult {
-        let mut reports = finished.sites;
+    fn judged(&self, case: &Case, finished: &mut Finished) -> CaseResult {
+        let mut reports = std::mem::take(&mut finished.sites);
         reports.iter_mut().for_each(|report| self.judge_again(report));
         let coverage = Coverage::of(&reports, finished.coverage.total, finished.coverage.asked);
         let steps = &finished.baseline.steps;
@@ -178,30 +204,25 @@ impl Runner<'_> {
             formula: String::new(),
             coverage,
             layers: self.model.config.n_layer,
-            prompt_tokens: prompt,
+            prompt_tokens: steps[0].len(),
             decode_steps: steps.len() - 1,
             hooks_leave_logits: finished.hooks_leave_logits,
             runs_repeat: finished.runs_repeat,
         };
         let diagnosis = finished.diagnosis.as_ref();
         let headline = answer(&rows, &compared, diagnosis);
-        let tokens = |step: u32| steps.get(step as usize).map_or(1, Vec::len);
-        let place = |step, stage| self.place(case, stage, tokens(step));
-        let guilty = |finding: &Finding| Guilty {
-            text: cause(finding),
-            place: guilty_stage(finding).and_then(|(step, stage)| place(step, stage)),
-        };
-        let findings = diagnosis.map_or(&[][..], |diagnosis| &diagnosis.findings);
-        let own = findings.iter().filter(|finding| finding.verdict == Verdict::EngineWrong);
+        let guilty = self.config.guilty(self.model, case, steps, diagnosis);
         let diverged = rows.iter().find(|row| row.outcome == Outcome::Diverged);
         CaseResult {
             exit: headline.exit,
             text: headline.text,
             first_divergence: headline.first_divergence,
-            guilty: own.map(guilty).collect(),
-            place: diverged.and_then(|row| place(row.place.step, row.place.stage)),
+            guilty,
+            place: diverged.and_then(|row| {
+                self.config.place(self.model, case, steps, row.place.step, row.place.stage)
+            }),
             coverage: Some(coverage),
-            ..self.blank(case)
+            ..self.config.blank(case)
         }
     }
 
@@ -220,27 +241,4 @@ impl Runner<'_> {
             }
         }
     }
-
-    fn place(&self, case: &Case, stage: Stage, tokens: usize) -> Option<Place> {
-        let rope_pairs = self.model.config.rope_pairs;
-        let chosen = Chosen { dtype: case.dtype, variant: case.variant, rope_pairs };
-        chosen.place(&self.config.kernels, stage, tokens)
-    }
-}
-
-/// The step and stage of a finding's first operation.
-fn guilty_stage(finding: &Finding) -> Option<(u32, Stage)> {
-    let step = finding.worst.as_ref().map_or(0, |worst| worst.step);
-    let site = Site::from_tensor_name(step, finding.operations.first()?)?;
-    Some((step, site.stage))
-}
-
-/// `q and k rotation, all layers: pairs ... (proven)`.
-fn cause(finding: &Finding) -> String {
-    let sure = match finding.cause.certainty {
-        Certainty::Proven => " (proven)",
-        Certainty::Partly => " (partly)",
-        Certainty::Unknown => "",
-    };
-    format!("{}: {}{sure}", finding.what, finding.cause.text)
 }

@@ -3,23 +3,32 @@
 //! `config` reads the file that says what is to be checked, `matrix` makes the cases of it and splits
 //! them over machines, `cases` runs them, `results` holds what came out, `kernel` finds the line of a
 //! `.cu` file that it is about; `annotations`, `junit` and `summary` write it for others to read, and
-//! `merge` joins the parts.
+//! `merge` joins the parts. `lock` is a baseline that is committed, `ratchet` compares accuracies with
+//! it, `hold` makes a verdict of that, and `bless` a new baseline.
 
 mod annotations;
+mod blank;
+mod bless;
 mod cases;
 mod config;
+mod hold;
 mod junit;
 mod kernel;
+mod lock;
 mod matrix;
 mod merge;
+mod ratchet;
 mod results;
 mod summary;
 
 pub use annotations::annotations;
-pub use cases::{Opened, run};
+pub use bless::{Kind, Proposal, Review};
+pub use cases::{Asked, Opened, run};
 pub use config::{Config, ConfigError};
 pub use junit::junit;
+pub use lock::{Level, Lock, LockError, Locked, LockedCase};
 pub use matrix::{Case, Partition};
 pub use merge::{MergeError, merge, read};
+pub use ratchet::{Change, Changes};
 pub use results::{CaseResult, Guilty, Place, Results};
 pub use summary::summary;

@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{exit::Exit, report::Headline, verdict::Coverage};
+use crate::{check::Change, exit::Exit, report::Headline, verdict::Coverage};
 
 /// Raised when a field is added, removed or changes its meaning.
-pub const CHECK_VERSION: u32 = 1;
+pub const CHECK_VERSION: u32 = 2;
 
 /// A check, or a part of one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +46,9 @@ pub struct CaseResult {
     pub first_divergence: Option<String>,
     /// The guilty operations with their causes.
     pub guilty: Vec<Guilty>,
+    /// Operations that are less, or more, accurate than the baseline says.
+    pub regressed: Vec<Change>,
+    pub improved: Vec<Change>,
     /// The kernel of the first divergence, or the line that the error names.
     pub place: Option<Place>,
     /// Absent where the case ended with an error.
@@ -115,6 +118,19 @@ impl Results {
         for case in &self.cases {
             text += &format!("  {}\n", case.line());
         }
+        let improved: Vec<&CaseResult> =
+            self.cases.iter().filter(|case| !case.improved.is_empty()).collect();
+        if let Some(case) = improved.first() {
+            text += &format!(
+                "improved in {}, first {}: {}; `firstdiff bless --improved` takes it\n",
+                match improved.len() {
+                    1 => "1 case".to_string(),
+                    n => format!("{n} cases"),
+                },
+                case.id,
+                case.improved[0]
+            );
+        }
         text
     }
 }
@@ -124,14 +140,15 @@ impl CaseResult {
     pub fn line(&self) -> String {
         let word = match self.exit {
             Exit::Equal => "equal",
+            Exit::Diverged if !self.regressed.is_empty() => "regressed",
             Exit::Diverged => "diverged",
             Exit::NotMeasured => "unmeasured",
             Exit::Refused => "refused",
             _ => "failed",
         };
         let text = self.text.lines().next().unwrap_or_default();
-        let cause =
-            self.guilty.first().map_or(String::new(), |guilty| format!(" <- {}", guilty.text));
+        let cause = self.guilty.first().filter(|_| self.regressed.is_empty());
+        let cause = cause.map_or(String::new(), |guilty| format!(" <- {}", guilty.text));
         let said = text.strip_prefix("equal within the floor: ").unwrap_or(text);
         format!("{word:<10} {}: {said}{cause}", self.id)
     }
@@ -202,6 +219,8 @@ pub(super) mod tests {
             text: word("said"),
             first_divergence: None,
             guilty: Vec::new(),
+            regressed: Vec::new(),
+            improved: Vec::new(),
             place: None,
             coverage: None,
             seconds: 0.0,

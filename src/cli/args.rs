@@ -38,6 +38,10 @@ pub enum Command {
     Variants(VariantsArgs),
     /// Run a whole matrix of models, prompts and variants from a file, for CI
     Check(super::check::CheckArgs),
+    /// Write or review the baseline that `check --baseline` holds every operation's accuracy to
+    Bless(super::bless::BlessArgs),
+    /// Find the commit that made a kernel diverge, or diverge earlier
+    Bisect(super::bisect::BisectArgs),
     /// Join the results of `check --partition` into one
     Merge(super::check::MergeArgs),
     /// Check kernels for races, bad accesses and wrong numbers, on this machine's CPU

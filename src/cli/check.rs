@@ -7,7 +7,7 @@ use std::{
 
 use clap::Args;
 use firstdiff::{
-    check::{self, Config, Opened, Partition, Results},
+    check::{self, Asked, Config, Lock, Opened, Partition, Results},
     exit::{Error, Exit},
 };
 
@@ -24,6 +24,9 @@ pub struct CheckArgs {
     /// Run a part of the cases: hash:M/N or slice:M/N, the M-th of N parts
     #[arg(long, value_name = "PART")]
     partition: Option<Partition>,
+    /// Hold each operation's accuracy to this baseline of `firstdiff bless`
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
     #[command(flatten)]
     write: WriteArgs,
 }
@@ -55,6 +58,7 @@ struct WriteArgs {
 pub fn check(args: &CheckArgs) -> Result<Exit, Error> {
     args.write.check()?;
     let config = Config::read(&args.config, args.kernels.as_deref())?;
+    let baseline = args.baseline.as_deref().map(Lock::read).transpose()?;
     let opened = Opened::open(&config, &inputs::fixture)?;
     let total = match args.partition {
         Some(partition) => partition.choose(config.cases()).len(),
@@ -62,7 +66,8 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Error> {
     };
     let bar = output::progress(Some(total as u64), "checking");
     let mut done = 0;
-    let results = check::run(&config, &opened, args.partition, &mut |case, n| {
+    let asked = Asked { partition: args.partition, baseline: baseline.as_ref() };
+    let results = check::run(&config, &opened, asked, &mut |case, n| {
         done += 1;
         bar.inc(1);
         // Where there is no bar, a log should show that something happens.

@@ -1,6 +1,8 @@
 //! The commands.
 
 pub mod args;
+mod bisect;
+mod bless;
 mod capture;
 mod check;
 mod diff;
@@ -31,6 +33,8 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Error> {
         Command::Progress(args) => tools::progress(&args),
         Command::Variants(args) => variants::variants(&args),
         Command::Check(args) => check::check(&args),
+        Command::Bless(args) => bless::bless(&args),
+        Command::Bisect(args) => bisect::bisect(&args),
         Command::Merge(args) => check::merge(&args),
         Command::Kernels(args) => kernels::kernels(&args),
         Command::Faults => tools::faults(),

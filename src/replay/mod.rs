@@ -4,6 +4,7 @@
 //! result within its bound clears it, however far the tensor is from llama.cpp's: what went wrong
 //! came in with the inputs. `docs/diagnosis.md` derives the bound.
 
+mod accuracy;
 mod expected;
 mod forward;
 mod judge;
@@ -11,6 +12,7 @@ mod matrix;
 mod operation;
 pub mod ops;
 
+pub use accuracy::{Accuracy, accuracies};
 pub use expected::{Expected, LAMBDA, Operand, Rounding, Spread};
 pub use forward::{
     Parts, Piece, Recording, Replay, ReplayError, Width, appended, rope_angle, rope_pair,
