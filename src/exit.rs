@@ -3,6 +3,7 @@
 use crate::{
     check::{ConfigError, MergeError},
     compare::FilterError,
+    contract::ContractError,
     device::DeviceError,
     dump::DumpError,
     engine::EngineError,
@@ -50,6 +51,8 @@ pub enum Error {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
+    Contract(#[from] ContractError),
+    #[error(transparent)]
     Merge(#[from] MergeError),
     #[error(transparent)]
     Filter(#[from] FilterError),
@@ -87,7 +90,9 @@ impl Error {
             Error::Merge(error) if error.is_refusal() => Exit::Refused,
             Error::Saved(error) if error.is_refusal() => Exit::Refused,
             Error::Device(_) => Exit::Device,
-            Error::Engine(EngineError::Model(_) | EngineError::Kernel(_)) => Exit::BadInput,
+            Error::Engine(
+                EngineError::Model(_) | EngineError::Kernel(_) | EngineError::Contract(_),
+            ) => Exit::BadInput,
             Error::Engine(EngineError::Token { .. } | EngineError::HeadDim { .. }) => {
                 Exit::BadInput
             }

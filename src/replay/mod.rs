@@ -4,6 +4,7 @@
 //! result within its bound clears it, however far the tensor is from llama.cpp's: what went wrong
 //! came in with the inputs. `docs/diagnosis.md` derives the bound.
 
+mod attend;
 mod expected;
 mod forward;
 mod judge;
@@ -11,9 +12,10 @@ mod matrix;
 mod operation;
 pub mod ops;
 
+pub use attend::{Reading, Roundings, Way, attend};
 pub use expected::{Expected, LAMBDA, Operand, Rounding, Spread};
 pub use forward::{
-    Parts, Piece, Recording, Replay, ReplayError, Width, appended, rope_angle, rope_pair,
+    Attending, Parts, Piece, Recording, Replay, ReplayError, Width, appended, rope_angle, rope_pair,
 };
 pub use judge::{Judged, Worst, drift, judge, judge_all};
 pub use matrix::{Matrix, round};
