@@ -170,7 +170,12 @@ fn replay_beside_a_forward_pass() -> Result<()> {
         run_engine(&mut engine, &steps, &mut spool)?;
         let spool = spool.finished()?;
         let arithmetic = Arithmetic::engine(DType::F32);
-        let recording = Recording { tensors: &spool, steps: &steps, arithmetic: &arithmetic };
+        let recording = Recording {
+            tensors: &spool,
+            steps: &steps,
+            arithmetic: &arithmetic,
+            attention: Default::default(),
+        };
         let replay = median(|| {
             let judged = replay::judge_all(&model, recording)?;
             assert!(judged.iter().all(|judged| !judged.is_guilty()), "a clean engine is cleared");

@@ -45,8 +45,9 @@ impl Run<'_> {
         let filter = Arc::new(self.filter.clone());
         let (first_sink, first_side) = channel(Arc::clone(&filter));
         let (second_sink, second_side) = channel(filter);
-        let mut first_sink = Recorder::new(first_sink, false)?;
-        let mut second_sink = Recorder::new(second_sink, diagnosis.is_some())?;
+        let mut first_sink = Recorder::new(first_sink, false, Vec::new())?;
+        let mut second_sink =
+            Recorder::new(second_sink, diagnosis.is_some(), second.kernels.recomputed())?;
         let (reports, first_end, second_end) = thread::scope(|scope| {
             let first_run = scope.spawn(move || run_engine(first_engine, steps, &mut first_sink));
             let second_run = scope.spawn(move || {
@@ -69,7 +70,12 @@ impl Run<'_> {
         let guilty_on_one = match (spool, diagnosis) {
             (Some(spool), Some(first)) => {
                 let (tensors, arithmetic) = (spool.finished()?, second.arithmetic());
-                let recording = Recording { tensors: &tensors, steps, arithmetic: &arithmetic };
+                let recording = Recording {
+                    tensors: &tensors,
+                    steps,
+                    arithmetic: &arithmetic,
+                    attention: second.kernels.attending(),
+                };
                 let second = Diagnosis::of(self.model, recording, None)?;
                 let (first, second) = (guilty(first), guilty(&second));
                 let only = |a: &BTreeSet<_>, b| a.difference(b).cloned().collect();

@@ -4,6 +4,7 @@ use crate::{
     bisect::HistoryError,
     check::{ConfigError, LockError, MergeError},
     compare::FilterError,
+    contract::ContractError,
     device::DeviceError,
     dump::DumpError,
     engine::EngineError,
@@ -55,6 +56,8 @@ pub enum Error {
     #[error(transparent)]
     Lock(#[from] LockError),
     #[error(transparent)]
+    Contract(#[from] ContractError),
+    #[error(transparent)]
     Merge(#[from] MergeError),
     #[error(transparent)]
     Filter(#[from] FilterError),
@@ -92,7 +95,9 @@ impl Error {
             Error::Merge(error) if error.is_refusal() => Exit::Refused,
             Error::Saved(error) if error.is_refusal() => Exit::Refused,
             Error::Device(_) => Exit::Device,
-            Error::Engine(EngineError::Model(_) | EngineError::Kernel(_)) => Exit::BadInput,
+            Error::Engine(
+                EngineError::Model(_) | EngineError::Kernel(_) | EngineError::Contract(_),
+            ) => Exit::BadInput,
             Error::Engine(EngineError::Token { .. } | EngineError::HeadDim { .. }) => {
                 Exit::BadInput
             }

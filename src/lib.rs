@@ -30,6 +30,7 @@
 //! - [`reference`]: llama.cpp, its nodes mapped to sites, noise for the floor
 //! - [`device`]: allocate, copy, launch, multiply; the host device runs `.cu` files on the CPU
 //! - [`kernels`]: the sources of `kernels/`, one launcher an operation, and their check
+//! - [`contract`]: kernels that others wrote, called as a file says
 //! - [`fault`]: bugs to plant, and where each must be blamed
 //! - [`engine`]: the forward pass over a device
 //! - [`trace`]: a side recorded to a folder, by firstdiff or by `include/firstdiff.h` in any engine
@@ -62,6 +63,7 @@ pub mod cache;
 pub mod capture;
 pub mod check;
 pub mod compare;
+pub mod contract;
 pub mod cross;
 pub mod device;
 pub mod diagnosis;

@@ -19,7 +19,7 @@ use crate::{
     kernels::KernelSet,
     model::Model,
     reference::{Precision, Reference, ReferenceError},
-    replay::Recording,
+    replay::{Attending, Recording},
     site::{Site, Stage},
     spool::Spool,
     tensor::{DType, Tensor},
@@ -165,8 +165,9 @@ impl Run<'_> {
             _ => (None, None),
         };
         let total = self.model.config.sites(self.task.decode + 1).len();
+        let coverage = Coverage::of(&reports, total, sites.len());
         Ok(Finished {
-            coverage: Coverage::of(&reports, total, sites.len()),
+            coverage: coverage.with_recomputed(&reports, &self.engine.kernels.recomputed()),
             sites: reports,
             engine_choices,
             device,
@@ -189,8 +190,9 @@ impl Run<'_> {
         let filter = Arc::new(self.filter.clone());
         let (engine_sink, engine_side) = channel(Arc::clone(&filter));
         let (reference_sink, reference_side) = channel(filter);
-        let engine_sink = Recorder::new(engine_sink, self.replay)?;
-        let mut reference_sink = Recorder::new(reference_sink, self.replay)?;
+        let recomputed = self.engine.kernels.recomputed();
+        let engine_sink = Recorder::new(engine_sink, self.replay, recomputed)?;
+        let mut reference_sink = Recorder::new(reference_sink, self.replay, Vec::new())?;
         let mut engine_sink = LogitsHash { inner: engine_sink, hash: blake3::Hasher::new() };
         let (steps, mut forced) = (&baseline.steps, baseline.forced().into_iter());
         let (reference, task) = (self.reference, self.task);
@@ -234,8 +236,10 @@ impl Run<'_> {
     ) -> Result<Diagnosis, Error> {
         let (own, f32) = (self.engine.arithmetic(), Arithmetic::engine(DType::F32));
         let reference = reference.finished()?;
-        let engine = Recording { tensors: engine, steps, arithmetic: &own };
-        let reference = Recording { tensors: &reference, steps, arithmetic: &f32 };
+        let attention = self.engine.kernels.attending();
+        let engine = Recording { tensors: engine, steps, arithmetic: &own, attention };
+        let attention = Attending::default();
+        let reference = Recording { tensors: &reference, steps, arithmetic: &f32, attention };
         let wide = self.reference.options().precision == Precision::F32;
         Ok(Diagnosis::of(self.model, engine, wide.then_some(reference))?)
     }
@@ -274,11 +278,17 @@ fn logits_without_hooks(
 pub(crate) struct Recorder {
     inner: ChannelSink,
     spool: Option<Spool>,
+    /// Stages that are compared but are no evidence: a kernel's inputs say them, not the kernel.
+    recomputed: Vec<Stage>,
 }
 
 impl Recorder {
-    pub fn new(inner: ChannelSink, record: bool) -> Result<Recorder, Error> {
-        Ok(Recorder { inner, spool: record.then(Spool::new).transpose()? })
+    pub fn new(
+        inner: ChannelSink,
+        record: bool,
+        recomputed: Vec<Stage>,
+    ) -> Result<Recorder, Error> {
+        Ok(Recorder { inner, spool: record.then(Spool::new).transpose()?, recomputed })
     }
 
     /// What was recorded, if it was to be.
@@ -293,7 +303,9 @@ impl Sink for Recorder {
     }
 
     fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
-        if let Some(spool) = &mut self.spool {
+        if let Some(spool) = &mut self.spool
+            && !self.recomputed.contains(&site.stage)
+        {
             spool.record(site, &tensor);
         }
         self.inner.put(site, tensor)

@@ -9,7 +9,7 @@ use crate::{
     compare::{Aligner, Difference, Floor, Side, SiteFloor, compare},
     exit::Exit,
     recycle,
-    site::Site,
+    site::{Site, Stage},
 };
 
 /// What is known of one site.
@@ -112,6 +112,10 @@ pub struct Coverage {
     pub diverged: usize,
     pub unmeasured: usize,
     pub refused: usize,
+    /// Compared sites that are no kernel's own, but recomputed from the inputs of one that keeps them to
+    /// itself.
+    #[serde(default)]
+    pub recomputed: usize,
 }
 
 impl Coverage {
@@ -127,6 +131,15 @@ impl Coverage {
             }
         }
         coverage
+    }
+
+    /// Counts the compared sites of stages that were recomputed.
+    pub fn with_recomputed(self, reports: &[SiteReport], stages: &[Stage]) -> Coverage {
+        let is = |report: &&SiteReport| {
+            stages.contains(&report.site.stage)
+                && matches!(report.outcome, Outcome::Equal | Outcome::Diverged)
+        };
+        Coverage { recomputed: reports.iter().filter(is).count(), ..self }
     }
 
     /// Sites with an outcome of equal or diverged.

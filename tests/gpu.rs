@@ -161,7 +161,14 @@ fn every_kernel_of_heads_gives_the_same_on_both_devices() {
                     length: tokens + 4,
                 };
                 let positions = integers(device, 4..4 + tokens);
-                launch::kv_append(device, dtype, &view, (&x, &x), (&positions, 0), tokens)?;
+                launch::kv_append(
+                    device,
+                    dtype,
+                    &view,
+                    ((&x, 0), (&x, 0)),
+                    (&positions, 0),
+                    tokens,
+                )?;
                 Ok([get(device, dtype, &k), get(device, dtype, &v)].concat())
             });
         }

@@ -15,6 +15,8 @@ mod checked;
 mod cli;
 // Distances, tolerances and floors against plain loops.
 mod compare;
+// Kernels that others wrote: what their contracts say, and what is wrong with them.
+mod contract;
 // The same engine on two devices.
 mod cross;
 // What the machine has, whatever it has.

@@ -164,7 +164,12 @@ fn a_reference_of_another_parameter_is_told_to_be_another_model_with_both_values
     let steps = vec![own.prompt(20), vec![7], vec![8]];
     let arithmetic = Arithmetic::engine(DType::F32);
     let (engine, reference) = (recorded(&own, &steps), recorded(&other, &steps));
-    let recording = |tensors| Recording { tensors, steps: &steps, arithmetic: &arithmetic };
+    let recording = |tensors| Recording {
+        tensors,
+        steps: &steps,
+        arithmetic: &arithmetic,
+        attention: Default::default(),
+    };
     let found = Diagnosis::of(&own.model, recording(&engine), Some(recording(&reference))).unwrap();
     let wanted = owned(&[
         ("attention and feed-forward norm, all layers; final norm", "eps 3e-4 instead of 1e-6"),
@@ -185,7 +190,12 @@ fn a_reference_that_computes_an_operation_wrong_is_told_to_be_wrong() {
     for (_, tensor) in reference.tensors.iter_mut().filter(|(s, _)| s.stage == Stage::Logits) {
         tensor.data.iter_mut().for_each(|x| *x *= 2.0);
     }
-    let recording = |tensors| Recording { tensors, steps: &steps, arithmetic: &arithmetic };
+    let recording = |tensors| Recording {
+        tensors,
+        steps: &steps,
+        arithmetic: &arithmetic,
+        attention: Default::default(),
+    };
     let found =
         Diagnosis::of(&bench.model, recording(&engine), Some(recording(&reference))).unwrap();
     assert_eq!(causes(&found), owned(&[("logits projection", "doubled")]));

@@ -189,8 +189,9 @@ pub fn accuracies_of(
     steps: &[Vec<i32>],
     spool: &Spool,
 ) -> Result<Vec<Accuracy>, Error> {
-    let arithmetic = engine.arithmetic();
-    Ok(accuracies(model, Recording { tensors: spool, steps, arithmetic: &arithmetic })?)
+    let (arithmetic, attention) = (engine.arithmetic(), engine.kernels.attending());
+    let recording = Recording { tensors: spool, steps, arithmetic: &arithmetic, attention };
+    Ok(accuracies(model, recording)?)
 }
 
 #[cfg(test)]

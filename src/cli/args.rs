@@ -90,12 +90,15 @@ pub struct EngineArgs {
     /// Folder whose .cu files replace the embedded ones of the same name
     #[arg(long, value_name = "DIR")]
     pub kernels: Option<PathBuf>,
+    /// Your kernel for an operation, called as a contract says: attention=my.toml (docs/kernels.md)
+    #[arg(long, value_name = "OP=FILE")]
+    pub kernel: Vec<String>,
     /// Attention variant: scale=pre|post,dot=sequential|warp,softmax=two-pass|online,
     /// prefill=row|tiled,decode=block|split, or `fast` for the last two
     #[arg(long, value_name = "SPEC", default_value_t)]
     pub attention: AttentionVariant,
     /// Plant a fault (see `firstdiff faults`); may be given more than once
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "kernel")]
     pub fault: Vec<String>,
 }
 

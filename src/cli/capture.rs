@@ -11,7 +11,7 @@ use firstdiff::{
     kernels::KernelSet,
     reference::Precision,
     run::EngineSpec,
-    site::Site,
+    site::{Site, Stage},
     tensor::{DType, Tensor},
     trace::{Manifest, ModelId, Settings, Side, TraceWriter},
 };
@@ -26,11 +26,14 @@ use super::{
 struct Filtered<'a> {
     writer: &'a mut TraceWriter,
     filter: &'a SiteFilter,
+    /// Stages that no kernel of the engine gives.
+    recomputed: Vec<Stage>,
 }
 
 impl Sink for Filtered<'_> {
     fn wants(&self, site: Site) -> bool {
-        self.filter.wants(site) && self.writer.wants(site)
+        let recomputed = self.recomputed.contains(&site.stage);
+        !recomputed && self.filter.wants(site) && self.writer.wants(site)
     }
 
     fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
@@ -134,6 +137,13 @@ fn kernel_hashes(engine: &EngineSpec) -> Result<BTreeMap<String, String>, Error>
         let hash = blake3::hash(source.text.as_bytes()).to_hex().to_string();
         hashes.insert(file.to_string(), hash);
     }
+    for contract in engine.kernels.contracts() {
+        for path in contract.files() {
+            let read = |source| Error::Read { path: path.to_path_buf(), source };
+            let hash = blake3::hash(&std::fs::read(path).map_err(read)?).to_hex().to_string();
+            hashes.insert(path.display().to_string(), hash);
+        }
+    }
     Ok(hashes)
 }
 
@@ -145,7 +155,8 @@ fn record_reference(
 ) -> Result<(), Error> {
     let task = inputs.task();
     let mut session = inputs.reference.session(task.positions(), task.prompt.len())?;
-    record(task.prompt.len(), baseline, filter, writer, |step, tokens, sink| {
+    let filtered = Filtered { writer, filter, recomputed: Vec::new() };
+    record(task.prompt.len(), baseline, filtered, |step, tokens, sink| {
         Ok(session.step(step, tokens, sink, None)?)
     })
 }
@@ -158,7 +169,8 @@ fn record_engine(
     writer: &mut TraceWriter,
 ) -> Result<(), Error> {
     let mut engine = spec.build(&inputs.model, inputs.task())?;
-    record(inputs.ids.len(), baseline, filter, writer, |step, tokens, sink| {
+    let filtered = Filtered { writer, filter, recomputed: spec.kernels.recomputed() };
+    record(inputs.ids.len(), baseline, filtered, |step, tokens, sink| {
         Ok(engine.step(step, tokens, sink)?)
     })
 }
@@ -167,25 +179,24 @@ fn record_engine(
 fn record(
     prompt: usize,
     baseline: &Baseline,
-    filter: &SiteFilter,
-    writer: &mut TraceWriter,
+    mut filtered: Filtered<'_>,
     mut run: impl FnMut(u32, &[i32], &mut dyn Sink) -> Result<Option<Choice>, Error>,
 ) -> Result<(), Error> {
     for (step, tokens) in baseline.steps.iter().enumerate() {
         let step = step as u32;
-        writer.begin_step(tokens, first_position(prompt, step))?;
-        let choice = match run(step, tokens, &mut Filtered { writer, filter }) {
+        filtered.writer.begin_step(tokens, first_position(prompt, step))?;
+        let choice = match run(step, tokens, &mut filtered) {
             Ok(choice) => choice,
             // A writer that failed stops the side; its own error says why.
             Err(error) => {
-                writer.end_step()?;
+                filtered.writer.end_step()?;
                 return Err(error);
             }
         };
         if let Some(choice) = choice {
-            writer.set_choice(choice)?;
+            filtered.writer.set_choice(choice)?;
         }
-        writer.end_step()?;
+        filtered.writer.end_step()?;
     }
     Ok(())
 }

@@ -165,11 +165,13 @@ fn diagnose(
     };
     let reference = reference.filter(is_f32).map(|trace| (trace, steps(trace)));
     let (own, f32) = (&engine.manifest().arithmetic, Arithmetic::engine(DType::F32));
-    let engine = Recording { tensors: engine, steps: &steps(engine), arithmetic: own };
+    let (steps_of_engine, attention) = (steps(engine), Default::default());
+    let engine = Recording { tensors: engine, steps: &steps_of_engine, arithmetic: own, attention };
     let reference = reference.as_ref().map(|(trace, steps)| Recording {
         tensors: *trace,
         steps,
         arithmetic: &f32,
+        attention,
     });
     Ok(Diagnosis::of(model, engine, reference)?)
 }

@@ -6,6 +6,7 @@ use firstdiff::{
     baseline::Task,
     cache,
     compare::SiteFilter,
+    contract::{Contract, ContractError, Op},
     exit::Error,
     fault::{self, Faults, Subject},
     kernels::KernelSet,
@@ -106,7 +107,22 @@ fn on_device(args: &EngineArgs, on: DeviceArg) -> Result<EngineSpec, Error> {
         storage: args.dtype.into(),
         attention: args.attention,
         faults: Faults(args.fault.iter().map(|name| fault(name)).collect::<Result<_, _>>()?),
-        kernels: kernels(args.kernels.as_deref())?,
+        kernels: engine_kernels(args)?,
+    })
+}
+
+/// The kernels of an engine's flags, those with a contract among them.
+pub fn engine_kernels(args: &EngineArgs) -> Result<KernelSet, Error> {
+    args.kernel.iter().try_fold(kernels(args.kernels.as_deref())?, |kernels, given| {
+        let named = given.split_once('=').and_then(|(op, file)| Some((Op::of(op)?, file)));
+        let (op, file) = named.ok_or_else(|| ContractError::Flag {
+            given: given.clone(),
+            known: Op::ALL.map(Op::name).join(", "),
+        })?;
+        if kernels.contract(op).is_some() {
+            return Err(Error::Usage(format!("--kernel {op} is given twice; give it once")));
+        }
+        Ok(kernels.with_contract(Contract::read(op, Path::new(file))?))
     })
 }
 

@@ -3,6 +3,7 @@
 use firstdiff::{
     baseline::first_position,
     capture::Choice,
+    contract::Op,
     exit::{Error, Exit},
     model::{Ledger, Model},
     reference::Precision,
@@ -101,6 +102,18 @@ fn report(
             steps.len() - 1
         ));
     }
+    if let (Some(contract), [_, ..]) =
+        (engine.kernels.contract(Op::Attention), &engine.kernels.recomputed()[..])
+    {
+        let stages = engine.kernels.recomputed();
+        let stages: Vec<&str> = stages.iter().map(|stage| stage.name()).collect();
+        notes.push(format!(
+            "{} keeps {} to itself: they are recomputed by our kernel from the q and the caches that it \
+             left, and say nothing of it; its own results are attn_out and what it appends",
+            contract.source.display(),
+            stages.join(" and ")
+        ));
+    }
     let compared = Compared {
         factor,
         formula: formula(factor),
@@ -154,6 +167,9 @@ fn engine_summary(engine: &EngineSpec, device: String) -> SideSummary {
     ];
     if let Some(folder) = engine.kernels.folder() {
         settings.push(("kernels".to_string(), folder.display().to_string()));
+    }
+    for contract in engine.kernels.contracts() {
+        settings.push((format!("{} kernel", contract.op), contract.path.display().to_string()));
     }
     for fault in &engine.faults.0 {
         settings.push(("planted fault".to_string(), fault.name.to_string()));

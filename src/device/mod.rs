@@ -18,7 +18,7 @@ pub struct Buffer {
     pub(crate) _memory: Box<dyn Any + Send>,
 }
 
-/// One kernel argument; a kernel takes pointers and 32-bit scalars.
+/// One kernel argument.
 #[derive(Clone, Copy)]
 pub enum Arg<'a> {
     /// A buffer, from a byte offset on.
@@ -28,6 +28,7 @@ pub enum Arg<'a> {
     /// A null pointer: an optional output that is not wanted.
     Null,
     I32(i32),
+    I64(i64),
     F32(f32),
 }
 
@@ -39,6 +40,7 @@ impl Arg<'_> {
             Arg::Address(address) => address,
             Arg::Null => 0,
             Arg::I32(value) => u64::from(value as u32),
+            Arg::I64(value) => value as u64,
             Arg::F32(value) => u64::from(value.to_bits()),
         }
     }

@@ -14,10 +14,10 @@ use crate::{
 };
 
 /// A wrong map from query heads to KV heads.
-type HeadMap = (String, Box<dyn Fn(usize) -> usize>);
+pub(super) type HeadMap = (String, Box<dyn Fn(usize) -> usize>);
 
 /// Maps from query head to KV head other than h / (Hq / Hk).
-fn head_maps(scene: &Scene<'_, '_>) -> Vec<HeadMap> {
+pub(super) fn head_maps(scene: &Scene<'_, '_>) -> Vec<HeadMap> {
     let heads = scene.heads();
     let group = heads.query / heads.kv;
     let (kv, mut list) = (heads.kv, Vec::<HeadMap>::new());
@@ -113,7 +113,7 @@ struct Keys<'f> {
     keys: &'f dyn Fn(u32) -> Result<Arc<Operand>, ReplayError>,
 }
 
-fn scales(scene: &Scene<'_, '_>) -> Vec<(String, f64)> {
+pub(super) fn scales(scene: &Scene<'_, '_>) -> Vec<(String, f64)> {
     let c = scene.config();
     let (right, dim) = (f64::from(c.attention_scale), c.head_dim as f64);
     let group = (c.n_head / c.n_head_kv) as f64;
@@ -148,10 +148,10 @@ fn digits(x: f64) -> String {
     format!("{x:.6}").trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
-type OtherKeys = Vec<Arc<Operand>>;
+pub(super) type OtherKeys = Vec<Arc<Operand>>;
 
 /// Keys (or values) that may have been read instead of a cache's own slots, step by step.
-fn other_keys(
+pub(super) fn other_keys(
     scene: &Scene<'_, '_>,
     cache: Stage,
 ) -> Result<Vec<(&'static str, String, OtherKeys)>, ReplayError> {

@@ -66,6 +66,19 @@ pub struct Diagnosis {
     pub reference: Option<SideReplay>,
 }
 
+/// Scores, softmax and weighted sum where they are one.
+const ATTENTION: &str = "attention";
+
+impl Finding {
+    /// Results that were not recorded, of operations that are not blamed by name.
+    pub fn unseen(&self) -> Vec<&str> {
+        let is_attention = self.what.split(',').next() == Some(ATTENTION);
+        let within = [Stage::Scores, Stage::Probs].map(|stage| format!(".{}", stage.name()));
+        let is_named = |result: &&str| is_attention && within.iter().any(|w| result.ends_with(w));
+        self.spanned.iter().map(String::as_str).filter(|result| !is_named(result)).collect()
+    }
+}
+
 /// A guilty operation and its cause.
 struct Guilty {
     judged: Judged,
@@ -200,10 +213,22 @@ fn finding(model: &Model, group: Vec<Guilty>, verdict: Verdict) -> Finding {
         .collect();
     spanned.sort_unstable();
     spanned.dedup();
+    let mut what = what(model, &operations);
+    // An attention that is one kernel has scores and probabilities within it.
+    let within = |operation: &Operation| {
+        [Stage::Scores, Stage::Probs].map(|stage| operation.at(stage).result())
+    };
+    let fused = |operation: &Operation| {
+        let all = within(operation).iter().all(|result| spanned.contains(result));
+        operation.stage == Stage::AttnOut && all
+    };
+    if operations.iter().all(fused) {
+        what = what.replace(crate::replay::name(Stage::AttnOut), ATTENTION);
+    }
     let first = group.into_iter().next().expect("a group has a member");
     Finding {
         verdict,
-        what: what(model, &operations),
+        what,
         operations: operations.iter().map(|operation| operation.result()).collect(),
         cause: Cause { explained, wrong, ..first.cause },
         elements,

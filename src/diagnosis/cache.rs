@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
+    contract::Calls,
     diagnosis::{
         projection::other_layers,
         scene::{Candidate, Scene, Visit},
@@ -99,8 +100,15 @@ pub fn appends<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Re
     for capacity in capacities(scene, positions) {
         let text = "KV heads strided by the cache's length instead of its capacity";
         let by_length = |h: usize, p: usize, step: Step| Some(h * step.length + p);
-        let append = Append::of(&own, capacity, &by_length);
-        simulate(scene, ("cache-stride", text.into(), 1), &append, visit)?;
+        // The length as it is for one token after another, with the token and without it.
+        let with = |h: usize, p: usize, _: Step| Some(h * (p + 1) + p);
+        let without = |h: usize, p: usize, _: Step| Some(h * p + p);
+        let slots = [&by_length as Slot<'_>, &with, &without];
+        let one_by_one = scene.replay.recording.attention.calls == Calls::Token;
+        for slot in slots.into_iter().take(if one_by_one { 3 } else { 1 }) {
+            let append = Append::of(&own, capacity, slot);
+            simulate(scene, ("cache-stride", text.into(), 1), &append, visit)?;
+        }
     }
     let text = "laid out as [position][head] and read as [head][position]";
     let interleaved = |h: usize, p: usize, _: Step| Some(p * heads.kv + h);

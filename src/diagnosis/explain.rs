@@ -60,7 +60,12 @@ struct Mark {
 pub fn explain(scene: &Scene<'_, '_>, parts: Parts<'_>) -> Result<Explained, ReplayError> {
     let predicted = scene.replay.with_captured(scene.operation, parts.0, parts.1)?;
     let right = scene.wrong.iter().flatten();
-    let mark = |(&wrong, times_bound)| Mark { wrong, missed: times_bound > 1.0, times_bound };
+    let mark = |(&wrong, (times_bound, is_number)): (&bool, (Option<f64>, bool))| Mark {
+        wrong,
+        // Where a candidate gives no number, it does not give a wrong number either.
+        missed: times_bound.map_or(wrong && is_number, |times| times > 1.0),
+        times_bound: times_bound.unwrap_or(0.0),
+    };
     let marks: Vec<Mark> = right.zip(flat(&predicted)).map(mark).collect();
     let count =
         |test: &dyn Fn(&Mark) -> bool| marks.iter().filter(|mark| test(mark)).count() as u64;
@@ -85,14 +90,19 @@ pub fn explain(scene: &Scene<'_, '_>, parts: Parts<'_>) -> Result<Explained, Rep
     Ok(Explained { wrong, explained, contradicted, region, residual })
 }
 
-/// |recorded - expected| in units of the bound, piece after piece; 0 where nothing is expected.
-fn flat(pieces: &[Piece<'_>]) -> Vec<f64> {
+/// |recorded - expected| in units of the bound, piece after piece, `None` where no number is expected;
+/// and whether the recorded one is a number.
+fn flat(pieces: &[Piece<'_>]) -> Vec<(Option<f64>, bool)> {
     let of_piece = |piece: &Piece<'_>| {
-        let of = |index: usize| match piece.counts(index) {
-            true => piece.expected.times_bound(index, piece.captured[index]).unwrap_or(0.0),
-            false => 0.0,
+        let of = |index: usize| {
+            let actual = piece.captured[index];
+            let times = match piece.counts(index) {
+                true => piece.expected.times_bound(index, actual),
+                false => Some(0.0),
+            };
+            (times, actual.is_finite())
         };
-        (0..piece.captured.len()).into_par_iter().map(of).collect::<Vec<f64>>()
+        (0..piece.captured.len()).into_par_iter().map(of).collect::<Vec<_>>()
     };
     pieces.iter().flat_map(of_piece).collect()
 }

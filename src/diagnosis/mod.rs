@@ -9,6 +9,7 @@ mod cache;
 mod cause;
 mod elementwise;
 mod explain;
+mod fused;
 mod invariant;
 mod likeness;
 mod norm;

@@ -36,17 +36,17 @@ fn unmasked(scene: &Scene<'_, '_>, step: u32) -> Result<Operand, ReplayError> {
 }
 
 /// What the terms exp(score - maximum) are divided by, given them and the maximum.
-type Divisor = Box<dyn Fn(&[f64], f64) -> f64>;
+pub(super) type Divisor = Box<dyn Fn(&[f64], f64) -> f64>;
 
 /// One way to take a softmax over the keys.
-struct Way {
-    key: &'static str,
-    text: String,
+pub(super) struct Way {
+    pub key: &'static str,
+    pub text: String,
     /// The keys that the query of a position sees, given how many there are.
-    visible: Box<dyn Fn(usize, usize) -> Range<usize>>,
-    divisor: Divisor,
+    pub visible: Box<dyn Fn(usize, usize) -> Range<usize>>,
+    pub divisor: Divisor,
     /// Factor on the scores.
-    temperature: f64,
+    pub temperature: f64,
 }
 
 impl Way {
@@ -73,8 +73,7 @@ impl Way {
 pub fn softmaxes<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
     let scores = scene.steps.iter().map(|&step| unmasked(scene, step));
     let scores = scores.collect::<Result<Vec<Operand>, ReplayError>>()?;
-    let ways = masks(scene).into_iter().chain(divisors(scene)).chain(temperatures(scene));
-    for Way { key, text, visible, divisor, temperature } in ways {
+    for Way { key, text, visible, divisor, temperature } in ways(scene) {
         visit(scene.candidate(key, text, |piece, rows| {
             let positions = scene.replay.recording.positions(scene.steps[piece]);
             let token = |row: usize| rows.map_or(row, |rows| rows[row]);
@@ -93,12 +92,22 @@ pub fn softmaxes<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), 
     without_maximum(scene, &scores, visit)
 }
 
+/// Every way to take it wrong that leaves rows and keys as they are.
+pub(super) fn ways(scene: &Scene<'_, '_>) -> impl Iterator<Item = Way> {
+    masks(scene).into_iter().chain(divisors(scene)).chain(temperatures(scene))
+}
+
 fn masks(scene: &Scene<'_, '_>) -> Vec<Way> {
     let mut list = vec![
         Way::right("mask-missing", "mask missing: every key of the step is seen")
             .sees(|_, end| 0..end),
         Way::right("mask-off-by-one", "mask off by one: a query does not see its own key")
             .sees(|position, _| 0..position.max(1)),
+        Way::right(
+            "mask-off-by-one",
+            "mask off by one: a query does not see its own key, and the first one sees none",
+        )
+        .sees(|position, _| 0..position),
         Way::right("mask-off-by-one", "mask off by one: a query sees the next key")
             .sees(|position, end| 0..(position + 2).min(end)),
     ];
@@ -131,6 +140,8 @@ fn divisors(scene: &Scene<'_, '_>) -> Vec<Way> {
         let seen = move |terms: &[f64], _| -> f64 { terms.iter().take(first).sum() };
         list.push(Way::right("softmax-partial-sum", text).divides(seen));
     }
+    let way = Way::right("softmax-partial-sum", "its own key is left out of the sum");
+    list.push(way.divides(|terms, _| terms.iter().take(terms.len().saturating_sub(1)).sum()));
     for multiple in [8, 16, 32, 64, 128, 256] {
         let text = format!(
             "divided by the terms of zero scores as padding to a multiple of {multiple} too"
@@ -263,8 +274,12 @@ fn windows(scene: &Scene<'_, '_>) -> Vec<usize> {
     let longest = scene.positions().last().map_or(0, |last| last + 1);
     let mut list: Vec<usize> = (1..=64).collect();
     list.extend([96, 127, 128, 255, 256, 511, 512, 1023, 1024, 2048, 4096]);
-    // The window that the last recorded row speaks of.
     list.retain(|&window| window < longest);
+    if scene.stage() != Stage::Probs {
+        list.retain(|window| window.is_power_of_two());
+        return list;
+    }
+    // The window that the last recorded row speaks of.
     let seen = scene.pieces.last().and_then(|piece| {
         let row = piece.captured.rchunks_exact(longest.max(1)).next()?;
         Some(row.len() - row.iter().position(|&p| p != 0.0)?)

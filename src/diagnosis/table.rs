@@ -2,7 +2,7 @@
 
 use crate::{
     diagnosis::{
-        attention, cache, elementwise, likeness, norm, projection, rope,
+        attention, cache, elementwise, fused, likeness, norm, projection, rope,
         scene::{Scene, Visit},
         softmax,
     },
@@ -31,7 +31,7 @@ fn is_cache(stage: Stage) -> bool {
 }
 
 /// In the order of a forward pass; what applies to any operation comes last.
-pub const HYPOTHESES: [Hypothesis; 21] = [
+pub const HYPOTHESES: [Hypothesis; 22] = [
     Hypothesis {
         keys: &["embedding-row"],
         applies: |stage| stage == Stage::Embd,
@@ -158,6 +158,32 @@ pub const HYPOTHESES: [Hypothesis; 21] = [
         ],
         applies: |stage| stage == Stage::AttnOut,
         candidates: attention::weighted_sums,
+    },
+    Hypothesis {
+        keys: &[
+            "score-scale",
+            "head-map",
+            "inner-truncated",
+            "query-in-registers",
+            "query-source",
+            "key-twice",
+            "mask-missing",
+            "mask-off-by-one",
+            "window",
+            "softmax-partial-sum",
+            "softmax-padding",
+            "softmax-unnormalised",
+            "softmax-temperature",
+            "values-source",
+            "cache-layer",
+            "cache-unwritten",
+            "cache-slot",
+            "cache-stride",
+            "cache-transposed",
+            "dims-reversed",
+        ],
+        applies: |stage| stage == Stage::AttnOut,
+        candidates: fused::attentions,
     },
     Hypothesis {
         keys: &["residual-missing", "residual-twice", "residual-sign", "residual-source"],

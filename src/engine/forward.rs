@@ -4,10 +4,12 @@ use std::cell::RefCell;
 
 use crate::{
     capture::{Choice, Sink, Stopped},
+    contract::{ContractError, Op},
     device::{Buffer, Device, DeviceError, Gemm, Recorded},
     engine::{
         AttentionVariant,
         buffers::{Cache, Scratch, User},
+        contracts::{self, Loaded},
         hooks::Pass,
         variant::{Decode, Prefill, Softmax},
         weights::{Layer, Linear, Weights},
@@ -43,6 +45,8 @@ pub enum EngineError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error(transparent)]
+    Contract(#[from] ContractError),
+    #[error(transparent)]
     Model(#[from] ModelError),
     #[error("token id {id} is outside the vocabulary of {n_vocab}; check the prompt's ids")]
     Token { id: i32, n_vocab: usize },
@@ -63,13 +67,14 @@ const CAPACITY_STEP: usize = 64;
 
 /// A model on a device, with a KV cache.
 pub struct Engine {
-    device: Box<dyn Device>,
-    config: Config,
-    options: EngineOptions,
+    pub(super) device: Box<dyn Device>,
+    pub(super) config: Config,
+    pub(super) options: EngineOptions,
     weights: Weights,
-    caches: Vec<Cache>,
-    scratch: Scratch,
-    capacity: usize,
+    pub(super) caches: Vec<Cache>,
+    pub(super) scratch: Scratch,
+    pub(super) contracts: Vec<Loaded>,
+    pub(super) capacity: usize,
     /// Positions in the cache.
     length: usize,
     decode: RefCell<Repeated>,
@@ -98,20 +103,7 @@ impl Engine {
         if !head_dim.is_multiple_of(step) {
             return Err(EngineError::HeadDim { head_dim, step });
         }
-        let mut sources = Vec::new();
-        for file in KernelSet::files() {
-            let mut defines = options.faults.defines(file);
-            match file {
-                "attention.cu" => defines.extend(options.attention.defines()),
-                "attention_tiled.cu" if options.attention.prefill == Prefill::Row => continue,
-                "attention_tiled.cu" => defines.extend(launch::tiled_defines(&config)),
-                "attention_split.cu" if options.attention.decode == Decode::Block => continue,
-                "attention_split.cu" => defines.extend(Splits::defines(&config)),
-                _ => {}
-            }
-            sources.push(kernels.source(file, defines)?);
-        }
-        device.load_all(&sources)?;
+        let contracts = load_kernels(&mut *device, &config, kernels, &options)?;
         let weights = Weights::load(&*device, model, options.storage, &options.faults)?;
         let capacity = (options.positions + 1).next_multiple_of(CAPACITY_STEP);
         let scratch = Scratch::new(&*device, &config, &options)?;
@@ -119,7 +111,25 @@ impl Engine {
             .map(|_| Cache::new(&*device, &config, options.storage, capacity))
             .collect::<Result<_, _>>()?;
         let (length, decode) = (0, RefCell::new(Repeated::Never));
-        Ok(Engine { device, config, options, weights, caches, scratch, capacity, length, decode })
+        Ok(Engine {
+            device,
+            config,
+            options,
+            weights,
+            caches,
+            scratch,
+            contracts,
+            capacity,
+            length,
+            decode,
+        })
+    }
+
+    /// Compiles the kernels anew; weights stay where they are.
+    pub fn reload(&mut self, kernels: &KernelSet) -> Result<(), EngineError> {
+        self.decode = RefCell::new(Repeated::Never);
+        self.contracts = load_kernels(&mut *self.device, &self.config, kernels, &self.options)?;
+        self.reset()
     }
 
     /// The device's name, for the report.
@@ -147,7 +157,7 @@ impl Engine {
         let (device, faults) = (&*self.device, &self.options.faults);
         self.scratch.integers.upload(device, faults, step, (tokens, first))?;
         let mut pass = Pass::new(device, &self.config, sink, step, (tokens.len(), length))?;
-        let same = tokens.len() == 1 && faults.0.is_empty();
+        let same = tokens.len() == 1 && faults.0.is_empty() && self.contracts.is_empty();
         let choice = match same && self.options.attention.decodes_alike() && !pass.wants_any() {
             true => self.repeated(&mut pass)?,
             false => self.forward(&mut pass)?,
@@ -216,7 +226,7 @@ impl Engine {
         let shape = (pass.tokens, self.config.n_embd);
         let table = &self.weights.embedding;
         let ids = scratch.integers.of(User::Embedding, pass.tokens);
-        launch::embedding(&*self.device, dtype, &scratch.hidden, table, ids, shape)?;
+        self.look_up(table, ids, shape)?;
         pass.emit(None, Stage::Embd, &scratch.hidden, dtype)
     }
 
@@ -229,28 +239,9 @@ impl Engine {
         self.norm(&s.normed, &s.hidden, &weights.attn_norm, (pass.tokens, self.config.n_embd))?;
         pass.emit(at, Stage::AttnNorm, &s.normed, dtype)?;
         self.project_qkv(layer, weights, pass)?;
-        self.append_to_cache(layer, pass)?;
-
-        let from_layer_0 = self.options.faults.has(Wiring::CacheOfLayer0);
-        let cache = self.cache_view(if from_layer_0 { 0 } else { layer }, pass.length);
-        let online = self.options.attention.softmax == Softmax::Online;
-        let op = launch::Attention {
-            q: &s.q_rope,
-            out: &s.attn_out,
-            positions: s.integers.of(User::Mask, pass.tokens),
-            scores: pass.scores.as_ref(),
-            probs: pass.probs.as_ref(),
-            n_head: self.config.n_head,
-            scale: self.config.attention_scale,
-            online,
-        };
-        let AttentionVariant { prefill, decode, .. } = self.options.attention;
-        if pass.tokens == 1 && decode == Decode::Split {
-            launch::attention_split(device, dtype, &cache, &op, &s.splits, &self.config)?;
-        } else if pass.tokens > 1 && prefill == Prefill::Tiled {
-            launch::attention_tiled(device, dtype, &cache, &op, pass.tokens)?;
-        } else {
-            launch::attention(device, dtype, &cache, &op, pass.tokens)?;
+        match self.contract(Op::Attention) {
+            Some(loaded) => self.contracted_attention(loaded, layer, pass)?,
+            None => self.own_attention(layer, pass)?,
         }
         for (stage, tap) in [(Stage::Scores, pass.scores.take()), (Stage::Probs, pass.probs.take())]
         {
@@ -265,8 +256,40 @@ impl Engine {
         pass.emit(at, Stage::OProj, &s.projected, dtype)?;
         let n = pass.tokens * self.config.n_embd;
         let residual = s.residual(device, &self.options.faults, Stage::AttnResidual)?;
-        launch::residual_add(device, dtype, &s.hidden, (residual, &s.projected), n)?;
+        self.add_residual(residual, n)?;
         pass.emit(at, Stage::AttnResidual, &s.hidden, dtype)
+    }
+
+    /// Appends the layer's keys and values, and attends, by our own kernels.
+    fn own_attention(&self, layer: usize, pass: &mut Pass<'_>) -> Result<(), EngineError> {
+        let (device, dtype, s) = (&*self.device, self.options.storage, &self.scratch);
+        self.append_to_cache(layer, pass)?;
+        let from_layer_0 = self.options.faults.has(Wiring::CacheOfLayer0);
+        let cache = self.cache_view(if from_layer_0 { 0 } else { layer }, pass.length);
+        let op = self.attention(pass);
+        let AttentionVariant { prefill, decode, .. } = self.options.attention;
+        if pass.tokens == 1 && decode == Decode::Split {
+            launch::attention_split(device, dtype, &cache, &op, &s.splits, &self.config)?;
+        } else if pass.tokens > 1 && prefill == Prefill::Tiled {
+            launch::attention_tiled(device, dtype, &cache, &op, pass.tokens)?;
+        } else {
+            launch::attention(device, dtype, &cache, &op, pass.tokens)?;
+        }
+        Ok(())
+    }
+
+    /// What our attention kernels take for a step.
+    pub(super) fn attention<'s>(&'s self, pass: &'s Pass<'_>) -> launch::Attention<'s> {
+        launch::Attention {
+            q: &self.scratch.q_rope,
+            out: &self.scratch.attn_out,
+            positions: self.scratch.integers.of(User::Mask, pass.tokens),
+            scores: pass.scores.as_ref(),
+            probs: pass.probs.as_ref(),
+            n_head: self.config.n_head,
+            scale: self.config.attention_scale,
+            online: self.options.attention.softmax == Softmax::Online,
+        }
     }
 
     /// q, k and v of the normed hidden; norms (Qwen3) and rope of q and k.
@@ -303,7 +326,7 @@ impl Engine {
                 positions,
                 factors: self.weights.rope_factors.as_ref(),
             };
-            launch::rope(&*self.device, dtype, out, x, &rope, (tokens, n_head, c.head_dim))?;
+            self.rotate(out, x, &rope, (tokens, n_head))?;
             pass.emit(at, stage, out, dtype)?;
         }
         Ok(())
@@ -312,10 +335,10 @@ impl Engine {
     fn append_to_cache(&self, layer: usize, pass: &mut Pass<'_>) -> Result<(), EngineError> {
         let (s, dtype, faults) = (&self.scratch, self.options.storage, &self.options.faults);
         let cache = self.cache_view(layer, pass.length);
-        let (kv, positions) =
-            ((s.appended_keys(faults), &s.v), s.integers.of(User::Append, pass.tokens));
+        let kv = ((s.appended_keys(faults), 0), (&s.v, 0));
+        let positions = s.integers.of(User::Append, pass.tokens);
         if pass.step == 0 || !faults.has(Wiring::DecodeNeverAppended) {
-            launch::kv_append(&*self.device, dtype, &cache, kv, positions, pass.tokens)?;
+            self.append(&cache, kv, positions, pass.tokens, dtype)?;
         }
         let kept = (self.capacity, dtype);
         pass.emit_cache(layer, Stage::KCache, cache.k, kept)?;
@@ -334,12 +357,12 @@ impl Engine {
         self.linear(&s.normed, tokens, &[(&s.gate, &weights.gate), (&s.up, &weights.up)])?;
         pass.emit(at, Stage::FfnGate, &s.gate, dtype)?;
         pass.emit(at, Stage::FfnUp, &s.up, dtype)?;
-        launch::swiglu(device, dtype, &s.act, (&s.gate, &s.up), inner_size)?;
+        self.swiglu(inner_size)?;
         pass.emit(at, Stage::FfnAct, &s.act, dtype)?;
         self.linear(&s.act, tokens, &[(&s.projected, &weights.down)])?;
         pass.emit(at, Stage::FfnDown, &s.projected, dtype)?;
         let residual = s.residual(device, &self.options.faults, Stage::LayerOut)?;
-        launch::residual_add(device, dtype, &s.hidden, (residual, &s.projected), hidden_size)?;
+        self.add_residual(residual, hidden_size)?;
         pass.emit(at, Stage::LayerOut, &s.hidden, dtype)
     }
 
@@ -379,7 +402,7 @@ impl Engine {
         let hidden = (&s.hidden, first * c.n_embd * dtype.size());
         let shape = (rows, c.n_embd);
         let weight = &self.weights.final_norm;
-        launch::rms_norm(&*self.device, dtype, &s.normed, hidden, weight, shape, c.rms_eps)?;
+        self.norm_of(&s.normed, hidden, weight, shape)?;
         let normed = if norm_missing { &s.hidden } else { &s.normed };
         pass.emit(None, Stage::FinalNorm, normed, dtype)?;
         let output = Gemm {
@@ -435,12 +458,10 @@ impl Engine {
         weight: &Buffer,
         shape: (usize, usize),
     ) -> Result<(), EngineError> {
-        let (dtype, eps) = (self.options.storage, self.config.rms_eps);
-        launch::rms_norm(&*self.device, dtype, out, (x, 0), weight, shape, eps)?;
-        Ok(())
+        self.norm_of(out, (x, 0), weight, shape)
     }
 
-    fn cache_view(&self, layer: usize, length: usize) -> CacheView<'_> {
+    pub(super) fn cache_view(&self, layer: usize, length: usize) -> CacheView<'_> {
         CacheView {
             k: &self.caches[layer].k,
             v: &self.caches[layer].v,
@@ -450,4 +471,29 @@ impl Engine {
             length,
         }
     }
+}
+
+/// Compiles the kernel files that the options need, and those of contracts.
+fn load_kernels(
+    device: &mut dyn Device,
+    config: &Config,
+    kernels: &KernelSet,
+    options: &EngineOptions,
+) -> Result<Vec<Loaded>, EngineError> {
+    let mut sources = Vec::new();
+    for file in KernelSet::files() {
+        let mut defines = options.faults.defines(file);
+        match file {
+            "attention.cu" => defines.extend(options.attention.defines()),
+            "attention_tiled.cu" if options.attention.prefill == Prefill::Row => continue,
+            "attention_tiled.cu" => defines.extend(launch::tiled_defines(config)),
+            "attention_split.cu" if options.attention.decode == Decode::Block => continue,
+            "attention_split.cu" => defines.extend(Splits::defines(config)),
+            _ => {}
+        }
+        sources.push(kernels.source(file, defines)?);
+    }
+    let contracts = contracts::prepare(kernels, (config, options.storage), &mut sources)?;
+    device.load_all(&sources).map_err(|error| contracts::explained(&contracts, error))?;
+    Ok(contracts)
 }

@@ -1,8 +1,10 @@
 //! Our CUDA engine: one forward pass over a [`Device`](crate::device::Device), hooks at every site.
 
 mod buffers;
+mod contracts;
 pub mod forward;
 mod hooks;
+mod operations;
 pub mod variant;
 mod weights;
 mod wiring;

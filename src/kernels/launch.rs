@@ -132,7 +132,7 @@ pub fn kv_append(
     device: &dyn Device,
     dtype: DType,
     cache: &CacheView<'_>,
-    (k, v): (&Buffer, &Buffer),
+    (k, v): (Slice<'_>, Slice<'_>),
     positions: Slice<'_>,
     tokens: usize,
 ) -> Result<(), DeviceError> {
@@ -141,8 +141,8 @@ pub fn kv_append(
     let args = [
         whole(cache.k),
         whole(cache.v),
-        whole(k),
-        whole(v),
+        part(k),
+        part(v),
         part(positions),
         int(cache.n_head_kv),
         int(cache.head_dim),

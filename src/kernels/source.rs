@@ -1,8 +1,16 @@
 //! Where kernel sources come from: embedded in the binary, or a folder that overrides them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use crate::device::KernelSource;
+use crate::{
+    contract::{Contract, Op, Role},
+    device::KernelSource,
+    replay::Attending,
+    site::Stage,
+};
 
 /// The files of `kernels/`: those of the engine in the order of a forward pass, then those of a device.
 const EMBEDDED: [(&str, &str); 11] = [
@@ -22,10 +30,12 @@ const EMBEDDED: [(&str, &str); 11] = [
 /// Includes nested deeper than this are taken for a cycle.
 const MAX_INCLUDE_DEPTH: usize = 8;
 
-/// The kernel files of a run: the embedded ones, or those of a folder where it has them.
+/// The kernel files of a run: the embedded ones, or those of a folder where it has them; and the
+/// operations that kernels with a contract take over.
 #[derive(Clone, Debug, Default)]
 pub struct KernelSet {
     folder: Option<PathBuf>,
+    contracts: Vec<Arc<Contract>>,
 }
 
 /// A kernel file that cannot be used.
@@ -51,7 +61,7 @@ impl KernelSet {
     pub fn overridden_by(folder: &Path) -> Result<KernelSet, KernelError> {
         let has = |(file, _): &(&str, &str)| folder.join(file).is_file();
         if EMBEDDED.iter().any(has) {
-            return Ok(KernelSet { folder: Some(folder.to_path_buf()) });
+            return Ok(KernelSet::beside(folder));
         }
         std::fs::read_dir(folder)
             .map_err(|source| KernelError::Read { path: folder.to_path_buf(), source })?;
@@ -59,6 +69,44 @@ impl KernelSet {
         Err(KernelError::NothingToOverride {
             folder: folder.to_path_buf(),
             known: known.join(", "),
+        })
+    }
+
+    /// The sources of a folder, whatever it has, and the embedded ones for files it lacks.
+    pub fn beside(folder: &Path) -> KernelSet {
+        KernelSet { folder: Some(folder.to_path_buf()), contracts: Vec::new() }
+    }
+
+    /// The same, with a contract's kernel for its operation.
+    pub fn with_contract(mut self, contract: Contract) -> KernelSet {
+        self.contracts.retain(|other| other.op != contract.op);
+        self.contracts.push(Arc::new(contract));
+        self
+    }
+
+    /// The contracts, one an operation at most.
+    pub fn contracts(&self) -> &[Arc<Contract>] {
+        &self.contracts
+    }
+
+    /// The contract of an operation's kernel.
+    pub fn contract(&self, op: Op) -> Option<&Arc<Contract>> {
+        self.contracts.iter().find(|contract| contract.op == op)
+    }
+
+    /// Stages that an attention kernel keeps to itself: the engine recomputes them from its inputs.
+    pub fn recomputed(&self) -> Vec<Stage> {
+        let Some(contract) = self.contract(Op::Attention) else { return Vec::new() };
+        let taps = [(Role::Scores, Stage::Scores), (Role::Probs, Stage::Probs)];
+        let own = taps.into_iter().filter(|(role, _)| !contract.has(*role));
+        own.map(|(_, stage)| stage).collect()
+    }
+
+    /// How the attention is fed.
+    pub fn attending(&self) -> Attending {
+        self.contract(Op::Attention).map_or(Attending::default(), |contract| Attending {
+            calls: contract.calls,
+            current: contract.current,
         })
     }
 

@@ -5,6 +5,7 @@
 //! came in with the inputs. `docs/diagnosis.md` derives the bound.
 
 mod accuracy;
+mod attend;
 mod expected;
 mod forward;
 mod judge;
@@ -13,9 +14,10 @@ mod operation;
 pub mod ops;
 
 pub use accuracy::{Accuracy, accuracies};
+pub use attend::{Reading, Roundings, Way, attend};
 pub use expected::{Expected, LAMBDA, Operand, Rounding, Spread};
 pub use forward::{
-    Parts, Piece, Recording, Replay, ReplayError, Width, appended, rope_angle, rope_pair,
+    Attending, Parts, Piece, Recording, Replay, ReplayError, Width, appended, rope_angle, rope_pair,
 };
 pub use judge::{Judged, Worst, drift, judge, judge_all};
 pub use matrix::{Matrix, round};

@@ -137,8 +137,9 @@ fn finding(text: &mut String, number_of: usize, finding: &Finding, report: &Repo
     if cause.refuted > 0 {
         parts.push(format!("{} other causes refuted", cause.refuted));
     }
-    if !finding.spanned.is_empty() {
-        let named = named(&finding.spanned);
+    let unseen = finding.unseen();
+    if !unseen.is_empty() {
+        let named = named(&unseen);
         parts.push(format!("or an operation before it, as {named} were not recorded"));
     }
     detail(text, &parts.join("; "));

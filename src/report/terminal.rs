@@ -53,7 +53,11 @@ pub fn headline(
     if coverage.equal == 0 {
         return "nothing was measured: no site is provided by both sides".to_string();
     }
-    let counts = format!("{} of {} sites ({extent})", coverage.equal, coverage.total);
+    let recomputed = match coverage.recomputed {
+        0 => String::new(),
+        n => format!(", {n} of them recomputed"),
+    };
+    let counts = format!("{} of {} sites{recomputed} ({extent})", coverage.equal, coverage.total);
     if coverage.unmeasured > 0 {
         return format!(
             "not enough measured: {counts} are equal within the floor, {} were not provided",
@@ -178,7 +182,12 @@ fn coverage(text: &mut String, report: &Report, compared: &Compared) {
     if asked < total {
         parts.push(format!("{} not asked for", total - asked));
     }
-    for (count, what) in [(unmeasured, "unmeasured"), (refused, "refused")] {
+    let recomputed = compared.coverage.recomputed;
+    for (count, what) in [
+        (recomputed, "recomputed from a kernel's inputs"),
+        (unmeasured, "unmeasured"),
+        (refused, "refused"),
+    ] {
         if count > 0 {
             parts.push(format!("{count} {what}"));
         }

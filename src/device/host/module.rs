@@ -269,6 +269,7 @@ fn letter(arg: &Arg<'_>) -> char {
     match arg {
         Arg::Buffer(..) | Arg::Address(_) | Arg::Null => 'p',
         Arg::I32(_) => 'i',
+        Arg::I64(_) => 'l',
         Arg::F32(_) => 'f',
     }
 }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rayon::prelude::*;
 
 use crate::{
+    contract::{Calls, Current},
     diagnosis::{
         Cause, Certainty, Scene,
         probe::Probe,
@@ -17,7 +18,7 @@ use crate::{
         },
     },
     model::Arch,
-    replay::{Operation, Replay},
+    replay::{Attending, Operation, Replay},
     site::{Site, Stage},
     synth::Spec,
     tensor::Tensor,
@@ -195,6 +196,14 @@ fn subjects() -> Vec<Subject> {
 #[test]
 fn every_hypothesis_is_recognised_as_itself_or_listed_as_the_same_numbers() {
     let subjects = subjects();
+    let fed = [
+        Attending::default(),
+        Attending { calls: Calls::Token, current: Current::Argument },
+        Attending { calls: Calls::Step, current: Current::Argument },
+        Attending { calls: Calls::Token, current: Current::Cache },
+    ];
+    let fused = self::subjects().into_iter().zip(fed);
+    let fused: Vec<Subject> = fused.map(|(subject, fed)| subject.fused(fed)).collect();
     let large = Subject::new(
         &Spec::preset("tiny-llama").unwrap(),
         9,
@@ -206,6 +215,8 @@ fn every_hypothesis_is_recognised_as_itself_or_listed_as_the_same_numbers() {
         let all = operations(subject).into_iter().filter(|o| o.layer.is_none_or(|l| l == 1));
         work.extend(all.map(|operation| (subject, operation, None)));
     }
+    let attention = Operation { layer: Some(1), stage: Stage::AttnOut };
+    work.extend(fused.iter().map(|subject| (subject, attention, None)));
     // In a run of numbers this large other causes are no longer told apart.
     let layer_0 = operations(&large).into_iter().filter(|operation| operation.layer == Some(0));
     work.extend(layer_0.filter_map(|operation| match operation.stage {

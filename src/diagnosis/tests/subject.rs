@@ -6,7 +6,7 @@ use crate::{
     arithmetic::Arithmetic,
     diagnosis::{Cause, Scene, diagnose},
     model::{Config, Model},
-    replay::{Operation, Parts, Recording, Replay, judge},
+    replay::{Attending, Operation, Parts, Recording, Replay, judge},
     site::{Site, Stage},
     spool::Recorded,
     synth::{self, Spec},
@@ -48,6 +48,7 @@ pub struct Subject {
     pub other: Model,
     pub steps: Vec<Vec<i32>>,
     pub arithmetic: Arithmetic,
+    pub attention: Attending,
     pub tensors: Tensors<'static>,
 }
 
@@ -65,7 +66,8 @@ impl Subject {
         let mut prompt = |n: usize| (0..n).map(|_| random(&mut state, 258) as i32).collect();
         let steps: Vec<Vec<i32>> = [tokens, 1, 1, 1].map(&mut prompt).to_vec();
         let arithmetic = Arithmetic::engine(DType::F32);
-        let mut subject = Subject { model, other, steps, arithmetic, tensors: Tensors::default() };
+        let (attention, tensors) = Default::default();
+        let mut subject = Subject { model, other, steps, arithmetic, attention, tensors };
         for operation in Operation::all(&subject.model.config) {
             let mut made = subject.computed(&subject.model, operation);
             for (_, largest) in magnified.iter().filter(|(stage, _)| *stage == operation.stage) {
@@ -78,12 +80,25 @@ impl Subject {
         subject
     }
 
+    /// The same without what an attention kernel keeps to itself.
+    pub fn fused(mut self, attention: Attending) -> Subject {
+        self.attention = attention;
+        let within = [Stage::Scores, Stage::Probs];
+        self.tensors.own.retain(|site, _| !within.contains(&site.stage));
+        self
+    }
+
     pub fn config(&self) -> &Config {
         &self.model.config
     }
 
     pub fn recording<'a>(&'a self, tensors: &'a Tensors<'a>) -> Recording<'a> {
-        Recording { tensors, steps: &self.steps, arithmetic: &self.arithmetic }
+        Recording {
+            tensors,
+            steps: &self.steps,
+            arithmetic: &self.arithmetic,
+            attention: self.attention,
+        }
     }
 
     /// An operation's exact results under a model's parameters.

@@ -208,7 +208,14 @@ pub fn kv_append(
     let v_cache = bench.output("v_cache", capacity * n)?;
     let cache =
         launch::CacheView { k: &k_cache, v: &v_cache, n_head_kv, head_dim, capacity, length };
-    launch::kv_append(bench.device, bench.dtype, &cache, (&k, &v), (&positions, 0), tokens)?;
+    launch::kv_append(
+        bench.device,
+        bench.dtype,
+        &cache,
+        ((&k, 0), (&v, 0)),
+        (&positions, 0),
+        tokens,
+    )?;
     let expected = |values: &[f64]| {
         let mut cache = vec![f64::NAN; capacity * n];
         for (i, row) in values.chunks(head_dim).enumerate() {
