@@ -224,9 +224,15 @@ static inline float max(float a, float b) { return fmaxf(a, b); }
 // ---- half: exact conversions, arithmetic rounded once through float ----------------------------
 
 #ifdef __F16C__
-#include <immintrin.h>
-static inline float cuda_host_widen(uint16_t h) { return _cvtsh_ss(h); }
-static inline uint16_t cuda_host_narrow(float f) { return _cvtss_sh(f, 0); }
+// The compiler's own functions: <immintrin.h> takes longer to read than a kernel to compile.
+typedef float cuda_host_floats __attribute__((vector_size(16)));
+typedef short cuda_host_shorts __attribute__((vector_size(16)));
+static inline float cuda_host_widen(uint16_t h) {
+    return __builtin_ia32_vcvtph2ps(cuda_host_shorts{(short)h})[0];
+}
+static inline uint16_t cuda_host_narrow(float f) {
+    return (uint16_t)__builtin_ia32_vcvtps2ph(cuda_host_floats{f}, 0)[0];
+}
 #else
 static inline float cuda_host_widen(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, magnitude = h & 0x7fff, bits;

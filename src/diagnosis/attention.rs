@@ -246,7 +246,9 @@ pub fn weighted_sums<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<
             Ok(ops::weighted_sum(&probs, &v, heads, (map, keys), scene.rounding()))
         })?)
     };
-    for (text, map) in head_maps(scene) {
+    // Where the attention is one operation, what follows is tried with the rest of it.
+    let fused = scene.steps.iter().all(|&step| scene.replay.is_fused(scene.operation, step));
+    for (text, map) in head_maps(scene).into_iter().filter(|_| !fused) {
         with("head-map", &format!("values: {text}"), (&*map, 0..usize::MAX), None)?;
     }
     for n in [1, 16, 31, 32, 64, 128, 256] {
@@ -254,6 +256,9 @@ pub fn weighted_sums<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<
         with("values-truncated", &text, (&right, 0..n), None)?;
     }
     with("values-truncated", "the first key is left out", (&right, 1..usize::MAX), None)?;
+    if fused {
+        return Ok(());
+    }
     for (key, text, values) in other_keys(scene, Stage::VCache)? {
         with(key, &text, (&right, 0..usize::MAX), Some(&values))?;
     }

@@ -8,6 +8,10 @@ use crate::replay::{self, Expected, Piece};
 /// explains these, and one that explains a tenth of them misses these once in 30 times.
 const PROBED: usize = 32;
 
+/// What explains fewer than one in so many wrong elements does so by luck: half the share that a cause
+/// must have to be named.
+const LUCKY: usize = 20;
+
 /// Rows and columns of one piece of a guilty result, some of whose elements are wrong.
 pub struct Grid {
     pub piece: usize,
@@ -61,15 +65,19 @@ impl Probe {
 }
 
 impl Grid {
-    /// Whether what is expected of the grid's elements, row-major, is what was recorded of any wrong
-    /// one.
+    /// Whether what is expected of the grid's elements, row-major, is what was recorded of enough wrong
+    /// ones. In whole rows a few agree by luck.
     pub fn is_explained(&self, piece: &Piece<'_>, wrong: &[bool], expected: &Expected<'_>) -> bool {
         let at = |&row| self.columns.iter().map(move |column| (row, *column));
         let indices = self.rows.iter().flat_map(at).map(|(row, column)| row * piece.width + column);
         let any_wrong = wrong.contains(&true);
-        indices.enumerate().any(|(nth, index)| {
+        let in_question = indices.enumerate().filter(|&(_, index)| wrong[index] || !any_wrong);
+        let (mut all, mut explained) = (0, 0);
+        for (nth, index) in in_question {
             let times_bound = expected.times_bound(nth, piece.captured[index]);
-            (wrong[index] || !any_wrong) && times_bound.is_none_or(|times| times <= 1.0)
-        })
+            all += 1;
+            explained += usize::from(times_bound.is_none_or(|times| times <= 1.0));
+        }
+        explained > 0 && explained * LUCKY >= all
     }
 }

@@ -132,9 +132,12 @@ impl Device for HostDevice {
     }
 
     fn load_all(&mut self, sources: &[KernelSource]) -> Result<(), DeviceError> {
-        self.sources.retain(|old| sources.iter().all(|new| new.file != old.file));
-        self.sources.extend_from_slice(sources);
-        let library = compile::build(&self.compiler, self.options.checked, &self.sources)?;
+        let kept = |old: &&KernelSource| sources.iter().all(|new| new.file != old.file);
+        let mut all: Vec<KernelSource> = self.sources.iter().filter(kept).cloned().collect();
+        all.extend_from_slice(sources);
+        // What does not compile is not kept: it would fail whatever is loaded next.
+        let library = compile::build(&self.compiler, self.options.checked, &all)?;
+        self.sources = all;
         let regions = self.regions.clone();
         self.module = Some(Module::load(&library, self.workers, self.options.order, regions)?);
         Ok(())
