@@ -2,9 +2,10 @@
 //! for single times on a shared machine say little.
 
 use std::{
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::Command,
-    time::Instant,
+    process::{Command, Stdio},
+    time::{Instant, SystemTime},
 };
 
 use firstdiff::{
@@ -41,6 +42,7 @@ fn main() -> Result<()> {
         let decode = std::env::var(MEMORY_DECODE)?.parse()?;
         return print_peak_memory(Path::new(&path), decode);
     }
+    edit_to_verdict()?;
     split_of_a_run()?;
     replay_beside_a_forward_pass()?;
     memory_over_layers_and_steps()
@@ -149,6 +151,59 @@ fn split_of_a_run() -> Result<()> {
     for (name, milliseconds) in rows {
         println!("{name:<45} {milliseconds:>8.1} ms {:>6.2} x whole", milliseconds / whole);
     }
+    Ok(())
+}
+
+/// From the save of a kernel to its verdict: `run --watch` on the fixture, and a first run with nothing
+/// cached.
+fn edit_to_verdict() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/kernels");
+    for file in ["gqa_decode.cu", "gqa_decode.toml"] {
+        std::fs::copy(examples.join(file), folder.path().join(file))?;
+    }
+    let kernel = folder.path().join("gqa_decode.cu");
+    let right = std::fs::read_to_string(&kernel)?;
+    let contract = format!("attention={}", folder.path().join("gqa_decode.toml").display());
+    let run = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_firstdiff"));
+        command.args(["run", "--kernel", &contract]).args(more);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    };
+    let cold = median(|| {
+        let cache = tempfile::tempdir()?;
+        let status = run(&[]).env("FIRSTDIFF_CACHE", cache.path()).status()?;
+        assert!(status.success(), "the example is equal");
+        Ok(())
+    })?;
+    let mut watch = run(&["--watch"]).spawn()?;
+    let mut lines = BufReader::new(watch.stderr.take().ok_or("no standard error")?).lines();
+    let mut verdict = || {
+        let over = |line: &std::io::Result<String>| {
+            line.as_ref().is_ok_and(|line| line.contains("waiting for a save"))
+        };
+        lines.find(over).map(drop).ok_or("the watch ended early")
+    };
+    verdict()?;
+    // Each text is new, so that it is compiled.
+    let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_nanos();
+    let mut edits = 0;
+    let mut edited = |first: &str| {
+        edits += 1;
+        std::fs::write(&kernel, format!("{first}\n{right}\n// {nanos} {edits}\n"))?;
+        Ok(verdict()?)
+    };
+    let warm = median(|| edited(""))?;
+    let wrong = median(|| edited("#define BUG_UNSCALED"))?;
+    watch.kill()?;
+    watch.wait()?;
+    println!(
+        "fixture, 86 prompt tokens and 4 decode steps: from a saved kernel to its verdict, ms"
+    );
+    println!("first run, nothing cached             {cold:>8.0}");
+    println!("--watch, a right edit                 {warm:>8.0}");
+    println!("--watch, a wrong edit and its cause   {wrong:>8.0}\n");
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use crate::{
         cuda::CudaDevice,
         host::{HostDevice, HostOptions},
     },
-    diagnosis::Diagnosis,
+    diagnosis::{Diagnosis, ReferenceReplay},
     engine::{AttentionVariant, Engine, EngineError, EngineOptions},
     exit::Error,
     fault::Faults,
@@ -21,7 +21,7 @@ use crate::{
     reference::{Precision, Reference, ReferenceError},
     replay::{Attending, Recording},
     site::{Site, Stage},
-    spool::Spool,
+    spool::{Recorded, Spool},
     tensor::{DType, Tensor},
     verdict::{Coverage, Rule, SiteReport, judge},
 };
@@ -113,6 +113,26 @@ pub struct Finished {
     pub seconds: f64,
 }
 
+/// What one run leaves for the next of the same task and engine but for its kernels.
+#[derive(Default)]
+pub struct Kept {
+    /// Whether there is to be a next one.
+    wanted: bool,
+    baseline: Option<Baseline>,
+    /// What the reference recorded, to the end.
+    reference: Option<Spool>,
+    replayed: Option<ReferenceReplay>,
+    /// With its weights on the device.
+    engine: Option<Engine>,
+}
+
+impl Kept {
+    /// Nothing yet, for runs to come.
+    pub fn for_more() -> Kept {
+        Kept { wanted: true, ..Kept::default() }
+    }
+}
+
 /// Two sides that have run.
 struct Ended {
     engine: Engine,
@@ -135,11 +155,25 @@ impl Run<'_> {
     /// Runs both sides at the same time and compares what they produce. `on_site` hears each
     /// verdict as it is reached.
     pub fn run(&self, on_site: &mut dyn FnMut(&SiteReport)) -> Result<Finished, Error> {
+        self.run_again(&mut Kept::default(), on_site)
+    }
+
+    /// The same, with what a run before has kept: the reference is not run again, nor replayed, and
+    /// the engine only loads its kernels anew.
+    pub fn run_again(
+        &self,
+        kept: &mut Kept,
+        on_site: &mut dyn FnMut(&SiteReport),
+    ) -> Result<Finished, Error> {
         let start = Instant::now();
         let sites = self.sites()?;
         let arithmetic = self.engine.arithmetic();
-        let baseline = Baseline::of(self.reference, self.model, self.task, &arithmetic)?;
-        let ended = self.side_by_side(&baseline, &sites, on_site)?;
+        let baseline = match kept.baseline.take() {
+            Some(baseline) => baseline,
+            None => Baseline::of(self.reference, self.model, self.task, &arithmetic)?,
+        };
+        kept.baseline = kept.wanted.then(|| baseline.clone());
+        let ended = self.side_by_side(&baseline, &sites, kept, on_site)?;
         let Ended { mut engine, choices, logits_hash, reports, spools } = ended;
         let (steps, device) = (&baseline.steps, engine.device_name());
         let stopped = matches!(choices, Err(EngineError::Stopped(_)));
@@ -156,14 +190,19 @@ impl Run<'_> {
             let repeat = same || logits_without_hooks(&mut engine, steps)? == without;
             (hooks_leave_logits, runs_repeat) = (repeat.then_some(same), Some(repeat));
         }
-        drop(engine);
-        let (diagnosis, recorded) = match spools {
+        kept.engine = kept.wanted.then_some(engine);
+        let (recorded, reference) = spools;
+        let recorded = recorded.map(Spool::finished).transpose()?;
+        let reference = reference.map(Spool::finished).transpose()?;
+        let diagnosis = match (&recorded, &reference) {
             (Some(engine), Some(reference)) => {
-                let engine = engine.finished()?;
-                (Some(self.diagnose(&engine, reference, steps)?), Some(engine))
+                Some(self.diagnose(engine, reference, steps, &mut kept.replayed)?)
             }
-            _ => (None, None),
+            _ => None,
         };
+        // What was stopped is not whole.
+        kept.reference = reference.filter(|_| kept.wanted && !stopped);
+        kept.replayed = kept.replayed.take().filter(|_| kept.reference.is_some());
         let total = self.model.config.sites(self.task.decode + 1).len();
         let coverage = Coverage::of(&reports, total, sites.len());
         Ok(Finished {
@@ -185,6 +224,7 @@ impl Run<'_> {
         &self,
         baseline: &Baseline,
         sites: &[Site],
+        kept: &mut Kept,
         on_site: &mut dyn FnMut(&SiteReport),
     ) -> Result<Ended, Error> {
         let filter = Arc::new(self.filter.clone());
@@ -192,19 +232,20 @@ impl Run<'_> {
         let (reference_sink, reference_side) = channel(filter);
         let recomputed = self.engine.kernels.recomputed();
         let engine_sink = Recorder::new(engine_sink, self.replay, recomputed)?;
-        let mut reference_sink = Recorder::new(reference_sink, self.replay, Vec::new())?;
         let mut engine_sink = LogitsHash { inner: engine_sink, hash: blake3::Hasher::new() };
-        let (steps, mut forced) = (&baseline.steps, baseline.forced().into_iter());
-        let (reference, task) = (self.reference, self.task);
-        thread::scope(|scope| {
-            let reference_run = scope.spawn(move || {
-                let sink = &mut reference_sink;
-                let end = baseline::decode(reference, task, sink, None, |_| forced.next());
-                (end, reference_sink.into_spool())
+        let steps = &baseline.steps;
+        // Taken for good only by a run that ends.
+        let recorded = kept.reference.as_ref();
+        let record = recorded.is_none() && (self.replay || kept.wanted);
+        let kept_engine = &mut kept.engine;
+        let ended = thread::scope(|scope| {
+            let reference_run = scope.spawn(move || match recorded {
+                Some(recorded) => (put_all(recorded, sites, reference_sink), None),
+                None => self.run_reference(baseline, reference_sink, record),
             });
             // Made while the reference runs. An error drops the other end of the reference's channel, and
             // so stops it.
-            let mut engine = self.engine.build(self.model, task)?;
+            let mut engine = self.engine_with(kept_engine)?;
             let engine_run = scope.spawn(move || {
                 let choices = run_engine(&mut engine, steps, &mut engine_sink);
                 // The comparison learns that this side has ended when its sender is dropped.
@@ -212,37 +253,76 @@ impl Run<'_> {
                 (engine, choices, hash.finalize(), inner.into_spool())
             });
             let sides = (engine_side, reference_side);
-            let first = |step| first_position(task.prompt.len(), step);
+            let first = |step| first_position(self.task.prompt.len(), step);
             let reports = judge(sites, sides, &baseline.floor, self.rule, &first, on_site);
             let panicked = "the reference's thread ended early";
             let (reference_end, reference_spool) =
                 reference_run.join().map_err(|_| ReferenceError::Panic(panicked.into()))?;
-            finished(reference_end)?;
+            reference_end?;
             let (engine, choices, logits_hash, engine_spool) = engine_run.join().map_err(|_| {
                 let text = "the engine's thread ended early; please report it".to_string();
                 Error::Device(DeviceError::Failed(text))
             })?;
             let spools = (engine_spool, reference_spool);
-            Ok(Ended { engine, choices, logits_hash, reports, spools })
-        })
+            Ok::<_, Error>(Ended { engine, choices, logits_hash, reports, spools })
+        })?;
+        let (engine_spool, reference_spool) = ended.spools;
+        Ok(Ended { spools: (engine_spool, reference_spool.or(kept.reference.take())), ..ended })
     }
 
-    /// Replays both sides. Only in f32 is the reference's own arithmetic known.
+    /// Runs the reference, and records it if that is asked for.
+    fn run_reference(
+        &self,
+        baseline: &Baseline,
+        sink: ChannelSink,
+        record: bool,
+    ) -> (Result<(), Error>, Option<Spool>) {
+        let mut sink = match Recorder::new(sink, record, Vec::new()) {
+            Ok(sink) => sink,
+            Err(error) => return (Err(error), None),
+        };
+        let mut forced = baseline.forced().into_iter();
+        let end = baseline::decode(self.reference, self.task, &mut sink, None, |_| forced.next());
+        (finished(end).map_err(Error::from), sink.into_spool())
+    }
+
+    /// An engine with these kernels: the kept one, or a new one. After an error the kept one stays.
+    fn engine_with(&self, kept: &mut Option<Engine>) -> Result<Engine, Error> {
+        let Some(engine) = kept else { return Ok(self.engine.build(self.model, self.task)?) };
+        engine.reload(&self.engine.kernels)?;
+        Ok(kept.take().expect("it was just there"))
+    }
+
+    /// Replays both sides, the reference unless that is known. Only in f32 is its own arithmetic known.
     fn diagnose(
         &self,
         engine: &Spool,
-        reference: Spool,
+        reference: &Spool,
         steps: &[Vec<i32>],
+        known: &mut Option<ReferenceReplay>,
     ) -> Result<Diagnosis, Error> {
         let (own, f32) = (self.engine.arithmetic(), Arithmetic::engine(DType::F32));
-        let reference = reference.finished()?;
-        let attention = self.engine.kernels.attending();
-        let engine = Recording { tensors: engine, steps, arithmetic: &own, attention };
-        let attention = Attending::default();
-        let reference = Recording { tensors: &reference, steps, arithmetic: &f32, attention };
         let wide = self.reference.options().precision == Precision::F32;
-        Ok(Diagnosis::of(self.model, engine, wide.then_some(reference))?)
+        if known.is_none() && wide {
+            let (tensors, arithmetic, attention) = (reference, &f32, Attending::default());
+            let recording = Recording { tensors, steps, arithmetic, attention };
+            *known = Some(ReferenceReplay::of(self.model, recording)?);
+        }
+        let (tensors, arithmetic, attention) = (engine, &own, self.engine.kernels.attending());
+        let engine = Recording { tensors, steps, arithmetic, attention };
+        Ok(Diagnosis::beside(self.model, engine, known.as_ref())?)
     }
+}
+
+/// Puts what a reference recorded into its sink, in the order of the sites.
+fn put_all(recorded: &Spool, sites: &[Site], mut sink: ChannelSink) -> Result<(), Error> {
+    for &site in sites {
+        let Some(tensor) = recorded.tensor(site)? else { continue };
+        if sink.put(site, tensor).is_err() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Ends well also where the comparison stopped the run.

@@ -46,5 +46,7 @@ mod snapshot;
 mod synth;
 // Recording a run to a folder, reading it back, and refusing what is not it.
 mod trace;
+// A verdict at each save.
+mod watch;
 // The GitHub Action and the workflow, as a shell runs them.
 mod workflow;

@@ -129,6 +129,9 @@ pub struct RunArgs {
     /// Compare only: do not replay the operations, and seek no causes
     #[arg(long)]
     pub no_replay: bool,
+    /// Stay, and give a new verdict whenever a kernel of --kernels or --kernel is saved; Ctrl-C ends it
+    #[arg(long)]
+    pub watch: bool,
 }
 
 #[derive(Args)]

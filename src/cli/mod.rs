@@ -16,6 +16,7 @@ mod run;
 mod tools;
 mod validate;
 mod variants;
+mod watch;
 
 use args::{Cli, Command};
 use firstdiff::exit::{Error, Exit};

@@ -11,42 +11,56 @@ use firstdiff::{
         Compared, DevicesSummary, ModelSummary, REPORT_VERSION, Report, SideSummary, SiteRow,
         StepRow, answer, render,
     },
-    run::{EngineSpec, Finished, Run},
+    run::{EngineSpec, Finished, Kept, Run},
     verdict::Rule,
 };
 
 use super::{
     args::RunArgs,
     inputs::{self, Inputs},
-    output,
+    output, watch,
 };
 
-/// Runs both sides and prints the report.
+/// Runs both sides and prints the report, once or at each save.
 pub fn run(args: &RunArgs) -> Result<Exit, Error> {
     let compare = &args.compare;
     inputs::check_factor(compare.factor)?;
     output::check_json(compare.json.as_deref())?;
+    if args.watch {
+        return watch::watch(args);
+    }
     let (engine, second) = inputs::engines(&args.engine)?;
-    let filter = inputs::filter(compare.sites.as_deref())?;
     let bar = output::progress(None, "loading the model and the reference");
     let inputs = Inputs::load(&args.model)?;
-    inputs::check_faults(&engine, &inputs)?;
+    bar.finish_and_clear();
+    verdict(args, &inputs, (&engine, second.as_ref()), &mut Kept::default())
+}
+
+/// One verdict, with what an earlier one has kept.
+pub fn verdict(
+    args: &RunArgs,
+    inputs: &Inputs,
+    (engine, second): (&EngineSpec, Option<&EngineSpec>),
+    kept: &mut Kept,
+) -> Result<Exit, Error> {
+    let compare = &args.compare;
+    inputs::check_faults(engine, inputs)?;
+    let filter = inputs::filter(compare.sites.as_deref())?;
     let rule = Rule { factor: compare.factor, stop_at_first: compare.stop_at_first };
     let run = Run {
         model: &inputs.model,
         reference: &inputs.reference,
         task: inputs.task(),
-        engine: &engine,
+        engine,
         filter: &filter,
         rule,
         replay: !args.no_replay,
     };
     let total = run.sites()?.len() as u64;
-    bar.finish_and_clear();
     let bar = output::progress(Some(total), "comparing sites");
-    let finished = run.run(&mut |_| bar.inc(1))?;
+    let finished = run.run_again(kept, &mut |_| bar.inc(1))?;
     bar.finish_and_clear();
-    let devices = match &second {
+    let devices = match second {
         Some(second) => {
             let bar = output::progress(Some(total), "comparing devices");
             let (baseline, diagnosis) = (&finished.baseline, finished.diagnosis.as_ref());
@@ -57,7 +71,7 @@ pub fn run(args: &RunArgs) -> Result<Exit, Error> {
         }
         None => None,
     };
-    let mut report = report(&inputs, &engine, compare.factor, finished)?;
+    let mut report = report(inputs, engine, compare.factor, finished)?;
     if let Some(devices) = devices {
         report.with_devices(devices);
     }

@@ -79,6 +79,21 @@ impl Finding {
     }
 }
 
+/// The replay of a reference, which is the same for every engine.
+#[derive(Clone, Debug)]
+pub struct ReferenceReplay {
+    findings: Vec<Finding>,
+    summary: SideReplay,
+}
+
+impl ReferenceReplay {
+    pub fn of(model: &Model, recording: Recording<'_>) -> Result<ReferenceReplay, ReplayError> {
+        let (summary, guilty) = side(model, recording)?;
+        let findings = group(model, guilty, Verdict::ReferenceWrong);
+        Ok(ReferenceReplay { findings: findings.into_iter().map(differing).collect(), summary })
+    }
+}
+
 /// A guilty operation and its cause.
 struct Guilty {
     judged: Judged,
@@ -92,17 +107,20 @@ impl Diagnosis {
         engine: Recording<'_>,
         reference: Option<Recording<'_>>,
     ) -> Result<Diagnosis, ReplayError> {
+        let reference = reference.map(|recording| ReferenceReplay::of(model, recording));
+        Diagnosis::beside(model, engine, reference.transpose()?.as_ref())
+    }
+
+    /// Replays the engine, and takes what is known of the reference.
+    pub fn beside(
+        model: &Model,
+        engine: Recording<'_>,
+        reference: Option<&ReferenceReplay>,
+    ) -> Result<Diagnosis, ReplayError> {
         let (summary, guilty) = side(model, engine)?;
         let mut findings = group(model, guilty, Verdict::EngineWrong);
-        let reference = match reference {
-            Some(recording) => {
-                let (summary, guilty) = side(model, recording)?;
-                let own = group(model, guilty, Verdict::ReferenceWrong);
-                findings.extend(own.into_iter().map(differing));
-                Some(summary)
-            }
-            None => None,
-        };
+        findings.extend(reference.iter().flat_map(|reference| reference.findings.iter().cloned()));
+        let reference = reference.map(|reference| reference.summary.clone());
         Ok(Diagnosis { findings, engine: summary, reference })
     }
 

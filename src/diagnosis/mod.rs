@@ -22,7 +22,7 @@ pub mod table;
 #[cfg(test)]
 mod tests;
 
-pub use blame::{Diagnosis, Finding, SideReplay, Verdict};
+pub use blame::{Diagnosis, Finding, ReferenceReplay, SideReplay, Verdict};
 pub use cause::{Cause, Certainty, diagnose};
 pub use invariant::{Invariant, invariants};
 pub use scene::Scene;
