@@ -104,7 +104,7 @@ fn split_of_a_run() -> Result<()> {
     let ids: Vec<i32> = reference.tokenize(&text).into_iter().take(32).collect();
     let task = Task { prompt: &ids, decode: 4 };
     let arithmetic = Arithmetic::engine(DType::F32);
-    let baseline = Baseline::of(&reference, &model, task, &arithmetic)?;
+    let baseline = Baseline::of(&reference, &model, task, &arithmetic, &SiteFilter::default())?;
     let mut engine = spec().build(&model, task)?;
 
     let whole = median(|| whole_run(&model, &reference, task))?;
@@ -144,7 +144,7 @@ fn split_of_a_run() -> Result<()> {
         Ok(())
     })?;
     add("floor, measured anew", &mut || {
-        Baseline::measure(&reference, &model, task, &arithmetic)?;
+        Baseline::measure(&reference, &model, task, &arithmetic, &SiteFilter::default())?;
         Ok(())
     })?;
     println!("fixture, 32 prompt tokens and 4 decode steps, f32: median of {REPEATS}");

@@ -9,7 +9,7 @@ use crate::{
     arithmetic::Arithmetic,
     cache,
     capture::{Choice, Sink},
-    compare::{Aligner, Floor, SiteFloor, channel},
+    compare::{Aligner, Floor, RowTokens, SiteFilter, SiteFloor, channel},
     gguf::TensorInfo,
     model::Model,
     reference::{
@@ -89,17 +89,19 @@ fn decode_in(
 
 impl Baseline {
     /// The baseline of a task for an engine of the declared arithmetic, from the cache if it is
-    /// there.
+    /// there. It has every site, with the rows that the filter wants.
     pub fn of(
         reference: &Reference,
         model: &Model,
         task: Task<'_>,
         arithmetic: &Arithmetic,
+        filter: &SiteFilter,
     ) -> Result<Baseline, ReferenceError> {
         let rounded = weights_are_rounded(model, arithmetic.weights);
         let key = (
             (FORMAT_VERSION, NOISE_SEED, env!("CARGO_PKG_VERSION"), model.hash()),
             (task.prompt, task.decode, arithmetic, rounded),
+            filter.prompt_queries(),
             (reference.options().precision, reference.threads()),
         );
         let key = serde_json::to_vec(&key).expect("plain data has no reason to fail");
@@ -110,7 +112,7 @@ impl Baseline {
         if let Some(baseline) = cached.and_then(|json| serde_json::from_slice(&json).ok()) {
             return Ok(baseline);
         }
-        let baseline = Baseline::measure(reference, model, task, arithmetic)?;
+        let baseline = Baseline::measure(reference, model, task, arithmetic, filter)?;
         if let (Some(path), Ok(json)) = (path, serde_json::to_vec(&baseline)) {
             // A floor that cannot be cached is measured again the next time.
             let _ = cache::write_atomic(&path, &json);
@@ -125,7 +127,9 @@ impl Baseline {
         model: &Model,
         task: Task<'_>,
         arithmetic: &Arithmetic,
+        filter: &SiteFilter,
     ) -> Result<Baseline, ReferenceError> {
+        let filter = filter.rows_only();
         let noise = Noise {
             seed: NOISE_SEED,
             arithmetic: arithmetic.clone(),
@@ -137,18 +141,21 @@ impl Baseline {
         let noisy: Vec<_> = noises.iter().map(|noise| (reference, Some(noise))).collect();
         let amplitude =
             |site: Site, positions| noise.amplitude(&model.config, site.stage, positions);
-        let mut baseline = distance(reference, &noisy, model, task, &amplitude)?;
+        let mut baseline = distance(reference, &noisy, (model, task), &filter, &amplitude)?;
         if reference.options().precision == Precision::Native {
             let no_noise = |_, _| Amplitude { relative: 0.0, additive: 0.0 };
             let options = ReferenceOptions { precision: Precision::F32, ..reference.options() };
             let own = match Reference::load(model, options) {
-                Ok(wide) => distance(reference, &[(&wide, None)], model, task, &no_noise)?,
+                Ok(wide) => {
+                    distance(reference, &[(&wide, None)], (model, task), &filter, &no_noise)?
+                }
                 // No room for the f32 copy: the rounding of ggml's own products stands in for it.
                 // They round activations to f16, or to 8 bits of a block where weights are
                 // quantised: at most bf16's 2^-8.
                 Err(ReferenceError::Widen(_)) => {
                     let coarse = Noise { arithmetic: Arithmetic::engine(DType::Bf16), ..noise };
-                    distance(reference, &[(reference, Some(&coarse))], model, task, &no_noise)?
+                    let others = [(reference, Some(&coarse))];
+                    distance(reference, &others, (model, task), &filter, &no_noise)?
                 }
                 Err(error) => return Err(error),
             };
@@ -177,19 +184,19 @@ pub fn steps_of(task: Task<'_>, choices: &[Option<Choice>]) -> Vec<Vec<i32>> {
 fn distance(
     clean: &Reference,
     others: &[(&Reference, Option<&Noise>)],
-    model: &Model,
-    task: Task<'_>,
+    (model, task): (&Model, Task<'_>),
+    filter: &SiteFilter,
     amplitude: &dyn Fn(Site, usize) -> Amplitude,
 ) -> Result<Baseline, ReferenceError> {
-    let filter = Arc::default();
-    let (mut clean_sink, clean_side) = channel(Arc::clone(&filter));
+    let wanted = Arc::new(filter.clone());
+    let (mut clean_sink, clean_side) = channel(Arc::clone(&wanted));
     let (sessions, positions, batch) = (others.len() + 1, task.positions(), task.prompt.len());
     thread::scope(|scope| {
         let mut other_runs = Vec::new();
         let mut other_sides = Vec::new();
         let mut token_senders = Vec::new();
         for &(other, noise) in others {
-            let (mut sink, side) = channel(Arc::clone(&filter));
+            let (mut sink, side) = channel(Arc::clone(&wanted));
             let (token_sender, tokens) = mpsc::channel();
             other_sides.push(Aligner::new(side));
             token_senders.push(token_sender);
@@ -210,11 +217,11 @@ fn distance(
         let mut floor = Floor::default();
         for site in model.config.sites(task.decode + 1) {
             let Some(clean) = clean_side.next(site) else { break };
-            let first = first_position(task.prompt.len(), site.step);
+            let tokens = row_tokens(filter, task.prompt.len(), site);
             let amplitude = amplitude(site, task.prompt.len() + site.step as usize);
             let measured = other_sides.iter_mut().map(|side| {
                 let other = side.next(site)?;
-                Some(SiteFloor::measure(site, &other, &clean, first, amplitude))
+                Some(SiteFloor::measure(site, &other, &clean, tokens, amplitude))
             });
             let Some(measured) = measured.collect::<Option<Vec<_>>>() else { break };
             let largest = measured.into_iter().reduce(SiteFloor::max).unwrap_or_default();
@@ -229,6 +236,11 @@ fn distance(
         let steps = steps_of(task, &choices);
         Ok(Baseline { steps, choices, floor })
     })
+}
+
+/// The tokens of a site's rows after a prompt of that length.
+pub fn row_tokens(filter: &SiteFilter, prompt: usize, site: Site) -> RowTokens<'_> {
+    RowTokens { first_position: first_position(prompt, site.step), chosen: filter.queries(site) }
 }
 
 /// The position of a step's first token after a prompt of that length.

@@ -14,7 +14,13 @@ pub trait Sink: Send {
     /// Whether the tensor of this site is wanted; an unwanted one is never copied.
     fn wants(&self, site: Site) -> bool;
 
-    /// Takes the tensor of a wanted site, in the shape of the stage's definition.
+    /// The tokens whose rows of a site are wanted, ascending; `None` means every token of the step.
+    fn queries(&self, _site: Site) -> Option<&[usize]> {
+        None
+    }
+
+    /// Takes the tensor of a wanted site, in the shape of the stage's definition; with fewer rows where
+    /// [`Sink::queries`] says so.
     fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped>;
 }
 

@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, sync::Arc, thread};
 
 use crate::{
-    baseline::{Baseline, first_position},
+    baseline::{Baseline, row_tokens},
     compare::channel,
     device::DeviceError,
     diagnosis::{Diagnosis, Verdict},
@@ -47,16 +47,16 @@ impl Run<'_> {
         let (second_sink, second_side) = channel(filter);
         let mut first_sink = Recorder::new(first_sink, false, Vec::new())?;
         let mut second_sink =
-            Recorder::new(second_sink, diagnosis.is_some(), second.kernels.recomputed())?;
+            Recorder::new(second_sink, diagnosis.is_some(), self.unrecorded(second))?;
         let (reports, first_end, second_end) = thread::scope(|scope| {
             let first_run = scope.spawn(move || run_engine(first_engine, steps, &mut first_sink));
             let second_run = scope.spawn(move || {
                 let end = run_engine(second_engine, steps, &mut second_sink);
                 (end, second_sink.into_spool())
             });
-            let first = |step| first_position(self.task.prompt.len(), step);
+            let tokens = |site| row_tokens(self.filter, self.task.prompt.len(), site);
             let sides = (second_side, first_side);
-            let reports = judge(&sites, sides, &baseline.floor, self.rule, &first, on_site);
+            let reports = judge(&sites, sides, &baseline.floor, self.rule, &tokens, on_site);
             (reports, first_run.join(), second_run.join())
         });
         let ended_early = || DeviceError::Failed("a device's thread ended early".to_string());

@@ -3,7 +3,7 @@
 use crate::{
     bisect::HistoryError,
     check::{ConfigError, LockError, MergeError},
-    compare::FilterError,
+    compare::{FilterError, QueriesError},
     contract::ContractError,
     device::DeviceError,
     dump::DumpError,
@@ -61,6 +61,8 @@ pub enum Error {
     Merge(#[from] MergeError),
     #[error(transparent)]
     Filter(#[from] FilterError),
+    #[error(transparent)]
+    Queries(#[from] QueriesError),
     #[error(transparent)]
     Model(#[from] ModelError),
     #[error(transparent)]

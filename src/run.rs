@@ -4,7 +4,7 @@ use std::{sync::Arc, thread, time::Instant};
 
 use crate::{
     arithmetic::Arithmetic,
-    baseline::{self, Baseline, Task, first_position},
+    baseline::{self, Baseline, Task, row_tokens},
     capture::{Choice, NoSink, Sink, Stopped},
     compare::{ChannelSink, SiteFilter, channel},
     device::{
@@ -21,7 +21,7 @@ use crate::{
     reference::{Precision, Reference, ReferenceError},
     replay::{Attending, Recording},
     site::{Site, Stage},
-    spool::{Recorded, Spool},
+    spool::{Recorded, Spool, Without},
     tensor::{DType, Tensor},
     verdict::{Coverage, Rule, SiteReport, judge},
 };
@@ -170,7 +170,7 @@ impl Run<'_> {
         let arithmetic = self.engine.arithmetic();
         let baseline = match kept.baseline.take() {
             Some(baseline) => baseline,
-            None => Baseline::of(self.reference, self.model, self.task, &arithmetic)?,
+            None => Baseline::of(self.reference, self.model, self.task, &arithmetic, self.filter)?,
         };
         kept.baseline = kept.wanted.then(|| baseline.clone());
         let ended = self.side_by_side(&baseline, &sites, kept, on_site)?;
@@ -230,8 +230,8 @@ impl Run<'_> {
         let filter = Arc::new(self.filter.clone());
         let (engine_sink, engine_side) = channel(Arc::clone(&filter));
         let (reference_sink, reference_side) = channel(filter);
-        let recomputed = self.engine.kernels.recomputed();
-        let engine_sink = Recorder::new(engine_sink, self.replay, recomputed)?;
+        let unrecorded = self.unrecorded(self.engine);
+        let engine_sink = Recorder::new(engine_sink, self.replay, unrecorded)?;
         let mut engine_sink = LogitsHash { inner: engine_sink, hash: blake3::Hasher::new() };
         let steps = &baseline.steps;
         // Taken for good only by a run that ends.
@@ -253,8 +253,8 @@ impl Run<'_> {
                 (engine, choices, hash.finalize(), inner.into_spool())
             });
             let sides = (engine_side, reference_side);
-            let first = |step| first_position(self.task.prompt.len(), step);
-            let reports = judge(sites, sides, &baseline.floor, self.rule, &first, on_site);
+            let tokens = |site| row_tokens(self.filter, self.task.prompt.len(), site);
+            let reports = judge(sites, sides, &baseline.floor, self.rule, &tokens, on_site);
             let panicked = "the reference's thread ended early";
             let (reference_end, reference_spool) =
                 reference_run.join().map_err(|_| ReferenceError::Panic(panicked.into()))?;
@@ -268,6 +268,18 @@ impl Run<'_> {
         })?;
         let (engine_spool, reference_spool) = ended.spools;
         Ok(Ended { spools: (engine_spool, reference_spool.or(kept.reference.take())), ..ended })
+    }
+
+    /// Stages of which only some rows are looked at.
+    fn partial(&self) -> Vec<Stage> {
+        let chooses = self.filter.prompt_queries().is_some();
+        if chooses { vec![Stage::Scores, Stage::Probs] } else { Vec::new() }
+    }
+
+    /// Stages that are no evidence of the engine's kernels. A replay without them takes the attention for
+    /// one operation.
+    pub(crate) fn unrecorded(&self, engine: &EngineSpec) -> Vec<Stage> {
+        [engine.kernels.recomputed(), self.partial()].concat()
     }
 
     /// Runs the reference, and records it if that is asked for.
@@ -304,7 +316,9 @@ impl Run<'_> {
         let (own, f32) = (self.engine.arithmetic(), Arithmetic::engine(DType::F32));
         let wide = self.reference.options().precision == Precision::F32;
         if known.is_none() && wide {
-            let (tensors, arithmetic, attention) = (reference, &f32, Attending::default());
+            // Recorded whole, as the next run may compare with it.
+            let reference = Without { recorded: reference, stages: self.partial() };
+            let (tensors, arithmetic, attention) = (&reference, &f32, Attending::default());
             let recording = Recording { tensors, steps, arithmetic, attention };
             *known = Some(ReferenceReplay::of(self.model, recording)?);
         }
@@ -358,17 +372,17 @@ fn logits_without_hooks(
 pub(crate) struct Recorder {
     inner: ChannelSink,
     spool: Option<Spool>,
-    /// Stages that are compared but are no evidence: a kernel's inputs say them, not the kernel.
-    recomputed: Vec<Stage>,
+    /// Stages that are compared but are no evidence.
+    unrecorded: Vec<Stage>,
 }
 
 impl Recorder {
     pub fn new(
         inner: ChannelSink,
         record: bool,
-        recomputed: Vec<Stage>,
+        unrecorded: Vec<Stage>,
     ) -> Result<Recorder, Error> {
-        Ok(Recorder { inner, spool: record.then(Spool::new).transpose()?, recomputed })
+        Ok(Recorder { inner, spool: record.then(Spool::new).transpose()?, unrecorded })
     }
 
     /// What was recorded, if it was to be.
@@ -382,9 +396,13 @@ impl Sink for Recorder {
         self.inner.wants(site)
     }
 
+    fn queries(&self, site: Site) -> Option<&[usize]> {
+        self.inner.queries(site)
+    }
+
     fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
         if let Some(spool) = &mut self.spool
-            && !self.recomputed.contains(&site.stage)
+            && !self.unrecorded.contains(&site.stage)
         {
             spool.record(site, &tensor);
         }
@@ -414,6 +432,10 @@ struct LogitsHash<S> {
 impl<S: Sink> Sink for LogitsHash<S> {
     fn wants(&self, site: Site) -> bool {
         self.inner.wants(site)
+    }
+
+    fn queries(&self, site: Site) -> Option<&[usize]> {
+        self.inner.queries(site)
     }
 
     fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {

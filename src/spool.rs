@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt};
 use crate::{
     cache,
     capture::{Sink, Stopped},
-    site::Site,
+    site::{Site, Stage},
     tensor::Tensor,
     trace::{TraceError, TraceReader},
 };
@@ -94,5 +94,21 @@ impl Recorded for Spool {
 
     fn has(&self, site: Site) -> bool {
         self.places.contains_key(&site)
+    }
+}
+
+/// A recording in which some stages are not looked at.
+pub struct Without<'a> {
+    pub recorded: &'a dyn Recorded,
+    pub stages: Vec<Stage>,
+}
+
+impl Recorded for Without<'_> {
+    fn tensor(&self, site: Site) -> Result<Option<Tensor>, TraceError> {
+        if self.has(site) { self.recorded.tensor(site) } else { Ok(None) }
+    }
+
+    fn has(&self, site: Site) -> bool {
+        !self.stages.contains(&site.stage) && self.recorded.has(site)
     }
 }

@@ -6,7 +6,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    compare::{Aligner, Difference, Floor, Side, SiteFloor, compare},
+    compare::{Aligner, Difference, Floor, RowTokens, Side, SiteFloor, compare},
     exit::Exit,
     recycle,
     site::{Site, Stage},
@@ -51,14 +51,14 @@ static COMPARING: LazyLock<ThreadPool> = LazyLock::new(|| {
     threads.build().expect("the operating system gives a few threads")
 });
 
-/// Compares two sides over `sites` (in canonical order) as they produce them. `first_position`
-/// gives the position of a step's first token.
-pub fn judge(
+/// Compares two sides over `sites` (in canonical order) as they produce them. `tokens` says
+/// which the rows of a site are.
+pub fn judge<'a>(
     sites: &[Site],
     (engine, reference): (Side, Side),
     floor: &Floor,
     rule: Rule,
-    first_position: &dyn Fn(u32) -> usize,
+    tokens: &dyn Fn(Site) -> RowTokens<'a>,
     on_site: &mut dyn FnMut(&SiteReport),
 ) -> Vec<SiteReport> {
     let (mut engine, mut reference) = (Aligner::new(engine), Aligner::new(reference));
@@ -76,9 +76,9 @@ pub fn judge(
             }
             (_, None) => (Outcome::Unmeasured("its floor was not measured".into()), None),
             ((Some(e), Some(r)), Some(floor)) => {
-                let first = first_position(site.step);
+                let tokens = tokens(site);
                 let difference =
-                    COMPARING.install(|| compare(site, &e, &r, first, floor, rule.factor));
+                    COMPARING.install(|| compare(site, &e, &r, tokens, floor, rule.factor));
                 [e, r].into_iter().for_each(recycle::done);
                 let outcome = match difference.diverged(rule.factor) {
                     true => Outcome::Diverged,

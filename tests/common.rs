@@ -43,11 +43,18 @@ pub fn random_values(n: usize, seed: u32) -> Vec<f32> {
 pub struct Keep {
     pub tensors: BTreeMap<Site, Tensor>,
     pub only: Vec<Stage>,
+    /// The tokens of step 0 whose scores and probs it wants; `None` wants all.
+    pub queries: Option<Vec<usize>>,
 }
 
 impl Sink for Keep {
     fn wants(&self, site: Site) -> bool {
         self.only.is_empty() || self.only.contains(&site.stage)
+    }
+
+    fn queries(&self, site: Site) -> Option<&[usize]> {
+        let chosen = site.step == 0 && matches!(site.stage, Stage::Scores | Stage::Probs);
+        self.queries.as_deref().filter(|_| chosen)
     }
 
     fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {

@@ -23,7 +23,7 @@ proptest! {
     ) {
         let reference: Vec<f32> = pairs.iter().map(|pair| pair.0).collect();
         let engine: Vec<f32> = pairs.iter().map(|pair| pair.0 + pair.1).collect();
-        let found = compare(site(Stage::Q), &q(engine.clone()), &q(reference.clone()), 0, FLOOR, 8.0);
+        let found = compare(site(Stage::Q), &q(engine.clone()), &q(reference.clone()), 0.into(), FLOOR, 8.0);
         let pair = engine.iter().zip(&reference).map(|(&e, &r)| (f64::from(e), f64::from(r)));
         let sum = |of: fn((f64, f64)) -> f64| pair.clone().map(of).sum::<f64>();
         let (ee, rr) = (sum(|(e, _)| e * e), sum(|(_, r)| r * r));
@@ -55,7 +55,7 @@ proptest! {
         values in prop::collection::vec(-1f32..1.0, 6 * 16),
     ) {
         let scaled: Vec<f32> = values.iter().map(|value| value * 1.001).collect();
-        let found = compare(site(Stage::Q), &q(scaled), &q(values), 0, FLOOR, DEFAULT_FACTOR);
+        let found = compare(site(Stage::Q), &q(scaled), &q(values), 0.into(), FLOOR, DEFAULT_FACTOR);
         prop_assert!(found.diverged(DEFAULT_FACTOR));
         prop_assert!((found.norm_ratio - 1.001).abs() < 1e-6);
     }
@@ -66,7 +66,7 @@ fn a_row_of_huge_values_does_not_hide_another() {
     let reference: Vec<f32> = (0..12).map(|i| if i < 6 { 1e6 } else { 1.0 }).collect();
     let mut engine = reference.clone();
     engine[9] += 1e-4;
-    let found = compare(site(Stage::Q), &q(engine), &q(reference), 0, FLOOR, DEFAULT_FACTOR);
+    let found = compare(site(Stage::Q), &q(engine), &q(reference), 0.into(), FLOOR, DEFAULT_FACTOR);
     assert_eq!(found.first.unwrap().index, [1, 1, 1]);
     assert_eq!(found.beyond, 1);
 }
@@ -79,28 +79,30 @@ fn keys_after_the_query_do_not_count() {
     for masked in [2, 3, 7] {
         engine.data[masked] = 99.0;
     }
-    let equal = compare(site(Stage::Scores), &engine, &reference, 1, FLOOR, DEFAULT_FACTOR);
+    let equal = compare(site(Stage::Scores), &engine, &reference, 1.into(), FLOOR, DEFAULT_FACTOR);
     assert_eq!((equal.elements, equal.beyond), (5, 0));
     engine.data[6] = 99.0;
-    let differs = compare(site(Stage::Scores), &engine, &reference, 1, FLOOR, DEFAULT_FACTOR);
+    let differs =
+        compare(site(Stage::Scores), &engine, &reference, 1.into(), FLOOR, DEFAULT_FACTOR);
     assert_eq!(differs.first.unwrap().index, [1, 0, 2]);
 }
 
 #[test]
 fn values_that_are_no_numbers_are_counted_and_located() {
     let reference = vec![1.0, f32::NAN, f32::INFINITY, 1.0, 1.0, 1.0];
-    let same = compare(site(Stage::Q), &q(reference.clone()), &q(reference.clone()), 0, FLOOR, 8.0);
+    let same =
+        compare(site(Stage::Q), &q(reference.clone()), &q(reference.clone()), 0.into(), FLOOR, 8.0);
     assert!(!same.diverged(8.0));
     let mut engine = reference.clone();
     engine[2] = f32::NEG_INFINITY;
     engine[4] = f32::NAN;
-    let found = compare(site(Stage::Q), &q(engine), &q(reference), 0, FLOOR, 8.0);
+    let found = compare(site(Stage::Q), &q(engine), &q(reference), 0.into(), FLOOR, 8.0);
     assert_eq!((found.non_finite.engine, found.non_finite.reference), (3, 2));
     assert_eq!((found.non_finite.mismatched, found.beyond), (2, 2));
     assert!(found.diverged(8.0));
     assert_eq!(found.first.unwrap().index, [0, 2, 0]);
     let none = q(vec![f32::NAN; 6]);
-    assert!(compare(site(Stage::Q), &none, &none, 0, FLOOR, 8.0).has_no_number());
+    assert!(compare(site(Stage::Q), &none, &none, 0.into(), FLOOR, 8.0).has_no_number());
 }
 
 #[test]
@@ -108,9 +110,9 @@ fn a_floor_is_the_largest_relative_move_of_a_row_and_never_below_the_noise() {
     let clean = q(vec![100.0, 0.0, 0.0, 1.0, 0.5, 0.0]);
     let noisy = q(vec![100.0 + 1e-3, 0.0, 0.0, 1.0, 0.5 + 1e-4, 0.0]);
     let none = Amplitude { relative: 0.0, additive: 0.0 };
-    let floor = SiteFloor::measure(site(Stage::Q), &noisy, &clean, 0, none);
+    let floor = SiteFloor::measure(site(Stage::Q), &noisy, &clean, 0.into(), none);
     approx::assert_relative_eq!(floor.elementwise, 1e-4, max_relative = 1e-2);
     let loud = Amplitude { relative: 0.25, additive: 0.25 };
-    let floor = SiteFloor::measure(site(Stage::Q), &noisy, &clean, 0, loud);
+    let floor = SiteFloor::measure(site(Stage::Q), &noisy, &clean, 0.into(), loud);
     assert_eq!(floor, SiteFloor { elementwise: 0.5, relative_l2: 0.5 });
 }

@@ -212,11 +212,11 @@ fn attention(
     let at = integers(device, positions - tokens..positions);
     let view = CacheView { k: &k, v: &v, n_head_kv, head_dim, capacity, length: positions };
     let op = Attention {
-        q: &q,
+        q: (&q, 0),
         out: &out,
         positions: (&at, 0),
-        scores: Some(&scores),
-        probs: Some(&probs),
+        scores: Some((&scores, 0)),
+        probs: Some((&probs, 0)),
         n_head,
         scale: 1.0 / (head_dim as f32).sqrt(),
         online,

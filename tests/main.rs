@@ -38,6 +38,8 @@ mod reference;
 // A baseline that operations are held to, and what moves it.
 mod ratchet;
 mod replay;
+// Scores and probs of a few queries of a long prompt.
+mod rows;
 // scripts/setup.sh, with a made-up machine around it.
 mod setup;
 // The engine's attention as a snapshot.

@@ -2,6 +2,7 @@
 
 use firstdiff::{
     baseline::Baseline,
+    compare::SiteFilter,
     diagnosis::{Certainty, Finding, Verdict},
     exit::Exit,
     fault::{FAULTS, Fault, Parameter, Plant, Wiring},
@@ -39,7 +40,13 @@ pub struct Row {
 /// Plants every fault that has an effect on the model.
 pub fn run(bench: &Bench, progress: &mut Progress, results: &mut Results) -> Result<()> {
     let arithmetic = engine(firstdiff::tensor::DType::F32).arithmetic();
-    let baseline = Baseline::of(&bench.reference, &bench.model, bench.task(), &arithmetic)?;
+    let baseline = Baseline::of(
+        &bench.reference,
+        &bench.model,
+        bench.task(),
+        &arithmetic,
+        &SiteFilter::default(),
+    )?;
     let reference = weaker::reference_side(bench, &baseline)?;
     for fault in &FAULTS {
         if !progress.wants(&format!("{} on {}", fault.name, bench.name)) {

@@ -94,7 +94,7 @@ fn first_values_differ(bench: &Bench, site: Site, tensor: &Tensor, right: &Tenso
     let first = first_position(bench.prompt.len(), site.step);
     let floor = SiteFloor { elementwise: FIRST_VALUES_TOLERANCE, relative_l2: 1.0 };
     // The first element beyond, in row-major order.
-    let element = compare(site, tensor, right, first, floor, 1.0).first;
+    let element = compare(site, tensor, right, first.into(), floor, 1.0).first;
     let flat = |index: &[usize]| {
         index.iter().zip(&tensor.shape).fold(0, |flat, (index, length)| flat * length + index)
     };

@@ -161,7 +161,7 @@ pub fn attention(model: &Model, limits: &Limits) -> Result<()> {
         device.upload(&position, 0, &(positions as i32 - 1).to_le_bytes())?;
         let splits = Splits::new(&device, c)?;
         let op = Attention {
-            q: &q,
+            q: (&q, 0),
             out: &out,
             positions: (&position, 0),
             scores: None,

@@ -43,7 +43,8 @@ pub fn whole_run(model: &Model) -> Result<()> {
         faults: Faults::default(),
         kernels: KernelSet::embedded(),
     };
-    let baseline = Baseline::of(&reference, model, task, &engine.arithmetic())?;
+    let baseline =
+        Baseline::of(&reference, model, task, &engine.arithmetic(), &SiteFilter::default())?;
     println!(
         "A whole run, f32, 128 prompt tokens and 8 decode steps, every site, {REPEATS} times:\n"
     );

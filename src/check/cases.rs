@@ -206,6 +206,7 @@ impl Runner<'_> {
             layers: self.model.config.n_layer,
             prompt_tokens: steps[0].len(),
             decode_steps: steps.len() - 1,
+            rows: None,
             hooks_leave_logits: finished.hooks_leave_logits,
             runs_repeat: finished.runs_repeat,
         };

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use firstdiff::{engine::AttentionVariant, synth::WeightType, tensor::DType};
+use firstdiff::{compare::Queries, engine::AttentionVariant, synth::WeightType, tensor::DType};
 
 /// Find the first tensor where an LLM inference engine and llama.cpp part.
 #[derive(Parser)]
@@ -126,6 +126,10 @@ pub struct RunArgs {
     pub engine: EngineArgs,
     #[command(flatten)]
     pub compare: CompareArgs,
+    /// Of the prompt's scores and probs compare only some queries' rows: last, every:N, or positions
+    /// such as 0,5,100-120
+    #[arg(long, value_name = "WHICH")]
+    pub rows: Option<Queries>,
     /// Compare only: do not replay the operations, and seek no causes
     #[arg(long)]
     pub no_replay: bool,

@@ -80,7 +80,8 @@ fn floors(
     };
     let measured = arithmetics.into_iter().map(|arithmetic| {
         let (reference, model) = (&inputs.reference, &inputs.model);
-        let baseline = Baseline::of(reference, model, inputs.task(), &arithmetic)?;
+        let every = SiteFilter::default();
+        let baseline = Baseline::of(reference, model, inputs.task(), &arithmetic, &every)?;
         Ok((arithmetic, baseline))
     });
     measured.collect()

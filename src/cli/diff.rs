@@ -65,6 +65,7 @@ pub fn report(
         layers: longer.manifest().model.shapes.n_layer,
         prompt_tokens,
         decode_steps: longer.manifest().steps.len() - 1,
+        rows: None,
         hooks_leave_logits: None,
         runs_repeat: None,
     };
@@ -101,9 +102,9 @@ fn judge_traces(
     thread::scope(|scope| {
         let from_engine = scope.spawn(move || feed(engine, &mut engine_sink));
         let from_reference = scope.spawn(move || feed(reference, &mut reference_sink));
-        let first = |step| first_position(prompt, step);
+        let tokens = |site: Site| first_position(prompt, site.step).into();
         let sides = (engine_side, reference_side);
-        let reports = judge(sites, sides, floor, rule, &first, &mut |_| {});
+        let reports = judge(sites, sides, floor, rule, &tokens, &mut |_| {});
         for fed in [from_engine.join(), from_reference.join()] {
             fed.unwrap_or_else(|payload| std::panic::resume_unwind(payload))?;
         }

@@ -3,7 +3,8 @@
 use firstdiff::{
     baseline::first_position,
     capture::Choice,
-    contract::Op,
+    compare::SiteFilter,
+    contract::{Op, Role},
     exit::{Error, Exit},
     model::{Ledger, Model},
     reference::Precision,
@@ -45,7 +46,18 @@ pub fn verdict(
 ) -> Result<Exit, Error> {
     let compare = &args.compare;
     inputs::check_faults(engine, inputs)?;
-    let filter = inputs::filter(compare.sites.as_deref())?;
+    if args.rows.is_some()
+        && let Some(contract) = engine.kernels.contract(Op::Attention)
+        && (contract.has(Role::Scores) || contract.has(Role::Probs))
+    {
+        let source = contract.source.display();
+        return Err(Error::Usage(format!(
+            "--rows: {source} writes the scores or probs of every query by its contract; bind these \
+             parameters to null, or leave out --rows"
+        )));
+    }
+    let rows = args.rows.as_ref().map(|rows| rows.of(inputs.ids.len())).transpose()?;
+    let filter = inputs::filter(compare.sites.as_deref())?.with_queries(rows);
     let rule = Rule { factor: compare.factor, stop_at_first: compare.stop_at_first };
     let run = Run {
         model: &inputs.model,
@@ -71,7 +83,7 @@ pub fn verdict(
         }
         None => None,
     };
-    let mut report = report(inputs, engine, compare.factor, finished)?;
+    let mut report = report(inputs, engine, (compare.factor, &filter), finished)?;
     if let Some(devices) = devices {
         report.with_devices(devices);
     }
@@ -93,7 +105,7 @@ pub fn finish(report: &Report, json: Option<&std::path::Path>) -> Result<Exit, E
 fn report(
     inputs: &Inputs,
     engine: &EngineSpec,
-    factor: f64,
+    (factor, filter): (f64, &SiteFilter),
     finished: Finished,
 ) -> Result<Report, Error> {
     let model = &inputs.model;
@@ -135,6 +147,7 @@ fn report(
         layers: model.config.n_layer,
         prompt_tokens: inputs.ids.len(),
         decode_steps: steps.len() - 1,
+        rows: filter.prompt_queries().map(<[usize]>::to_vec),
         hooks_leave_logits: finished.hooks_leave_logits,
         runs_repeat: finished.runs_repeat,
     };

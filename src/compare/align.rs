@@ -44,6 +44,10 @@ impl Sink for ChannelSink {
         self.filter.wants(site)
     }
 
+    fn queries(&self, site: Site) -> Option<&[usize]> {
+        self.filter.queries(site)
+    }
+
     fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
         self.sender.send((site, tensor)).map_err(|_| Stopped)
     }

@@ -1,8 +1,10 @@
-//! Which sites a run looks at: comma-separated globs.
+//! Which sites a run looks at: comma-separated globs, and the queries of scores and probs.
+
+use std::sync::Arc;
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
-use crate::site::Site;
+use crate::site::{Site, Stage};
 
 /// Sites chosen by globs over `blk.3.q_rope`, over the stage alone (`q_rope`), or over either with
 /// its step before it (`1/blk.*.scores`). The default wants every site.
@@ -10,6 +12,8 @@ use crate::site::Site;
 pub struct SiteFilter {
     globs: Vec<String>,
     set: Option<GlobSet>,
+    /// The prompt's tokens whose scores and probs are wanted; `None` means all.
+    queries: Option<Arc<[usize]>>,
 }
 
 /// A glob that cannot choose a site.
@@ -30,7 +34,28 @@ impl SiteFilter {
         for glob in &globs {
             set.add(Glob::new(glob)?);
         }
-        Ok(SiteFilter { globs, set: Some(set.build()?) })
+        Ok(SiteFilter { globs, set: Some(set.build()?), queries: None })
+    }
+
+    /// The same sites, with only some queries' rows of the prompt's scores and probs.
+    pub fn with_queries(self, queries: Option<Arc<[usize]>>) -> SiteFilter {
+        SiteFilter { queries, ..self }
+    }
+
+    /// Every site, with the rows that this filter wants.
+    pub fn rows_only(&self) -> SiteFilter {
+        SiteFilter::default().with_queries(self.queries.clone())
+    }
+
+    /// The tokens that a site's rows are of; `None` where every token of the step has one.
+    pub fn queries(&self, site: Site) -> Option<&[usize]> {
+        let chosen = site.step == 0 && matches!(site.stage, Stage::Scores | Stage::Probs);
+        self.queries.as_deref().filter(|_| chosen)
+    }
+
+    /// The prompt's tokens whose scores and probs are wanted; `None` means all.
+    pub fn prompt_queries(&self) -> Option<&[usize]> {
+        self.queries.as_deref()
     }
 
     /// Whether a site is wanted.

@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    arithmetic::Arithmetic, compare::stats::Rows, reference::Amplitude, site::Site, tensor::Tensor,
+    arithmetic::Arithmetic,
+    compare::{queries::RowTokens, stats::Rows},
+    reference::Amplitude,
+    site::Site,
+    tensor::Tensor,
 };
 
 /// Tolerance in units of the floor.
@@ -34,10 +38,10 @@ impl SiteFloor {
         site: Site,
         noisy: &Tensor,
         clean: &Tensor,
-        first_position: usize,
+        tokens: RowTokens<'_>,
         amplitude: Amplitude,
     ) -> SiteFloor {
-        let rows = Rows::new(site.stage, &clean.shape, first_position);
+        let rows = Rows::new(site.stage, &clean.shape, tokens);
         let (mut elementwise, mut distance, mut size) = (0f64, 0f64, 0f64);
         for row in 0..rows.count {
             let range = row * rows.length..(row + 1) * rows.length;

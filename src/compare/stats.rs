@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    compare::{Pattern, SiteFloor},
+    compare::{Pattern, SiteFloor, queries::RowTokens},
     site::{Site, Stage},
     tensor::Tensor,
 };
@@ -118,18 +118,17 @@ impl Piece {
     }
 }
 
-/// Compares the tensors of a site, which have the same shape. `first_position` is the position of
-/// the step's first token.
+/// Compares the tensors of a site, which have the same shape.
 pub fn compare(
     site: Site,
     engine: &Tensor,
     reference: &Tensor,
-    first_position: usize,
+    tokens: RowTokens<'_>,
     floor: SiteFloor,
     factor: f64,
 ) -> Difference {
     assert_eq!(engine.shape, reference.shape, "{site}");
-    let rows = Rows::new(site.stage, &engine.shape, first_position);
+    let rows = Rows::new(site.stage, &engine.shape, tokens);
     let row = |row: usize| -> Piece {
         let range = row * rows.length..(row + 1) * rows.length;
         let (e, r) = (&engine.data[range.clone()], &reference.data[range]);
@@ -151,13 +150,13 @@ fn finish(
     site: Site,
     engine: &Tensor,
     reference: &Tensor,
-    rows: &Rows,
+    rows: &Rows<'_>,
     total: Piece,
     floor: SiteFloor,
     factor: f64,
 ) -> Difference {
     let element = |(flat, times_floor): (usize, f64)| Element {
-        index: Tensor::unravel(flat, &engine.shape),
+        index: rows.index(flat, &engine.shape),
         engine: engine.data[flat],
         reference: reference.data[flat],
         times_floor,
@@ -170,15 +169,20 @@ fn finish(
         squared => distance / squared.sqrt(),
     };
     let pattern = (total.beyond > 0).then(|| {
-        Pattern::of(site.stage, &engine.shape, rows.first_position, |mark| {
-            for row in 0..rows.count {
-                let range = row * rows.length..(row + 1) * rows.length;
-                let (e, r) = (&engine.data[range.clone()], &reference.data[range]);
-                for (flat, _) in beyond(rows, row, e, r, floor.elementwise, factor) {
-                    mark(&Tensor::unravel(flat, &engine.shape));
+        Pattern::of(
+            site.stage,
+            &rows.whole_shape(&engine.shape),
+            rows.tokens.first_position,
+            |mark| {
+                for row in 0..rows.count {
+                    let range = row * rows.length..(row + 1) * rows.length;
+                    let (e, r) = (&engine.data[range.clone()], &reference.data[range]);
+                    for (flat, _) in beyond(rows, row, e, r, floor.elementwise, factor) {
+                        mark(&rows.index(flat, &engine.shape));
+                    }
                 }
-            }
-        })
+            },
+        )
     });
     Difference {
         elements: total.elements,
@@ -197,26 +201,40 @@ fn finish(
 }
 
 /// The rows of a tensor: one for each index of its first axis, a token or a position.
-pub(super) struct Rows {
+pub(super) struct Rows<'a> {
     pub count: usize,
     pub length: usize,
-    pub first_position: usize,
+    tokens: RowTokens<'a>,
     /// Keys of one head's row, where only those up to the query's position count.
     keys: Option<usize>,
 }
 
-impl Rows {
-    pub fn new(stage: Stage, shape: &[usize], first_position: usize) -> Rows {
+impl<'a> Rows<'a> {
+    pub fn new(stage: Stage, shape: &[usize], tokens: RowTokens<'a>) -> Rows<'a> {
         let count = shape[0];
         let length = shape[1..].iter().product();
         let masked = matches!(stage, Stage::Scores | Stage::Probs);
         let keys = masked.then(|| shape[shape.len() - 1]);
-        Rows { count, length, first_position, keys }
+        Rows { count, length, tokens, keys }
+    }
+
+    /// The index of an element in the tensor of all the step's tokens.
+    fn index(&self, flat: usize, shape: &[usize]) -> Vec<usize> {
+        let mut index = Tensor::unravel(flat, shape);
+        index[0] = self.tokens.token(index[0]);
+        index
+    }
+
+    /// The shape up to the last of the tokens.
+    fn whole_shape(&self, shape: &[usize]) -> Vec<usize> {
+        let mut whole = shape.to_vec();
+        whole[0] = self.tokens.token(self.count - 1) + 1;
+        whole
     }
 
     /// Whether the element at `column` of a row counts.
     pub fn counts(&self, row: usize, column: usize) -> bool {
-        self.keys.is_none_or(|keys| column % keys <= self.first_position + row)
+        self.keys.is_none_or(|keys| column % keys <= self.tokens.position(row))
     }
 
     /// The largest finite |r| of a row: what its tolerance is relative to.
@@ -228,7 +246,7 @@ impl Rows {
 }
 
 fn compare_row(
-    rows: &Rows,
+    rows: &Rows<'_>,
     row: usize,
     engine: &[f32],
     reference: &[f32],
@@ -270,7 +288,7 @@ fn compare_row(
 
 /// The elements of a row that are beyond tolerance, with their distance in floors.
 fn beyond(
-    rows: &Rows,
+    rows: &Rows<'_>,
     row: usize,
     engine: &[f32],
     reference: &[f32],

@@ -212,9 +212,16 @@ impl Engine {
             return Ok(());
         }
         let unused = self.device.alloc(self.scratch.attn_out.bytes, "unused attn_out")?;
+        let [scores, probs] = [scores, probs].map(|tap| tap.map(|tap| (tap, 0)));
         let op = launch::Attention { out: &unused, scores, probs, ..self.attention(pass) };
         let (cache, dtype) = (self.cache_view(layer, pass.length), self.options.storage);
-        Ok(launch::attention(&*self.device, dtype, &cache, &op, pass.tokens)?)
+        let attend = |op: &launch::Attention<'_>, tokens: usize| {
+            launch::attention(&*self.device, dtype, &cache, op, tokens)
+        };
+        match pass.chosen {
+            Some(_) => self.tap_chosen(pass, &op, &attend),
+            None => Ok(attend(&op, pass.tokens)?),
+        }
     }
 
     fn append_part(&self, part: Part, pass: &Pass<'_>) -> Result<(), EngineError> {

@@ -266,14 +266,52 @@ impl Engine {
         self.append_to_cache(layer, pass)?;
         let from_layer_0 = self.options.faults.has(Wiring::CacheOfLayer0);
         let cache = self.cache_view(if from_layer_0 { 0 } else { layer }, pass.length);
-        let op = self.attention(pass);
         let AttentionVariant { prefill, decode, .. } = self.options.attention;
-        if pass.tokens == 1 && decode == Decode::Split {
-            launch::attention_split(device, dtype, &cache, &op, &s.splits, &self.config)?;
-        } else if pass.tokens > 1 && prefill == Prefill::Tiled {
-            launch::attention_tiled(device, dtype, &cache, &op, pass.tokens)?;
-        } else {
-            launch::attention(device, dtype, &cache, &op, pass.tokens)?;
+        let attend = |op: &launch::Attention<'_>, tokens: usize| {
+            if pass.tokens == 1 && decode == Decode::Split {
+                launch::attention_split(device, dtype, &cache, op, &s.splits, &self.config)
+            } else if pass.tokens > 1 && prefill == Prefill::Tiled {
+                launch::attention_tiled(device, dtype, &cache, op, tokens)
+            } else {
+                launch::attention(device, dtype, &cache, op, tokens)
+            }
+        };
+        let op = self.attention(pass);
+        if pass.chosen.is_none() {
+            return Ok(attend(&op, pass.tokens)?);
+        }
+        attend(&launch::Attention { scores: None, probs: None, ..op }, pass.tokens)?;
+        self.tap_chosen(pass, &op, &attend)
+    }
+
+    /// Fills the taps with the chosen tokens' rows, by further launches whose outputs are thrown away: what
+    /// flows on is of the launch that had no taps.
+    pub(super) fn tap_chosen(
+        &self,
+        pass: &Pass<'_>,
+        op: &launch::Attention<'_>,
+        attend: &dyn Fn(&launch::Attention<'_>, usize) -> Result<(), DeviceError>,
+    ) -> Result<(), EngineError> {
+        let Some(chosen) = pass.chosen.as_ref().filter(|_| op.scores.or(op.probs).is_some()) else {
+            return Ok(());
+        };
+        let runs: Vec<&[usize]> = chosen.chunk_by(|a, b| a + 1 == *b).collect();
+        let width = self.config.n_head * self.config.head_dim * self.options.storage.size();
+        let longest = runs.iter().map(|run| run.len()).max().unwrap_or(0);
+        let out = &self.device.alloc(longest * width, "unused attn_out")?;
+        let mut row = 0;
+        for run in runs {
+            let before = 4 * row * self.config.n_head * pass.length;
+            let of_run = launch::Attention {
+                q: (op.q.0, op.q.1 + run[0] * width),
+                positions: (op.positions.0, op.positions.1 + 4 * run[0]),
+                scores: op.scores.map(|(tap, _)| (tap, before)),
+                probs: op.probs.map(|(tap, _)| (tap, before)),
+                out,
+                ..*op
+            };
+            attend(&of_run, run.len())?;
+            row += run.len();
         }
         Ok(())
     }
@@ -281,11 +319,11 @@ impl Engine {
     /// What our attention kernels take for a step.
     pub(super) fn attention<'s>(&'s self, pass: &'s Pass<'_>) -> launch::Attention<'s> {
         launch::Attention {
-            q: &self.scratch.q_rope,
+            q: (&self.scratch.q_rope, 0),
             out: &self.scratch.attn_out,
             positions: self.scratch.integers.of(User::Mask, pass.tokens),
-            scores: pass.scores.as_ref(),
-            probs: pass.probs.as_ref(),
+            scores: pass.scores.as_ref().map(|tap| (tap, 0)),
+            probs: pass.probs.as_ref().map(|tap| (tap, 0)),
             n_head: self.config.n_head,
             scale: self.config.attention_scale,
             online: self.options.attention.softmax == Softmax::Online,

@@ -25,9 +25,11 @@ pub struct Pass<'a> {
     pub tokens: usize,
     /// P, after this step.
     pub length: usize,
-    /// (T, Hq, P) f32, where any layer's scores or probs are wanted.
+    /// (T, Hq, P) f32, where any layer's scores or probs are wanted; of the chosen tokens only.
     pub scores: Option<Buffer>,
     pub probs: Option<Buffer>,
+    /// The tokens whose scores and probs are wanted, ascending; `None` where that is all.
+    pub chosen: Option<Vec<usize>>,
     /// What leaves the device, in the order of the sites.
     reads: VecDeque<Read>,
 }
@@ -50,8 +52,12 @@ impl<'a> Pass<'a> {
         (tokens, length): (usize, usize),
     ) -> Result<Pass<'a>, EngineError> {
         let (scores, probs, reads) = (None, None, VecDeque::new());
-        let mut pass = Pass { device, config, sink, step, tokens, length, scores, probs, reads };
-        let tap = |what: Stage| device.alloc(4 * tokens * config.n_head * length, what.name());
+        let at = Site { step, layer: Some(0), stage: Stage::Scores };
+        let chosen = sink.queries(at).map(<[usize]>::to_vec);
+        let rows = chosen.as_ref().map_or(tokens, Vec::len);
+        let mut pass =
+            Pass { device, config, sink, step, tokens, length, scores, probs, chosen, reads };
+        let tap = |what: Stage| device.alloc(4 * rows * config.n_head * length, what.name());
         if pass.wants_in_any_layer(Stage::Probs) {
             pass.probs = Some(tap(Stage::Probs)?);
         }
@@ -91,7 +97,10 @@ impl<'a> Pass<'a> {
         if !self.wants(layer, stage) {
             return Ok(());
         }
-        let shape = self.config.shape(stage, self.tokens, self.length);
+        let mut shape = self.config.shape(stage, self.tokens, self.length);
+        if let (Stage::Scores | Stage::Probs, Some(chosen)) = (stage, &self.chosen) {
+            shape[0] = chosen.len();
+        }
         let bytes = shape.iter().product::<usize>() * dtype.size();
         let read = self.start(buffer, 0, bytes)?;
         let site = self.site(layer, stage);

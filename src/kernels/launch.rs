@@ -153,17 +153,18 @@ pub fn kv_append(
 }
 
 /// What [`attention`] needs beyond the cache.
+#[derive(Clone, Copy)]
 pub struct Attention<'a> {
     /// (T, Hq, D), after rope.
-    pub q: &'a Buffer,
+    pub q: Slice<'a>,
     /// (T, Hq, D).
     pub out: &'a Buffer,
     /// (T): each query's position.
     pub positions: Slice<'a>,
     /// (T, Hq, P) f32, if wanted.
-    pub scores: Option<&'a Buffer>,
+    pub scores: Option<Slice<'a>>,
     /// (T, Hq, P) f32, if wanted.
-    pub probs: Option<&'a Buffer>,
+    pub probs: Option<Slice<'a>>,
     pub n_head: usize,
     pub scale: f32,
     /// Tiles with a running softmax: shared memory does not grow with P.
@@ -186,12 +187,12 @@ pub fn attention(
     };
     let args = [
         whole(op.out),
-        whole(op.q),
+        part(op.q),
         whole(cache.k),
         whole(cache.v),
         part(op.positions),
-        optional(op.scores),
-        optional(op.probs),
+        op.scores.map_or(Arg::Null, part),
+        op.probs.map_or(Arg::Null, part),
         int(op.n_head),
         int(cache.n_head_kv),
         int(cache.head_dim),
@@ -229,12 +230,12 @@ pub fn attention_tiled(
     };
     let args = [
         whole(op.out),
-        whole(op.q),
+        part(op.q),
         whole(cache.k),
         whole(cache.v),
         part(op.positions),
-        optional(op.scores),
-        optional(op.probs),
+        op.scores.map_or(Arg::Null, part),
+        op.probs.map_or(Arg::Null, part),
         int(op.n_head),
         int(cache.n_head_kv),
         int(cache.capacity),
@@ -303,11 +304,11 @@ pub fn attention_split(
         whole(&splits.partial),
         whole(&splits.maxima),
         whole(&splits.sums),
-        whole(op.q),
+        part(op.q),
         whole(cache.k),
         whole(cache.v),
         part(op.positions),
-        optional(op.scores),
+        op.scores.map_or(Arg::Null, part),
         int(op.n_head),
         int(cache.n_head_kv),
         int(cache.capacity),
@@ -322,8 +323,8 @@ pub fn attention_split(
         whole(&splits.maxima),
         whole(&splits.sums),
         part(op.positions),
-        optional(op.scores),
-        optional(op.probs),
+        op.scores.map_or(Arg::Null, part),
+        op.probs.map_or(Arg::Null, part),
         int(SPLITS),
         int(cache.length),
     ];

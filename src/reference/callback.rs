@@ -129,8 +129,8 @@ impl<'a> Capture<'a> {
             return Err(Failure::Node { site, detail });
         }
         self.check_readable(site, node)?;
-        let cropped = self.read_rows(site, node);
-        self.raw_scores = Some((layer, cropped));
+        let rows = self.read_rows(site, node);
+        self.raw_scores = Some((layer, rows));
         Ok(())
     }
 
@@ -138,20 +138,26 @@ impl<'a> Capture<'a> {
     fn probs(&mut self, layer: u32, node: Node) -> Result<(), Failure> {
         let site = self.at(layer, Stage::Probs);
         self.check_readable(site, node)?;
-        let shape = (self.tokens, self.config.n_head, self.positions);
+        let queries = self.sink.queries(site).map_or(self.tokens, <[usize]>::len);
+        let shape = (queries, self.config.n_head, self.positions);
         if let Some((of_layer, raw)) = self.raw_scores.take()
             && of_layer == layer
         {
             let scores = heads_first_to_tokens(&raw, shape, node.float_param(0));
             self.put(self.at(layer, Stage::Scores), scores)?;
         }
-        let cropped = self.read_rows(site, node);
-        self.put(site, heads_first_to_tokens(&cropped, shape, 1.0))
+        let rows = self.read_rows(site, node);
+        self.put(site, heads_first_to_tokens(&rows, shape, 1.0))
     }
 
-    /// The first P elements of each row of a padded [P, T, Hq] node, with this run's noise, which is
-    /// written back.
+    /// The first P elements of each wanted row of a padded [P, T, Hq] node, with this run's noise, which
+    /// is written back.
     fn read_rows(&self, site: Site, node: Node) -> Vec<f32> {
+        let queries = self.sink.queries(site);
+        if let (Some(queries), None) = (queries, self.noise) {
+            let counts = [self.positions, queries.len(), self.config.n_head, 1];
+            return node.read_rows(counts, Some(queries));
+        }
         let mut cropped = node.read_part([self.positions, self.tokens, self.config.n_head, 1]);
         if self.add_noise(site, &mut cropped, self.positions) {
             let mut whole = node.read();
@@ -161,7 +167,13 @@ impl<'a> Capture<'a> {
             }
             node.write(&whole);
         }
-        cropped
+        let Some(queries) = queries else { return cropped };
+        let heads = cropped.chunks_exact(self.tokens * self.positions);
+        let of_head = |head: &[f32]| {
+            let rows: Vec<&[f32]> = head.chunks_exact(self.positions).collect();
+            queries.iter().map(|&query| rows[query]).collect::<Vec<_>>().concat()
+        };
+        heads.flat_map(of_head).collect()
     }
 
     /// A cache view: keys as [D, padded P, Hk], values transposed as [padded P, D, Hk].

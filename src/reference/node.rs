@@ -155,6 +155,11 @@ impl Node {
 
     /// The elements below `counts` of each axis, in ggml's order, through the strides.
     pub fn read_part(&self, counts: [usize; 4]) -> Vec<f32> {
+        self.read_rows(counts, None)
+    }
+
+    /// The same, or of the second axis those that are listed, `counts[1]` of them.
+    pub fn read_rows(&self, counts: [usize; 4], listed: Option<&[usize]>) -> Vec<f32> {
         let tensor = self.tensor();
         // SAFETY: the tensor is live.
         let bytes = unsafe { sys::ggml_nbytes(self.0) };
@@ -172,6 +177,7 @@ impl Node {
         let mut values = recycle::memory(c0 * c1 * c2 * c3);
         for (row, to) in values.chunks_exact_mut(c0.max(1)).enumerate() {
             let (i1, i2, i3) = (row % c1, row / c1 % c2, row / (c1 * c2));
+            let i1 = listed.map_or(i1, |listed| listed[i1]);
             let from = i1 * nb[1] + i2 * nb[2] + i3 * nb[3];
             if rows_are_dense {
                 bytemuck::cast_slice_mut(to).copy_from_slice(&raw[from..from + 4 * c0]);

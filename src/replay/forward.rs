@@ -330,9 +330,7 @@ impl<'a> Replay<'a> {
             AttnOut => {
                 let kv_head = |head| head / (heads.query / heads.kv);
                 let parts = steps.iter().map(|&step| {
-                    if self.recording.attention.current == Current::Argument
-                        && self.is_fused(operation, step)
-                    {
+                    if self.is_fused(operation, step) {
                         return Ok((vec![step], self.attended(operation, step, rounding)?));
                     }
                     let probs = self.operand(operation.at(Probs), &[step])?;

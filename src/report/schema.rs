@@ -100,6 +100,9 @@ pub struct Compared {
     pub layers: usize,
     pub prompt_tokens: usize,
     pub decode_steps: usize,
+    /// The prompt's tokens whose scores and probs were compared; absent where that is all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<Vec<usize>>,
     /// Whether the logits are bit-equal with and without hooks, if that was checked.
     pub hooks_leave_logits: Option<bool>,
     /// Whether the engine gives the same logits bit by bit when it is run again, if checked.
@@ -110,11 +113,14 @@ impl Compared {
     /// How far the run went, in words.
     pub fn extent(&self) -> String {
         let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-        let parts = [
+        let mut parts = vec![
             count(self.layers, "layer"),
             count(self.prompt_tokens, "prompt token"),
             count(self.decode_steps, "decode step"),
         ];
+        if let Some(rows) = &self.rows {
+            parts.push(format!("prompt's scores and probs of {} only", count(rows.len(), "token")));
+        }
         parts.join(", ")
     }
 }

@@ -102,11 +102,11 @@ impl Scene {
 
     fn op(&self, heads: Heads, taps: Taps, online: bool) -> launch::Attention<'_> {
         launch::Attention {
-            q: &self.q,
+            q: (&self.q, 0),
             out: &self.out,
             positions: (&self.positions, 0),
-            scores: (taps != Taps::None).then_some(&self.scores),
-            probs: (taps == Taps::Both).then_some(&self.probs),
+            scores: (taps != Taps::None).then_some((&self.scores, 0)),
+            probs: (taps == Taps::Both).then_some((&self.probs, 0)),
             n_head: heads.n_head,
             scale: self.scale,
             online,
