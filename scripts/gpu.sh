@@ -60,7 +60,9 @@ tests() {
     tests=$(program tests)
     export CARGO_MANIFEST_DIR=$PWD
     "$tests" --include-ignored gpu::
-    FIRSTDIFF_TEST_DEVICE=cuda "$tests" engine:: replay::
+    # Of the tests of contracts and rows, those that need no program beside them.
+    FIRSTDIFF_TEST_DEVICE=cuda "$tests" engine:: replay:: rows::chosen_ \
+        contract::each_ contract::the_example_ contract::layouts_ contract::a_partial_
 }
 
 bench() {
@@ -87,6 +89,8 @@ bundle() {
         strip --strip-debug -o "$folder/bin/$name" "$from"
     done
     cp -R Makefile kernels fixtures "$folder"
+    mkdir -p "$folder/examples"
+    cp -R examples/kernels "$folder/examples"
     cp scripts/gpu.sh "$folder/scripts"
     du -sh "$folder"
     echo "copy it to a machine with a GPU; there: make gpu-test, make gpu-bench, make gpu-sanitize"

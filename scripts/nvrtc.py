@@ -19,6 +19,13 @@ import time
 
 ARCHITECTURES = ["sm_80", "sm_90", "sm_120"]
 KERNELS = pathlib.Path(__file__).resolve().parent.parent / "kernels"
+EXAMPLES = KERNELS.parent / "examples/kernels"
+# What a contract adds to a kernel (src/contract/signature.rs), as short as it gets.
+SIGNATURE = """
+#include "signature.cuh"
+typedef firstdiff_parameters<decltype(&ENTRY)> firstdiff_of_entry;
+static_assert(firstdiff_of_entry::count > 0 && firstdiff_of_entry::code(0) > 0, "");
+"""
 # The options of the cuda device (src/device/cuda/mod.rs).
 OPTIONS = ["--generate-line-info", "--std=c++17"]
 # Definitions of a file: the attention variants, and head sizes with query heads of a block.
@@ -57,11 +64,12 @@ class Nvrtc:
         self.library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
         self.version = f"{major.value}.{minor.value}"
 
-    def compile(self, path: pathlib.Path, options: list[str]) -> tuple[list[str], str]:
-        """The entries of a compiled file, or none and the compiler's log."""
+    def compile(self, name: str, text: str, options: list[str]) -> tuple[list[str], str]:
+        """The entries of a compiled text, or none and the compiler's log."""
         lib, program = self.library, ctypes.c_void_p()
-        text, name = path.read_bytes(), path.name.encode()
-        status = lib.nvrtcCreateProgram(ctypes.byref(program), text, name, 0, None, None)
+        status = lib.nvrtcCreateProgram(
+            ctypes.byref(program), text.encode(), name.encode(), 0, None, None
+        )
         if status != 0:
             return [], f"nvrtcCreateProgram: error {status}"
         encoded = [option.encode() for option in options]
@@ -87,12 +95,15 @@ def main() -> int:
     architectures = parser.parse_args().arch or ARCHITECTURES
     nvrtc, start = Nvrtc(), time.monotonic()
     failures = compiled = entries = 0
-    for path in sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("cuda/*.cu")]):
-        wanted = re.findall(r'^extern "C" __global__ void (\w+)\(', path.read_text(), re.MULTILINE)
+    for path in sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("cuda/*.cu"), *EXAMPLES.glob("*.cu")]):
+        text = path.read_text()
+        wanted = re.findall(r'^extern "C" __global__ void (\w+)\(', text, re.MULTILINE)
+        if path.parent == EXAMPLES:
+            text += SIGNATURE.replace("ENTRY", wanted[0])
         for arch, defines in itertools.product(architectures, VARIANTS.get(path.name, [[]])):
             options = [f"--gpu-architecture={arch}", *OPTIONS, *(f"-D{d}" for d in defines)]
             options += [f"--include-path={KERNELS}", f"--include-path={nvrtc.headers}"]
-            found, log = nvrtc.compile(path, options)
+            found, log = nvrtc.compile(path.name, text, options)
             compiled += 1
             entries += len(found)
             if not wanted or sorted(found) != sorted(wanted):
