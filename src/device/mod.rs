@@ -98,7 +98,7 @@ impl KernelSource {
 }
 
 /// A read that may be under way.
-pub trait Download: Send {
+pub trait Download: Send + Sync {
     /// Whether the bytes are there.
     fn is_ready(&self) -> bool;
 
@@ -158,7 +158,18 @@ pub trait Device: Send {
         Ok(Some(Box::new(Read { words, bytes })))
     }
 
-    /// Records launches and products, to be repeated as a whole; `None` where a device cannot.
+    /// Copies bytes from the start of a buffer to a place in another; may be recorded.
+    fn copy(
+        &self,
+        _from: &Buffer,
+        _to: (&Buffer, usize),
+        _bytes: usize,
+    ) -> Result<(), DeviceError> {
+        unreachable!("this device records nothing")
+    }
+
+    /// Records launches, products and copies, to be repeated as a whole; `None` where a device
+    /// cannot.
     fn record(
         &self,
         _work: &mut dyn FnMut() -> Result<(), DeviceError>,

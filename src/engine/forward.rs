@@ -3,12 +3,13 @@
 use std::cell::RefCell;
 
 use crate::{
-    capture::{Choice, Sink, Stopped},
+    capture::{Choice, NoSink, Sink, Stopped},
     contract::{ContractError, Op},
     device::{Buffer, Device, DeviceError, Gemm, Recorded},
     engine::{
         AttentionVariant,
         buffers::{Cache, Scratch, User},
+        captures::Captures,
         contracts::{self, Loaded},
         hooks::Pass,
         variant::{Decode, Prefill, Softmax},
@@ -20,7 +21,7 @@ use crate::{
         launch::{CacheView, Splits},
     },
     model::{Config, Model, ModelError, RopePairs},
-    site::Stage,
+    site::{Site, Stage},
     tensor::DType,
 };
 
@@ -77,15 +78,17 @@ pub struct Engine {
     pub(super) capacity: usize,
     /// Positions in the cache.
     length: usize,
+    /// Whether a decode step launches the same every time, whatever the position.
+    repeats: bool,
     decode: RefCell<Repeated>,
 }
 
-/// A decode step without hooks, which is the same work every time.
+/// A decode step, which is the same work every time for the same wanted sites.
 enum Repeated {
     /// Not run yet. The first time a device may load what cannot be recorded.
     Never,
     Once,
-    Recorded(Recorded),
+    Recorded(Recorded, Captures),
     /// The device records nothing.
     Unrecorded,
 }
@@ -111,6 +114,7 @@ impl Engine {
             .map(|_| Cache::new(&*device, &config, options.storage, capacity))
             .collect::<Result<_, _>>()?;
         let (length, decode) = (0, RefCell::new(Repeated::Never));
+        let repeats = repeats(kernels, &options);
         Ok(Engine {
             device,
             config,
@@ -121,6 +125,7 @@ impl Engine {
             contracts,
             capacity,
             length,
+            repeats,
             decode,
         })
     }
@@ -128,6 +133,7 @@ impl Engine {
     /// Compiles the kernels anew; weights stay where they are.
     pub fn reload(&mut self, kernels: &KernelSet) -> Result<(), EngineError> {
         self.decode = RefCell::new(Repeated::Never);
+        self.repeats = repeats(kernels, &self.options);
         self.contracts = load_kernels(&mut *self.device, &self.config, kernels, &self.options)?;
         self.reset()
     }
@@ -157,8 +163,7 @@ impl Engine {
         let (device, faults) = (&*self.device, &self.options.faults);
         self.scratch.integers.upload(device, faults, step, (tokens, first))?;
         let mut pass = Pass::new(device, &self.config, sink, step, (tokens.len(), length))?;
-        let same = tokens.len() == 1 && faults.0.is_empty() && self.contracts.is_empty();
-        let choice = match same && self.options.attention.decodes_alike() && !pass.wants_any() {
+        let choice = match tokens.len() == 1 && self.repeats {
             true => self.repeated(&mut pass)?,
             false => self.forward(&mut pass)?,
         };
@@ -172,21 +177,25 @@ impl Engine {
         self.logits(pass)
     }
 
-    /// A decode step without hooks: run, then recorded, then repeated from the recording.
+    /// A decode step: run, then recorded, then repeated from the recording.
     fn repeated(&self, pass: &mut Pass<'_>) -> Result<Option<Choice>, EngineError> {
         let mut decode = self.decode.borrow_mut();
-        if matches!(*decode, Repeated::Once) {
-            let mut outcome = Ok(());
-            let recorded = self.device.record(&mut || {
-                outcome = self.layers(pass).and_then(|()| self.last_logits(pass));
-                Ok(())
-            })?;
-            outcome?;
-            *decode = recorded.map_or(Repeated::Unrecorded, Repeated::Recorded);
+        let wanted = pass.wanted();
+        let is_due = match &*decode {
+            Repeated::Once => true,
+            Repeated::Recorded(_, captures) => !captures.are_of(&wanted),
+            Repeated::Never | Repeated::Unrecorded => false,
+        };
+        if is_due {
+            *decode = self.record(pass.step, wanted)?;
         }
         match &*decode {
-            Repeated::Recorded(recorded) => {
+            Repeated::Recorded(recorded, captures) => {
                 self.device.repeat(recorded)?;
+                captures.offer(pass, self.capacity, |layer, stage| match stage {
+                    Stage::KCache => &self.caches[layer].k,
+                    _ => &self.caches[layer].v,
+                })?;
                 self.choice(&self.scratch.logits, 0)
             }
             Repeated::Unrecorded => self.forward(pass),
@@ -195,6 +204,36 @@ impl Engine {
                 self.forward(pass)
             }
         }
+    }
+
+    /// Records a decode step that captures these sites.
+    fn record(&self, step: u32, sites: Vec<Site>) -> Result<Repeated, EngineError> {
+        let kept = (self.capacity, self.options.storage);
+        let mut captures = Captures::new(&*self.device, &self.config, sites, kept)?;
+        let taps = [captures.scores.take(), captures.probs.take()];
+        let (mut none, at) = (NoSink, (step, self.capacity));
+        let mut pass =
+            Pass::recorded((&*self.device, &self.config), &mut none, at, (&captures, taps));
+        let mut outcome = Ok(());
+        let recorded = self.device.record(&mut || {
+            let run = self.layers(&mut pass).and_then(|()| {
+                self.last_logits(&mut pass)?;
+                pass.emit(None, Stage::Logits, &self.scratch.logits, DType::F32)
+            });
+            match run {
+                // Of this and the end of the recording, which fails too, it says more.
+                Err(EngineError::Device(error)) => Err(error),
+                other => {
+                    outcome = other;
+                    Ok(())
+                }
+            }
+        })?;
+        outcome?;
+        let (scores, probs) = (pass.scores.take(), pass.probs.take());
+        drop(pass);
+        (captures.scores, captures.probs) = (scores, probs);
+        Ok(recorded.map_or(Repeated::Unrecorded, |recorded| Repeated::Recorded(recorded, captures)))
     }
 
     fn layers(&self, pass: &mut Pass<'_>) -> Result<(), EngineError> {
@@ -509,6 +548,12 @@ impl Engine {
             length,
         }
     }
+}
+
+/// Whether a decode step launches the same every time: kernels of others may need the length.
+fn repeats(kernels: &KernelSet, options: &EngineOptions) -> bool {
+    let own = kernels.folder().is_none() && kernels.contracts().is_empty();
+    own && options.faults.0.is_empty() && options.attention.decodes_alike()
 }
 
 /// Compiles the kernel files that the options need, and those of contracts.

@@ -6,9 +6,9 @@ use half::{f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
 use crate::{
-    capture::Sink,
+    capture::{NoSink, Sink},
     device::{Buffer, Device, DeviceError, Download},
-    engine::EngineError,
+    engine::{EngineError, captures::Captures},
     model::Config,
     recycle,
     site::{Site, Stage},
@@ -30,16 +30,23 @@ pub struct Pass<'a> {
     pub probs: Option<Buffer>,
     /// The tokens whose scores and probs are wanted, ascending; `None` where that is all.
     pub chosen: Option<Vec<usize>>,
+    /// Where the captures of a step that is being recorded go.
+    recording: Option<&'a Captures>,
     /// What leaves the device, in the order of the sites.
     reads: VecDeque<Read>,
 }
+
+/// Reads that are widened side by side, if they have so many elements: other threads take longer to wake
+/// than fewer to widen.
+const GROUP: usize = 64;
+const SHARED: usize = 1 << 21;
 
 /// A site's values while they leave the device.
 struct Read {
     site: Site,
     shape: Vec<usize>,
     dtype: DType,
-    /// One piece a KV head for a cache, else one.
+    /// One piece a KV head for a cache, else what follows one another.
     pieces: Vec<Box<dyn Download>>,
 }
 
@@ -51,12 +58,23 @@ impl<'a> Pass<'a> {
         step: u32,
         (tokens, length): (usize, usize),
     ) -> Result<Pass<'a>, EngineError> {
-        let (scores, probs, reads) = (None, None, VecDeque::new());
+        let (scores, probs, recording, reads) = (None, None, None, VecDeque::new());
         let at = Site { step, layer: Some(0), stage: Stage::Scores };
         let chosen = sink.queries(at).map(<[usize]>::to_vec);
         let rows = chosen.as_ref().map_or(tokens, Vec::len);
-        let mut pass =
-            Pass { device, config, sink, step, tokens, length, scores, probs, chosen, reads };
+        let mut pass = Pass {
+            device,
+            config,
+            sink,
+            step,
+            tokens,
+            length,
+            scores,
+            probs,
+            chosen,
+            recording,
+            reads,
+        };
         let tap = |what: Stage| device.alloc(4 * rows * config.n_head * length, what.name());
         if pass.wants_in_any_layer(Stage::Probs) {
             pass.probs = Some(tap(Stage::Probs)?);
@@ -68,10 +86,34 @@ impl<'a> Pass<'a> {
         Ok(pass)
     }
 
-    /// Whether the sink wants any site of the step.
-    pub fn wants_any(&self) -> bool {
-        let in_layer = |stage: Stage| stage.in_layer() && self.wants_in_any_layer(stage);
-        Stage::ALL.into_iter().any(|stage| in_layer(stage) || self.wants(None, stage))
+    /// A step of one token that is being recorded; its taps have a row of `length` keys.
+    pub fn recorded(
+        (device, config): (&'a dyn Device, &'a Config),
+        sink: &'a mut NoSink,
+        (step, length): (u32, usize),
+        (captures, taps): (&'a Captures, [Option<Buffer>; 2]),
+    ) -> Pass<'a> {
+        let [scores, probs] = taps;
+        let (recording, chosen, reads) = (Some(captures), None, VecDeque::new());
+        Pass {
+            device,
+            config,
+            sink,
+            step,
+            tokens: 1,
+            length,
+            scores,
+            probs,
+            chosen,
+            recording,
+            reads,
+        }
+    }
+
+    /// The sites of a step that are wanted, in canonical order; with step 0 for any.
+    pub fn wanted(&self) -> Vec<Site> {
+        let wanted = |site: &Site| self.sink.wants(Site { step: self.step, ..*site });
+        self.config.sites(1).into_iter().filter(wanted).collect()
     }
 
     pub fn wants(&self, layer: Option<usize>, stage: Stage) -> bool {
@@ -94,6 +136,9 @@ impl<'a> Pass<'a> {
         buffer: &Buffer,
         dtype: DType,
     ) -> Result<(), EngineError> {
+        if let Some(captures) = self.recording {
+            return Ok(captures.keep(self.device, (layer, stage), buffer)?);
+        }
         if !self.wants(layer, stage) {
             return Ok(());
         }
@@ -106,6 +151,13 @@ impl<'a> Pass<'a> {
         let site = self.site(layer, stage);
         self.reads.push_back(Read { site, shape, dtype, pieces: vec![read] });
         self.pass_on(false)
+    }
+
+    /// Offers what is on its way, as pieces that follow one another.
+    pub fn push(&mut self, site: Site, dtype: DType, pieces: Vec<Box<dyn Download>>) {
+        let shape = self.config.shape(site.stage, self.tokens, self.length);
+        let site = Site { step: self.step, ..site };
+        self.reads.push_back(Read { site, shape, dtype, pieces });
     }
 
     /// Keeps a tap for the next layer.
@@ -124,7 +176,7 @@ impl<'a> Pass<'a> {
         cache: &Buffer,
         (capacity, dtype): (usize, DType),
     ) -> Result<(), EngineError> {
-        if !self.wants(Some(layer), stage) {
+        if self.recording.is_some() || !self.wants(Some(layer), stage) {
             return Ok(());
         }
         let row = self.config.head_dim * dtype.size();
@@ -142,7 +194,8 @@ impl<'a> Pass<'a> {
         self.pass_on(true)
     }
 
-    fn start(
+    /// Starts to read bytes, once there is room for them.
+    pub fn start(
         &mut self,
         buffer: &Buffer,
         offset: usize,
@@ -153,31 +206,53 @@ impl<'a> Pass<'a> {
                 return Ok(read);
             }
             let oldest = self.reads.pop_front().expect("a device is full of what is under way");
-            self.put(oldest)?;
+            let (site, tensor) = oldest.tensor(self.config.head_dim)?;
+            self.sink.put(site, tensor)?;
         }
     }
 
     /// Gives the sink what has arrived, in order; all of it, if need be by waiting.
     fn pass_on(&mut self, all: bool) -> Result<(), EngineError> {
-        let is_ready = |read: &Read| all || read.pieces.iter().all(|piece| piece.is_ready());
-        while self.reads.front().is_some_and(is_ready) {
-            let oldest = self.reads.pop_front().expect("there is a first");
-            self.put(oldest)?;
+        // Pieces arrive in their order.
+        let is_ready = |read: &&Read| all || read.pieces.last().is_none_or(|last| last.is_ready());
+        let dim = self.config.head_dim;
+        loop {
+            let ready = self.reads.iter().take(GROUP).take_while(is_ready).count();
+            let group: Vec<Read> = self.reads.drain(..ready).collect();
+            if group.is_empty() {
+                return Ok(());
+            }
+            let elements = |read: &Read| read.shape.iter().product::<usize>();
+            let tensors: Vec<_> = match group.iter().map(elements).sum::<usize>() >= SHARED {
+                true => group.into_par_iter().map(|read| read.tensor(dim)).collect(),
+                false => group.into_iter().map(|read| read.tensor(dim)).collect(),
+            };
+            for tensor in tensors {
+                let (site, tensor) = tensor?;
+                self.sink.put(site, tensor)?;
+            }
         }
-        Ok(())
     }
+}
 
-    fn put(&mut self, read: Read) -> Result<(), EngineError> {
-        let Read { site, shape, dtype, pieces } = read;
+impl Read {
+    /// The values, once they are there, in f32 and in the stage's order.
+    fn tensor(self, head_dim: usize) -> Result<(Site, Tensor), EngineError> {
+        let Read { site, shape, dtype, pieces } = self;
         let of_site = |error| at_site(error, site);
         let pieces: Vec<&[u8]> =
             pieces.iter().map(|piece| piece.bytes().map_err(of_site)).collect::<Result<_, _>>()?;
         let mut data = recycle::memory(shape.iter().product());
+        // A cache has a piece for each head; the rows of other stages are in order.
+        let dim = match site.stage {
+            Stage::KCache | Stage::VCache => head_dim,
+            _ => data.len() / pieces.len().max(1),
+        };
         match dtype {
-            DType::F16 => interleave::<f16>(&pieces, &mut data, self.config.head_dim),
-            _ => interleave::<f32>(&pieces, &mut data, self.config.head_dim),
+            DType::F16 => interleave::<f16>(&pieces, &mut data, dim),
+            _ => interleave::<f32>(&pieces, &mut data, dim),
         }
-        Ok(self.sink.put(site, Tensor::new(shape, data))?)
+        Ok((site, Tensor::new(shape, data)))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Our CUDA engine: one forward pass over a [`Device`](crate::device::Device), hooks at every site.
 
 mod buffers;
+mod captures;
 mod contracts;
 pub mod forward;
 mod hooks;

@@ -20,11 +20,12 @@ pub struct Graph {
 unsafe impl Send for Graph {}
 
 impl Graph {
-    /// Records what `work` puts on the stream, without running it.
+    /// Records what `work` puts on the stream, without running it; `None` where what another thread did on
+    /// the GPU has spoilt the recording.
     pub fn record(
         stream: &Stream,
         work: &mut dyn FnMut() -> Result<(), DeviceError>,
-    ) -> Result<Graph, DeviceError> {
+    ) -> Result<Option<Graph>, DeviceError> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives; what is recorded uses buffers that outlive the graph, as the
         // engine owns both.
@@ -33,13 +34,22 @@ impl Graph {
         let worked = work();
         // SAFETY: begun above. It must be ended whatever happened between.
         let ended = unsafe { driver::stream::end_capture(stream.raw) };
-        worked?;
-        let graph = ended.map_err(failed("ending the recording of a graph"))?;
+        let spoilt = sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+        match worked {
+            Err(DeviceError::Cuda { detail, .. }) if detail == format!("{spoilt:?}") => {
+                return Ok(None);
+            }
+            worked => worked?,
+        }
+        let graph = match ended {
+            Err(error) if error.0 == spoilt => return Ok(None),
+            ended => ended.map_err(failed("ending the recording of a graph"))?,
+        };
         let none = sys::CUgraphInstantiate_flags(0);
         // SAFETY: the graph was just made.
         let exec = unsafe { driver::graph::instantiate(graph, none) };
         let exec = exec.map_err(failed("instantiating a graph"))?;
-        Ok(Graph { context: Arc::clone(&stream.context), graph, exec })
+        Ok(Some(Graph { context: Arc::clone(&stream.context), graph, exec }))
     }
 
     pub fn launch(&self, stream: &Stream) -> Result<(), DeviceError> {

@@ -30,6 +30,9 @@ use crate::device::{
 
 /// Dynamic shared memory that a kernel gets without asking for more.
 const DEFAULT_SHARED: u32 = 48 << 10;
+/// A compiler may read the last floats of shared memory as one vector, past what the kernel asked for:
+/// compute-sanitizer takes the launch at its word.
+const SHARED_UNIT: u32 = 16;
 
 /// Runs kernels on the first GPU.
 pub struct CudaDevice {
@@ -179,12 +182,21 @@ impl Device for CudaDevice {
         self.staging.read(from, bytes, self.last.borrow().clone())
     }
 
+    fn copy(&self, from: &Buffer, to: (&Buffer, usize), bytes: usize) -> Result<(), DeviceError> {
+        self.bind()?;
+        let (from, to) = (self.checked(from, 0, bytes)?, self.checked(to.0, to.1, bytes)?);
+        // SAFETY: both ranges lie in live buffers, which are not the same.
+        unsafe { driver::memcpy_dtod_async(to, from, bytes, self.stream.raw) }
+            .map_err(failed("copying a capture"))
+    }
+
     fn record(
         &self,
         work: &mut dyn FnMut() -> Result<(), DeviceError>,
     ) -> Result<Option<Recorded>, DeviceError> {
         self.bind()?;
-        Ok(Some(Recorded(Box::new(Graph::record(&self.stream, work)?))))
+        let graph = Graph::record(&self.stream, work)?;
+        Ok(graph.map(|graph| Recorded(Box::new(graph))))
     }
 
     fn repeat(&self, recorded: &Recorded) -> Result<(), DeviceError> {
@@ -196,10 +208,11 @@ impl Device for CudaDevice {
     fn launch(&self, entry: &str, launch: Launch, args: &[Arg<'_>]) -> Result<(), DeviceError> {
         self.bind()?;
         let function = self.function(entry)?;
-        if launch.shared_bytes > DEFAULT_SHARED {
+        let shared_bytes = launch.shared_bytes.next_multiple_of(SHARED_UNIT);
+        if shared_bytes > DEFAULT_SHARED {
             let attribute =
                 sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            let bytes = launch.shared_bytes;
+            let bytes = shared_bytes;
             function.set_attribute(attribute, bytes as i32).map_err(|_| DeviceError::Launch {
                 entry: entry.to_string(),
                 detail: format!(
@@ -220,7 +233,7 @@ impl Device for CudaDevice {
                 function.cu_function(),
                 (x, y, z),
                 (bx, by, bz),
-                launch.shared_bytes,
+                shared_bytes,
                 self.stream.raw,
                 &mut pointers,
             )
