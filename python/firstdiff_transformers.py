@@ -78,9 +78,11 @@ def trace(model, folder, plan):
     if storage == "f32" and torch.get_float32_matmul_precision() != "highest":
         raise ValueError("products of f32 are rounded to less; before recording, call "
                          "torch.set_float32_matmul_precision('highest')")
-    # All is stored in the model's type, biases and the weights of norms too.
+    # All is stored in the model's type: biases, the weights of norms, and what a kernel gives the next.
     op = {"storage": storage, "accumulator": "f32"}
-    arithmetic = {"weights": storage, "vectors": storage, "default": op}
+    arithmetic = {"weights": storage, "vectors": storage, "between": storage, "default": op}
+    if storage == "f32":
+        arithmetic = {"weights": storage, "default": op}
     engine = f"transformers {type(model).__name__}"
     recorded = firstdiff.Trace(folder, plan, engine, arithmetic=arithmetic)
     with recorded, contextlib.ExitStack() as undo:

@@ -8,7 +8,8 @@ usage() {
     cat <<'TEXT'
 usage: scripts/gpu.sh test | bench [TABLE...] | sanitize | bundle FOLDER
 
-  test      the GPU tests, and the engine's tests with their kernels on the GPU
+  test      the GPU tests, the engine's tests with their kernels on the GPU, and models of transformers
+            there if FIRSTDIFF_TEST_PYTHON names a Python that has torch and transformers
   bench     the tables of docs/performance.md
   sanitize  every kernel under compute-sanitizer: memcheck, racecheck, initcheck
   bundle    write a folder that does all this on a machine without Rust
@@ -61,6 +62,11 @@ tests() {
     export CARGO_MANIFEST_DIR=$PWD
     "$tests" --include-ignored gpu::
     FIRSTDIFF_TEST_DEVICE=cuda "$tests" engine:: replay::
+    if [[ -n ${FIRSTDIFF_TEST_PYTHON-} ]]; then
+        FIRSTDIFF_TEST_DEVICE=cuda "$tests" --ignored transformers::
+    else
+        echo 'no model of transformers was run: FIRSTDIFF_TEST_PYTHON names no Python that has torch'
+    fi
 }
 
 bench() {
@@ -86,8 +92,10 @@ bundle() {
         from=$(program "$name")
         strip --strip-debug -o "$folder/bin/$name" "$from"
     done
-    cp -R Makefile kernels fixtures "$folder"
+    cp -R Makefile kernels fixtures python examples "$folder"
     cp scripts/gpu.sh "$folder/scripts"
+    mkdir -p "$folder/tests/bring"
+    cp tests/bring/unseen.py "$folder/tests/bring"
     du -sh "$folder"
     echo "copy it to a machine with a GPU; there: make gpu-test, make gpu-bench, make gpu-sanitize"
 }

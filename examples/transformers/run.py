@@ -17,10 +17,11 @@ import torch
 from bugs import BUGS
 from transformers import AutoConfig, AutoModelForCausalLM
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "examples/numpy_engine"), str(ROOT / "python")]  #+
-import firstdiff_transformers  #+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "numpy_engine"))
 from gguf import Gguf  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))  #+
+import firstdiff_transformers  #+
 
 NAMES = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",

@@ -25,13 +25,16 @@ pub struct Rounding {
     pub storage: f64,
     /// What a stored result may lose below its format's normal range.
     pub smallest: f64,
+    /// Unit roundoff of results between the steps of a formula; 0 where they are not stored.
+    pub between: f64,
 }
 
 impl Rounding {
     /// The roundings that an engine declares for a stage.
     pub fn of(arithmetic: &Arithmetic, stage: Stage) -> Rounding {
         let op = arithmetic.of(stage);
-        Rounding::new(op.accumulator, op.storage)
+        let between = arithmetic.between.map_or(0.0, DType::unit_roundoff);
+        Rounding { between, ..Rounding::new(op.accumulator, op.storage) }
     }
 
     /// Sums in one format, results in another.
@@ -42,7 +45,7 @@ impl Rounding {
             DType::F32 | DType::Tf32 | DType::Bf16 => f64::from(f32::MIN_POSITIVE),
         };
         let (sum, storage) = (accumulator.unit_roundoff(), storage.unit_roundoff());
-        Rounding { sum, storage, smallest }
+        Rounding { sum, storage, smallest, between: 0.0 }
     }
 }
 
