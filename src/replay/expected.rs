@@ -33,7 +33,8 @@ impl Rounding {
     /// The roundings that an engine declares for a stage.
     pub fn of(arithmetic: &Arithmetic, stage: Stage) -> Rounding {
         let op = arithmetic.of(stage);
-        let between = arithmetic.between.map_or(0.0, DType::unit_roundoff);
+        let between = arithmetic.between.filter(|_| has_steps(stage));
+        let between = between.map_or(0.0, DType::unit_roundoff);
         Rounding { between, ..Rounding::new(op.accumulator, op.storage) }
     }
 
@@ -47,6 +48,13 @@ impl Rounding {
         let (sum, storage) = (accumulator.unit_roundoff(), storage.unit_roundoff());
         Rounding { sum, storage, smallest, between: 0.0 }
     }
+}
+
+/// Whether a stage's formula has a step whose result a framework may store.
+fn has_steps(stage: Stage) -> bool {
+    use Stage::*;
+    let norm = matches!(stage, AttnNorm | QNorm | KNorm | FfnNorm | FinalNorm);
+    norm || matches!(stage, QRope | KRope | Scores | FfnAct)
 }
 
 /// An input of an operation: what a side captured, or what the replay computed in its place.
