@@ -17,9 +17,8 @@ Needs firstdiff.py beside it, torch, and transformers 4.48 or later. Nothing is 
             model(torch.tensor([ids]), ...)
 
 What is recorded is what the model computes, with the functions and modules that it has when recording
-starts: the rotation by what its modelling file calls apply_rotary_pos_emb, the caches as the attention
-is given them. A site that cannot be seen is an error. Only eager attention shows scores and probs; with
-another they are left out, with a warning, and the attention is judged as one operation.
+starts. A site that cannot be seen is an error. Only eager attention shows scores and probs; with another
+they are left out, with a warning, and the attention is judged as one operation.
 
 transformers rotates the pairs (i, i + d/2) of a head, llama.cpp those (2i, 2i + 1) of a llama, whose
 GGUF has its q and k rows permuted. So a llama's q and k, and what is made of them, are recorded in the
@@ -64,8 +63,7 @@ def record(model, folder, plan):
         cache = {}
         for ids in recorded.plan.steps:
             out = model(torch.tensor([ids], device=model.device), use_cache=True, **cache)
-            # Later versions have both names, or the first.
-            name = "cache" if "cache" in out else "past_key_values"
+            name = "cache" if "cache" in out else "past_key_values"  # by version
             cache = {name: out[name]}
 
 
@@ -78,11 +76,10 @@ def trace(model, folder, plan):
     if storage == "f32" and torch.get_float32_matmul_precision() != "highest":
         raise ValueError("products of f32 are rounded to less; before recording, call "
                          "torch.set_float32_matmul_precision('highest')")
-    # All is stored in the model's type: biases, the weights of norms, and what a kernel gives the next.
-    op = {"storage": storage, "accumulator": "f32"}
-    arithmetic = {"weights": storage, "vectors": storage, "between": storage, "default": op}
-    if storage == "f32":
-        arithmetic = {"weights": storage, "default": op}
+    arithmetic = {"weights": storage, "default": {"storage": storage, "accumulator": "f32"}}
+    if storage != "f32":
+        # So are biases and the weights of norms, and what a kernel gives the next.
+        arithmetic.update(vectors=storage, between=storage)
     engine = f"transformers {type(model).__name__}"
     recorded = firstdiff.Trace(folder, plan, engine, arithmetic=arithmetic)
     with recorded, contextlib.ExitStack() as undo:
@@ -120,16 +117,20 @@ class _Hooks:
         for path, sites in MODEL.items():
             self._hook_module(undo, self.model, path, sites)
         for index, layer in enumerate(layers):
-            undo.callback(layer.register_forward_pre_hook(self._enter(index)).remove)
+            enter = lambda *_, index=index: self._enter(index)
+            undo.callback(layer.register_forward_pre_hook(enter).remove)
             for path, sites in self.parts.items():
                 self._hook_module(undo, layer, path, sites)
             undo.callback(layer.register_forward_hook(self._leave).remove)
         undo.callback(self.model.register_forward_hook(self._end).remove)
-        for name in {type(layer.self_attn).__module__ for layer in layers}:
-            self._hook_function(undo, sys.modules[name], "apply_rotary_pos_emb", self._rotary)
-            self._hook_function(undo, sys.modules[name], "eager_attention_forward", self._attention)
-            wrap = lambda own: _Attentions(own, self._attention)
-            self._hook_function(undo, sys.modules[name], "ALL_ATTENTION_FUNCTIONS", wrap)
+        wraps = {
+            "apply_rotary_pos_emb": self._rotary,
+            "eager_attention_forward": self._attention,
+            "ALL_ATTENTION_FUNCTIONS": lambda own: _Attentions(own, self._attention),
+        }
+        for file in {type(layer.self_attn).__module__ for layer in layers}:
+            for name, wrap in wraps.items():
+                self._hook_function(undo, sys.modules[file], name, wrap)
 
     def _hook_module(self, undo, root, path, sites):
         of_output, of_input = sites
@@ -161,10 +162,7 @@ class _Hooks:
         self.layer, self.seen = None, set()
 
     def _enter(self, index):
-        def enter(*_):
-            self.layer, self.seen = index, self.seen - self.expected
-
-        return enter
+        self.layer, self.seen = index, self.seen - self.expected
 
     def _leave(self, *_):
         self._check(self.expected)
@@ -178,9 +176,8 @@ class _Hooks:
         missing = sorted(wanted - self.seen)
         if missing:
             where = "the model" if self.layer is None else f"layer {self.layer}"
-            raise ValueError(f"{where} has not shown {', '.join(missing)}: its forward does not call "
-                             "the modules or functions of transformers; record these by hand, with "
-                             "firstdiff.py")
+            raise ValueError(f"{where} has not shown {', '.join(missing)}: its forward calls other "
+                             "modules or functions; record these by hand, with firstdiff.py")
 
     def _put_rows(self, site, tensor):
         """tensor: (1, T, ...), heads side by side."""
@@ -218,7 +215,7 @@ class _Hooks:
             positions = self.trace.open.counts["position"]
             if key.shape[2] < positions:
                 raise ValueError(f"the attention of layer {self.layer} reads {key.shape[2]} of "
-                                 f"{positions} positions; run without a sliding window, with a cache")
+                                 f"{positions} positions; run with a cache and no sliding window")
             # A cache of fixed size has room after them.
             self._put("k_cache", key[0, :, :positions], "head position dim")
             self._put("v_cache", value[0, :, :positions], "head position dim")

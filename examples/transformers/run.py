@@ -5,8 +5,7 @@
 
 Runs the token ids of a plan that `firstdiff capture reference` wrote, and records what the model
 computes in the folder TRACE. The lines marked with #+ are all that recording takes. Needs torch and
-transformers; f32 and f16 weights. --bug plants a mistake, as a change of the model in the program of
-its user.
+transformers; f32 and f16 weights. --bug plants a mistake, as one in the program of the model's user.
 """
 
 import argparse
