@@ -3,13 +3,13 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup build demo test check bench faults matrix mutants fuzz nvrtc examples fmt clean
-.PHONY: gpu-test gpu-bench gpu-sanitize gpu-bundle
+.PHONY: gpu-test gpu-bench gpu-sanitize gpu-bundle transformers-test
 unexport MAKEFLAGS MFLAGS
 
 FIRSTDIFF := $(or $(CARGO_TARGET_DIR),./target)/release/firstdiff
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## install what is missing (cmake, a C++ compiler, libclang); does nothing the second time
 	scripts/setup.sh
@@ -59,6 +59,9 @@ fuzz: setup ## read traces damaged at random for ten minutes
 
 nvrtc: ## compile the kernels with the real NVRTC for sm_80, sm_90 and sm_120; needs no GPU
 	scripts/nvrtc.sh
+
+transformers-test: setup ## record models of transformers; installs torch under target/ (some 5 GB)
+	scripts/transformers.sh
 
 gpu-test: ## on a GPU: the GPU tests, and the engine's tests with their kernels there
 	scripts/gpu.sh test

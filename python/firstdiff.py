@@ -71,9 +71,9 @@ class Plan:
 class Trace:
     """A trace that is being written; none where `folder` is None. `storage` is the format in which
     weights, activations and cache are kept (f32, f16, bf16, f64): it decides how far rounding alone
-    may lead."""
+    may lead. `arithmetic` declares it in full, as docs/trace-format.md says."""
 
-    def __init__(self, folder, plan, engine, storage="f32"):
+    def __init__(self, folder, plan, engine, storage="f32", arithmetic=None):
         self.plan, self.on = Plan(plan), folder is not None
         if not self.on:
             return
@@ -87,11 +87,12 @@ class Trace:
             (self.folder / name).unlink(missing_ok=True)
         for old in self.folder.glob("step-[0-9]*.safetensors"):
             old.unlink()
-        op = {"storage": storage, "accumulator": "f32"}
-        arithmetic = {"weights": storage, "default": op}
-        if storage in ("f16", "bf16"):
-            wide = {"storage": "f32", "accumulator": "f32"}
-            arithmetic["stages"] = {stage: wide for stage in ("scores", "probs", "logits")}
+        if arithmetic is None:
+            op = {"storage": storage, "accumulator": "f32"}
+            arithmetic = {"weights": storage, "default": op}
+            if storage in ("f16", "bf16"):
+                wide = {"storage": "f32", "accumulator": "f32"}
+                arithmetic["stages"] = {stage: wide for stage in ("scores", "probs", "logits")}
         self.manifest = {
             "format_version": FORMAT_VERSION,
             "run": self.run,

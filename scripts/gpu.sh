@@ -8,7 +8,8 @@ usage() {
     cat <<'TEXT'
 usage: scripts/gpu.sh test | bench [TABLE...] | sanitize | bundle FOLDER
 
-  test      the GPU tests, and the engine's tests with their kernels on the GPU
+  test      the GPU tests, the engine's tests with their kernels on the GPU, and models of transformers
+            there if FIRSTDIFF_TEST_PYTHON names a Python that has torch and transformers
   bench     the tables of docs/performance.md
   sanitize  every kernel under compute-sanitizer: memcheck, racecheck, initcheck
   bundle    write a folder that does all this on a machine without Rust
@@ -63,6 +64,11 @@ tests() {
     # Of the tests of contracts and rows, those that need no program beside them.
     FIRSTDIFF_TEST_DEVICE=cuda "$tests" engine:: replay:: rows::chosen_ \
         contract::each_ contract::the_example_ contract::layouts_ contract::a_partial_
+    if [[ -n ${FIRSTDIFF_TEST_PYTHON-} ]]; then
+        FIRSTDIFF_TEST_DEVICE=cuda "$tests" --ignored transformers::
+    else
+        echo 'no model of transformers was run: FIRSTDIFF_TEST_PYTHON names no Python that has torch'
+    fi
 }
 
 bench() {
@@ -88,10 +94,10 @@ bundle() {
         from=$(program "$name")
         strip --strip-debug -o "$folder/bin/$name" "$from"
     done
-    cp -R Makefile kernels fixtures "$folder"
-    mkdir -p "$folder/examples"
-    cp -R examples/kernels "$folder/examples"
+    cp -R Makefile kernels fixtures python examples "$folder"
     cp scripts/gpu.sh "$folder/scripts"
+    mkdir -p "$folder/tests/bring"
+    cp tests/bring/unseen.py "$folder/tests/bring"
     du -sh "$folder"
     echo "copy it to a machine with a GPU; there: make gpu-test, make gpu-bench, make gpu-sanitize"
 }

@@ -18,8 +18,16 @@ pub struct OpArithmetic {
 /// The arithmetic of a whole engine. A stage that is not named is computed as `default` says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Arithmetic {
-    /// The format weights are rounded to before use.
+    /// The format matrices are rounded to before use.
     pub weights: DType,
+    /// The format that biases and the weights of norms are rounded to; f32 where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vectors: Option<DType>,
+    /// The format that the steps of a formula pass their results in, such as the normalised vector
+    /// before it is multiplied by its weight, where a framework runs a kernel for each; wider than
+    /// what is stored where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub between: Option<DType>,
     pub default: OpArithmetic,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub stages: BTreeMap<Stage, OpArithmetic>,
@@ -34,7 +42,7 @@ impl Arithmetic {
             DType::F32 => BTreeMap::new(),
             _ => wide.into_iter().map(|stage| (stage, op(DType::F32))).collect(),
         };
-        Arithmetic { weights: storage, default: op(storage), stages }
+        Arithmetic { weights: storage, vectors: None, between: None, default: op(storage), stages }
     }
 
     /// The arithmetic of a stage.

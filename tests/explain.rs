@@ -91,6 +91,30 @@ fn a_right_engine_is_cleared_in_f32_and_f16_and_a_native_reference_is_not_replay
 }
 
 #[test]
+fn the_floor_of_arithmetic_that_the_references_trace_lacks_is_measured() {
+    let traces = Traces::new();
+    let reference = traces.record("reference", "reference", &[]);
+    let storage = serde_json::json!({ "storage": "bf16", "accumulator": "f32" });
+    for (faults, exit, first) in [
+        (&[][..], 0, "equal within the floor: 237 of 237 sites"),
+        (&["--fault", "rope-backwards"], 1, "first divergence: step 0 layer 0 q_rope"),
+    ] {
+        let engine = traces.record("engine", &format!("engine-{exit}"), faults);
+        edit_manifest(&engine, |manifest| manifest["arithmetic"]["default"] = storage.clone());
+        refused(&["diff", &engine, &reference], 3, "no floor for the engine's arithmetic (bf16");
+        let (found, out, err) = outcome(&["explain", &engine, "--reference", &reference]);
+        assert!(found == exit && out.starts_with(first), "{found} {out}{err}");
+    }
+    // The floor of other tokens would be that of other values.
+    let engine = path(&traces.at("engine-0")).to_string();
+    for trace in [&engine, &reference] {
+        edit_manifest(trace, |manifest| manifest["steps"][2]["tokens"] = serde_json::json!([7]));
+    }
+    let explain = ["explain", &engine, "--reference", &reference];
+    refused(&explain, 3, "decodes other tokens here than in the reference's trace");
+}
+
+#[test]
 fn results_that_were_not_recorded_are_named_and_green_only_where_a_recorded_one_follows() {
     let traces = Traces::new();
     let cases = [

@@ -1,11 +1,11 @@
 use firstdiff::{
-    arithmetic::Arithmetic,
+    arithmetic::{Arithmetic, OpArithmetic},
     baseline::{self, Task},
     compare::{DEFAULT_FACTOR, SiteFilter},
     diagnosis::{Certainty, Diagnosis, Verdict},
     fault::{self, Faults},
-    model::Arch,
-    replay::Recording,
+    model::{Arch, Model},
+    replay::{Operation, Recording, Replay, judge},
     run::{EngineSpec, Run},
     site::{Site, Stage},
     spool::Recorded,
@@ -14,8 +14,9 @@ use firstdiff::{
     trace::TraceError,
     verdict::Rule,
 };
+use half::bf16;
 
-use crate::common::{Bench, Keep, engine};
+use crate::common::{Bench, Keep, engine, random_values};
 
 /// The diagnosis of an engine with these faults.
 fn diagnosis(bench: &Bench, storage: DType, faults: &[&str], tokens: usize) -> Diagnosis {
@@ -202,4 +203,66 @@ fn a_reference_that_computes_an_operation_wrong_is_told_to_be_wrong() {
     assert_eq!(found.findings[0].verdict, Verdict::ReferenceWrong);
     assert_eq!(found.engine.cleared, found.engine.replayed);
     assert!(found.first_of_engine().is_none());
+}
+
+/// Whether an operation of layer 0 is guilty, if the engine declares bf16 storage and these.
+fn is_guilty(
+    (model, tensors): (&Model, &Keep),
+    tokens: &[i32],
+    stage: Stage,
+    (vectors, between): (Option<DType>, Option<DType>),
+) -> bool {
+    let default = OpArithmetic { storage: DType::Bf16, accumulator: DType::F32 };
+    let arithmetic = Arithmetic { vectors, between, default, ..Arithmetic::engine(DType::F32) };
+    let (steps, attention) = ([tokens.to_vec()], Default::default());
+    let recording = Recording { tensors, steps: &steps, arithmetic: &arithmetic, attention };
+    let operation = Operation { layer: Some(0), stage };
+    judge(&Replay::new(model, recording), operation).unwrap().unwrap().is_guilty()
+}
+
+fn stored(x: f32) -> f32 {
+    bf16::from_f32(x).to_f32()
+}
+
+#[test]
+fn roundings_of_a_framework_are_no_fault_where_they_are_declared() {
+    let bench = Bench::fixture();
+    let tokens = bench.prompt(20);
+    let mut engine = recorded(&bench, &[tokens.clone(), vec![7], vec![8]]);
+    // The norm as a framework computes it, each of its steps and its weight stored in bf16.
+    let weight = bench.model.weights("blk.0.attn_norm.weight").unwrap();
+    let (eps, embd) = (bench.model.config.rms_eps, Site::global(0, Stage::Embd));
+    let of_row = |x: &[f32]| {
+        let mean_square = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
+        let scale = 1.0 / (mean_square + eps).sqrt();
+        let y = x.iter().zip(&weight).map(|(x, w)| stored(stored(x * scale) * stored(*w)));
+        y.collect::<Vec<f32>>()
+    };
+    let rows = engine.tensors[&embd].data.chunks_exact(weight.len()).flat_map(of_row).collect();
+    let norm = Site::in_layer(0, 0, Stage::AttnNorm);
+    engine.tensors.get_mut(&norm).unwrap().data = rows;
+    let guilty = |declared| is_guilty((&bench.model, &engine), &tokens, Stage::AttnNorm, declared);
+    let bf16 = Some(DType::Bf16);
+    assert!(!guilty((bf16, bf16)));
+    assert!(guilty((bf16, None)) && guilty((None, bf16)));
+}
+
+#[test]
+fn roundings_between_steps_that_repeat_are_no_common_error() {
+    let bench = Bench::fixture();
+    // Gates of few values: silu of each is rounded alike wherever it stands.
+    let (tokens, mut engine) = (vec![7; 400], Keep::default());
+    let n = tokens.len() * bench.model.config.n_ff;
+    let gate: Vec<f32> = (0..n).map(|i| stored(1.0 + (i % 5) as f32 / 50.0)).collect();
+    let up: Vec<f32> = random_values(n, 5).into_iter().map(stored).collect();
+    let act = gate.iter().zip(&up).map(|(x, up)| stored(stored(x / (1.0 + (-x).exp())) * up));
+    let act = act.collect();
+    for (stage, data) in [(Stage::FfnGate, gate), (Stage::FfnUp, up), (Stage::FfnAct, act)] {
+        let tensor = Tensor::new(vec![tokens.len(), bench.model.config.n_ff], data);
+        engine.tensors.insert(Site::in_layer(0, 0, stage), tensor);
+    }
+    let bf16 = Some(DType::Bf16);
+    let guilty = |declared| is_guilty((&bench.model, &engine), &tokens, Stage::FfnAct, declared);
+    assert!(!guilty((bf16, bf16)));
+    assert!(guilty((bf16, None)));
 }

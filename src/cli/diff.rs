@@ -25,20 +25,27 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
     let (engine, reference) = if swapped { (b, a) } else { (a, b) };
     let filter = inputs::filter(args.compare.sites.as_deref())?;
     let rule = Rule { factor: args.compare.factor, stop_at_first: args.compare.stop_at_first };
-    let mut report = report(&engine, &reference, filter, rule)?;
+    comparable(engine.manifest(), reference.manifest())?;
+    let floor = floor(engine.manifest(), reference.manifest()).ok_or_else(|| {
+        Error::Refused(format!(
+            "the reference trace has no floor for the engine's arithmetic ({} storage); use \
+             `firstdiff explain --reference`, which measures it",
+            engine.manifest().arithmetic.default.storage
+        ))
+    })?;
+    let mut report = report(&engine, &reference, filter, rule, floor)?;
     report.seconds = start.elapsed().as_secs_f64();
     run::finish(&report, args.compare.json.as_deref())
 }
 
-/// The report of two traces, without the time it took.
+/// The report of two comparable traces, without the time it took.
 pub fn report(
     engine: &TraceReader,
     reference: &TraceReader,
     filter: SiteFilter,
     rule: Rule,
+    floor: &Floor,
 ) -> Result<Report, Error> {
-    comparable(engine.manifest(), reference.manifest())?;
-    let floor = floor(engine.manifest(), reference.manifest())?;
     let longer = match engine.manifest().steps.len() < reference.manifest().steps.len() {
         true => reference,
         false => engine,
@@ -112,17 +119,10 @@ fn judge_traces(
     })
 }
 
-/// The floor for the engine's arithmetic, which the trace it is judged by carries.
-fn floor<'a>(engine: &Manifest, reference: &'a Manifest) -> Result<&'a Floor, Error> {
+/// The floor for the engine's arithmetic, if the trace it is judged by carries it.
+pub fn floor<'a>(engine: &Manifest, reference: &'a Manifest) -> Option<&'a Floor> {
     let fits = |declared: &&DeclaredFloor| declared.arithmetic == engine.arithmetic;
-    let found = reference.floors.iter().find(fits);
-    found.map(|declared| &declared.floor).ok_or_else(|| {
-        Error::Refused(format!(
-            "the reference trace has no floor for the engine's arithmetic ({} storage); record it \
-             again with `firstdiff capture reference`",
-            engine.arithmetic.default.storage
-        ))
-    })
+    reference.floors.iter().find(fits).map(|declared| &declared.floor)
 }
 
 /// The side that a trace records.

@@ -1,6 +1,7 @@
 //! `firstdiff explain`: the diagnosis of `run`, from a recorded engine.
 
 use std::{
+    borrow::Cow,
     cell::LazyCell,
     path::{Path, PathBuf},
     time::Instant,
@@ -8,11 +9,12 @@ use std::{
 
 use firstdiff::{
     arithmetic::Arithmetic,
-    compare::{DEFAULT_FACTOR, SiteFilter},
+    baseline::{Baseline, Task},
+    compare::{DEFAULT_FACTOR, Floor, SiteFilter},
     diagnosis::Diagnosis,
     exit::{Error, Exit},
     model::Model,
-    reference::Vocabulary,
+    reference::{Precision, Reference, ReferenceOptions, Vocabulary},
     replay::Recording,
     report::{Headline, REPORT_VERSION, Report, StepRow, answer, guilt},
     site::{Site, Stage},
@@ -42,9 +44,17 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     }
     let mut report = match &reference {
         Some(reference) => {
+            let (of_engine, manifest) = (engine.manifest(), reference.manifest());
+            let floor = match diff::floor(of_engine, manifest) {
+                Some(floor) => Cow::Borrowed(floor),
+                None => {
+                    bar.set_message("measuring the floor");
+                    Cow::Owned(measured_floor(&of_engine.arithmetic, manifest, &model)?)
+                }
+            };
             bar.set_message("comparing sites");
             let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
-            diff::report(&engine, reference, SiteFilter::default(), rule)?
+            diff::report(&engine, reference, SiteFilter::default(), rule, &floor)?
         }
         None => alone(&engine)?,
     };
@@ -119,6 +129,32 @@ fn same_tokens(engine: &TraceReader, reference: &TraceReader, model: &Model) -> 
         }
         other => Ok(other.map(drop)?),
     }
+}
+
+/// The floor of an arithmetic that the reference's trace carries none for: llama.cpp runs again.
+fn measured_floor(
+    arithmetic: &Arithmetic,
+    reference: &Manifest,
+    model: &Model,
+) -> Result<Floor, Error> {
+    let precision = match reference.settings.reference_precision.as_deref() {
+        Some("native") => Precision::Native,
+        _ => Precision::F32,
+    };
+    let options = ReferenceOptions { precision, ..ReferenceOptions::default() };
+    let (prompt, decoded) = reference.steps.split_first().expect("a trace has steps");
+    let task = Task { prompt: &prompt.tokens, decode: decoded.len() as u32 };
+    let llama = Reference::load(model, options)?;
+    let baseline = Baseline::of(&llama, model, task, arithmetic, &SiteFilter::default())?;
+    // The floor of a site holds for its tokens.
+    let tokens = reference.steps.iter().map(|step| &step.tokens);
+    if !tokens.eq(&baseline.steps) {
+        return Err(Error::Refused(
+            "llama.cpp decodes other tokens here than in the reference's trace; record that again"
+                .to_string(),
+        ));
+    }
+    Ok(baseline.floor)
 }
 
 /// The report of an engine that is compared with nothing; its headline is yet to come.

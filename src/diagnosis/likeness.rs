@@ -217,7 +217,9 @@ pub fn arithmetic<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(),
         |test: &dyn Fn(f32) -> f32| scene.recorded().all(|x| !x.is_finite() || test(x) == x);
     // Of two that explain the errors the sharper one is the cause: a coarse result before coarse
     // sums, and the finer format first.
+    let between = scene.rounding().between;
     let mut with = |key, text: String, rounding: Rounding, order: usize| {
+        let rounding = Rounding { between, ..rounding };
         let parts = scene.with_rounding(rounding)?;
         let candidate = Candidate::mistake(key, text, parts).of_mistakes(order);
         visit(Candidate { rank: Rank::Arithmetic, ..candidate })

@@ -66,7 +66,7 @@ type Weight = (&'static str, String, Vec<f64>);
 fn weights(scene: &Scene<'_, '_>) -> Result<Vec<Weight>, ReplayError> {
     let wide = |weight: Vec<f32>| weight.into_iter().map(f64::from).collect::<Vec<f64>>();
     let part = norm_weight(scene.stage()).expect("called for a norm");
-    let own = wide(scene.replay.model.weights(&scene.operation.tensor(part))?);
+    let own = wide(scene.replay.norm_weight(scene.operation)?);
     let length = own.len();
     let mut list = vec![("", String::new(), own.clone())];
     list.push(("norm-weight-missing", "weight missing".to_string(), vec![1.0; length]));
@@ -149,8 +149,7 @@ fn other_eps<'f>(eps: f64, stored: f32) -> Scale<'f> {
 /// The eps that the recorded values speak of, to three digits: from y = x w / sqrt(ms + eps).
 fn fitted_eps(scene: &Scene<'_, '_>) -> Option<f64> {
     let x = scene.input().ok()?;
-    let part = norm_weight(scene.stage())?;
-    let weight = scene.replay.model.weights(&scene.operation.tensor(part)).ok()?;
+    let weight = scene.replay.norm_weight(scene.operation).ok()?;
     let recorded: Vec<f32> = scene.recorded().collect();
     let mut found: Vec<f64> = Vec::new();
     for (x, y) in x.value.chunks_exact(weight.len()).zip(recorded.chunks_exact(weight.len())) {
@@ -173,8 +172,7 @@ fn fitted_eps(scene: &Scene<'_, '_>) -> Option<f64> {
 
 /// The norm of another tensor of the same width.
 pub fn other_input<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
-    let part = norm_weight(scene.stage()).expect("called for a norm");
-    let weight = scene.replay.model.weights(&scene.operation.tensor(part))?;
+    let weight = scene.replay.norm_weight(scene.operation)?;
     let weight: Vec<f64> = weight.into_iter().map(f64::from).collect();
     let eps = f64::from(scene.config().rms_eps);
     let right = scene.replay.input(scene.operation);

@@ -15,6 +15,8 @@ struct Way {
     key: &'static str,
     texts: Vec<String>,
     pairs: RopePairs,
+    /// The pairs are of transformers' order of a llama's rows, in which i and i + d/2 belong together.
+    unpermuted: bool,
     theta: f64,
     /// Position of each row.
     positions: Vec<f64>,
@@ -55,6 +57,7 @@ pub fn rotations<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), 
         key: "",
         texts: Vec::new(),
         pairs: c.rope_pairs,
+        unpermuted: false,
         theta: f64::from(c.rope_theta),
         positions: scene.positions().into_iter().map(|p| p as f64).collect(),
         rotated: c.head_dim,
@@ -68,6 +71,10 @@ pub fn rotations<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), 
     };
     let swapped = right.with("rope-pairs", text, |way| way.pairs = other);
     try_way(scene, &swapped, visit)?;
+    if c.rope_pairs == RopePairs::Norm {
+        let text = "pairs (2i, 2i+1) instead of (i, i+d/2) in transformers' order of rows";
+        try_way(scene, &right.with("rope-pairs", text, |way| way.unpermuted = true), visit)?;
+    }
     for base in [right, swapped] {
         for way in mistakes(scene, &base) {
             try_way(scene, &way, visit)?;
@@ -145,7 +152,7 @@ fn mistakes(scene: &Scene<'_, '_>, base: &Way) -> Vec<Way> {
 fn try_way<'a>(scene: &Scene<'_, 'a>, way: &Way, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
     let x = scene.input()?;
     let dim = scene.config().head_dim;
-    let factors = scene.replay.vector("rope_freqs.weight")?;
+    let factors = scene.replay.rope_factors()?;
     let angle = |position: f64, pair: usize| {
         if 2 * pair >= way.rotated {
             return None;
@@ -163,7 +170,15 @@ fn try_way<'a>(scene: &Scene<'_, 'a>, way: &Way, visit: Visit<'_, 'a>) -> Result
     };
     // With (i, i + d/2), the first pairs of a partial rotation may also be those of the rotated part.
     for inner in [dim, way.rotated] {
-        let pair = rope_pair(way.pairs, inner);
+        let of_order = rope_pair(way.pairs, inner);
+        let place = |element: usize| match way.unpermuted {
+            true => element % (dim / 2) * 2 + element / (dim / 2),
+            false => element,
+        };
+        let pair = |i: usize| {
+            let (first, second) = of_order(i);
+            (place(first), place(second))
+        };
         let within = inner < dim && way.pairs == RopePairs::Neox;
         let of_inner = if within { ", in pairs among themselves" } else { "" };
         let text = way.texts.join(", and ") + of_inner;
@@ -217,7 +232,7 @@ fn fitted_thetas(scene: &Scene<'_, '_>, way: &Way) -> Vec<f64> {
             }
         };
     }
-    let factors = scene.replay.vector("rope_freqs.weight").ok().flatten();
+    let factors = scene.replay.rope_factors().ok().flatten();
     let factor = factors.map_or(1.0, |factors| f64::from(factors[1]));
     let theta = unit.map_or(f64::NAN, |unit: f64| (unit * factor).powf(-(dim as f64) / 2.0));
     if !(10.0..1e9).contains(&theta) {

@@ -25,13 +25,17 @@ pub struct Rounding {
     pub storage: f64,
     /// What a stored result may lose below its format's normal range.
     pub smallest: f64,
+    /// Unit roundoff of results between the steps of a formula; 0 where they are not stored.
+    pub between: f64,
 }
 
 impl Rounding {
     /// The roundings that an engine declares for a stage.
     pub fn of(arithmetic: &Arithmetic, stage: Stage) -> Rounding {
         let op = arithmetic.of(stage);
-        Rounding::new(op.accumulator, op.storage)
+        let between = arithmetic.between.filter(|_| has_steps(stage));
+        let between = between.map_or(0.0, DType::unit_roundoff);
+        Rounding { between, ..Rounding::new(op.accumulator, op.storage) }
     }
 
     /// Sums in one format, results in another.
@@ -42,8 +46,15 @@ impl Rounding {
             DType::F32 | DType::Tf32 | DType::Bf16 => f64::from(f32::MIN_POSITIVE),
         };
         let (sum, storage) = (accumulator.unit_roundoff(), storage.unit_roundoff());
-        Rounding { sum, storage, smallest }
+        Rounding { sum, storage, smallest, between: 0.0 }
     }
+}
+
+/// Whether a stage's formula has a step whose result a framework may store.
+fn has_steps(stage: Stage) -> bool {
+    use Stage::*;
+    let norm = matches!(stage, AttnNorm | QNorm | KNorm | FfnNorm | FinalNorm);
+    norm || matches!(stage, QRope | KRope | Scores | FfnAct)
 }
 
 /// An input of an operation: what a side captured, or what the replay computed in its place.

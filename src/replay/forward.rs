@@ -16,13 +16,13 @@ use crate::{
     replay::{
         attend::{Reading, Roundings, Way, attend},
         expected::{Expected, Operand, Rounding},
-        matrix::Matrix,
+        matrix::{Matrix, round},
         operation::{Operation, norm_weight, projection},
         ops::{self, Heads},
     },
     site::Stage,
     spool::Recorded,
-    tensor::Tensor,
+    tensor::{DType, Tensor},
     trace::TraceError,
 };
 
@@ -209,9 +209,27 @@ impl<'a> Replay<'a> {
         Ok(Matrix::of_file(self.model, tensor, self.recording.arithmetic.weights)?)
     }
 
-    /// A vector of the model's file; `None` where the model has none.
+    /// A bias or a norm's weight, rounded as the side declares; `None` where the model has none.
     pub fn vector(&self, tensor: &str) -> Result<Option<Vec<f32>>, ReplayError> {
-        Ok(self.model.has(tensor).then(|| self.model.weights(tensor)).transpose()?)
+        self.model.has(tensor).then(|| self.rounded(tensor)).transpose()
+    }
+
+    fn rounded(&self, tensor: &str) -> Result<Vec<f32>, ReplayError> {
+        let mut values = self.model.weights(tensor)?;
+        round(self.recording.arithmetic.vectors.unwrap_or(DType::F32), &mut values);
+        Ok(values)
+    }
+
+    /// The weight of a norm.
+    pub fn norm_weight(&self, operation: Operation) -> Result<Vec<f32>, ReplayError> {
+        let part = norm_weight(operation.stage).expect("called for a norm");
+        self.rounded(&operation.tensor(part))
+    }
+
+    /// What the angle of each pair is divided by, if the model has such factors.
+    pub fn rope_factors(&self) -> Result<Option<Vec<f32>>, ReplayError> {
+        let name = "rope_freqs.weight";
+        Ok(self.model.has(name).then(|| self.model.weights(name)).transpose()?)
     }
 
     /// The bias of a projection, if the model has one.
@@ -472,8 +490,7 @@ impl<'a> Replay<'a> {
         x: &Operand,
         rounding: Rounding,
     ) -> Result<Expected<'a>, ReplayError> {
-        let part = norm_weight(operation.stage).expect("called for a norm");
-        let weight = self.model.weights(&operation.tensor(part))?;
+        let weight = self.norm_weight(operation)?;
         let weight: Vec<f64> = weight.into_iter().map(f64::from).collect();
         let eps = f64::from(self.model.config.rms_eps);
         let scale = |x: &[f64]| ops::inverse_rms(x, eps);
@@ -488,7 +505,7 @@ impl<'a> Replay<'a> {
         rounding: Rounding,
     ) -> Result<Expected<'a>, ReplayError> {
         let c = &self.model.config;
-        let factors = self.vector("rope_freqs.weight")?;
+        let factors = self.rope_factors()?;
         let positions = self.recording.rows(steps);
         let angle = |row: usize, pair: usize| {
             let factor = factors.as_ref().map_or(1.0, |factors| f64::from(factors[pair]));

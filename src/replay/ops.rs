@@ -177,7 +177,8 @@ pub fn norm(x: &Operand, norm: &Norm<'_>, rounding: Rounding) -> Expected<'stati
             let inherited = (scale * weight * x.spread_of(index * group + i)).abs();
             value.push(y);
             let centring = (scale * weight * centre).abs();
-            single.push(FUNCTION * rounding.sum * (y.abs() + centring));
+            let once = FUNCTION * rounding.sum + rounding.between;
+            single.push(once * (y.abs() + centring));
             spread.push(
                 (y.abs() + (scale * weight).abs() * of_centre) * own
                     + inherited.hypot(y.abs() * common),
@@ -198,7 +199,8 @@ pub struct Rotation<'f> {
 }
 
 /// Each head rotated pair by pair. The angle is computed as f32 whatever the storage: its error
-/// grows with the angle, and with i where powers of theta are multiplied one by one.
+/// grows with the angle, and with i where powers of theta are multiplied one by one. Between the
+/// steps sine and cosine are stored, and each product.
 pub fn rotate(x: &Operand, rotation: &Rotation<'_>, rounding: Rounding) -> Expected<'static> {
     let dim = rotation.head_dim;
     let mut value = x.value.clone();
@@ -214,7 +216,7 @@ pub fn rotate(x: &Operand, rotation: &Rotation<'_>, rounding: Rounding) -> Expec
                 let (first, second) = (row * x.width + head + first, row * x.width + head + second);
                 let (a, b) = (x.value[first], x.value[second]);
                 (value[first], value[second]) = (a * cosine - b * sine, a * sine + b * cosine);
-                let bound = (a.abs() + b.abs()) * off.min(2.0);
+                let bound = (a.abs() + b.abs()) * (off.min(2.0) + 2.0 * rounding.between);
                 (single[first], single[second]) = (bound, bound);
                 if let Some(spread) = &mut spread {
                     let both = x.spread_of(first).hypot(x.spread_of(second));
@@ -297,7 +299,9 @@ pub fn scores(
     let spread =
         Spread::Product { factor, most: Box::new(most), exact: Box::new(exact), inherited };
     let value = value.into_raw_vec_and_offset().0;
-    let single = value.iter().map(|y| 2.0 * rounding.sum * y.abs()).collect();
+    // The product may be stored before it is scaled.
+    let single = 2.0 * rounding.sum + rounding.between;
+    let single = value.iter().map(|y| single * y.abs()).collect();
     Expected { value, spread, single, rounding }
 }
 
@@ -410,7 +414,7 @@ pub fn gated(
     let single = pairs().zip(&value);
     let single = single.map(|((gate, up), y)| {
         let scale = if cancels { (gate * up).abs() } else { y.abs() };
-        scale * rounding.sum * (FUNCTION + gate.abs())
+        scale * (rounding.sum * (FUNCTION + gate.abs()) + rounding.between)
     });
     let single = single.collect();
     let spread = match (&gate.spread, &up.spread) {

@@ -53,9 +53,9 @@ impl Recorded {
 }
 
 /// An engine of examples/ as a command line.
-struct Engine {
-    program: Vec<PathBuf>,
-    bugs: Vec<String>,
+pub struct Engine {
+    pub program: Vec<PathBuf>,
+    pub bugs: Vec<String>,
 }
 
 /// The C engine, compiled once.
@@ -69,26 +69,31 @@ static C: LazyLock<Engine> = LazyLock::new(|| {
     Engine { program: vec![program], bugs }
 });
 
-static NUMPY: LazyLock<Engine> = LazyLock::new(|| {
-    let folder = project().join("examples/numpy_engine");
-    let mut list = Command::new(python());
-    list.args(["-B", "-c", "import engine; print(*engine.BUGS)"]).current_dir(&folder);
-    let output = list.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let bugs = String::from_utf8(output.stdout).unwrap();
-    let bugs = bugs.split_whitespace().map(str::to_string).collect();
-    Engine { program: vec![python().to_path_buf(), "-B".into(), folder.join("engine.py")], bugs }
-});
+static NUMPY: LazyLock<Engine> =
+    LazyLock::new(|| Engine::of_python(python(), "numpy_engine", "engine"));
 
-static FIXTURE: LazyLock<Recorded> =
+pub static FIXTURE: LazyLock<Recorded> =
     LazyLock::new(|| Recorded::of(tempfile::tempdir().unwrap(), fixture()));
-static LLAMA: LazyLock<Recorded> = LazyLock::new(|| Recorded::synth("tiny-llama"));
-static QWEN3: LazyLock<Recorded> = LazyLock::new(|| Recorded::synth("tiny-qwen3"));
+pub static LLAMA: LazyLock<Recorded> = LazyLock::new(|| Recorded::synth("tiny-llama"));
+pub static QWEN3: LazyLock<Recorded> = LazyLock::new(|| Recorded::synth("tiny-qwen3"));
 
 impl Engine {
+    /// The engine of a folder of examples/, a module with the list BUGS.
+    pub fn of_python(python: &Path, folder: &str, module: &str) -> Engine {
+        let folder = project().join("examples").join(folder);
+        let mut list = Command::new(python);
+        let script = format!("import {module}; print(*{module}.BUGS)");
+        let output = list.args(["-B", "-c", &script]).current_dir(&folder).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let bugs = String::from_utf8(output.stdout).unwrap();
+        let bugs = bugs.split_whitespace().map(str::to_string).collect();
+        let file = folder.join(format!("{module}.py"));
+        Engine { program: vec![python.to_path_buf(), "-B".into(), file], bugs }
+    }
+
     /// Records a run; the trace.
     #[track_caller]
-    fn record(&self, of: &Recorded, name: &str, bug: Option<&str>) -> String {
+    pub fn record(&self, of: &Recorded, name: &str, bug: Option<&str>) -> String {
         let trace = of.trace(name);
         let mut command = Command::new(&self.program[0]);
         command.args(&self.program[1..]).arg(&of.model).args([of.plan(), trace.clone()]);
@@ -101,7 +106,7 @@ impl Engine {
         trace
     }
 
-    fn is_equal_to_llama_cpp(&self, name: &str) {
+    pub fn is_equal_to_llama_cpp(&self, name: &str) {
         let models = [(&*FIXTURE, "237 of 237"), (&*LLAMA, "180 of 180"), (&*QWEN3, "198 of 198")];
         for (of, sites) in models {
             let trace = self.record(of, name, None);
@@ -119,7 +124,7 @@ impl Engine {
         }
     }
 
-    fn each_bug_is_named(&self, name: &str) {
+    pub fn each_bug_is_named(&self, name: &str) {
         assert!(self.bugs.len() >= 12, "{:?}", self.bugs);
         for bug in &self.bugs {
             let fault = fault::find(bug).expect("bugs are named as firstdiff's own faults");
@@ -181,14 +186,19 @@ fn an_engine_without_recording_runs_as_with_it() {
 #[test]
 fn recording_takes_at_most_15_lines_and_the_readme_shows_them_as_they_stand() {
     let readme = fs::read_to_string(project().join("README.md")).unwrap();
-    for (file, mark) in [("c_engine/engine.c", "//+"), ("numpy_engine/engine.py", "#+")] {
+    let files = [
+        ("c_engine/engine.c", "//+", 10..=15),
+        ("numpy_engine/engine.py", "#+", 10..=15),
+        ("transformers/run.py", "#+", 3..=3),
+    ];
+    for (file, mark, lines) in files {
         let text = fs::read_to_string(project().join("examples").join(file)).unwrap();
         let added: Vec<&str> = text.lines().filter_map(|line| line.strip_suffix(mark)).collect();
-        assert!((10..=15).contains(&added.len()), "{file}: {} lines", added.len());
+        assert!(lines.contains(&added.len()), "{file}: {} lines", added.len());
         // All of what speaks of recording is marked.
         for line in text.lines().filter(|line| !line.trim_end().ends_with(mark)) {
             let recording =
-                ["firstdiff_begin", "firstdiff.Trace", "TAP(", "trace.put", "tensor(fd"];
+                ["firstdiff_begin", "firstdiff.Trace", "TAP(", "trace.put", "tensor(fd", "record("];
             assert!(!recording.iter().any(|call| line.contains(call)), "{file}: {line}");
         }
         for line in added {

@@ -7,4 +7,5 @@ mod python;
 mod schema;
 mod support;
 mod survey;
+mod transformers;
 mod validate;

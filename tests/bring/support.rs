@@ -1,13 +1,18 @@
 //! The project's folder, compilers and programs.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output},
+    sync::LazyLock,
 };
 
-/// The project's folder.
+/// The folder of the project, or of a bundle of it.
 pub fn project() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    static PROJECT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let project = std::env::var_os("CARGO_MANIFEST_DIR");
+        project.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).into()
+    });
+    &PROJECT
 }
 
 /// Compiles a C file with every warning an error.
