@@ -1,14 +1,14 @@
 //! Brings two sides together, site by site, with bounded memory.
 //!
-//! Each side runs in its own thread and sends what it computes through a channel of limited bytes.
+//! Each side runs in its own thread and sends what it computes through a channel of few places.
 //! The comparison asks for the sites in canonical order; tensors of the same layer that come
 //! earlier wait in a small stash, so the two sides may differ in order within a layer.
 
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard,
-        mpsc::{self, Receiver, Sender},
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
 };
 
@@ -19,69 +19,24 @@ use crate::{
     tensor::Tensor,
 };
 
-/// Bytes under way in one channel, and one tensor more: enough that llama.cpp goes on while the engine
-/// still loads its weights.
-const MOST_BYTES: usize = 256 << 20;
-
-/// What is under way in a channel.
-#[derive(Default)]
-struct Room {
-    taken: Mutex<Taken>,
-    freed: Condvar,
-}
-
-#[derive(Default)]
-struct Taken {
-    bytes: usize,
-    /// Nobody receives any more.
-    closed: bool,
-}
-
-impl Room {
-    fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().expect("no thread panics while it holds the count")
-    }
-
-    /// Waits until there is room, and takes it.
-    fn take(&self, bytes: usize) -> Result<(), Stopped> {
-        let is_full = |taken: &mut Taken| taken.bytes >= MOST_BYTES && !taken.closed;
-        let waited = self.freed.wait_while(self.taken(), is_full);
-        let mut taken = waited.expect("no thread panics while it holds the count");
-        taken.bytes += bytes;
-        if taken.closed { Err(Stopped) } else { Ok(()) }
-    }
-
-    fn give(&self, bytes: usize) {
-        self.taken().bytes -= bytes;
-        self.freed.notify_one();
-    }
-}
+/// Tensors under way in one channel: enough that a side seldom waits for the comparison.
+const CHANNEL_DEPTH: usize = 16;
 
 /// The sending end: a [`Sink`] that a side puts its tensors into.
 pub struct ChannelSink {
     filter: Arc<SiteFilter>,
-    sender: Sender<(Site, Tensor)>,
-    room: Arc<Room>,
+    sender: SyncSender<(Site, Tensor)>,
 }
 
 /// The receiving end of one side.
 pub struct Side {
     receiver: Receiver<(Site, Tensor)>,
-    room: Arc<Room>,
-}
-
-impl Drop for Side {
-    fn drop(&mut self) {
-        self.room.taken().closed = true;
-        self.room.freed.notify_one();
-    }
 }
 
 /// A channel for one side.
 pub fn channel(filter: Arc<SiteFilter>) -> (ChannelSink, Side) {
-    let (sender, receiver) = mpsc::channel();
-    let room = Arc::<Room>::default();
-    (ChannelSink { filter, sender, room: Arc::clone(&room) }, Side { receiver, room })
+    let (sender, receiver) = sync_channel(CHANNEL_DEPTH);
+    (ChannelSink { filter, sender }, Side { receiver })
 }
 
 impl Sink for ChannelSink {
@@ -94,7 +49,6 @@ impl Sink for ChannelSink {
     }
 
     fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
-        self.room.take(bytes_of(&tensor))?;
         self.sender.send((site, tensor)).map_err(|_| Stopped)
     }
 }
@@ -125,17 +79,12 @@ impl Aligner {
             }
             match self.side.receiver.recv() {
                 Ok((site, tensor)) => {
-                    self.side.room.give(bytes_of(&tensor));
                     self.stash.insert(site, tensor);
                 }
                 Err(_) => self.ended = true,
             }
         }
     }
-}
-
-fn bytes_of(tensor: &Tensor) -> usize {
-    size_of_val(&tensor.data[..])
 }
 
 /// Whether a side that sends `site` is past the layer of `wanted`.
@@ -210,31 +159,5 @@ mod tests {
         drop(side);
         let put = sink.put(Site::global(0, Stage::Embd), Tensor::new([1], vec![0.0]));
         assert_eq!(put, Err(Stopped));
-    }
-
-    #[test]
-    fn a_side_that_is_far_ahead_waits_until_it_is_listened_to_or_stopped() {
-        let half = || Tensor::new([MOST_BYTES / 8], vec![0.0; MOST_BYTES / 8]);
-        let sites: Vec<Site> = (0..4).map(|step| Site::global(step, Stage::Embd)).collect();
-        let (mut sink, side) = channel(Arc::default());
-        let (sent, heard) = mpsc::channel();
-        let all = sites.clone();
-        let sender = std::thread::spawn(move || {
-            all.into_iter().try_for_each(|site| {
-                sink.put(site, half())?;
-                sent.send(site).map_err(|_| Stopped)
-            })
-        });
-        let briefly = std::time::Duration::from_millis(200);
-        for &site in &sites[..2] {
-            assert_eq!(heard.recv(), Ok(site));
-        }
-        assert!(heard.recv_timeout(briefly).is_err(), "the channel is full");
-        let mut aligner = Aligner::new(side);
-        assert!(aligner.next(sites[0]).is_some());
-        assert_eq!(heard.recv(), Ok(sites[2]));
-        assert!(heard.recv_timeout(briefly).is_err(), "the channel is full again");
-        drop(aligner);
-        assert_eq!(sender.join().unwrap(), Err(Stopped));
     }
 }
