@@ -50,6 +50,7 @@ faults: setup ## plant every fault and see whether it is found, blamed and named
 matrix: setup ## check the kernels with 3 models, 3 prompts, 2 dtypes and 8 variants, as docs/ci.md says
 	cargo build --release --locked
 	$(FIRSTDIFF) check --config fixtures/check/firstdiff.toml
+	$(FIRSTDIFF) check --config fixtures/check/quick.toml --reference fixtures/check/quick.ref.json --baseline fixtures/check/quick.lock.json
 
 mutants: setup ## plant mistakes in the kernels and see whether `kernels check` finds them
 	cargo bench --locked --bench mutants

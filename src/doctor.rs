@@ -14,6 +14,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 pub use cuda::include_folder;
+pub use system::llama_cpp_version;
 
 /// What a probe found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -2,7 +2,7 @@
 
 use crate::{
     bisect::HistoryError,
-    check::{ConfigError, LockError, MergeError},
+    check::{ConfigError, LockError, MergeError, PinnedError},
     compare::{FilterError, QueriesError},
     contract::ContractError,
     device::DeviceError,
@@ -55,6 +55,8 @@ pub enum Error {
     History(#[from] HistoryError),
     #[error(transparent)]
     Lock(#[from] LockError),
+    #[error(transparent)]
+    Pinned(#[from] PinnedError),
     #[error(transparent)]
     Contract(#[from] ContractError),
     #[error(transparent)]

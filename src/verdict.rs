@@ -25,6 +25,19 @@ pub enum Outcome {
     Refused(String),
 }
 
+impl Outcome {
+    /// What a difference means where that many floors are allowed.
+    pub fn of(difference: &Difference, factor: f64) -> Outcome {
+        match difference.diverged(factor) {
+            true => Outcome::Diverged,
+            false if difference.has_no_number() => {
+                Outcome::Unmeasured("every element is NaN or infinite on both sides".into())
+            }
+            false => Outcome::Equal,
+        }
+    }
+}
+
 /// One site of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SiteReport {
@@ -80,14 +93,7 @@ pub fn judge<'a>(
                 let difference =
                     COMPARING.install(|| compare(site, &e, &r, tokens, floor, rule.factor));
                 [e, r].into_iter().for_each(recycle::done);
-                let outcome = match difference.diverged(rule.factor) {
-                    true => Outcome::Diverged,
-                    false if difference.has_no_number() => {
-                        Outcome::Unmeasured("every element is NaN or infinite on both sides".into())
-                    }
-                    false => Outcome::Equal,
-                };
-                (outcome, Some(difference))
+                (Outcome::of(&difference, rule.factor), Some(difference))
             }
         };
         let report = SiteReport { site, outcome, difference, floor };

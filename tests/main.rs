@@ -31,6 +31,8 @@ mod gpu;
 mod host_device;
 // GGUF files, good and hostile; the ledger.
 mod model;
+// A reference that is committed, in place of llama.cpp.
+mod pinned;
 // What a change of the engine fixed, and what is not called fixed.
 mod progress;
 // llama.cpp's tensors are the ones that the site table means.

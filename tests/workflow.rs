@@ -59,8 +59,9 @@ fn matrix() -> TempDir {
 fn the_action_checks_what_its_inputs_say_and_fails_as_check_does() {
     let (folder, script) = (matrix(), step(&file("action.yml"), "Check"));
     let program = assert_cmd::cargo::cargo_bin("firstdiff");
-    let run = |kernels: &str, partition: &str, baseline: &str| {
+    let run = |kernels: &str, partition: &str, baseline: &str, reference: &str| {
         let variables = [
+            ("REFERENCE", reference),
             ("PROGRAM", path(&program)),
             ("CONFIG", "my check.toml"),
             ("BASELINE", baseline),
@@ -72,20 +73,21 @@ fn the_action_checks_what_its_inputs_say_and_fails_as_check_does() {
         let output = bash(&script, folder.path(), &variables);
         (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
     };
-    let (exit, out) = run("", "", "");
+    let (exit, out) = run("", "", "", "");
     assert_eq!(exit, 0, "{out}");
     assert!(out.starts_with("equal: 2 of 2 cases\n"), "{out}");
     for name in ["out.json", "out.xml"] {
         assert!(folder.path().join(name).is_file(), "{name}");
     }
-    let (exit, out) = run("", "slice:1/2", "");
+    let (exit, out) = run("", "slice:1/2", "", "");
     assert!(exit == 0 && out.starts_with("equal: 1 of 1 cases (part slice:1/2"), "{out}");
     let kernels = crate::checked::changed("rope.cu", "sine = sinf(angle)", "sine = sinf(-angle)");
-    assert_eq!(run(path(kernels.path()), "", "").0, 1);
+    assert_eq!(run(path(kernels.path()), "", "", "").0, 1);
     std::fs::write(folder.path().join("lock.json"), "{\"lock_version\": 1, \"cases\": {}}")
         .unwrap();
-    let (exit, out) = run("", "", "lock.json");
+    let (exit, out) = run("", "", "lock.json", "");
     assert!(exit == 4 && out.contains("it has no baseline"), "{out}");
+    assert_eq!(run("", "", "", "out.json").0, 2, "results are no snapshot");
 }
 
 /// The cache's key must change with what is built, and with nothing else.
@@ -120,7 +122,7 @@ fn the_action_names_its_build_by_what_is_built() {
 fn the_workflows_give_the_action_inputs_that_it_has() {
     let action = file("action.yml");
     let inputs = keys(&action, "inputs:");
-    assert_eq!(inputs.len(), 7, "{inputs:?}");
+    assert_eq!(inputs.len(), 8, "{inputs:?}");
     for input in &inputs {
         assert!(action.contains(&format!("inputs.{input}")), "{input} is used nowhere");
     }

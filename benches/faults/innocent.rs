@@ -1,6 +1,7 @@
 //! Runs that must raise no alarm: other ways to compute the same, and random models.
 
 use firstdiff::{
+    check::PinnedPrompt,
     engine::AttentionVariant,
     kernels::KernelSet,
     model::Arch,
@@ -14,6 +15,7 @@ use firstdiff::{
 use crate::{
     Progress, Result,
     bench::{self, Bench, DECODE, described, engine, findings, is_green, random},
+    seeded::by_snapshot,
 };
 
 const CLEAN_RUNS: u64 = 200;
@@ -136,9 +138,17 @@ pub fn clean(progress: &mut Progress) -> Result<Vec<Innocent>> {
         let tokens = 1 + random(&mut state, MOST_TOKENS);
         let prompt = (0..tokens).map(|_| random(&mut state, spec.n_vocab) as i32).collect();
         if progress.wants(&format!("clean run {seed}")) {
-            let finished = Bench::synth("random", &spec, prompt)?.run(&engine(storage))?;
+            let bench = Bench::synth("random", &spec, prompt)?;
+            let finished = bench.run(&engine(storage))?;
+            let (model, task) = (&bench.model, bench.task());
+            let pinned = PinnedPrompt::of(model, &bench.reference, task, "", &[storage])?;
+            let by_snapshot = by_snapshot(model, &pinned, storage, &finished)?;
             let name = format!("clean run {seed}: {storage}, {tokens} tokens, {spec:?}");
-            list.push(innocent(name, &finished));
+            let mut run = innocent(name, &finished);
+            if let Some(site) = by_snapshot {
+                run.alarm.get_or_insert(format!("{site} differs from the snapshot"));
+            }
+            list.push(run);
         }
     }
     Ok(list)

@@ -2,14 +2,17 @@
 
 use firstdiff::{
     baseline::Baseline,
-    compare::SiteFilter,
+    check::PinnedPrompt,
+    compare::{DEFAULT_FACTOR, SiteFilter},
     diagnosis::{Certainty, Finding, Verdict},
     exit::Exit,
     fault::{FAULTS, Fault, Parameter, Plant, Wiring},
+    model::Model,
     replay,
     run::Finished,
     site::{Site, Stage},
-    verdict::Outcome,
+    tensor::DType,
+    verdict::{Outcome, SiteReport},
 };
 
 use crate::{
@@ -32,6 +35,9 @@ pub struct Row {
     /// Whether the cause accounts for every element.
     pub proven: bool,
     pub weaker: [bool; weaker::CHECKS.len()],
+    /// What a committed snapshot of the reference says of the same run: whether it is not equal, and
+    /// whether the first site is the same.
+    pub pinned: [bool; 2],
     pub seconds: f64,
     /// What was found instead.
     pub shortfalls: Vec<String>,
@@ -39,15 +45,11 @@ pub struct Row {
 
 /// Plants every fault that has an effect on the model.
 pub fn run(bench: &Bench, progress: &mut Progress, results: &mut Results) -> Result<()> {
-    let arithmetic = engine(firstdiff::tensor::DType::F32).arithmetic();
-    let baseline = Baseline::of(
-        &bench.reference,
-        &bench.model,
-        bench.task(),
-        &arithmetic,
-        &SiteFilter::default(),
-    )?;
+    let (arithmetic, every) = (engine(DType::F32).arithmetic(), SiteFilter::default());
+    let baseline = Baseline::of(&bench.reference, &bench.model, bench.task(), &arithmetic, &every)?;
     let reference = weaker::reference_side(bench, &baseline)?;
+    let dtypes = [DType::F32];
+    let pinned = PinnedPrompt::of(&bench.model, &bench.reference, bench.task(), "", &dtypes)?;
     for fault in &FAULTS {
         if !progress.wants(&format!("{} on {}", fault.name, bench.name)) {
             continue;
@@ -59,9 +61,22 @@ pub fn run(bench: &Bench, progress: &mut Progress, results: &mut Results) -> Res
         let engine = faulty(&[fault]);
         let finished = bench.run(&engine)?;
         let weaker = weaker::caught(bench, &engine, &finished, &reference)?;
-        results.seeded.push(row(bench, fault, &finished, weaker));
+        let pinned = by_snapshot(&bench.model, &pinned, DType::F32, &finished)?;
+        results.seeded.push(row(bench, fault, &finished, weaker, pinned));
     }
     Ok(())
+}
+
+/// The first site that differs from a snapshot of the reference.
+pub fn by_snapshot(
+    model: &Model,
+    pinned: &PinnedPrompt,
+    dtype: DType,
+    finished: &Finished,
+) -> Result<Option<Site>> {
+    let spool = finished.recorded.as_ref().ok_or("the run was not recorded")?;
+    let reports = pinned.compare(model, dtype, spool, DEFAULT_FACTOR)?;
+    Ok(reports.iter().find(|report| report.outcome != Outcome::Equal).map(|report| report.site))
 }
 
 fn row(
@@ -69,6 +84,7 @@ fn row(
     fault: &'static Fault,
     finished: &Finished,
     weaker: [bool; weaker::CHECKS.len()],
+    pinned: Option<Site>,
 ) -> Row {
     let mut shortfalls = Vec::new();
     let mut check = |holds: bool, what: &dyn Fn() -> String| {
@@ -79,7 +95,7 @@ fn row(
     };
     let exit = finished.coverage.exit();
     let detected = check(exit != Exit::Equal, &|| "not detected".to_string());
-    let diverged = |report: &&firstdiff::verdict::SiteReport| report.outcome == Outcome::Diverged;
+    let diverged = |report: &&SiteReport| report.outcome == Outcome::Diverged;
     let first = finished.sites.iter().find(diverged);
     let place = first.map(|report| report.site);
     let site = check(place == Some(fault.site()), &|| {
@@ -130,6 +146,7 @@ fn row(
         cause,
         proven,
         weaker,
+        pinned: [pinned.is_some(), pinned.is_some() && pinned == place],
         seconds: finished.seconds,
         shortfalls,
     }

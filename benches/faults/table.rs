@@ -28,6 +28,11 @@ neither which operation nor why:
 
 ";
 
+const SNAPSHOT: &str = "
+A *snapshot* is what `firstdiff bless --reference` keeps of llama.cpp: six elements of each tensor and eight
+sums. Judged on the same runs, and on the clean ones, without the replay, which needs no reference.
+";
+
 /// Percentages below these fail.
 const LEAST_GUILTY: f64 = 98.0;
 const LEAST_CAUSE: f64 = 95.0;
@@ -118,6 +123,7 @@ impl Results {
         for (title, meaning) in weaker::CHECKS {
             let _ = writeln!(text, "- **{title}**: {meaning}");
         }
+        text.push_str(SNAPSHOT);
         self.summary(&mut text);
         self.shortfalls(&mut text);
         self.faults(&mut text);
@@ -162,6 +168,9 @@ impl Results {
         for (check, (title, _)) in weaker::CHECKS.into_iter().enumerate() {
             let share = self.share(|row| Some(row.weaker[check]));
             line(&format!("detected by {title} alone"), &share.in_full());
+        }
+        for (title, which) in [("detected by a snapshot alone", 0), ("and first site exact", 1)] {
+            line(title, &self.share(|row| Some(row.pinned[which])).in_full());
         }
         line("seconds", &format!("{:.0}", self.time.as_secs_f64()));
     }

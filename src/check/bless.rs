@@ -89,7 +89,7 @@ impl Review {
     ) -> Result<Review, Error> {
         let (plan, cases) = planned(config, None);
         let mut review = Review::default();
-        each(config, opened, &cases, &mut |case, result, ran| {
+        each(config, opened, &cases, None, &mut |case, result, ran| {
             done(&result, cases.len());
             let Some(ran) = ran.filter(|_| result.exit == Exit::Equal) else {
                 review.failed.push(result);

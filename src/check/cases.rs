@@ -9,8 +9,12 @@ use std::{
 use crate::{
     baseline::Task,
     cache,
-    check::{Case, CaseResult, Config, Lock, Partition, Results, config::Source, hold::hold},
+    check::{
+        Case, CaseResult, Config, Lock, Partition, Pinned, Prompt, Results, alone, config::Source,
+        hold::hold,
+    },
     compare::SiteFilter,
+    diagnosis::Diagnosis,
     exit::Error,
     model::Model,
     reference::{Reference, ReferenceOptions},
@@ -24,7 +28,7 @@ use crate::{
 
 /// The models of a configuration, and what they allow to be refused before anything runs.
 pub struct Opened {
-    models: Vec<Model>,
+    pub(super) models: Vec<Model>,
 }
 
 impl Opened {
@@ -75,6 +79,8 @@ pub struct Asked<'a> {
     pub partition: Option<Partition>,
     /// A baseline that every operation is held to.
     pub baseline: Option<&'a Lock>,
+    /// What stands for llama.cpp, which then does not run.
+    pub reference: Option<&'a Pinned>,
 }
 
 /// A case whose engine ran to its end.
@@ -96,7 +102,7 @@ pub fn run(
     let (plan, cases) = planned(config, asked.partition);
     let hashes = opened.hashes(config, &cases);
     let mut results = Vec::new();
-    each(config, opened, &cases, &mut |case, mut result, ran| {
+    each(config, opened, &cases, asked.reference, &mut |case, mut result, ran| {
         if let (Some(lock), Some(ran)) = (asked.baseline, ran) {
             let start = Instant::now();
             hold(config, case, &mut result, &ran, lock)?;
@@ -107,7 +113,8 @@ pub fn run(
         Ok(())
     })?;
     let partition = asked.partition.map(|partition| partition.to_string());
-    Ok(Results::of(config.hash.clone(), partition, hashes, plan, results))
+    let reference = asked.reference.map(Pinned::described);
+    Ok(Results::of((config.hash.clone(), reference), partition, hashes, plan, results))
 }
 
 /// The ids of all cases, and those of a part.
@@ -124,15 +131,21 @@ pub(super) fn planned(config: &Config, partition: Option<Partition>) -> (Vec<Str
 /// What is done with a case: its result, and its run if its engine and its reference ran.
 pub(super) type Visit<'a> = dyn FnMut(&Case, CaseResult, Option<Ran<'_>>) -> Result<(), Error> + 'a;
 
-/// Runs cases against llama.cpp, one after another.
+/// Runs cases against llama.cpp, or what is kept of it, one after another.
 pub(super) fn each(
     config: &Config,
     opened: &Opened,
     cases: &[Case],
+    pinned: Option<&Pinned>,
     visit: &mut Visit<'_>,
 ) -> Result<(), Error> {
     for of_model in cases.chunk_by(|a, b| a.model == b.model) {
         let model = &opened.models[of_model[0].model];
+        if let Some(pinned) = pinned {
+            let runner = alone::Runner { config, model, pinned };
+            of_model.iter().try_for_each(|case| runner.run(case, visit))?;
+            continue;
+        }
         let options = ReferenceOptions { precision: config.reference, threads: None };
         let reference = Reference::load(model, options)?;
         let runner = Runner { config, model, reference: &reference };
@@ -154,19 +167,8 @@ impl Runner<'_> {
     fn run(&self, case: &Case, visit: &mut Visit<'_>) -> Result<(), Error> {
         let start = Instant::now();
         let (config, prompt) = (self.config, &self.config.prompts[case.prompt]);
-        let ids = self.reference.tokenize(&prompt.text);
+        let ids = tokens(config, self.model, self.reference, case.model, prompt)?;
         let task = Task { prompt: &ids, decode: config.steps };
-        let (wanted, most) = (task.positions(), self.model.config.n_ctx_train);
-        let what = format!("{}: prompt {}", config.path.display(), prompt.name);
-        if ids.is_empty() {
-            return Err(Error::Usage(format!("{what} has no tokens; give it a text")));
-        }
-        if wanted > most {
-            let model = &config.models[case.model].name;
-            return Err(Error::Usage(format!(
-                "{what} needs {wanted} positions, but {model} was trained for {most}; shorten it"
-            )));
-        }
         let engine = config.engine(case);
         let run = Run {
             model: self.model,
@@ -179,7 +181,8 @@ impl Runner<'_> {
         };
         match run.run(&mut |_| {}) {
             Ok(mut finished) => {
-                let mut result = self.judged(case, &mut finished);
+                let evidence = Evidence::of(&mut finished);
+                let mut result = judged(config, self.model, case, evidence);
                 result.seconds = start.elapsed().as_secs_f64();
                 let (model, engine, steps) = (self.model, &engine, &finished.baseline.steps[..]);
                 let recorded = finished.recorded.as_ref();
@@ -192,54 +195,105 @@ impl Runner<'_> {
             }
         }
     }
+}
 
-    fn judged(&self, case: &Case, finished: &mut Finished) -> CaseResult {
-        let mut reports = std::mem::take(&mut finished.sites);
-        reports.iter_mut().for_each(|report| self.judge_again(report));
-        let coverage = Coverage::of(&reports, finished.coverage.total, finished.coverage.asked);
-        let steps = &finished.baseline.steps;
-        let rows: Vec<SiteRow> = reports.into_iter().map(SiteRow::from).collect();
-        let compared = Compared {
-            factor: self.config.least_factor(),
-            formula: String::new(),
-            coverage,
-            layers: self.model.config.n_layer,
-            prompt_tokens: steps[0].len(),
-            decode_steps: steps.len() - 1,
-            rows: None,
+/// The token ids of a prompt. One that is empty or too long is the configuration's mistake.
+pub(super) fn tokens(
+    config: &Config,
+    model: &Model,
+    reference: &Reference,
+    index: usize,
+    prompt: &Prompt,
+) -> Result<Vec<i32>, Error> {
+    let ids = reference.tokenize(&prompt.text);
+    let wanted = Task { prompt: &ids, decode: config.steps }.positions();
+    let (what, most) = (format!("{}: prompt {}", config.path.display(), prompt.name), {
+        model.config.n_ctx_train
+    });
+    if ids.is_empty() {
+        return Err(Error::Usage(format!("{what} has no tokens; give it a text")));
+    }
+    if wanted > most {
+        let model = &config.models[index].name;
+        return Err(Error::Usage(format!(
+            "{what} needs {wanted} positions, but {model} was trained for {most}; shorten it"
+        )));
+    }
+    Ok(ids)
+}
+
+/// What a case is judged by.
+pub(super) struct Evidence<'a> {
+    /// Compared with the least factor.
+    pub sites: Vec<SiteReport>,
+    pub steps: &'a [Vec<i32>],
+    pub diagnosis: Option<&'a Diagnosis>,
+    pub hooks_leave_logits: Option<bool>,
+    pub runs_repeat: Option<bool>,
+}
+
+impl Evidence<'_> {
+    fn of(finished: &mut Finished) -> Evidence<'_> {
+        Evidence {
+            sites: std::mem::take(&mut finished.sites),
+            steps: &finished.baseline.steps,
+            diagnosis: finished.diagnosis.as_ref(),
             hooks_leave_logits: finished.hooks_leave_logits,
             runs_repeat: finished.runs_repeat,
-        };
-        let diagnosis = finished.diagnosis.as_ref();
-        let headline = answer(&rows, &compared, diagnosis);
-        let guilty = self.config.guilty(self.model, case, steps, diagnosis);
-        let diverged = rows.iter().find(|row| row.outcome == Outcome::Diverged);
-        CaseResult {
-            exit: headline.exit,
-            text: headline.text,
-            first_divergence: headline.first_divergence,
-            guilty,
-            place: diverged.and_then(|row| {
-                self.config.place(self.model, case, steps, row.place.step, row.place.stage)
-            }),
-            coverage: Some(coverage),
-            ..self.config.blank(case)
         }
     }
+}
 
-    /// The run compared with the least factor; this is the verdict with the site's own.
-    fn judge_again(&self, report: &mut SiteReport) {
-        let (own, least) = (self.config.factor(report.site), self.config.least_factor());
-        let (Outcome::Diverged, Some(difference)) = (&report.outcome, &mut report.difference)
-        else {
-            return;
-        };
-        if own > least {
-            // The first element beyond the least factor may be within this one; the worst is not.
-            difference.first = difference.worst.clone();
-            if difference.times_floor() <= own {
-                report.outcome = Outcome::Equal;
-            }
+/// The verdict on a case. All sites of its model were asked for.
+pub(super) fn judged(
+    config: &Config,
+    model: &Model,
+    case: &Case,
+    evidence: Evidence<'_>,
+) -> CaseResult {
+    let Evidence { sites: mut reports, steps, diagnosis, hooks_leave_logits, runs_repeat } =
+        evidence;
+    reports.iter_mut().for_each(|report| judge_again(config, report));
+    let total = model.config.sites(config.steps + 1).len();
+    let coverage = Coverage::of(&reports, total, total);
+    let rows: Vec<SiteRow> = reports.into_iter().map(SiteRow::from).collect();
+    let compared = Compared {
+        factor: config.least_factor(),
+        formula: String::new(),
+        coverage,
+        layers: model.config.n_layer,
+        prompt_tokens: steps[0].len(),
+        decode_steps: steps.len() - 1,
+        rows: None,
+        hooks_leave_logits,
+        runs_repeat,
+    };
+    let headline = answer(&rows, &compared, diagnosis);
+    let guilty = config.guilty(model, case, steps, diagnosis);
+    let diverged = rows.iter().find(|row| row.outcome == Outcome::Diverged);
+    CaseResult {
+        exit: headline.exit,
+        text: headline.text,
+        first_divergence: headline.first_divergence,
+        guilty,
+        place: diverged
+            .and_then(|row| config.place(model, case, steps, row.place.step, row.place.stage)),
+        coverage: Some(coverage),
+        ..config.blank(case)
+    }
+}
+
+/// The run compared with the least factor; this is the verdict with the site's own.
+fn judge_again(config: &Config, report: &mut SiteReport) {
+    let (own, least) = (config.factor(report.site), config.least_factor());
+    let (Outcome::Diverged, Some(difference)) = (&report.outcome, &mut report.difference) else {
+        return;
+    };
+    if own > least {
+        // The first element beyond the least factor may be within this one; the worst is not.
+        difference.first = difference.worst.clone();
+        if difference.times_floor() <= own {
+            report.outcome = Outcome::Equal;
         }
     }
 }

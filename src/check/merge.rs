@@ -59,6 +59,7 @@ pub fn merge(parts: Vec<(PathBuf, Results)>) -> Result<Results, MergeError> {
     };
     let (first_path, plan) = (first_path.clone(), first.plan.clone());
     let (config, version) = (first.config.clone(), first.firstdiff.clone());
+    let reference = first.reference.clone();
     let mut models: BTreeMap<String, String> = BTreeMap::new();
     let mut found: HashMap<String, (PathBuf, CaseResult)> = HashMap::new();
     for (path, part) in parts {
@@ -70,6 +71,7 @@ pub fn merge(parts: Vec<(PathBuf, Results)>) -> Result<Results, MergeError> {
         for (same, what) in [
             (part.plan == plan, "their cases"),
             (part.config == config, "the configuration, prompts or kernels"),
+            (part.reference == reference, "the references"),
             (same_models, "the models"),
         ] {
             if !same {
@@ -96,5 +98,5 @@ pub fn merge(parts: Vec<(PathBuf, Results)>) -> Result<Results, MergeError> {
         return Err(MergeError::Gap { id: id.to_string(), more });
     }
     let cases = plan.iter().filter_map(|id| found.remove(id)).map(|(_, case)| case).collect();
-    Ok(Results::of(config, None, models, plan, cases))
+    Ok(Results::of((config, reference), None, models, plan, cases))
 }

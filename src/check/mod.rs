@@ -4,8 +4,10 @@
 //! them over machines, `cases` runs them, `results` holds what came out, `kernel` finds the line of a
 //! `.cu` file that it is about; `annotations`, `junit` and `summary` write it for others to read, and
 //! `merge` joins the parts. `lock` is a baseline that is committed, `ratchet` compares accuracies with
-//! it, `hold` makes a verdict of that, and `bless` a new baseline.
+//! it, `hold` makes a verdict of that, and `bless` a new baseline. `pinned` is a reference that is
+//! committed, `pin` makes one of llama.cpp's runs, and `alone` runs a case against it.
 
+mod alone;
 mod annotations;
 mod blank;
 mod bless;
@@ -17,6 +19,8 @@ mod kernel;
 mod lock;
 mod matrix;
 mod merge;
+mod pin;
+mod pinned;
 mod ratchet;
 mod results;
 mod summary;
@@ -24,11 +28,13 @@ mod summary;
 pub use annotations::annotations;
 pub use bless::{Kind, Proposal, Review};
 pub use cases::{Asked, Opened, run};
-pub use config::{Config, ConfigError};
+pub use config::{Config, ConfigError, Prompt};
 pub use junit::junit;
 pub use lock::{Level, Lock, LockError, Locked, LockedCase};
 pub use matrix::{Case, Partition};
 pub use merge::{MergeError, merge, read};
+pub use pin::{Moved, moved, pin};
+pub use pinned::{Pinned, PinnedError, PinnedModel, PinnedPrompt, PinnedSite};
 pub use ratchet::{Change, Changes};
 pub use results::{CaseResult, Guilty, Place, Results};
 pub use summary::summary;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{check::Change, exit::Exit, report::Headline, verdict::Coverage};
 
 /// Raised when a field is added, removed or changes its meaning.
-pub const CHECK_VERSION: u32 = 2;
+pub const CHECK_VERSION: u32 = 3;
 
 /// A check, or a part of one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,6 +17,8 @@ pub struct Results {
     pub firstdiff: String,
     /// Tells this matrix from others.
     pub config: String,
+    /// The snapshot that stood for llama.cpp; absent where llama.cpp ran.
+    pub reference: Option<String>,
     pub headline: Headline,
     /// The part that was run; absent for all.
     pub partition: Option<String>,
@@ -85,19 +87,21 @@ impl fmt::Display for Place {
 }
 
 impl Results {
-    /// The results of some cases of a plan. Nothing checked is no success.
+    /// The results of some cases of a plan, of a configuration against a reference. Nothing checked is no
+    /// success.
     pub fn of(
-        config: String,
+        (config, reference): (String, Option<String>),
         partition: Option<String>,
         models: BTreeMap<String, String>,
         plan: Vec<String>,
         cases: Vec<CaseResult>,
     ) -> Results {
-        let headline = headline(&cases, &plan, partition.as_deref());
+        let headline = headline(&cases, &plan, partition.as_deref(), reference.as_deref());
         Results {
             check_version: CHECK_VERSION,
             firstdiff: env!("CARGO_PKG_VERSION").to_string(),
             config,
+            reference,
             headline,
             partition,
             models,
@@ -182,17 +186,23 @@ fn exit(cases: &[CaseResult]) -> Exit {
     worst.unwrap_or(Exit::NotMeasured)
 }
 
-fn headline(cases: &[CaseResult], plan: &[String], partition: Option<&str>) -> Headline {
+fn headline(
+    cases: &[CaseResult],
+    plan: &[String],
+    partition: Option<&str>,
+    reference: Option<&str>,
+) -> Headline {
     let exit = exit(cases);
     let (n, all) = (cases.len(), plan.len());
     let part = partition.map_or(String::new(), |part| format!(" (part {part} of {all} in all)"));
+    let against = reference.map_or(String::new(), |of| format!(", against the snapshot of {of}"));
     let failed: Vec<&CaseResult> = cases.iter().filter(|case| case.exit != Exit::Equal).collect();
     let first = failed.iter().find(|case| case.exit == exit);
     let text = match first {
         None if n == 0 => format!("nothing was checked: no case{part}"),
-        None => format!("equal: {n} of {n} cases{part}"),
+        None => format!("equal: {n} of {n} cases{part}{against}"),
         Some(first) => {
-            format!("{} of {n} cases{part} are not equal; first {}", failed.len(), {
+            format!("{} of {n} cases{part} are not equal{against}; first {}", failed.len(), {
                 let line = first.line();
                 line.split_once(' ').map_or(line.clone(), |(_, rest)| rest.trim().to_string())
             })
@@ -231,7 +241,7 @@ pub(super) mod tests {
     fn a_divergence_counts_more_than_a_failure_and_nothing_is_no_success() {
         let exit = |exits: &[Exit]| {
             let cases = exits.iter().map(|&exit| case("m/p", exit)).collect();
-            Results::of(String::new(), None, BTreeMap::new(), vec![], cases).headline.exit
+            Results::of((String::new(), None), None, BTreeMap::new(), vec![], cases).headline.exit
         };
         assert_eq!(exit(&[Exit::Equal, Exit::Device, Exit::Diverged]), Exit::Diverged);
         assert_eq!(exit(&[Exit::Equal, Exit::Device, Exit::NotMeasured]), Exit::Device);

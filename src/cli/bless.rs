@@ -1,14 +1,15 @@
-//! `firstdiff bless`: the accuracy of every operation of a matrix, as a baseline that is committed.
+//! `firstdiff bless`: what is committed to hold later runs to: the accuracy of every operation of a matrix,
+//! or llama.cpp's tensors.
 
 use std::{
     io::{BufRead, IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use clap::Args;
 use firstdiff::{
     cache,
-    check::{Config, Lock, Opened, Proposal, Review},
+    check::{self, Config, Lock, Opened, Pinned, PinnedError, Proposal, Review},
     exit::{Error, Exit},
 };
 
@@ -34,6 +35,9 @@ pub struct BlessArgs {
     /// Ask for each change: yes, no, all of the rest, or quit without writing
     #[arg(long)]
     ask: bool,
+    /// Write what is kept of llama.cpp to this file instead, for `check --reference`
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["improved", "ask", "baseline", "kernels"])]
+    reference: Option<PathBuf>,
 }
 
 /// Reviews the matrix against the baseline, and writes what is accepted. Without a flag that accepts
@@ -44,10 +48,13 @@ pub fn bless(args: &BlessArgs) -> Result<Exit, Error> {
         return Err(Error::Refused(format!(
             "bless writes nothing in CI (CI is {ci:?}): a baseline that CI moves holds nobody; run it \
              on your machine and commit {}",
-            args.baseline.display()
+            args.reference.as_ref().unwrap_or(&args.baseline).display()
         )));
     }
     let config = Config::read(&args.config, args.kernels.as_deref())?;
+    if let Some(path) = &args.reference {
+        return reference(&config, path, args.all);
+    }
     let old = match args.baseline.exists() {
         true => Lock::read(&args.baseline)?,
         false => Lock::new(),
@@ -69,6 +76,46 @@ pub fn bless(args: &BlessArgs) -> Result<Exit, Error> {
     let mut new = old.clone();
     accepted.iter().for_each(|proposal| new.accept(proposal));
     finish(args, &review, accepted.len(), &new)
+}
+
+/// Runs llama.cpp, says what it gives otherwise than the snapshot, and writes it anew if told.
+fn reference(config: &Config, path: &Path, all: bool) -> Result<Exit, Error> {
+    let old = match Pinned::read(path) {
+        Ok(old) => Some(old),
+        Err(PinnedError::Edited { .. }) => None,
+        Err(_) if !path.exists() => None,
+        Err(error) => return Err(error.into()),
+    };
+    output::check_json(Some(path))?;
+    let opened = Opened::open(config, &inputs::fixture)?;
+    let total = config.models.len() * config.prompts.len();
+    let bar = output::progress(Some(total as u64), "running llama.cpp");
+    let new = check::pin(config, &opened, &mut |name| {
+        bar.inc(1);
+        if !std::io::stderr().is_terminal() {
+            eprintln!("{name}");
+        }
+    })?;
+    bar.finish_and_clear();
+    let moved = check::moved(old.as_ref(), &new);
+    let mut text = format!("{} of {total} changed\n", moved.len());
+    moved.iter().for_each(|moved| text += &format!("  {moved}\n"));
+    let name = path.display();
+    let (exit, said) = match (moved.is_empty() && old.is_some(), all) {
+        (true, _) => (Exit::Equal, format!("{name} stays as it is\n")),
+        (false, false) => {
+            (Exit::Diverged, format!("{name} stays as it is; --all writes it anew\n"))
+        }
+        (false, true) => {
+            let new = new.text();
+            cache::write_atomic(path, new.as_bytes())
+                .map_err(|source| Error::Write { path: path.to_path_buf(), source })?;
+            let kilobytes = new.len().div_ceil(1000);
+            (Exit::Equal, format!("{kilobytes} kB written; commit {name}\n"))
+        }
+    };
+    output::print(&(text + &said))?;
+    Ok(exit)
 }
 
 /// What the review found: the answer, then a line for each change and each case that failed.

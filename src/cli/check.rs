@@ -7,7 +7,7 @@ use std::{
 
 use clap::Args;
 use firstdiff::{
-    check::{self, Asked, Config, Lock, Opened, Partition, Results},
+    check::{self, Asked, Config, Lock, Opened, Partition, Pinned, Results},
     exit::{Error, Exit},
 };
 
@@ -27,6 +27,9 @@ pub struct CheckArgs {
     /// Hold each operation's accuracy to this baseline of `firstdiff bless`
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
+    /// Compare with this snapshot of `firstdiff bless --reference`; llama.cpp does not run
+    #[arg(long, value_name = "FILE")]
+    reference: Option<PathBuf>,
     #[command(flatten)]
     write: WriteArgs,
 }
@@ -59,6 +62,7 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Error> {
     args.write.check()?;
     let config = Config::read(&args.config, args.kernels.as_deref())?;
     let baseline = args.baseline.as_deref().map(Lock::read).transpose()?;
+    let reference = args.reference.as_deref().map(Pinned::read).transpose()?;
     let opened = Opened::open(&config, &inputs::fixture)?;
     let total = match args.partition {
         Some(partition) => partition.choose(config.cases()).len(),
@@ -66,7 +70,8 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Error> {
     };
     let bar = output::progress(Some(total as u64), "checking");
     let mut done = 0;
-    let asked = Asked { partition: args.partition, baseline: baseline.as_ref() };
+    let (baseline, reference) = (baseline.as_ref(), reference.as_ref());
+    let asked = Asked { partition: args.partition, baseline, reference };
     let results = check::run(&config, &opened, asked, &mut |case, n| {
         done += 1;
         bar.inc(1);

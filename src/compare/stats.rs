@@ -237,6 +237,17 @@ impl<'a> Rows<'a> {
         self.keys.is_none_or(|keys| column % keys <= self.tokens.position(row))
     }
 
+    /// The element at a place in row-major order, or where it does not count another key of its row.
+    pub fn counted(&self, flat: usize) -> usize {
+        let (row, column) = (flat / self.length, flat % self.length);
+        match self.keys {
+            Some(keys) if !self.counts(row, column) => {
+                flat - column % keys + column % keys % (self.tokens.position(row) + 1)
+            }
+            _ => flat,
+        }
+    }
+
     /// The largest finite |r| of a row: what its tolerance is relative to.
     pub fn scale(&self, row: usize, reference: &[f32]) -> f64 {
         let counted = reference.iter().enumerate().filter(|&(column, _)| self.counts(row, column));
@@ -304,7 +315,7 @@ fn beyond(
     })
 }
 
-fn element_times_floor(engine: f32, reference: f32, unit: f64) -> f64 {
+pub(super) fn element_times_floor(engine: f32, reference: f32, unit: f64) -> f64 {
     if engine.is_finite() && reference.is_finite() {
         return times((f64::from(engine) - f64::from(reference)).abs(), unit);
     }
@@ -312,7 +323,7 @@ fn element_times_floor(engine: f32, reference: f32, unit: f64) -> f64 {
 }
 
 /// A distance in units of the floor. Below the smallest normal f32 nothing is measured.
-fn times(distance: f64, unit: f64) -> f64 {
+pub(super) fn times(distance: f64, unit: f64) -> f64 {
     if distance <= f64::from(f32::MIN_POSITIVE) { 0.0 } else { distance / unit }
 }
 
@@ -321,7 +332,7 @@ fn same_non_finite(a: f32, b: f32) -> bool {
 }
 
 /// f32 numbers between the two, NaN and infinities excluded.
-fn ulp_distance(a: f32, b: f32) -> u64 {
+pub(super) fn ulp_distance(a: f32, b: f32) -> u64 {
     let ordered = |x: f32| {
         let bits = x.to_bits() as i32;
         i64::from(if bits < 0 { i32::MIN.wrapping_sub(bits) } else { bits })

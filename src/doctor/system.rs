@@ -27,14 +27,14 @@ pub(super) fn llama_cpp() -> Finding {
             system = text(llama_cpp_sys_2::llama_print_system_info());
         }
     }
-    let bindings = locked_version(LOCK_FILE, "llama-cpp-sys-2").unwrap_or("of unknown version");
+    let bindings = llama_cpp_version();
     let commit = match commit.as_str() {
         "" | "unknown" => String::new(),
         commit => format!(", commit {commit}"),
     };
     let features = features(&system).join(" ");
     let features = if features.is_empty() { "no special instructions" } else { &features };
-    Finding::ok(format!("llama-cpp-sys-2 {bindings}, ggml {version}{commit}; CPU: {features}"))
+    Finding::ok(format!("{bindings}, ggml {version}{commit}; CPU: {features}"))
 }
 
 /// # Safety
@@ -56,6 +56,12 @@ fn features(system: &str) -> Vec<&str> {
         (value.trim() == "1").then_some(name)
     };
     system.split('|').filter_map(if_on).collect()
+}
+
+/// Which llama.cpp this program is built with.
+pub fn llama_cpp_version() -> String {
+    let bindings = locked_version(LOCK_FILE, "llama-cpp-sys-2").unwrap_or("of unknown version");
+    format!("llama-cpp-sys-2 {bindings}")
 }
 
 /// The version of a package in the text of a lock file.
