@@ -389,3 +389,95 @@ fn the_engine_runs_on_the_checked_device_and_a_race_in_it_ends_the_run() {
                   thread (0,0,0) writes at common.cuh:12 (from rms_norm.cu:28)";
     assert!(err.contains(wanted), "{err}");
 }
+
+/// The barriers of the decode example, and an index past its dynamic shared memory.
+#[test]
+fn a_kernel_with_a_contract_is_checked_as_it_is_called() {
+    let folder = tempfile::tempdir().unwrap();
+    let example = |name: &str| {
+        let root = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+        root.join("examples/kernels").join(name)
+    };
+    let check = |from: &str, to: &str| {
+        let text = std::fs::read_to_string(example("gqa_decode.cu")).unwrap();
+        assert_eq!(text.matches(from).count(), 1, "{from}");
+        std::fs::write(folder.path().join("gqa_decode.cu"), text.replace(from, to)).unwrap();
+        let contract = folder.path().join("gqa_decode.toml");
+        std::fs::copy(example("gqa_decode.toml"), &contract).unwrap();
+        let given = format!("attention={}", path(&contract));
+        outcome(&["kernels", "check", "--shuffle-threads", "0", "--kernel", &given])
+    };
+    let (exit, out, err) = check("scores[pos] = score;", "scores[pos] = score;");
+    assert_eq!((exit, err.as_str()), (0, ""), "{out}");
+    assert!(out.starts_with("clean: 1 of 1 kernels, "), "{out}");
+    for (from, to, says) in [
+        (
+            "*sum_exp = partial[0];\n    __syncthreads();",
+            "*sum_exp = partial[0];",
+            "race: thread (",
+        ),
+        ("scores[pos] = score;", "scores[pos + 64] = score;", "out of bounds: thread ("),
+        ("score *= scale;", "score *= 1.01f * scale;", "attn_out[0, "),
+    ] {
+        let (exit, out, _) = check(from, to);
+        assert_eq!(exit, 1, "{out}");
+        let first = out.lines().next().unwrap();
+        assert!(first.contains("gqa_decode.") && first.contains(says), "{first}");
+    }
+    refused(
+        &["kernels", "check", "--kernel", "softmax=x.toml"],
+        2,
+        "--kernel takes OP=FILE.toml, where OP is one of embedding",
+    );
+}
+
+#[test]
+fn the_compilers_own_sanitizers_find_nothing_in_all_kernels_and_what_is_planted() {
+    let example =
+        |name: &str| format!("attention={}/examples/kernels/{name}", env!("CARGO_MANIFEST_DIR"));
+    let (decode, prefill) = (example("gqa_decode.toml"), example("gqa_prefill.toml"));
+    let asan = ["kernels", "check", "--asan", "--shuffle-threads", "0"];
+    for given in [&["--kernel", &decode, "--kernel", &prefill][..], &[]] {
+        let (exit, out, err) = outcome(&[&asan, given].concat());
+        assert_eq!((exit, err.as_str()), (0, ""), "{out}");
+        assert!(out.starts_with("clean: "), "{out}");
+    }
+    for (file, from, to, says) in [
+        (
+            "rope.cu",
+            "positions[blockIdx.x]",
+            "positions[blockIdx.x + 1]",
+            "AddressSanitizer: heap-buffer-overflow, READ of size 4 at rope.cu:",
+        ),
+        (
+            "common.cuh",
+            "block_sum(float x) {\n    __shared__ float partial[32];",
+            "block_sum(float x) {\n    __shared__ float partial[2];",
+            "UBSan: index 2 out of bounds for type 'float [2]' at common.cuh:",
+        ),
+        // A pointer past a static shared array.
+        (
+            "common.cuh",
+            "if (threadIdx.x % 32 == 0) partial[warp] = x;\n    __syncthreads();\n    float sum",
+            "if (threadIdx.x % 32 == 0) { volatile int far = 33; float* p = partial; p[far] = x; \
+             partial[warp] = x; }\n    __syncthreads();\n    float sum",
+            "UBSan: store to address 0x",
+        ),
+        // Past the dynamic shared memory, of which the runtime tells AddressSanitizer.
+        (
+            "attention.cu",
+            "*tile = shared + 2 * head_dim",
+            "*tile = shared + 2 * head_dim + 64",
+            "AddressSanitizer: use-after-poison, WRITE of size 4 at attention.cu:",
+        ),
+        ("rope.cu", "a * sine + b * cosine", "a * sine - b * cosine", "rope.cu: f32: out["),
+    ] {
+        let folder = changed(file, from, to);
+        let subject = if file == "common.cuh" { "rms_norm.cu" } else { file };
+        let arguments = [&asan[..], &[subject, "--kernels", path(folder.path())]].concat();
+        let (exit, out, err) = outcome(&arguments);
+        assert_eq!((exit, err.as_str()), (1, ""), "{out}");
+        let first = out.lines().next().unwrap();
+        assert!(first.starts_with(says), "{first}");
+    }
+}

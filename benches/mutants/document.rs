@@ -18,6 +18,7 @@ pub struct Results {
     pub rows: Vec<Row>,
     pub unchanged: Vec<Unchanged>,
     pub clean: Clean,
+    pub clean_examples: Clean,
 }
 
 /// One mutant.
@@ -105,16 +106,20 @@ impl Results {
         let enough = is_trial || self.rows.len() >= LEAST_MUTANTS;
         let found = self.found() as f64 >= LEAST_FOUND * self.rows.len() as f64;
         let quiet = self.unchanged.iter().all(|row| row.finding.is_none());
-        enough && found && quiet && self.clean.findings.is_empty()
+        enough
+            && found
+            && quiet
+            && [&self.clean, &self.clean_examples].iter().all(|c| c.findings.is_empty())
     }
 
     pub fn markdown(&self) -> String {
-        let introduction = INTRODUCTION.replace("CLEAN", &self.clean.line());
+        let introduction = INTRODUCTION.replace("CLEAN_EXAMPLES", &self.clean_examples.line());
+        let introduction = introduction.replace("CLEAN", &self.clean.line());
         let mut text = format!("{introduction}\n## What finds what\n\n");
         let (found, n) = (self.found(), self.rows.len());
         let _ = writeln!(
             text,
-            "`make mutants` plants {n} mistakes in our kernels, one at a time, and checks each kernel \
+            "`make mutants` plants {n} mistakes in our kernels and in the worked examples, one at a time, and checks each kernel \
              that has it: {found} of {n} are found.\n"
         );
         self.write_summary(&mut text);
@@ -170,15 +175,18 @@ impl Results {
     }
 
     fn write_clean(&self, text: &mut String) {
-        let Clean { kernels, launches, orders, findings } = &self.clean;
-        let _ = writeln!(
-            text,
-            "\nThe kernels as they are: {} findings on {kernels} kernels, {launches} launches in \
-             {orders} orders of the threads.",
-            findings.len()
-        );
-        for finding in findings {
-            let _ = writeln!(text, "\n    {finding}");
+        let clean =
+            [("The kernels as they are", &self.clean), ("The examples", { &self.clean_examples })];
+        for (what, Clean { kernels, launches, orders, findings }) in clean {
+            let n = findings.len();
+            let _ = writeln!(
+                text,
+                "\n{what}: {n} findings on {kernels} kernels, {launches} launches in {orders} orders \
+                 of the threads."
+            );
+            for finding in findings {
+                let _ = writeln!(text, "\n    {finding}");
+            }
         }
     }
 }

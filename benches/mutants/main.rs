@@ -1,4 +1,4 @@
-//! `make mutants`: mistakes planted in our kernels, one after another, to see whether
+//! `make mutants`: mistakes planted in our kernels and in the worked examples, one after another, to see whether
 //! `firstdiff kernels check` finds them and by what; and changes that are none, which must raise no
 //! alarm.
 //!
@@ -7,13 +7,17 @@
 
 mod attention;
 mod document;
+mod examples;
 mod table;
 
 use std::{path::Path, process::ExitCode, time::Instant};
 
-use firstdiff::kernels::{
-    KernelSet,
-    check::{self, Finding, Kind, Outcome, Subject},
+use firstdiff::{
+    contract::{Contract, Op},
+    kernels::{
+        KernelSet,
+        check::{self, Finding, Kind, Outcome, Subject, Target},
+    },
 };
 
 use document::{Clean, Results, Row, Unchanged};
@@ -25,6 +29,7 @@ const DOCUMENT: &str = "docs/kernel-checks.md";
 const AT_ONCE: usize = 2;
 /// Random orders of the threads, besides forward and reverse.
 const RANDOM_ORDERS: u64 = 3;
+const ORDERS: usize = RANDOM_ORDERS as usize + 2;
 
 fn main() -> Result<ExitCode> {
     // Hundreds of libraries, each used once: not into the user's cache.
@@ -38,7 +43,9 @@ fn main() -> Result<ExitCode> {
     };
     let start = Instant::now();
     let mut results = Results::default();
-    for (file, find, replace, mistake) in table::MUTANTS.iter().chain(attention::MUTANTS) {
+    for (file, find, replace, mistake) in
+        table::MUTANTS.iter().chain(attention::MUTANTS).chain(examples::MUTANTS)
+    {
         if !wants([file, find, mistake.name()]) {
             continue;
         }
@@ -47,7 +54,7 @@ fn main() -> Result<ExitCode> {
         eprintln!("{:>4} s  {}", start.elapsed().as_secs(), row.line());
         results.rows.push(row);
     }
-    for (file, find, replace, reason) in table::EQUIVALENT {
+    for (file, find, replace, reason) in table::EQUIVALENT.iter().chain(examples::EQUIVALENT) {
         if wants([file, find, "equivalent"]) {
             let finding = run(file, find, replace)?;
             let row = Unchanged { file, find, replace, reason, finding };
@@ -56,8 +63,12 @@ fn main() -> Result<ExitCode> {
         }
     }
     if only.is_none() {
-        let outcomes = checked(&KernelSet::embedded(), &check::subjects())?;
-        results.clean = Clean::of(&outcomes, check::thread_orders(RANDOM_ORDERS).len());
+        let own: Vec<Target> = check::subjects().into_iter().map(Target::Own).collect();
+        let clean = |targets: &[Target]| {
+            let outcomes = checked(&KernelSet::embedded(), targets)?;
+            Ok::<Clean, Box<dyn std::error::Error>>(Clean::of(&outcomes, ORDERS))
+        };
+        (results.clean, results.clean_examples) = (clean(&own)?, clean(&examples()?)?);
     }
     let text = results.markdown();
     print!("{text}");
@@ -67,9 +78,23 @@ fn main() -> Result<ExitCode> {
     Ok(if results.are_good(only.is_some()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The worked examples, whose kernels are called as their contracts say.
+fn examples() -> Result<Vec<Target>> {
+    let folder = root().join("examples/kernels");
+    let read = |name| Ok(Target::Contract(Contract::read(Op::Attention, &folder.join(name))?));
+    ["gqa_decode.toml", "gqa_prefill.toml"].into_iter().map(read).collect()
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
 /// Checks the kernels that use a file after one change of it, until there is a finding.
 fn run(file: &str, find: &str, replace: &str) -> Result<Option<Finding>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(file);
+    if file.starts_with("examples/") {
+        return run_example(file, find, replace);
+    }
+    let path = root().join("kernels").join(file);
     let text = std::fs::read_to_string(&path)?;
     let times = text.matches(find).count();
     if times != 1 {
@@ -85,8 +110,9 @@ fn run(file: &str, find: &str, replace: &str) -> Result<Option<Finding>> {
             .contains(&subject.file),
         _ => subject.file == file,
     };
-    let subjects: Vec<Subject> = check::subjects().into_iter().filter(uses).collect();
-    for some in subjects.chunks(AT_ONCE) {
+    let targets: Vec<Target> =
+        check::subjects().into_iter().filter(uses).map(Target::Own).collect();
+    for some in targets.chunks(AT_ONCE) {
         if let Some(finding) = foremost(&checked(&kernels, some)?) {
             return Ok(Some(finding));
         }
@@ -94,8 +120,25 @@ fn run(file: &str, find: &str, replace: &str) -> Result<Option<Finding>> {
     Ok(None)
 }
 
-fn checked(kernels: &KernelSet, subjects: &[Subject]) -> Result<Vec<Outcome>> {
-    Ok(check::check(kernels, subjects, &check::thread_orders(RANDOM_ORDERS), &|| {})?)
+fn checked(kernels: &KernelSet, targets: &[Target]) -> Result<Vec<Outcome>> {
+    Ok(check::check(kernels, targets, &check::thread_orders(RANDOM_ORDERS), &|| {})?)
+}
+
+/// Checks a worked example after one change of its kernel.
+fn run_example(file: &str, find: &str, replace: &str) -> Result<Option<Finding>> {
+    let path = root().join(file);
+    let text = std::fs::read_to_string(&path)?;
+    let times = text.matches(find).count();
+    if times != 1 {
+        return Err(format!("{file}: {find:?} occurs {times} times; mend the table").into());
+    }
+    let folder = tempfile::tempdir()?;
+    let changed = folder.path().join(path.file_name().unwrap_or_default());
+    std::fs::write(&changed, text.replace(find, replace))?;
+    let contract = changed.with_extension("toml");
+    std::fs::copy(path.with_extension("toml"), &contract)?;
+    let target = Target::Contract(Contract::read(Op::Attention, &contract)?);
+    Ok(foremost(&checked(&KernelSet::embedded(), &[target])?))
 }
 
 /// The finding that says most: of an access rather than of numbers.

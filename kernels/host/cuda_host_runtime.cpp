@@ -87,9 +87,14 @@ enum { FRAME_WORDS = 20, FRAME_PC = 11 };
 // ---- state -------------------------------------------------------------------------------------
 
 enum State : uint8_t { NEW, READY, AT_BARRIER, IN_WARP, DONE };
-enum { MAX_THREADS = 1024, WARP = 32, PAGE = 4096, STACK = 64 << 10, MAX_SHARED = 227 << 10 };
+#ifdef CUDA_HOST_SANITIZED
+enum { STACK = 256 << 10 };  // AddressSanitizer puts gaps between locals
+#else
+enum { STACK = 64 << 10 };
+#endif
+enum { MAX_THREADS = 1024, WARP = 32, PAGE = 4096, MAX_SHARED = 227 << 10 };
 enum Order { FORWARD, REVERSE, RANDOM };
-#ifdef CUDA_HOST_CHECKED
+#if defined(CUDA_HOST_CHECKED) || defined(CUDA_HOST_SANITIZED)
 enum { SHARED_GAP = 64 << 10 };  // before and after the dynamic shared memory
 #else
 enum { SHARED_GAP = 0 };
@@ -271,11 +276,28 @@ extern "C" HIDDEN void* cuda_host_dynamic_shared(void) { return self.dynamic_sha
 #ifdef CUDA_HOST_CHECKED
 #include "cuda_host_check.h"
 #else
+#ifdef CUDA_HOST_SANITIZED
+extern "C" void __asan_poison_memory_region(const volatile void*, size_t);
+extern "C" void __asan_unpoison_memory_region(const volatile void*, size_t);
+// AddressSanitizer knows buffers and static shared arrays by itself, dynamic shared memory not.
+static bool check_launch() {
+    __asan_poison_memory_region(self.dynamic_shared - SHARED_GAP, MAX_SHARED + 2 * SHARED_GAP);
+    __asan_unpoison_memory_region(self.dynamic_shared, self.launch->shared_bytes);
+    return true;
+}
+// Whoever gets these addresses next must not inherit the marks.
+static void check_release() {
+    if (self.dynamic_shared)
+        __asan_unpoison_memory_region(self.dynamic_shared - SHARED_GAP, MAX_SHARED + 2 * SHARED_GAP);
+    if (self.stacks) __asan_unpoison_memory_region(self.stacks, (size_t)MAX_THREADS * STACK);
+}
+#else
 static bool check_launch() { return true; }
+static void check_release() {}
+#endif
 static void check_block(uint64_t) {}
 static void check_block_end() {}
 static void check_launch_end() {}
-static void check_release() {}
 static void check_barrier() {}
 static void check_syncwarp(int, unsigned) {}
 #endif
@@ -457,10 +479,19 @@ static void release_barrier() {
     }
 }
 
+// As memset does, and AddressSanitizer does not see it: between the arrays are its gaps.
+static void fill(char* from, size_t bytes) {
+#ifdef CUDA_HOST_SANITIZED
+    for (size_t i = 0; i < bytes; i++) ((volatile char*)from)[i] = (char)0xff;
+#else
+    memset(from, 0xff, bytes);
+#endif
+}
+
 static void run_block() {
     // All bits set is NaN: what a kernel reads before it wrote it shows.
-    memset(__start_cudashm, 0xff, (size_t)(__stop_cudashm - __start_cudashm));
-    memset(self.dynamic_shared, 0xff, self.launch->shared_bytes);
+    fill(__start_cudashm, (size_t)(__stop_cudashm - __start_cudashm));
+    fill(self.dynamic_shared, self.launch->shared_bytes);
     self.n_free = 0;
     for (int t = self.n_threads; t-- > 0;) {
         threads[t].state = NEW;

@@ -111,14 +111,19 @@ fn on_device(args: &EngineArgs, on: DeviceArg) -> Result<EngineSpec, Error> {
     })
 }
 
+/// The operation and the file of `--kernel`.
+pub fn contract(given: &str) -> Result<(Op, &str), ContractError> {
+    let named = given.split_once('=').and_then(|(op, file)| Some((Op::of(op)?, file)));
+    named.ok_or_else(|| ContractError::Flag {
+        given: given.to_string(),
+        known: Op::ALL.map(Op::name).join(", "),
+    })
+}
+
 /// The kernels of an engine's flags, those with a contract among them.
 pub fn engine_kernels(args: &EngineArgs) -> Result<KernelSet, Error> {
     args.kernel.iter().try_fold(kernels(args.kernels.as_deref())?, |kernels, given| {
-        let named = given.split_once('=').and_then(|(op, file)| Some((Op::of(op)?, file)));
-        let (op, file) = named.ok_or_else(|| ContractError::Flag {
-            given: given.clone(),
-            known: Op::ALL.map(Op::name).join(", "),
-        })?;
+        let (op, file) = contract(given)?;
         if kernels.contract(op).is_some() {
             return Err(Error::Usage(format!("--kernel {op} is given twice; give it once")));
         }

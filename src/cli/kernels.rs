@@ -1,13 +1,18 @@
 //! `firstdiff kernels check`: every kernel on the checked host device, over odd shapes.
 
-use std::path::PathBuf;
+use std::{
+    ffi::OsString,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, Subcommand};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use firstdiff::{
+    contract::Contract,
     device::host::ThreadOrder,
     exit::{Error, Exit},
-    kernels::check::{self, Finding, Outcome, Subject},
+    kernels::check::{self, Finding, Outcome, Pass, Target},
 };
 
 use super::{inputs, output};
@@ -32,6 +37,15 @@ struct CheckArgs {
     /// Folder whose .cu files replace the embedded ones of the same name
     #[arg(long, value_name = "DIR")]
     kernels: Option<PathBuf>,
+    /// Check a kernel with a contract: OP=FILE.toml; may be repeated
+    #[arg(long, value_name = "OP=FILE.toml")]
+    kernel: Vec<String>,
+    /// Under g++'s AddressSanitizer and UBSan instead of our own checks, each kernel in its own process
+    #[arg(long)]
+    asan: bool,
+    /// In this process, which was started for it: the target of that number
+    #[arg(long, hide = true, value_name = "N")]
+    alone: Option<usize>,
     /// Random orders of the threads, besides forward and reverse
     #[arg(long, value_name = "N", default_value_t = 3)]
     #[arg(value_parser = clap::value_parser!(u64).range(0..=1000))]
@@ -42,17 +56,45 @@ struct CheckArgs {
 pub fn kernels(args: &KernelsArgs) -> Result<Exit, Error> {
     let KernelsCommand::Check(args) = &args.command;
     let kernels = inputs::kernels(args.kernels.as_deref())?;
-    let subjects = subjects(&args.files)?;
+    let targets = targets(args)?;
     let orders = check::thread_orders(args.shuffle_threads);
-    let bar = output::progress(Some(subjects.len() as u64), "checking");
-    let outcomes = check::check(&kernels, &subjects, &orders, &|| bar.inc(1))?;
+    if let Some(target) = args.alone.and_then(|index| targets.get(index)) {
+        let announce = |shape: &str, order| {
+            // Before the sanitizer ends the process.
+            let _ = write!(std::io::stdout(), "{}", check::announcement(shape, order));
+            let _ = std::io::stdout().flush();
+        };
+        let pass = Pass { orders: &orders, sanitized: true, announce: &announce };
+        let outcome = check::check_target(&kernels, target, &pass)?;
+        output::print(&check::text(&outcome))?;
+        return Ok(if outcome.finding.is_none() { Exit::Equal } else { Exit::Diverged });
+    }
+    let bar = output::progress(Some(targets.len() as u64), "checking");
+    let outcomes = match args.asan {
+        true => sanitized(&targets, &|| bar.inc(1))?,
+        false => check::check(&kernels, &targets, &orders, &|| bar.inc(1))?,
+    };
     bar.finish_and_clear();
     output::print(&text(&outcomes, &orders))?;
     let clean = outcomes.iter().all(|outcome| outcome.finding.is_none());
     Ok(if clean { Exit::Equal } else { Exit::Diverged })
 }
 
-fn subjects(files: &[String]) -> Result<Vec<Subject>, Error> {
+/// Each target by this program again, with the same arguments.
+fn sanitized(targets: &[Target], done: &(dyn Fn() + Sync)) -> Result<Vec<Outcome>, Error> {
+    let program = std::env::current_exe()
+        .map_err(|source| Error::Read { path: PathBuf::from("/proc/self/exe"), source })?;
+    let names: Vec<String> = targets.iter().map(Target::name).collect();
+    let arguments = |index: usize| {
+        let own = std::env::args_os().skip(1);
+        own.chain(["--alone".into(), index.to_string().into()]).collect::<Vec<OsString>>()
+    };
+    check::sanitize(&program, &names, &arguments, done)
+}
+
+/// What the flags name: kernel files of ours, kernels with a contract, or all of ours.
+fn targets(args: &CheckArgs) -> Result<Vec<Target>, Error> {
+    let files = &args.files;
     let all = check::subjects();
     if let Some(unknown) = files.iter().find(|file| all.iter().all(|s| s.file != file.as_str())) {
         let mut known: Vec<&str> = all.iter().map(|subject| subject.file).collect();
@@ -60,8 +102,14 @@ fn subjects(files: &[String]) -> Result<Vec<Subject>, Error> {
         let known = known.join(", ");
         return Err(Error::Usage(format!("no kernel file {unknown}; it takes {known}")));
     }
-    let wanted = |subject: &Subject| files.is_empty() || files.iter().any(|f| f == subject.file);
-    Ok(all.into_iter().filter(wanted).collect())
+    let given = args.kernel.iter().map(|given| {
+        let (op, file) = inputs::contract(given)?;
+        Ok(Target::Contract(Contract::read(op, Path::new(file))?))
+    });
+    let given = given.collect::<Result<Vec<_>, Error>>()?;
+    let none = files.is_empty() && given.is_empty();
+    let own = all.into_iter().filter(|own| none || files.iter().any(|file| file == own.file));
+    Ok(own.map(Target::Own).chain(given).collect())
 }
 
 fn text(outcomes: &[Outcome], orders: &[ThreadOrder]) -> String {

@@ -42,28 +42,48 @@ const CHECKED_FLAGS: [&str; 6] = [
     "-fno-sanitize-recover=all",
 ];
 
+/// The compiler's own runtimes look at each access, and end the process at the first bad one.
+const SANITIZED_FLAGS: [&str; 5] = [
+    "-O1",
+    "-fno-omit-frame-pointer",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize=vptr",
+    "-fno-sanitize-recover=all",
+];
+
+/// What sees wrong accesses, if anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    Nothing,
+    /// Functions of ours, called before each access.
+    Hooks,
+    /// AddressSanitizer and UndefinedBehaviorSanitizer.
+    Sanitizers,
+}
+
 /// Locals that are not initialised hold a value that shows, where the compiler can do that.
 const SHOWING_LOCALS: &str = "-ftrivial-auto-var-init=pattern";
 
 /// How kernels and the runtime are built.
 struct Recipe {
-    checked: bool,
+    watch: Watch,
     kernel_flags: Vec<&'static str>,
     /// The runtime itself is never checked.
     runtime_flags: Vec<&'static str>,
 }
 
 impl Recipe {
-    fn new(compiler: &Compiler, checked: bool) -> Recipe {
-        let (kernel, runtime): (&[&str], &[&str]) = match checked {
-            false => (&["-O2"], &["-O2"]),
-            true => (&CHECKED_FLAGS, &["-O2", "-DCUDA_HOST_CHECKED"]),
+    fn new(compiler: &Compiler, watch: Watch) -> Recipe {
+        let (kernel, runtime): (&[&str], &[&str]) = match watch {
+            Watch::Nothing => (&["-O2"], &["-O2"]),
+            Watch::Hooks => (&CHECKED_FLAGS, &["-O2", "-DCUDA_HOST_CHECKED"]),
+            Watch::Sanitizers => (&SANITIZED_FLAGS, &["-O2", "-DCUDA_HOST_SANITIZED"]),
         };
         let mut kernel_flags = [&FLAGS, TARGET_FLAGS, kernel].concat();
-        if checked && compiler.takes(SHOWING_LOCALS) {
+        if watch != Watch::Nothing && compiler.takes(SHOWING_LOCALS) {
             kernel_flags.push(SHOWING_LOCALS);
         }
-        Recipe { checked, kernel_flags, runtime_flags: [&FLAGS, TARGET_FLAGS, runtime].concat() }
+        Recipe { watch, kernel_flags, runtime_flags: [&FLAGS, TARGET_FLAGS, runtime].concat() }
     }
 }
 
@@ -104,6 +124,22 @@ impl Compiler {
         output.status.success().then(|| Compiler { path: path.to_path_buf(), version })
     }
 
+    /// The library of AddressSanitizer, which a process must have from its start.
+    pub fn address_sanitizer(&self) -> Result<PathBuf, DeviceError> {
+        let name = "libasan.so";
+        let output = run(Command::new(&self.path).arg(format!("-print-file-name={name}")))?;
+        let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+        // A compiler without it repeats the name.
+        match path.is_absolute() && path.exists() {
+            true => Ok(path),
+            false => Err(DeviceError::Tool {
+                tool: format!("{} -print-file-name={name}", self.path.display()),
+                detail: "it has no AddressSanitizer of its own; install g++ and set CXX=g++"
+                    .to_string(),
+            }),
+        }
+    }
+
     fn takes(&self, flag: &str) -> bool {
         let mut command = Command::new(&self.path);
         command.args([flag, "-E", "-x", "c++", "/dev/null"]);
@@ -119,20 +155,21 @@ impl Compiler {
 #[derive(Clone, Debug)]
 pub struct Library {
     pub path: PathBuf,
+    /// Whether the file itself is loaded, and not a copy: the sanitizers read its lines.
+    pub in_place: bool,
     /// Per source file: its name, and the symbol of its table of entries.
     pub tables: Vec<(String, String)>,
 }
 
 /// Compiles the files, in parallel and only those that are not in the cache, and links them.
-/// In a checked build every access of shared and global memory is seen.
 pub fn build(
     compiler: &Compiler,
-    checked: bool,
+    watch: Watch,
     sources: &[KernelSource],
 ) -> Result<Library, DeviceError> {
     let folder =
         cache::folder("host").map_err(|error| DeviceError::Cache { detail: format!("{error}") })?;
-    let recipe = &Recipe::new(compiler, checked);
+    let recipe = &Recipe::new(compiler, watch);
     let wrappers: Vec<Wrapper> =
         sources.iter().map(|source| Wrapper::new(compiler, recipe, source)).collect();
     let runtime_key = key(compiler, &recipe.runtime_flags, RUNTIME);
@@ -147,10 +184,10 @@ pub fn build(
     let all_keys: String = units.iter().map(|unit| unit.key).collect();
     let path = folder.join(format!("{}.so", key(compiler, &[], &all_keys)));
     if !path.exists() {
-        link(compiler, &folder, &objects, &path)?;
+        link(compiler, watch, &folder, &objects, &path)?;
     }
     let tables = wrappers.into_iter().map(|wrapper| (wrapper.file, wrapper.table)).collect();
-    Ok(Library { path, tables })
+    Ok(Library { path, in_place: watch == Watch::Sanitizers, tables })
 }
 
 /// A kernel file with what makes it a C++ file of its own.
@@ -213,10 +250,10 @@ impl Unit<'_> {
         ] {
             std::fs::write(scratch.path().join(name), text).map_err(cache_error)?;
         }
-        match (self.kernel, self.recipe.checked) {
+        match (self.kernel, self.recipe.watch) {
             (None, _) => self.compile(compiler, scratch.path(), &self.recipe.runtime_flags)?,
-            (_, false) => self.compile(compiler, scratch.path(), &self.recipe.kernel_flags)?,
-            (_, true) => self.compile_with_gaps(compiler, scratch.path())?,
+            (_, Watch::Hooks) => self.compile_with_gaps(compiler, scratch.path())?,
+            _ => self.compile(compiler, scratch.path(), &self.recipe.kernel_flags)?,
         }
         if self.kernel.is_some() {
             rename_bss(scratch.path())?;
@@ -273,6 +310,7 @@ fn rename_bss(folder: &Path) -> Result<(), DeviceError> {
 
 fn link(
     compiler: &Compiler,
+    watch: Watch,
     folder: &Path,
     objects: &[PathBuf],
     to: &Path,
@@ -280,6 +318,9 @@ fn link(
     let scratch = scratch(folder)?;
     let mut command = Command::new(&compiler.path);
     command.args(["-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", "-o", "unit.so"]);
+    if watch == Watch::Sanitizers {
+        command.arg("-fsanitize=address,undefined");
+    }
     let output = run(command.args(objects).arg("-lm").current_dir(scratch.path()))?;
     if !output.status.success() {
         return Err(DeviceError::Tool {
@@ -291,6 +332,10 @@ fn link(
 }
 
 fn run(command: &mut Command) -> Result<Output, DeviceError> {
+    // Where AddressSanitizer watches this process, the compiler is none of its business.
+    if std::env::var_os("LD_PRELOAD").is_some_and(|set| set.to_string_lossy().contains("libasan")) {
+        command.env_remove("LD_PRELOAD");
+    }
     command.output().map_err(|error| DeviceError::Tool {
         tool: command.get_program().to_string_lossy().into_owned(),
         detail: error.to_string(),

@@ -5,7 +5,7 @@ use std::alloc::{Layout, alloc, dealloc};
 use crate::device::{
     Arg, Buffer, Device, DeviceError, Gemm, KernelSource, Launch,
     host::{
-        compile::{self, Compiler},
+        compile::{self, Compiler, Watch},
         gemm,
         module::{Module, ThreadOrder},
         regions::Regions,
@@ -21,8 +21,21 @@ pub struct HostOptions {
     /// Every access of shared and global memory is checked: races, bounds, uninitialised reads and
     /// undefined behaviour are errors. One block runs at a time.
     pub checked: bool,
+    /// AddressSanitizer and UBSan look at each access, and end the process at the first bad one; it must
+    /// have been started with [`Compiler::address_sanitizer`] loaded. One block runs at a time.
+    pub sanitized: bool,
     /// The compiler; by default the one that [`compile::compiler`] finds.
     pub compiler: Option<Compiler>,
+}
+
+impl HostOptions {
+    fn watch(&self) -> Watch {
+        match (self.checked, self.sanitized) {
+            (true, _) => Watch::Hooks,
+            (_, true) => Watch::Sanitizers,
+            _ => Watch::Nothing,
+        }
+    }
 }
 
 /// Runs kernels on this machine's CPU.
@@ -71,7 +84,7 @@ impl HostDevice {
             None => compile::compiler()?,
         };
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        let workers = match options.checked {
+        let workers = match options.checked || options.sanitized {
             true => 1,
             false => options.workers.unwrap_or(cores).max(1),
         };
@@ -136,7 +149,7 @@ impl Device for HostDevice {
         let mut all: Vec<KernelSource> = self.sources.iter().filter(kept).cloned().collect();
         all.extend_from_slice(sources);
         // What does not compile is not kept: it would fail whatever is loaded next.
-        let library = compile::build(&self.compiler, self.options.checked, &all)?;
+        let library = compile::build(&self.compiler, self.options.watch(), &all)?;
         self.sources = all;
         let regions = self.regions.clone();
         self.module = Some(Module::load(&library, self.workers, self.options.order, regions)?);

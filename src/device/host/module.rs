@@ -228,6 +228,11 @@ impl Copy {
 }
 
 fn open(library: &Library, worker: usize) -> Result<Loaded, DeviceError> {
+    if library.in_place {
+        // SAFETY: as below.
+        let loaded = unsafe { Loaded::open(Some(&library.path), RTLD_NOW | RTLD_LOCAL) };
+        return loaded.map_err(load_error);
+    }
     // The loader gives the same handle for the same file, so every copy is a file of its own.
     let folder = library.path.parent().expect("a library lies in the cache");
     let prefix = format!("copy-{worker}-");

@@ -5,6 +5,7 @@ use std::fmt;
 use rayon::prelude::*;
 
 use crate::{
+    contract::Contract,
     device::{
         Device, DeviceError,
         host::{HostDevice, HostOptions, ThreadOrder},
@@ -14,6 +15,7 @@ use crate::{
         KernelSet,
         check::{
             cases::{Bench, Output},
+            contract::check_contract,
             subjects::{Case, Subject},
         },
     },
@@ -38,6 +40,18 @@ pub enum Kind {
 }
 
 impl Kind {
+    pub const ALL: [Kind; 9] = [
+        Kind::Race,
+        Kind::Bounds,
+        Kind::Uninitialised,
+        Kind::ReadOnly,
+        Kind::Undefined,
+        Kind::Divergence,
+        Kind::Numbers,
+        Kind::Order,
+        Kind::Launch,
+    ];
+
     /// The kind of a failed launch, by the first words of its report.
     fn of(message: &str) -> Kind {
         let kinds = [
@@ -97,41 +111,94 @@ pub fn thread_orders(random: u64) -> Vec<ThreadOrder> {
     [ThreadOrder::Forward, ThreadOrder::Reverse].into_iter().chain(random).collect()
 }
 
-/// Runs all cases of the subjects in each order; a subject ends with its first finding. `done` is
-/// called after each subject. An error is one of this machine, or a kernel that does not compile.
+/// A kernel that is checked.
+pub enum Target {
+    Own(Subject),
+    Contract(Contract),
+}
+
+impl Target {
+    /// `attention.cu, scale=pre,...`, or the contract's file.
+    pub fn name(&self) -> String {
+        match self {
+            Target::Own(subject) => subject.name(),
+            Target::Contract(contract) => {
+                contract.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+            }
+        }
+    }
+}
+
+/// How targets are run.
+pub struct Pass<'a> {
+    pub orders: &'a [ThreadOrder],
+    /// Under AddressSanitizer and UBSan, which end the process, instead of our own checks.
+    pub sanitized: bool,
+    /// Called before each launch, with its shape and the order of the threads.
+    pub announce: &'a (dyn Fn(&str, ThreadOrder) + Sync),
+}
+
+impl Pass<'_> {
+    /// The device of an order.
+    pub(super) fn options(&self, order: ThreadOrder) -> HostOptions {
+        let sanitized = self.sanitized;
+        HostOptions { order, checked: !sanitized, sanitized, ..HostOptions::default() }
+    }
+}
+
+/// Runs all cases of the targets in each order; a target ends with its first finding. `done` is
+/// called after each target. An error is one of this machine, or a kernel that does not compile.
 pub fn check(
     kernels: &KernelSet,
-    subjects: &[Subject],
+    targets: &[Target],
     orders: &[ThreadOrder],
     done: &(dyn Fn() + Sync),
 ) -> Result<Vec<Outcome>, Error> {
-    let one = |subject: &Subject| {
-        let outcome = check_subject(kernels, subject, orders);
+    let pass = Pass { orders, sanitized: false, announce: &|_, _| {} };
+    let one = |target: &Target| {
+        let outcome = check_target(kernels, target, &pass);
         done();
         outcome
     };
-    subjects.par_iter().map(one).collect()
+    targets.par_iter().map(one).collect()
+}
+
+/// Runs all cases of a target in each order.
+pub fn check_target(
+    kernels: &KernelSet,
+    target: &Target,
+    pass: &Pass<'_>,
+) -> Result<Outcome, Error> {
+    match target {
+        Target::Own(subject) => check_subject(kernels, subject, pass),
+        Target::Contract(contract) => check_contract(contract, pass),
+    }
+}
+
+/// The kind and text of a failed launch.
+pub(super) fn failed(file: &str, message: &str) -> (Kind, String) {
+    (Kind::of(message), format!("{file}: {message}"))
 }
 
 fn check_subject(
     kernels: &KernelSet,
     subject: &Subject,
-    orders: &[ThreadOrder],
+    pass: &Pass<'_>,
 ) -> Result<Outcome, Error> {
     let source = kernels.source(subject.file, subject.defines.clone())?;
     let mut outcome = Outcome { name: subject.name(), launches: 0, finding: None };
     // The outputs of each case in the first order.
     let mut first: Vec<Vec<Output>> = Vec::new();
-    for &order in orders {
-        let options = HostOptions { order, checked: true, ..HostOptions::default() };
-        let mut device = HostDevice::new(options)?;
+    for &order in pass.orders {
+        let mut device = HostDevice::new(pass.options(order))?;
         device.load(&source)?;
         for (i, case) in subject.cases.iter().enumerate() {
             let (bench, shape) = (Bench { device: &device, dtype: case.dtype }, case.shape.clone());
             outcome.launches += 1;
+            (pass.announce)(&shape, order);
             match (case.run)(bench) {
                 Err(DeviceError::Kernel { file, message }) => {
-                    let (kind, text) = (Kind::of(&message), format!("{file}: {message}"));
+                    let (kind, text) = failed(&file, &message);
                     outcome.finding = Some(Finding { kind, text, shape, order });
                     return Ok(outcome);
                 }
