@@ -178,7 +178,7 @@ pub struct ExplainArgs {
 
 #[derive(Args)]
 pub struct ValidateArgs {
-    /// The trace, whole or of a run that was killed
+    /// The trace, whole, in ranks, or of a run that was killed
     pub trace: PathBuf,
 }
 

@@ -26,6 +26,9 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
     let filter = inputs::filter(args.compare.sites.as_deref())?;
     let rule = Rule { factor: args.compare.factor, stop_at_first: args.compare.stop_at_first };
     let mut report = report(&engine, &reference, filter, rule)?;
+    let ranks =
+        [&engine, &reference].map(survey::ranks).into_iter().collect::<Result<Vec<_>, _>>()?;
+    report.headline = report.headline.after(ranks.into_iter().flatten().next());
     report.seconds = start.elapsed().as_secs_f64();
     run::finish(&report, args.compare.json.as_deref())
 }

@@ -16,6 +16,7 @@ use super::{
     error::TraceError,
     layout::Layout,
     manifest::{Step, step_file},
+    shard::Shard,
 };
 use crate::{capture::Choice, site::Site, tensor::Tensor};
 
@@ -34,6 +35,8 @@ pub(super) struct StepWriter {
     index: usize,
     tokens: Vec<i32>,
     first_position: usize,
+    /// The rank whose parts are put.
+    shard: Option<Shard>,
     tensors: Vec<(String, TensorInfo)>,
     seen: BTreeSet<Site>,
     /// Bytes of tensors written so far.
@@ -48,6 +51,7 @@ impl StepWriter {
         tokens: &[i32],
         first_position: usize,
         layout: &Layout,
+        shard: Option<Shard>,
     ) -> Result<StepWriter, TraceError> {
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create_new(true);
@@ -62,6 +66,7 @@ impl StepWriter {
             index,
             tokens: tokens.to_vec(),
             first_position,
+            shard,
             tensors: Vec::new(),
             seen: BTreeSet::new(),
             data: 0,
@@ -90,8 +95,10 @@ impl StepWriter {
         }
         let positions = self.first_position + self.tokens.len();
         let expected = layout.shape(&self.path, site, self.tokens.len(), positions)?;
-        let elements: usize = expected.iter().product();
-        if tensor.shape != expected || tensor.data.len() != elements {
+        let elements: usize = tensor.shape.iter().product();
+        let is_part = |shard: &Shard| shard.is_part(site.stage, &tensor.shape, &expected);
+        let fits = self.shard.as_ref().map_or(tensor.shape == expected, is_part);
+        if !fits || tensor.data.len() != elements {
             return Err(TraceError::PutShape { site, expected, found: tensor.shape.clone() });
         }
         let mut bytes = Vec::with_capacity(4 * CHUNK);
@@ -101,8 +108,8 @@ impl StepWriter {
             self.file.write_all(&bytes).map_err(TraceError::io("write", &self.path))?;
         }
         let end = self.data + 4 * tensor.data.len();
-        let info =
-            TensorInfo { dtype: Dtype::F32, shape: expected, data_offsets: (self.data, end) };
+        let shape = tensor.shape.clone();
+        let info = TensorInfo { dtype: Dtype::F32, shape, data_offsets: (self.data, end) };
         self.tensors.push((site.tensor_name(), info));
         self.data = end;
         Ok(())

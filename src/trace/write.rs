@@ -12,6 +12,7 @@ use super::{
     layout::Layout,
     manifest::{CHECKSUM_FILE, MANIFEST_FILE, Manifest, Side, Step, step_file, within},
     plan::{PLAN_FILE, plan},
+    ranks::rank_folder,
     step::StepWriter,
 };
 use crate::{
@@ -52,7 +53,7 @@ enum Failure {
 }
 
 impl TraceWriter {
-    /// Starts a trace that will lie in `folder`. Steps already in the manifest are dropped.
+    /// Starts a trace that will lie in `folder`, or, of a rank, in `folder/rankN`. Steps already in the manifest are dropped.
     ///
     /// # Errors
     /// The folder exists (unless it is empty, or holds a trace and `overwrite` is set), nothing can
@@ -62,8 +63,17 @@ impl TraceWriter {
         mut manifest: Manifest,
         overwrite: bool,
     ) -> Result<TraceWriter, TraceError> {
-        check_target(folder, overwrite)?;
-        let layout = Layout::new(&folder.join(MANIFEST_FILE), &manifest.model)?;
+        let (path, within) = (folder.join(MANIFEST_FILE), folder);
+        let layout = Layout::new(&path, &manifest.model)?;
+        let folder = match &manifest.shard {
+            None => within.to_path_buf(),
+            Some(shard) => {
+                shard.check(&path)?;
+                fs::create_dir_all(within).map_err(TraceError::io("create", within))?;
+                rank_folder(within, shard.rank)
+            }
+        };
+        check_target(&folder, overwrite)?;
         manifest.steps.clear();
         let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new("."));
@@ -74,7 +84,7 @@ impl TraceWriter {
         let draft = draft(&temporary);
         fs::create_dir(&draft).map_err(TraceError::io("create", draft))?;
         Ok(TraceWriter {
-            target: folder.into(),
+            target: folder,
             overwrite,
             temporary,
             manifest,
@@ -103,8 +113,9 @@ impl TraceWriter {
                 )));
             }
             let path = draft(&writer.temporary).join(step_file(index));
+            let (layout, shard) = (&writer.layout, writer.manifest.shard.clone());
             writer.open =
-                Some(StepWriter::create(path, index, tokens, first_position, &writer.layout)?);
+                Some(StepWriter::create(path, index, tokens, first_position, layout, shard)?);
             Ok(())
         })
     }

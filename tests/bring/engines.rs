@@ -36,10 +36,15 @@ impl Recorded {
 
     /// The same of a random model of that shape.
     pub fn synth(shape: &str) -> Recorded {
+        Recorded::synth_with(shape, &[])
+    }
+
+    /// The same with other sizes.
+    pub fn synth_with(shape: &str, more: &[&str]) -> Recorded {
         let folder = tempfile::tempdir().unwrap();
         let model = folder.path().join("m.gguf");
         let synth = ["synth", "-o", path(&model), "--shape", shape, "--vocab", "512"];
-        assert_eq!(outcome(&synth).0, 0);
+        assert_eq!(outcome(&[&synth[..], more].concat()).0, 0);
         Recorded::of(folder, model)
     }
 
@@ -53,7 +58,7 @@ impl Recorded {
 }
 
 /// An engine of examples/ as a command line.
-struct Engine {
+pub struct Engine {
     program: Vec<PathBuf>,
     bugs: Vec<String>,
 }
@@ -69,7 +74,7 @@ static C: LazyLock<Engine> = LazyLock::new(|| {
     Engine { program: vec![program], bugs }
 });
 
-static NUMPY: LazyLock<Engine> = LazyLock::new(|| {
+pub static NUMPY: LazyLock<Engine> = LazyLock::new(|| {
     let folder = project().join("examples/numpy_engine");
     let mut list = Command::new(python());
     list.args(["-B", "-c", "import engine; print(*engine.BUGS)"]).current_dir(&folder);
@@ -80,18 +85,31 @@ static NUMPY: LazyLock<Engine> = LazyLock::new(|| {
     Engine { program: vec![python().to_path_buf(), "-B".into(), folder.join("engine.py")], bugs }
 });
 
-static FIXTURE: LazyLock<Recorded> =
+pub static FIXTURE: LazyLock<Recorded> =
     LazyLock::new(|| Recorded::of(tempfile::tempdir().unwrap(), fixture()));
-static LLAMA: LazyLock<Recorded> = LazyLock::new(|| Recorded::synth("tiny-llama"));
-static QWEN3: LazyLock<Recorded> = LazyLock::new(|| Recorded::synth("tiny-qwen3"));
+pub static LLAMA: LazyLock<Recorded> = LazyLock::new(|| Recorded::synth("tiny-llama"));
+pub static QWEN3: LazyLock<Recorded> = LazyLock::new(|| Recorded::synth("tiny-qwen3"));
 
 impl Engine {
     /// Records a run; the trace.
     #[track_caller]
     fn record(&self, of: &Recorded, name: &str, bug: Option<&str>) -> String {
+        self.record_with(of, name, bug, &[])
+    }
+
+    /// The same with more arguments.
+    #[track_caller]
+    pub fn record_with(
+        &self,
+        of: &Recorded,
+        name: &str,
+        bug: Option<&str>,
+        more: &[&str],
+    ) -> String {
         let trace = of.trace(name);
         let mut command = Command::new(&self.program[0]);
         command.args(&self.program[1..]).arg(&of.model).args([of.plan(), trace.clone()]);
+        command.args(more);
         if let Some(bug) = bug {
             command.args(["--bug", bug]);
         }
