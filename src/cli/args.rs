@@ -184,7 +184,7 @@ pub struct ValidateArgs {
 
 #[derive(Args)]
 pub struct AlignArgs {
-    /// Folder of .npy or .safetensors files
+    /// Folder of .npy, .npz or .safetensors files
     pub dump: PathBuf,
     /// The reference's trace of the same tokens
     #[arg(long, value_name = "TRACE")]
@@ -196,7 +196,7 @@ pub struct AlignArgs {
 
 #[derive(Args)]
 pub struct ImportArgs {
-    /// Folder of .npy or .safetensors files
+    /// Folder of .npy, .npz or .safetensors files
     pub dump: PathBuf,
     /// Mapping file, written by hand or by `firstdiff align`
     #[arg(long, value_name = "MAP")]
