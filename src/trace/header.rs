@@ -14,7 +14,8 @@ use safetensors::{
 
 use super::{
     error::{Limit, TraceError},
-    layout::{Layout, fits},
+    fits::fits,
+    layout::Layout,
     manifest::{Step, within},
     shard::{Shard, Split},
 };

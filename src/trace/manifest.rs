@@ -181,6 +181,7 @@ impl Manifest {
     }
 
     /// Parses a manifest and checks its version, before any other field is looked at.
+    #[cfg(feature = "full")]
     pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Manifest, TraceError> {
         #[derive(Deserialize)]
         struct Version {

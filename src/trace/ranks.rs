@@ -9,15 +9,8 @@ use super::{
     comparable::comparable,
     error::TraceError,
     manifest::{FORMAT_VERSION, MANIFEST_FILE, Manifest, UNFINISHED_FILE},
+    shard::RANK,
 };
-
-/// How the folder of a rank is called, before its number.
-const RANK: &str = "rank";
-
-/// The folder of one rank's trace within that of all.
-pub fn rank_folder(trace: &Path, rank: usize) -> PathBuf {
-    trace.join(format!("{RANK}{rank}"))
-}
 
 /// The folders that make up a trace: those of its ranks, or else itself.
 pub(super) fn folders(trace: &Path) -> Result<Vec<PathBuf>, TraceError> {

@@ -1,6 +1,10 @@
 //! What one rank of several recorded of each site: all of it, a part along an axis, or a partial sum.
 
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +13,14 @@ use super::{
     manifest::{field, within},
 };
 use crate::site::{Axis, Stage};
+
+/// How the folder of a rank is called, before its number.
+pub(super) const RANK: &str = "rank";
+
+/// The folder of one rank's trace within that of all.
+pub fn rank_folder(trace: &Path, rank: usize) -> PathBuf {
+    trace.join(format!("{RANK}{rank}"))
+}
 
 /// How the ranks' tensors of a site make up the whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

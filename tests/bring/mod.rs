@@ -10,3 +10,4 @@ mod shards;
 mod support;
 mod survey;
 mod validate;
+mod writer;
