@@ -17,11 +17,15 @@ setup: ## install what is missing (cmake, a C++ compiler, libclang); does nothin
 build: ## build target/release/firstdiff
 	cargo build --release --locked
 
-.PHONY: examples
+.PHONY: examples writer
 examples: C_ENGINE := $(or $(CARGO_TARGET_DIR),./target)/c_engine
 examples: setup ## compile the engine of examples/c_engine to target/c_engine
 	mkdir -p $(dir $(C_ENGINE))
 	cc -std=c99 -O2 -I include examples/c_engine/engine.c -o $(C_ENGINE) -lm
+
+writer: RUST_WRITER := $(or $(CARGO_TARGET_DIR),./target)/writer
+writer: ## build examples/rust_writer, the Rust writer by itself, which needs no compiler but Rust's
+	cargo build --release --locked --manifest-path examples/rust_writer/Cargo.toml --target-dir $(RUST_WRITER)
 
 demo: setup ## compare our engine with llama.cpp on the small model, then find a planted fault
 	cargo build --release --locked
@@ -38,6 +42,7 @@ test: setup ## run the tests
 check: setup ## formatting, lints and tests: what CI runs
 	cargo fmt --check
 	cargo clippy --release --locked --all-targets -- -D warnings
+	cargo clippy --release --locked --no-default-features --features writer --lib -- -D warnings
 	cargo test --release --locked
 
 bench: setup ## where time and memory of a run go, and what firstdiff.h costs

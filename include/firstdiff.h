@@ -26,6 +26,16 @@
  *     }
  *     firstdiff_device(fd, to_host);                      // synchronise your own streams in it
  *
+ * A process of several, each with its part of the model, says which and how its sites are split: an
+ * axis (head, neuron, vocab, token, position) for all sites that have it, SITE=AXIS for one,
+ * SITE=partial for partial sums before an all-reduce; the others are whole on every rank:
+ *
+ *     firstdiff_begin_rank("mine", "ref/plan.txt", "my engine", rank, world,
+ *                          "head neuron o_proj=partial ffn_down=partial");
+ *
+ * Each writes a folder in `mine`, and firstdiff reads them as one. What is split is recorded as this
+ * rank has it; by token or position in one call.
+ *
  * Nothing aborts: the first mistake is printed to stderr, recording stops, firstdiff_end returns 1
  * and the folder is refused as unfinished. So is that of a killed run; `firstdiff validate mine`
  * reads what is whole in it. Where the folder is NULL nothing is recorded, so that
@@ -85,6 +95,10 @@ static inline firstdiff_axes firstdiff_heads(size_t rows, size_t heads, size_t d
 #define firstdiff_begin(folder, plan, engine)                                                      \
     ((firstdiff_trace *)(0 * (FIRSTDIFF_UNUSED(folder) + FIRSTDIFF_UNUSED(plan) +                  \
                               FIRSTDIFF_UNUSED(engine))))
+#define firstdiff_begin_rank(folder, plan, engine, rank, world, split)                             \
+    ((firstdiff_trace *)(0 * (FIRSTDIFF_UNUSED(folder) + FIRSTDIFF_UNUSED(plan) +                  \
+                              FIRSTDIFF_UNUSED(engine) + sizeof(rank) + sizeof(world) +            \
+                              FIRSTDIFF_UNUSED(split))))
 #define firstdiff_storage(fd, dtype) ((void)(sizeof(fd) + sizeof(dtype)))
 #define firstdiff_device(fd, copy) ((void)sizeof(fd), (void)(copy))
 #define firstdiff_step(fd, tokens, n)                                                              \
@@ -113,6 +127,7 @@ static inline firstdiff_axes firstdiff_heads(size_t rows, size_t heads, size_t d
 
 /* The version of docs/trace-format.md that is written. */
 #define FIRSTDIFF_FORMAT_VERSION 2
+#define FIRSTDIFF_SHARD_VERSION 3
 #define FIRSTDIFF_STAGES 24
 #define FIRSTDIFF_PATH 1024
 /* Room in a step file's header for an entry: its longest name, three counts and two offsets. */
@@ -132,6 +147,8 @@ struct firstdiff_trace {
     char folder[FIRSTDIFF_PATH];
     char engine[256], name[256], blake3[80], architecture[32], run[40];
     firstdiff_u64 n_layer, n_embd, n_head, n_head_kv, head_dim, n_ff, n_vocab;
+    int rank, world;                   /* a world of 0 where there are no ranks */
+    const char *split[FIRSTDIFF_STAGES]; /* how each stage is split, or NULL where it is whole */
     firstdiff_dtype storage;
     firstdiff_copy copy;
     int failed;
@@ -166,6 +183,21 @@ static inline int firstdiff_is_global(int stage)
 {
     char shape = firstdiff_stage(stage)[0];
     return shape == 'e' || shape == 'V';
+}
+
+/* Which axis of a stage is cut in a split of that name: 0, 1, or -1 where the stage has none. */
+static inline int firstdiff_cut(const char *split, int stage)
+{
+    char shape = firstdiff_stage(stage)[0];
+    if (!split)
+        return -1;
+    if (!strcmp(split, "head"))
+        return strchr("QKCS", shape) ? 1 : -1;
+    if (!strcmp(split, "neuron") || !strcmp(split, "vocab"))
+        return shape == (*split == 'n' ? 'F' : 'V') ? 1 : -1;
+    if (!strcmp(split, "token") || !strcmp(split, "position"))
+        return (shape == 'C') == (*split == 'p') ? 0 : -1;
+    return -1;
 }
 
 /* Prints the first mistake; from then on nothing is recorded. */
@@ -315,11 +347,56 @@ static inline void firstdiff_clear(firstdiff_trace *fd)
         firstdiff_fail(fd, "cannot write %s; choose a folder you can write to", path);
 }
 
-/* Starts a trace in a folder, which is made; an earlier trace in it is replaced. `plan` is the
- * plan.txt of the reference's trace, `engine` a name for the report. NULL where nothing is to be
- * recorded, which every other call takes too. */
-static inline firstdiff_trace *firstdiff_begin(const char *folder, const char *plan,
-                                               const char *engine)
+static inline void firstdiff_make_folder(const char *folder)
+{
+#ifdef _WIN32
+    _mkdir(folder);
+#else
+    mkdir(folder, 0777);
+#endif
+}
+
+/* Takes one word of how sites are split: AXIS, SITE=AXIS, SITE=partial or SITE=replicated. */
+static inline void firstdiff_split_word(firstdiff_trace *fd, const char *word, size_t length)
+{
+    static const char *const names[7] = {"head",     "neuron",  "vocab",     "token",
+                                         "position", "partial", "replicated"};
+    const char *equal = (const char *)memchr(word, '=', length);
+    size_t site = equal ? (size_t)(equal - word) : 0, skip = equal ? site + 1 : 0;
+    int stage, i, fits = 0;
+    for (i = 0; i < (equal ? 7 : 5); i++) {
+        if (strlen(names[i]) != length - skip || strncmp(names[i], word + skip, length - skip))
+            continue;
+        for (stage = 0; stage < FIRSTDIFF_STAGES; stage++) {
+            const char *name = firstdiff_stage(stage) + 1;
+            if (equal && (strlen(name) != site || strncmp(name, word, site)))
+                continue;
+            if (i < 5 && firstdiff_cut(names[i], stage) < 0)
+                continue;
+            fd->split[stage] = names[i];
+            fits = 1;
+        }
+    }
+    if (!fits)
+        firstdiff_fail(fd, "\"%.*s\" does not say how a site is split; see docs/trace-format.md",
+                       (int)length, word);
+}
+
+static inline void firstdiff_split(firstdiff_trace *fd, const char *words)
+{
+    while (words && *words && !fd->failed) {
+        size_t length = strcspn(words, " ");
+        if (length)
+            firstdiff_split_word(fd, words, length);
+        words += length + (words[length] == ' ');
+    }
+}
+
+/* Starts the trace of one rank, of `world` that all name the same folder; `split` says how its sites
+ * are split. Else as firstdiff_begin. */
+static inline firstdiff_trace *firstdiff_begin_rank(const char *folder, const char *plan,
+                                                    const char *engine, int rank, int world,
+                                                    const char *split)
 {
     firstdiff_trace *fd;
     size_t entries, i;
@@ -331,8 +408,12 @@ static inline firstdiff_trace *firstdiff_begin(const char *folder, const char *p
         return NULL;
     snprintf(fd->folder, sizeof fd->folder, "%s", folder);
     firstdiff_json(fd->engine, sizeof fd->engine, engine ? engine : "an engine");
-    if (strlen(folder) >= sizeof fd->folder)
+    if (strlen(folder) + 16 >= sizeof fd->folder)
         firstdiff_fail(fd, "the path is too long; choose a shorter one");
+    if (world && (rank < 0 || rank >= world))
+        firstdiff_fail(fd, "there is no rank %d of %d", rank, world);
+    fd->rank = rank, fd->world = world;
+    firstdiff_split(fd, world ? split : NULL);
     if (!*(const char *)&one)
         firstdiff_fail(fd, "this machine is big-endian, a trace little-endian");
     if (!fd->failed)
@@ -349,13 +430,22 @@ static inline firstdiff_trace *firstdiff_begin(const char *folder, const char *p
         fd->entries[i].dtype = -1;
     fd->room = (entries * FIRSTDIFF_ENTRY + 256 + 7) / 8 * 8;
     firstdiff_name_run(fd);
-#ifdef _WIN32
-    _mkdir(folder);
-#else
-    mkdir(folder, 0777);
-#endif
+    firstdiff_make_folder(folder);
+    if (world) {
+        snprintf(fd->folder + strlen(folder), 16, "/rank%d", rank);
+        firstdiff_make_folder(fd->folder);
+    }
     firstdiff_clear(fd);
     return fd;
+}
+
+/* Starts a trace in a folder, which is made; an earlier trace in it is replaced. `plan` is the
+ * plan.txt of the reference's trace, `engine` a name for the report. NULL where nothing is to be
+ * recorded, which every other call takes too. */
+static inline firstdiff_trace *firstdiff_begin(const char *folder, const char *plan,
+                                               const char *engine)
+{
+    return firstdiff_begin_rank(folder, plan, engine, 0, 0, NULL);
 }
 
 /* Declares the format in which weights, activations and cache are kept, where it is not f32; sums
@@ -386,6 +476,19 @@ static inline size_t firstdiff_dtype_size(int dtype)
     return dtype == FIRSTDIFF_F64 ? 8 : dtype == FIRSTDIFF_F32 ? 4 : 2;
 }
 
+static inline void firstdiff_write_shard(firstdiff_trace *fd)
+{
+    int stage, named = 0;
+    if (!fd->world)
+        return;
+    fprintf(fd->manifest, "\"shard\": {\"rank\": %d, \"world\": %d, \"split\": {", fd->rank, fd->world);
+    for (stage = 0; stage < FIRSTDIFF_STAGES; stage++)
+        if (fd->split[stage])
+            fprintf(fd->manifest, "%s\"%s\": \"%s\"", named++ ? ", " : "",
+                    firstdiff_stage(stage) + 1, fd->split[stage]);
+    fprintf(fd->manifest, "}},\n");
+}
+
 /* Writes all of the manifest but its steps. */
 static inline void firstdiff_open_manifest(firstdiff_trace *fd)
 {
@@ -398,7 +501,7 @@ static inline void firstdiff_open_manifest(firstdiff_trace *fd)
             "\"architecture\": \"%s\",\n\"shapes\": {\"n_layer\": %llu, \"n_embd\": %llu, "
             "\"n_head\": %llu, \"n_head_kv\": %llu, \"head_dim\": %llu, \"n_ff\": %llu, "
             "\"n_vocab\": %llu}},\n",
-            FIRSTDIFF_FORMAT_VERSION, fd->run, fd->engine, fd->name, fd->blake3, fd->architecture,
+            fd->world ? FIRSTDIFF_SHARD_VERSION : FIRSTDIFF_FORMAT_VERSION, fd->run, fd->engine, fd->name, fd->blake3, fd->architecture,
             fd->n_layer, fd->n_embd, fd->n_head, fd->n_head_kv, fd->head_dim, fd->n_ff,
             fd->n_vocab);
     fprintf(fd->manifest,
@@ -408,7 +511,9 @@ static inline void firstdiff_open_manifest(firstdiff_trace *fd)
     if (fd->storage == FIRSTDIFF_F16 || fd->storage == FIRSTDIFF_BF16)
         fprintf(fd->manifest, ", \"stages\": {\"scores\": %s, \"probs\": %s, \"logits\": %s}", wide,
                 wide, wide);
-    fprintf(fd->manifest, "},\n\"device\": \"%s\",\n\"steps\": [\n", fd->engine);
+    fprintf(fd->manifest, "},\n\"device\": \"%s\",\n", fd->engine);
+    firstdiff_write_shard(fd);
+    fprintf(fd->manifest, "\"steps\": [\n");
     fd->manifest_tail = ftell(fd->manifest);
     fprintf(fd->manifest, "]\n}\n");
     fflush(fd->manifest);
@@ -697,7 +802,7 @@ static inline void firstdiff_tensor(firstdiff_trace *fd, const char *site, int l
 {
     firstdiff_entry *entry;
     firstdiff_u64 n[3];
-    int stage, fits;
+    int stage, fits, cut;
     if (!fd || fd->failed)
         return;
     if (!fd->file) {
@@ -708,6 +813,11 @@ static inline void firstdiff_tensor(firstdiff_trace *fd, const char *site, int l
     if (!entry)
         return;
     firstdiff_shape(fd, stage, n);
+    cut = firstdiff_cut(fd->split[stage], stage);
+    if (cut >= 0 && (entry->dtype >= 0 || (axes.n[cut] && axes.n[cut] <= n[cut])))
+        n[cut] = entry->dtype < 0 ? axes.n[cut] : entry->n[cut];
+    if (cut == 0 && !axes.n[0])
+        return; /* none of the step's tokens are this rank's */
     fits = axes.n[0] > 0 && axes.n[1] == n[1] &&
            (firstdiff_stage(stage)[0] == 'S' ? axes.n[2] <= n[2] : axes.n[2] == n[2]);
     if (fits && firstdiff_stage(stage)[0] == 'C' && axes.n[0] < n[0])
@@ -730,7 +840,8 @@ static inline void firstdiff_tensor(firstdiff_trace *fd, const char *site, int l
     firstdiff_write_rows(fd, entry, data, &axes);
 }
 
-/* The same of f32 rows that lie in the site's own order without gaps. */
+/* The same of f32 rows that lie in the site's own order without gaps. What is split is the same share
+ * on every rank, or one KV head where there are fewer than ranks. */
 static inline void firstdiff_f32(firstdiff_trace *fd, const char *site, int layer,
                                  const float *data, size_t rows)
 {
@@ -739,6 +850,14 @@ static inline void firstdiff_f32(firstdiff_trace *fd, const char *site, int laye
     if (!fd || fd->failed || !firstdiff_find(fd, site, layer, &stage))
         return;
     firstdiff_shape(fd, stage, n);
+    if (firstdiff_cut(fd->split[stage], stage) == 1) {
+        firstdiff_u64 world = (firstdiff_u64)fd->world;
+        if (n[1] % world && n[1] > world) {
+            firstdiff_fail(fd, "%s is not the same share on every rank; call firstdiff_tensor", site);
+            return;
+        }
+        n[1] = n[1] < world ? 1 : n[1] / world;
+    }
     firstdiff_tensor(fd, site, layer, FIRSTDIFF_F32, data,
                      firstdiff_heads(rows, (size_t)n[1], (size_t)n[2]));
 }

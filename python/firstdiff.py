@@ -19,6 +19,13 @@ puts a row at a time: rows are stacked in the order of the calls. What lies in a
 declared: put(layer, axes="head token dim", q=q), put(layer, axes="head dim token", v_cache=v).
 Other strides are numpy's own: q = qkv[:, :n_head]. bfloat16 is put as uint16, its bits.
 
+A process of several gives its rank, how many there are, and how its sites are split: an axis for all
+sites that have it, SITE=partial for partial sums before an all-reduce; the others are whole on every
+rank. Each writes a folder in `mine`, and firstdiff reads them as one:
+
+    firstdiff.Trace("mine", "ref/plan.txt", "my engine",
+                    shard=(rank, 2, "head neuron o_proj=partial ffn_down=partial"))
+
 Where the folder is None nothing is recorded. A run that fails or is killed leaves a folder that is refused as unfinished; `firstdiff validate
 mine` says what is whole in it.
 """
@@ -31,6 +38,7 @@ from pathlib import Path
 import numpy as np
 
 FORMAT_VERSION = 2
+SHARD_VERSION = 3  # of a rank
 SHAPES = ("n_layer", "n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_vocab")
 DTYPES = {"float32": "F32", "float16": "F16", "uint16": "BF16", "float64": "F64"}
 # The axes of each site, in the order in which they are written.
@@ -44,6 +52,7 @@ AXES = {
     "token head key": "scores probs",
 }
 AXES = {site: axes.split() for axes, sites in AXES.items() for site in sites.split()}
+SPLITS = ("head", "neuron", "vocab", "token", "position", "partial", "replicated")
 GLOBAL = ("embd", "final_norm", "logits")
 ROOM = 192  # bytes that the entry of a tensor may take in a step file's header
 
@@ -68,16 +77,36 @@ class Plan:
         self.model["shapes"] = self.shapes
 
 
+def split_sites(words):
+    """How each site is split, as words say it: AXIS, SITE=AXIS, SITE=partial, SITE=replicated."""
+    splits = {}
+    for word in words.split():
+        site, _, split = word.rpartition("=")
+        whole = site and split in ("partial", "replicated")
+        fits = lambda name: whole or _cut(split, AXES[name]) is not None
+        sites = [name for name in AXES if site in ("", name) and fits(name)]
+        if split not in SPLITS or not sites:
+            raise ValueError(f"{word!r} does not say how a site is split; see docs/trace-format.md")
+        splits.update((name, split) for name in sites)
+    return splits
+
+
 class Trace:
     """A trace that is being written; none where `folder` is None. `storage` is the format in which
     weights, activations and cache are kept (f32, f16, bf16, f64): it decides how far rounding alone
-    may lead. `arithmetic` declares it in full, as docs/trace-format.md says."""
+    may lead. `arithmetic` declares it in full, as docs/trace-format.md says. `shard` is (rank, world,
+    words) where this process is one of several."""
 
-    def __init__(self, folder, plan, engine, storage="f32", arithmetic=None):
+    def __init__(self, folder, plan, engine, storage="f32", arithmetic=None, shard=None):
         self.plan, self.on = Plan(plan), folder is not None
         if not self.on:
             return
-        self.folder, self.run = Path(folder), secrets.token_hex(16)
+        rank, world, words = shard or (0, 1, "")
+        self.split = split_sites(words)
+        if not 0 <= rank < world:
+            raise ValueError(f"there is no rank {rank} of {world}")
+        self.folder = Path(folder) / f"rank{rank}" if shard else Path(folder)
+        self.run = secrets.token_hex(16)
         self.first_position, self.steps, self.open = 0, [], None
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / "plan.txt").exists():
@@ -94,7 +123,7 @@ class Trace:
                 wide = {"storage": "f32", "accumulator": "f32"}
                 arithmetic["stages"] = {stage: wide for stage in ("scores", "probs", "logits")}
         self.manifest = {
-            "format_version": FORMAT_VERSION,
+            "format_version": SHARD_VERSION if shard else FORMAT_VERSION,
             "run": self.run,
             "producer": {"name": engine, "version": "firstdiff.py"},
             "side": "engine",
@@ -103,6 +132,8 @@ class Trace:
             "device": engine,
             "steps": self.steps,
         }
+        if shard:
+            self.manifest["shard"] = {"rank": rank, "world": world, "split": self.split}
         self._write_manifest()
 
     def __enter__(self):
@@ -151,6 +182,12 @@ class Trace:
         os.replace(path.with_suffix(".new"), path)
 
 
+def _cut(split, axes):
+    """The place of the axis that a site is split by; None where it is whole."""
+    plain = [axis.removeprefix("kv_") for axis in axes]
+    return plain.index(split) if split in plain else None
+
+
 class _Step:
     """The file of a step. A tensor goes to disk when all of its rows are there."""
 
@@ -168,6 +205,7 @@ class _Step:
         self.file = open(folder / self.name, "wb")
         self.file.seek(8 + self.room)
         metadata = {"run": trace.run, "step": str(index)}
+        self.parts = {}  # this rank's share of the axis that is cut, by name
         self.header, self.rows, self.data = {"__metadata__": metadata}, {}, 0
 
     def put(self, site, layer, axes, array):
@@ -182,6 +220,11 @@ class _Step:
             raise ValueError(f"{name} has the axes {' '.join(wanted)!r}, not {said}")
         array = array.transpose([order.index(axis) for axis in wanted])
         shape = [self.counts[axis] for axis in wanted]
+        cut = _cut(self.trace.split.get(site), wanted)
+        if cut == 0 and len(array) == 0:
+            return  # none of the step's tokens are this rank's
+        if cut is not None and array.shape[cut] <= shape[cut]:
+            shape[cut] = self.parts.setdefault(name, array.shape[cut])
         if wanted[0] == "position" and len(array) < shape[0]:
             return  # a cache that grows token by token; it is recorded when it is whole
         if wanted[-1] == "key" and array.shape[-1] < shape[-1]:

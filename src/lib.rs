@@ -53,40 +53,69 @@
 //! - [`snapshot`]: a tensor as a text for snapshot tests
 //! - [`exit`]: errors and exit codes
 //!
+//! Without the feature `full` there is the writer of traces alone, [`trace::TraceWriter`], for an engine
+//! in Rust: it compiles in seconds and needs no C++ compiler.
+//!
 //! Beside the flow: [`cache`], the folder of what can be made again; [`doctor`], what this machine
 //! has.
 
 pub mod arithmetic;
+#[cfg(feature = "full")]
 pub mod baseline;
+#[cfg(feature = "full")]
 pub mod bisect;
 pub mod cache;
 pub mod capture;
+#[cfg(feature = "full")]
 pub mod check;
 pub mod compare;
+#[cfg(feature = "full")]
 pub mod contract;
+#[cfg(feature = "full")]
 pub mod cross;
+#[cfg(feature = "full")]
 pub mod device;
+#[cfg(feature = "full")]
 pub mod diagnosis;
+#[cfg(feature = "full")]
 pub mod doctor;
+#[cfg(feature = "full")]
 pub mod dump;
+#[cfg(feature = "full")]
 pub mod engine;
+#[cfg(feature = "full")]
 pub mod exit;
+#[cfg(feature = "full")]
 pub mod fault;
+#[cfg(feature = "full")]
 pub mod gguf;
+#[cfg(feature = "full")]
 pub mod kernels;
+#[cfg(feature = "full")]
 pub mod llama;
 pub mod model;
+#[cfg(feature = "full")]
 pub mod progress;
+#[cfg(feature = "full")]
 pub mod recycle;
+#[cfg(feature = "full")]
 pub mod reference;
+#[cfg(feature = "full")]
 pub mod replay;
+#[cfg(feature = "full")]
 pub mod report;
+#[cfg(feature = "full")]
 pub mod run;
 pub mod site;
+#[cfg(feature = "full")]
 pub mod snapshot;
+#[cfg(feature = "full")]
 pub mod spool;
+#[cfg(feature = "full")]
 pub mod survey;
+#[cfg(feature = "full")]
 pub mod synth;
 pub mod tensor;
 pub mod trace;
+#[cfg(feature = "full")]
 pub mod verdict;

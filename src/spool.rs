@@ -17,6 +17,11 @@ pub trait Recorded: Sync {
 
     /// Whether the site was recorded.
     fn has(&self, site: Site) -> bool;
+
+    /// Of a tensor that is the sum of what several ranks recorded, the sum of their magnitudes.
+    fn magnitudes(&self, _site: Site) -> Result<Option<Vec<f32>>, TraceError> {
+        Ok(None)
+    }
 }
 
 impl Recorded for TraceReader {
@@ -26,6 +31,10 @@ impl Recorded for TraceReader {
 
     fn has(&self, site: Site) -> bool {
         TraceReader::has(self, site)
+    }
+
+    fn magnitudes(&self, site: Site) -> Result<Option<Vec<f32>>, TraceError> {
+        TraceReader::magnitudes(self, site)
     }
 }
 

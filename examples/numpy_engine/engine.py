@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
 """A forward pass of llama, qwen2 and qwen3 models in plain numpy, to show how an engine is recorded.
 
-    python3 examples/numpy_engine/engine.py MODEL.gguf PLAN.txt [TRACE] [--bug NAME]
+    python3 examples/numpy_engine/engine.py MODEL.gguf PLAN.txt [TRACE] [--ranks N] [--bug NAME]
 
 Runs the token ids of a plan that `firstdiff capture reference` wrote, and records what it computes
 in the folder TRACE. The lines marked with #+ are all that recording takes. f32, with f32 and f16
-weights. --bug plants a mistake.
+weights. --ranks divides the heads, the feed-forward network and the vocabulary over that many
+processes. --bug plants a mistake.
 """
 
 import argparse
-import contextlib
+import functools
 import sys
 from pathlib import Path
 
 import numpy as np
+import ranks
 from gguf import Gguf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))  #+
@@ -29,8 +31,8 @@ BUGS = """
 
 
 class Engine:
-    def __init__(self, path, bug):
-        self.file, self.bug = Gguf(path), bug
+    def __init__(self, path, bug, ranks):
+        self.file, self.bug, self.ranks = Gguf(path), bug, ranks
         arch = self.file.keys["general.architecture"]
         if arch not in ("llama", "qwen2", "qwen3"):
             raise SystemExit(f"{path} is a {arch} model; this example runs llama, qwen2 and qwen3")
@@ -43,6 +45,9 @@ class Engine:
         self.theta = 1e4 if bug == "rope-base-1e4" else key("rope.freq_base", 1e4)
         self.interleaved = (arch == "llama") != (bug == "rope-pairs-interleaved")
         self.weights = {name: self.file.tensor(name) for name in self.file.tensors}
+        if ranks.world > 1:
+            ranks.divide(self.weights, self.layers, self.heads, self.kv_heads, self.dim)
+            self.heads, self.kv_heads = len(ranks.share(self.heads)), len(ranks.share(self.kv_heads))
         self.keys = [np.zeros((0, self.kv_heads, self.dim), np.float32)] * self.layers
         self.values = list(self.keys)
 
@@ -139,14 +144,15 @@ class Engine:
         trace.put(l, q_rope=q, k_rope=k, k_cache=keys, v_cache=values, attn_out=out)  #+
         trace.put(l, axes="head token key", scores=scores, probs=probs)  #+
         o_proj = self.linear(out.reshape(len(x), -1), "attn_output", l)
-        residual = (attn_norm if self.bug == "attn-residual-of-normed" else x) + o_proj
+        residual = (attn_norm if self.bug == "attn-residual-of-normed" else x) + self.ranks.all_reduce(o_proj)
         ffn_norm = self.norm(residual, self.weight("ffn_norm.weight", l))
         gate, up = self.linear(ffn_norm, "ffn_gate", l), self.linear(ffn_norm, "ffn_up", l)
         act = self.activation(gate, up)
         down = self.linear(act, "ffn_down", l)
+        x = residual + self.ranks.all_reduce(down)
         trace.put(l, o_proj=o_proj, attn_residual=residual, ffn_norm=ffn_norm, ffn_act=act)  #+
-        trace.put(l, ffn_gate=gate, ffn_up=up, ffn_down=down, layer_out=residual + down)  #+
-        return residual + down
+        trace.put(l, ffn_gate=gate, ffn_up=up, ffn_down=down, layer_out=x)  #+
+        return x
 
     def step(self, ids, first, trace):
         """The logits of all tokens of a step: (T, V)"""
@@ -159,9 +165,20 @@ class Engine:
         final_norm = self.norm(x, self.weight("output_norm.weight"))
         output = self.weight("output.weight")
         tied = output is None or self.bug == "logits-tied-mistaken"
-        logits = final_norm @ (embd if tied else output).T
+        output = embd if tied else output
+        logits = final_norm @ output[self.ranks.share(len(output))].T
         trace.put(final_norm=final_norm, logits=logits)  #+
-        return logits
+        return self.ranks.gather(logits, lambda parts: np.concatenate(parts, axis=1))
+
+
+def run(args, ranks):
+    engine, first = Engine(args.model, args.bug, ranks), 0
+    with firstdiff.Trace(args.trace, args.plan, "numpy_engine", shard=ranks.shard) as trace:  #+
+        for step, ids in enumerate(trace.plan.steps):
+            logits = engine.step(ids, first, trace)
+            first += len(ids)
+            if ranks.rank == 0:
+                print(f"step {step}: {len(ids)} tokens, then {logits[-1].argmax()}")
 
 
 def main():
@@ -169,14 +186,13 @@ def main():
     parser.add_argument("model")
     parser.add_argument("plan")
     parser.add_argument("trace", nargs="?")
-    parser.add_argument("--bug", choices=BUGS)
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--bug", choices=BUGS + ranks.BUGS)
     args = parser.parse_args()
-    engine, first = Engine(args.model, args.bug), 0
-    with firstdiff.Trace(args.trace, args.plan, "numpy_engine") as trace:  #+
-        for step, ids in enumerate(trace.plan.steps):
-            logits = engine.step(ids, first, trace)
-            first += len(ids)
-            print(f"step {step}: {len(ids)} tokens, then {logits[-1].argmax()}")
+    if args.ranks == 1:
+        run(args, ranks.Ranks())
+    else:
+        ranks.start(args.ranks, functools.partial(run, args), args.bug)
 
 
 if __name__ == "__main__":

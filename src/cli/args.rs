@@ -185,13 +185,13 @@ pub struct ExplainArgs {
 
 #[derive(Args)]
 pub struct ValidateArgs {
-    /// The trace, whole or of a run that was killed
+    /// The trace, whole, in ranks, or of a run that was killed
     pub trace: PathBuf,
 }
 
 #[derive(Args)]
 pub struct AlignArgs {
-    /// Folder of .npy or .safetensors files
+    /// Folder of .npy, .npz or .safetensors files
     pub dump: PathBuf,
     /// The reference's trace of the same tokens
     #[arg(long, value_name = "TRACE")]
@@ -203,7 +203,7 @@ pub struct AlignArgs {
 
 #[derive(Args)]
 pub struct ImportArgs {
-    /// Folder of .npy or .safetensors files
+    /// Folder of .npy, .npz or .safetensors files
     pub dump: PathBuf,
     /// Mapping file, written by hand or by `firstdiff align`
     #[arg(long, value_name = "MAP")]

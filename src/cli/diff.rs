@@ -34,6 +34,9 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
         ))
     })?;
     let mut report = report(&engine, &reference, filter, rule, floor)?;
+    let ranks =
+        [&engine, &reference].map(survey::ranks).into_iter().collect::<Result<Vec<_>, _>>()?;
+    report.headline = report.headline.after(ranks.into_iter().flatten().next());
     report.seconds = start.elapsed().as_secs_f64();
     run::finish(&report, args.compare.json.as_deref())
 }

@@ -26,6 +26,10 @@ use firstdiff::{
 
 use super::{args::ExplainArgs, diff, inputs, output, run};
 
+/// What a reader must know where the ranks disagree.
+const NOT_REPLAYED: &str = "no operation was replayed, as the ranks ran on different values: find \
+                            their disagreement first";
+
 /// What a reader must know of a trace that lacks results.
 const SPANNED: &str = "a result that was not recorded is judged together with the next one that \
                        was, by a wider bound: record all sites for a verdict on each";
@@ -58,13 +62,22 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
         }
         None => alone(&engine)?,
     };
-    bar.set_message("replaying every operation");
-    let diagnosis = diagnose(&model, &engine, reference.as_ref())?;
-    report.headline = headline(&report, &diagnosis, &engine);
-    if diagnosis.engine.replayed > 0 && !diagnosis.engine.unmeasured.is_empty() {
-        report.notes.push(SPANNED.to_string());
+    match survey::ranks(&engine)? {
+        None => {
+            bar.set_message("replaying every operation");
+            let diagnosis = diagnose(&model, &engine, reference.as_ref())?;
+            report.headline = headline(&report, &diagnosis, &engine);
+            if diagnosis.engine.replayed > 0 && !diagnosis.engine.unmeasured.is_empty() {
+                report.notes.push(SPANNED.to_string());
+            }
+            report.diagnosis = Some(diagnosis);
+        }
+        // What is put together of other inputs is no operation's result.
+        found => {
+            report.headline = report.headline.after(found);
+            report.notes.push(NOT_REPLAYED.to_string());
+        }
     }
-    report.diagnosis = Some(diagnosis);
     bar.set_message("looking for what was recorded wrongly");
     let vocabulary = LazyCell::new(|| Vocabulary::load(&model));
     let text = |token| vocabulary.as_ref().map_or(String::new(), |loaded| loaded.text(token));

@@ -8,7 +8,7 @@ use firstdiff::{
     replay::Operation,
     site::{Site, Stage},
     survey,
-    trace::{Inspection, MANIFEST_FILE, TraceReader, UNFINISHED_FILE},
+    trace::{Inspection, MANIFEST_FILE, Shard, Split, TraceError, TraceReader, UNFINISHED_FILE},
 };
 
 use super::{args::ValidateArgs, output};
@@ -18,7 +18,7 @@ pub fn validate(args: &ValidateArgs) -> Result<Exit, Error> {
     let bar = output::progress(None, "reading the trace");
     let found = Inspection::of(&args.trace)?;
     let suspicious = match found.finished && found.errors.is_empty() {
-        true => survey::alone(&TraceReader::open(&args.trace)?)?,
+        true => suspicious(&TraceReader::open(&args.trace)?)?,
         false => Vec::new(),
     };
     bar.finish_and_clear();
@@ -30,12 +30,20 @@ pub fn validate(args: &ValidateArgs) -> Result<Exit, Error> {
         text.push_str(&unfinished(&found));
     }
     text.push_str(&contents(&found));
+    if let Some(shard) = found.shard() {
+        text.push_str(&ranks(shard, &found));
+    }
     text.push_str(&verdicts(&found));
     for note in suspicious {
         let _ = writeln!(text, "  suspicious {note}");
     }
     output::print(&text)?;
     Ok(if found.errors.is_empty() && found.finished { Exit::Equal } else { Exit::Refused })
+}
+
+fn suspicious(trace: &TraceReader) -> Result<Vec<String>, TraceError> {
+    let ranks = survey::ranks(trace)?.map(|found| format!("ranks disagree: {found}"));
+    Ok(ranks.into_iter().chain(survey::alone(trace)?).collect())
 }
 
 fn headline(found: &Inspection) -> String {
@@ -94,6 +102,31 @@ fn contents(found: &Inspection) -> String {
         }
     }
     text
+}
+
+/// How the recorded stages were put together.
+fn ranks(shard: &Shard, found: &Inspection) -> String {
+    let mut by_split: Vec<(Split, Vec<&str>)> = Vec::new();
+    for stage in found.config().stages() {
+        if !found.sites.iter().any(|site| site.stage == stage) {
+            continue;
+        }
+        let split = shard.of(stage);
+        match by_split.iter_mut().find(|(known, _)| *known == split) {
+            Some((_, names)) => names.push(stage.name()),
+            None => by_split.push((split, vec![stage.name()])),
+        }
+    }
+    let text = |(split, names): &(Split, Vec<&str>)| {
+        let how = match split {
+            Split::Replicated => "the same on each".to_string(),
+            Split::Partial => "summed".to_string(),
+            axis => format!("split by {axis}"),
+        };
+        format!("{how}: {}", names.join(", "))
+    };
+    let texts: Vec<String> = by_split.iter().map(text).collect();
+    format!("  ranks      {}, {}\n", shard.world, texts.join("; "))
 }
 
 /// What `diff` and `explain` can say from the sites that are there.

@@ -18,6 +18,7 @@ mod projection;
 mod rope;
 mod scene;
 mod softmax;
+mod split;
 pub mod table;
 #[cfg(test)]
 mod tests;

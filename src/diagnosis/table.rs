@@ -4,7 +4,7 @@ use crate::{
     diagnosis::{
         attention, cache, elementwise, fused, likeness, norm, projection, rope,
         scene::{Scene, Visit},
-        softmax,
+        softmax, split,
     },
     replay::{self, ReplayError},
     site::Stage,
@@ -31,7 +31,7 @@ fn is_cache(stage: Stage) -> bool {
 }
 
 /// In the order of a forward pass; what applies to any operation comes last.
-pub const HYPOTHESES: [Hypothesis; 22] = [
+pub const HYPOTHESES: [Hypothesis; 25] = [
     Hypothesis {
         keys: &["embedding-row"],
         applies: |stage| stage == Stage::Embd,
@@ -84,6 +84,21 @@ pub const HYPOTHESES: [Hypothesis; 22] = [
         keys: &["input-of-other"],
         applies: is_projection,
         candidates: projection::other_input,
+    },
+    Hypothesis {
+        keys: &["rank-split"],
+        applies: split::has_split_outputs,
+        candidates: split::outputs,
+    },
+    Hypothesis {
+        keys: &["rank-split"],
+        applies: split::has_split_inputs,
+        candidates: split::inputs,
+    },
+    Hypothesis {
+        keys: &["rank-split"],
+        applies: |stage| matches!(stage, Stage::Q | Stage::K | Stage::V),
+        candidates: split::fused_qkv,
     },
     Hypothesis {
         keys: &[

@@ -109,6 +109,11 @@ impl Order {
         Ok(gather(values, site, &strides(&slowest_first, site)))
     }
 
+    /// How many axes of the site it is of.
+    pub fn axes(&self) -> usize {
+        self.names.len()
+    }
+
     /// Whether it is the site's own.
     pub fn is_own(&self) -> bool {
         self.groups.iter().enumerate().all(|(axis, group)| *group == [axis])

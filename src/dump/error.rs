@@ -8,7 +8,7 @@ use crate::trace::TraceError;
 pub enum DumpError {
     #[error("cannot read {path}: {source}; check the path")]
     Read { path: PathBuf, source: io::Error },
-    #[error("{path} holds no .npy and no .safetensors file; name the folder of the dump")]
+    #[error("{path} holds no .npy, .npz or .safetensors file; name the folder of the dump")]
     Empty { path: PathBuf },
     #[error("{path} is no array that can be read: {reason}; write it again as f16, f32 or f64")]
     Array { path: PathBuf, reason: String },

@@ -1,4 +1,4 @@
-//! The arrays of a folder: `.npy` files, and the tensors of `.safetensors` files.
+//! The arrays of a folder: `.npy` files, and those in `.npz` and `.safetensors` files.
 
 use std::{
     fs::{self, File},
@@ -9,7 +9,10 @@ use std::{
 use half::{bf16, f16};
 use safetensors::{Dtype, tensor::Metadata};
 
-use super::error::DumpError;
+use super::{
+    error::DumpError,
+    npz::{self, npz},
+};
 
 /// Longer headers are no headers.
 const MAX_HEADER: u64 = 16 << 20;
@@ -26,8 +29,8 @@ pub struct Dump {
 /// One array, whose values are still in its file.
 #[derive(Clone, Debug)]
 pub struct Array {
-    /// The file's path in the folder without `.npy`, or the path of a safetensors file without its
-    /// ending, a slash, and the tensor's name.
+    /// The file's path in the folder without `.npy`, or the path of an npz or safetensors file without
+    /// its ending, a slash, and the array's name.
     pub name: String,
     /// Row-major; of an array in Fortran order, the axes the other way round.
     pub shape: Vec<usize>,
@@ -37,6 +40,8 @@ pub struct Array {
     format: Format,
     /// Of the first element.
     offset: u64,
+    /// Which file of an archive it is.
+    pub(super) entry: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,7 +71,8 @@ impl Dump {
             let within = path.strip_prefix(folder).unwrap_or(&path).with_extension("");
             let name = within.to_string_lossy().replace('\\', "/");
             match path.extension().and_then(|extension| extension.to_str()) {
-                Some("npy") => arrays.push(npy(path.clone(), name)?),
+                Some("npy") => arrays.push(npy(&path, name)?),
+                Some("npz") => arrays.extend(npz(&path, &name)?),
                 Some("safetensors") => arrays.extend(safetensors(&path, &name)?),
                 _ => {}
             }
@@ -87,14 +93,21 @@ impl Array {
 
     /// Reads the values as f32, row-major in its own shape.
     pub fn read(&self) -> Result<Vec<f32>, DumpError> {
+        let size = self.elements() * self.format.kind.size();
+        let path = self.path.clone();
         let read = || -> io::Result<Vec<u8>> {
-            let mut file = File::open(&self.path)?;
+            let mut file = File::open(&path)?;
             file.seek(SeekFrom::Start(self.offset))?;
-            let mut bytes = vec![0; self.elements() * self.format.kind.size()];
+            let mut bytes = vec![0; size];
             file.read_exact(&mut bytes)?;
             Ok(bytes)
         };
-        let bytes = read().map_err(|source| DumpError::Read { path: self.path.clone(), source })?;
+        let bytes = match self.entry {
+            None => read().map_err(|source| DumpError::Read { path: path.clone(), source })?,
+            Some(entry) => npz::entry(&path, entry, self.offset, size).map_err(|error| {
+                DumpError::Array { path: path.clone(), reason: format!("{}: {error}", self.name) }
+            })?,
+        };
         let values: Vec<f32> =
             bytes.chunks_exact(self.format.kind.size()).map(|b| self.format.value(b)).collect();
         if !self.reversed {
@@ -158,27 +171,44 @@ fn list(folder: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), Dum
     Ok(())
 }
 
-/// The header of an .npy file: magic, version, length, and a Python dictionary.
-fn npy(path: PathBuf, name: String) -> Result<Array, DumpError> {
-    let wrong = |reason: &str| DumpError::Array { path: path.clone(), reason: reason.into() };
-    let read = |source| DumpError::Read { path: path.clone(), source };
-    let mut file = File::open(&path).map_err(read)?;
+fn npy(path: &Path, name: String) -> Result<Array, DumpError> {
+    let read = |source| DumpError::Read { path: path.into(), source };
+    let mut file = File::open(path).map_err(read)?;
     let length = file.metadata().map_err(read)?.len();
-    let mut start = [0; 12];
-    file.read_exact(&mut start).map_err(|_| wrong("it ends within its header"))?;
+    npy_header(&mut file, length, path, name)
+}
+
+/// Reads the header of an .npy file of that length: magic, version, length, and a Python dictionary.
+pub(super) fn npy_header(
+    file: &mut impl Read,
+    length: u64,
+    path: &Path,
+    name: String,
+) -> Result<Array, DumpError> {
+    let of = format!("{name}: ");
+    let of = if path.extension().is_some_and(|end| end == "npz") { of.as_str() } else { "" };
+    let wrong =
+        |reason: &str| DumpError::Array { path: path.into(), reason: format!("{of}{reason}") };
+    let mut bytes = |n: u64| {
+        let mut bytes = vec![0; n as usize];
+        match file.read_exact(&mut bytes) {
+            Ok(()) => Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(wrong("it ends within its header"))
+            }
+            Err(error) => Err(wrong(&error.to_string())),
+        }
+    };
+    let start = bytes(8)?;
     if &start[..6] != b"\x93NUMPY" {
         return Err(wrong("it does not begin as a file of numpy does"));
     }
-    let (at, header) = match start[6] {
-        1 => (10, u64::from(u16::from_le_bytes([start[8], start[9]]))),
-        _ => (12, u64::from(u32::from_le_bytes([start[8], start[9], start[10], start[11]]))),
-    };
+    let size = if start[6] == 1 { 2 } else { 4 };
+    let header = bytes(size)?.iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte));
     if header > MAX_HEADER.min(length) {
         return Err(wrong("its header is longer than the file, or than any"));
     }
-    let mut text = vec![0; header as usize];
-    file.seek(SeekFrom::Start(at)).map_err(read)?;
-    file.read_exact(&mut text).map_err(|_| wrong("it ends within its header"))?;
+    let (at, text) = (8 + size, bytes(header)?);
     let text = String::from_utf8_lossy(&text);
     let value = |key: &str| {
         let rest = text.split_once(key)?.1.trim_start_matches(['\'', '"', ':', ' ']);
@@ -207,7 +237,7 @@ fn npy(path: PathBuf, name: String) -> Result<Array, DumpError> {
     if bytes.and_then(|bytes| bytes.checked_add(offset)) != Some(length) {
         return Err(wrong(&format!("its length is not that of its shape {shape:?}")));
     }
-    Ok(Array { name, shape, reversed, path, format, offset })
+    Ok(Array { name, shape, reversed, path: path.into(), format, offset, entry: None })
 }
 
 fn safetensors(path: &Path, stem: &str) -> Result<Vec<Array>, DumpError> {
@@ -245,6 +275,7 @@ fn safetensors(path: &Path, stem: &str) -> Result<Vec<Array>, DumpError> {
             path: path.into(),
             format: Format { kind, big_endian: false },
             offset: data + info.data_offsets.0 as u64,
+            entry: None,
         })
     };
     metadata.offset_keys().into_iter().map(array).collect()

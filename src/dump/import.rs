@@ -1,12 +1,11 @@
 //! A dump as a trace, read as its mapping says.
 
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
-use super::{Array, Dump, DumpError, Mapping, map::Reading};
+use super::{Dump, DumpError, Mapping, rows::Sources};
 use crate::{
     arithmetic::Arithmetic,
-    site::Site,
-    tensor::{DType, Tensor},
+    tensor::DType,
     trace::{Manifest, Producer, Side, TraceReader, TraceWriter},
 };
 
@@ -30,32 +29,22 @@ pub fn import(
     storage: DType,
     to: &Path,
 ) -> Result<Imported, DumpError> {
-    let sites = reference.model_sites()?;
-    let (mut found, mut unmapped) = (BTreeMap::<Site, (&Array, Reading)>::new(), Vec::new());
+    let (mut sources, mut unmapped) = (Sources::new(reference)?, Vec::new());
     for array in &dump.arrays {
-        let wrong = |reason| DumpError::Line { name: array.name.clone(), reason };
-        let Some(reading) = mapping.reading(&array.name)? else {
-            unmapped.push(array.name.clone());
-            continue;
-        };
-        let site = reading.site;
-        if !sites.contains(&site) {
-            return Err(wrong(format!("is to be {site}, which the reference's run has not")));
-        }
-        if let Some((other, _)) = found.insert(site, (array, reading)) {
-            return Err(wrong(format!("and {} are both to be {site}", other.name)));
+        match mapping.reading(array)? {
+            Some(reading) => sources.add(array, reading)?,
+            None => unmapped.push(array.name.clone()),
         }
     }
+    let found = sources.whole()?;
     if found.is_empty() {
         return Err(DumpError::Nothing);
     }
     let mut writer = TraceWriter::create(to, manifest(reference.manifest(), storage), false)?;
     for (index, step) in reference.manifest().steps.iter().enumerate() {
         writer.begin_step(&step.tokens, step.first_position)?;
-        for (site, (array, reading)) in found.iter().filter(|(site, _)| site.step as usize == index)
-        {
-            let shape = reference.shape(*site)?;
-            writer.put(*site, &read(array, reading, shape)?)?;
+        for (site, source) in found.iter().filter(|(site, _)| site.step as usize == index) {
+            writer.put(*site, &source.read(reference.shape(*site)?)?)?;
         }
         writer.end_step()?;
     }
@@ -71,22 +60,4 @@ fn manifest(reference: &Manifest, storage: DType) -> Manifest {
     };
     let model = reference.model.clone();
     Manifest { producer, ..Manifest::new(Side::Engine, model, arithmetic, "a dump".into()) }
-}
-
-/// The array's values in the site's own shape.
-fn read(array: &Array, reading: &Reading, shape: Vec<usize>) -> Result<Tensor, DumpError> {
-    let wrong = |reason| DumpError::Line { name: array.name.clone(), reason };
-    let values = array.read()?;
-    let mut data = reading.order.apply(&values, &array.shape, &shape).map_err(wrong)?;
-    if let Some(rows) = &reading.rows {
-        let width = data.len() / shape[0];
-        if rows.len() != shape[0] || rows.iter().any(|&row| row >= shape[0]) {
-            return Err(wrong(format!("has rows {rows:?}, wanted {} below that", shape[0])));
-        }
-        data = rows.iter().flat_map(|&row| data[row * width..][..width].to_vec()).collect();
-    }
-    if reading.scale != 1.0 {
-        data.iter_mut().for_each(|value| *value = (f64::from(*value) * reading.scale) as f32);
-    }
-    Ok(Tensor::new(shape, data))
 }

@@ -8,8 +8,9 @@ use serde::Deserialize;
 use super::{
     axes::{Order, names},
     error::DumpError,
+    files::Array,
 };
-use crate::site::Site;
+use crate::site::{Axis, Site};
 
 /// Longer mapping files are none.
 const MAX_BYTES: u64 = 64 << 20;
@@ -35,6 +36,8 @@ struct Line {
     pattern: String,
     /// `1/blk.3.q`, or `blk.3.q` in step 0; `{name}` stands for a group of the expression.
     site: String,
+    /// Where an array has one token only: its position, counted over all steps; as `site`.
+    position: Option<String>,
     /// The array's axes in its own order; the site's if absent.
     axes: Option<String>,
     /// What the values are to be multiplied by.
@@ -50,7 +53,10 @@ struct Line {
 /// How an array is read.
 #[derive(Clone, Debug)]
 pub(super) struct Reading {
+    /// In step 0 where there is a position.
     pub site: Site,
+    /// The position of the one token, whose axis the order may be without.
+    pub position: Option<usize>,
     pub order: Order,
     pub scale: f64,
     pub rows: Option<Vec<usize>>,
@@ -81,8 +87,9 @@ impl Mapping {
         Ok(Mapping { lines: file.tensor.into_iter().map(line).collect::<Result<_, _>>()? })
     }
 
-    /// How the array of that name is read; `None` if no line names it.
-    pub(super) fn reading(&self, name: &str) -> Result<Option<Reading>, DumpError> {
+    /// How an array is read; `None` if no line names it.
+    pub(super) fn reading(&self, array: &Array) -> Result<Option<Reading>, DumpError> {
+        let name = array.name.as_str();
         let wrong = |reason: String| DumpError::Line { name: name.into(), reason };
         let mut found = self.lines.iter().filter_map(|(regex, line)| {
             regex.captures(name).map(|captures| (regex, line, captures))
@@ -92,20 +99,37 @@ impl Mapping {
             let (a, b) = (&line.pattern, &other.pattern);
             return Err(wrong(format!("fits two expressions, {a:?} and {b:?}")));
         }
-        let mut text = line.site.clone();
-        for group in regex.capture_names().flatten() {
-            let value = captures.name(group).map_or("", |value| value.as_str());
-            text = text.replace(&format!("{{{group}}}"), value);
+        let filled = |text: &str| {
+            regex.capture_names().flatten().fold(text.to_string(), |text, group| {
+                let value = captures.name(group).map_or("", |value| value.as_str());
+                text.replace(&format!("{{{group}}}"), value)
+            })
+        };
+        let text = filled(&line.site);
+        let position = line.position.as_deref().map(|text| {
+            let text = filled(text);
+            text.parse().map_err(|_| wrong(format!("is to be at position {text:?}, no number")))
+        });
+        let position: Option<usize> = position.transpose()?;
+        if position.is_some() && (text.contains('/') || line.rows.is_some()) {
+            return Err(wrong("has a position, and a step or rows beside it".into()));
         }
         let (step, tensor) = text.split_once('/').unwrap_or(("0", &text));
         let site = step.parse().ok().and_then(|step| Site::from_tensor_name(step, tensor));
         let site = site.ok_or_else(|| wrong(format!("is to be {text:?}, which is no site")))?;
-        let names = names(site.stage);
+        let mut names = names(site.stage);
+        let without = match &line.axes {
+            Some(axes) => !axes.split([' ', '(', ')']).any(|axis| axis == names[0]),
+            None => array.shape.len() + 1 == names.len(),
+        };
+        if position.is_some() && site.stage.axes()[0] == Axis::Token && without {
+            names.remove(0);
+        }
         let order = match &line.axes {
             Some(axes) => Order::parse(axes, &names).map_err(wrong)?,
             None => Order::own(&names),
         };
         let scale = line.scale.unwrap_or(1.0);
-        Ok(Some(Reading { site, order, scale, rows: line.rows.clone() }))
+        Ok(Some(Reading { site, position, order, scale, rows: line.rows.clone() }))
     }
 }

@@ -8,6 +8,8 @@ mod error;
 mod files;
 mod import;
 mod map;
+mod npz;
+mod rows;
 mod signature;
 
 pub use align::{Alignment, Confidence, Match, align};

@@ -1,9 +1,17 @@
 //! The model: a GGUF file of architecture llama, qwen2 or qwen3, opened and checked.
 
 mod config;
+#[cfg(feature = "full")]
+mod keys;
+#[cfg(feature = "full")]
 mod ledger;
+#[cfg(feature = "full")]
 mod weights;
 
-pub use config::{Arch, Config, MAX_LAYERS, RopePairs};
+pub use config::{Arch, Config, RopePairs};
+#[cfg(feature = "full")]
+pub use keys::MAX_LAYERS;
+#[cfg(feature = "full")]
 pub use ledger::Ledger;
+#[cfg(feature = "full")]
 pub use weights::{Model, ModelError};

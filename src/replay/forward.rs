@@ -140,13 +140,21 @@ impl<'a> Replay<'a> {
         operation: Operation,
         steps: &[u32],
     ) -> Result<Option<Operand>, ReplayError> {
-        let (mut values, mut width) = (Vec::new(), 0);
+        let (mut values, mut width, mut sums) = (Vec::new(), 0, Vec::new());
         for &step in steps {
             let Some(tensor) = self.tensor(operation, step)? else { return Ok(None) };
             width = tensor.shape[1..].iter().product();
             values.extend_from_slice(&tensor.data);
+            sums.extend(
+                self.recording.tensors.magnitudes(operation.site(step))?.unwrap_or_default(),
+            );
         }
-        Ok(Some(Operand::captured(width, &values)))
+        // What the ranks add up is known, the order and the format in which they did is not.
+        let rounding = self.rounding(operation);
+        let unit = rounding.sum.max(rounding.storage);
+        let spread = sums.into_iter().map(|sum| unit * f64::from(sum)).collect::<Vec<f64>>();
+        let spread = Some(spread).filter(|spread| spread.len() == values.len());
+        Ok(Some(Operand { spread, ..Operand::captured(width, &values) }))
     }
 
     /// An operation's result as the input of another: recorded, or else computed.
@@ -255,11 +263,18 @@ impl<'a> Replay<'a> {
         width: Width,
         parts: Vec<(Vec<u32>, Expected<'a>)>,
     ) -> Result<Vec<Piece<'a>>, ReplayError> {
-        let piece = |(steps, expected): (Vec<u32>, Expected<'a>)| {
+        let piece = |(steps, mut expected): (Vec<u32>, Expected<'a>)| {
             let mut captured = Vec::with_capacity(expected.value.len());
             for &step in &steps {
+                let before = captured.len();
                 if let Some(tensor) = self.tensor(operation, step)? {
                     captured.extend_from_slice(&tensor.data);
+                }
+                // Each rank stored its partial sum rounded.
+                let sums = self.recording.tensors.magnitudes(operation.site(step))?;
+                for (single, sum) in expected.single[before..].iter_mut().zip(sums.iter().flatten())
+                {
+                    *single += expected.rounding.storage * f64::from(*sum);
                 }
             }
             let last = *steps.last().expect("a piece has steps");

@@ -68,6 +68,18 @@ impl Headline {
     pub fn of(exit: Exit, text: String) -> Headline {
         Headline { exit, exit_code: exit as u8, text, first_divergence: None }
     }
+
+    /// The same after what the ranks of a trace disagree on, if there is such a thing.
+    pub fn after(self, ranks: Option<String>) -> Headline {
+        let Some(found) = ranks else { return self };
+        let exit = match self.exit {
+            Exit::Equal | Exit::NotMeasured => Exit::Diverged,
+            exit => exit,
+        };
+        let rest = if self.text.is_empty() { "" } else { "; " };
+        let text = format!("ranks disagree: {found}{rest}{}", self.text);
+        Headline { exit, exit_code: exit as u8, text, ..self }
+    }
 }
 
 /// The model that both sides ran.

@@ -5,8 +5,10 @@
 mod alone;
 mod beside;
 mod notes;
+mod ranks;
 mod rows;
 
 pub use alone::alone;
 pub use beside::beside;
+pub use ranks::ranks;
 pub use rows::embedding;

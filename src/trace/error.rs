@@ -13,6 +13,8 @@ pub enum Limit {
     Steps,
     /// Tokens of all steps together.
     Tokens,
+    /// Ranks that one trace is made of.
+    Ranks,
     /// Layers of the model.
     Layers,
     /// Any other hyperparameter of the model.
@@ -32,6 +34,7 @@ impl Limit {
             Limit::ManifestBytes => 64 << 20,
             Limit::Steps => 1 << 16,
             Limit::Tokens => 1 << 20,
+            Limit::Ranks => 1 << 10,
             Limit::Layers => 1 << 10,
             Limit::Dimension => 1 << 24,
             Limit::Tensors => 1 << 22,
@@ -48,6 +51,7 @@ impl fmt::Display for Limit {
             Limit::ManifestBytes => "bytes of manifest",
             Limit::Steps => "steps",
             Limit::Tokens => "tokens",
+            Limit::Ranks => "ranks",
             Limit::Layers => "layers",
             Limit::Dimension => "entries of a model dimension",
             Limit::Tensors => "tensors",
@@ -150,6 +154,25 @@ pub enum TraceError {
     )]
     ByteOrder { path: PathBuf, site: Site },
 
+    #[error("{path} is rank {rank} of {world} only; name the folder that holds all ranks")]
+    OneRank { path: PathBuf, rank: usize, world: usize },
+    #[error(
+        "{path} holds a whole trace beside the ranks of another; delete the one that is not meant"
+    )]
+    WholeAndRanks { path: PathBuf },
+    #[error("{path} is in the place of a rank, but not recorded as one; give its writer the rank")]
+    NoRank { path: PathBuf },
+    #[error("{path} has no rank {rank} of {world}; copy its folder there, or record it again")]
+    MissingRank { path: PathBuf, rank: usize, world: usize },
+    #[error("{a} and {b} are both rank {rank}; give each process its own rank")]
+    SameRank { a: PathBuf, b: PathBuf, rank: usize },
+    #[error("{a} and {b} are no ranks of one run: {reason}; delete the folder and record again")]
+    OtherWorld { a: PathBuf, b: PathBuf, reason: String },
+    #[error("{a} and {b} are no ranks of one run: {source}")]
+    OtherRank { a: PathBuf, b: PathBuf, source: Box<TraceError> },
+    #[error("{path}: {site} {reason}; record it whole on every rank, or on none")]
+    Stitch { path: PathBuf, site: Site, reason: String },
+
     #[error("the traces have format versions {a} and {b}; record both with the same firstdiff")]
     OtherVersion { a: u32, b: u32 },
     #[error(
@@ -182,6 +205,7 @@ impl TraceError {
             Missing { .. } | NotATrace { .. } | Exists { .. } | Occupied { .. } | Io { .. } => {
                 Kind::BadInput
             }
+            OneRank { .. } => Kind::BadInput,
             Misuse(_) | PutShape { .. } => Kind::Internal,
             _ => Kind::Refused,
         }

@@ -14,8 +14,10 @@ use safetensors::{
 
 use super::{
     error::{Limit, TraceError},
-    layout::{Layout, fits},
+    fits::fits,
+    layout::Layout,
     manifest::{Step, within},
+    shard::{Shard, Split},
 };
 use crate::site::Site;
 
@@ -110,6 +112,8 @@ pub(super) struct StepFile<'a> {
     pub step: &'a Step,
     /// The manifest's, which the file must repeat.
     pub run: Option<&'a str>,
+    /// The rank whose parts the file has.
+    pub shard: Option<&'a Shard>,
     pub layout: &'a Layout,
 }
 
@@ -197,16 +201,22 @@ impl StepFile<'_> {
         };
         let (tokens, positions) = (self.step.tokens.len(), self.step.positions());
         let expected = self.layout.shape(&path, site, tokens, positions)?;
-        if info.shape != expected {
-            let found = info.shape.clone();
-            let fits = fits(site, &found, &expected, self.layout.config()).into();
+        let found = info.shape.clone();
+        let is_part = |shard: &Shard| shard.is_part(site.stage, &found, &expected);
+        if !self.shard.map_or(found == expected, is_part) {
+            let split = self.shard.map_or(Split::Replicated, |shard| shard.of(site.stage));
+            let fits = match split.axis() {
+                Some(_) => format!(" which is no part by {split} of all ranks'"),
+                None => fits(site, &found, &expected, self.layout.config()),
+            };
+            let fits = fits.into();
             return Err(TraceError::TensorShape { path, name, expected, found, fits });
         }
         if element_size(info.dtype).is_none() {
             return Err(TraceError::TensorType { path, name, found: info.dtype.to_string() });
         }
         let offset = data + info.data_offsets.0 as u64;
-        Ok((site, Place { dtype: info.dtype, shape: expected, offset }))
+        Ok((site, Place { dtype: info.dtype, shape: found, offset }))
     }
 
     fn invalid<T>(&self, reason: String) -> Result<T, TraceError> {

@@ -4,10 +4,12 @@ use std::{collections::BTreeSet, path::Path};
 
 use super::{
     error::TraceError,
-    header::StepFile,
     layout::Layout,
     manifest::{MANIFEST_FILE, Manifest, UNFINISHED_FILE, step_file},
+    ranks::{Part, folders, join},
     read::{read_json, read_manifest},
+    shard::Shard,
+    stitch::stitch,
 };
 use crate::{model::Config, site::Site};
 
@@ -23,6 +25,7 @@ pub struct Inspection {
     pub sites: BTreeSet<Site>,
     /// What is wrong, in the order of the files.
     pub errors: Vec<TraceError>,
+    shard: Option<Shard>,
     layout: Layout,
 }
 
@@ -33,22 +36,55 @@ impl Inspection {
     /// There is no trace, or its manifest cannot be read or trusted: then nothing can be said of
     /// the rest.
     pub fn of(folder: &Path) -> Result<Inspection, TraceError> {
-        let (manifest, finished) = match read_manifest(folder) {
-            Err(TraceError::Unfinished { .. }) => (unfinished(folder)?, false),
-            manifest => (manifest?, true),
-        };
+        let (mut parts, mut finished) = (Vec::new(), true);
+        for folder in folders(folder)? {
+            let manifest = match read_manifest(&folder) {
+                Err(TraceError::Unfinished { .. }) => {
+                    finished = false;
+                    unfinished(&folder)?
+                }
+                manifest => manifest?,
+            };
+            parts.push(Part { folder, manifest });
+        }
+        if !finished {
+            // What one rank has not, no rank has.
+            let whole = parts.iter().map(|part| part.manifest.steps.len()).min().unwrap_or(0);
+            parts.iter_mut().for_each(|part| part.manifest.steps.truncate(whole));
+        }
+        let manifest = join(folder, &mut parts)?;
         let path = folder.join(if finished { MANIFEST_FILE } else { UNFINISHED_FILE });
         let layout = Layout::new(&path, &manifest.model)?;
-        let (mut sites, mut errors) = (BTreeSet::new(), Vec::new());
-        for (index, step) in manifest.steps.iter().enumerate() {
-            let (path, run) = (folder.join(&step.file), manifest.run.as_deref());
-            match (StepFile { path, index, step, run, layout: &layout }).places() {
-                Ok(places) => sites.extend(places.into_iter().map(|(site, _)| site)),
-                Err(error) => errors.push(error),
+        let (mut places, mut errors) = (Vec::new(), Vec::new());
+        for part in &parts {
+            let mut of_part = Vec::new();
+            for file in part.step_files(&layout) {
+                match file.places() {
+                    Ok(places) => of_part.extend(places),
+                    Err(error) => errors.push(error),
+                }
+            }
+            places.push(of_part);
+        }
+        let mut sites = BTreeSet::new();
+        let read = errors.is_empty();
+        for whole in stitch(folder, &manifest, &layout, &parts, places) {
+            match whole {
+                Ok((site, _)) => drop(sites.insert(site)),
+                // A file that cannot be read is the reason, and is said.
+                Err(error) if read => errors.push(error),
+                Err(_) => {}
             }
         }
-        let cut_step = !finished && folder.join(step_file(manifest.steps.len())).exists();
-        Ok(Inspection { manifest, finished, cut_step, sites, errors, layout })
+        let next = step_file(manifest.steps.len());
+        let cut_step = !finished && parts.iter().any(|part| part.folder.join(&next).exists());
+        let shard = parts[0].manifest.shard.clone();
+        Ok(Inspection { manifest, shard, finished, cut_step, sites, errors, layout })
+    }
+
+    /// How a rank's trace is split; `None` where there are no ranks.
+    pub fn shard(&self) -> Option<&Shard> {
+        self.shard.as_ref()
     }
 
     /// Every site that the model has in the steps of the manifest, in canonical order.

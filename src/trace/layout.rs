@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     model::{Arch, Config, RopePairs},
-    site::{Axis, Site, Stage},
+    site::Site,
 };
 
 /// The sites and shapes of a model known from its manifest only.
@@ -39,6 +39,7 @@ impl Layout {
     }
 
     /// The model's shapes; what no shape depends on is not a number or 0.
+    #[cfg(feature = "full")]
     pub fn config(&self) -> &Config {
         &self.0
     }
@@ -67,56 +68,4 @@ impl Layout {
         within(path, Limit::Elements, elements)?;
         Ok(shape)
     }
-}
-
-/// The layout in which a wrong shape would fit, in words that follow the two shapes; empty if none.
-pub(super) fn fits(site: Site, found: &[usize], expected: &[usize], config: &Config) -> String {
-    let axes: Vec<&str> = site.stage.axes().iter().map(|axis| axis.name()).collect();
-    let own = axes.join(", ");
-    let elements = |shape: &[usize]| shape.iter().fold(1usize, |all, &n| all.saturating_mul(n));
-    if let Some(order) = permutation(found, expected) {
-        let order: Vec<&str> = order.into_iter().map(|axis| axes[axis]).collect();
-        return format!(" which fits as ({}): write it as ({own})", order.join(", "));
-    }
-    if elements(found) == elements(expected) {
-        return format!(" which has as many elements: give it as ({own})");
-    }
-    let (rows, rest) =
-        (found.first().copied().unwrap_or(0), elements(found.get(1..).unwrap_or(&[])));
-    let same_row = rest == elements(&expected[1..]);
-    let logits = site.stage == Stage::Logits;
-    if logits && (same_row && rows == 1 || *found == expected[1..]) {
-        return " which is one token's: record all rows of the prompt".into();
-    }
-    let fused = (config.n_head + 2 * config.n_head_kv) * config.head_dim;
-    if matches!(site.stage, Stage::Q | Stage::K | Stage::V) && rest == fused {
-        return " which fits a fused qkv: write q, k and v of it".into();
-    }
-    let axis = axes[0];
-    match (same_row, rows) {
-        (true, rows) if rows + 1 == expected[0] => {
-            let early = match site.stage.axes()[0] {
-                Axis::Position => ": it was recorded before this step's were added",
-                _ => "",
-            };
-            format!(" which is one {axis} too few{early}")
-        }
-        (true, rows) if rows == expected[0] + 1 => format!(" which is one {axis} too many"),
-        (true, rows) if rows > expected[0] => {
-            format!(" which has room for more {axis}s: write the first {}", expected[0])
-        }
-        _ => String::new(),
-    }
-}
-
-/// Which axis of the expected shape each of the found one is, where they are the same in another
-/// order.
-fn permutation(found: &[usize], expected: &[usize]) -> Option<Vec<usize>> {
-    let mut left: Vec<usize> = (0..expected.len()).collect();
-    let mut order = Vec::new();
-    for &n in found {
-        let at = left.iter().position(|&axis| expected[axis] == n)?;
-        order.push(left.remove(at));
-    }
-    left.is_empty().then_some(order)
 }

@@ -1,12 +1,15 @@
 //! `manifest.json`: what was run, and what every step file must agree with.
 //!
-//! All serialised types of the format are here. A new field means a new [`FORMAT_VERSION`].
+//! All serialised types of the format are here, and in `shard`. A new field means a new version.
 
 use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::error::{Limit, TraceError};
+use super::{
+    error::{Limit, TraceError},
+    shard::Shard,
+};
 use crate::{
     arithmetic::Arithmetic,
     capture::Choice,
@@ -15,8 +18,10 @@ use crate::{
     tensor::DType,
 };
 
-/// The version that this code writes, and the only one that it reads.
+/// The version of a whole trace.
 pub const FORMAT_VERSION: u32 = 2;
+/// The version of a rank's trace, which has one field more. Others are not read.
+pub const SHARD_VERSION: u32 = 3;
 /// The manifest's file name.
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// The manifest's name while the run that writes it goes on. It lists the steps that are whole.
@@ -55,6 +60,9 @@ pub struct Manifest {
     pub kernels: BTreeMap<String, String>,
     #[serde(default)]
     pub settings: Settings,
+    /// Where this is one rank's part of a trace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<Shard>,
     /// Measured floors, one for each arithmetic that an engine may declare.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub floors: Vec<DeclaredFloor>,
@@ -161,12 +169,19 @@ impl Manifest {
             device,
             kernels: BTreeMap::new(),
             settings: Settings::default(),
+            shard: None,
             floors: Vec::new(),
             steps: Vec::new(),
         }
     }
 
+    /// The same of one rank: its trace is to lie in `TRACE/rankN`.
+    pub fn of_rank(self, shard: Shard) -> Manifest {
+        Manifest { format_version: SHARD_VERSION, shard: Some(shard), ..self }
+    }
+
     /// Parses a manifest and checks its version, before any other field is looked at.
+    #[cfg(feature = "full")]
     pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Manifest, TraceError> {
         #[derive(Deserialize)]
         struct Version {
@@ -174,7 +189,7 @@ impl Manifest {
         }
         let syntax = |source| TraceError::Manifest { path: path.into(), source };
         let Version { format_version: found } = serde_json::from_slice(json).map_err(syntax)?;
-        if found != u64::from(FORMAT_VERSION) {
+        if ![FORMAT_VERSION, SHARD_VERSION].map(u64::from).contains(&found) {
             return Err(TraceError::Version {
                 path: path.into(),
                 found,
@@ -196,6 +211,11 @@ impl Manifest {
     /// Checks what a writer states before its first step.
     pub(super) fn check_all_but_steps(&self, path: &Path) -> Result<(), TraceError> {
         self.model.check(path)?;
+        if self.shard.is_some() != (self.format_version == SHARD_VERSION) {
+            let reason = format!("is for version {SHARD_VERSION}, which is one rank's");
+            return Err(field(path, "shard".into(), reason));
+        }
+        self.shard.as_ref().map_or(Ok(()), |shard| shard.check(path))?;
         match &self.run {
             Some(run) if !is_run(run) => {
                 let reason = format!("is {run:?}, not 1 to 64 letters, digits, - or _");
@@ -349,7 +369,7 @@ pub(super) fn within(path: &Path, limit: Limit, found: u64) -> Result<(), TraceE
     Ok(())
 }
 
-fn field(path: &Path, field: String, reason: String) -> TraceError {
+pub(super) fn field(path: &Path, field: String, reason: String) -> TraceError {
     TraceError::Field { path: path.into(), field, reason }
 }
 

@@ -2,24 +2,40 @@
 //!
 //! `docs/trace-format.md` describes the files for people who write their own writer.
 
+#[cfg(feature = "full")]
 mod comparable;
 mod error;
+#[cfg(feature = "full")]
+mod fits;
+#[cfg(feature = "full")]
 mod header;
+#[cfg(feature = "full")]
 mod inspect;
 mod layout;
 mod manifest;
 mod plan;
+#[cfg(feature = "full")]
+mod ranks;
+#[cfg(feature = "full")]
 mod read;
+mod seal;
+mod shard;
 mod step;
+#[cfg(feature = "full")]
+mod stitch;
 mod write;
 
+#[cfg(feature = "full")]
 pub use comparable::{Common, Longer, comparable};
 pub use error::{Kind, Limit, TraceError};
+#[cfg(feature = "full")]
 pub use inspect::Inspection;
 pub use manifest::{
-    CHECKSUM_FILE, FORMAT_VERSION, MANIFEST_FILE, Manifest, ModelId, Producer, Settings, Shapes,
-    Side, Step, UNFINISHED_FILE, step_file,
+    CHECKSUM_FILE, FORMAT_VERSION, MANIFEST_FILE, Manifest, ModelId, Producer, SHARD_VERSION,
+    Settings, Shapes, Side, Step, UNFINISHED_FILE, step_file,
 };
-pub use plan::PLAN_FILE;
+pub use plan::{PLAN_FILE, Plan};
+#[cfg(feature = "full")]
 pub use read::{TraceReader, feed};
+pub use shard::{Shard, Split, rank_folder};
 pub use write::TraceWriter;

@@ -9,9 +9,12 @@ use std::{
 
 use super::{
     error::{Limit, TraceError},
-    header::{ByteOrder, Place, StepFile, open_file, read_bytes},
+    header::{ByteOrder, StepFile, open_file, read_bytes},
     layout::Layout,
     manifest::{CHECKSUM_FILE, MANIFEST_FILE, Manifest, UNFINISHED_FILE, within},
+    ranks::{Part, folders, join},
+    shard::Split,
+    stitch::{Whole, stitch},
 };
 use crate::{
     capture::{Choice, Sink, Stopped},
@@ -19,30 +22,36 @@ use crate::{
     tensor::Tensor,
 };
 
-/// A trace whose every file has been checked; tensors are read one at a time.
+/// A trace whose every file has been checked; tensors are read one at a time. Those of several
+/// ranks are read as one.
 #[derive(Debug)]
 pub struct TraceReader {
     folder: PathBuf,
     manifest: Manifest,
-    places: BTreeMap<Site, Place>,
+    parts: Vec<Part>,
+    sites: BTreeMap<Site, Whole>,
 }
 
 impl TraceReader {
-    /// Opens the trace in a folder and checks the manifest, the hash of every file, and the name,
-    /// type and shape of every tensor.
+    /// Opens the trace in a folder, or that of the ranks in its folders, and checks the manifest,
+    /// the hash of every file, and the name, type and shape of every tensor.
     ///
     /// # Errors
     /// [`TraceError::kind`] is `BadInput` where there is no trace or it cannot be read, and
-    /// `Refused` where one is there that cannot be trusted.
+    /// `Refused` where one is there that cannot be trusted, or ranks that are not of one run.
     pub fn open(folder: &Path) -> Result<TraceReader, TraceError> {
-        let manifest = read_manifest(folder)?;
+        let part = |folder: PathBuf| Ok(Part { manifest: read_manifest(&folder)?, folder });
+        let mut parts = folders(folder)?.into_iter().map(part).collect::<Result<Vec<_>, _>>()?;
+        let manifest = join(folder, &mut parts)?;
         let layout = Layout::new(&folder.join(MANIFEST_FILE), &manifest.model)?;
-        let mut places = BTreeMap::new();
-        for (index, step) in manifest.steps.iter().enumerate() {
-            let (path, run) = (folder.join(&step.file), manifest.run.as_deref());
-            places.extend(StepFile { path, index, step, run, layout: &layout }.places()?);
-        }
-        Ok(TraceReader { folder: folder.into(), manifest, places })
+        let places = |part: &Part| {
+            let of_steps = part.step_files(&layout).map(|file| file.places());
+            Ok(of_steps.collect::<Result<Vec<_>, _>>()?.concat())
+        };
+        let places = parts.iter().map(places).collect::<Result<Vec<_>, TraceError>>()?;
+        let sites = stitch(folder, &manifest, &layout, &parts, places);
+        let sites = sites.into_iter().collect::<Result<_, _>>()?;
+        Ok(TraceReader { folder: folder.into(), manifest, parts, sites })
     }
 
     /// What the trace says about the run.
@@ -59,7 +68,7 @@ impl TraceReader {
 
     /// The recorded sites in canonical order.
     pub fn sites(&self) -> impl Iterator<Item = Site> + '_ {
-        self.places.keys().copied()
+        self.sites.keys().copied()
     }
 
     /// The shape of a site of the model in a recorded step.
@@ -71,7 +80,7 @@ impl TraceReader {
 
     /// Whether the site was recorded.
     pub fn has(&self, site: Site) -> bool {
-        self.places.contains_key(&site)
+        self.sites.contains_key(&site)
     }
 
     /// What the side would have decoded after a step: as recorded, or else by its logits.
@@ -97,18 +106,79 @@ impl TraceReader {
         self.read(site, ByteOrder::Swapped)
     }
 
-    /// The file that a step of the trace lies in.
+    /// The file that a step of the trace lies in, or that of its first rank.
     pub fn path(&self, step: u32) -> PathBuf {
-        self.folder.join(&self.manifest.steps[step as usize].file)
+        self.parts[0].path(step)
+    }
+
+    /// How many ranks recorded it; 1 where it is not in parts.
+    pub fn world(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// How the ranks' tensors of a stage make up the whole.
+    pub fn split(&self, stage: Stage) -> Split {
+        self.parts[0].manifest.shard.as_ref().map_or(Split::Replicated, |shard| shard.of(stage))
+    }
+
+    /// The ranks that recorded a site, in groups: those of a group have copies of the same part.
+    pub fn copies(&self, site: Site) -> Vec<Vec<usize>> {
+        let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for piece in self.sites.get(&site).into_iter().flat_map(|whole| &whole.pieces) {
+            groups.entry(piece.start).or_default().push(piece.rank);
+        }
+        groups.into_values().collect()
+    }
+
+    /// Of partial sums, the sum of the ranks' magnitudes: rounding moves their sum by parts of that.
+    pub fn magnitudes(&self, site: Site) -> Result<Option<Vec<f32>>, TraceError> {
+        if self.world() == 1 || self.split(site.stage) != Split::Partial || !self.has(site) {
+            return Ok(None);
+        }
+        let mut all = vec![0.0; self.shape(site)?.iter().product()];
+        for rank in 0..self.world() {
+            let part = self.of_rank(site, rank)?.into_iter().flat_map(|part| part.data);
+            all.iter_mut().zip(part).for_each(|(all, part)| *all += part.abs());
+        }
+        Ok(Some(all))
+    }
+
+    /// One rank's own tensor of a site, in its own shape.
+    pub fn of_rank(&self, site: Site, rank: usize) -> Result<Option<Tensor>, TraceError> {
+        let pieces = self.sites.get(&site).into_iter().flat_map(|whole| &whole.pieces);
+        let Some(piece) = pieces.into_iter().find(|piece| piece.rank == rank) else {
+            return Ok(None);
+        };
+        let path = self.parts[rank].path(site.step);
+        let data = File::open(&path).and_then(|file| piece.place.read(file, ByteOrder::Own));
+        let data = data.map_err(TraceError::io("read", path))?;
+        Ok(Some(Tensor::new(piece.place.shape.clone(), data)))
     }
 
     fn read(&self, site: Site, order: ByteOrder) -> Result<Option<Tensor>, TraceError> {
-        let Some(place) = self.places.get(&site) else { return Ok(None) };
-        let path = self.path(site.step);
-        let data = File::open(&path)
-            .and_then(|file| place.read(file, order))
-            .map_err(TraceError::io("read", path))?;
-        Ok(Some(Tensor::new(place.shape.clone(), data)))
+        let Some(whole) = self.sites.get(&site) else { return Ok(None) };
+        let open = |rank: usize| File::open(self.parts[rank].path(site.step));
+        let read = whole.read(order, open, site.stage);
+        Ok(Some(read.map_err(TraceError::io("read", self.path(site.step)))?))
+    }
+}
+
+impl Part {
+    /// Its file of a step.
+    fn path(&self, step: u32) -> PathBuf {
+        self.folder.join(&self.manifest.steps[step as usize].file)
+    }
+
+    /// Its files, with what each must agree with.
+    pub(super) fn step_files<'a>(
+        &'a self,
+        layout: &'a Layout,
+    ) -> impl Iterator<Item = StepFile<'a>> {
+        let (run, shard) = (self.manifest.run.as_deref(), self.manifest.shard.as_ref());
+        self.manifest.steps.iter().enumerate().map(move |(index, step)| {
+            let path = self.folder.join(&step.file);
+            StepFile { path, index, step, run, shard, layout }
+        })
     }
 }
 

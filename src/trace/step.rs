@@ -1,7 +1,7 @@
 //! Writes one step's safetensors file while its tensors arrive.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fs::{File, OpenOptions},
     io::{Seek, SeekFrom, Write},
     path::PathBuf,
@@ -15,7 +15,9 @@ use safetensors::{
 use super::{
     error::TraceError,
     layout::Layout,
-    manifest::{Step, step_file},
+    manifest::{Manifest, Step, step_file},
+    seal,
+    shard::Shard,
 };
 use crate::{capture::Choice, site::Site, tensor::Tensor};
 
@@ -34,6 +36,10 @@ pub(super) struct StepWriter {
     index: usize,
     tokens: Vec<i32>,
     first_position: usize,
+    /// The rank whose parts are put.
+    shard: Option<Shard>,
+    /// The name of the run, which the file repeats.
+    run: Option<String>,
     tensors: Vec<(String, TensorInfo)>,
     seen: BTreeSet<Site>,
     /// Bytes of tensors written so far.
@@ -48,6 +54,7 @@ impl StepWriter {
         tokens: &[i32],
         first_position: usize,
         layout: &Layout,
+        manifest: &Manifest,
     ) -> Result<StepWriter, TraceError> {
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create_new(true);
@@ -62,6 +69,8 @@ impl StepWriter {
             index,
             tokens: tokens.to_vec(),
             first_position,
+            shard: manifest.shard.clone(),
+            run: manifest.run.clone(),
             tensors: Vec::new(),
             seen: BTreeSet::new(),
             data: 0,
@@ -90,8 +99,10 @@ impl StepWriter {
         }
         let positions = self.first_position + self.tokens.len();
         let expected = layout.shape(&self.path, site, self.tokens.len(), positions)?;
-        let elements: usize = expected.iter().product();
-        if tensor.shape != expected || tensor.data.len() != elements {
+        let elements: usize = tensor.shape.iter().product();
+        let is_part = |shard: &Shard| shard.is_part(site.stage, &tensor.shape, &expected);
+        let fits = self.shard.as_ref().map_or(tensor.shape == expected, is_part);
+        if !fits || tensor.data.len() != elements {
             return Err(TraceError::PutShape { site, expected, found: tensor.shape.clone() });
         }
         let mut bytes = Vec::with_capacity(4 * CHUNK);
@@ -101,8 +112,8 @@ impl StepWriter {
             self.file.write_all(&bytes).map_err(TraceError::io("write", &self.path))?;
         }
         let end = self.data + 4 * tensor.data.len();
-        let info =
-            TensorInfo { dtype: Dtype::F32, shape: expected, data_offsets: (self.data, end) };
+        let shape = tensor.shape.clone();
+        let info = TensorInfo { dtype: Dtype::F32, shape, data_offsets: (self.data, end) };
         self.tensors.push((site.tensor_name(), info));
         self.data = end;
         Ok(())
@@ -111,22 +122,25 @@ impl StepWriter {
     /// Writes the header and hashes the file.
     pub fn close(mut self) -> Result<Step, TraceError> {
         let sites = self.tensors.len();
-        let metadata = Metadata::new(None, self.tensors).expect("offsets follow one another");
+        let entries =
+            |run| [("run".to_string(), run), ("step".to_string(), self.index.to_string())];
+        let run = self.run.map(|run| HashMap::from(entries(run)));
+        let metadata = Metadata::new(run, self.tensors).expect("offsets follow one another");
         let mut header = serde_json::to_vec(&metadata).expect("names and numbers are JSON");
         assert!(header.len() <= self.header_room, "the room is counted for the longest header");
         header.resize(self.header_room, b' ');
-        let mut hasher = blake3::Hasher::new();
-        self.file
+        let blake3 = self
+            .file
             .rewind()
             .and_then(|()| self.file.write_all(&(self.header_room as u64).to_le_bytes()))
             .and_then(|()| self.file.write_all(&header))
             .and_then(|()| self.file.rewind())
-            .and_then(|()| hasher.update_reader(&self.file).map(|_| ()))
+            .and_then(|()| seal::of_file(&self.file))
             .map_err(TraceError::io("write", &self.path))?;
         Ok(Step {
             file: step_file(self.index),
             bytes: (8 + self.header_room + self.data) as u64,
-            blake3: Some(hasher.finalize().to_string()),
+            blake3,
             sites,
             tokens: self.tokens,
             first_position: self.first_position,
@@ -140,5 +154,6 @@ fn header_room(layout: &Layout) -> usize {
     // `"":{"dtype":"F32","shape":[,,],"data_offsets":[,]},` and five numbers of up to 20 digits.
     let entry = |site: &Site| site.tensor_name().len() + 52 + 5 * 20;
     let entries: usize = layout.sites().iter().map(entry).sum();
-    (2 + entries).next_multiple_of(8)
+    // And the names of the run and the step.
+    (256 + entries).next_multiple_of(8)
 }

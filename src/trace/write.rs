@@ -12,6 +12,8 @@ use super::{
     layout::Layout,
     manifest::{CHECKSUM_FILE, MANIFEST_FILE, Manifest, Side, Step, step_file, within},
     plan::{PLAN_FILE, plan},
+    seal,
+    shard::rank_folder,
     step::StepWriter,
 };
 use crate::{
@@ -52,7 +54,7 @@ enum Failure {
 }
 
 impl TraceWriter {
-    /// Starts a trace that will lie in `folder`. Steps already in the manifest are dropped.
+    /// Starts a trace that will lie in `folder`, or, of a rank, in `folder/rankN`. Steps already in the manifest are dropped.
     ///
     /// # Errors
     /// The folder exists (unless it is empty, or holds a trace and `overwrite` is set), nothing can
@@ -62,9 +64,19 @@ impl TraceWriter {
         mut manifest: Manifest,
         overwrite: bool,
     ) -> Result<TraceWriter, TraceError> {
-        check_target(folder, overwrite)?;
-        let layout = Layout::new(&folder.join(MANIFEST_FILE), &manifest.model)?;
+        let (path, within) = (folder.join(MANIFEST_FILE), folder);
+        let layout = Layout::new(&path, &manifest.model)?;
+        let folder = match &manifest.shard {
+            None => within.to_path_buf(),
+            Some(shard) => {
+                shard.check(&path)?;
+                fs::create_dir_all(within).map_err(TraceError::io("create", within))?;
+                rank_folder(within, shard.rank)
+            }
+        };
+        check_target(&folder, overwrite)?;
         manifest.steps.clear();
+        manifest.run = manifest.run.or_else(seal::run_name);
         let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new("."));
         let temporary = tempfile::Builder::new()
@@ -74,7 +86,7 @@ impl TraceWriter {
         let draft = draft(&temporary);
         fs::create_dir(&draft).map_err(TraceError::io("create", draft))?;
         Ok(TraceWriter {
-            target: folder.into(),
+            target: folder,
             overwrite,
             temporary,
             manifest,
@@ -103,8 +115,9 @@ impl TraceWriter {
                 )));
             }
             let path = draft(&writer.temporary).join(step_file(index));
+            let (layout, manifest) = (&writer.layout, &writer.manifest);
             writer.open =
-                Some(StepWriter::create(path, index, tokens, first_position, &writer.layout)?);
+                Some(StepWriter::create(path, index, tokens, first_position, layout, manifest)?);
             Ok(())
         })
     }
@@ -158,8 +171,9 @@ impl TraceWriter {
             .map_err(|error| TraceError::Misuse(format!("the manifest is no JSON: {error}")))?;
         json.push(b'\n');
         within(&target, Limit::ManifestBytes, json.len() as u64)?;
-        let checksum = format!("{}  {MANIFEST_FILE}\n", blake3::hash(&json));
-        let mut files = vec![(MANIFEST_FILE, json), (CHECKSUM_FILE, checksum.into_bytes())];
+        let checksum = seal::of_manifest(&json).map(|text| (CHECKSUM_FILE, text.into_bytes()));
+        let mut files = vec![(MANIFEST_FILE, json)];
+        files.extend(checksum);
         if self.manifest.side == Side::Reference {
             files.push((PLAN_FILE, plan(&self.manifest).into_bytes()));
         }
@@ -233,7 +247,7 @@ fn check_target(folder: &Path, overwrite: bool) -> Result<(), TraceError> {
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Err(occupied()),
         Err(error) => return Err(TraceError::io("read", folder)(error)),
     };
-    let (mut empty, mut marks) = (true, 0);
+    let (mut empty, mut marks, mut steps) = (true, 0, 0);
     for entry in entries {
         let name = entry.map_err(TraceError::io("read", folder))?.file_name();
         let name = name.to_string_lossy();
@@ -241,12 +255,13 @@ fn check_target(folder: &Path, overwrite: bool) -> Result<(), TraceError> {
         match &*name {
             MANIFEST_FILE | CHECKSUM_FILE => marks += 1,
             PLAN_FILE => {}
-            name if name.starts_with("step-") && name.ends_with(".safetensors") => {}
+            name if name.starts_with("step-") && name.ends_with(".safetensors") => steps += 1,
             // Never delete a folder with a file in it that no trace has.
             _ => return Err(occupied()),
         }
     }
-    match (empty, marks == 2, overwrite) {
+    // A trace without hashes has its steps.
+    match (empty, marks == 2 || marks == 1 && steps > 0, overwrite) {
         (true, ..) | (_, true, true) => Ok(()),
         (_, false, _) => Err(occupied()),
         (_, true, false) => Err(TraceError::Exists { path: folder.into() }),

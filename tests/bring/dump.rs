@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
+    process::Command,
 };
 
 use firstdiff::{
@@ -17,7 +18,7 @@ use half::f16;
 use super::survey::Sides;
 use crate::{
     cli::{outcome, path, refused},
-    trace::support::Random,
+    trace::{python::python, support::Random},
 };
 
 /// The number type of a file of numpy.
@@ -260,7 +261,7 @@ fn an_array_that_cannot_be_read_is_named() {
     let parent = tempfile::tempdir().unwrap();
     let file = parent.path().join("a.npy");
     let open = || Dump::open(parent.path()).map(drop).unwrap_err().to_string();
-    assert!(open().contains("holds no .npy and no .safetensors file"), "{}", open());
+    assert!(open().contains("holds no .npy, .npz or .safetensors file"), "{}", open());
     npy(&file, &[2, 3], &[0.0; 6], Type::F32, false);
     let whole = fs::read(&file).unwrap();
     Dump::open(parent.path()).unwrap();
@@ -280,4 +281,137 @@ fn an_array_that_cannot_be_read_is_named() {
     fs::write(&file, &whole).unwrap();
     fs::write(parent.path().join("b.safetensors"), [0xff; 20]).unwrap();
     assert!(open().contains("b.safetensors is no array that can be read"), "{}", open());
+}
+
+/// Packs each folder of a dump into an archive beside it, the first of them compressed.
+fn pack(dump: &Path) {
+    let script = "
+import pathlib, shutil, sys
+import numpy as np
+for i, folder in enumerate(sorted(path for path in pathlib.Path(sys.argv[1]).iterdir())):
+    save = np.savez if i else np.savez_compressed
+    save(folder.with_suffix('.npz'), **{path.stem: np.load(path) for path in folder.iterdir()})
+    shutil.rmtree(folder)
+";
+    let output = Command::new(python()).args(["-c", script]).arg(dump).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn the_arrays_of_archives_are_those_of_files() {
+    let sides = Sides::new();
+    let (dump, trace) = (sides.parent.path().join("dump"), sides.parent.path().join("trace"));
+    let engine = TraceReader::open(&sides.engine).unwrap();
+    for site in engine.sites() {
+        let tensor = engine.tensor(site).unwrap().unwrap();
+        let file = dump.join(format!("step{}/{}.npy", site.step, site.tensor_name()));
+        npy(&file, &tensor.shape, &tensor.data, Type::F32, false);
+    }
+    pack(&dump);
+    assert_eq!(fs::read_dir(&dump).unwrap().count(), 3);
+    let map = sides.parent.path().join("map.toml");
+    fs::write(&map, r"tensor = [{ match = 'step(?<s>\d+)/(?<n>.*)', site = '{s}/{n}' }]").unwrap();
+    let import = ["import", path(&dump), "--map", path(&map), "--reference"];
+    let import = [&import[..], &[path(&sides.reference), "-o", path(&trace)]].concat();
+    let (exit, out, err) = outcome(&import);
+    assert!(exit == 0 && out.starts_with("imported 237 sites to "), "{out}{err}");
+    let read = TraceReader::open(&trace).unwrap();
+    for site in engine.sites() {
+        assert_eq!(read.tensor(site).unwrap(), engine.tensor(site).unwrap(), "{site}");
+    }
+    let found = align(&Dump::open(&dump).unwrap(), &TraceReader::open(&sides.reference).unwrap());
+    let found = found.unwrap();
+    assert_eq!((found.matches.len(), found.unmatched.len()), (237, 0), "{found}");
+
+    fs::remove_dir_all(&trace).unwrap();
+    // Deflated, and stored.
+    for name in ["step0.npz", "step1.npz"] {
+        let file = dump.join(name);
+        let whole = fs::read(&file).unwrap();
+        for cut in (0..whole.len()).step_by(whole.len() / 50).chain([whole.len() - 1]) {
+            fs::write(&file, &whole[..cut]).unwrap();
+            let error = Dump::open(&dump).map(drop).unwrap_err().to_string();
+            let says = format!("{name} is no array that can be read: ");
+            assert!(error.contains(&says), "{cut}: {error}");
+        }
+        let mut damaged = whole.clone();
+        damaged[whole.len() / 2] ^= 0x10;
+        fs::write(&file, damaged).unwrap();
+        refused(&import, 2, &format!("{name} is no array that can be read: step"));
+        fs::write(&file, whole).unwrap();
+    }
+}
+
+#[test]
+fn one_array_a_token_is_stacked_in_the_order_of_the_positions() {
+    let sides = Sides::new();
+    let (dump, trace) = (sides.parent.path().join("dump"), sides.parent.path().join("trace"));
+    let engine = TraceReader::open(&sides.engine).unwrap();
+    let names = ["blk.1.q", "blk.2.scores", "blk.0.k_cache", "logits"];
+    let steps = engine.manifest().steps.clone();
+    let sites = |step| names.map(|name| Site::from_tensor_name(step as u32, name).unwrap());
+    for (index, step) in steps.iter().enumerate() {
+        for site in sites(index) {
+            let tensor = engine.tensor(site).unwrap().unwrap();
+            let width: usize = tensor.shape[1..].iter().product();
+            for position in step.first_position..step.positions() {
+                let row = &tensor.data[(position - step.first_position) * width..][..width];
+                let keys = position + 1;
+                let (shape, data) = match site.stage {
+                    Stage::Q => (vec![1, tensor.shape[1], tensor.shape[2]], row.to_vec()),
+                    Stage::Logits => (vec![width], row.to_vec()),
+                    Stage::Scores => {
+                        let seen = row.chunks(tensor.shape[2]).flat_map(|row| &row[..keys]);
+                        (vec![tensor.shape[1], keys], seen.copied().collect())
+                    }
+                    _ => {
+                        let shape = vec![keys, tensor.shape[1], tensor.shape[2]];
+                        (shape, tensor.data[..keys * width].to_vec())
+                    }
+                };
+                let file = dump.join(format!("t{position:02}/{}.npy", site.tensor_name()));
+                npy(&file, &shape, &data, Type::F32, false);
+            }
+        }
+    }
+    let map = sides.parent.path().join("map.toml");
+    let write = |line: &str| fs::write(&map, format!("tensor = [{line}]")).unwrap();
+    let import = ["import", path(&dump), "--map", path(&map), "--reference"];
+    let import = [&import[..], &[path(&sides.reference), "-o", path(&trace)]].concat();
+    let line = r"{ match = 't(?<t>\d+)/(?<n>.*)', site = '{n}', position = '{t}' }";
+    write(line);
+    let (exit, out, err) = outcome(&import);
+    assert!(exit == 0 && out.starts_with("imported 12 sites to "), "{out}{err}");
+    let read = TraceReader::open(&trace).unwrap();
+    for (index, step) in steps.iter().enumerate() {
+        for site in sites(index) {
+            let mut right = engine.tensor(site).unwrap().unwrap();
+            if site.stage == Stage::Scores {
+                for (row, keys) in right.data.chunks_mut(right.shape[2]).enumerate() {
+                    keys[step.first_position + row / right.shape[1] + 1..].fill(0.0);
+                }
+            }
+            assert_eq!(read.tensor(site).unwrap().unwrap(), right, "{site}");
+        }
+    }
+    fs::remove_dir_all(&trace).unwrap();
+
+    let axes =
+        r"{ match = 't(?<t>\d+)/logits', site = 'logits', position = '{t}', axes = 'vocab' }";
+    write(axes);
+    assert!(outcome(&import).1.starts_with("imported 3 sites to "));
+    fs::remove_dir_all(&trace).unwrap();
+    write(&line.replace("{n}'", "0/{n}'"));
+    refused(&import, 2, "has a position, and a step or rows beside it");
+    write(&line.replace("'{t}'", "'4'"));
+    refused(&import, 2, "are both to be step 0 layer 1 q");
+    write(&line.replace("'{t}'", "'{n}'"));
+    refused(&import, 2, "is to be at position \"blk.0.k_cache\", no number");
+    write(line);
+    fs::rename(dump.join("t03/logits.npy"), dump.join("t09/more.npy")).unwrap();
+    write(axes);
+    refused(&import, 2, "is a row of step 0 logits, of which position 3 is not in the dump");
+    fs::create_dir(dump.join("t77")).unwrap();
+    fs::rename(dump.join("t09/more.npy"), dump.join("t77/logits.npy")).unwrap();
+    refused(&import, 2, "is to be at position 77, which the run has not");
 }

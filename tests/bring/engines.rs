@@ -36,10 +36,15 @@ impl Recorded {
 
     /// The same of a random model of that shape.
     pub fn synth(shape: &str) -> Recorded {
+        Recorded::synth_with(shape, &[])
+    }
+
+    /// The same with other sizes.
+    pub fn synth_with(shape: &str, more: &[&str]) -> Recorded {
         let folder = tempfile::tempdir().unwrap();
         let model = folder.path().join("m.gguf");
         let synth = ["synth", "-o", path(&model), "--shape", shape, "--vocab", "512"];
-        assert_eq!(outcome(&synth).0, 0);
+        assert_eq!(outcome(&[&synth[..], more].concat()).0, 0);
         Recorded::of(folder, model)
     }
 
@@ -69,7 +74,7 @@ static C: LazyLock<Engine> = LazyLock::new(|| {
     Engine { program: vec![program], bugs }
 });
 
-static NUMPY: LazyLock<Engine> =
+pub static NUMPY: LazyLock<Engine> =
     LazyLock::new(|| Engine::of_python(python(), "numpy_engine", "engine"));
 
 pub static FIXTURE: LazyLock<Recorded> =
@@ -94,9 +99,22 @@ impl Engine {
     /// Records a run; the trace.
     #[track_caller]
     pub fn record(&self, of: &Recorded, name: &str, bug: Option<&str>) -> String {
+        self.record_with(of, name, bug, &[])
+    }
+
+    /// The same with more arguments.
+    #[track_caller]
+    pub fn record_with(
+        &self,
+        of: &Recorded,
+        name: &str,
+        bug: Option<&str>,
+        more: &[&str],
+    ) -> String {
         let trace = of.trace(name);
         let mut command = Command::new(&self.program[0]);
         command.args(&self.program[1..]).arg(&of.model).args([of.plan(), trace.clone()]);
+        command.args(more);
         if let Some(bug) = bug {
             command.args(["--bug", bug]);
         }

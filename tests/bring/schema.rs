@@ -119,11 +119,14 @@ fn the_schema_takes_every_manifest_that_is_written_and_none_that_is_refused() {
             .replace("b3sum of the source file", &"0".repeat(64)),
     )
     .unwrap();
-    for manifest in [&reference, &engine, &example] {
+    let mut rank = engine.clone();
+    rank["format_version"] = 3.into();
+    rank["shard"] = json!({"rank": 0, "world": 2, "split": {"q": "head", "o_proj": "partial"}});
+    for manifest in [&reference, &engine, &example, &rank] {
         check(&schema, &schema, manifest, "manifest").unwrap();
     }
     type Edit = fn(&mut Value);
-    let edits: [Edit; 9] = [
+    let edits: [Edit; 12] = [
         |m| m["format_version"] = 1.into(),
         |m| m["speed"] = 1.into(),
         |m| m["steps"][0]["speed"] = 1.into(),
@@ -133,6 +136,9 @@ fn the_schema_takes_every_manifest_that_is_written_and_none_that_is_refused() {
         |m| m["model"]["blake3"] = "AB".into(),
         |m| m["arithmetic"]["default"]["storage"] = "f8".into(),
         |m| m["side"] = "left".into(),
+        |m| m["shard"] = json!({"rank": 0}),
+        |m| m["shard"] = json!({"rank": 0, "world": 2, "split": {"q": "dim"}}),
+        |m| m["shard"] = json!({"rank": 0, "world": 2, "ranks": 2}),
     ];
     for (index, edit) in edits.into_iter().enumerate() {
         let mut manifest = engine.clone();

@@ -1,0 +1,74 @@
+//! The Rust writer by itself: a project with nothing but it compiles without llama.cpp, CUDA and C, and
+//! what it writes is a trace.
+
+use std::{fs, path::Path, process::Command};
+
+use firstdiff::{
+    site::Site,
+    trace::{Plan, TraceReader},
+};
+
+use super::{header::PLAN, support::project};
+use crate::cli::{outcome, path};
+
+fn cargo(arguments: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO"));
+    let output = command.args(arguments).current_dir(project().join("examples/rust_writer"));
+    let output = output.env_remove("CARGO_TARGET_DIR").output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "cargo {arguments:?}: {err}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn an_engine_in_rust_records_with_the_writer_alone() {
+    let tree = cargo(&["tree", "--locked", "--edges", "normal,build", "--prefix", "none"]);
+    let crates: Vec<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(crates.contains(&"firstdiff") && crates.contains(&"safetensors"), "{tree}");
+    for heavy in ["llama-cpp-2", "llama-cpp-sys-2", "cudarc", "cc", "cmake", "bindgen", "clap"] {
+        assert!(!crates.contains(&heavy), "{heavy} is in {tree}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (plan, trace) = (folder.path().join("plan.txt"), folder.path().join("trace"));
+    fs::write(&plan, PLAN).unwrap();
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("writer");
+    let build = ["run", "--release", "--locked", "--quiet", "--target-dir", path(&target)];
+    for _ in 0..2 {
+        // The second run replaces the first.
+        cargo(&[&build[..], &["--", path(&plan), path(&trace)]].concat());
+    }
+    let (exit, out, _) = outcome(&["validate", path(&trace)]);
+    assert!(
+        exit == 0 && out.starts_with("valid: 6 of 90 sites (2 layers, 5 prompt tokens"),
+        "{out}"
+    );
+    let trace = TraceReader::open(&trace).unwrap();
+    let steps: Vec<&[i32]> = trace.manifest().steps.iter().map(|s| s.tokens.as_slice()).collect();
+    let plan = Plan::open(&plan).unwrap();
+    assert_eq!(
+        (steps, &trace.manifest().model),
+        (plan.steps.iter().map(Vec::as_slice).collect(), &plan.model)
+    );
+    for (step, name, more) in [(0, "blk.0.q", 0), (1, "blk.1.q", 2), (1, "logits", 1)] {
+        let tensor = trace.tensor(Site::from_tensor_name(step, name).unwrap()).unwrap().unwrap();
+        let right = (0..tensor.data.len()).map(|i| (i % 61 + more) as f32);
+        assert!(tensor.data.iter().copied().eq(right), "{step} {name}");
+    }
+}
+
+#[test]
+fn a_plan_that_is_none_is_refused_by_its_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("plan.txt");
+    assert!(Plan::open(&path).unwrap_err().to_string().contains("cannot read"));
+    for (from, to, says) in [
+        ("n_ff 11\n", "", "n_ff is missing"),
+        ("n_ff 11", "n_ff many", "n_ff is no number"),
+        ("tokens 6", "tokens six", "tokens is \"six\", no ids"),
+        ("blake3 ", "blake4 ", "blake3 is missing"),
+    ] {
+        fs::write(&path, PLAN.replace(from, to)).unwrap();
+        let error = Plan::open(&path).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
