@@ -136,6 +136,39 @@ fn results_that_were_not_recorded_are_named_and_green_only_where_a_recorded_one_
 }
 
 #[test]
+fn layers_and_logits_name_the_layer_and_what_rope_gives_names_the_operation() {
+    let parent = tempfile::tempdir().unwrap();
+    let reference = path(&parent.path().join("reference")).to_string();
+    let capture = ["capture", "reference", "-o", &reference];
+    assert_eq!(outcome(&[&capture[..], &SHORT].concat()).0, 0);
+    let cases = [
+        (
+            "layer_out,logits",
+            "layer_out",
+            "0 sites before it are equal; 14 of 14 after it",
+            "unknown",
+        ),
+        (
+            "layer_out,logits,q_rope,k_rope",
+            "q_rope",
+            "0 sites before it are equal; 38 of 38 after it",
+            "pairs (2i, 2i+1) instead of (i, i+d/2) (proven",
+        ),
+    ];
+    for (sites, first, around, cause) in cases {
+        let trace = path(&parent.path().join(sites)).to_string();
+        let capture = ["capture", "engine", "-o", &trace, "--sites", sites];
+        let fault = ["--fault", "rope-pairs-interleaved"];
+        assert_eq!(outcome(&[&capture[..], &fault, &SHORT].concat()).0, 0);
+        let (exit, out, _) = outcome(&["explain", &trace, "--reference", &reference]);
+        let says = format!("first divergence: step 0 layer 0 {first} [position 1, ");
+        assert!(exit == 1 && out.starts_with(&says), "{out}");
+        assert!(out.contains(around) && out.contains(cause), "{out}");
+        assert!(out.contains("\n  unmeasured step 0 embd: the engine does not have it\n"), "{out}");
+    }
+}
+
+#[test]
 fn a_wrong_operation_is_the_answer_where_no_site_diverges_or_some_are_missing() {
     let traces = Traces::new();
     let reference = traces.record("reference", "reference", &[]);

@@ -165,7 +165,9 @@ fn divergence(text: &mut String, report: &Report, row: &SiteRow, difference: &Di
             format!("{:.2e} an element, {:.2e} relative L2", floor.elementwise, floor.relative_l2);
         line(text, "floor", &floors);
     }
-    let before = report.sites.iter().take_while(|other| other.place < row.place).count();
+    let before = report.sites.iter().take_while(|other| other.place < row.place);
+    // Those that were not measured are not called equal.
+    let before = before.filter(|other| other.outcome == Outcome::Equal).count();
     let Some(Compared { coverage, .. }) = &report.compared else { return };
     let after = coverage.compared().saturating_sub(before + 1);
     let also = coverage.diverged.saturating_sub(1);

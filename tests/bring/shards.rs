@@ -9,8 +9,11 @@ use std::{
 
 use firstdiff::{
     site::{Site, Stage},
+    survey,
     tensor::Tensor,
-    trace::{Manifest, Shard, Split, TraceError, TraceReader, TraceWriter, rank_folder},
+    trace::{
+        Inspection, Manifest, Shard, Split, TraceError, TraceReader, TraceWriter, rank_folder,
+    },
 };
 use serde_json::{Value, json};
 
@@ -21,8 +24,9 @@ use super::{
 use crate::{
     cli::{outcome, path, refused},
     trace::{
+        fuzz::damage,
         python::python,
-        support::{STEPS, config, manifest, tensors},
+        support::{Random, STEPS, config, manifest, tensors},
     },
 };
 
@@ -317,4 +321,43 @@ fn one_rank_alone_a_part_of_another_shape_and_a_killed_rank_are_said() {
     let (exit, out, _) = outcome(&["validate", path(&ranks.folder)]);
     assert!(exit == 3 && out.starts_with("unfinished: 8 of "), "{out}");
     assert!(matches!(TraceReader::open(&ranks.folder), Err(TraceError::Unfinished { .. })));
+}
+
+#[test]
+fn ranks_damaged_in_a_thousand_ways_are_read_or_refused() {
+    let ranks = Ranks::new();
+    let files: Vec<PathBuf> = (0..2)
+        .flat_map(|rank| fs::read_dir(ranks.rank(rank)).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    let whole: Vec<Vec<u8>> = files.iter().map(|path| fs::read(path).unwrap()).collect();
+    let (mut random, mut opened, mut refused) = (Random(33), 0, 0);
+    for _ in 0..1500 {
+        let at = random.below(files.len());
+        let mut bytes = whole[at].clone();
+        if random.below(4) == 0 {
+            // Of a step's file a value, which may be anything.
+            *bytes.last_mut().unwrap() ^= 1 << random.below(8);
+        } else {
+            // The header is in the first kilobytes.
+            let tail = bytes.split_off(bytes.len().min(3000));
+            damage(&mut bytes, &mut random);
+            bytes.extend(tail);
+        }
+        fs::write(&files[at], bytes).unwrap();
+        let _ = Inspection::of(&ranks.folder);
+        match TraceReader::open(&ranks.folder) {
+            Ok(trace) => {
+                for site in trace.sites() {
+                    let tensor = trace.tensor(site).unwrap().expect("a site that it lists");
+                    assert_eq!(tensor.shape, trace.shape(site).unwrap());
+                }
+                let (_, _) = (survey::alone(&trace), survey::ranks(&trace));
+                opened += 1;
+            }
+            Err(_) => refused += 1,
+        }
+        fs::write(&files[at], &whole[at]).unwrap();
+    }
+    assert!(opened > 50 && refused > 500, "{opened} opened, {refused} refused");
 }

@@ -2,7 +2,7 @@
 
 mod compare;
 mod corrupt;
-mod fuzz;
+pub mod fuzz;
 pub mod python;
 mod refuse;
 pub mod support;
