@@ -81,7 +81,10 @@ fn main() -> Result<ExitCode> {
 /// The worked examples, whose kernels are called as their contracts say.
 fn examples() -> Result<Vec<Target>> {
     let folder = root().join("examples/kernels");
-    let read = |name| Ok(Target::Contract(Contract::read(Op::Attention, &folder.join(name))?));
+    let read = |name| {
+        let contract = Contract::read(Op::Attention, &folder.join(name))?;
+        Ok(Target::Contract(Box::new(contract)))
+    };
     ["gqa_decode.toml", "gqa_prefill.toml"].into_iter().map(read).collect()
 }
 
@@ -137,7 +140,7 @@ fn run_example(file: &str, find: &str, replace: &str) -> Result<Option<Finding>>
     std::fs::write(&changed, text.replace(find, replace))?;
     let contract = changed.with_extension("toml");
     std::fs::copy(path.with_extension("toml"), &contract)?;
-    let target = Target::Contract(Contract::read(Op::Attention, &contract)?);
+    let target = Target::Contract(Box::new(Contract::read(Op::Attention, &contract)?));
     Ok(foremost(&checked(&KernelSet::embedded(), &[target])?))
 }
 

@@ -104,7 +104,7 @@ fn targets(args: &CheckArgs) -> Result<Vec<Target>, Error> {
     }
     let given = args.kernel.iter().map(|given| {
         let (op, file) = inputs::contract(given)?;
-        Ok(Target::Contract(Contract::read(op, Path::new(file))?))
+        Ok(Target::Contract(Box::new(Contract::read(op, Path::new(file))?)))
     });
     let given = given.collect::<Result<Vec<_>, Error>>()?;
     let none = files.is_empty() && given.is_empty();

@@ -199,7 +199,7 @@ fn totals(site: Site, tensor: &Tensor, rows: &Rows) -> (Totals, u64) {
         }
         let (value, bits) = (f64::from(value), mixed(seed ^ flat as u64) as usize);
         squared += value * value;
-        sums[bits % SUMS] += if bits / SUMS % 2 == 0 { value } else { -value };
+        sums[bits % SUMS] += if (bits / SUMS).is_multiple_of(2) { value } else { -value };
     }
     let (norm, sums) = (squared.sqrt() as f32, sums.map(|sum| sum as f32));
     (Totals { non_finite, norm, sums }, elements)

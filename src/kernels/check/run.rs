@@ -114,7 +114,7 @@ pub fn thread_orders(random: u64) -> Vec<ThreadOrder> {
 /// A kernel that is checked.
 pub enum Target {
     Own(Subject),
-    Contract(Contract),
+    Contract(Box<Contract>),
 }
 
 impl Target {
