@@ -81,8 +81,10 @@ fn main() -> Result<ExitCode> {
 /// The worked examples, whose kernels are called as their contracts say.
 fn examples() -> Result<Vec<Target>> {
     let folder = root().join("examples/kernels");
-    let read =
-        |name| Ok(Target::Contract(Box::new(Contract::read(Op::Attention, &folder.join(name))?)));
+    let read = |name| {
+        let contract = Contract::read(Op::Attention, &folder.join(name))?;
+        Ok(Target::Contract(Box::new(contract)))
+    };
     ["gqa_decode.toml", "gqa_prefill.toml"].into_iter().map(read).collect()
 }
 

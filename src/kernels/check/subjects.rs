@@ -70,8 +70,9 @@ fn case(
     (shape, Box::new(run))
 }
 
-/// Rows and columns: 1, primes, and around a warp, a block and two.
-const ROWS: [(usize, usize); 6] = [(1, 1), (3, 31), (2, 33), (1, 127), (3, 128), (2, 257)];
+/// Rows and columns: 1, primes, and around a warp, a block and two. A norm leaves the first row out, and a
+/// single one has a thread for each column.
+const ROWS: [(usize, usize); 6] = [(1, 1), (3, 31), (2, 33), (1, 127), (3, 128), (3, 257)];
 /// Elements: 1, and around a block of 256.
 const ELEMENTS: [usize; 5] = [1, 31, 255, 256, 1000];
 /// T, H, D.
