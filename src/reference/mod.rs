@@ -4,6 +4,7 @@ mod callback;
 mod node;
 mod noise;
 mod session;
+mod threads;
 mod vocabulary;
 mod widen;
 

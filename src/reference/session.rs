@@ -17,6 +17,7 @@ use crate::{
         Noise,
         callback::{Capture, Failure, is_over, on_node},
         node::Biases,
+        threads::Threads,
         widen,
     },
     site::Site,
@@ -174,9 +175,14 @@ impl Reference {
             let model = *std::ptr::from_ref(&self.model).cast::<*mut sys::llama_model>();
             sys::llama_init_from_model(model, params)
         };
-        let session = Session { reference: self, context, slot, positions: 0 };
+        let mut session = Session { reference: self, context, slot, positions: 0, threads: None };
         if context.is_null() {
             return Err(ReferenceError::Context { tokens, detail: llama::take_errors() });
+        }
+        if let Some(threads) = Threads::new(threads) {
+            // SAFETY: the session drops its context before its threads.
+            unsafe { threads.attach_to(context) };
+            session.threads = Some(threads);
         }
         Ok(session)
     }
@@ -205,6 +211,8 @@ pub struct Session<'a> {
     context: *mut sys::llama_context,
     slot: NonNull<*mut Capture<'static>>,
     positions: usize,
+    /// The context's own.
+    threads: Option<Threads>,
 }
 
 // SAFETY: a context is used by one thread at a time, and llama.cpp ties it to none.
