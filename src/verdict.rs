@@ -1,8 +1,5 @@
 //! The verdict on each site, and the loop that compares two sides.
 
-use std::{sync::LazyLock, thread};
-
-use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -56,14 +53,6 @@ pub struct Rule {
     pub stop_at_first: bool,
 }
 
-/// The threads of the comparison. Both sides run beside it, and llama.cpp's threads wait busily: a core
-/// that it takes from one of them stops all.
-static COMPARING: LazyLock<ThreadPool> = LazyLock::new(|| {
-    let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
-    let threads = ThreadPoolBuilder::new().num_threads((cores / 4).max(1));
-    threads.build().expect("the operating system gives a few threads")
-});
-
 /// Compares two sides over `sites` (in canonical order) as they produce them. `tokens` says
 /// which the rows of a site are.
 pub fn judge<'a>(
@@ -90,8 +79,7 @@ pub fn judge<'a>(
             (_, None) => (Outcome::Unmeasured("its floor was not measured".into()), None),
             ((Some(e), Some(r)), Some(floor)) => {
                 let tokens = tokens(site);
-                let difference =
-                    COMPARING.install(|| compare(site, &e, &r, tokens, floor, rule.factor));
+                let difference = compare(site, &e, &r, tokens, floor, rule.factor);
                 [e, r].into_iter().for_each(recycle::done);
                 (Outcome::of(&difference, rule.factor), Some(difference))
             }

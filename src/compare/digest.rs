@@ -10,7 +10,9 @@ use half::bf16;
 use crate::{
     compare::{
         Difference, Element, NonFinite, SiteFloor,
-        stats::{Rows, element_times_floor, times, ulp_distance},
+        lanes::ulp_distance,
+        rows::Rows,
+        stats::{element_times_floor, times},
     },
     site::Site,
     snapshot::mixed,
@@ -171,7 +173,7 @@ fn add(
     if e.is_finite() && r.is_finite() {
         let distance = (f64::from(e) - f64::from(r)).abs();
         difference.max_abs = difference.max_abs.max(distance);
-        difference.max_ulp = difference.max_ulp.max(ulp_distance(e, r));
+        difference.max_ulp = difference.max_ulp.max(u64::from(ulp_distance(e, r)));
     }
     let index = Tensor::unravel(flat, &engine.shape);
     let element = Element { index, engine: e, reference: r, times_floor };

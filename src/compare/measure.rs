@@ -1,7 +1,7 @@
 //! Measures a site's floor in a noisy run beside the clean one.
 
 use crate::{
-    compare::{SiteFloor, queries::RowTokens, stats::Rows},
+    compare::{SiteFloor, lanes::Totals, queries::RowTokens, rows::Rows},
     reference::Amplitude,
     site::Site,
     tensor::Tensor,
@@ -22,19 +22,17 @@ impl SiteFloor {
         for row in 0..rows.count {
             let range = row * rows.length..(row + 1) * rows.length;
             let (noisy, clean) = (&noisy.data[range.clone()], &clean.data[range]);
-            let mut furthest = 0f64;
-            for (column, (&n, &c)) in noisy.iter().zip(clean).enumerate() {
-                if !(rows.counts(row, column) && n.is_finite() && c.is_finite()) {
-                    continue;
-                }
-                let difference = (f64::from(n) - f64::from(c)).abs();
-                furthest = furthest.max(difference);
-                distance += difference * difference;
-                size += f64::from(c) * f64::from(c);
-            }
-            let scale = rows.scale(row, clean);
-            if scale > 0.0 {
-                elementwise = elementwise.max(furthest / scale);
+            let totals = rows.totals(row, noisy, clean).unwrap_or_else(|| {
+                let pairs = rows.runs(row).flatten().map(|column| (noisy[column], clean[column]));
+                let finite = pairs.filter(|(n, c)| n.is_finite() && c.is_finite());
+                let (n, c): (Vec<f32>, Vec<f32>) = finite.unzip();
+                let totals = Totals::of([(&n[..], &c[..])].into_iter()).unwrap_or_default();
+                Totals { scale: rows.scale(row, clean) as f32, ..totals }
+            });
+            distance += totals.squared_distance;
+            size += totals.squared_reference;
+            if totals.scale > 0.0 {
+                elementwise = elementwise.max(totals.max_abs / f64::from(totals.scale));
             }
         }
         let own = amplitude.relative + amplitude.additive;

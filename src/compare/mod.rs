@@ -8,11 +8,15 @@ mod digest;
 mod filter;
 mod floor;
 #[cfg(feature = "full")]
+mod lanes;
+#[cfg(feature = "full")]
 mod measure;
 #[cfg(feature = "full")]
 mod pattern;
 #[cfg(feature = "full")]
 mod queries;
+#[cfg(feature = "full")]
+mod rows;
 #[cfg(feature = "full")]
 mod stats;
 

@@ -1,16 +1,28 @@
 //! How far two tensors of one site are apart, and which elements are beyond the tolerance.
 
-use rayon::prelude::*;
+use std::{sync::LazyLock, thread};
+
+use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    compare::{Pattern, SiteFloor, queries::RowTokens},
-    site::{Site, Stage},
+    compare::{Pattern, SiteFloor, lanes::ulp_distance, queries::RowTokens, rows::Rows},
+    site::Site,
     tensor::Tensor,
 };
 
 /// Rows of one parallel piece; sums are added in the order of the pieces.
 const ROWS_PER_PIECE: usize = 8;
+/// Elements of a tensor that several threads compare: they take longer to wake than to compare fewer.
+const SHARED: usize = 1 << 16;
+
+/// The threads of the comparison. Both sides run beside it, and llama.cpp's threads wait busily: a core
+/// that it takes from one of them stops all.
+static COMPARING: LazyLock<ThreadPool> = LazyLock::new(|| {
+    let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
+    let threads = ThreadPoolBuilder::new().num_threads((cores / 4).max(1));
+    threads.build().expect("the operating system gives a few threads")
+});
 
 /// One element of a site, with what each side has there.
 ///
@@ -92,6 +104,7 @@ struct Piece {
     non_finite: NonFinite,
     beyond: u64,
     first: Option<(usize, f64)>,
+    /// The row that has it, and its distance in floors.
     worst: Option<(usize, f64)>,
 }
 
@@ -135,13 +148,14 @@ pub fn compare(
         compare_row(&rows, row, e, r, floor.elementwise, factor)
     };
     let starts: Vec<usize> = (0..rows.count).step_by(ROWS_PER_PIECE).collect();
-    let pieces: Vec<Piece> = starts
-        .par_iter()
-        .map(|&start| {
-            let end = (start + ROWS_PER_PIECE).min(rows.count);
-            (start..end).map(row).fold(Piece::default(), Piece::then)
-        })
-        .collect();
+    let piece = |&start: &usize| {
+        let end = (start + ROWS_PER_PIECE).min(rows.count);
+        (start..end).map(row).fold(Piece::default(), Piece::then)
+    };
+    let pieces: Vec<Piece> = match engine.data.len() >= SHARED {
+        true => COMPARING.install(|| starts.par_iter().map(piece).collect()),
+        false => starts.iter().map(piece).collect(),
+    };
     let total = pieces.into_iter().fold(Piece::default(), Piece::then);
     finish(site, engine, reference, &rows, total, floor, factor)
 }
@@ -177,8 +191,10 @@ fn finish(
                 for row in 0..rows.count {
                     let range = row * rows.length..(row + 1) * rows.length;
                     let (e, r) = (&engine.data[range.clone()], &reference.data[range]);
-                    for (flat, _) in beyond(rows, row, e, r, floor.elementwise, factor) {
-                        mark(&rows.index(flat, &engine.shape));
+                    for (flat, times_floor) in distances(rows, row, e, r, floor.elementwise) {
+                        if times_floor > factor {
+                            mark(&rows.index(flat, &engine.shape));
+                        }
                     }
                 }
             },
@@ -194,65 +210,14 @@ fn finish(
         non_finite: total.non_finite,
         beyond: total.beyond,
         first: total.first.map(element),
-        worst: total.worst.map(element),
+        worst: total.worst.and_then(|(row, worst)| {
+            let range = row * rows.length..(row + 1) * rows.length;
+            let (e, r) = (&engine.data[range.clone()], &reference.data[range]);
+            let mut elements = distances(rows, row, e, r, floor.elementwise);
+            elements.find(|&(_, times_floor)| times_floor == worst).map(element)
+        }),
         l2_times_floor: times(relative_l2, floor.relative_l2),
         pattern,
-    }
-}
-
-/// The rows of a tensor: one for each index of its first axis, a token or a position.
-pub(super) struct Rows<'a> {
-    pub count: usize,
-    pub length: usize,
-    tokens: RowTokens<'a>,
-    /// Keys of one head's row, where only those up to the query's position count.
-    keys: Option<usize>,
-}
-
-impl<'a> Rows<'a> {
-    pub fn new(stage: Stage, shape: &[usize], tokens: RowTokens<'a>) -> Rows<'a> {
-        let count = shape[0];
-        let length = shape[1..].iter().product();
-        let masked = matches!(stage, Stage::Scores | Stage::Probs);
-        let keys = masked.then(|| shape[shape.len() - 1]);
-        Rows { count, length, tokens, keys }
-    }
-
-    /// The index of an element in the tensor of all the step's tokens.
-    fn index(&self, flat: usize, shape: &[usize]) -> Vec<usize> {
-        let mut index = Tensor::unravel(flat, shape);
-        index[0] = self.tokens.token(index[0]);
-        index
-    }
-
-    /// The shape up to the last of the tokens.
-    fn whole_shape(&self, shape: &[usize]) -> Vec<usize> {
-        let mut whole = shape.to_vec();
-        whole[0] = self.tokens.token(self.count - 1) + 1;
-        whole
-    }
-
-    /// Whether the element at `column` of a row counts.
-    pub fn counts(&self, row: usize, column: usize) -> bool {
-        self.keys.is_none_or(|keys| column % keys <= self.tokens.position(row))
-    }
-
-    /// The element at a place in row-major order, or where it does not count another key of its row.
-    pub fn counted(&self, flat: usize) -> usize {
-        let (row, column) = (flat / self.length, flat % self.length);
-        match self.keys {
-            Some(keys) if !self.counts(row, column) => {
-                flat - column % keys + column % keys % (self.tokens.position(row) + 1)
-            }
-            _ => flat,
-        }
-    }
-
-    /// The largest finite |r| of a row: what its tolerance is relative to.
-    pub fn scale(&self, row: usize, reference: &[f32]) -> f64 {
-        let counted = reference.iter().enumerate().filter(|&(column, _)| self.counts(row, column));
-        let finite = counted.map(|(_, r)| r.abs()).filter(|r| r.is_finite());
-        f64::from(finite.fold(0.0, f32::max))
     }
 }
 
@@ -264,54 +229,77 @@ fn compare_row(
     floor: f64,
     factor: f64,
 ) -> Piece {
-    let mut piece = Piece::default();
-    let unit = floor * rows.scale(row, reference);
-    for (column, (&e, &r)) in engine.iter().zip(reference).enumerate() {
-        if !rows.counts(row, column) {
-            continue;
-        }
-        piece.elements += 1;
-        if !(e.is_finite() && r.is_finite()) {
-            piece.non_finite.engine += u64::from(!e.is_finite());
-            piece.non_finite.reference += u64::from(!r.is_finite());
-            piece.non_finite.mismatched += u64::from(!same_non_finite(e, r));
-        } else {
-            let (e, r) = (f64::from(e), f64::from(r));
-            piece.max_abs = piece.max_abs.max((e - r).abs());
-            piece.squared_distance += (e - r) * (e - r);
-            piece.squared_engine += e * e;
-            piece.squared_reference += r * r;
-            piece.product += e * r;
-            piece.max_ulp = piece.max_ulp.max(ulp_distance(e as f32, r as f32));
-        }
-        let times_floor = element_times_floor(e, r, unit);
-        let flat = row * rows.length + column;
-        if times_floor > factor {
-            piece.beyond += 1;
-            piece.first.get_or_insert((flat, times_floor));
-        }
-        if piece.worst.is_none_or(|(_, worst)| times_floor > worst) {
-            piece.worst = Some((flat, times_floor));
-        }
+    let Some(totals) = rows.totals(row, engine, reference) else {
+        return compare_elements(rows, row, engine, reference, floor, factor);
+    };
+    let worst = times(totals.max_abs, floor * f64::from(totals.scale));
+    if worst > factor {
+        return compare_elements(rows, row, engine, reference, floor, factor);
     }
-    piece
+    let elements = rows.runs(row).map(|run| run.len() as u64).sum();
+    Piece {
+        elements,
+        max_abs: totals.max_abs,
+        squared_distance: totals.squared_distance,
+        squared_engine: totals.squared_engine,
+        squared_reference: totals.squared_reference,
+        product: totals.product,
+        max_ulp: u64::from(totals.max_ulp),
+        worst: (elements > 0).then_some((row, worst)),
+        ..Piece::default()
+    }
 }
 
-/// The elements of a row that are beyond tolerance, with their distance in floors.
-fn beyond(
+/// The same, element by element: where some are beyond tolerance, or no numbers.
+fn compare_elements(
     rows: &Rows<'_>,
     row: usize,
     engine: &[f32],
     reference: &[f32],
     floor: f64,
     factor: f64,
+) -> Piece {
+    let mut piece = Piece::default();
+    for (flat, times_floor) in distances(rows, row, engine, reference, floor) {
+        let column = flat - row * rows.length;
+        let (e, r) = (engine[column], reference[column]);
+        piece.elements += 1;
+        if !(e.is_finite() && r.is_finite()) {
+            piece.non_finite.engine += u64::from(!e.is_finite());
+            piece.non_finite.reference += u64::from(!r.is_finite());
+            piece.non_finite.mismatched += u64::from(!same_non_finite(e, r));
+        } else {
+            piece.max_ulp = piece.max_ulp.max(u64::from(ulp_distance(e, r)));
+            let (e, r) = (f64::from(e), f64::from(r));
+            piece.max_abs = piece.max_abs.max((e - r).abs());
+            piece.squared_distance += (e - r) * (e - r);
+            piece.squared_engine += e * e;
+            piece.squared_reference += r * r;
+            piece.product += e * r;
+        }
+        if times_floor > factor {
+            piece.beyond += 1;
+            piece.first.get_or_insert((flat, times_floor));
+        }
+        if piece.worst.is_none_or(|(_, worst)| times_floor > worst) {
+            piece.worst = Some((row, times_floor));
+        }
+    }
+    piece
+}
+
+/// The elements of a row that count: each one's place in row-major order, and its distance in floors.
+fn distances(
+    rows: &Rows<'_>,
+    row: usize,
+    engine: &[f32],
+    reference: &[f32],
+    floor: f64,
 ) -> impl Iterator<Item = (usize, f64)> {
     let unit = floor * rows.scale(row, reference);
-    let pairs = engine.iter().zip(reference).enumerate();
-    pairs.filter_map(move |(column, (&e, &r))| {
-        let times_floor = element_times_floor(e, r, unit);
-        let is_beyond = rows.counts(row, column) && times_floor > factor;
-        is_beyond.then_some((row * rows.length + column, times_floor))
+    let before = row * rows.length;
+    rows.runs(row).flatten().map(move |column| {
+        (before + column, element_times_floor(engine[column], reference[column], unit))
     })
 }
 
@@ -331,11 +319,39 @@ fn same_non_finite(a: f32, b: f32) -> bool {
     (a.is_nan() && b.is_nan()) || a == b
 }
 
-/// f32 numbers between the two, NaN and infinities excluded.
-pub(super) fn ulp_distance(a: f32, b: f32) -> u64 {
-    let ordered = |x: f32| {
-        let bits = x.to_bits() as i32;
-        i64::from(if bits < 0 { i32::MIN.wrapping_sub(bits) } else { bits })
-    };
-    ordered(a).abs_diff(ordered(b))
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::site::Stage;
+
+    #[test]
+    fn a_row_taken_at_once_is_what_its_elements_say() {
+        let mut state = 1u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        for (stage, shape) in [(Stage::Q, [3, 5, 7]), (Stage::Scores, [3, 5, 13])] {
+            let n = shape.iter().product();
+            let reference: Vec<f32> = (0..n).map(|_| random()).collect();
+            let engine: Vec<f32> = reference.iter().map(|r| r * (1.0 + 1e-6 * random())).collect();
+            let rows = Rows::new(stage, &shape, 4.into());
+            for row in 0..rows.count {
+                let range = row * rows.length..(row + 1) * rows.length;
+                let (e, r) = (&engine[range.clone()], &reference[range]);
+                let at_once = compare_row(&rows, row, e, r, 1e-7, f64::INFINITY);
+                let one_by_one = compare_elements(&rows, row, e, r, 1e-7, f64::INFINITY);
+                assert_eq!(at_once.elements, one_by_one.elements);
+                assert_eq!(at_once.max_abs, one_by_one.max_abs);
+                assert_eq!(at_once.max_ulp, one_by_one.max_ulp);
+                assert_eq!(at_once.worst, one_by_one.worst);
+                let close =
+                    |a: f64, b: f64| approx::assert_relative_eq!(a, b, max_relative = 1e-12);
+                close(at_once.squared_distance, one_by_one.squared_distance);
+                close(at_once.squared_engine, one_by_one.squared_engine);
+                close(at_once.squared_reference, one_by_one.squared_reference);
+                close(at_once.product, one_by_one.product);
+            }
+        }
+    }
 }
