@@ -189,14 +189,14 @@ fn distance(
     amplitude: &dyn Fn(Site, usize) -> Amplitude,
 ) -> Result<Baseline, ReferenceError> {
     let wanted = Arc::new(filter.clone());
-    let (mut clean_sink, clean_side) = channel(Arc::clone(&wanted));
+    let (mut clean_sink, clean_side) = channel(Arc::clone(&wanted), 0);
     let (sessions, positions, batch) = (others.len() + 1, task.positions(), task.prompt.len());
     thread::scope(|scope| {
         let mut other_runs = Vec::new();
         let mut other_sides = Vec::new();
         let mut token_senders = Vec::new();
         for &(other, noise) in others {
-            let (mut sink, side) = channel(Arc::clone(&wanted));
+            let (mut sink, side) = channel(Arc::clone(&wanted), 0);
             let (token_sender, tokens) = mpsc::channel();
             other_sides.push(Aligner::new(side));
             token_senders.push(token_sender);

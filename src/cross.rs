@@ -43,8 +43,8 @@ impl Run<'_> {
         };
         let devices = [first_engine.device_name(), second_engine.device_name()];
         let filter = Arc::new(self.filter.clone());
-        let (first_sink, first_side) = channel(Arc::clone(&filter));
-        let (second_sink, second_side) = channel(filter);
+        let (first_sink, first_side) = channel(Arc::clone(&filter), 0);
+        let (second_sink, second_side) = channel(filter, 0);
         let mut first_sink = Recorder::new(first_sink, false, Vec::new())?;
         let mut second_sink =
             Recorder::new(second_sink, diagnosis.is_some(), self.unrecorded(second))?;

@@ -26,6 +26,11 @@ use crate::{
     verdict::{Coverage, Rule, SiteReport, judge},
 };
 
+/// The reference may be ahead of the comparison by so many times fewer values than the model has weights,
+/// and by at most so many.
+const LEAD: usize = 8;
+const MOST_LEAD: usize = 64 << 20;
+
 /// Which device runs the kernels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceKind {
@@ -228,8 +233,10 @@ impl Run<'_> {
         on_site: &mut dyn FnMut(&SiteReport),
     ) -> Result<Ended, Error> {
         let filter = Arc::new(self.filter.clone());
-        let (engine_sink, engine_side) = channel(Arc::clone(&filter));
-        let (reference_sink, reference_side) = channel(filter);
+        let (engine_sink, engine_side) = channel(Arc::clone(&filter), 0);
+        // The reference goes ahead while the engine loads its weights.
+        let lead = (self.model.parameters() as usize / LEAD).min(MOST_LEAD);
+        let (reference_sink, reference_side) = channel(filter, lead);
         let unrecorded = self.unrecorded(self.engine);
         let engine_sink = Recorder::new(engine_sink, self.replay, unrecorded)?;
         let mut engine_sink = LogitsHash { inner: engine_sink, hash: blake3::Hasher::new() };

@@ -107,8 +107,8 @@ fn judge_traces(
 ) -> Result<Vec<SiteReport>, Error> {
     let prompt = reference.manifest().steps[0].tokens.len();
     let filter = Arc::new(filter);
-    let (mut engine_sink, engine_side) = channel(Arc::clone(&filter));
-    let (mut reference_sink, reference_side) = channel(filter);
+    let (mut engine_sink, engine_side) = channel(Arc::clone(&filter), 0);
+    let (mut reference_sink, reference_side) = channel(filter, 0);
     thread::scope(|scope| {
         let from_engine = scope.spawn(move || feed(engine, &mut engine_sink));
         let from_reference = scope.spawn(move || feed(reference, &mut reference_sink));

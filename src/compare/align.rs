@@ -1,14 +1,14 @@
 //! Brings two sides together, site by site, with bounded memory.
 //!
-//! Each side runs in its own thread and sends what it computes through a channel of few places.
+//! Each side runs in its own thread and sends what it computes through a channel of bounded room.
 //! The comparison asks for the sites in canonical order; tensors of the same layer that come
 //! earlier wait in a small stash, so the two sides may differ in order within a layer.
 
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        Arc, Condvar, Mutex, MutexGuard,
+        mpsc::{self, Receiver, Sender},
     },
 };
 
@@ -19,24 +19,76 @@ use crate::{
     tensor::Tensor,
 };
 
-/// Tensors under way in one channel: enough that a side seldom waits for the comparison.
-const CHANNEL_DEPTH: usize = 16;
+/// Tensors that may be under way in any channel: enough that a side seldom waits for the comparison.
+const FEW: usize = 16;
 
 /// The sending end: a [`Sink`] that a side puts its tensors into.
 pub struct ChannelSink {
     filter: Arc<SiteFilter>,
-    sender: SyncSender<(Site, Tensor)>,
+    sender: Sender<(Site, Tensor)>,
+    lead: Arc<Lead>,
 }
 
 /// The receiving end of one side.
 pub struct Side {
     receiver: Receiver<(Site, Tensor)>,
+    lead: Arc<Lead>,
 }
 
-/// A channel for one side.
-pub fn channel(filter: Arc<SiteFilter>) -> (ChannelSink, Side) {
-    let (sender, receiver) = sync_channel(CHANNEL_DEPTH);
-    (ChannelSink { filter, sender }, Side { receiver })
+/// How far a side is ahead of the comparison, and may be.
+struct Lead {
+    most_elements: usize,
+    state: Mutex<Ahead>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Ahead {
+    tensors: usize,
+    elements: usize,
+    /// Nobody listens any more.
+    closed: bool,
+}
+
+/// A channel for one side, which may be ahead by a few tensors, or by as many as have together at most
+/// `lead` elements.
+pub fn channel(filter: Arc<SiteFilter>, lead: usize) -> (ChannelSink, Side) {
+    let (sender, receiver) = mpsc::channel();
+    let (state, changed) = (Mutex::default(), Condvar::new());
+    let lead = Arc::new(Lead { most_elements: lead, state, changed });
+    (ChannelSink { filter, sender, lead: Arc::clone(&lead) }, Side { receiver, lead })
+}
+
+impl Lead {
+    fn state(&self) -> MutexGuard<'_, Ahead> {
+        self.state.lock().expect("no thread panics while it holds a lead")
+    }
+
+    /// Waits until a tensor may be sent.
+    fn take(&self, elements: usize) {
+        let is_full = |ahead: &mut Ahead| {
+            !ahead.closed && ahead.tensors >= FEW && ahead.elements + elements > self.most_elements
+        };
+        let waited = self.changed.wait_while(self.state(), is_full);
+        let mut ahead = waited.expect("no thread panics while it holds a lead");
+        ahead.tensors += 1;
+        ahead.elements += elements;
+    }
+
+    /// A tensor was received.
+    fn give_back(&self, elements: usize) {
+        let mut ahead = self.state();
+        ahead.tensors -= 1;
+        ahead.elements -= elements;
+        self.changed.notify_one();
+    }
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        self.lead.state().closed = true;
+        self.lead.changed.notify_one();
+    }
 }
 
 impl Sink for ChannelSink {
@@ -49,6 +101,7 @@ impl Sink for ChannelSink {
     }
 
     fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
+        self.lead.take(tensor.data.len());
         self.sender.send((site, tensor)).map_err(|_| Stopped)
     }
 }
@@ -79,6 +132,7 @@ impl Aligner {
             }
             match self.side.receiver.recv() {
                 Ok((site, tensor)) => {
+                    self.side.lead.give_back(tensor.data.len());
                     self.stash.insert(site, tensor);
                 }
                 Err(_) => self.ended = true,
@@ -112,7 +166,7 @@ mod tests {
     }
 
     fn send(order: Vec<Site>) -> Aligner {
-        let (mut sink, side) = channel(Arc::default());
+        let (mut sink, side) = channel(Arc::default(), 0);
         std::thread::spawn(move || {
             for (index, site) in order.into_iter().enumerate() {
                 if sink.put(site, Tensor::new([1], vec![index as f32])).is_err() {
@@ -155,9 +209,35 @@ mod tests {
 
     #[test]
     fn a_side_that_nobody_listens_to_is_stopped() {
-        let (mut sink, side) = channel(Arc::default());
+        let (mut sink, side) = channel(Arc::default(), 0);
+        let mut put = move || sink.put(Site::global(0, Stage::Embd), Tensor::new([1], vec![0.0]));
+        let full = std::thread::spawn(move || (0..=FEW).map(|_| put()).collect::<Vec<_>>());
         drop(side);
-        let put = sink.put(Site::global(0, Stage::Embd), Tensor::new([1], vec![0.0]));
-        assert_eq!(put, Err(Stopped));
+        assert_eq!(full.join().unwrap().last(), Some(&Err(Stopped)));
+    }
+
+    #[test]
+    fn a_side_is_ahead_by_no_more_elements_than_it_may_be() {
+        let (mut sink, side) = channel(Arc::default(), 100);
+        let sent = Arc::new(Mutex::new(0));
+        let counter = Arc::clone(&sent);
+        let run = std::thread::spawn(move || {
+            while sink.put(Site::global(0, Stage::Embd), Tensor::new([5], vec![0.0; 5])).is_ok() {
+                *counter.lock().unwrap() += 1;
+            }
+        });
+        let wait_for = |n: usize| {
+            while *sent.lock().unwrap() < n {
+                std::thread::yield_now();
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert_eq!(*sent.lock().unwrap(), n);
+        };
+        wait_for(20);
+        let mut aligner = Aligner::new(side);
+        aligner.next(Site::global(0, Stage::Embd)).unwrap();
+        wait_for(21);
+        drop(aligner);
+        run.join().unwrap();
     }
 }
