@@ -28,8 +28,8 @@ use crate::{
 
 /// The reference may be ahead of the comparison by so many times fewer values than the model has weights,
 /// and by at most so many.
-const LEAD: usize = 8;
-const MOST_LEAD: usize = 64 << 20;
+const LEAD: usize = 4;
+const MOST_LEAD: usize = 128 << 20;
 
 /// Which device runs the kernels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
