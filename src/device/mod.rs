@@ -3,19 +3,56 @@
 pub mod cuda;
 pub mod host;
 
-use std::any::Any;
+use std::{any::Any, ops::Range, sync::Arc};
 
 use crate::tensor::DType;
 
-/// Device memory of a fixed length, freed on drop. Never read before it is written: its bytes are
-/// what the device left there.
+/// Device memory of a fixed length, freed with the last that holds it. Never read before it is written:
+/// its bytes are what the device left there.
+#[derive(Clone)]
 pub struct Buffer {
     /// Address on the device.
     pub(crate) address: u64,
     /// Length in bytes.
     pub bytes: usize,
     /// Owns the memory.
-    pub(crate) _memory: Box<dyn Any + Send>,
+    pub(crate) _memory: Arc<dyn Any + Send + Sync>,
+}
+
+impl Buffer {
+    /// Some of its bytes, which are inside it.
+    pub fn part(&self, bytes: Range<usize>) -> Buffer {
+        assert!(bytes.start <= bytes.end && bytes.end <= self.bytes);
+        Buffer {
+            address: self.address + bytes.start as u64,
+            bytes: bytes.len(),
+            _memory: Arc::clone(&self._memory),
+        }
+    }
+}
+
+/// Rows of bytes in a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// Where the first begins.
+    pub offset: usize,
+    pub count: usize,
+    /// Of one row.
+    pub bytes: usize,
+    /// From one row's begin to the next one's.
+    pub pitch: usize,
+}
+
+impl Rows {
+    /// Bytes that follow one another.
+    pub fn whole(offset: usize, bytes: usize) -> Rows {
+        Rows { offset, count: 1, bytes, pitch: bytes }
+    }
+
+    /// From the begin of the first to the end of the last.
+    pub(crate) fn span(&self) -> usize {
+        self.count.saturating_sub(1) * self.pitch + self.bytes
+    }
 }
 
 /// One kernel argument.
@@ -145,26 +182,20 @@ pub trait Device: Send {
     /// Writes `data` at a byte offset.
     fn upload(&self, buffer: &Buffer, offset: usize, data: &[u8]) -> Result<(), DeviceError>;
 
-    /// Starts to read bytes from a byte offset, as they are after all work before; work after it may
+    /// Starts to read rows, one after another, as they are after all work before; work after it may
     /// overwrite them. `None` while too much is under way: take what was read earlier first.
-    fn read(
-        &self,
-        buffer: &Buffer,
-        offset: usize,
-        bytes: usize,
-    ) -> Result<Option<Box<dyn Download>>, DeviceError> {
+    fn read(&self, buffer: &Buffer, rows: Rows) -> Result<Option<Box<dyn Download>>, DeviceError> {
+        let bytes = rows.count * rows.bytes;
         let mut words = vec![0u32; bytes.div_ceil(4)];
-        self.download(buffer, offset, &mut bytemuck::cast_slice_mut(&mut words)[..bytes])?;
+        let packed = &mut bytemuck::cast_slice_mut(&mut words)[..bytes];
+        for (row, to) in packed.chunks_exact_mut(rows.bytes.max(1)).enumerate() {
+            self.download(buffer, rows.offset + row * rows.pitch, to)?;
+        }
         Ok(Some(Box::new(Read { words, bytes })))
     }
 
-    /// Copies bytes from the start of a buffer to a place in another; may be recorded.
-    fn copy(
-        &self,
-        _from: &Buffer,
-        _to: (&Buffer, usize),
-        _bytes: usize,
-    ) -> Result<(), DeviceError> {
+    /// Copies a whole buffer into another, which is not smaller; may be recorded.
+    fn copy(&self, _from: &Buffer, _to: &Buffer) -> Result<(), DeviceError> {
         unreachable!("this device records nothing")
     }
 

@@ -1,5 +1,7 @@
 //! The engine's device memory: KV caches, and the integers and activations of a step.
 
+use std::ops::Index;
+
 use crate::{
     device::{Buffer, Device},
     engine::{EngineError, EngineOptions},
@@ -34,21 +36,15 @@ pub enum User {
 
 const USERS: usize = 5;
 
-/// Activations of one step, each for the most tokens a step may have.
+/// The activations of a step's tokens: a buffer for each stage that is one.
+#[derive(Clone)]
+pub struct Activations(Vec<Option<Buffer>>);
+
+/// What a step works in.
 pub struct Scratch {
     pub integers: Integers,
-    pub hidden: Buffer,
-    pub normed: Buffer,
-    pub q: Buffer,
-    pub k: Buffer,
-    pub v: Buffer,
-    pub q_rope: Buffer,
-    pub k_rope: Buffer,
-    pub attn_out: Buffer,
-    pub projected: Buffer,
-    pub gate: Buffer,
-    pub up: Buffer,
-    pub act: Buffer,
+    /// Of every layer, one after another, each for the most tokens a step may have.
+    pub activations: Activations,
     /// Of one token, f32.
     pub logits: Buffer,
     pub splits: Splits,
@@ -100,33 +96,58 @@ impl Integers {
     }
 }
 
+/// Whether a stage is an activation in the engine's storage: the others belong to the cache, or are f32.
+fn is_activation(stage: &Stage) -> bool {
+    use Stage::*;
+    !matches!(stage, KCache | VCache | Scores | Probs | Logits)
+}
+
+impl Activations {
+    fn new(
+        device: &dyn Device,
+        config: &Config,
+        (tokens, storage): (usize, DType),
+    ) -> Result<Activations, EngineError> {
+        let mut buffers = vec![None; Stage::ALL.len()];
+        for stage in config.stages().into_iter().filter(is_activation) {
+            let elements: usize = config.shape(stage, tokens, 0).iter().product();
+            buffers[stage as usize] = Some(device.alloc(elements * storage.size(), stage.name())?);
+        }
+        Ok(Activations(buffers))
+    }
+
+    /// The same buffers, but others for some stages.
+    pub fn with(&self, other: impl Fn(Stage) -> Option<Buffer>) -> Activations {
+        let replaced = |(stage, buffer): (&Stage, &Option<Buffer>)| {
+            buffer.as_ref().map(|buffer| other(*stage).unwrap_or_else(|| buffer.clone()))
+        };
+        Activations(Stage::ALL.iter().zip(&self.0).map(replaced).collect())
+    }
+
+    /// The buffer of a stage, if the model has it.
+    pub fn get(&self, stage: Stage) -> Option<&Buffer> {
+        self.0[stage as usize].as_ref()
+    }
+}
+
+impl Index<Stage> for Activations {
+    type Output = Buffer;
+
+    fn index(&self, stage: Stage) -> &Buffer {
+        self.get(stage).expect("an activation of this model")
+    }
+}
+
 impl Scratch {
     pub fn new(
         device: &dyn Device,
         config: &Config,
         options: &EngineOptions,
     ) -> Result<Scratch, EngineError> {
-        let activation = |width: usize, what| {
-            device.alloc(options.tokens * width * options.storage.size(), what)
-        };
         let integers = device.alloc(4 * USERS * options.tokens, "token ids and positions")?;
-        let (e, f) = (config.n_embd, config.n_ff);
-        let q_width = config.n_head * config.head_dim;
-        let kv_width = config.n_head_kv * config.head_dim;
         Ok(Scratch {
             integers: Integers { buffer: integers },
-            hidden: activation(e, "hidden")?,
-            normed: activation(e, "normed")?,
-            q: activation(q_width, "q")?,
-            k: activation(kv_width, "k")?,
-            v: activation(kv_width, "v")?,
-            q_rope: activation(q_width, "q_rope")?,
-            k_rope: activation(kv_width, "k_rope")?,
-            attn_out: activation(q_width, "attn_out")?,
-            projected: activation(e, "projected")?,
-            gate: activation(f, "ffn_gate")?,
-            up: activation(f, "ffn_up")?,
-            act: activation(f, "ffn_act")?,
+            activations: Activations::new(device, config, (options.tokens, options.storage))?,
             logits: device.alloc(4 * config.n_vocab, "logits")?,
             splits: Splits::new(device, config)?,
         })

@@ -1,11 +1,16 @@
-//! The captures of a decode step that is recorded: the recording copies them into one buffer, which
-//! leaves the device as a whole.
+//! The captures of a decode step that is recorded: what is wanted is computed in one buffer, a place for
+//! each site, which leaves the device as a whole.
 
 use std::{ops::Range, sync::Arc};
 
 use crate::{
-    device::{Buffer, Device, DeviceError, Download},
-    engine::{EngineError, hooks::Pass},
+    device::{Buffer, Device, DeviceError, Download, Rows},
+    engine::{
+        EngineError,
+        buffers::{Activations, Scratch},
+        hooks::Pass,
+        reads::parts,
+    },
     model::Config,
     site::{Site, Stage},
     tensor::DType,
@@ -13,47 +18,57 @@ use crate::{
 
 /// Where a capture begins in the buffer, which is a copy's best start.
 const ALIGNMENT: usize = 256;
+/// Caches of at most so many bytes in all are copied by the recording, whole. Of larger ones the positions
+/// in use are read after it.
+const CACHES: usize = 64 << 20;
 
 /// The wanted sites of one token's step, and where a recording leaves them.
 pub struct Captures {
     /// In canonical order, with step 0 for any.
     sites: Vec<Site>,
-    /// The bytes of each; none of a cache, which stays where it is.
+    /// The bytes of each; none of a cache that stays where it is.
     places: Vec<Range<usize>>,
     buffer: Buffer,
-    /// (1, Hq, capacity) f32, where they are wanted.
-    pub scores: Option<Buffer>,
-    pub probs: Option<Buffer>,
+    /// Of the step as a whole, and of each layer: the places, and the scratch for what is not wanted.
+    whole: Activations,
+    layers: Vec<Activations>,
+    /// (1, Hq, capacity) f32: the scores of layers whose probs alone are wanted.
+    unwanted_scores: Option<Buffer>,
     storage: DType,
 }
 
 impl Captures {
     /// Room for the sites, in a cache of `capacity` positions.
     pub fn new(
-        device: &dyn Device,
-        config: &Config,
+        (device, config): (&dyn Device, &Config),
+        scratch: &Scratch,
         sites: Vec<Site>,
         (capacity, storage): (usize, DType),
     ) -> Result<Captures, DeviceError> {
+        let bytes = |site: &Site| {
+            let elements: usize = config.shape(site.stage, 1, capacity).iter().product();
+            elements * dtype(storage, site.stage).size()
+        };
+        let caches = sites.iter().filter(|site| is_cache(site.stage));
+        let stay = caches.map(bytes).sum::<usize>() > CACHES;
         let mut end = 0usize;
         let place = |site: &Site| {
             let start = end.next_multiple_of(ALIGNMENT);
-            let elements: usize = config.shape(site.stage, 1, capacity).iter().product();
-            let is_cache = matches!(site.stage, Stage::KCache | Stage::VCache);
-            end = start + if is_cache { 0 } else { elements * dtype(storage, site.stage).size() };
+            end = start + if stay && is_cache(site.stage) { 0 } else { bytes(site) };
             start..end
         };
-        let places = sites.iter().map(place).collect();
-        let has = |stage| sites.iter().any(|site| site.stage == stage);
-        let tap = |wanted: bool, stage: Stage| {
-            let bytes = 4 * config.n_head * capacity;
-            wanted.then(|| device.alloc(bytes, stage.name())).transpose()
-        };
-        // A softmax over split keys reads the scores again.
-        let scores = tap(has(Stage::Scores) || has(Stage::Probs), Stage::Scores)?;
-        let probs = tap(has(Stage::Probs), Stage::Probs)?;
+        let places: Vec<Range<usize>> = sites.iter().map(place).collect();
+        let probs = sites.iter().any(|site| site.stage == Stage::Probs);
+        let row = 4 * config.n_head * capacity;
+        let unwanted_scores = probs.then(|| device.alloc(row, Stage::Scores.name())).transpose()?;
         let buffer = device.alloc(end, "captures")?;
-        Ok(Captures { sites, places, buffer, scores, probs, storage })
+        let activations = |layer: Option<u32>| {
+            let place = |stage| place_of((&sites, &places), &buffer, (layer, stage));
+            scratch.activations.with(place)
+        };
+        let layers = (0..config.n_layer as u32).map(|layer| activations(Some(layer))).collect();
+        let whole = activations(None);
+        Ok(Captures { sites, places, buffer, whole, layers, unwanted_scores, storage })
     }
 
     /// Whether these are the sites.
@@ -61,17 +76,37 @@ impl Captures {
         self.sites == sites
     }
 
-    /// Copies a site to its place, if it is wanted.
-    pub fn keep(
+    /// Where a layer's activations are computed; without a layer, those of the whole step.
+    pub fn activations(&self, layer: Option<usize>) -> &Activations {
+        layer.map_or(&self.whole, |layer| &self.layers[layer])
+    }
+
+    /// A layer's scores and probs, where they are wanted. A softmax over split keys reads the scores again.
+    pub fn taps(&self, layer: usize) -> [Option<Buffer>; 2] {
+        let [scores, probs] =
+            [Stage::Scores, Stage::Probs].map(|stage| self.place(Some(layer as u32), stage));
+        let needed = || self.unwanted_scores.clone().filter(|_| probs.is_some());
+        [scores.or_else(needed), probs]
+    }
+
+    /// Where the logits are computed, if they are wanted.
+    pub fn logits(&self) -> Option<Buffer> {
+        self.place(None, Stage::Logits)
+    }
+
+    /// Copies a cache to its place, if it has one.
+    pub fn keep_cache(
         &self,
         device: &dyn Device,
-        (layer, stage): (Option<usize>, Stage),
-        from: &Buffer,
+        (layer, stage): (usize, Stage),
+        cache: &Buffer,
     ) -> Result<(), DeviceError> {
-        let site = Site { step: 0, layer: layer.map(|layer| layer as u32), stage };
-        let Ok(at) = self.sites.binary_search(&site) else { return Ok(()) };
-        let place = self.places[at].clone();
-        device.copy(from, (&self.buffer, place.start), place.len())
+        let place = self.place(Some(layer as u32), stage);
+        place.map_or(Ok(()), |place| device.copy(cache, &place))
+    }
+
+    fn place(&self, layer: Option<u32>, stage: Stage) -> Option<Buffer> {
+        place_of((&self.sites, &self.places), &self.buffer, (layer, stage))
     }
 
     /// Offers what a repetition has left. `cache` gives a layer's keys or values.
@@ -81,31 +116,48 @@ impl Captures {
         capacity: usize,
         cache: impl Fn(usize, Stage) -> &'b Buffer,
     ) -> Result<(), EngineError> {
-        let whole = pass.start(&self.buffer, 0, self.buffer.bytes)?;
+        let whole = pass.start(&self.buffer, Rows::whole(0, self.buffer.bytes))?;
         let whole: Arc<dyn Download> = whole.into();
         for (site, place) in self.sites.iter().zip(&self.places) {
             let layer = site.layer.map_or(0, |layer| layer as usize);
-            if matches!(site.stage, Stage::KCache | Stage::VCache) {
+            if is_cache(site.stage) && place.is_empty() {
                 let kept = (capacity, self.storage);
                 pass.emit_cache(layer, site.stage, cache(layer, site.stage), kept)?;
                 continue;
             }
-            let part = |bytes: Range<usize>| -> Box<dyn Download> {
-                Box::new(Part { whole: Arc::clone(&whole), bytes })
+            let dtype = dtype(self.storage, site.stage);
+            // What a head has for one position. There is room for as many as the cache has; those up to the
+            // query's are the step's.
+            let position = match site.stage {
+                Stage::Scores | Stage::Probs => Some(dtype.size()),
+                Stage::KCache | Stage::VCache => Some(pass.config.head_dim * dtype.size()),
+                _ => None,
             };
-            // Rows of all keys that the cache has room for; those up to the query's are the step's.
-            let pieces = match site.stage {
-                Stage::Scores | Stage::Probs => place
-                    .clone()
-                    .step_by(4 * capacity)
-                    .map(|row| part(row..row + 4 * pass.length))
-                    .collect(),
-                _ => vec![part(place.clone())],
+            let pieces = match position {
+                Some(bytes) => {
+                    let heads = place.clone().step_by(bytes * capacity);
+                    parts(&whole, heads.map(|head| head..head + bytes * pass.length))
+                }
+                None => parts(&whole, [place.clone()].into_iter()),
             };
-            pass.push(*site, dtype(self.storage, site.stage), pieces);
+            pass.push(*site, dtype, pieces);
         }
         Ok(())
     }
+}
+
+/// The place of a site in the buffer, if it has one.
+fn place_of(
+    (sites, places): (&[Site], &[Range<usize>]),
+    buffer: &Buffer,
+    (layer, stage): (Option<u32>, Stage),
+) -> Option<Buffer> {
+    let at = sites.binary_search(&Site { step: 0, layer, stage }).ok()?;
+    Some(places[at].clone()).filter(|place| !place.is_empty()).map(|place| buffer.part(place))
+}
+
+fn is_cache(stage: Stage) -> bool {
+    matches!(stage, Stage::KCache | Stage::VCache)
 }
 
 /// What a stage is stored as.
@@ -113,21 +165,5 @@ fn dtype(storage: DType, stage: Stage) -> DType {
     match stage {
         Stage::Scores | Stage::Probs | Stage::Logits => DType::F32,
         _ => storage,
-    }
-}
-
-/// Some bytes of a read.
-struct Part {
-    whole: Arc<dyn Download>,
-    bytes: Range<usize>,
-}
-
-impl Download for Part {
-    fn is_ready(&self) -> bool {
-        self.whole.is_ready()
-    }
-
-    fn bytes(&self) -> Result<&[u8], DeviceError> {
-        Ok(&self.whole.bytes()?[self.bytes.clone()])
     }
 }

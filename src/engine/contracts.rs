@@ -206,14 +206,15 @@ impl Engine {
         layer: usize,
         pass: &Pass<'_>,
     ) -> Result<(), EngineError> {
-        let taps = [(Role::Scores, &pass.scores), (Role::Probs, &pass.probs)];
-        let [scores, probs] = taps.map(|(role, tap)| tap.as_ref().filter(|_| !contract.has(role)));
-        if scores.is_none() && probs.is_none() {
+        let [scores, probs] = pass.taps(layer);
+        let scores = scores.filter(|_| !contract.has(Role::Scores));
+        let taps = [scores, probs.filter(|_| !contract.has(Role::Probs))];
+        if taps.iter().all(Option::is_none) {
             return Ok(());
         }
-        let unused = self.device.alloc(self.scratch.attn_out.bytes, "unused attn_out")?;
-        let [scores, probs] = [scores, probs].map(|tap| tap.map(|tap| (tap, 0)));
-        let op = launch::Attention { out: &unused, scores, probs, ..self.attention(pass) };
+        let unused =
+            self.device.alloc(self.scratch.activations[Stage::AttnOut].bytes, "unused attn_out")?;
+        let op = launch::Attention { out: &unused, ..self.attention(pass, layer, &taps) };
         let (cache, dtype) = (self.cache_view(layer, pass.length), self.options.storage);
         let attend = |op: &launch::Attention<'_>, tokens: usize| {
             launch::attention(&*self.device, dtype, &cache, op, tokens)
@@ -229,7 +230,8 @@ impl Engine {
         let cache = self.cache_view(part.layer, part.past + part.tokens);
         let row = self.config.n_head_kv * self.config.head_dim * dtype.size();
         let rows = |buffer| (buffer, part.start * row);
-        let kv = (rows(s.appended_keys(&self.options.faults)), rows(&s.v));
+        let a = &s.activations;
+        let kv = (rows(a.appended_keys(&self.options.faults)), rows(&a[Stage::V]));
         let (positions, offset) = s.integers.of(User::Append, pass.tokens);
         let positions = (positions, offset + 4 * part.start);
         self.append(&cache, kv, positions, part.tokens, dtype)
@@ -284,13 +286,14 @@ impl Engine {
         }
         let mask = contract.has(Role::Mask).then(|| self.mask(part)).transpose()?;
         let (positions, offset) = self.scratch.integers.of(User::Mask, pass.tokens);
+        let [scores, probs] = pass.taps(part.layer);
         let tap = |tap| Bound::Tensor(Option::map(tap, |buffer| (buffer, 0)));
         let mut bound = vec![
             (Role::Positions, Bound::Tensor(Some((positions, offset + 4 * part.start)))),
             (Role::Scale, Bound::Float(c.attention_scale)),
             (Role::Mask, tap(mask.as_ref())),
-            (Role::Scores, tap(pass.scores.as_ref())),
-            (Role::Probs, tap(pass.probs.as_ref())),
+            (Role::Scores, tap(scores.as_ref())),
+            (Role::Probs, tap(probs.as_ref())),
         ];
         for laid in &laid {
             let slice = match &laid.other {
@@ -305,7 +308,8 @@ impl Engine {
 
     /// The engine's side of an attention's tensors.
     fn own_tensors(&self, part: Part) -> Vec<Own<'_>> {
-        let (c, s, size) = (&self.config, &self.scratch, self.options.storage.size());
+        let (c, size) = (&self.config, self.options.storage.size());
+        let a = &self.scratch.activations;
         let extent = |axis| match axis {
             Axis::Batch => 1,
             Axis::Token => part.tokens,
@@ -322,10 +326,10 @@ impl Engine {
             Own { role, slice: (buffer, offset), layout: Layout::packed(axes, &extent) }
         };
         vec![
-            tensor(Role::Out, &s.attn_out, c.n_head),
-            tensor(Role::Q, &s.q_rope, c.n_head),
-            tensor(Role::KCurrent, s.appended_keys(&self.options.faults), c.n_head_kv),
-            tensor(Role::VCurrent, &s.v, c.n_head_kv),
+            tensor(Role::Out, &a[Stage::AttnOut], c.n_head),
+            tensor(Role::Q, &a[Stage::QRope], c.n_head),
+            tensor(Role::KCurrent, a.appended_keys(&self.options.faults), c.n_head_kv),
+            tensor(Role::VCurrent, &a[Stage::V], c.n_head_kv),
             tensor(Role::KCache, &cache.k, 0),
             tensor(Role::VCache, &cache.v, 0),
         ]

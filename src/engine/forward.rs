@@ -5,21 +5,18 @@ use std::cell::RefCell;
 use crate::{
     capture::{Choice, NoSink, Sink, Stopped},
     contract::{ContractError, Op},
-    device::{Buffer, Device, DeviceError, Gemm, Recorded},
+    device::{Buffer, Device, DeviceError, Gemm, Recorded, Rows},
     engine::{
         AttentionVariant,
         buffers::{Cache, Scratch, User},
         captures::Captures,
         contracts::{self, Loaded},
         hooks::Pass,
-        variant::{Decode, Prefill, Softmax},
+        variant::{Decode, Prefill},
         weights::{Layer, Linear, Weights},
     },
     fault::{Faults, Wiring},
-    kernels::{
-        KernelError, KernelSet, launch,
-        launch::{CacheView, Splits},
-    },
+    kernels::{KernelError, KernelSet, launch, launch::Splits},
     model::{Config, Model, ModelError, RopePairs},
     site::{Site, Stage},
     tensor::DType,
@@ -162,7 +159,8 @@ impl Engine {
         }
         let (device, faults) = (&*self.device, &self.options.faults);
         self.scratch.integers.upload(device, faults, step, (tokens, first))?;
-        let mut pass = Pass::new(device, &self.config, sink, step, (tokens.len(), length))?;
+        let model = (device, &self.config);
+        let mut pass = Pass::new(model, &self.scratch, sink, step, (tokens.len(), length))?;
         let choice = match tokens.len() == 1 && self.repeats {
             true => self.repeated(&mut pass)?,
             false => self.forward(&mut pass)?,
@@ -173,8 +171,8 @@ impl Engine {
     }
 
     fn forward(&self, pass: &mut Pass<'_>) -> Result<Option<Choice>, EngineError> {
-        self.layers(pass)?;
-        self.logits(pass)
+        let hidden = self.layers(pass)?;
+        self.logits(pass, hidden)
     }
 
     /// A decode step: run, then recorded, then repeated from the recording.
@@ -196,7 +194,7 @@ impl Engine {
                     Stage::KCache => &self.caches[layer].k,
                     _ => &self.caches[layer].v,
                 })?;
-                self.choice(&self.scratch.logits, 0)
+                self.choice(&captures.logits().unwrap_or_else(|| self.scratch.logits.clone()), 0)
             }
             Repeated::Unrecorded => self.forward(pass),
             Repeated::Never | Repeated::Once => {
@@ -208,41 +206,34 @@ impl Engine {
 
     /// Records a decode step that captures these sites.
     fn record(&self, step: u32, sites: Vec<Site>) -> Result<Repeated, EngineError> {
-        let kept = (self.capacity, self.options.storage);
-        let mut captures = Captures::new(&*self.device, &self.config, sites, kept)?;
-        let taps = [captures.scores.take(), captures.probs.take()];
+        let (model, kept) = ((&*self.device, &self.config), (self.capacity, self.options.storage));
+        let captures = Captures::new(model, &self.scratch, sites, kept)?;
         let (mut none, at) = (NoSink, (step, self.capacity));
-        let mut pass =
-            Pass::recorded((&*self.device, &self.config), &mut none, at, (&captures, taps));
+        let mut pass = Pass::recorded(model, &self.scratch, &mut none, at, &captures);
         let mut outcome = Ok(());
         let recorded = self.device.record(&mut || {
-            let run = self.layers(&mut pass).and_then(|()| {
-                self.last_logits(&mut pass)?;
-                pass.emit(None, Stage::Logits, &self.scratch.logits, DType::F32)
-            });
-            match run {
+            match self.layers(&mut pass).and_then(|hidden| self.last_logits(&mut pass, hidden)) {
                 // Of this and the end of the recording, which fails too, it says more.
                 Err(EngineError::Device(error)) => Err(error),
                 other => {
-                    outcome = other;
+                    outcome = other.map(drop);
                     Ok(())
                 }
             }
         })?;
         outcome?;
-        let (scores, probs) = (pass.scores.take(), pass.probs.take());
         drop(pass);
-        (captures.scores, captures.probs) = (scores, probs);
         Ok(recorded.map_or(Repeated::Unrecorded, |recorded| Repeated::Recorded(recorded, captures)))
     }
 
-    fn layers(&self, pass: &mut Pass<'_>) -> Result<(), EngineError> {
-        self.embed(pass)?;
+    /// The output of the last layer.
+    fn layers<'a>(&self, pass: &mut Pass<'a>) -> Result<&'a Buffer, EngineError> {
+        let mut hidden = self.embed(pass)?;
         for layer in 0..self.config.n_layer {
-            self.attention_block(layer, pass)?;
-            self.feed_forward_block(layer, pass)?;
+            hidden = self.attention_block(layer, pass, hidden)?;
+            hidden = self.feed_forward_block(layer, pass, hidden)?;
         }
-        Ok(())
+        Ok(hidden)
     }
 
     /// Takes the cache as holding that many positions, whatever it holds: for measurements.
@@ -259,114 +250,50 @@ impl Engine {
         Ok(())
     }
 
-    /// hidden = embedding rows.
-    fn embed(&self, pass: &mut Pass<'_>) -> Result<(), EngineError> {
-        let (dtype, scratch) = (self.options.storage, &self.scratch);
+    /// The embedding rows.
+    fn embed<'a>(&self, pass: &mut Pass<'a>) -> Result<&'a Buffer, EngineError> {
+        let hidden = &pass.activations(None)[Stage::Embd];
         let shape = (pass.tokens, self.config.n_embd);
-        let table = &self.weights.embedding;
-        let ids = scratch.integers.of(User::Embedding, pass.tokens);
-        self.look_up(table, ids, shape)?;
-        pass.emit(None, Stage::Embd, &scratch.hidden, dtype)
+        let ids = self.scratch.integers.of(User::Embedding, pass.tokens);
+        self.look_up(hidden, &self.weights.embedding, ids, shape)?;
+        pass.emit(None, Stage::Embd, hidden, self.options.storage)?;
+        Ok(hidden)
     }
 
-    /// hidden += output projection of the attention over the normed hidden.
-    fn attention_block(&self, layer: usize, pass: &mut Pass<'_>) -> Result<(), EngineError> {
-        let (device, dtype, s) = (&*self.device, self.options.storage, &self.scratch);
+    /// hidden + output projection of the attention over the normed hidden.
+    fn attention_block<'a>(
+        &self,
+        layer: usize,
+        pass: &mut Pass<'a>,
+        hidden: &Buffer,
+    ) -> Result<&'a Buffer, EngineError> {
+        let (device, dtype) = (&*self.device, self.options.storage);
         let weights = &self.weights.layers[layer];
-        let at = Some(layer);
+        let (at, shape) = (Some(layer), (pass.tokens, self.config.n_embd));
+        let a = pass.activations(at);
 
-        self.norm(&s.normed, &s.hidden, &weights.attn_norm, (pass.tokens, self.config.n_embd))?;
-        pass.emit(at, Stage::AttnNorm, &s.normed, dtype)?;
+        self.norm_of(&a[Stage::AttnNorm], (hidden, 0), &weights.attn_norm, shape)?;
+        pass.emit(at, Stage::AttnNorm, &a[Stage::AttnNorm], dtype)?;
         self.project_qkv(layer, weights, pass)?;
         match self.contract(Op::Attention) {
             Some(loaded) => self.contracted_attention(loaded, layer, pass)?,
             None => self.own_attention(layer, pass)?,
         }
-        for (stage, tap) in [(Stage::Scores, pass.scores.take()), (Stage::Probs, pass.probs.take())]
-        {
+        for (stage, tap) in [Stage::Scores, Stage::Probs].into_iter().zip(pass.taps(layer)) {
             if let Some(tap) = tap {
                 pass.emit(at, stage, &tap, DType::F32)?;
-                pass.put_back(stage, tap);
             }
         }
-        pass.emit(at, Stage::AttnOut, &s.attn_out, dtype)?;
+        pass.emit(at, Stage::AttnOut, &a[Stage::AttnOut], dtype)?;
 
-        self.linear(&s.attn_out, pass.tokens, &[(&s.projected, &weights.o)])?;
-        pass.emit(at, Stage::OProj, &s.projected, dtype)?;
-        let n = pass.tokens * self.config.n_embd;
-        let residual = s.residual(device, &self.options.faults, Stage::AttnResidual)?;
-        self.add_residual(residual, n)?;
-        pass.emit(at, Stage::AttnResidual, &s.hidden, dtype)
-    }
-
-    /// Appends the layer's keys and values, and attends, by our own kernels.
-    fn own_attention(&self, layer: usize, pass: &mut Pass<'_>) -> Result<(), EngineError> {
-        let (device, dtype, s) = (&*self.device, self.options.storage, &self.scratch);
-        self.append_to_cache(layer, pass)?;
-        let from_layer_0 = self.options.faults.has(Wiring::CacheOfLayer0);
-        let cache = self.cache_view(if from_layer_0 { 0 } else { layer }, pass.length);
-        let AttentionVariant { prefill, decode, .. } = self.options.attention;
-        let attend = |op: &launch::Attention<'_>, tokens: usize| {
-            if pass.tokens == 1 && decode == Decode::Split {
-                launch::attention_split(device, dtype, &cache, op, &s.splits, &self.config)
-            } else if pass.tokens > 1 && prefill == Prefill::Tiled {
-                launch::attention_tiled(device, dtype, &cache, op, tokens)
-            } else {
-                launch::attention(device, dtype, &cache, op, tokens)
-            }
-        };
-        let op = self.attention(pass);
-        if pass.chosen.is_none() {
-            return Ok(attend(&op, pass.tokens)?);
-        }
-        attend(&launch::Attention { scores: None, probs: None, ..op }, pass.tokens)?;
-        self.tap_chosen(pass, &op, &attend)
-    }
-
-    /// Fills the taps with the chosen tokens' rows, by further launches whose outputs are thrown away: what
-    /// flows on is of the launch that had no taps.
-    pub(super) fn tap_chosen(
-        &self,
-        pass: &Pass<'_>,
-        op: &launch::Attention<'_>,
-        attend: &dyn Fn(&launch::Attention<'_>, usize) -> Result<(), DeviceError>,
-    ) -> Result<(), EngineError> {
-        let Some(chosen) = pass.chosen.as_ref().filter(|_| op.scores.or(op.probs).is_some()) else {
-            return Ok(());
-        };
-        let runs: Vec<&[usize]> = chosen.chunk_by(|a, b| a + 1 == *b).collect();
-        let width = self.config.n_head * self.config.head_dim * self.options.storage.size();
-        let longest = runs.iter().map(|run| run.len()).max().unwrap_or(0);
-        let out = &self.device.alloc(longest * width, "unused attn_out")?;
-        let mut row = 0;
-        for run in runs {
-            let before = 4 * row * self.config.n_head * pass.length;
-            let of_run = launch::Attention {
-                q: (op.q.0, op.q.1 + run[0] * width),
-                positions: (op.positions.0, op.positions.1 + 4 * run[0]),
-                scores: op.scores.map(|(tap, _)| (tap, before)),
-                probs: op.probs.map(|(tap, _)| (tap, before)),
-                out,
-                ..*op
-            };
-            attend(&of_run, run.len())?;
-            row += run.len();
-        }
-        Ok(())
-    }
-
-    /// What our attention kernels take for a step.
-    pub(super) fn attention<'s>(&'s self, pass: &'s Pass<'_>) -> launch::Attention<'s> {
-        launch::Attention {
-            q: (&self.scratch.q_rope, 0),
-            out: &self.scratch.attn_out,
-            positions: self.scratch.integers.of(User::Mask, pass.tokens),
-            scores: pass.scores.as_ref().map(|tap| (tap, 0)),
-            probs: pass.probs.as_ref().map(|tap| (tap, 0)),
-            n_head: self.config.n_head,
-            scale: self.config.attention_scale,
-            online: self.options.attention.softmax == Softmax::Online,
-        }
+        let projected = &a[Stage::OProj];
+        self.linear(&a[Stage::AttnOut], pass.tokens, &[(projected, &weights.o)])?;
+        pass.emit(at, Stage::OProj, projected, dtype)?;
+        let (faults, out) = (&self.options.faults, &a[Stage::AttnResidual]);
+        let residual = a.residual(device, faults, (Stage::AttnResidual, hidden))?;
+        self.add_residual(out, (residual, projected), shape.0 * shape.1)?;
+        pass.emit(at, Stage::AttnResidual, out, dtype)?;
+        Ok(out)
     }
 
     /// q, k and v of the normed hidden; norms (Qwen3) and rope of q and k.
@@ -379,108 +306,113 @@ impl Engine {
         let (c, s, tokens) = (&self.config, &self.scratch, pass.tokens);
         let dtype = self.options.storage;
         let at = Some(layer);
-        let projections = [(&s.q, &weights.q), (&s.k, &weights.k), (&s.v, &weights.v)];
-        self.linear(&s.normed, tokens, &projections)?;
-        for (out, stage) in [(&s.q, Stage::Q), (&s.k, Stage::K), (&s.v, Stage::V)] {
+        let a = pass.activations(at);
+        let (q, k, v) = (&a[Stage::Q], &a[Stage::K], &a[Stage::V]);
+        let projections = [(q, &weights.q), (k, &weights.k), (v, &weights.v)];
+        self.linear(&a[Stage::AttnNorm], tokens, &projections)?;
+        for (out, stage) in [(q, Stage::Q), (k, Stage::K), (v, Stage::V)] {
             pass.emit(at, stage, out, dtype)?;
         }
         for (x, weight, n_head, stage) in [
-            (&s.q, &weights.q_norm, c.n_head, Stage::QNorm),
-            (&s.k, &weights.k_norm, c.n_head_kv, Stage::KNorm),
+            (q, &weights.q_norm, c.n_head, Stage::QNorm),
+            (k, &weights.k_norm, c.n_head_kv, Stage::KNorm),
         ] {
-            if let Some(weight) = weight {
-                self.norm(x, x, weight, (tokens * n_head, c.head_dim))?;
-                pass.emit(at, stage, x, dtype)?;
+            if let Some((weight, out)) = weight.as_ref().zip(a.get(stage)) {
+                self.norm_of(out, (x, 0), weight, (tokens * n_head, c.head_dim))?;
+                pass.emit(at, stage, out, dtype)?;
             }
         }
-        for (out, x, positions, n_head, stage) in [
-            (&s.q_rope, &s.q, s.integers.of(User::QRope, tokens), c.n_head, Stage::QRope),
-            (&s.k_rope, &s.k, s.integers.of(User::KRope, tokens), c.n_head_kv, Stage::KRope),
-        ] {
+        let [q, k] = a.unrotated();
+        for (x, user, n_head, stage) in
+            [(q, User::QRope, c.n_head, Stage::QRope), (k, User::KRope, c.n_head_kv, Stage::KRope)]
+        {
             let rope = launch::Rope {
                 neox: c.rope_pairs == RopePairs::Neox,
                 theta: c.rope_theta,
-                positions,
+                positions: s.integers.of(user, tokens),
                 factors: self.weights.rope_factors.as_ref(),
             };
-            self.rotate(out, x, &rope, (tokens, n_head))?;
-            pass.emit(at, stage, out, dtype)?;
+            self.rotate(&a[stage], x, &rope, (tokens, n_head))?;
+            pass.emit(at, stage, &a[stage], dtype)?;
         }
         Ok(())
     }
 
-    fn append_to_cache(&self, layer: usize, pass: &mut Pass<'_>) -> Result<(), EngineError> {
-        let (s, dtype, faults) = (&self.scratch, self.options.storage, &self.options.faults);
-        let cache = self.cache_view(layer, pass.length);
-        let kv = ((s.appended_keys(faults), 0), (&s.v, 0));
-        let positions = s.integers.of(User::Append, pass.tokens);
-        if pass.step == 0 || !faults.has(Wiring::DecodeNeverAppended) {
-            self.append(&cache, kv, positions, pass.tokens, dtype)?;
-        }
-        let kept = (self.capacity, dtype);
-        pass.emit_cache(layer, Stage::KCache, cache.k, kept)?;
-        pass.emit_cache(layer, Stage::VCache, cache.v, kept)
-    }
-
-    /// hidden += down(silu(gate) * up) of the normed hidden.
-    fn feed_forward_block(&self, layer: usize, pass: &mut Pass<'_>) -> Result<(), EngineError> {
-        let (device, dtype, s) = (&*self.device, self.options.storage, &self.scratch);
+    /// hidden + down(silu(gate) * up) of the normed hidden.
+    fn feed_forward_block<'a>(
+        &self,
+        layer: usize,
+        pass: &mut Pass<'a>,
+        hidden: &Buffer,
+    ) -> Result<&'a Buffer, EngineError> {
+        let (device, dtype) = (&*self.device, self.options.storage);
         let weights = &self.weights.layers[layer];
-        let (at, tokens) = (Some(layer), pass.tokens);
-        let (hidden_size, inner_size) = (tokens * self.config.n_embd, tokens * self.config.n_ff);
+        let (at, tokens, n_embd) = (Some(layer), pass.tokens, self.config.n_embd);
+        let a = pass.activations(at);
+        let [normed, gate, up, act, down, out] = [
+            Stage::FfnNorm,
+            Stage::FfnGate,
+            Stage::FfnUp,
+            Stage::FfnAct,
+            Stage::FfnDown,
+            Stage::LayerOut,
+        ]
+        .map(|stage| &a[stage]);
 
-        self.norm(&s.normed, &s.hidden, &weights.ffn_norm, (tokens, self.config.n_embd))?;
-        pass.emit(at, Stage::FfnNorm, &s.normed, dtype)?;
-        self.linear(&s.normed, tokens, &[(&s.gate, &weights.gate), (&s.up, &weights.up)])?;
-        pass.emit(at, Stage::FfnGate, &s.gate, dtype)?;
-        pass.emit(at, Stage::FfnUp, &s.up, dtype)?;
-        self.swiglu(inner_size)?;
-        pass.emit(at, Stage::FfnAct, &s.act, dtype)?;
-        self.linear(&s.act, tokens, &[(&s.projected, &weights.down)])?;
-        pass.emit(at, Stage::FfnDown, &s.projected, dtype)?;
-        let residual = s.residual(device, &self.options.faults, Stage::LayerOut)?;
-        self.add_residual(residual, hidden_size)?;
-        pass.emit(at, Stage::LayerOut, &s.hidden, dtype)
+        self.norm_of(normed, (hidden, 0), &weights.ffn_norm, (tokens, n_embd))?;
+        pass.emit(at, Stage::FfnNorm, normed, dtype)?;
+        self.linear(normed, tokens, &[(gate, &weights.gate), (up, &weights.up)])?;
+        pass.emit(at, Stage::FfnGate, gate, dtype)?;
+        pass.emit(at, Stage::FfnUp, up, dtype)?;
+        self.swiglu(act, (gate, up), tokens * self.config.n_ff)?;
+        pass.emit(at, Stage::FfnAct, act, dtype)?;
+        self.linear(act, tokens, &[(down, &weights.down)])?;
+        pass.emit(at, Stage::FfnDown, down, dtype)?;
+        let residual = a.residual(device, &self.options.faults, (Stage::LayerOut, hidden))?;
+        self.add_residual(out, (residual, down), tokens * n_embd)?;
+        pass.emit(at, Stage::LayerOut, out, dtype)?;
+        Ok(out)
     }
 
     /// Final norm and logits: of every token where either is wanted, else of the last one.
-    fn logits(&self, pass: &mut Pass<'_>) -> Result<Option<Choice>, EngineError> {
+    fn logits(&self, pass: &mut Pass<'_>, hidden: &Buffer) -> Result<Option<Choice>, EngineError> {
         let c = &self.config;
         let wanted = pass.wants(None, Stage::FinalNorm) || pass.wants(None, Stage::Logits);
         // Without the final norm its input must stand where its output would, which is row 0.
         let norm_missing = self.options.faults.has(Wiring::FinalNormMissing);
         if !(wanted || norm_missing) || pass.tokens == 1 {
-            self.last_logits(pass)?;
-            pass.emit(None, Stage::Logits, &self.scratch.logits, DType::F32)?;
-            return self.choice(&self.scratch.logits, 0);
+            let logits = self.last_logits(pass, hidden)?;
+            pass.emit(None, Stage::Logits, &logits, DType::F32)?;
+            return self.choice(&logits, 0);
         }
         let bytes = 4 * pass.tokens * c.n_vocab;
         let logits = self.device.alloc(bytes, Stage::Logits.name())?;
-        self.logits_of(pass, 0, &logits)?;
+        self.logits_of(pass, (hidden, 0), &logits)?;
         pass.emit(None, Stage::Logits, &logits, DType::F32)?;
         self.choice(&logits, bytes - 4 * c.n_vocab)
     }
 
-    /// The logits of the last token, into their own buffer.
-    fn last_logits(&self, pass: &mut Pass<'_>) -> Result<(), EngineError> {
-        self.logits_of(pass, pass.tokens - 1, &self.scratch.logits)
+    /// The logits of the last token.
+    fn last_logits(&self, pass: &mut Pass<'_>, hidden: &Buffer) -> Result<Buffer, EngineError> {
+        let logits = pass.last_logits();
+        self.logits_of(pass, (hidden, pass.tokens - 1), &logits)?;
+        Ok(logits)
     }
 
     /// The logits of the tokens from `first` on.
     fn logits_of(
         &self,
         pass: &mut Pass<'_>,
-        first: usize,
+        (hidden, first): (&Buffer, usize),
         logits: &Buffer,
     ) -> Result<(), EngineError> {
-        let (c, s, dtype) = (&self.config, &self.scratch, self.options.storage);
+        let (c, dtype) = (&self.config, self.options.storage);
         let norm_missing = self.options.faults.has(Wiring::FinalNormMissing);
         let rows = pass.tokens - first;
-        let hidden = (&s.hidden, first * c.n_embd * dtype.size());
-        let shape = (rows, c.n_embd);
-        let weight = &self.weights.final_norm;
-        self.norm_of(&s.normed, hidden, weight, shape)?;
-        let normed = if norm_missing { &s.hidden } else { &s.normed };
+        let from = (hidden, first * c.n_embd * dtype.size());
+        let normed = &pass.activations(None)[Stage::FinalNorm];
+        self.norm_of(normed, from, &self.weights.final_norm, (rows, c.n_embd))?;
+        let normed = if norm_missing { hidden } else { normed };
         pass.emit(None, Stage::FinalNorm, normed, dtype)?;
         let output = Gemm {
             x: normed,
@@ -498,7 +430,8 @@ impl Engine {
 
     /// What the logits from a byte offset on say next.
     fn choice(&self, logits: &Buffer, offset: usize) -> Result<Option<Choice>, EngineError> {
-        if let Some(read) = self.device.read(logits, offset, 4 * self.config.n_vocab)? {
+        let row = Rows::whole(offset, 4 * self.config.n_vocab);
+        if let Some(read) = self.device.read(logits, row)? {
             return Ok(Choice::of(bytemuck::cast_slice(read.bytes()?)));
         }
         let mut last = vec![0f32; self.config.n_vocab];
@@ -526,27 +459,6 @@ impl Engine {
             output: dtype,
         });
         Ok(self.device.gemms(&gemms.collect::<Vec<_>>())?)
-    }
-
-    fn norm(
-        &self,
-        out: &Buffer,
-        x: &Buffer,
-        weight: &Buffer,
-        shape: (usize, usize),
-    ) -> Result<(), EngineError> {
-        self.norm_of(out, (x, 0), weight, shape)
-    }
-
-    pub(super) fn cache_view(&self, layer: usize, length: usize) -> CacheView<'_> {
-        CacheView {
-            k: &self.caches[layer].k,
-            v: &self.caches[layer].v,
-            n_head_kv: self.config.n_head_kv,
-            head_dim: self.config.head_dim,
-            capacity: self.capacity,
-            length,
-        }
     }
 }
 

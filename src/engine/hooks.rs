@@ -1,113 +1,131 @@
 //! Hooks: the wanted sites of a step on their way to the sink. Nothing is copied for others.
 
-use std::collections::VecDeque;
-
-use half::{f16, slice::HalfFloatSliceExt};
-use rayon::prelude::*;
+use std::{
+    collections::VecDeque,
+    sync::{Arc, mpsc::TryRecvError},
+    thread,
+};
 
 use crate::{
     capture::{NoSink, Sink},
-    device::{Buffer, Device, DeviceError, Download},
-    engine::{EngineError, captures::Captures},
+    device::{Buffer, Device, Download, Rows},
+    engine::{
+        EngineError,
+        buffers::{Activations, Scratch},
+        captures::Captures,
+        reads::{Read, UnderWay, parts, received},
+    },
     model::Config,
-    recycle,
     site::{Site, Stage},
-    tensor::{DType, Tensor},
+    tensor::DType,
 };
 
 /// One step on its way through the layers.
 pub struct Pass<'a> {
     pub device: &'a dyn Device,
     pub config: &'a Config,
+    scratch: &'a Scratch,
     sink: &'a mut dyn Sink,
     pub step: u32,
     /// T.
     pub tokens: usize,
     /// P, after this step.
     pub length: usize,
-    /// (T, Hq, P) f32, where any layer's scores or probs are wanted; of the chosen tokens only.
-    pub scores: Option<Buffer>,
-    pub probs: Option<Buffer>,
+    /// Scores and probs, (T, Hq, P) f32, where any layer's are wanted; of the chosen tokens only.
+    taps: [Option<Buffer>; 2],
     /// The tokens whose scores and probs are wanted, ascending; `None` where that is all.
     pub chosen: Option<Vec<usize>>,
-    /// Where the captures of a step that is being recorded go.
+    /// Where the captures of a step that is being recorded are computed.
     recording: Option<&'a Captures>,
     /// What leaves the device, in the order of the sites.
-    reads: VecDeque<Read>,
+    reads: VecDeque<UnderWay>,
+    /// How many of them, from the first on, have arrived.
+    arrived: usize,
 }
 
-/// Reads that are widened side by side, if they have so many elements: other threads take longer to wake
-/// than fewer to widen.
-const GROUP: usize = 64;
-const SHARED: usize = 1 << 21;
-
-/// A site's values while they leave the device.
-struct Read {
-    site: Site,
-    shape: Vec<usize>,
-    dtype: DType,
-    /// One piece a KV head for a cache, else what follows one another.
-    pieces: Vec<Box<dyn Download>>,
-}
+/// A tensor of so many elements is widened by another thread, which takes longer to wake than fewer to
+/// widen; one of so many by all of them.
+const ELSEWHERE: usize = 1 << 14;
+const BY_ALL: usize = 1 << 23;
 
 impl<'a> Pass<'a> {
     pub fn new(
-        device: &'a dyn Device,
-        config: &'a Config,
+        (device, config): (&'a dyn Device, &'a Config),
+        scratch: &'a Scratch,
         sink: &'a mut dyn Sink,
         step: u32,
         (tokens, length): (usize, usize),
     ) -> Result<Pass<'a>, EngineError> {
-        let (scores, probs, recording, reads) = (None, None, None, VecDeque::new());
         let at = Site { step, layer: Some(0), stage: Stage::Scores };
         let chosen = sink.queries(at).map(<[usize]>::to_vec);
         let rows = chosen.as_ref().map_or(tokens, Vec::len);
         let mut pass = Pass {
             device,
             config,
+            scratch,
             sink,
             step,
             tokens,
             length,
-            scores,
-            probs,
+            taps: [None, None],
             chosen,
-            recording,
-            reads,
+            recording: None,
+            reads: VecDeque::new(),
+            arrived: 0,
         };
         let tap = |what: Stage| device.alloc(4 * rows * config.n_head * length, what.name());
-        if pass.wants_in_any_layer(Stage::Probs) {
-            pass.probs = Some(tap(Stage::Probs)?);
-        }
+        let probs = pass.wants_in_any_layer(Stage::Probs);
         // A softmax over split keys reads the scores again.
-        if pass.probs.is_some() || pass.wants_in_any_layer(Stage::Scores) {
-            pass.scores = Some(tap(Stage::Scores)?);
+        if probs || pass.wants_in_any_layer(Stage::Scores) {
+            pass.taps[0] = Some(tap(Stage::Scores)?);
+        }
+        if probs {
+            pass.taps[1] = Some(tap(Stage::Probs)?);
         }
         Ok(pass)
     }
 
-    /// A step of one token that is being recorded; its taps have a row of `length` keys.
+    /// A step of one token that is being recorded, in a cache of `length` positions.
     pub fn recorded(
         (device, config): (&'a dyn Device, &'a Config),
+        scratch: &'a Scratch,
         sink: &'a mut NoSink,
         (step, length): (u32, usize),
-        (captures, taps): (&'a Captures, [Option<Buffer>; 2]),
+        captures: &'a Captures,
     ) -> Pass<'a> {
-        let [scores, probs] = taps;
-        let (recording, chosen, reads) = (Some(captures), None, VecDeque::new());
         Pass {
             device,
             config,
+            scratch,
             sink,
             step,
             tokens: 1,
             length,
-            scores,
-            probs,
-            chosen,
-            recording,
-            reads,
+            taps: [None, None],
+            chosen: None,
+            recording: Some(captures),
+            reads: VecDeque::new(),
+            arrived: 0,
         }
+    }
+
+    /// Where a layer's activations are computed; without a layer, those of the whole step.
+    pub fn activations(&self, layer: Option<usize>) -> &'a Activations {
+        match self.recording {
+            Some(captures) => captures.activations(layer),
+            None => &self.scratch.activations,
+        }
+    }
+
+    /// A layer's scores and probs, where they are wanted.
+    pub fn taps(&self, layer: usize) -> [Option<Buffer>; 2] {
+        self.recording.map_or_else(|| self.taps.clone(), |captures| captures.taps(layer))
+    }
+
+    /// Where the logits of the last token are computed.
+    pub fn last_logits(&self) -> Buffer {
+        let captured = self.recording.and_then(Captures::logits);
+        captured.unwrap_or_else(|| self.scratch.logits.clone())
     }
 
     /// The sites of a step that are wanted, in canonical order; with step 0 for any.
@@ -128,7 +146,7 @@ impl<'a> Pass<'a> {
         Site { step: self.step, layer: layer.map(|layer| layer as u32), stage }
     }
 
-    /// Offers what a buffer holds now.
+    /// Offers what a buffer holds now. What is being recorded stays where it is computed.
     pub fn emit(
         &mut self,
         layer: Option<usize>,
@@ -136,10 +154,7 @@ impl<'a> Pass<'a> {
         buffer: &Buffer,
         dtype: DType,
     ) -> Result<(), EngineError> {
-        if let Some(captures) = self.recording {
-            return Ok(captures.keep(self.device, (layer, stage), buffer)?);
-        }
-        if !self.wants(layer, stage) {
+        if self.recording.is_some() || !self.wants(layer, stage) {
             return Ok(());
         }
         let mut shape = self.config.shape(stage, self.tokens, self.length);
@@ -147,25 +162,25 @@ impl<'a> Pass<'a> {
             shape[0] = chosen.len();
         }
         let bytes = shape.iter().product::<usize>() * dtype.size();
-        let read = self.start(buffer, 0, bytes)?;
-        let site = self.site(layer, stage);
-        self.reads.push_back(Read { site, shape, dtype, pieces: vec![read] });
+        let read = self.start(buffer, Rows::whole(0, bytes))?;
+        self.push_shaped((self.site(layer, stage), shape), dtype, vec![read]);
         self.pass_on(false)
     }
 
     /// Offers what is on its way, as pieces that follow one another.
     pub fn push(&mut self, site: Site, dtype: DType, pieces: Vec<Box<dyn Download>>) {
         let shape = self.config.shape(site.stage, self.tokens, self.length);
-        let site = Site { step: self.step, ..site };
-        self.reads.push_back(Read { site, shape, dtype, pieces });
+        self.push_shaped((Site { step: self.step, ..site }, shape), dtype, pieces);
     }
 
-    /// Keeps a tap for the next layer.
-    pub fn put_back(&mut self, stage: Stage, tap: Buffer) {
-        match stage {
-            Stage::Scores => self.scores = Some(tap),
-            _ => self.probs = Some(tap),
-        }
+    fn push_shaped(
+        &mut self,
+        (site, shape): (Site, Vec<usize>),
+        dtype: DType,
+        pieces: Vec<Box<dyn Download>>,
+    ) {
+        let head_dim = self.config.head_dim;
+        self.reads.push_back(UnderWay::Reading(Read { site, shape, dtype, head_dim, pieces }));
     }
 
     /// Offers the positions 0..P of a cache, from [kv_head][position][dim] to (P, Hk, D).
@@ -176,16 +191,18 @@ impl<'a> Pass<'a> {
         cache: &Buffer,
         (capacity, dtype): (usize, DType),
     ) -> Result<(), EngineError> {
-        if self.recording.is_some() || !self.wants(Some(layer), stage) {
+        if let Some(captures) = self.recording {
+            return Ok(captures.keep_cache(self.device, (layer, stage), cache)?);
+        }
+        if !self.wants(Some(layer), stage) {
             return Ok(());
         }
         let row = self.config.head_dim * dtype.size();
-        let pieces = (0..self.config.n_head_kv)
-            .map(|head| self.start(cache, head * capacity * row, self.length * row))
-            .collect::<Result<_, _>>()?;
-        let shape = self.config.shape(stage, self.tokens, self.length);
-        let site = self.site(Some(layer), stage);
-        self.reads.push_back(Read { site, shape, dtype, pieces });
+        let (count, bytes, pitch) = (self.config.n_head_kv, self.length * row, capacity * row);
+        let heads: Arc<dyn Download> =
+            self.start(cache, Rows { offset: 0, count, bytes, pitch })?.into();
+        let pieces = parts(&heads, (0..count).map(|head| head * bytes..(head + 1) * bytes));
+        self.push(self.site(Some(layer), stage), dtype, pieces);
         self.pass_on(false)
     }
 
@@ -195,122 +212,64 @@ impl<'a> Pass<'a> {
     }
 
     /// Starts to read bytes, once there is room for them.
-    pub fn start(
-        &mut self,
-        buffer: &Buffer,
-        offset: usize,
-        bytes: usize,
-    ) -> Result<Box<dyn Download>, EngineError> {
+    pub fn start(&mut self, buffer: &Buffer, rows: Rows) -> Result<Box<dyn Download>, EngineError> {
         loop {
-            if let Some(read) = self.device.read(buffer, offset, bytes)? {
+            if let Some(read) = self.device.read(buffer, rows)? {
                 return Ok(read);
             }
-            let oldest = self.reads.pop_front().expect("a device is full of what is under way");
-            let (site, tensor) = oldest.tensor(self.config.head_dim)?;
-            self.sink.put(site, tensor)?;
+            if self.reads.is_empty() {
+                // What a step that failed has left under way ends soon.
+                thread::yield_now();
+                continue;
+            }
+            self.hand_out(false)?;
+            if let (0, Some(UnderWay::Reading(oldest))) = (self.arrived, self.reads.front()) {
+                oldest.wait()?;
+                self.hand_out(false)?;
+            }
+            self.put_oldest(true)?;
         }
     }
 
-    /// Gives the sink what has arrived, in order; all of it, if need be by waiting.
+    /// Gives the sink what is done, in order; all that is under way, if need be by waiting.
     fn pass_on(&mut self, all: bool) -> Result<(), EngineError> {
-        // Pieces arrive in their order.
-        let is_ready = |read: &&Read| all || read.pieces.last().is_none_or(|last| last.is_ready());
-        let dim = self.config.head_dim;
-        loop {
-            let ready = self.reads.iter().take(GROUP).take_while(is_ready).count();
-            let group: Vec<Read> = self.reads.drain(..ready).collect();
-            if group.is_empty() {
-                return Ok(());
-            }
-            let elements = |read: &Read| read.shape.iter().product::<usize>();
-            let tensors: Vec<_> = match group.iter().map(elements).sum::<usize>() >= SHARED {
-                true => group.into_par_iter().map(|read| read.tensor(dim)).collect(),
-                false => group.into_iter().map(|read| read.tensor(dim)).collect(),
-            };
-            for tensor in tensors {
-                let (site, tensor) = tensor?;
-                self.sink.put(site, tensor)?;
-            }
-        }
+        self.hand_out(all)?;
+        while self.arrived > 0 && self.put_oldest(all)? {}
+        Ok(())
     }
-}
 
-impl Read {
-    /// The values, once they are there, in f32 and in the stage's order.
-    fn tensor(self, head_dim: usize) -> Result<(Site, Tensor), EngineError> {
-        let Read { site, shape, dtype, pieces } = self;
-        let of_site = |error| at_site(error, site);
-        let pieces: Vec<&[u8]> =
-            pieces.iter().map(|piece| piece.bytes().map_err(of_site)).collect::<Result<_, _>>()?;
-        let mut data = recycle::memory(shape.iter().product());
-        // A cache has a piece for each head; the rows of other stages are in order.
-        let dim = match site.stage {
-            Stage::KCache | Stage::VCache => head_dim,
-            _ => data.len() / pieces.len().max(1),
+    /// Lets other threads widen what has arrived; all that is under way, if need be by waiting.
+    fn hand_out(&mut self, all: bool) -> Result<(), EngineError> {
+        for under_way in self.reads.iter_mut().skip(self.arrived) {
+            let UnderWay::Reading(read) = under_way else { unreachable!("widened as it arrives") };
+            if !(all || read.is_ready()) {
+                break;
+            }
+            if (ELSEWHERE..BY_ALL).contains(&read.elements()) {
+                read.wait()?;
+                under_way.widen_elsewhere();
+            }
+            self.arrived += 1;
+        }
+        Ok(())
+    }
+
+    /// Gives the sink the oldest of what has arrived; `false` if it is not widened yet and is not to be
+    /// waited for.
+    fn put_oldest(&mut self, wait: bool) -> Result<bool, EngineError> {
+        let (site, tensor) = match self.reads.pop_front().expect("something has arrived") {
+            UnderWay::Reading(read) => read.tensor(true)?,
+            UnderWay::Widening(widened) if wait => received(widened.recv().ok())?,
+            UnderWay::Widening(widened) => match widened.try_recv() {
+                Err(TryRecvError::Empty) => {
+                    self.reads.push_front(UnderWay::Widening(widened));
+                    return Ok(false);
+                }
+                tensor => received(tensor.ok())?,
+            },
         };
-        match dtype {
-            DType::F16 => interleave::<f16>(&pieces, &mut data, dim),
-            _ => interleave::<f32>(&pieces, &mut data, dim),
-        }
-        Ok((site, Tensor::new(shape, data)))
-    }
-}
-
-/// An error met while a site was read.
-fn at_site(error: DeviceError, site: Site) -> DeviceError {
-    match error {
-        DeviceError::Cuda { doing, detail } => {
-            DeviceError::Cuda { doing: format!("{doing} (reading {site})"), detail }
-        }
-        other => other,
-    }
-}
-
-/// An element of the engine's storage.
-trait Stored: bytemuck::Pod + Sync {
-    /// Widens as many elements as there are.
-    fn widen(from: &[Self], to: &mut [f32]);
-}
-
-impl Stored for f32 {
-    fn widen(from: &[f32], to: &mut [f32]) {
-        to.copy_from_slice(from);
-    }
-}
-
-impl Stored for f16 {
-    fn widen(from: &[f16], to: &mut [f32]) {
-        from.convert_to_f32_slice(to);
-    }
-}
-
-/// Elements that one task widens.
-const TASK: usize = 1 << 16;
-
-/// Widens pieces, one a head: from [head][position][dim] to (position, head, dim). A single piece keeps
-/// its order.
-fn interleave<T: Stored>(pieces: &[&[u8]], data: &mut [f32], dim: usize) {
-    let heads: Vec<&[T]> = pieces.iter().map(|piece| bytemuck::cast_slice(piece)).collect();
-    if let [whole] = heads[..] {
-        // Other threads take longer to wake than a small tensor to widen.
-        if whole.len() <= TASK {
-            return T::widen(whole, data);
-        }
-        let parts = data.par_chunks_mut(TASK).zip(whole.par_chunks(TASK));
-        parts.for_each(|(to, from)| T::widen(from, to));
-        return;
-    }
-    let row = heads.len() * dim;
-    let rows = (TASK / row).max(1);
-    let part = |(part, data): (usize, &mut [f32])| {
-        for (position, data) in (part * rows..).zip(data.chunks_exact_mut(row)) {
-            for (head, to) in heads.iter().zip(data.chunks_exact_mut(dim)) {
-                T::widen(&head[position * dim..(position + 1) * dim], to);
-            }
-        }
-    };
-    match data.len() <= TASK {
-        true => part((0, data)),
-        false => data.par_chunks_mut(rows * row).enumerate().for_each(part),
+        self.arrived -= 1;
+        self.sink.put(site, tensor)?;
+        Ok(true)
     }
 }

@@ -1,11 +1,13 @@
 //! Our CUDA engine: one forward pass over a [`Device`](crate::device::Device), hooks at every site.
 
+mod attention;
 mod buffers;
 mod captures;
 mod contracts;
 pub mod forward;
 mod hooks;
 mod operations;
+mod reads;
 pub mod variant;
 mod weights;
 mod wiring;

@@ -8,20 +8,21 @@ use crate::{
 };
 
 impl Engine {
-    /// hidden (T, E) = rows of the table.
+    /// out (T, E) = rows of the table.
     pub(super) fn look_up(
         &self,
+        out: &Buffer,
         table: &Buffer,
         ids: Slice<'_>,
         (tokens, n_embd): (usize, usize),
     ) -> Result<(), EngineError> {
-        let (s, dtype) = (&self.scratch, self.options.storage);
+        let dtype = self.options.storage;
         let Some(loaded) = self.contract(Op::Embedding) else {
             let shape = (tokens, n_embd);
-            return Ok(launch::embedding(&*self.device, dtype, &s.hidden, table, ids, shape)?);
+            return Ok(launch::embedding(&*self.device, dtype, out, table, ids, shape)?);
         };
         let inputs = [tensor(Role::Table, (table, 0)), tensor(Role::Ids, ids)];
-        let out = (&s.hidden, tokens * n_embd * dtype.size());
+        let out = (out, tokens * n_embd * dtype.size());
         self.call_on_rows(loaded, &[("tokens", tokens)], out, &inputs)
     }
 
@@ -67,25 +68,34 @@ impl Engine {
         self.call_on_rows(loaded, &[("tokens", tokens), ("heads", n_head)], (out, bytes), &inputs)
     }
 
-    /// hidden = residual + projected.
-    pub(super) fn add_residual(&self, residual: &Buffer, n: usize) -> Result<(), EngineError> {
-        let (s, dtype) = (&self.scratch, self.options.storage);
+    /// out = x + y, of n elements.
+    pub(super) fn add_residual(
+        &self,
+        out: &Buffer,
+        (x, y): (&Buffer, &Buffer),
+        n: usize,
+    ) -> Result<(), EngineError> {
+        let dtype = self.options.storage;
         let Some(loaded) = self.contract(Op::ResidualAdd) else {
-            let pair = (residual, &s.projected);
-            return Ok(launch::residual_add(&*self.device, dtype, &s.hidden, pair, n)?);
+            return Ok(launch::residual_add(&*self.device, dtype, out, (x, y), n)?);
         };
-        let inputs = [tensor(Role::X, (residual, 0)), tensor(Role::Y, (&s.projected, 0))];
-        self.call_on_rows(loaded, &[("elements", n)], (&s.hidden, n * dtype.size()), &inputs)
+        let inputs = [tensor(Role::X, (x, 0)), tensor(Role::Y, (y, 0))];
+        self.call_on_rows(loaded, &[("elements", n)], (out, n * dtype.size()), &inputs)
     }
 
-    /// act = silu(gate) * up.
-    pub(super) fn swiglu(&self, n: usize) -> Result<(), EngineError> {
-        let (s, dtype) = (&self.scratch, self.options.storage);
+    /// out = silu(gate) * up, of n elements.
+    pub(super) fn swiglu(
+        &self,
+        out: &Buffer,
+        (gate, up): (&Buffer, &Buffer),
+        n: usize,
+    ) -> Result<(), EngineError> {
+        let dtype = self.options.storage;
         let Some(loaded) = self.contract(Op::Swiglu) else {
-            return Ok(launch::swiglu(&*self.device, dtype, &s.act, (&s.gate, &s.up), n)?);
+            return Ok(launch::swiglu(&*self.device, dtype, out, (gate, up), n)?);
         };
-        let inputs = [tensor(Role::Gate, (&s.gate, 0)), tensor(Role::Up, (&s.up, 0))];
-        self.call_on_rows(loaded, &[("elements", n)], (&s.act, n * dtype.size()), &inputs)
+        let inputs = [tensor(Role::Gate, (gate, 0)), tensor(Role::Up, (up, 0))];
+        self.call_on_rows(loaded, &[("elements", n)], (out, n * dtype.size()), &inputs)
     }
 }
 

@@ -2,33 +2,40 @@
 
 use crate::{
     device::{Buffer, Device, DeviceError},
-    engine::buffers::Scratch,
+    engine::buffers::Activations,
     fault::{Faults, Wiring},
     site::Stage,
 };
 
-impl Scratch {
-    /// The keys that are appended to the cache.
-    pub fn appended_keys(&self, faults: &Faults) -> &Buffer {
-        if faults.has(Wiring::KStoredBeforeRope) { &self.k } else { &self.k_rope }
+impl Activations {
+    /// What the rotation of queries takes, and that of keys.
+    pub fn unrotated(&self) -> [&Buffer; 2] {
+        let last = |norm, plain| self.get(norm).unwrap_or(&self[plain]);
+        [last(Stage::QNorm, Stage::Q), last(Stage::KNorm, Stage::K)]
     }
 
-    /// What the output of a block is added to.
-    pub fn residual(
-        &self,
+    /// The keys that are appended to the cache.
+    pub fn appended_keys(&self, faults: &Faults) -> &Buffer {
+        let [_, unrotated] = self.unrotated();
+        if faults.has(Wiring::KStoredBeforeRope) { unrotated } else { &self[Stage::KRope] }
+    }
+
+    /// What the output of the block that ends in `stage` is added to: its input.
+    pub fn residual<'a>(
+        &'a self,
         device: &dyn Device,
         faults: &Faults,
-        stage: Stage,
-    ) -> Result<&Buffer, DeviceError> {
+        (stage, input): (Stage, &'a Buffer),
+    ) -> Result<&'a Buffer, DeviceError> {
         let of_attention = stage == Stage::AttnResidual;
         let missing = match of_attention {
             true => Wiring::AttnResidualMissing,
             false => Wiring::FfnResidualMissing,
         };
         if faults.has(missing) {
-            device.upload(&self.hidden, 0, &vec![0; self.hidden.bytes])?;
+            device.upload(input, 0, &vec![0; input.bytes])?;
         }
         let of_normed = of_attention && faults.has(Wiring::AttnResidualOfNormed);
-        Ok(if of_normed { &self.normed } else { &self.hidden })
+        Ok(if of_normed { &self[Stage::AttnNorm] } else { input })
     }
 }

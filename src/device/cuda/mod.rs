@@ -19,7 +19,7 @@ use cudarc::{
 use rayon::prelude::*;
 
 use crate::device::{
-    Arg, Buffer, Device, DeviceError, Download, Gemm, KernelSource, Launch, Recorded,
+    Arg, Buffer, Device, DeviceError, Download, Gemm, KernelSource, Launch, Recorded, Rows,
     cuda::{
         gemm::Blas,
         graph::Graph,
@@ -150,7 +150,7 @@ impl Device for CudaDevice {
     fn alloc(&self, bytes: usize, what: &str) -> Result<Buffer, DeviceError> {
         self.bind()?;
         let memory = Memory::new(&self.stream, bytes, what)?;
-        Ok(Buffer { address: memory.pointer, bytes, _memory: Box::new(memory) })
+        Ok(Buffer { address: memory.pointer, bytes, _memory: Arc::new(memory) })
     }
 
     fn upload(&self, buffer: &Buffer, offset: usize, data: &[u8]) -> Result<(), DeviceError> {
@@ -171,22 +171,17 @@ impl Device for CudaDevice {
         self.stream.wait(&format!("running {} or a kernel before it", self.last.borrow()))
     }
 
-    fn read(
-        &self,
-        buffer: &Buffer,
-        offset: usize,
-        bytes: usize,
-    ) -> Result<Option<Box<dyn Download>>, DeviceError> {
+    fn read(&self, buffer: &Buffer, rows: Rows) -> Result<Option<Box<dyn Download>>, DeviceError> {
         self.bind()?;
-        let from = self.checked(buffer, offset, bytes)?;
-        self.staging.read(from, bytes, self.last.borrow().clone())
+        let from = self.checked(buffer, rows.offset, rows.span())?;
+        self.staging.read(from, rows, self.last.borrow().clone())
     }
 
-    fn copy(&self, from: &Buffer, to: (&Buffer, usize), bytes: usize) -> Result<(), DeviceError> {
+    fn copy(&self, from: &Buffer, to: &Buffer) -> Result<(), DeviceError> {
         self.bind()?;
-        let (from, to) = (self.checked(from, 0, bytes)?, self.checked(to.0, to.1, bytes)?);
-        // SAFETY: both ranges lie in live buffers, which are not the same.
-        unsafe { driver::memcpy_dtod_async(to, from, bytes, self.stream.raw) }
+        let (bytes, to) = (from.bytes, self.checked(to, 0, from.bytes)?);
+        // SAFETY: both buffers are live, and not the same.
+        unsafe { driver::memcpy_dtod_async(to, from.address, bytes, self.stream.raw) }
             .map_err(failed("copying a capture"))
     }
 

@@ -4,13 +4,20 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard},
+    ptr,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{
+            AtomicBool,
+            Ordering::{Acquire, Release},
+        },
+    },
 };
 
-use cudarc::driver::{CudaContext, result as driver};
+use cudarc::driver::{CudaContext, DriverError, result as driver, sys};
 
 use crate::device::{
-    DeviceError, Download,
+    DeviceError, Download, Rows,
     cuda::stream::{Event, Memory, Stream, failed},
 };
 
@@ -100,6 +107,8 @@ struct Batch {
     /// Taken on drop only.
     block: Option<Block>,
     filled: Mutex<Filled>,
+    /// The block's bytes are known to be on the host: to ask the driver takes longer than many a copy.
+    has_arrived: AtomicBool,
 }
 
 #[derive(Default)]
@@ -117,18 +126,23 @@ impl Batch {
         self.filled.lock().expect("no thread panics while it holds a batch")
     }
 
-    /// Copies bytes on the GPU into the block, if it has room and is still here. Returns where.
-    fn add(&self, from: u64, bytes: usize) -> Result<Option<usize>, DeviceError> {
+    /// Copies rows on the GPU into the block, if it has room and is still here. Returns where.
+    fn add(&self, from: u64, rows: Rows) -> Result<Option<usize>, DeviceError> {
         let mut filled = self.filled();
-        let (offset, block) = (filled.bytes, self.block());
+        let (offset, bytes, block) = (filled.bytes, rows.count * rows.bytes, self.block());
         if filled.has_left || offset + bytes > block.bytes {
             return Ok(None);
         }
         let to = block.on_device.pointer + offset as u64;
         // SAFETY: the caller checked the range; the block has room, and nothing else uses that part.
         // The stream's order keeps the source as it is until it is copied.
-        unsafe { driver::memcpy_dtod_async(to, from, bytes, self.lanes.compute.raw) }
-            .map_err(failed("copying a capture"))?;
+        let copied = unsafe {
+            match rows.count {
+                1 => driver::memcpy_dtod_async(to, from, bytes, self.lanes.compute.raw),
+                _ => copy_rows(to, from, rows, &self.lanes.compute),
+            }
+        };
+        copied.map_err(failed("copying a capture"))?;
         filled.bytes = (offset + bytes).next_multiple_of(ALIGNMENT);
         Ok(Some(offset))
     }
@@ -153,6 +167,34 @@ impl Batch {
         filled.has_left = true;
         Ok(())
     }
+}
+
+/// Copies rows on the GPU, so that they follow one another.
+///
+/// # Safety
+/// Both places are live, and stay as they are until the stream's work so far has ended.
+unsafe fn copy_rows(to: u64, from: u64, rows: Rows, stream: &Stream) -> Result<(), DriverError> {
+    let on_device = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+    let copy = sys::CUDA_MEMCPY2D {
+        srcXInBytes: 0,
+        srcY: 0,
+        srcMemoryType: on_device,
+        srcHost: ptr::null(),
+        srcDevice: from,
+        srcArray: ptr::null_mut(),
+        srcPitch: rows.pitch,
+        dstXInBytes: 0,
+        dstY: 0,
+        dstMemoryType: on_device,
+        dstHost: ptr::null_mut(),
+        dstDevice: to,
+        dstArray: ptr::null_mut(),
+        dstPitch: rows.bytes,
+        WidthInBytes: rows.bytes,
+        Height: rows.count,
+    };
+    // SAFETY: as the caller promises.
+    unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, stream.raw) }.result()
 }
 
 impl Drop for Batch {
@@ -182,16 +224,17 @@ impl Staging {
     pub fn read(
         &self,
         from: u64,
-        bytes: usize,
+        rows: Rows,
         after: String,
     ) -> Result<Option<Box<dyn Download>>, DeviceError> {
+        let bytes = rows.count * rows.bytes;
         let joined = match &*self.open.borrow() {
-            Some(batch) => batch.add(from, bytes)?.map(|offset| (Arc::clone(batch), offset)),
+            Some(batch) => batch.add(from, rows)?.map(|offset| (Arc::clone(batch), offset)),
             None => None,
         };
         let (batch, offset) = match joined {
             Some(joined) => joined,
-            None => match self.new_batch(from, bytes)? {
+            None => match self.new_batch(from, rows)? {
                 Some(batch) => (batch, 0),
                 None => return Ok(None),
             },
@@ -204,14 +247,15 @@ impl Staging {
     }
 
     /// A batch that begins with a read. The one before it leaves.
-    fn new_batch(&self, from: u64, bytes: usize) -> Result<Option<Arc<Batch>>, DeviceError> {
+    fn new_batch(&self, from: u64, rows: Rows) -> Result<Option<Arc<Batch>>, DeviceError> {
         if let Some(before) = self.open.take() {
             before.leave()?;
         }
-        let Some(block) = self.lanes.block(bytes)? else { return Ok(None) };
+        let Some(block) = self.lanes.block(rows.count * rows.bytes)? else { return Ok(None) };
         let (lanes, filled) = (Arc::clone(&self.lanes), Mutex::default());
-        let batch = Arc::new(Batch { lanes, block: Some(block), filled });
-        batch.add(from, bytes)?;
+        let has_arrived = AtomicBool::new(false);
+        let batch = Arc::new(Batch { lanes, block: Some(block), filled, has_arrived });
+        batch.add(from, rows)?;
         self.open.replace(Some(Arc::clone(&batch)));
         Ok(Some(batch))
     }
@@ -227,14 +271,20 @@ struct Staged {
 
 impl Download for Staged {
     fn is_ready(&self) -> bool {
+        if self.batch.has_arrived.load(Acquire) {
+            return true;
+        }
         let has_left = self.batch.filled().has_left;
         has_left && self.batch.block().arrived.has_passed()
     }
 
     fn bytes(&self) -> Result<&[u8], DeviceError> {
-        self.batch.leave()?;
         let block = self.batch.block();
-        block.arrived.wait(&format!("running {} or a kernel before it", self.after))?;
+        if !self.batch.has_arrived.load(Acquire) {
+            self.batch.leave()?;
+            block.arrived.wait(&format!("running {} or a kernel before it", self.after))?;
+            self.batch.has_arrived.store(true, Release);
+        }
         // SAFETY: the copy of the block has ended, and this part of it is this read's own.
         Ok(unsafe { std::slice::from_raw_parts(block.pinned.add(self.offset), self.bytes) })
     }

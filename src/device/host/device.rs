@@ -1,6 +1,9 @@
 //! Memory, compilation and launches of the host device.
 
-use std::alloc::{Layout, alloc, dealloc};
+use std::{
+    alloc::{Layout, alloc, dealloc},
+    sync::Arc,
+};
 
 use crate::device::{
     Arg, Buffer, Device, DeviceError, Gemm, KernelSource, Launch,
@@ -65,6 +68,8 @@ struct Memory {
 
 // SAFETY: the memory is owned, and only reached through a device's methods and launches.
 unsafe impl Send for Memory {}
+// SAFETY: as above; holding it reads nothing.
+unsafe impl Sync for Memory {}
 
 impl Drop for Memory {
     fn drop(&mut self) {
@@ -174,7 +179,7 @@ impl Device for HostDevice {
         if let Some((regions, _)) = &known {
             regions.add(address, bytes, what);
         }
-        let memory = Box::new(Memory { pointer, layout, known });
+        let memory = Arc::new(Memory { pointer, layout, known });
         Ok(Buffer { address, bytes, _memory: memory })
     }
 
