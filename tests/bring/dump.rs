@@ -376,6 +376,33 @@ fn one_array_a_token(engine: &TraceReader, names: &[&str], dump: &Path) {
     }
 }
 
+/// An entry whose values end before those that its header and the archive's own list state.
+#[test]
+fn an_archive_that_states_more_values_than_it_has_is_refused() {
+    let sides = Sides::new();
+    let dump = sides.parent.path().join("dump");
+    npy(&dump.join("step0/blk.0.q.npy"), &[100], &[1.5; 100], Type::F32, false);
+    let script = "
+import pathlib, struct, sys, zipfile
+folder = pathlib.Path(sys.argv[1])
+whole = (folder / 'step0/blk.0.q.npy').read_bytes()
+packed = folder / 'step0.npz'
+with zipfile.ZipFile(packed, 'w', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr('blk.0.q.npy', whole[:-40])
+zipped = bytearray(packed.read_bytes())
+entry = zipped.rindex(b'PK\\1\\2')
+struct.pack_into('<I', zipped, entry + 24, len(whole))
+packed.write_bytes(zipped)
+";
+    let output = Command::new(python()).args(["-c", script]).arg(&dump).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fs::remove_dir_all(dump.join("step0")).unwrap();
+    let reference = path(&sides.reference);
+    let map = sides.parent.path().join("map.toml");
+    let align = ["align", path(&dump), "--reference", reference, "-o", path(&map)];
+    refused(&align, 2, "step0.npz is no array that can be read: step0/blk.0.q: its length is not");
+}
+
 #[test]
 fn one_array_a_token_is_stacked_in_the_order_of_the_positions() {
     let sides = Sides::new();
