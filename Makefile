@@ -2,7 +2,7 @@
 # (and keeps its own -j from cargo, which would otherwise look for a jobserver it cannot reach).
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup build demo test check bench faults matrix mutants fuzz nvrtc examples fmt clean
+.PHONY: help setup setup-tests build demo test check bench faults matrix mutants fuzz nvrtc examples fmt clean
 .PHONY: gpu-test gpu-bench gpu-sanitize gpu-bundle transformers-test
 unexport MAKEFLAGS MFLAGS
 
@@ -13,6 +13,9 @@ help: ## show this list
 
 setup: ## install what is missing (cmake, a C++ compiler, libclang); does nothing the second time
 	scripts/setup.sh
+
+setup-tests: ## the same with what only the tests need (clang)
+	scripts/setup.sh --tests
 
 build: ## build target/release/firstdiff
 	cargo build --release --locked
@@ -36,10 +39,10 @@ demo: setup ## compare our engine with llama.cpp on the small model, then find a
 	@echo '== The same with a planted fault: expected to be found, exit status 1 =='
 	$(FIRSTDIFF) run --fault rope-pairs-interleaved; test $$? -eq 1
 
-test: setup ## run the tests
+test: setup-tests ## run the tests
 	cargo test --release --locked
 
-check: setup ## formatting, lints and tests: what CI runs
+check: setup-tests ## formatting, lints and tests: what CI runs
 	cargo fmt --check
 	cargo clippy --release --locked --all-targets -- -D warnings
 	cargo clippy --release --locked --no-default-features --features writer --lib -- -D warnings

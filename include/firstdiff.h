@@ -132,6 +132,8 @@ static inline firstdiff_axes firstdiff_heads(size_t rows, size_t heads, size_t d
 #define FIRSTDIFF_PATH 1024
 /* Room in a step file's header for an entry: its longest name, three counts and two offsets. */
 #define FIRSTDIFF_ENTRY 192
+/* Bytes that are held back, so that small tensors are written together. */
+#define FIRSTDIFF_PENDING 65536
 
 typedef unsigned long long firstdiff_u64;
 
@@ -163,6 +165,7 @@ struct firstdiff_trace {
     firstdiff_entry *entries; /* [layer][stage], global stages under layer 0 */
     unsigned char *buffer, *host;
     size_t buffer_size, host_size;
+    char *pending; /* what stdio holds back of the open step's file */
 };
 
 /* The stages in the order of a forward pass; the first letter is the shape: E (tokens, n_embd),
@@ -428,7 +431,9 @@ static inline firstdiff_trace *firstdiff_begin_rank(const char *folder, const ch
     }
     for (i = 0; i < entries; i++)
         fd->entries[i].dtype = -1;
-    fd->room = (entries * FIRSTDIFF_ENTRY + 256 + 7) / 8 * 8;
+    /* The data begin a page of the file: a write across pages costs more. */
+    fd->room = (8 + entries * FIRSTDIFF_ENTRY + 256 + 4095) / 4096 * 4096 - 8;
+    fd->pending = (char *)malloc(FIRSTDIFF_PENDING); /* without it, stdio has its own */
     firstdiff_name_run(fd);
     firstdiff_make_folder(folder);
     if (world) {
@@ -492,7 +497,7 @@ static inline void firstdiff_write_shard(firstdiff_trace *fd)
 /* Writes all of the manifest but its steps. */
 static inline void firstdiff_open_manifest(firstdiff_trace *fd)
 {
-    const char *storage = firstdiff_dtype_name(fd->storage, 0);
+    const char *storage = firstdiff_dtype_name((int)fd->storage, 0);
     const char *wide = "{\"storage\": \"f32\", \"accumulator\": \"f32\"}";
     fprintf(fd->manifest,
             "{\n\"format_version\": %d,\n\"run\": \"%s\",\n"
@@ -677,6 +682,8 @@ static inline void firstdiff_step(firstdiff_trace *fd, const int32_t *tokens, si
     fd->file = fopen(path, "wb");
     if (!fd->file)
         firstdiff_fail(fd, "cannot write %s; choose a folder you can write to", path);
+    else if (fd->pending)
+        setvbuf(fd->file, fd->pending, _IOFBF, FIRSTDIFF_PENDING);
 }
 
 /* The shape that a stage has in the open step. */
@@ -823,15 +830,15 @@ static inline void firstdiff_tensor(firstdiff_trace *fd, const char *site, int l
     if (fits && firstdiff_stage(stage)[0] == 'C' && axes.n[0] < n[0])
         return;
     if (fits && entry->dtype < 0) {
-        entry->dtype = dtype, entry->rows = 0, entry->offset = fd->data;
+        entry->dtype = (int)dtype, entry->rows = 0, entry->offset = fd->data;
         memcpy(entry->n, n, sizeof n);
-        fd->data += n[0] * n[1] * n[2] * firstdiff_dtype_size(dtype);
+        fd->data += n[0] * n[1] * n[2] * firstdiff_dtype_size((int)dtype);
     }
     if (!fits || axes.n[0] > n[0] - entry->rows || entry->dtype != (int)dtype) {
         firstdiff_fail(fd,
                        "step %llu: %s of layer %d came as %s (%llu, %llu, %llu); it has (%llu, "
                        "%llu, %llu) of one type, and %llu rows were there",
-                       fd->steps - 1, site, layer, firstdiff_dtype_name(dtype, 0),
+                       fd->steps - 1, site, layer, firstdiff_dtype_name((int)dtype, 0),
                        (firstdiff_u64)axes.n[0], (firstdiff_u64)axes.n[1],
                        (firstdiff_u64)axes.n[2], n[0], n[1], n[2],
                        entry->dtype < 0 ? 0 : entry->rows);
@@ -887,6 +894,7 @@ static inline int firstdiff_end(firstdiff_trace *fd)
     free(fd->entries);
     free(fd->buffer);
     free(fd->host);
+    free(fd->pending);
     free(fd);
     return failed;
 }

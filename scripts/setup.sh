@@ -5,11 +5,12 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: scripts/setup.sh [--check]
+usage: scripts/setup.sh [--tests] [--check]
 
-Looks for what building and testing firstdiff needs and installs what is missing through apt-get
-(with sudo when not root). Where there is no apt, it lists the packages to install.
+Looks for what building firstdiff needs and installs what is missing through apt-get (with sudo when
+not root). Where there is no apt, it lists the packages to install.
 
+  --tests   what the tests need as well: clang, the second compiler of include/firstdiff.h
   --check   install nothing; exit 1 if something is missing
   --help    this text
 
@@ -31,19 +32,25 @@ make|find_make|make|make|make|make
 git|find_git|git|git|git|git
 libclang|find_libclang|libclang-dev|clang-devel|clang|llvm
 python3 with venv|find_python|python3 python3-venv|python3|python|python'
+# The same of what only the tests need.
+readonly TEST_THINGS='
+clang|find_clang|clang|clang|clang|llvm'
 
 main() {
-    local check=no
-    case "${1-}" in
-        '') ;;
-        --check) check=yes ;;
-        -h | --help) usage; exit 0 ;;
-        *) usage >&2; exit 2 ;;
-    esac
+    local check=no things=$THINGS
+    while (($#)); do
+        case "$1" in
+            --check) check=yes ;;
+            --tests) things=$THINGS$TEST_THINGS ;;
+            -h | --help) usage; exit 0 ;;
+            *) usage >&2; exit 2 ;;
+        esac
+        shift
+    done
 
     local rust=found missing
     find_rust || rust=missing
-    look
+    look "$things"
     missing=$MISSING
     if [[ $rust == found && -z $missing ]]; then
         echo 'nothing to install'
@@ -63,7 +70,7 @@ main() {
 
 # --- looking ---------------------------------------------------------------------------------
 
-# Prints one line per thing; leaves the missing rows in MISSING.
+# Prints one line per thing of the rows given; leaves the missing ones in MISSING.
 look() {
     local name finder packages detail
     MISSING=''
@@ -75,7 +82,7 @@ look() {
             echo "missing $name"
             MISSING+="$name|$finder|$packages"$'\n'
         fi
-    done <<<"$THINGS"
+    done <<<"$1"
 }
 
 find_rust() {
@@ -127,6 +134,11 @@ find_cxx_compiler() {
         compiles c++ '#include <vector>' "$compiler" && return
     done
     return 1
+}
+
+# libclang alone does not bring the compiler.
+find_clang() {
+    compiles c '#include <stdlib.h>' clang >/dev/null && compiles c++ '#include <vector>' clang++
 }
 
 # Having a compiler is not enough: clang++ without the C++ library's headers is a common find.

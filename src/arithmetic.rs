@@ -45,6 +45,11 @@ impl Arithmetic {
         Arithmetic { weights: storage, vectors: None, between: None, default: op(storage), stages }
     }
 
+    /// Those of our own engines, whose floors every reference's trace has.
+    pub fn engines() -> [Arithmetic; 2] {
+        [DType::F32, DType::F16].map(Arithmetic::engine)
+    }
+
     /// The arithmetic of a stage.
     pub fn of(&self, stage: Stage) -> OpArithmetic {
         self.stages.get(&stage).copied().unwrap_or(self.default)

@@ -86,6 +86,17 @@ fn every_architecture_head_size_and_head_ratio_is_equal() {
     }
 }
 
+/// llama.cpp multiplies the angles of rope up in f32, our engine takes a power: far from the first
+/// token, wide heads are over 8 x a floor that knows nothing of it (68 x in 1,000 tokens of a qwen3).
+#[test]
+fn angles_far_from_the_first_token_raise_no_alarm() {
+    for arch in [Arch::Llama, Arch::Qwen2, Arch::Qwen3] {
+        let bench = Bench::synth(&Spec { n_layer: 1, ..spec(arch, 128, 2, 1, 6) });
+        let finished = bench.run(&engine(DType::F32), 400, 1);
+        assert_equal(&finished, &format!("{arch:?}"));
+    }
+}
+
 #[test]
 fn quantised_weights_are_widened_by_both_sides_alike() {
     for weight_type in [WeightType::F16, WeightType::Q8_0, WeightType::Q4K] {
@@ -158,11 +169,11 @@ fn fixture_pattern(fault: &Fault) -> &'static str {
         "decode-overwrites-last" => "positions >= 39",
         "kv-head-modulo" => "heads 1, 3, 5, 8, 10, 12",
         "kv-head-zero" | "values-head-zero" => "heads 7-13",
-        "scores-f16-accumulate" => "90 % of all elements",
+        "scores-f16-accumulate" => "89 % of all elements",
         "mask-missing" => "positions 0-38, keys 0-38",
         "mask-off-by-one" => "positions >= 1 (84 % of these)",
         "window-16" => "positions >= 16 (87 % of these)",
-        "softmax-over-padding" => "positions except 21, 30 and 31, heads except 2 (16 % of these)",
+        "softmax-over-padding" => "positions except 30 and 31, heads except 2 (16 % of these)",
         _ => fault.pattern,
     }
 }

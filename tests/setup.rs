@@ -117,7 +117,7 @@ fn the_machine_that_runs_the_tests_has_everything_and_gets_nothing_installed() {
     let mut path = machine.bin().into_os_string();
     path.push(":");
     path.push(std::env::var_os("PATH").unwrap());
-    for arguments in [[].as_slice(), &["--check"]] {
+    for arguments in [[].as_slice(), &["--check"], &["--tests"], &["--tests", "--check"]] {
         let ran = machine.setup_with_path(arguments, &path);
         assert_eq!(ran.code(), 0, "{}", ran.text());
         assert!(ran.says("nothing to install"), "{}", ran.text());
@@ -148,6 +148,20 @@ fn only_what_is_missing_is_installed_and_the_second_run_installs_nothing() {
     let ran = machine.setup(&[]);
     assert!(ran.says("nothing to install"), "{}", ran.text());
     assert_eq!(machine.log().len(), 1);
+}
+
+#[test]
+fn clang_is_installed_for_the_tests_alone() {
+    let machine = Machine::without(&[]);
+    let gains = ["clang", "clang++"].map(|program| machine.gains(program)).join("\n");
+    let machine = machine.with_apt(true, &gains);
+    assert!(machine.setup(&[]).says("nothing to install"));
+    let ran = machine.setup(&["--check", "--tests"]);
+    assert_eq!(ran.code(), 1, "{}", ran.text());
+    assert!(ran.says("missing clang") && machine.log().is_empty(), "{}", ran.text());
+    let ran = machine.setup(&["--tests"]);
+    assert_eq!(ran.code(), 0, "{}", ran.text());
+    assert_eq!(machine.log(), ["install clang"]);
 }
 
 #[test]

@@ -39,7 +39,7 @@ static void step_path(char *path, size_t room, const char *folder, int step)
 static int plain(const char *folder, int steps, size_t tokens, const float *values)
 {
     /* As many bytes as the recorded step has before its data. */
-    static char header[8 + (LAYERS * 24 * 192 + 256 + 7) / 8 * 8];
+    static char header[(8 + LAYERS * 24 * 192 + 256 + 4095) / 4096 * 4096];
     char path[1200];
     int step, layer, failed = 0;
     size_t i;

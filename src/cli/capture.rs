@@ -76,7 +76,7 @@ fn floors(
 ) -> Result<Vec<(Arithmetic, Baseline)>, Error> {
     let arithmetics = match side {
         SideArg::Engine => vec![engine.arithmetic()],
-        SideArg::Reference => vec![Arithmetic::engine(DType::F32), Arithmetic::engine(DType::F16)],
+        SideArg::Reference => Arithmetic::engines().to_vec(),
     };
     let measured = arithmetics.into_iter().map(|arithmetic| {
         let (reference, model) = (&inputs.reference, &inputs.model);

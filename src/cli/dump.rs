@@ -26,8 +26,11 @@ pub fn align(args: &AlignArgs) -> Result<Exit, Error> {
     bar.finish_and_clear();
     let write = |source| Error::Write { path: args.output.clone(), source };
     cache::write_atomic(&args.output, found.to_string().as_bytes()).map_err(write)?;
-    let sure = found.matches.iter().filter(|found| found.confidence == Confidence::Sure).count();
-    let likely = found.matches.len() - sure;
+    let arrays = |confidence| {
+        let matches = found.matches.iter().filter(|found| found.confidence == confidence);
+        matches.map(|found| found.arrays).sum::<usize>()
+    };
+    let (sure, likely) = (arrays(Confidence::Sure), arrays(Confidence::Likely));
     let mut text = format!(
         "{sure} of {} arrays sure, {likely} likely, {} ambiguous, {} unmatched: {}\n",
         dump.arrays.len(),

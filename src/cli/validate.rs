@@ -3,12 +3,16 @@
 use std::{collections::BTreeSet, fmt::Write};
 
 use firstdiff::{
+    arithmetic::Arithmetic,
     exit::{Error, Exit},
     model::Config,
     replay::Operation,
     site::{Site, Stage},
     survey,
-    trace::{Inspection, MANIFEST_FILE, Shard, Split, TraceError, TraceReader, UNFINISHED_FILE},
+    trace::{
+        Inspection, MANIFEST_FILE, Manifest, Shard, Side, Split, TraceError, TraceReader,
+        UNFINISHED_FILE,
+    },
 };
 
 use super::{args::ValidateArgs, output};
@@ -134,7 +138,8 @@ fn verdicts(found: &Inspection) -> String {
     let there = Recorded { sites: &found.sites, steps: found.manifest.steps.len() as u32 };
     let config = found.config();
     let mut text = String::new();
-    let _ = writeln!(text, "  diff       {}", divergence(&there, config));
+    let diff = refusal(&found.manifest).unwrap_or_else(|| divergence(&there, config));
+    let _ = writeln!(text, "  diff       {diff}");
     let operations = Operation::all(config);
     let judged: Vec<Operation> =
         operations.iter().copied().filter(|&operation| there.some(operation)).collect();
@@ -154,6 +159,19 @@ fn verdicts(found: &Inspection) -> String {
     }
     text.push('\n');
     text
+}
+
+/// Why `diff` will not compare the trace, if it will not.
+fn refusal(manifest: &Manifest) -> Option<String> {
+    let arithmetic = &manifest.arithmetic;
+    let measured = manifest.side == Side::Reference || Arithmetic::engines().contains(arithmetic);
+    let storage = arithmetic.default.storage;
+    (!measured).then(|| {
+        format!(
+            "nothing: no reference's trace has a floor for this arithmetic ({storage} storage); use \
+             `firstdiff explain --reference`, which measures it"
+        )
+    })
 }
 
 fn divergence(there: &Recorded<'_>, config: &Config) -> String {

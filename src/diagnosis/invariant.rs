@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     diagnosis::scene::Scene,
-    replay::{LAMBDA, Operand, Operation, Replay, ReplayError, rope_pair},
+    model::rope_pair,
+    replay::{LAMBDA, Operand, Operation, Replay, ReplayError},
     site::Stage,
 };
 

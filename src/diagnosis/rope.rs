@@ -2,8 +2,8 @@
 
 use crate::{
     diagnosis::scene::{Scene, Visit},
-    model::RopePairs,
-    replay::{ReplayError, ops, rope_angle, rope_pair},
+    model::{RopePairs, rope_angle, rope_pair},
+    replay::{ReplayError, ops},
 };
 
 /// Bases in use.

@@ -3,15 +3,17 @@
 //!
 //! Nothing is assumed. An array that fits two sites, or none, is listed as such.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use super::{
-    Array, Dump, DumpError,
+    Dump, DumpError,
     axes::{Order, gather, names, strides},
+    map::Reading,
     signature::Signature,
+    tokens::{Tokens, tokens},
 };
 use crate::{
-    site::{Site, Stage},
+    site::{Axis, Site, Stage},
     trace::TraceReader,
 };
 
@@ -36,10 +38,14 @@ pub enum Confidence {
     Likely,
 }
 
-/// An array that is a site.
+/// An array that is a site, or arrays of one token each that are one.
 #[derive(Clone, Debug)]
 pub struct Match {
+    /// Of arrays of one token each an expression, whose group `t` is the position.
     pub name: String,
+    /// How many arrays it is.
+    pub arrays: usize,
+    /// That of step 0 where there are several arrays.
     pub site: Site,
     pub order: Order,
     /// What the array's values are to be multiplied by.
@@ -87,6 +93,23 @@ enum Scale {
     Other(f64),
 }
 
+impl Scale {
+    /// What the array's values are to be multiplied by.
+    fn to_site(self) -> f64 {
+        match self {
+            Scale::One => 1.0,
+            Scale::Known(factor) | Scale::Other(factor) => 1.0 / factor,
+        }
+    }
+}
+
+impl Match {
+    /// Whether it is that site, which arrays of one token each are in every step.
+    fn is(&self, site: Site) -> bool {
+        self.site == site || self.arrays > 1 && self.site == Site { step: 0, ..site }
+    }
+}
+
 /// Finds the sites of a dump's arrays.
 ///
 /// # Errors
@@ -94,8 +117,19 @@ enum Scale {
 pub fn align(dump: &Dump, reference: &TraceReader) -> Result<Alignment, DumpError> {
     let candidates = candidates(reference)?;
     let mut fits = Vec::new();
-    for array in &dump.arrays {
-        fits.push((array, fits_of(array, &candidates, reference)?));
+    let mut alignment = Alignment::default();
+    let mut stacked = BTreeSet::new();
+    for tokens in tokens(dump, &reference.manifest().steps) {
+        if tokens.names().is_disjoint(&stacked)
+            && let Some(found) = stack(&tokens, &candidates, reference, &alignment)?
+        {
+            stacked.extend(tokens.names());
+            alignment.matches.push(found);
+        }
+    }
+    for array in dump.arrays.iter().filter(|array| !stacked.contains(array.name.as_str())) {
+        let fits_here = fits_of(&array.shape, &array.read()?, &candidates, reference)?;
+        fits.push((&array.name, fits_here));
     }
     // Sure ones first, so that a doubtful one does not take the site of one that is not.
     fits.sort_by(|(_, a), (_, b)| {
@@ -106,13 +140,91 @@ pub fn align(dump: &Dump, reference: &TraceReader) -> Result<Alignment, DumpErro
         let ((a, b), (x, y)) = (key(a), key(b));
         a.cmp(&x).then(b.total_cmp(&y))
     });
-    let mut alignment = Alignment::default();
-    for (array, fits) in fits {
-        alignment.add(array, &fits);
+    for (name, fits) in fits {
+        alignment.add(name, &fits);
     }
     alignment.matches.sort_by_key(|found| found.site);
     alignment.unmatched.sort();
     Ok(alignment)
+}
+
+/// The site that arrays of one token each are: by the prompt's, checked by all.
+fn stack(
+    tokens: &Tokens<'_>,
+    candidates: &[Candidate],
+    reference: &TraceReader,
+    alignment: &Alignment,
+) -> Result<Option<Match>, DumpError> {
+    let prompt = reference.manifest().steps[0].positions();
+    let (mut found, mut all) = (None, Vec::new());
+    for stack in tokens.stacks(prompt)? {
+        let of_stack = |fit: &Fit| {
+            let axis = fit.site.stage.axes()[0];
+            let fits = fit.site.step == 0 && axis == stack.first_axis && fit.rows.is_none();
+            fits && alignment.is_free(fit.site)
+        };
+        let mut fits = fits_of(&stack.shape, &stack.values, candidates, reference)?;
+        fits.retain(of_stack);
+        for fit in rivals(&fits) {
+            let order = match stack.first_axis {
+                Axis::Position => Some(fit.order.clone()),
+                _ => fit.order.of_row(stack.leading),
+            };
+            let Some(order) = order else { continue };
+            let reading = Reading {
+                site: fit.site,
+                position: Some(0),
+                order: order.clone(),
+                scale: fit.scale.to_site(),
+                rows: None,
+            };
+            let Some(beyond) = first_other(tokens, &reading, reference)? else { continue };
+            all.push(fit.site);
+            found.get_or_insert((fit.clone(), order, beyond));
+        }
+    }
+    Ok(found.map(|(fit, order, beyond)| {
+        let other = |position| format!("the array of position {position} is another");
+        let doubt = doubt(&fit, &all).or(beyond.map(other));
+        Match {
+            name: tokens.pattern.clone(),
+            arrays: tokens.arrays.len(),
+            site: fit.site,
+            order,
+            scale: fit.scale.to_site(),
+            rows: None,
+            confidence: if doubt.is_none() { Confidence::Sure } else { Confidence::Likely },
+            doubt,
+        }
+    }))
+}
+
+/// The first position whose array is not what the reference has there, if one is; `None` where they
+/// cannot be read as that site at all.
+fn first_other(
+    tokens: &Tokens<'_>,
+    reading: &Reading,
+    reference: &TraceReader,
+) -> Result<Option<Option<usize>>, DumpError> {
+    let read = match tokens.read(reading, reference) {
+        Err(DumpError::Line { .. }) => return Ok(None),
+        read => read?,
+    };
+    for (site, row, ours) in read {
+        let Some(theirs) = reference.tensor(site)? else { continue };
+        let first = reference.manifest().steps[site.step as usize].first_position;
+        let whole = ours.len() == theirs.data.len();
+        let start = if whole { 0 } else { row * ours.len() };
+        let mut shape = theirs.shape;
+        shape[0] = shape[0] * ours.len() / theirs.data.len();
+        let place = Candidate { site, shape, first_position: first + row, signature: None };
+        let theirs = counted(&place, theirs.data[start..start + ours.len()].to_vec());
+        let (_, distance) = scaled_distance(&counted(&place, ours), &theirs, &place.shape);
+        if distance >= SURE {
+            return Ok(Some(Some(first + row)));
+        }
+    }
+    Ok(Some(None))
 }
 
 fn candidates(reference: &TraceReader) -> Result<Vec<Candidate>, DumpError> {
@@ -132,12 +244,12 @@ fn candidates(reference: &TraceReader) -> Result<Vec<Candidate>, DumpError> {
 
 /// Every way in which the array may be a site, the nearest first.
 fn fits_of(
-    array: &Array,
+    shape: &[usize],
+    values: &[f32],
     candidates: &[Candidate],
     reference: &TraceReader,
 ) -> Result<Vec<Fit>, DumpError> {
-    let values = array.read()?;
-    let signature = Signature::of(&values);
+    let signature = Signature::of(values);
     let mut fits: Vec<Fit> = Vec::new();
     for most in [SURE, LIKELY] {
         for candidate in
@@ -154,7 +266,7 @@ fn fits_of(
                 continue;
             };
             let theirs = counted(candidate, tensor.data);
-            fits.extend(fits_as(array, &values, candidate, &theirs, most));
+            fits.extend(fits_as(shape, values, candidate, &theirs, most));
         }
         if !fits.is_empty() {
             break;
@@ -178,7 +290,7 @@ fn counted(candidate: &Candidate, mut values: Vec<f32>) -> Vec<f32> {
 
 /// The ways in which the array may be that site.
 fn fits_as(
-    array: &Array,
+    shape: &[usize],
     values: &[f32],
     candidate: &Candidate,
     theirs: &[f32],
@@ -189,7 +301,7 @@ fn fits_as(
     let mut seen: Vec<Vec<usize>> = Vec::new();
     let mut fits = Vec::new();
     for axes in permutations(names.len()) {
-        let Some(order) = Order::of(&array.shape, &candidate.shape, &axes, &names) else {
+        let Some(order) = Order::of(shape, &candidate.shape, &axes, &names) else {
             continue;
         };
         // Where an axis has one element only, several orders are the same.
@@ -294,22 +406,27 @@ fn sorted_rows(ours: &[f32], theirs: &[f32], rows: usize) -> Option<Vec<usize>> 
     Some(order)
 }
 
-/// The fits that the values do not tell from the first, and the first itself.
+/// The fits that the values do not tell from the first, and the first itself; the likeliest first.
 fn rivals(fits: &[Fit]) -> Vec<&Fit> {
     let Some(first) = fits.first() else { return Vec::new() };
     let near = |fit: &&Fit| fit.distance <= RIVAL * first.distance + 1e-4;
-    fits.iter().filter(near).collect()
+    let mut rivals: Vec<&Fit> = fits.iter().filter(near).collect();
+    // Of two that differ by a scale, the one without is meant more often.
+    rivals.sort_by_key(|fit| (fit.scale != Scale::One, fit.rows.is_some()));
+    rivals
 }
 
 impl Alignment {
-    fn add(&mut self, array: &Array, fits: &[Fit]) {
-        let name = array.name.clone();
-        let mut rivals = rivals(fits);
-        // Of two that differ by a scale, the one without is meant more often.
-        rivals.sort_by_key(|fit| (fit.scale != Scale::One, fit.rows.is_some()));
+    /// Whether nothing is that site yet.
+    fn is_free(&self, site: Site) -> bool {
+        self.matches.iter().all(|found| !found.is(site))
+    }
+
+    fn add(&mut self, name: &str, fits: &[Fit]) {
+        let name = name.to_string();
+        let rivals = rivals(fits);
         let all: Vec<Site> = rivals.iter().map(|fit| fit.site).collect();
-        let is_free = |fit: &&&Fit| self.matches.iter().all(|found| found.site != fit.site);
-        let Some(&fit) = rivals.iter().find(is_free) else {
+        let Some(&fit) = rivals.iter().find(|fit| self.is_free(fit.site)) else {
             match all.is_empty() {
                 true => self.unmatched.push(name),
                 false => self.ambiguous.push((name, all)),
@@ -317,15 +434,12 @@ impl Alignment {
             return;
         };
         let doubt = doubt(fit, &all);
-        let scale = match fit.scale {
-            Scale::One => 1.0,
-            Scale::Known(factor) | Scale::Other(factor) => 1.0 / factor,
-        };
         self.matches.push(Match {
             name,
+            arrays: 1,
             site: fit.site,
             order: fit.order.clone(),
-            scale,
+            scale: fit.scale.to_site(),
             rows: fit.rows.clone(),
             confidence: if doubt.is_none() { Confidence::Sure } else { Confidence::Likely },
             doubt,
@@ -368,10 +482,15 @@ impl fmt::Display for Alignment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "# Written by firstdiff align: read it before you use it.\ntensor = [")?;
         for found in &self.matches {
-            let pattern = quoted(&regex::escape(&found.name));
             let (step, name) = (found.site.step, found.site.tensor_name());
-            write!(f, "  {{ match = {pattern}, site = \"{step}/{name}\"")?;
-            if !found.order.is_own() {
+            if found.arrays > 1 {
+                let pattern = quoted(&found.name);
+                write!(f, "  {{ match = {pattern}, site = \"{name}\", position = '{{t}}'")?;
+            } else {
+                let pattern = quoted(&regex::escape(&found.name));
+                write!(f, "  {{ match = {pattern}, site = \"{step}/{name}\"")?;
+            }
+            if found.arrays > 1 || !found.order.is_own() {
                 write!(f, ", axes = \"{}\"", found.order)?;
             }
             if found.scale != 1.0 {

@@ -114,6 +114,17 @@ impl Order {
         self.names.len()
     }
 
+    /// That of one row, of an array that has so many axes of one element before its own; `None` where
+    /// the rows do not lie one after another.
+    pub(super) fn of_row(&self, leading: usize) -> Option<Order> {
+        let (first, own) = self.groups.split_first()?;
+        let lower = |group: &Vec<usize>| group.iter().map(|axis| axis - 1).collect();
+        (*first == [0]).then(|| Order {
+            groups: vec![Vec::new(); leading].into_iter().chain(own.iter().map(lower)).collect(),
+            names: self.names[1..].to_vec(),
+        })
+    }
+
     /// Whether it is the site's own.
     pub fn is_own(&self) -> bool {
         self.groups.iter().enumerate().all(|(axis, group)| *group == [axis])

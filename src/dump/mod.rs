@@ -11,6 +11,7 @@ mod map;
 mod npz;
 mod rows;
 mod signature;
+mod tokens;
 
 pub use align::{Alignment, Confidence, Match, align};
 pub use axes::Order;

@@ -114,7 +114,11 @@ impl Source<'_> {
 }
 
 /// The values of an array that is one token's.
-fn row(array: &Array, reading: &Reading, shape: &[usize]) -> Result<Vec<f32>, DumpError> {
+pub(super) fn row(
+    array: &Array,
+    reading: &Reading,
+    shape: &[usize],
+) -> Result<Vec<f32>, DumpError> {
     let mut own = shape.to_vec();
     own[0] = 1;
     let keys = shape[shape.len() - 1];

@@ -8,7 +8,7 @@ mod ledger;
 #[cfg(feature = "full")]
 mod weights;
 
-pub use config::{Arch, Config, RopePairs};
+pub use config::{Arch, Config, RopePairs, rope_angle, rope_pair};
 #[cfg(feature = "full")]
 pub use keys::MAX_LAYERS;
 #[cfg(feature = "full")]

@@ -114,6 +114,9 @@ impl<'a> Capture<'a> {
         self.check_readable(site, node)?;
         let mut data = node.read();
         let row_length = *shape.last().expect("every stage has axes");
+        if let (Some(noise), Stage::QRope | Stage::KRope) = (self.noise, site.stage) {
+            noise.turn(self.config, self.positions - self.tokens, shape[1], &mut data);
+        }
         if self.add_noise(site, &mut data, row_length) {
             node.write(&data);
         }

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::{
     arithmetic::Arithmetic,
-    model::Config,
+    model::{Config, rope_angle, rope_pair},
     site::{Site, Stage},
     tensor::DType,
 };
@@ -59,12 +59,39 @@ impl Noise {
         Amplitude { relative, additive }
     }
 
+    /// Turns each pair of a rope stage by the rounding of its angle; `values` are (T, H, D), of
+    /// tokens from `first_position` on.
+    ///
+    /// The frequency of pair i is theta to a power, in f32 whatever the storage: i products, or one
+    /// function with a rounded exponent. It is off alike for every token, head and layer, so the angle
+    /// is off by some i u of itself, which grows with the position; that of pair 0 is the position.
+    /// Scaled frequencies (llama 3) are lower than taken here, but not those of the largest angles.
+    pub fn turn(&self, config: &Config, first_position: usize, heads: usize, values: &mut [f32]) {
+        let (dim, theta) = (config.head_dim, f64::from(config.rope_theta));
+        let elements = rope_pair(config.rope_pairs, dim);
+        let random = Random::new(self.seed, "the frequencies of rope");
+        for (row, token) in values.chunks_exact_mut(heads * dim).enumerate() {
+            for pair in 1..dim / 2 {
+                let sign = if random.at(pair as u64) & 1 == 0 { 1.0 } else { -1.0 };
+                let off = sign * pair as f64 * DType::F32.unit_roundoff();
+                let angle = rope_angle(theta, (first_position + row) as f64, pair, dim);
+                let (sine, cosine) = (angle * off).sin_cos();
+                let (first, second) = elements(pair);
+                for head in token.chunks_exact_mut(dim) {
+                    let (a, b) = (f64::from(head[first]), f64::from(head[second]));
+                    head[first] = (a * cosine - b * sine) as f32;
+                    head[second] = (a * sine + b * cosine) as f32;
+                }
+            }
+        }
+    }
+
     /// Adds the noise of a site to its tensor; a row is `row_length` elements.
     pub fn add_to(&self, site: Site, amplitude: Amplitude, values: &mut [f32], row_length: usize) {
         if amplitude.relative == 0.0 && amplitude.additive == 0.0 {
             return;
         }
-        let random = Random::new(self.seed, site);
+        let random = Random::new(self.seed, &format!("{}/{}", site.step, site.tensor_name()));
         let row_length = row_length.max(1);
         values.par_chunks_mut(row_length).enumerate().for_each(|(row, values)| {
             let squares: f64 = values.iter().map(|&value| f64::from(value).powi(2)).sum();
@@ -85,20 +112,20 @@ fn multiplies_a_matrix(stage: Stage) -> bool {
     matches!(stage, Embd | Q | K | V | OProj | FfnGate | FfnUp | FfnDown | Logits)
 }
 
-/// Random bits for each element of a site, whatever the order in which they are asked for.
+/// Random bits for a purpose, such as the elements of a site, whatever the order in which they are asked
+/// for.
 struct Random {
     key: u64,
 }
 
 impl Random {
-    fn new(seed: u64, site: Site) -> Random {
-        let text = format!("{seed}/{}/{}", site.step, site.tensor_name());
-        let hash = blake3::hash(text.as_bytes());
+    fn new(seed: u64, purpose: &str) -> Random {
+        let hash = blake3::hash(format!("{seed}/{purpose}").as_bytes());
         let first = hash.as_bytes()[..8].try_into().expect("eight bytes");
         Random { key: u64::from_le_bytes(first) }
     }
 
-    /// The splitmix64 sequence from the site's key, at `index`.
+    /// The splitmix64 sequence from the key, at `index`.
     fn at(&self, index: u64) -> u64 {
         let state = self.key.wrapping_add((index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -12,7 +12,7 @@ use crate::{
     arithmetic::Arithmetic,
     contract::{Calls, Current},
     gguf::GgufError,
-    model::{Model, ModelError, RopePairs},
+    model::{Model, ModelError, rope_angle, rope_pair},
     replay::{
         attend::{Reading, Roundings, Way, attend},
         expected::{Expected, Operand, Rounding},
@@ -575,19 +575,6 @@ impl Width {
 /// What a cache holds.
 pub fn appended(cache: Stage) -> Stage {
     if cache == Stage::KCache { Stage::KRope } else { Stage::V }
-}
-
-/// The angle of pair i at a position: position * theta^(-2 i / dim).
-pub fn rope_angle(theta: f64, position: f64, pair: usize, dim: usize) -> f64 {
-    position * theta.powf(-2.0 * pair as f64 / dim as f64)
-}
-
-/// The two elements of each pair.
-pub fn rope_pair(pairs: RopePairs, head_dim: usize) -> impl Fn(usize) -> (usize, usize) {
-    move |pair| match pairs {
-        RopePairs::Norm => (2 * pair, 2 * pair + 1),
-        RopePairs::Neox => (pair, pair + head_dim / 2),
-    }
 }
 
 fn joined(width: usize, parts: Vec<(Vec<u32>, Expected<'_>)>) -> Operand {

@@ -16,9 +16,7 @@ pub mod ops;
 pub use accuracy::{Accuracy, accuracies};
 pub use attend::{Reading, Roundings, Way, attend};
 pub use expected::{Expected, LAMBDA, Operand, Rounding, Spread};
-pub use forward::{
-    Attending, Parts, Piece, Recording, Replay, ReplayError, Width, appended, rope_angle, rope_pair,
-};
+pub use forward::{Attending, Parts, Piece, Recording, Replay, ReplayError, Width, appended};
 pub use judge::{Judged, Worst, drift, judge, judge_all};
 pub use matrix::{Matrix, round};
 pub use operation::{Operation, name, norm_weight, projection};

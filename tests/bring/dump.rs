@@ -8,7 +8,7 @@ use std::{
 };
 
 use firstdiff::{
-    dump::{Alignment, Confidence, Dump, Mapping, align},
+    dump::{Alignment, Confidence, Dump, Mapping, Match, align},
     site::{Site, Stage},
     tensor::Tensor,
     trace::TraceReader,
@@ -342,6 +342,67 @@ fn the_arrays_of_archives_are_those_of_files() {
     }
 }
 
+/// Writes an array for each token of those sites: scores end at the token's own key, caches grow.
+fn one_array_a_token(engine: &TraceReader, names: &[&str], dump: &Path) {
+    for (index, step) in engine.manifest().steps.iter().enumerate() {
+        for name in names {
+            let site = Site::from_tensor_name(index as u32, name).unwrap();
+            let tensor = engine.tensor(site).unwrap().unwrap();
+            let width: usize = tensor.shape[1..].iter().product();
+            for position in step.first_position..step.positions() {
+                let row = |values: &[f32]| {
+                    values[(position - step.first_position) * width..][..width].to_vec()
+                };
+                let keys = position + 1;
+                let (shape, data) = match site.stage {
+                    Stage::Scores => {
+                        let row = row(&tensor.data);
+                        let seen = row.chunks(tensor.shape[2]).flat_map(|row| &row[..keys]);
+                        (vec![tensor.shape[1], keys], seen.copied().collect())
+                    }
+                    Stage::KCache | Stage::VCache => {
+                        let shape = vec![keys, tensor.shape[1], tensor.shape[2]];
+                        (shape, tensor.data[..keys * width].to_vec())
+                    }
+                    _ if tensor.shape.len() == 3 => {
+                        (vec![1, tensor.shape[1], tensor.shape[2]], row(&tensor.data))
+                    }
+                    _ => (vec![width], row(&tensor.data)),
+                };
+                let file = dump.join(format!("t{position:02}/{name}.npy"));
+                npy(&file, &shape, &data, Type::F32, false);
+            }
+        }
+    }
+}
+
+/// An entry whose values end before those that its header and the archive's own list state.
+#[test]
+fn an_archive_that_states_more_values_than_it_has_is_refused() {
+    let sides = Sides::new();
+    let dump = sides.parent.path().join("dump");
+    npy(&dump.join("step0/blk.0.q.npy"), &[100], &[1.5; 100], Type::F32, false);
+    let script = "
+import pathlib, struct, sys, zipfile
+folder = pathlib.Path(sys.argv[1])
+whole = (folder / 'step0/blk.0.q.npy').read_bytes()
+packed = folder / 'step0.npz'
+with zipfile.ZipFile(packed, 'w', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr('blk.0.q.npy', whole[:-40])
+zipped = bytearray(packed.read_bytes())
+entry = zipped.rindex(b'PK\\1\\2')
+struct.pack_into('<I', zipped, entry + 24, len(whole))
+packed.write_bytes(zipped)
+";
+    let output = Command::new(python()).args(["-c", script]).arg(&dump).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fs::remove_dir_all(dump.join("step0")).unwrap();
+    let reference = path(&sides.reference);
+    let map = sides.parent.path().join("map.toml");
+    let align = ["align", path(&dump), "--reference", reference, "-o", path(&map)];
+    refused(&align, 2, "step0.npz is no array that can be read: step0/blk.0.q: its length is not");
+}
+
 #[test]
 fn one_array_a_token_is_stacked_in_the_order_of_the_positions() {
     let sides = Sides::new();
@@ -350,30 +411,7 @@ fn one_array_a_token_is_stacked_in_the_order_of_the_positions() {
     let names = ["blk.1.q", "blk.2.scores", "blk.0.k_cache", "logits"];
     let steps = engine.manifest().steps.clone();
     let sites = |step| names.map(|name| Site::from_tensor_name(step as u32, name).unwrap());
-    for (index, step) in steps.iter().enumerate() {
-        for site in sites(index) {
-            let tensor = engine.tensor(site).unwrap().unwrap();
-            let width: usize = tensor.shape[1..].iter().product();
-            for position in step.first_position..step.positions() {
-                let row = &tensor.data[(position - step.first_position) * width..][..width];
-                let keys = position + 1;
-                let (shape, data) = match site.stage {
-                    Stage::Q => (vec![1, tensor.shape[1], tensor.shape[2]], row.to_vec()),
-                    Stage::Logits => (vec![width], row.to_vec()),
-                    Stage::Scores => {
-                        let seen = row.chunks(tensor.shape[2]).flat_map(|row| &row[..keys]);
-                        (vec![tensor.shape[1], keys], seen.copied().collect())
-                    }
-                    _ => {
-                        let shape = vec![keys, tensor.shape[1], tensor.shape[2]];
-                        (shape, tensor.data[..keys * width].to_vec())
-                    }
-                };
-                let file = dump.join(format!("t{position:02}/{}.npy", site.tensor_name()));
-                npy(&file, &shape, &data, Type::F32, false);
-            }
-        }
-    }
+    one_array_a_token(&engine, &names, &dump);
     let map = sides.parent.path().join("map.toml");
     let write = |line: &str| fs::write(&map, format!("tensor = [{line}]")).unwrap();
     let import = ["import", path(&dump), "--map", path(&map), "--reference"];
@@ -414,4 +452,52 @@ fn one_array_a_token_is_stacked_in_the_order_of_the_positions() {
     fs::create_dir(dump.join("t77")).unwrap();
     fs::rename(dump.join("t09/more.npy"), dump.join("t77/logits.npy")).unwrap();
     refused(&import, 2, "is to be at position 77, which the run has not");
+}
+
+#[test]
+fn arrays_of_one_token_each_are_found_together_and_read_as_the_engine_wrote_them() {
+    let sides = Sides::new();
+    let (dump, trace) = (sides.parent.path().join("dump"), sides.parent.path().join("trace"));
+    let engine = TraceReader::open(&sides.engine).unwrap();
+    let names = [
+        "embd",
+        "blk.1.q",
+        "blk.1.k_rope",
+        "blk.2.scores",
+        "blk.0.k_cache",
+        "blk.3.v_cache",
+        "blk.3.layer_out",
+        "logits",
+    ];
+    one_array_a_token(&engine, &names, &dump);
+    let positions = engine.manifest().steps.last().unwrap().positions();
+    let (map, reference) = (sides.parent.path().join("map.toml"), path(&sides.reference));
+    let arguments = ["align", path(&dump), "--reference", reference, "-o", path(&map)];
+    let (exit, out, err) = outcome(&arguments);
+    let all = names.len() * positions;
+    let says = format!("{all} of {all} arrays sure, 0 likely, 0 ambiguous, 0 unmatched: ");
+    assert!(exit == 0 && out.starts_with(&says), "{out}{err}{}", fs::read_to_string(&map).unwrap());
+    let text = fs::read_to_string(&map).unwrap();
+    let line = r#"  { match = 't(?<t>\d+)/blk\.1\.q', site = "blk.1.q", position = '{t}', axes = "1 head dim""#;
+    assert!(text.contains(line), "{text}");
+    let import = ["import", path(&dump), "--map", path(&map), "--reference", reference, "-o"];
+    let import = [&import[..], &[path(&trace)]].concat();
+    let (exit, out, err) = outcome(&import);
+    assert!(exit == 0 && out.starts_with("imported 24 sites to "), "{out}{err}");
+    let (exit, out, _) = outcome(&["diff", path(&trace), path(&sides.engine)]);
+    let equal =
+        "24 of 237 sites (4 layers, 10 prompt tokens, 2 decode steps) are equal within the floor";
+    assert!(exit == 4 && out.contains(equal), "{out}");
+
+    // A row that is another's in a decoded step keeps its line from being sure.
+    let last = positions - 1;
+    let from = dump.join(format!("t{:02}/blk.3.layer_out.npy", last - 1));
+    fs::copy(from, dump.join(format!("t{last:02}/blk.3.layer_out.npy"))).unwrap();
+    let found = align(&Dump::open(&dump).unwrap(), &TraceReader::open(&sides.reference).unwrap());
+    let found = found.unwrap();
+    let doubtful = |found: &&Match| found.confidence == Confidence::Likely;
+    let doubtful: Vec<_> = found.matches.iter().filter(doubtful).collect();
+    assert!(doubtful.len() == 1 && doubtful[0].site.stage == Stage::LayerOut, "{found}");
+    let doubt = format!("the array of position {last} is another");
+    assert_eq!(doubtful[0].doubt.as_deref(), Some(doubt.as_str()));
 }

@@ -58,11 +58,6 @@ fn record(folder: &Path, more: &[&str]) -> (Option<i32>, String) {
 fn the_header_compiles_without_a_warning_as_c99_and_cpp11_and_is_nothing_when_off() {
     let folder = tempfile::tempdir().unwrap();
     for compiler in COMPILERS {
-        let gcc = compiler[0].starts_with('g');
-        if !gcc && std::process::Command::new(compiler[0]).arg("--version").output().is_err() {
-            eprintln!("skipped: there is no {}", compiler[0]);
-            continue;
-        }
         let program = folder.path().join(compiler[0]);
         compile(&compiler, &source(), &program);
         let whole = fs::metadata(&program).unwrap().len();

@@ -245,7 +245,7 @@ fn copy(from: &Path, to: &Path) {
 #[test]
 fn ranks_that_are_not_the_parts_of_one_run_are_refused_by_name() {
     type Edit = fn(&Ranks);
-    let cases: [(&str, Edit); 12] = [
+    let cases: [(&str, Edit); 14] = [
         ("has no rank 1 of 2", |r| fs::remove_dir_all(r.rank(1)).unwrap()),
         ("has no rank 0 of 2", |r| fs::remove_dir_all(r.rank(0)).unwrap()),
         ("rank1 are both rank 0; give each process its own rank", |r| {
@@ -266,6 +266,12 @@ fn ranks_that_are_not_the_parts_of_one_run_are_refused_by_name() {
         }),
         ("q is split as head and as replicated", |r| {
             r.edit(1, |m| drop(m["shard"]["split"].as_object_mut().unwrap().remove("q")));
+        }),
+        ("they were recorded by an engine firstdiff.h and an engine 2", |r| {
+            r.edit(1, |m| m["producer"]["version"] = "2".into());
+        }),
+        ("they declare other kernels or settings", |r| {
+            r.edit(1, |m| m["kernels"] = json!({"rope.cu": "ab".repeat(32)}));
         }),
         ("another arithmetic", |r| r.edit(1, |m| m["arithmetic"]["weights"] = "f16".into())),
         ("shard.split.embd is head, of which embd has no axis: token, channel", |r| {

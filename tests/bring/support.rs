@@ -22,7 +22,7 @@ pub fn compile(compiler: &[&str], source: &Path, program: &Path) {
     command.args(&compiler[1..]).args(["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-I"]);
     command.arg(project().join("include")).arg(source).arg("-o").arg(program).arg("-lm");
     let output = command.output().unwrap_or_else(|error| {
-        panic!("{compiler:?}: {error}; install a C compiler (scripts/setup.sh does)")
+        panic!("{compiler:?}: {error}; install it (scripts/setup.sh --tests does)")
     });
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -64,6 +64,25 @@ fn a_part_of_the_sites_says_what_is_missing_and_what_it_allows() {
 }
 
 #[test]
+fn an_arithmetic_without_a_floor_is_said_to_be_none_for_diff_which_refuses_it() {
+    let recorded = Recorded::new();
+    let nothing =
+        "\n  diff       nothing: no reference's trace has a floor for this arithmetic (bf16";
+    let declare = |storage: &str| {
+        recorded.edit_manifest(|manifest| {
+            let default = json!({ "storage": storage, "accumulator": "f32" });
+            manifest["arithmetic"] = json!({ "weights": storage, "default": default });
+        });
+        validate(&recorded.folder)
+    };
+    assert!(!declare("f32").1.contains("nothing"));
+    let (exit, out) = declare("bf16");
+    assert!(exit == 0 && out.contains(nothing), "{out}");
+    let trace = path(&recorded.folder);
+    refused(&["diff", trace, trace], 3, "has no floor for the engine's arithmetic (bf16 storage)");
+}
+
+#[test]
 fn every_wrong_file_is_listed_and_the_rest_is_read() {
     let recorded = Recorded::new();
     fs::remove_file(recorded.step(0)).unwrap();
