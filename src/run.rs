@@ -186,25 +186,31 @@ impl Run<'_> {
             Err(EngineError::Stopped(_)) => Vec::new(),
             choices => choices?,
         };
-        let logits = Site::global(0, Stage::Logits);
-        let (mut hooks_leave_logits, mut runs_repeat) = (None, None);
-        if !stopped && self.filter.wants(logits) {
-            let without = logits_without_hooks(&mut engine, steps)?;
-            // Logits that differ are the hooks' doing only if they do not differ by themselves.
-            let same = without == logits_hash;
-            let repeat = same || logits_without_hooks(&mut engine, steps)? == without;
-            (hooks_leave_logits, runs_repeat) = (repeat.then_some(same), Some(repeat));
-        }
-        kept.engine = kept.wanted.then_some(engine);
+        let checked = !stopped && self.filter.wants(Site::global(0, Stage::Logits));
         let (recorded, reference) = spools;
         let recorded = recorded.map(Spool::finished).transpose()?;
         let reference = reference.map(Spool::finished).transpose()?;
-        let diagnosis = match (&recorded, &reference) {
-            (Some(engine), Some(reference)) => {
-                Some(self.diagnose(engine, reference, steps, &mut kept.replayed)?)
-            }
-            _ => None,
-        };
+        // The engine's weights are given back when its thread ends, unless they are kept.
+        let keep = kept.wanted;
+        let (hooks, diagnosis) = thread::scope(|scope| {
+            let hooks = scope.spawn(move || {
+                let hooks = match checked {
+                    true => hooks(&mut engine, steps, logits_hash)?,
+                    false => Hooks::default(),
+                };
+                Ok::<_, EngineError>((hooks, keep.then_some(engine)))
+            });
+            let diagnosis = match (&recorded, &reference) {
+                (Some(engine), Some(reference)) => {
+                    Some(self.diagnose(engine, reference, steps, &mut kept.replayed))
+                }
+                _ => None,
+            };
+            (hooks.join(), diagnosis)
+        });
+        let (hooks, engine) = hooks.map_err(|_| ended_early())??;
+        let diagnosis = diagnosis.transpose()?;
+        kept.engine = engine;
         // What was stopped is not whole.
         kept.reference = reference.filter(|_| kept.wanted && !stopped);
         kept.replayed = kept.replayed.take().filter(|_| kept.reference.is_some());
@@ -215,8 +221,8 @@ impl Run<'_> {
             sites: reports,
             engine_choices,
             device,
-            hooks_leave_logits,
-            runs_repeat,
+            hooks_leave_logits: hooks.leave_logits,
+            runs_repeat: hooks.runs_repeat,
             diagnosis,
             recorded,
             seconds: start.elapsed().as_secs_f64(),
@@ -266,10 +272,8 @@ impl Run<'_> {
             let (reference_end, reference_spool) =
                 reference_run.join().map_err(|_| ReferenceError::Panic(panicked.into()))?;
             reference_end?;
-            let (engine, choices, logits_hash, engine_spool) = engine_run.join().map_err(|_| {
-                let text = "the engine's thread ended early; please report it".to_string();
-                Error::Device(DeviceError::Failed(text))
-            })?;
+            let (engine, choices, logits_hash, engine_spool) =
+                engine_run.join().map_err(|_| ended_early())?;
             let spools = (engine_spool, reference_spool);
             Ok::<_, Error>(Ended { engine, choices, logits_hash, reports, spools })
         })?;
@@ -362,6 +366,31 @@ pub fn run_engine(
 ) -> Result<Vec<Option<Choice>>, EngineError> {
     let numbered = steps.iter().enumerate();
     numbered.map(|(step, tokens)| engine.step(step as u32, tokens, sink)).collect()
+}
+
+fn ended_early() -> Error {
+    let text = "the engine's thread ended early; please report it".to_string();
+    Error::Device(DeviceError::Failed(text))
+}
+
+/// What a run without hooks says, as in [`Finished`].
+#[derive(Clone, Copy, Default)]
+struct Hooks {
+    leave_logits: Option<bool>,
+    runs_repeat: Option<bool>,
+}
+
+/// Runs again without hooks.
+fn hooks(
+    engine: &mut Engine,
+    steps: &[Vec<i32>],
+    with: blake3::Hash,
+) -> Result<Hooks, EngineError> {
+    let without = logits_without_hooks(engine, steps)?;
+    // Logits that differ are the hooks' doing only if they do not differ by themselves.
+    let same = without == with;
+    let repeat = same || logits_without_hooks(engine, steps)? == without;
+    Ok(Hooks { leave_logits: repeat.then_some(same), runs_repeat: Some(repeat) })
 }
 
 /// The hash of all logits when no other site is captured.

@@ -315,17 +315,15 @@ const EDITS: [(&str, &str, Named); 2] = [
 ];
 
 #[test]
-fn a_stride_that_is_wrong_only_where_it_writes_and_a_scale_applied_twice_are_named() {
+fn a_stride_that_is_wrong_only_where_it_writes_is_no_fault_of_what_reads_and_a_scale_applied_twice_is_named()
+ {
     let folder = tempfile::tempdir().unwrap();
     let bench = Bench::fixture();
     for (from, to, wanted) in EDITS {
         let contract = edited(folder.path(), "gqa_decode", &[(from, to)]);
+        // Enough tokens that some are written to another head's slots, and some of these over again.
         let finished = bench.run_replayed(&with_attention(&contract, DType::F32), 50, 3);
-        let findings = finished.diagnosis.unwrap().findings;
-        let first = findings.first().unwrap_or_else(|| panic!("{to}: nothing is blamed"));
-        let found = (first.what.as_str(), first.cause.key.as_str(), first.cause.text.as_str());
-        assert_eq!(found, wanted, "{to}");
-        assert_eq!(first.cause.certainty, Certainty::Proven, "{to}");
+        assert_named(&finished, to, &[wanted]);
     }
 }
 
@@ -340,11 +338,7 @@ fn each_likely_mistake_is_found_where_it_is_at_1_2_33_and_500_positions() {
             edited(folder.path(), "gqa_decode", &[("#define MAX_HEAD_DIM 256", &define)]);
         let spec = with_attention(&contract, DType::F32);
         for positions in [1, 2, 33, 500] {
-            // Seeking the causes of 500 positions takes long; what is found is the same.
-            let finished = match positions {
-                500 => bench.run(&spec, positions, 2),
-                positions => bench.run_replayed(&spec, positions, 2),
-            };
+            let finished = bench.run_replayed(&spec, positions, 2);
             let what = format!("{bug}, {positions} positions");
             // Its 32 terms are all that there are.
             if bug == "BUG_PARTIAL_REDUCTION" && positions < 31 {
@@ -352,7 +346,7 @@ fn each_likely_mistake_is_found_where_it_is_at_1_2_33_and_500_positions() {
                 continue;
             }
             assert!(finished.coverage.diverged > 0, "{what}");
-            let Some(diagnosis) = finished.diagnosis else { continue };
+            let diagnosis = finished.diagnosis.unwrap();
             let first = diagnosis.findings.first();
             let first = first.unwrap_or_else(|| panic!("{what}: nothing is blamed"));
             assert_eq!(first.what, wanted[0].0, "{what}: {first:?}");

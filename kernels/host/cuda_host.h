@@ -8,12 +8,14 @@
 // Not supported: inline PTX, tensor cores, cp.async, cooperative groups, textures, __constant__
 // written at run time, spin-waiting on another thread.
 #pragma once
-#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #include <type_traits>
 #include <utility>
+// Without Bessel functions and their like, which take longer to read than a kernel to compile.
+#undef _GLIBCXX_USE_STD_SPEC_FUNCS
+#include <math.h>
 
 #define CUDA_HOST 1
 

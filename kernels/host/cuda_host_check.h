@@ -141,7 +141,7 @@ __attribute__((format(printf, 4, 5))) static void describe(const char* what, con
 }
 
 __attribute__((noreturn)) static void leave() {
-    go(-1, &self.dead_sp);
+    go(-1, &self.dead);
     __builtin_unreachable();
 }
 

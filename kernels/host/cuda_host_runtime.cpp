@@ -18,33 +18,33 @@ extern "C" HIDDEN char __start_cudashm[] __attribute__((weak)), __stop_cudashm[]
 
 // ---- switching stacks --------------------------------------------------------------------------
 
-extern "C" HIDDEN void cuda_host_switch(void** save, void* to);
+// Where a fiber goes on.
 #if defined(__x86_64__)
-asm(R"(
-.text
-.hidden cuda_host_switch
-.globl cuda_host_switch
-.type cuda_host_switch,@function
-cuda_host_switch:
-    push %rbp
-    push %rbx
-    push %r12
-    push %r13
-    push %r14
-    push %r15
-    mov %rsp,(%rdi)
-    mov %rsi,%rsp
-    pop %r15
-    pop %r14
-    pop %r13
-    pop %r12
-    pop %rbx
-    pop %rbp
-    ret
-.size cuda_host_switch,.-cuda_host_switch
-)");
-enum { FRAME_WORDS = 8, FRAME_PC = 6 };
+struct Context { void *sp, *bp, *pc; };
+// Inlined, and by a jump: all fibers come from one place and go on at one place, which the processor
+// learns. A `ret` to another stack it would predict wrongly each time.
+__attribute__((always_inline)) static inline void switch_to(Context* save, const Context* to) {
+    asm volatile(
+        "lea 1f(%%rip), %%rax\n"
+        "mov %%rsp, (%%rdi)\n"
+        "mov %%rbp, 8(%%rdi)\n"
+        "mov %%rax, 16(%%rdi)\n"
+        "mov (%%rsi), %%rsp\n"
+        "mov 8(%%rsi), %%rbp\n"
+        "jmp *16(%%rsi)\n"
+        "1:"
+        : "+D"(save), "+S"(to)
+        :
+        : "rax", "rbx", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "xmm0",
+          "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11",
+          "xmm12", "xmm13", "xmm14", "xmm15", "cc", "memory");
+}
+static Context begin_at(void** top, void (*function)()) {
+    top[-1] = nullptr;
+    return {top - 1, nullptr, (void*)function};
+}
 #elif defined(__aarch64__)
+extern "C" HIDDEN void cuda_host_switch(void** save, void* to);
 asm(R"(
 .text
 .hidden cuda_host_switch
@@ -79,7 +79,16 @@ cuda_host_switch:
     ret
 .size cuda_host_switch,.-cuda_host_switch
 )");
-enum { FRAME_WORDS = 20, FRAME_PC = 11 };
+struct Context { void* sp; };
+static inline void switch_to(Context* save, const Context* to) {
+    cuda_host_switch(&save->sp, to->sp);
+}
+static Context begin_at(void** top, void (*function)()) {
+    void** frame = top - 20;
+    memset(frame, 0, sizeof(void*) * 20);
+    frame[11] = (void*)function;
+    return {frame};
+}
 #else
 #error "the host device runs on x86-64 and aarch64"
 #endif
@@ -101,14 +110,13 @@ enum { SHARED_GAP = 0 };
 #endif
 
 struct Thread {
-    void* sp;
+    Context context;
     uint64_t value;
     const char* file;
     uint3 index;
     uint32_t mask;
     int32_t argument, width, line;
     int16_t fiber;
-    State state;
     uint8_t op;
 };
 
@@ -125,6 +133,7 @@ struct cuda_host_launch {
 cuda_host_thread cuda_host_current;
 
 static Thread threads[MAX_THREADS];
+static State states[MAX_THREADS];
 static struct {
     const cuda_host_launch* launch;
     void (*invoke)(void**);
@@ -132,11 +141,14 @@ static struct {
     const char* kernel;
     char* error;
     size_t error_size;
-    void *scheduler_sp, *dead_sp;
+    Context scheduler, dead;
     char *stacks, *dynamic_shared;
     uint64_t random;
     int ready_stacks;  // stacks below this have their guard page
     int n_threads, current, failed;
+    // Threads that wait, the votes among them, and whether they wait at different barriers.
+    int in_warp, at_barrier, votes, first_arrived, vote_result;
+    bool barriers_differ;
     int sweep[WARP], sweep_size, sweep_at;
     int16_t free_fibers[MAX_THREADS];
     int n_free;
@@ -183,72 +195,76 @@ static void make_current(int t) {
 static int next_in_sweep() {
     while (++self.sweep_at < self.sweep_size) {
         int t = self.sweep[self.sweep_at];
-        if (threads[t].state <= READY) return t;
+        if (states[t] <= READY) return t;
     }
     return -1;
 }
 
 static void fiber_main();
 
-static void* fresh_stack(int fiber) {
-    void** frame = (void**)(stack_of(fiber) + STACK - PAGE) - FRAME_WORDS;
-    memset(frame, 0, sizeof(void*) * FRAME_WORDS);
-    frame[FRAME_PC] = (void*)&fiber_main;
-    return frame;
-}
-
 // Leaves the running context, saved in *save, for thread t or, if t < 0, for the scheduler.
-static void go(int t, void** save) {
-    void* to = self.scheduler_sp;
+__attribute__((always_inline)) static inline void go(int t, Context* save) {
+    const Context* to = &self.scheduler;
     if (t >= 0) {
-        if (threads[t].state == NEW) {
-            threads[t].fiber = self.free_fibers[--self.n_free];
-            to = fresh_stack(threads[t].fiber);
-        } else {
-            to = threads[t].sp;
+        if (states[t] == NEW) {
+            int fiber = self.free_fibers[--self.n_free];
+            threads[t].fiber = (int16_t)fiber;
+            threads[t].context = begin_at((void**)(stack_of(fiber) + STACK - PAGE), &fiber_main);
         }
+        to = &threads[t].context;
         make_current(t);
     }
-    cuda_host_switch(save, to);
+    switch_to(save, to);
 }
 
 static void fiber_main() {
     for (;;) {
         self.invoke(self.arguments);
         Thread& me = threads[self.current];
-        me.state = DONE;
+        states[self.current] = DONE;
         int t = next_in_sweep();
-        if (t >= 0 && threads[t].state == NEW) {  // this stack takes the next thread: no switch
+        if (t >= 0 && states[t] == NEW) {  // this stack takes the next thread: no switch
             threads[t].fiber = me.fiber;
             make_current(t);
             continue;
         }
         self.free_fibers[self.n_free++] = me.fiber;
-        go(t, &self.dead_sp);
+        go(t, &self.dead);
         __builtin_unreachable();
     }
 }
 
-static void wait_as(State state) {
-    Thread& me = threads[self.current];
-    me.state = state;
-    go(next_in_sweep(), &me.sp);
+// The stack of the thread after next is on its way while the next one runs.
+static inline void fetch_stack(int t) {
+    const char* stack = (const char*)threads[t < MAX_THREADS ? t : 0].context.sp;
+    __builtin_prefetch(stack);
+    __builtin_prefetch(stack + 64);
+}
+
+__attribute__((always_inline)) static inline void wait_as(Thread& me, State state) {
+    states[self.current] = state;
+    int t = next_in_sweep();
+    fetch_stack(t + 1);
+    go(t, &me.context);
 }
 
 extern "C" HIDDEN void cuda_host_fail(const char* what, int line, const char* file) {
     set_error("%s at %s:%d: %s", name_of(threads[self.current]), base_name(file), line, what);
-    go(-1, &self.dead_sp);
+    go(-1, &self.dead);
     __builtin_unreachable();
 }
 
 extern "C" HIDDEN int cuda_host_barrier(int vote, int predicate, int line, const char* file) {
     Thread& me = threads[self.current];
     me.op = (uint8_t)vote;
-    me.value = (uint32_t)predicate;
     me.line = line;
     me.file = file;
-    wait_as(AT_BARRIER);
-    return (int)me.value;
+    if (self.at_barrier++ == 0) self.first_arrived = self.current;
+    const Thread& first = threads[self.first_arrived];
+    self.barriers_differ |= line != first.line || file != first.file || me.op != first.op;
+    self.votes += predicate != 0;
+    wait_as(me, AT_BARRIER);
+    return self.vote_result;  // the next barrier is not released before all have read it
 }
 
 extern "C" HIDDEN uint64_t cuda_host_warp(int op, unsigned mask, uint64_t value, int argument,
@@ -265,7 +281,8 @@ extern "C" HIDDEN uint64_t cuda_host_warp(int op, unsigned mask, uint64_t value,
     me.width = width;
     me.line = line;
     me.file = file;
-    wait_as(IN_WARP);
+    self.in_warp++;
+    wait_as(me, IN_WARP);
     return me.value;
 }
 
@@ -328,7 +345,7 @@ static void sweep_warp(int warp) {
     self.sweep_size = lanes;
     self.sweep_at = -1;
     int t = next_in_sweep();
-    if (t >= 0) go(t, &self.scheduler_sp);
+    if (t >= 0) go(t, &self.scheduler);
 }
 
 // The lane that a shuffle reads from, by the rules of PTX.
@@ -366,18 +383,21 @@ static void resolve_group(Thread* lane, unsigned members) {
     for (unsigned rest = members; rest; rest &= rest - 1) {
         int l = __builtin_ctz(rest);
         lane[l].value = result[l];
-        lane[l].state = READY;
+        states[lane - threads + l] = READY;
+        self.in_warp--;
     }
 }
 
-// Resolves the warp intrinsics all of whose live lanes have come.
-static void resolve_warp(int warp) {
+// Resolves the warp intrinsics all of whose live lanes have come; whether there were any.
+static bool resolve_warp(int warp) {
+    if (self.in_warp == 0) return false;
     Thread* lane = threads + WARP * warp;
     unsigned live = 0, waiting = 0;
     for (int l = 0; l < lanes_of(warp); l++) {
-        live |= (unsigned)(lane[l].state != DONE) << l;
-        waiting |= (unsigned)(lane[l].state == IN_WARP) << l;
+        live |= (unsigned)(states[WARP * warp + l] != DONE) << l;
+        waiting |= (unsigned)(states[WARP * warp + l] == IN_WARP) << l;
     }
+    bool resolved = false;
     for (unsigned rest = waiting; rest && !self.failed;) {
         int first = __builtin_ctz(rest);
         unsigned members = lane[first].mask & live;
@@ -386,21 +406,24 @@ static void resolve_warp(int warp) {
         for (unsigned r = members; r; r &= r - 1) {
             int l = __builtin_ctz(r);
             if (lane[l].mask != lane[first].mask || lane[l].op != lane[first].op) {
-                return set_error("warp divergence: %s waits in a warp intrinsic at %s:%d (mask "
-                                 "%08x), %s in another at %s:%d (mask %08x)",
-                                 name_of(lane[first]), base_name(lane[first].file),
-                                 lane[first].line, lane[first].mask, name_of(lane[l]),
-                                 base_name(lane[l].file), lane[l].line, lane[l].mask);
+                set_error("warp divergence: %s waits in a warp intrinsic at %s:%d (mask "
+                          "%08x), %s in another at %s:%d (mask %08x)",
+                          name_of(lane[first]), base_name(lane[first].file), lane[first].line,
+                          lane[first].mask, name_of(lane[l]), base_name(lane[l].file),
+                          lane[l].line, lane[l].mask);
+                return false;
             }
         }
         resolve_group(lane, members);
+        resolved = true;
         rest &= ~members;
     }
+    return resolved;
 }
 
 static bool is_runnable(int warp) {
     for (int l = 0; l < lanes_of(warp); l++)
-        if (threads[WARP * warp + l].state <= READY) return true;
+        if (states[WARP * warp + l] <= READY) return true;
     return false;
 }
 
@@ -410,10 +433,8 @@ static void run_warps() {
     if (self.launch->order != RANDOM) {
         for (int i = 0; i < warps && !self.failed; i++) {
             int warp = self.launch->order == REVERSE ? warps - 1 - i : i;
-            while (!self.failed && is_runnable(warp)) {
-                sweep_warp(warp);
-                if (!self.failed) resolve_warp(warp);
-            }
+            do sweep_warp(warp);
+            while (!self.failed && resolve_warp(warp));
         }
         return;
     }
@@ -429,9 +450,8 @@ static void run_warps() {
 }
 
 static const Thread* first_in(State state) {
-    for (int t = 0; t < self.n_threads; t++)
-        if (threads[t].state == state) return &threads[t];
-    return nullptr;
+    const void* found = memchr(states, state, (size_t)self.n_threads);
+    return found ? threads + ((const State*)found - states) : nullptr;
 }
 
 // A warp intrinsic waits for lanes that wait elsewhere or have another mask.
@@ -439,7 +459,7 @@ static void report_stuck_warp(const Thread& waiting) {
     int first = (int)(&waiting - threads) / WARP * WARP;
     for (int l = 0; l < WARP && first + l < self.n_threads; l++) {
         const Thread& other = threads[first + l];
-        if (!(waiting.mask >> l & 1) || other.state != AT_BARRIER) continue;
+        if (!(waiting.mask >> l & 1) || states[first + l] != AT_BARRIER) continue;
         return set_error("warp divergence: %s waits in a warp intrinsic at %s:%d (mask %08x) for "
                          "%s, which waits at %s:%d", name_of(waiting), base_name(waiting.file),
                          waiting.line, waiting.mask, name_of(other), base_name(other.file),
@@ -449,18 +469,12 @@ static void report_stuck_warp(const Thread& waiting) {
               "never come", name_of(waiting), base_name(waiting.file), waiting.line, waiting.mask);
 }
 
-// Lets the block pass the barrier that all its threads have reached, or says who did not.
-static void release_barrier() {
+// Says why a block cannot pass: a thread has returned, or waits at another barrier.
+static void report_stuck_barrier() {
     const Thread* first = first_in(AT_BARRIER);
-    int waiting = 0, votes = 0;
-    for (int t = 0; t < self.n_threads; t++) {
-        if (threads[t].state != AT_BARRIER) continue;
-        waiting++;
-        votes += threads[t].value != 0;
-    }
     if (const Thread* gone = first_in(DONE)) {
         return set_error("barrier divergence: %d of %d threads wait at the __syncthreads() of "
-                         "%s:%d, but %s has returned", waiting, self.n_threads,
+                         "%s:%d, but %s has returned", self.at_barrier, self.n_threads,
                          base_name(first->file), first->line, name_of(*gone));
     }
     for (int t = 0; t < self.n_threads; t++) {
@@ -471,12 +485,16 @@ static void release_barrier() {
                              name_of(other), base_name(other.file), other.line);
         }
     }
+}
+
+// Lets the block pass the barrier that all its threads have reached, or says who did not.
+static void release_barrier() {
+    if (self.at_barrier < self.n_threads || self.barriers_differ) return report_stuck_barrier();
     check_barrier();
-    int op = first->op, result = op == 1 ? votes : op == 2 ? votes == waiting : votes != 0;
-    for (int t = 0; t < self.n_threads; t++) {
-        threads[t].value = (uint64_t)result;
-        threads[t].state = READY;
-    }
+    int op = threads[0].op;
+    self.vote_result = op == 1 ? self.votes : op == 2 ? self.votes == self.n_threads : self.votes != 0;
+    self.at_barrier = self.votes = 0;
+    memset(states, READY, (size_t)self.n_threads);
 }
 
 // As memset does, and AddressSanitizer does not see it: between the arrays are its gaps.
@@ -492,11 +510,10 @@ static void run_block() {
     // All bits set is NaN: what a kernel reads before it wrote it shows.
     fill(__start_cudashm, (size_t)(__stop_cudashm - __start_cudashm));
     fill(self.dynamic_shared, self.launch->shared_bytes);
-    self.n_free = 0;
-    for (int t = self.n_threads; t-- > 0;) {
-        threads[t].state = NEW;
-        self.free_fibers[self.n_free++] = (int16_t)t;
-    }
+    self.n_free = self.in_warp = self.at_barrier = self.votes = 0;
+    self.barriers_differ = false;
+    memset(states, NEW, (size_t)self.n_threads);
+    for (int t = self.n_threads; t-- > 0;) self.free_fibers[self.n_free++] = (int16_t)t;
     while (!self.failed) {
         run_warps();
         if (self.failed) return;

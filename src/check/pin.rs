@@ -1,10 +1,6 @@
 //! Makes the snapshot of a reference: llama.cpp's runs of a configuration's prompts, without an engine.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeMap, fmt};
 
 use crate::{
     arithmetic::Arithmetic,
@@ -40,8 +36,7 @@ pub fn pin(config: &Config, opened: &Opened, done: &mut dyn FnMut(&str)) -> Resu
         }
         models.insert(choice.name.clone(), PinnedModel { blake3: model.hash(), prompts });
     }
-    let (llama_cpp, date) = (doctor::llama_cpp_version(), today());
-    Ok(Pinned { llama_cpp, date, precision: config.reference, models })
+    Ok(Pinned { llama_cpp: doctor::llama_cpp_version(), precision: config.reference, models })
 }
 
 impl PinnedPrompt {
@@ -146,50 +141,4 @@ fn prompts(pinned: &Pinned) -> BTreeMap<String, (&str, &PinnedPrompt)> {
         .values()
         .flat_map(|model| model.prompts.values().map(|prompt| (model.blake3.as_str(), prompt)));
     names.zip(kept).collect()
-}
-
-/// The date in UTC, such as `2026-11-25`.
-fn today() -> String {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    date(seconds / 86_400)
-}
-
-/// The date that many days after 1970-01-01.
-fn date(mut days: u64) -> String {
-    let is_leap = |year: u64| {
-        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-    };
-    let mut year = 1970;
-    while days >= 365 + u64::from(is_leap(year)) {
-        days -= 365 + u64::from(is_leap(year));
-        year += 1;
-    }
-    let mut month = 1;
-    for length in [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    format!("{year}-{month:02}-{:02}", days + 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn days_are_dates() {
-        for (days, wanted) in [
-            (0, "1970-01-01"),
-            (59, "1970-03-01"),
-            (789, "1972-02-29"),
-            (11_016, "2000-02-29"),
-            (20_782, "2026-11-25"),
-            (20_818, "2026-12-31"),
-        ] {
-            assert_eq!(date(days), wanted);
-        }
-    }
 }

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Raised when the meaning of the file changes, or which elements a digest takes.
-const REFERENCE_VERSION: u32 = 1;
+const REFERENCE_VERSION: u32 = 2;
 /// Larger files are no snapshots: one of 80 layers and 8 steps has 2 MB a prompt.
 const MAX_BYTES: u64 = 256 << 20;
 const CHECKSUM: &str = "\"checksum\": \"";
@@ -44,8 +44,6 @@ pub enum PinnedError {
 pub struct Pinned {
     /// The llama.cpp that ran.
     pub llama_cpp: String,
-    /// Such as `2026-11-25`.
-    pub date: String,
     pub precision: Precision,
     pub models: BTreeMap<String, PinnedModel>,
 }
@@ -91,13 +89,19 @@ impl PinnedSite {
     }
 }
 
+/// What a file of any version has.
+#[derive(Deserialize)]
+struct Versioned {
+    reference_version: u32,
+}
+
 /// The file as it is written.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    reference_version: u32,
+    #[serde(rename = "reference_version")]
+    _reference_version: u32,
     llama_cpp: String,
-    date: String,
     precision: Precision,
     models: BTreeMap<String, FileModel>,
     #[serde(rename = "checksum")]
@@ -136,11 +140,9 @@ impl Pinned {
         }
         let bytes = std::fs::read(path).map_err(read)?;
         let text = String::from_utf8(bytes).map_err(|error| foreign(error.to_string()))?;
-        let file: serde_json::Result<File> = serde_json::from_str(&text);
-        if let Ok(file) = &file
-            && file.reference_version != REFERENCE_VERSION
+        if let Ok(Versioned { reference_version: found }) = serde_json::from_str(&text)
+            && found != REFERENCE_VERSION
         {
-            let found = file.reference_version;
             return Err(foreign(format!("version {found}, and this reads {REFERENCE_VERSION}")));
         }
         let starts_so = text.starts_with("{\n\"reference_version\": ");
@@ -149,14 +151,13 @@ impl Pinned {
         if starts_so && !intact {
             return Err(PinnedError::Edited { path: path.to_path_buf() });
         }
-        let file = file.map_err(|error| foreign(error.to_string()))?;
+        let file: File = serde_json::from_str(&text).map_err(|error| foreign(error.to_string()))?;
         let models = file.models.into_iter().map(|(name, model)| match model.opened() {
             Ok(model) => Ok((name, model)),
             Err(detail) => Err(foreign(format!("{name}: {detail}"))),
         });
         Ok(Pinned {
             llama_cpp: file.llama_cpp,
-            date: file.date,
             precision: file.precision,
             models: models.collect::<Result<_, _>>()?,
         })
@@ -170,8 +171,7 @@ impl Pinned {
             Precision::F32 => "f32",
             Precision::Native => "native",
         };
-        let [llama_cpp, date] = [&self.llama_cpp, &self.date].map(|text| quoted(text));
-        let _ = write!(text, "\"llama_cpp\": {llama_cpp},\n\"date\": {date},\n");
+        let _ = writeln!(text, "\"llama_cpp\": {},", quoted(&self.llama_cpp));
         let _ = write!(text, "\"precision\": \"{precision}\",\n\"models\": {{");
         for (index, (name, model)) in self.models.iter().enumerate() {
             let comma = if index > 0 { "," } else { "" };
@@ -188,10 +188,9 @@ impl Pinned {
         text + &end
     }
 
-    /// `llama-cpp-sys-2 0.1.161 of 2026-11-25, 6 elements and 8 sums of each tensor`
+    /// `llama-cpp-sys-2 0.1.161, 6 elements and 8 sums of each tensor`
     pub fn described(&self) -> String {
-        let Pinned { llama_cpp, date, .. } = self;
-        format!("{llama_cpp} of {date}, {SAMPLES} elements and {SUMS} sums of each tensor")
+        format!("{}, {SAMPLES} elements and {SUMS} sums of each tensor", self.llama_cpp)
     }
 }
 
@@ -291,7 +290,6 @@ mod tests {
         let model = PinnedModel { blake3: "cd".to_string(), prompts };
         Pinned {
             llama_cpp: "llama-cpp-sys-2 0.1.161".to_string(),
-            date: "2026-11-25".to_string(),
             precision: Precision::F32,
             models: BTreeMap::from([("m".to_string(), model)]),
         }
@@ -328,7 +326,10 @@ mod tests {
             let body = body.replace(from, to);
             format!("{body}{}", ending(&body))
         };
-        refused(&again("_version\": 1", "_version\": 2"), "version 2, and this reads 1");
+        refused(&again("_version\": 2", "_version\": 3"), "version 3, and this reads 2");
+        // Another version has other fields.
+        let old = ["_version\": 2,", "_version\": 1,\n\"date\": \"2026-11-25\","];
+        refused(&again(old[0], old[1]), "version 1, and this reads 2");
         refused(&again("[[5,6]", "[[]"), "its steps are no prompt and single tokens");
         refused(&again("[7]", "[7],[8]"), "its steps or dtypes are not those of a run");
         refused(&again(",\"f16\"]", "]"), "0/embd is no site with its digest");

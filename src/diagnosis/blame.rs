@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    diagnosis::{Cause, Certainty, Invariant, Scene, diagnose, invariants},
+    diagnosis::{Cause, Certainty, Invariant, Scene, cache, diagnose, invariants},
     model::Model,
     replay::{Judged, Operation, Recording, Replay, ReplayError, Worst, judge},
     site::Stage,
@@ -158,7 +158,13 @@ fn side(model: &Model, recording: Recording<'_>) -> Result<(SideReplay, Vec<Guil
             let judged = judge(&replay, operation)?;
             let guilty = judged.as_ref().is_some_and(Judged::is_guilty);
             let scene = if guilty { Scene::new(&replay, operation)? } else { None };
-            let cause = scene.map(|scene| diagnose(&scene)).transpose()?;
+            let cause = scene.as_ref().map(diagnose).transpose()?;
+            if let (Some(scene), Some(cause)) = (&scene, &cause)
+                && matches!(operation.stage, Stage::KCache | Stage::VCache)
+                && let Some(found) = cache::found(scene, cause)?
+            {
+                replay.set_found(operation, found);
+            }
             Ok((operation, judged, cause))
         };
         let judged = layer.iter().map(of).collect::<Result<Vec<_>, ReplayError>>()?;

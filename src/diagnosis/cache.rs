@@ -3,12 +3,16 @@
 use std::sync::Arc;
 
 use crate::{
-    contract::Calls,
+    contract::{Calls, Current},
     diagnosis::{
+        cause::{Cause, Certainty},
+        explain::explain,
+        probe::Agreement,
         projection::other_layers,
         scene::{Candidate, Scene, Visit},
+        written::{Slot, Step, When, Written},
     },
-    replay::{Operand, Operation, ReplayError, appended, ops},
+    replay::{Attending, Operand, Operation, Parts, ReplayError, appended, ops},
     site::Stage,
 };
 
@@ -21,20 +25,7 @@ struct Memory {
     values: Vec<f64>,
 }
 
-/// How an append goes wrong: where (head, position) of a step of `length` positions is written, as a
-/// linear slot; `None` where it is not.
-type Slot<'f> = &'f dyn Fn(usize, usize, Step) -> Option<usize>;
-
 type BoxedSlot = Box<dyn Fn(usize, usize, Step) -> Option<usize>>;
-
-/// A step that appends.
-#[derive(Clone, Copy)]
-struct Step {
-    index: u32,
-    /// Position of its first token, and positions in the cache after it.
-    first: usize,
-    length: usize,
-}
 
 impl Memory {
     fn append(&mut self, source: &Operand, step: Step, slot: Slot<'_>) {
@@ -66,23 +57,89 @@ impl Memory {
 
 /// Appends from another tensor, of another layer, to other slots, with another stride, or not at all.
 pub fn appends<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
+    let (mut nth, mut proven, mut nearest) = (0, false, None);
+    each_append(scene, &mut |named, append| {
+        let agreement = probed(scene, append);
+        if !append.is_swept {
+            return offer(scene, named, append, agreement.is_enough(), visit);
+        }
+        // Of one mistake at many capacities the first that is proven counts, or the nearest.
+        nth += 1;
+        if proven {
+            return Ok(());
+        }
+        if agreement.is_whole() {
+            proven = is_proven(scene, append)?;
+            return offer(scene, named, append, true, visit);
+        }
+        if nearest.is_none_or(|(explained, _)| agreement.explained() > explained) {
+            nearest = Some((agreement.explained(), nth));
+        }
+        offer(scene, named, append, false, visit)
+    })?;
+    let Some((_, nearest)) = nearest.filter(|_| !proven) else { return Ok(()) };
+    let mut nth = 0;
+    each_append(scene, &mut |named, append| {
+        nth += usize::from(append.is_swept);
+        match append.is_swept && nth == nearest {
+            true => offer(scene, named, append, probed(scene, append).is_enough(), visit),
+            false => Ok(()),
+        }
+    })
+}
+
+/// What the tokens of each step find in a cache, by their positions and those in the cache after the step,
+/// where they were appended one by one and a cause of what is wrong with that is proven: what was written
+/// over later, the end of a step does not show.
+pub fn found(
+    scene: &Scene<'_, '_>,
+    cause: &Cause,
+) -> Result<Option<impl Fn(usize, usize) -> Operand + 'static>, ReplayError> {
+    let Attending { calls, current } = scene.replay.recording.attention;
+    if calls != Calls::Token || cause.certainty != Certainty::Proven {
+        return Ok(None);
+    }
+    let mut found = None;
+    each_append(scene, &mut |named, append| {
+        let tried = found.is_none() && !append.is_late && named.1 == cause.text;
+        if tried && probed(scene, append).is_whole() && is_proven(scene, append)? {
+            found = Some((Written::new(scene, append.source, append.slot), append.capacity));
+        }
+        Ok(())
+    })?;
+    // The blocks of one launch append and read in no order.
+    let when = if current == Current::Cache { When::After } else { When::During };
+    Ok(found.map(|(written, capacity)| {
+        move |position, length| {
+            let at = |head, slot| head * capacity + slot;
+            written.read((position, when), length, &at)
+        }
+    }))
+}
+
+/// Takes appends one by one, each with its key, its text and how many mistakes it takes.
+type Take<'f> = &'f mut dyn FnMut(Named, &Append<'_>) -> Result<(), ReplayError>;
+
+type Named = (&'static str, String, usize);
+
+fn each_append(scene: &Scene<'_, '_>, take: Take<'_>) -> Result<(), ReplayError> {
     let heads = scene.heads();
     let positions = scene.replay.recording.rows(&all_steps(scene)).len();
     let roomy = (positions + 2).next_multiple_of(64);
     let straight = move |head: usize, position: usize, _: Step| Some(head * roomy + position);
     for (key, text, source) in sources(scene)? {
-        simulate(scene, (key, text, 1), &Append::of(&source, roomy, &straight), visit)?;
+        take((key, text, 1), &Append::of(&source, roomy, &straight))?;
     }
-    let own = own_source(scene)?;
+    let own = own_source(scene, scene.stage())?;
     let stale = stale(&own);
     let text = "decode steps append the row of the step before".to_string();
-    simulate(scene, ("cache-stale", text, 1), &Append::of(&stale, roomy, &straight), visit)?;
+    take(("cache-stale", text, 1), &Append::of(&stale, roomy, &straight))?;
     let text = "read before the step's own slots are written".to_string();
     let late = Append { is_late: true, ..Append::of(&own, roomy, &straight) };
-    simulate(scene, ("cache-late", text, 1), &late, visit)?;
+    take(("cache-late", text, 1), &late)?;
     let slots = slots(heads.kv, roomy);
     for (key, text, slot) in &slots {
-        simulate(scene, (key, text.clone(), 1), &Append::of(&own, roomy, slot), visit)?;
+        take((key, text.clone(), 1), &Append::of(&own, roomy, slot))?;
     }
     let heads_apart = if heads.kv > 1 { heads.kv } else { 0 };
     for unwritten in 0..heads_apart {
@@ -94,8 +151,11 @@ pub fn appends<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Re
             let texts: Vec<&str> =
                 [&*lost, text].into_iter().filter(|text| !text.is_empty()).collect();
             let named = (*key, texts.join(", and "), texts.len());
-            simulate(scene, named, &Append::of(&own, roomy, &only), visit)?;
+            take(named, &Append::of(&own, roomy, &only))?;
         }
+    }
+    if heads.kv == 1 {
+        return Ok(());
     }
     for capacity in capacities(scene, positions) {
         let text = "KV heads strided by the cache's length instead of its capacity";
@@ -106,14 +166,14 @@ pub fn appends<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Re
         let slots = [&by_length as Slot<'_>, &with, &without];
         let one_by_one = scene.replay.recording.attention.calls == Calls::Token;
         for slot in slots.into_iter().take(if one_by_one { 3 } else { 1 }) {
-            let append = Append::of(&own, capacity, slot);
-            simulate(scene, ("cache-stride", text.into(), 1), &append, visit)?;
+            let append = Append { is_swept: true, ..Append::of(&own, capacity, slot) };
+            take(("cache-stride", text.into(), 1), &append)?;
         }
     }
     let text = "laid out as [position][head] and read as [head][position]";
     let interleaved = |h: usize, p: usize, _: Step| Some(p * heads.kv + h);
     let append = Append::of(&own, positions, &interleaved);
-    simulate(scene, ("cache-stride", text.into(), 1), &append, visit)
+    take(("cache-stride", text.into(), 1), &append)
 }
 
 /// Slots that an append may go to by mistake, in a memory of `roomy` positions a head.
@@ -141,10 +201,12 @@ fn slots(kv_heads: usize, roomy: usize) -> Vec<(&'static str, String, BoxedSlot)
     add("cache-slot", "decode steps are written one slot late", Box::new(after));
     let again = move |h, p, step: Step| Some(h * roomy + p - step.first);
     add("cache-slot", "every step is written from slot 0 on", Box::new(again));
-    let reverse = move |h, p, _: Step| Some((kv_heads - 1 - h) * roomy + p);
-    add("cache-head", "KV heads in reverse order", Box::new(reverse));
-    let shifted = move |h: usize, p, _: Step| Some((h + 1) % kv_heads * roomy + p);
-    add("cache-head", "every KV head shifted by one", Box::new(shifted));
+    if kv_heads > 1 {
+        let reverse = move |h, p, _: Step| Some((kv_heads - 1 - h) * roomy + p);
+        add("cache-head", "KV heads in reverse order", Box::new(reverse));
+        let shifted = move |h: usize, p, _: Step| Some((h + 1) % kv_heads * roomy + p);
+        add("cache-head", "every KV head shifted by one", Box::new(shifted));
+    }
     list
 }
 
@@ -152,9 +214,12 @@ fn all_steps(scene: &Scene<'_, '_>) -> Vec<u32> {
     (0..scene.replay.recording.steps.len() as u32).collect()
 }
 
-/// What the cache should be appended from, in every step.
-fn own_source(scene: &Scene<'_, '_>) -> Result<Vec<Arc<Operand>>, ReplayError> {
-    source(scene, scene.operation.at(appended(scene.stage())))
+/// What a cache should be appended from, in every step.
+pub(super) fn own_source(
+    scene: &Scene<'_, '_>,
+    cache: Stage,
+) -> Result<Vec<Arc<Operand>>, ReplayError> {
+    source(scene, scene.operation.at(appended(cache)))
 }
 
 fn source(scene: &Scene<'_, '_>, operation: Operation) -> Result<Vec<Arc<Operand>>, ReplayError> {
@@ -208,11 +273,13 @@ struct Append<'f> {
     slot: Slot<'f>,
     /// Whether a step reads before it writes.
     is_late: bool,
+    /// Whether it is one of many that differ in their capacity.
+    is_swept: bool,
 }
 
 impl<'f> Append<'f> {
     fn of(source: &'f [Arc<Operand>], capacity: usize, slot: Slot<'f>) -> Append<'f> {
-        Append { source, capacity, slot, is_late: false }
+        Append { source, capacity, slot, is_late: false, is_swept: false }
     }
 }
 
@@ -228,49 +295,70 @@ fn stale(source: &[Arc<Operand>]) -> Vec<Arc<Operand>> {
     source.iter().enumerate().map(of).collect()
 }
 
-/// Runs the appends of all steps through a memory and offers what each recorded step would read.
-fn simulate<'a>(
-    scene: &Scene<'_, 'a>,
-    (key, text, mistakes): (&'static str, String, usize),
+/// Runs the appends of all steps through a memory, and shows it as each step reads it: the step, the
+/// positions in the cache after it, and the memory.
+fn simulate(
+    scene: &Scene<'_, '_>,
     append: &Append<'_>,
-    visit: Visit<'_, 'a>,
-) -> Result<(), ReplayError> {
-    let capacity = append.capacity;
-    let heads = scene.heads();
-    if heads.kv == 1 && matches!(key, "cache-head" | "cache-stride") {
-        return Ok(());
-    }
+    of_step: &mut dyn FnMut(u32, usize, &Memory),
+) {
+    let (capacity, heads) = (append.capacity, scene.heads());
     // Room for what is written past the last head's slots.
     let slots = heads.kv * capacity + capacity;
-    let run = |of_step: &mut dyn FnMut(u32, usize, &Memory)| {
-        let values = vec![0.0; slots * heads.dim];
-        let mut memory = Memory { heads: heads.kv, dim: heads.dim, capacity, values };
-        for (index, source) in append.source.iter().enumerate() {
-            let positions = scene.replay.recording.positions(index as u32);
-            let step = Step { index: index as u32, first: positions.start, length: positions.end };
-            if append.is_late {
-                of_step(step.index, step.length, &memory);
-            }
-            memory.append(source, step, append.slot);
-            if !append.is_late {
-                of_step(step.index, step.length, &memory);
-            }
+    let values = vec![0.0; slots * heads.dim];
+    let mut memory = Memory { heads: heads.kv, dim: heads.dim, capacity, values };
+    for (index, source) in append.source.iter().enumerate() {
+        let positions = scene.replay.recording.positions(index as u32);
+        let step = Step { index: index as u32, first: positions.start, length: positions.end };
+        if append.is_late {
+            of_step(step.index, step.length, &memory);
         }
-    };
-    let mut explains = scene.probe.rows.is_empty();
-    run(&mut |step, _, memory| {
+        memory.append(source, step, append.slot);
+        if !append.is_late {
+            of_step(step.index, step.length, &memory);
+        }
+    }
+}
+
+/// How many of the probed elements an append gives.
+fn probed(scene: &Scene<'_, '_>, append: &Append<'_>) -> Agreement {
+    let mut agreement = Agreement::default();
+    simulate(scene, append, &mut |step, _, memory| {
         for grid in scene.probe.rows.iter().filter(|grid| scene.steps[grid.piece] == step) {
             let read = memory.read(grid.rows.iter().copied());
-            explains = explains || scene.explains(grid, &ops::copy(&read, scene.rounding()));
+            let expected = ops::copy(&read, scene.rounding());
+            agreement = agreement.add(scene.agreement(grid, &expected));
         }
     });
-    if !explains {
-        return visit(Candidate::refuted(key, text).of_mistakes(mistakes));
-    }
+    agreement
+}
+
+/// What each recorded step would read.
+fn parts<'a>(scene: &Scene<'_, 'a>, append: &Append<'_>) -> Result<Parts<'a>, ReplayError> {
     let mut read = Vec::new();
-    run(&mut |_, length, memory| read.push(memory.read(0..length)));
-    let parts = scene.by_step(|step| Ok(ops::copy(&read[step as usize], scene.rounding())))?;
-    visit(Candidate::mistake(key, text, parts).of_mistakes(mistakes))
+    simulate(scene, append, &mut |_, length, memory| read.push(memory.read(0..length)));
+    scene.by_step(|step| Ok(ops::copy(&read[step as usize], scene.rounding())))
+}
+
+/// Whether an append gives every element, everywhere.
+fn is_proven(scene: &Scene<'_, '_>, append: &Append<'_>) -> Result<bool, ReplayError> {
+    let explained = explain(scene, parts(scene, append)?)?;
+    Ok(explained.is_proof() && explained.region.is_none())
+}
+
+/// Offers what an append gives, or that the probe refutes it.
+fn offer<'a>(
+    scene: &Scene<'_, 'a>,
+    (key, text, mistakes): Named,
+    append: &Append<'_>,
+    explains: bool,
+    visit: Visit<'_, 'a>,
+) -> Result<(), ReplayError> {
+    let candidate = match explains || scene.probe.rows.is_empty() {
+        true => Candidate::mistake(key, text, parts(scene, append)?),
+        false => Candidate::refuted(key, text),
+    };
+    visit(candidate.of_mistakes(mistakes))
 }
 
 /// Attention that reads another layer's cache: the cache itself is what another layer holds.

@@ -7,10 +7,13 @@ use crate::{
     contract::{Calls, Current},
     diagnosis::{
         attention::{head_maps, other_keys, right_map, scales},
+        cache::own_source,
+        probe::Grid,
         scene::{Candidate, Scene, Visit},
         softmax,
+        written::{Step, When, Written},
     },
-    replay::{Operand, Reading, ReplayError, Way, appended, attend, ops::Score},
+    replay::{Operand, Reading, Readings, ReplayError, Way, attend, ops::Score},
     site::Stage,
 };
 
@@ -66,14 +69,31 @@ pub fn attentions<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(),
 /// A scene, and what its tokens read.
 struct Tried<'s, 'r, 'a> {
     scene: &'s Scene<'r, 'a>,
-    /// Piece after piece, token after token.
-    readings: Vec<Vec<Reading>>,
+    /// Piece after piece.
+    readings: Vec<Readings>,
+    /// Those that are probed again and again, by piece and token.
+    probed: HashMap<(usize, usize), Reading>,
+    /// What is probed: of a row only the heads in question, for each costs a softmax.
+    grids: Vec<Grid>,
 }
 
 impl<'s, 'r, 'a> Tried<'s, 'r, 'a> {
     fn new(scene: &'s Scene<'r, 'a>) -> Result<Tried<'s, 'r, 'a>, ReplayError> {
         let readings = scene.steps.iter().map(|&step| scene.replay.readings(scene.operation, step));
-        Ok(Tried { scene, readings: readings.collect::<Result<_, _>>()? })
+        let readings = readings.collect::<Result<Vec<Readings>, ReplayError>>()?;
+        let grids = scene.probe.heads(&scene.pieces, scene.heads().dim);
+        let mut probed = HashMap::new();
+        for grid in &grids {
+            for &row in &grid.rows {
+                probed.entry((grid.piece, row)).or_insert_with(|| readings[grid.piece].of(row));
+            }
+        }
+        Ok(Tried { scene, readings, probed, grids })
+    }
+
+    fn reading(&self, piece: usize, row: usize) -> Reading {
+        let probed = self.probed.get(&(piece, row)).cloned();
+        probed.unwrap_or_else(|| self.readings[piece].of(row))
     }
 
     fn candidate(
@@ -83,24 +103,32 @@ impl<'s, 'r, 'a> Tried<'s, 'r, 'a> {
         mistake: &Mistake<'_>,
     ) -> Result<Candidate<'a>, ReplayError> {
         let scene = self.scene;
-        let way = Way {
-            score: Score { kv_head: mistake.map, scale: mistake.scale, dims: 0..mistake.dims },
-            value_head: mistake.value_map,
-            temperature: mistake.temperature,
-            divisor: mistake.divisor,
-        };
         let roundings = scene.replay.attention_roundings(scene.operation, scene.rounding());
-        scene.candidate(key, text, |piece, rows| {
+        scene.candidate_of(key, text, &self.grids, |piece, grid| {
             let step = scene.steps[piece];
             let q = scene.replay.operand(scene.operation.at(mistake.query), &[step])?;
             let all: Vec<usize> = (0..q.rows()).collect();
-            let rows = rows.unwrap_or(&all);
+            let rows = grid.map_or(&*all, |grid| &grid.rows);
+            // Of a grid the only head, of a piece all.
+            let (mut heads, mut first_head, mut columns) = (scene.heads(), 0, 0..q.width);
+            if let Some(grid) = grid {
+                columns = grid.columns[0]..grid.columns[0] + heads.dim;
+                (heads.query, first_head) = (1, columns.start / heads.dim);
+            }
+            let map = |head| (mistake.map)(first_head + head);
+            let value_map = |head| (mistake.value_map)(first_head + head);
+            let way = Way {
+                score: Score { kv_head: &map, scale: mistake.scale, dims: 0..mistake.dims },
+                value_head: &value_map,
+                temperature: mistake.temperature,
+                divisor: mistake.divisor,
+            };
             let first = scene.replay.recording.positions(step).start;
             let reading = |index: usize| {
                 let row = rows[index];
-                (mistake.misread)(self.readings[piece][row].clone(), first + row)
+                (mistake.misread)(self.reading(piece, row), first + row)
             };
-            Ok(attend(&q.select(rows), &reading, scene.heads(), &way, roundings))
+            Ok(attend(&q.part(rows, columns), &reading, heads, &way, roundings))
         })
     }
 }
@@ -291,12 +319,16 @@ fn of_strides<'a>(
             let mistake = Mistake { misread: &misread, ..right };
             visit(tried.candidate("cache-stride", &text, &mistake)?)?;
         }
-        let keys = Written::new(scene, Stage::KCache, stride)?;
-        let values = Written::new(scene, Stage::VCache, stride)?;
-        let misread = |reading: Reading, position: usize| Reading {
-            keys: Arc::new(keys.read(position)),
-            values: Arc::new(values.read(position)),
-            ..reading
+        let slot =
+            |head, position, step: Step| Some(head * stride(position, step.length) + position);
+        let keys = Written::new(scene, &own_source(scene, Stage::KCache)?, &slot);
+        let values = Written::new(scene, &own_source(scene, Stage::VCache)?, &slot);
+        let misread = |reading: Reading, position: usize| {
+            let length = reading.keys.rows();
+            let at = |head, slot| head * stride(position, length) + slot;
+            let own = (position, When::Before);
+            let read = |written: &Written| Arc::new(written.read(own, length, &at));
+            Reading { keys: read(&keys), values: read(&values), ..reading }
         };
         let text = format!("{what}, written and read");
         let mistake = Mistake { misread: &misread, ..right };
@@ -320,55 +352,4 @@ fn reordered(own: &Operand, dim: usize, from: Place<'_>) -> Operand {
         }
     }
     Operand { width: own.width, value, spread: None }
-}
-
-/// A cache whose heads are strided by a length in writing and reading, each token's own row coming as
-/// an argument.
-struct Written {
-    dim: usize,
-    heads: usize,
-    /// The row of each position, and the stride and last length of its step.
-    rows: Vec<(Vec<f64>, usize, usize)>,
-    /// The position and head of each write of a slot, in order.
-    writes: HashMap<usize, Vec<(usize, usize)>>,
-}
-
-impl Written {
-    fn new(scene: &Scene<'_, '_>, cache: Stage, stride: Stride) -> Result<Written, ReplayError> {
-        let heads = scene.heads();
-        let source = scene.operation.at(appended(cache));
-        let (mut rows, mut writes) = (Vec::new(), HashMap::<usize, Vec<(usize, usize)>>::new());
-        for step in 0..scene.replay.recording.steps.len() as u32 {
-            let own = scene.replay.operand(source, &[step])?;
-            let positions = scene.replay.recording.positions(step);
-            for (token, position) in positions.clone().enumerate() {
-                let stride = stride(position, positions.end);
-                rows.push((own.row(token).to_vec(), stride, positions.end));
-                for head in 0..heads.kv {
-                    let slot = head * stride + position;
-                    writes.entry(slot).or_default().push((position, head));
-                }
-            }
-        }
-        Ok(Written { dim: heads.dim, heads: heads.kv, rows, writes })
-    }
-
-    /// What the query of a position reads.
-    fn read(&self, position: usize) -> Operand {
-        let (own, stride, length) = &self.rows[position];
-        let (dim, width) = (self.dim, self.heads * self.dim);
-        let mut value = vec![0.0; length * width];
-        for (slot, row) in value.chunks_exact_mut(width).take(position).enumerate() {
-            for (head, to) in row.chunks_exact_mut(dim).enumerate() {
-                let Some(writes) = self.writes.get(&(head * stride + slot)) else { continue };
-                let before = writes.partition_point(|(at, _)| *at < position);
-                let Some(&(at, from)) = before.checked_sub(1).map(|last| &writes[last]) else {
-                    continue;
-                };
-                to.copy_from_slice(&self.rows[at].0[from * dim..(from + 1) * dim]);
-            }
-        }
-        value[position * width..(position + 1) * width].copy_from_slice(own);
-        Operand { width, value, spread: None }
-    }
 }

@@ -22,6 +22,7 @@ mod split;
 pub mod table;
 #[cfg(test)]
 mod tests;
+mod written;
 
 pub use blame::{Diagnosis, Finding, ReferenceReplay, SideReplay, Verdict};
 pub use cause::{Cause, Certainty, diagnose};

@@ -1,6 +1,6 @@
 //! A few wrong elements, by which most hypotheses are refuted before they are computed whole.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::replay::{self, Expected, Piece};
 
@@ -26,6 +26,8 @@ pub struct Probe {
     pub rows: Vec<Grid>,
     /// The same rows at some columns.
     pub cells: Vec<Grid>,
+    /// Piece and index of each of the elements.
+    places: Vec<(usize, usize)>,
 }
 
 impl Probe {
@@ -60,24 +62,73 @@ impl Probe {
             probe.rows.push(whole);
             probe.cells.push(Grid { piece: at, rows, columns });
         }
-        probe
+        Probe { places: chosen, ..probe }
+    }
+
+    /// The elements' rows, of each only the heads (`dim` columns) that an element is in; the heads of a
+    /// piece one after another.
+    pub fn heads(&self, pieces: &[Piece<'_>], dim: usize) -> Vec<Grid> {
+        let mut rows = BTreeMap::<(usize, usize), BTreeSet<usize>>::new();
+        for &(piece, index) in &self.places {
+            let width = pieces[piece].width;
+            rows.entry((piece, index % width / dim)).or_default().insert(index / width);
+        }
+        let grid = |((piece, head), rows): (_, BTreeSet<usize>)| Grid {
+            piece,
+            rows: rows.into_iter().collect(),
+            columns: (head * dim..(head + 1) * dim).collect(),
+        };
+        rows.into_iter().map(grid).collect()
+    }
+}
+
+/// How many of the elements in question a hypothesis explains.
+#[derive(Clone, Copy, Default)]
+pub struct Agreement {
+    all: usize,
+    explained: usize,
+}
+
+impl Agreement {
+    /// Whether they are more than agree by luck.
+    pub fn is_enough(self) -> bool {
+        self.explained > 0 && self.explained * LUCKY >= self.all
+    }
+
+    /// Whether it is all of them.
+    pub fn is_whole(self) -> bool {
+        self.explained == self.all
+    }
+
+    /// How many.
+    pub fn explained(self) -> usize {
+        self.explained
+    }
+
+    pub fn add(self, other: Agreement) -> Agreement {
+        Agreement { all: self.all + other.all, explained: self.explained + other.explained }
     }
 }
 
 impl Grid {
-    /// Whether what is expected of the grid's elements, row-major, is what was recorded of enough wrong
-    /// ones. In whole rows a few agree by luck.
-    pub fn is_explained(&self, piece: &Piece<'_>, wrong: &[bool], expected: &Expected<'_>) -> bool {
+    /// How often what is expected of the grid's elements, row-major, is what was recorded of the wrong
+    /// ones.
+    pub fn agreement(
+        &self,
+        piece: &Piece<'_>,
+        wrong: &[bool],
+        expected: &Expected<'_>,
+    ) -> Agreement {
         let at = |&row| self.columns.iter().map(move |column| (row, *column));
         let indices = self.rows.iter().flat_map(at).map(|(row, column)| row * piece.width + column);
         let any_wrong = wrong.contains(&true);
         let in_question = indices.enumerate().filter(|&(_, index)| wrong[index] || !any_wrong);
-        let (mut all, mut explained) = (0, 0);
+        let mut agreement = Agreement::default();
         for (nth, index) in in_question {
             let times_bound = expected.times_bound(nth, piece.captured[index]);
-            all += 1;
-            explained += usize::from(times_bound.is_none_or(|times| times <= 1.0));
+            agreement.all += 1;
+            agreement.explained += usize::from(times_bound.is_none_or(|times| times <= 1.0));
         }
-        explained > 0 && explained * LUCKY >= all
+        agreement
     }
 }

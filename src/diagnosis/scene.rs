@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::{
-    diagnosis::probe::{Grid, Probe},
+    diagnosis::probe::{Agreement, Grid, Probe},
     model::Config,
     replay::{
         Expected, Matrix, Operand, Operation, Parts, Piece, Replay, ReplayError, Rounding, Spread,
@@ -97,9 +97,29 @@ impl<'s, 'a> Scene<'s, 'a> {
         text: impl Into<String>,
         of: impl Fn(usize, Option<&[usize]>) -> Result<Expected<'a>, ReplayError>,
     ) -> Result<Candidate<'a>, ReplayError> {
-        let mut explains = self.probe.rows.is_empty();
-        for grid in &self.probe.rows {
-            explains = explains || self.explains(grid, &of(grid.piece, Some(&grid.rows))?);
+        let of = |piece, grid: Option<&Grid>| of(piece, grid.map(|grid| &*grid.rows));
+        self.candidate_of(key, text, &self.probe.rows, of)
+    }
+
+    /// The same for a mistake whose result `of` gives for a piece or for a grid of it.
+    pub fn candidate_of(
+        &self,
+        key: &'static str,
+        text: impl Into<String>,
+        grids: &[Grid],
+        of: impl Fn(usize, Option<&Grid>) -> Result<Expected<'a>, ReplayError>,
+    ) -> Result<Candidate<'a>, ReplayError> {
+        let mut explains = grids.is_empty();
+        for grids in grids.chunk_by(|a, b| a.piece == b.piece) {
+            if explains {
+                break;
+            }
+            let mut agreement = Agreement::default();
+            for grid in grids {
+                let expected = of(grid.piece, Some(grid))?;
+                agreement = agreement.add(self.agreement(grid, &expected));
+            }
+            explains = agreement.is_enough();
         }
         if !explains {
             return Ok(Candidate::refuted(key, text));
@@ -109,9 +129,14 @@ impl<'s, 'a> Scene<'s, 'a> {
         Ok(Candidate::mistake(key, text, (self.row_width(), parts)))
     }
 
-    /// Whether a result gives any wrong element of a grid.
+    /// Whether a result gives enough wrong elements of a grid.
     pub fn explains(&self, grid: &Grid, expected: &Expected<'_>) -> bool {
-        grid.is_explained(&self.pieces[grid.piece], &self.wrong[grid.piece], expected)
+        self.agreement(grid, expected).is_enough()
+    }
+
+    /// How many wrong elements of a grid a result gives.
+    pub fn agreement(&self, grid: &Grid, expected: &Expected<'_>) -> Agreement {
+        grid.agreement(&self.pieces[grid.piece], &self.wrong[grid.piece], expected)
     }
 
     fn row_width(&self) -> Width {

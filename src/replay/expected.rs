@@ -10,6 +10,8 @@
 //! probabilistic rounding error analysis", 2019); `single` bounds what is rounded once on the way.
 //! `docs/diagnosis.md` derives it.
 
+use std::ops::Range;
+
 use crate::{arithmetic::Arithmetic, site::Stage, tensor::DType};
 
 /// How many standard deviations a random walk of rounding errors may go: it goes further once in
@@ -85,12 +87,18 @@ impl Operand {
 
     /// Some of the rows, in that order.
     pub fn select(&self, rows: &[usize]) -> Operand {
+        self.part(rows, 0..self.width)
+    }
+
+    /// Some columns of some of the rows.
+    pub fn part(&self, rows: &[usize], columns: Range<usize>) -> Operand {
         let of = |values: &[f64]| {
-            let row = |&row: &usize| &values[row * self.width..(row + 1) * self.width];
+            let at = |row: usize| row * self.width;
+            let row = |&row: &usize| &values[at(row) + columns.start..at(row) + columns.end];
             rows.iter().flat_map(row).copied().collect::<Vec<f64>>()
         };
         Operand {
-            width: self.width,
+            width: columns.len(),
             value: of(&self.value),
             spread: self.spread.as_deref().map(of),
         }

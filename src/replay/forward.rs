@@ -14,7 +14,6 @@ use crate::{
     gguf::GgufError,
     model::{Model, ModelError, rope_angle, rope_pair},
     replay::{
-        attend::{Reading, Roundings, Way, attend},
         expected::{Expected, Operand, Rounding},
         matrix::{Matrix, round},
         operation::{Operation, norm_weight, projection},
@@ -87,6 +86,9 @@ pub struct Piece<'a> {
 type Tensors = HashMap<(Operation, u32), Option<Rc<Tensor>>>;
 type Operands = HashMap<(Operation, Vec<u32>), Arc<Operand>>;
 
+/// A cache as the query of a position finds it, given how many positions it holds after the step.
+pub type Found = dyn Fn(usize, usize) -> Operand;
+
 /// Recomputes operations, remembering what it has read. One thread uses it for one layer.
 pub struct Replay<'a> {
     pub model: &'a Model,
@@ -94,13 +96,15 @@ pub struct Replay<'a> {
     tensors: RefCell<Tensors>,
     computed: RefCell<Operands>,
     /// Operations without a tensor that were computed in passing.
-    spanned: RefCell<BTreeSet<Operation>>,
+    pub(super) spanned: RefCell<BTreeSet<Operation>>,
+    /// Caches as tokens find them, where that is known.
+    pub(super) found: RefCell<HashMap<Operation, Rc<Found>>>,
 }
 
 impl<'a> Replay<'a> {
     pub fn new(model: &'a Model, recording: Recording<'a>) -> Replay<'a> {
-        let (tensors, computed, spanned) = Default::default();
-        Replay { model, recording, tensors, computed, spanned }
+        let (tensors, computed, spanned, found) = Default::default();
+        Replay { model, recording, tensors, computed, spanned, found }
     }
 
     /// The operations that were computed because their tensors are not there, since the last call.
@@ -384,87 +388,6 @@ impl<'a> Replay<'a> {
             ),
             LayerOut => whole(c.n_embd, ops::add(&*at(AttnResidual)?, &*at(FfnDown)?, rounding)),
         })
-    }
-
-    /// Whether a layer's attention is one operation in a step: nothing within it was recorded.
-    pub fn is_fused(&self, operation: Operation, step: u32) -> bool {
-        [Stage::Scores, Stage::Probs].iter().all(|&stage| !self.has(operation.at(stage), step))
-    }
-
-    /// What each token of a step reads. Its own key and value may come as arguments: then a wrong append
-    /// is none of its faults.
-    pub fn readings(&self, operation: Operation, step: u32) -> Result<Vec<Reading>, ReplayError> {
-        let positions = self.recording.positions(step);
-        let keys = self.read_by_tokens(operation.at(Stage::KCache), step)?;
-        let values = self.read_by_tokens(operation.at(Stage::VCache), step)?;
-        let of = |(token, position): (usize, usize)| Reading {
-            keys: Arc::clone(&keys[token.min(keys.len() - 1)]),
-            values: Arc::clone(&values[token.min(values.len() - 1)]),
-            visible: 0..position + 1,
-        };
-        Ok(positions.enumerate().map(of).collect())
-    }
-
-    /// A cache as each token of a step reads it, or as all do.
-    fn read_by_tokens(
-        &self,
-        cache: Operation,
-        step: u32,
-    ) -> Result<Vec<Arc<Operand>>, ReplayError> {
-        let whole = self.cache(cache, step)?;
-        let Attending { calls, current } = self.recording.attention;
-        if current == Current::Cache {
-            return Ok(vec![whole]);
-        }
-        let own = self.operand(cache.at(appended(cache.stage)), &[step])?;
-        let first = self.recording.positions(step).start;
-        if (0..own.rows()).all(|token| own.row(token) == whole.row(first + token)) {
-            return Ok(vec![whole]);
-        }
-        let with = |tokens: Range<usize>| {
-            let mut value = whole.value.clone();
-            let at = (first + tokens.start) * whole.width;
-            let rows = &own.value[tokens.start * own.width..tokens.end * own.width];
-            value[at..at + rows.len()].copy_from_slice(rows);
-            Arc::new(Operand { width: whole.width, value, spread: whole.spread.clone() })
-        };
-        Ok(match calls {
-            Calls::Step => vec![with(0..own.rows())],
-            Calls::Token => (0..own.rows()).map(|token| with(token..token + 1)).collect(),
-        })
-    }
-
-    /// The roundings of an attention that is one operation.
-    pub fn attention_roundings(&self, operation: Operation, out: Rounding) -> Roundings {
-        let of = |stage| self.rounding(operation.at(stage));
-        Roundings { scores: of(Stage::Scores), probs: of(Stage::Probs), out }
-    }
-
-    /// What an attention that is one operation must give in a step.
-    fn attended(
-        &self,
-        operation: Operation,
-        step: u32,
-        rounding: Rounding,
-    ) -> Result<Expected<'a>, ReplayError> {
-        let within = [Stage::Scores, Stage::Probs].map(|stage| operation.at(stage));
-        self.spanned.borrow_mut().extend(within);
-        let heads = self.heads();
-        let kv_head = |head| head / (heads.query / heads.kv);
-        let way = Way {
-            score: ops::Score {
-                kv_head: &kv_head,
-                scale: f64::from(self.model.config.attention_scale),
-                dims: 0..heads.dim,
-            },
-            value_head: &kv_head,
-            temperature: 1.0,
-            divisor: &|terms, _| terms.iter().sum(),
-        };
-        let q = self.operand(operation.at(Stage::QRope), &[step])?;
-        let readings = self.readings(operation, step)?;
-        let reading = |row: usize| readings[row].clone();
-        Ok(attend(&q, &reading, heads, &way, self.attention_roundings(operation, rounding)))
     }
 
     /// The operation whose result is the main input of a norm, a projection or a rotation.

@@ -78,13 +78,7 @@ struct Tally {
 impl Tally {
     fn drift(&self, pieces: &[Piece<'_>]) -> f64 {
         let bound = LAMBDA * self.independent.sqrt() + self.common;
-        // Where sums are as coarse as storage, an element's own bound is as sharp. What is rounded
-        // between steps is not independent: silu of bf16 values has as many results as bf16 has.
-        let sharper = |piece: &Piece<'_>| {
-            let rounding = piece.expected.rounding;
-            rounding.storage > 2.0 * rounding.sum.max(rounding.between)
-        };
-        if bound > 0.0 && pieces.iter().any(sharper) { self.along.abs() / bound } else { 0.0 }
+        if bound > 0.0 && tells_more(pieces) { self.along.abs() / bound } else { 0.0 }
     }
 
     fn add(mut self, next: Tally) -> Tally {
@@ -101,8 +95,22 @@ impl Tally {
     }
 }
 
+/// Whether a drift tells more than single elements do. Where sums are as coarse as storage, an element's
+/// own bound is as sharp. What is rounded between steps is not independent: silu of bf16 values has as
+/// many results as bf16 has.
+fn tells_more(pieces: &[Piece<'_>]) -> bool {
+    let sharper = |piece: &Piece<'_>| {
+        let rounding = piece.expected.rounding;
+        rounding.storage > 2.0 * rounding.sum.max(rounding.between)
+    };
+    pieces.iter().any(sharper)
+}
+
 /// The drift of a whole result, as in [`Judged::drift`].
 pub fn drift(pieces: &[Piece<'_>]) -> f64 {
+    if !tells_more(pieces) {
+        return 0.0;
+    }
     pieces.iter().map(tally).fold(Tally::default(), Tally::add).drift(pieces)
 }
 

@@ -12,6 +12,7 @@ mod judge;
 mod matrix;
 mod operation;
 pub mod ops;
+mod reading;
 
 pub use accuracy::{Accuracy, accuracies};
 pub use attend::{Reading, Roundings, Way, attend};
@@ -20,3 +21,4 @@ pub use forward::{Attending, Parts, Piece, Recording, Replay, ReplayError, Width
 pub use judge::{Judged, Worst, drift, judge, judge_all};
 pub use matrix::{Matrix, round};
 pub use operation::{Operation, name, norm_weight, projection};
+pub use reading::Readings;

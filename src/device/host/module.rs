@@ -11,7 +11,6 @@ use std::{
 };
 
 use libloading::os::unix::{Library as Loaded, RTLD_LOCAL, RTLD_NOW};
-use rayon::prelude::*;
 
 use crate::device::{
     Arg, DeviceError, Launch,
@@ -39,8 +38,10 @@ const MAX_GRID: [u64; 3] = [0x7fff_ffff, 65535, 65535];
 /// Dynamic shared memory of the largest current GPUs; the engine asks for more than 48 KiB.
 const MAX_SHARED: u32 = 227 << 10;
 
-/// A launch of fewer threads runs on the caller's thread: waking others would cost more.
-const PARALLEL_THREADS: u64 = 8192;
+/// A launch of fewer threads runs on the caller's thread: waking others would cost more. Of more, so many
+/// threads for each copy.
+const PARALLEL_THREADS: u64 = 2048;
+const COPY_THREADS: u64 = 1024;
 /// Shares of a grid per worker: small enough to balance, large enough to cost little.
 const SHARES: u64 = 4;
 
@@ -186,9 +187,10 @@ impl Module {
         if self.copies.len() == 1 || blocks == 1 || blocks * threads < PARALLEL_THREADS {
             return self.copies[0].lock().expect("a copy never panics").run(entry, raw, &slots);
         }
-        let share = (blocks / (self.copies.len() as u64 * SHARES)).max(1);
+        let copies = self.copies.len().min((blocks * threads / COPY_THREADS) as usize);
+        let share = (blocks / (copies as u64 * SHARES)).max(1);
         let next = AtomicU64::new(0);
-        self.copies.par_iter().try_for_each(|copy| {
+        let run = |copy: &Mutex<Copy>| {
             let copy = copy.lock().expect("a copy never panics");
             loop {
                 let first_block = next.fetch_add(share, Ordering::Relaxed);
@@ -198,7 +200,20 @@ impl Module {
                 let end_block = (first_block + share).min(blocks);
                 copy.run(entry, RawLaunch { first_block, end_block, ..raw }, &slots)?;
             }
-        })
+        };
+        // The caller's thread has a share too, and so loses no time to being woken.
+        let others = Mutex::new(Ok(()));
+        let own = rayon::in_place_scope(|scope| {
+            for copy in &self.copies[1..copies] {
+                scope.spawn(|_| {
+                    if let Err(error) = run(copy) {
+                        *others.lock().expect("nothing panics with it") = Err(error);
+                    }
+                });
+            }
+            run(&self.copies[0])
+        });
+        own.and(others.into_inner().expect("nothing panics with it"))
     }
 }
 
