@@ -385,7 +385,7 @@ fn the_engine_runs_on_the_checked_device_and_a_race_in_it_ends_the_run() {
     let (exit, out, err) = outcome(&[&run, &SHORT[..]].concat());
     assert_eq!((exit, out.as_str()), (5, ""), "{err}");
     let wanted = "rms_norm.cu: kernel rms_norm_f32, block (1,0,0): race: thread (0,0,0) writes at \
-                  common.cuh:12 (from rms_norm.cu:28) bytes 0 to 3 of `normed`, which block (0,0,0) \
+                  common.cuh:12 (from rms_norm.cu:28) bytes 0 to 3 of `attn_norm`, which block (0,0,0) \
                   thread (0,0,0) writes at common.cuh:12 (from rms_norm.cu:28)";
     assert!(err.contains(wanted), "{err}");
 }
