@@ -1,4 +1,4 @@
-use crate::cli::{SHORT, outcome, path, refused};
+use crate::cli::{SHORT, firstdiff, outcome, path, refused};
 use firstdiff::{
     device::{
         Arg, Buffer, Device, KernelSource, Launch,
@@ -359,6 +359,24 @@ fn wrong_numbers_of_a_kernel_that_races_nowhere_are_found() {
     assert_eq!(exit, 1, "{out}");
     let first = out.lines().next().unwrap();
     assert!(first.starts_with("rope.cu: f32: out[") && first.contains("in f64"), "{first}");
+}
+
+/// `make test` sees to it that there is one.
+#[test]
+fn clang_builds_checked_kernels_too() {
+    let check = |folder: Option<&tempfile::TempDir>| {
+        let mut command = firstdiff(&["kernels", "check", "rms_norm.cu"]);
+        folder.map(|folder| command.args(["--kernels", path(folder.path())]));
+        let output = command.env("CXX", "clang++").output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (exit, out) = check(None);
+    assert_eq!(exit, Some(0), "{out}");
+    // Its assembly is where the shared arrays get their gaps.
+    let beyond = changed("rms_norm.cu", "store(out + first + c,", "store(out + c,");
+    let (exit, out) = check(Some(&beyond));
+    assert_eq!(exit, Some(1), "{out}");
+    assert!(out.contains("race") && out.contains("rms_norm.cu:28"), "{out}");
 }
 
 #[test]

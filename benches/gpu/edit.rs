@@ -34,5 +34,6 @@ pub fn kernel_edit_to_verdict() -> Result<()> {
         })?;
         println!("| {name} | {milliseconds:.0} |");
     }
+    println!();
     Ok(())
 }

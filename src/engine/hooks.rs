@@ -46,7 +46,7 @@ pub struct Pass<'a> {
 /// A tensor of so many elements is widened by another thread, which takes longer to wake than fewer to
 /// widen; one of so many by all of them.
 const ELSEWHERE: usize = 1 << 14;
-const BY_ALL: usize = 1 << 19;
+const BY_ALL: usize = 1 << 20;
 
 impl<'a> Pass<'a> {
     pub fn new(

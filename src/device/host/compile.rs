@@ -266,9 +266,10 @@ impl Unit<'_> {
     fn compile_with_gaps(&self, compiler: &Compiler, folder: &Path) -> Result<(), DeviceError> {
         let flags = [&self.recipe.kernel_flags[..], &["-S"]].concat();
         self.compile(compiler, folder, &flags)?;
-        let assembly = std::fs::read_to_string(folder.join("unit.o")).map_err(cache_error)?;
-        std::fs::write(folder.join("unit.s"), assembly::with_gaps(&assembly))
-            .map_err(cache_error)?;
+        let assembly = std::fs::read(folder.join("unit.o")).map_err(cache_error)?;
+        // clang's comments show bytes as they are.
+        let assembly = assembly::with_gaps(&String::from_utf8_lossy(&assembly));
+        std::fs::write(folder.join("unit.s"), assembly).map_err(cache_error)?;
         self.checked(compiler.run(folder, &["-c", "unit.s", "-o", "unit.o"])?)
     }
 
