@@ -26,9 +26,9 @@ use crate::{
     verdict::{Coverage, Rule, SiteReport, judge},
 };
 
-/// The reference may be ahead of the comparison by so many times fewer values than the model has weights,
-/// and by at most so many.
-const LEAD: usize = 4;
+/// The reference may be ahead of the comparison by a quarter as many values as the model has weights, at
+/// most 512 MiB of them.
+const WEIGHTS_A_VALUE: usize = 4;
 const MOST_LEAD: usize = 128 << 20;
 
 /// Which device runs the kernels.
@@ -209,8 +209,8 @@ impl Run<'_> {
             (hooks.join(), diagnosis)
         });
         let (hooks, engine) = hooks.map_err(|_| ended_early())??;
-        let diagnosis = diagnosis.transpose()?;
         kept.engine = engine;
+        let diagnosis = diagnosis.transpose()?;
         // What was stopped is not whole.
         kept.reference = reference.filter(|_| kept.wanted && !stopped);
         kept.replayed = kept.replayed.take().filter(|_| kept.reference.is_some());
@@ -241,7 +241,7 @@ impl Run<'_> {
         let filter = Arc::new(self.filter.clone());
         let (engine_sink, engine_side) = channel(Arc::clone(&filter), 0);
         // The reference goes ahead while the engine loads its weights.
-        let lead = (self.model.parameters() as usize / LEAD).min(MOST_LEAD);
+        let lead = (self.model.parameters() as usize / WEIGHTS_A_VALUE).min(MOST_LEAD);
         let (reference_sink, reference_side) = channel(filter, lead);
         let unrecorded = self.unrecorded(self.engine);
         let engine_sink = Recorder::new(engine_sink, self.replay, unrecorded)?;

@@ -65,14 +65,18 @@ impl Lead {
     }
 
     /// Waits until a tensor may be sent.
-    fn take(&self, elements: usize) {
+    fn take(&self, elements: usize) -> Result<(), Stopped> {
         let is_full = |ahead: &mut Ahead| {
             !ahead.closed && ahead.tensors >= FEW && ahead.elements + elements > self.most_elements
         };
         let waited = self.changed.wait_while(self.state(), is_full);
         let mut ahead = waited.expect("no thread panics while it holds a lead");
+        if ahead.closed {
+            return Err(Stopped);
+        }
         ahead.tensors += 1;
         ahead.elements += elements;
+        Ok(())
     }
 
     /// A tensor was received.
@@ -101,7 +105,7 @@ impl Sink for ChannelSink {
     }
 
     fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
-        self.lead.take(tensor.data.len());
+        self.lead.take(tensor.data.len())?;
         self.sender.send((site, tensor)).map_err(|_| Stopped)
     }
 }

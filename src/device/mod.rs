@@ -159,6 +159,21 @@ impl Download for Read {
     }
 }
 
+/// Reads rows, one after another, and waits for them.
+pub fn read_now<D: Device + ?Sized>(
+    device: &D,
+    buffer: &Buffer,
+    rows: Rows,
+) -> Result<Box<dyn Download>, DeviceError> {
+    let bytes = rows.count * rows.bytes;
+    let mut words = vec![0u32; bytes.div_ceil(4)];
+    let packed = &mut bytemuck::cast_slice_mut(&mut words)[..bytes];
+    for (row, to) in packed.chunks_exact_mut(rows.bytes.max(1)).enumerate() {
+        device.download(buffer, rows.offset + row * rows.pitch, to)?;
+    }
+    Ok(Box::new(Read { words, bytes }))
+}
+
 /// Work recorded by a device, which alone can repeat it.
 pub struct Recorded(pub(crate) Box<dyn Any + Send>);
 
@@ -185,13 +200,7 @@ pub trait Device: Send {
     /// Starts to read rows, one after another, as they are after all work before; work after it may
     /// overwrite them. `None` while too much is under way: take what was read earlier first.
     fn read(&self, buffer: &Buffer, rows: Rows) -> Result<Option<Box<dyn Download>>, DeviceError> {
-        let bytes = rows.count * rows.bytes;
-        let mut words = vec![0u32; bytes.div_ceil(4)];
-        let packed = &mut bytemuck::cast_slice_mut(&mut words)[..bytes];
-        for (row, to) in packed.chunks_exact_mut(rows.bytes.max(1)).enumerate() {
-            self.download(buffer, rows.offset + row * rows.pitch, to)?;
-        }
-        Ok(Some(Box::new(Read { words, bytes })))
+        Ok(Some(read_now(self, buffer, rows)?))
     }
 
     /// Copies a whole buffer into another, which is not smaller; may be recorded.

@@ -148,7 +148,7 @@ pub fn align(dump: &Dump, reference: &TraceReader) -> Result<Alignment, DumpErro
     Ok(alignment)
 }
 
-/// The site that arrays of one token each are: by the prompt's, checked by all.
+/// The site that arrays of one token each are: by the prompt's, checked by those of every step.
 fn stack(
     tokens: &Tokens<'_>,
     candidates: &[Candidate],
@@ -210,18 +210,18 @@ fn first_other(
         Err(DumpError::Line { .. }) => return Ok(None),
         read => read?,
     };
-    for (site, row, ours) in read {
+    for (site, position, ours) in read {
         let Some(theirs) = reference.tensor(site)? else { continue };
         let first = reference.manifest().steps[site.step as usize].first_position;
         let whole = ours.len() == theirs.data.len();
-        let start = if whole { 0 } else { row * ours.len() };
+        let start = if whole { 0 } else { (position - first) * ours.len() };
         let mut shape = theirs.shape;
         shape[0] = shape[0] * ours.len() / theirs.data.len();
-        let place = Candidate { site, shape, first_position: first + row, signature: None };
+        let place = Candidate { site, shape, first_position: position, signature: None };
         let theirs = counted(&place, theirs.data[start..start + ours.len()].to_vec());
         let (_, distance) = scaled_distance(&counted(&place, ours), &theirs, &place.shape);
         if distance >= SURE {
-            return Ok(Some(Some(first + row)));
+            return Ok(Some(Some(position)));
         }
     }
     Ok(Some(None))

@@ -120,8 +120,8 @@ impl<'a> Tokens<'a> {
         Ok(Stack { leading, shape, values, first_axis: Axis::Token })
     }
 
-    /// Of each position that a trace keeps: the site, its row there, and the values of the array read as
-    /// its line would say.
+    /// Of each position that a trace keeps, of a cache each step's last: the site, the position, and the
+    /// values of the array read as its line would say.
     ///
     /// # Errors
     /// An array cannot be read so.
@@ -143,7 +143,7 @@ impl<'a> Tokens<'a> {
                     true => Source::Whole(array, reading.clone()).read(shape.clone())?.data,
                     false => row(array, reading, &shape)?,
                 };
-                read.push((site, position - first, values));
+                read.push((site, position, values));
             }
         }
         Ok(read)

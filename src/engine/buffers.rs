@@ -37,7 +37,6 @@ pub enum User {
 const USERS: usize = 5;
 
 /// The activations of a step's tokens: a buffer for each stage that is one.
-#[derive(Clone)]
 pub struct Activations(Vec<Option<Buffer>>);
 
 /// What a step works in.

@@ -3,12 +3,11 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, mpsc::TryRecvError},
-    thread,
 };
 
 use crate::{
     capture::{NoSink, Sink},
-    device::{Buffer, Device, Download, Rows},
+    device::{Buffer, Device, Download, Rows, read_now},
     engine::{
         EngineError,
         buffers::{Activations, Scratch},
@@ -39,12 +38,12 @@ pub struct Pass<'a> {
     recording: Option<&'a Captures>,
     /// What leaves the device, in the order of the sites.
     reads: VecDeque<UnderWay>,
-    /// How many of them, from the first on, have arrived.
-    arrived: usize,
+    /// How many of them, from the first on, were handed out: to other threads, or to be widened here.
+    handed_out: usize,
 }
 
-/// A tensor of so many elements is widened by another thread, which takes longer to wake than fewer to
-/// widen; one of so many by all of them.
+/// From so many elements on another thread widens a tensor: to wake it for fewer takes longer than to widen
+/// them. From so many on all threads do, one tensor after another.
 const ELSEWHERE: usize = 1 << 14;
 const BY_ALL: usize = 1 << 20;
 
@@ -71,7 +70,7 @@ impl<'a> Pass<'a> {
             chosen,
             recording: None,
             reads: VecDeque::new(),
-            arrived: 0,
+            handed_out: 0,
         };
         let tap = |what: Stage| device.alloc(4 * rows * config.n_head * length, what.name());
         let probs = pass.wants_in_any_layer(Stage::Probs);
@@ -105,7 +104,7 @@ impl<'a> Pass<'a> {
             chosen: None,
             recording: Some(captures),
             reads: VecDeque::new(),
-            arrived: 0,
+            handed_out: 0,
         }
     }
 
@@ -217,13 +216,13 @@ impl<'a> Pass<'a> {
             if let Some(read) = self.device.read(buffer, rows)? {
                 return Ok(read);
             }
+            // What fills the device is not in this queue: a read that its caller holds, or one of a step
+            // that has failed.
             if self.reads.is_empty() {
-                // What a step that failed has left under way ends soon.
-                thread::yield_now();
-                continue;
+                return Ok(read_now(self.device, buffer, rows)?);
             }
             self.hand_out(false)?;
-            if let (0, Some(UnderWay::Reading(oldest))) = (self.arrived, self.reads.front()) {
+            if let (0, Some(UnderWay::Reading(oldest))) = (self.handed_out, self.reads.front()) {
                 oldest.wait()?;
                 self.hand_out(false)?;
             }
@@ -234,13 +233,13 @@ impl<'a> Pass<'a> {
     /// Gives the sink what is done, in order; all that is under way, if need be by waiting.
     fn pass_on(&mut self, all: bool) -> Result<(), EngineError> {
         self.hand_out(all)?;
-        while self.arrived > 0 && self.put_oldest(all)? {}
+        while self.handed_out > 0 && self.put_oldest(all)? {}
         Ok(())
     }
 
     /// Lets other threads widen what has arrived; all that is under way, if need be by waiting.
     fn hand_out(&mut self, all: bool) -> Result<(), EngineError> {
-        for under_way in self.reads.iter_mut().skip(self.arrived) {
+        for under_way in self.reads.iter_mut().skip(self.handed_out) {
             let UnderWay::Reading(read) = under_way else { unreachable!("widened as it arrives") };
             if !(all || read.is_ready()) {
                 break;
@@ -249,7 +248,7 @@ impl<'a> Pass<'a> {
                 read.wait()?;
                 under_way.widen_elsewhere();
             }
-            self.arrived += 1;
+            self.handed_out += 1;
         }
         Ok(())
     }
@@ -268,7 +267,7 @@ impl<'a> Pass<'a> {
                 tensor => received(tensor.ok())?,
             },
         };
-        self.arrived -= 1;
+        self.handed_out -= 1;
         self.sink.put(site, tensor)?;
         Ok(true)
     }

@@ -14,7 +14,7 @@ pub struct Threads(*mut sys::ggml_threadpool);
 unsafe impl Send for Threads {}
 
 impl Threads {
-    /// Starts them; `None` where the operating system gives none.
+    /// Starts them; `None` where there is no memory for that.
     pub fn new(n: i32) -> Option<Threads> {
         // SAFETY: the parameters are plain data, which the pool copies.
         let pool = unsafe {

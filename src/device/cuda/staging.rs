@@ -4,7 +4,6 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
-    ptr,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{
@@ -14,7 +13,7 @@ use std::{
     },
 };
 
-use cudarc::driver::{CudaContext, DriverError, result as driver, sys};
+use cudarc::driver::{CudaContext, result as driver};
 
 use crate::device::{
     DeviceError, Download, Rows,
@@ -133,16 +132,14 @@ impl Batch {
         if filled.has_left || offset + bytes > block.bytes {
             return Ok(None);
         }
-        let to = block.on_device.pointer + offset as u64;
-        // SAFETY: the caller checked the range; the block has room, and nothing else uses that part.
-        // The stream's order keeps the source as it is until it is copied.
-        let copied = unsafe {
-            match rows.count {
-                1 => driver::memcpy_dtod_async(to, from, bytes, self.lanes.compute.raw),
-                _ => copy_rows(to, from, rows, &self.lanes.compute),
-            }
-        };
-        copied.map_err(failed("copying a capture"))?;
+        for row in 0..rows.count {
+            let to = block.on_device.pointer + (offset + row * rows.bytes) as u64;
+            let from = from + (row * rows.pitch) as u64;
+            // SAFETY: the caller checked the range; the block has room, and nothing else uses that part.
+            // The stream's order keeps the source as it is until it is copied.
+            unsafe { driver::memcpy_dtod_async(to, from, rows.bytes, self.lanes.compute.raw) }
+                .map_err(failed("copying a capture"))?;
+        }
         filled.bytes = (offset + bytes).next_multiple_of(ALIGNMENT);
         Ok(Some(offset))
     }
@@ -167,34 +164,6 @@ impl Batch {
         filled.has_left = true;
         Ok(())
     }
-}
-
-/// Copies rows on the GPU, so that they follow one another.
-///
-/// # Safety
-/// Both places are live, and stay as they are until the stream's work so far has ended.
-unsafe fn copy_rows(to: u64, from: u64, rows: Rows, stream: &Stream) -> Result<(), DriverError> {
-    let on_device = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-    let copy = sys::CUDA_MEMCPY2D {
-        srcXInBytes: 0,
-        srcY: 0,
-        srcMemoryType: on_device,
-        srcHost: ptr::null(),
-        srcDevice: from,
-        srcArray: ptr::null_mut(),
-        srcPitch: rows.pitch,
-        dstXInBytes: 0,
-        dstY: 0,
-        dstMemoryType: on_device,
-        dstHost: ptr::null_mut(),
-        dstDevice: to,
-        dstArray: ptr::null_mut(),
-        dstPitch: rows.bytes,
-        WidthInBytes: rows.bytes,
-        Height: rows.count,
-    };
-    // SAFETY: as the caller promises.
-    unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, stream.raw) }.result()
 }
 
 impl Drop for Batch {

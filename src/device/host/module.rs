@@ -201,7 +201,7 @@ impl Module {
                 copy.run(entry, RawLaunch { first_block, end_block, ..raw }, &slots)?;
             }
         };
-        // The caller's thread has a share too, and so loses no time to being woken.
+        // The caller's thread has a share too.
         let others = Mutex::new(Ok(()));
         let own = rayon::in_place_scope(|scope| {
             for copy in &self.copies[1..copies] {
