@@ -33,7 +33,7 @@ impl Buffer {
 
 /// Rows of bytes in a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rows {
+pub struct Strided {
     /// Where the first begins.
     pub offset: usize,
     pub count: usize,
@@ -43,10 +43,10 @@ pub struct Rows {
     pub pitch: usize,
 }
 
-impl Rows {
+impl Strided {
     /// Bytes that follow one another.
-    pub fn whole(offset: usize, bytes: usize) -> Rows {
-        Rows { offset, count: 1, bytes, pitch: bytes }
+    pub fn whole(offset: usize, bytes: usize) -> Strided {
+        Strided { offset, count: 1, bytes, pitch: bytes }
     }
 
     /// From the begin of the first to the end of the last.
@@ -163,7 +163,7 @@ impl Download for Read {
 pub fn read_now<D: Device + ?Sized>(
     device: &D,
     buffer: &Buffer,
-    rows: Rows,
+    rows: Strided,
 ) -> Result<Box<dyn Download>, DeviceError> {
     let bytes = rows.count * rows.bytes;
     let mut words = vec![0u32; bytes.div_ceil(4)];
@@ -199,7 +199,11 @@ pub trait Device: Send {
 
     /// Starts to read rows, one after another, as they are after all work before; work after it may
     /// overwrite them. `None` while too much is under way: take what was read earlier first.
-    fn read(&self, buffer: &Buffer, rows: Rows) -> Result<Option<Box<dyn Download>>, DeviceError> {
+    fn read(
+        &self,
+        buffer: &Buffer,
+        rows: Strided,
+    ) -> Result<Option<Box<dyn Download>>, DeviceError> {
         Ok(Some(read_now(self, buffer, rows)?))
     }
 

@@ -4,7 +4,7 @@
 use std::{ops::Range, sync::Arc};
 
 use crate::{
-    device::{Buffer, Device, DeviceError, Download, Rows},
+    device::{Buffer, Device, DeviceError, Download, Strided},
     engine::{
         EngineError,
         buffers::{Activations, Scratch},
@@ -116,7 +116,7 @@ impl Captures {
         capacity: usize,
         cache: impl Fn(usize, Stage) -> &'b Buffer,
     ) -> Result<(), EngineError> {
-        let whole = pass.start(&self.buffer, Rows::whole(0, self.buffer.bytes))?;
+        let whole = pass.start(&self.buffer, Strided::whole(0, self.buffer.bytes))?;
         let whole: Arc<dyn Download> = whole.into();
         for (site, place) in self.sites.iter().zip(&self.places) {
             let layer = site.layer.map_or(0, |layer| layer as usize);

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use crate::{
     capture::{Choice, NoSink, Sink, Stopped},
     contract::{ContractError, Op},
-    device::{Buffer, Device, DeviceError, Gemm, Recorded, Rows},
+    device::{Buffer, Device, DeviceError, Gemm, Recorded, Strided},
     engine::{
         AttentionVariant,
         buffers::{Cache, Scratch, User},
@@ -161,7 +161,7 @@ impl Engine {
         let (device, faults) = (&*self.device, &self.options.faults);
         self.scratch.integers.upload(device, faults, step, (tokens, first))?;
         let model = (device, &self.config);
-        let mut pass = Pass::new(model, &self.scratch, sink, step, (tokens.len(), length))?;
+        let mut pass = Pass::new(model, &self.scratch, sink, step, (tokens.len(), length));
         let choice = match tokens.len() == 1 && self.repeats {
             true => self.repeated(&mut pass)?,
             false => self.forward(&mut pass)?,
@@ -172,6 +172,7 @@ impl Engine {
     }
 
     fn forward(&self, pass: &mut Pass<'_>) -> Result<Option<Choice>, EngineError> {
+        pass.make_taps()?;
         let hidden = self.layers(pass)?;
         self.logits(pass, hidden)
     }
@@ -431,7 +432,7 @@ impl Engine {
 
     /// What the logits from a byte offset on say next.
     fn choice(&self, logits: &Buffer, offset: usize) -> Result<Option<Choice>, EngineError> {
-        let row = Rows::whole(offset, 4 * self.config.n_vocab);
+        let row = Strided::whole(offset, 4 * self.config.n_vocab);
         if let Some(read) = self.device.read(logits, row)? {
             return Ok(Choice::of(bytemuck::cast_slice(read.bytes()?)));
         }

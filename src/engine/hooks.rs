@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     capture::{NoSink, Sink},
-    device::{Buffer, Device, Download, Rows, read_now},
+    device::{Buffer, Device, Download, Strided, read_now},
     engine::{
         EngineError,
         buffers::{Activations, Scratch},
@@ -54,11 +54,10 @@ impl<'a> Pass<'a> {
         sink: &'a mut dyn Sink,
         step: u32,
         (tokens, length): (usize, usize),
-    ) -> Result<Pass<'a>, EngineError> {
+    ) -> Pass<'a> {
         let at = Site { step, layer: Some(0), stage: Stage::Scores };
         let chosen = sink.queries(at).map(<[usize]>::to_vec);
-        let rows = chosen.as_ref().map_or(tokens, Vec::len);
-        let mut pass = Pass {
+        Pass {
             device,
             config,
             scratch,
@@ -71,41 +70,33 @@ impl<'a> Pass<'a> {
             recording: None,
             reads: VecDeque::new(),
             handed_out: 0,
-        };
-        let tap = |what: Stage| device.alloc(4 * rows * config.n_head * length, what.name());
-        let probs = pass.wants_in_any_layer(Stage::Probs);
-        // A softmax over split keys reads the scores again.
-        if probs || pass.wants_in_any_layer(Stage::Scores) {
-            pass.taps[0] = Some(tap(Stage::Scores)?);
         }
-        if probs {
-            pass.taps[1] = Some(tap(Stage::Probs)?);
-        }
-        Ok(pass)
     }
 
     /// A step of one token that is being recorded, in a cache of `length` positions.
     pub fn recorded(
-        (device, config): (&'a dyn Device, &'a Config),
+        model: (&'a dyn Device, &'a Config),
         scratch: &'a Scratch,
         sink: &'a mut NoSink,
         (step, length): (u32, usize),
         captures: &'a Captures,
     ) -> Pass<'a> {
-        Pass {
-            device,
-            config,
-            scratch,
-            sink,
-            step,
-            tokens: 1,
-            length,
-            taps: [None, None],
-            chosen: None,
-            recording: Some(captures),
-            reads: VecDeque::new(),
-            handed_out: 0,
-        }
+        let pass = Pass::new(model, scratch, sink, step, (1, length));
+        Pass { recording: Some(captures), ..pass }
+    }
+
+    /// Makes room for scores and probs, where any layer's are wanted.
+    pub fn make_taps(&mut self) -> Result<(), EngineError> {
+        let rows = self.chosen.as_ref().map_or(self.tokens, Vec::len);
+        let bytes = 4 * rows * self.config.n_head * self.length;
+        let tap = |what: Stage| self.device.alloc(bytes, what.name());
+        let probs = self.wants_in_any_layer(Stage::Probs);
+        // A softmax over split keys reads the scores again.
+        let scores = probs || self.wants_in_any_layer(Stage::Scores);
+        let scores = scores.then(|| tap(Stage::Scores)).transpose()?;
+        let probs = probs.then(|| tap(Stage::Probs)).transpose()?;
+        self.taps = [scores, probs];
+        Ok(())
     }
 
     /// Where a layer's activations are computed; without a layer, those of the whole step.
@@ -161,7 +152,7 @@ impl<'a> Pass<'a> {
             shape[0] = chosen.len();
         }
         let bytes = shape.iter().product::<usize>() * dtype.size();
-        let read = self.start(buffer, Rows::whole(0, bytes))?;
+        let read = self.start(buffer, Strided::whole(0, bytes))?;
         self.push_shaped((self.site(layer, stage), shape), dtype, vec![read]);
         self.pass_on(false)
     }
@@ -199,7 +190,7 @@ impl<'a> Pass<'a> {
         let row = self.config.head_dim * dtype.size();
         let (count, bytes, pitch) = (self.config.n_head_kv, self.length * row, capacity * row);
         let heads: Arc<dyn Download> =
-            self.start(cache, Rows { offset: 0, count, bytes, pitch })?.into();
+            self.start(cache, Strided { offset: 0, count, bytes, pitch })?.into();
         let pieces = parts(&heads, (0..count).map(|head| head * bytes..(head + 1) * bytes));
         self.push(self.site(Some(layer), stage), dtype, pieces);
         self.pass_on(false)
@@ -211,7 +202,11 @@ impl<'a> Pass<'a> {
     }
 
     /// Starts to read bytes, once there is room for them.
-    pub fn start(&mut self, buffer: &Buffer, rows: Rows) -> Result<Box<dyn Download>, EngineError> {
+    pub fn start(
+        &mut self,
+        buffer: &Buffer,
+        rows: Strided,
+    ) -> Result<Box<dyn Download>, EngineError> {
         loop {
             if let Some(read) = self.device.read(buffer, rows)? {
                 return Ok(read);

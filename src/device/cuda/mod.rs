@@ -19,7 +19,7 @@ use cudarc::{
 use rayon::prelude::*;
 
 use crate::device::{
-    Arg, Buffer, Device, DeviceError, Download, Gemm, KernelSource, Launch, Recorded, Rows,
+    Arg, Buffer, Device, DeviceError, Download, Gemm, KernelSource, Launch, Recorded, Strided,
     cuda::{
         gemm::Blas,
         graph::Graph,
@@ -171,7 +171,11 @@ impl Device for CudaDevice {
         self.stream.wait(&format!("running {} or a kernel before it", self.last.borrow()))
     }
 
-    fn read(&self, buffer: &Buffer, rows: Rows) -> Result<Option<Box<dyn Download>>, DeviceError> {
+    fn read(
+        &self,
+        buffer: &Buffer,
+        rows: Strided,
+    ) -> Result<Option<Box<dyn Download>>, DeviceError> {
         self.bind()?;
         let from = self.checked(buffer, rows.offset, rows.span())?;
         self.staging.read(from, rows, self.last.borrow().clone())

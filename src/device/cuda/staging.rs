@@ -16,7 +16,7 @@ use std::{
 use cudarc::driver::{CudaContext, result as driver};
 
 use crate::device::{
-    DeviceError, Download, Rows,
+    DeviceError, Download, Strided,
     cuda::stream::{Event, Memory, Stream, failed},
 };
 
@@ -126,7 +126,7 @@ impl Batch {
     }
 
     /// Copies rows on the GPU into the block, if it has room and is still here. Returns where.
-    fn add(&self, from: u64, rows: Rows) -> Result<Option<usize>, DeviceError> {
+    fn add(&self, from: u64, rows: Strided) -> Result<Option<usize>, DeviceError> {
         let mut filled = self.filled();
         let (offset, bytes, block) = (filled.bytes, rows.count * rows.bytes, self.block());
         if filled.has_left || offset + bytes > block.bytes {
@@ -193,7 +193,7 @@ impl Staging {
     pub fn read(
         &self,
         from: u64,
-        rows: Rows,
+        rows: Strided,
         after: String,
     ) -> Result<Option<Box<dyn Download>>, DeviceError> {
         let bytes = rows.count * rows.bytes;
@@ -216,7 +216,7 @@ impl Staging {
     }
 
     /// A batch that begins with a read. The one before it leaves.
-    fn new_batch(&self, from: u64, rows: Rows) -> Result<Option<Arc<Batch>>, DeviceError> {
+    fn new_batch(&self, from: u64, rows: Strided) -> Result<Option<Arc<Batch>>, DeviceError> {
         if let Some(before) = self.open.take() {
             before.leave()?;
         }
