@@ -168,6 +168,11 @@ pub const MUTANTS: &[Mutant] = &[
     ("cuda/gemv.cu", "float sum = 0.0f;", "float sum;", Initialisation),
     ("cuda/gemv.cu", "+ bias[c]);\n}", "+ bias[first + c]);\n}", Index),
     ("cuda/gemv.cu", "c < n; c += blockDim.x", "c <= n; c += blockDim.x", Bound),
+    // cuda/widen.cu
+    ("cuda/widen.cu", "if (first + width <= n)", "if (first < n)", Bound),
+    ("cuda/widen.cu", "i < n; i++) out[i]", "i <= n; i++) out[i]", Bound),
+    ("cuda/widen.cu", "blockDim.x + threadIdx.x) * width", "blockDim.x + threadIdx.x)", Stride),
+    ("cuda/widen.cu", "    } else {\n", "    } else if (false) {\n", Bound),
     ("cuda/gemv.cu", "int c = threadIdx.x;", "int c = 0;", Race),
     ("cuda/gemv.cu", "(long long)blockIdx.x * n;", "0;", Stride),
 ];

@@ -5,6 +5,8 @@ pub mod host;
 
 use std::{any::Any, ops::Range, sync::Arc};
 
+use half::{f16, slice::HalfFloatSliceExt};
+
 use crate::tensor::DType;
 
 /// Device memory of a fixed length, freed with the last that holds it. Never read before it is written:
@@ -144,12 +146,12 @@ pub trait Download: Send + Sync {
 }
 
 /// A read that has ended.
-struct Read {
+struct Arrived {
     words: Vec<u32>,
     bytes: usize,
 }
 
-impl Download for Read {
+impl Download for Arrived {
     fn is_ready(&self) -> bool {
         true
     }
@@ -171,8 +173,11 @@ pub fn read_now<D: Device + ?Sized>(
     for (row, to) in packed.chunks_exact_mut(rows.bytes.max(1)).enumerate() {
         device.download(buffer, rows.offset + row * rows.pitch, to)?;
     }
-    Ok(Box::new(Read { words, bytes }))
+    Ok(Box::new(Arrived { words, bytes }))
 }
+
+/// Elements widened at a time: what loading needs beyond the weights.
+const WIDENED: usize = 1 << 18;
 
 /// Work recorded by a device, which alone can repeat it.
 pub struct Recorded(pub(crate) Box<dyn Any + Send>);
@@ -196,6 +201,17 @@ pub trait Device: Send {
 
     /// Writes `data` at a byte offset.
     fn upload(&self, buffer: &Buffer, offset: usize, data: &[u8]) -> Result<(), DeviceError>;
+
+    /// Writes f16 values as f32, from the buffer's begin on.
+    fn upload_widened(&self, buffer: &Buffer, values: &[f16]) -> Result<(), DeviceError> {
+        let mut wide = Vec::new();
+        for (chunk, values) in values.chunks(WIDENED).enumerate() {
+            wide.resize(values.len(), 0.0);
+            values.convert_to_f32_slice(&mut wide);
+            self.upload(buffer, 4 * chunk * WIDENED, bytemuck::cast_slice(&wide))?;
+        }
+        Ok(())
+    }
 
     /// Starts to read rows, one after another, as they are after all work before; work after it may
     /// overwrite them. `None` while too much is under way: take what was read earlier first.

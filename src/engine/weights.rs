@@ -6,6 +6,7 @@ use crate::{
     device::{Buffer, Device},
     engine::EngineError,
     fault::Faults,
+    gguf::TensorInfo,
     model::{Config, Model, ModelError},
     tensor::DType,
 };
@@ -107,12 +108,31 @@ impl Loader<'_> {
         Ok(Linear { weight, bias, outputs, inputs })
     }
 
-    /// A matrix in the storage type, widened and uploaded a few rows at a time.
+    /// A matrix in the storage type. What the file has in f16 leaves the host as it is.
     fn matrix(&self, name: &str) -> Result<Buffer, EngineError> {
-        let info = self.model.info(name)?;
-        let (rows, row_length, size) = (info.rows(), info.row_length(), self.storage.size());
-        let buffer = self.device.alloc(rows * row_length * size, name)?;
+        let (info, gguf) = (self.model.info(name)?, self.model.gguf());
+        let elements = info.rows() * info.row_length();
+        let buffer = self.device.alloc(elements * self.storage.size(), name)?;
         let faulty = self.faults.load_instead(self.model, name)?;
+        match gguf.halves(info).filter(|_| faulty.is_none()) {
+            Some(values) if self.storage == DType::F16 => {
+                self.device.upload(&buffer, 0, bytemuck::cast_slice(values))?;
+            }
+            Some(values) => self.device.upload_widened(&buffer, values)?,
+            None => self.converted(&buffer, info, faulty.as_deref())?,
+        }
+        gguf.forget(info);
+        Ok(buffer)
+    }
+
+    /// Uploads a matrix, or what a fault has made of it, widened and rounded a few rows at a time.
+    fn converted(
+        &self,
+        buffer: &Buffer,
+        info: &TensorInfo,
+        faulty: Option<&[f32]>,
+    ) -> Result<(), EngineError> {
+        let (rows, row_length, size) = (info.rows(), info.row_length(), self.storage.size());
         let step = (CHUNK_ELEMENTS / row_length).clamp(1, rows);
         let mut wide = vec![0f32; step * row_length];
         let mut narrow = Vec::new();
@@ -120,7 +140,7 @@ impl Loader<'_> {
             let last = (first + step).min(rows);
             let wide = &mut wide[..(last - first) * row_length];
             let gguf = self.model.gguf();
-            match &faulty {
+            match faulty {
                 Some(whole) => wide.copy_from_slice(&whole[first * row_length..last * row_length]),
                 None => gguf.widen_rows(info, first..last, wide).map_err(ModelError::from)?,
             }
@@ -132,10 +152,9 @@ impl Loader<'_> {
                 }
                 _ => bytemuck::cast_slice(wide),
             };
-            self.device.upload(&buffer, first * row_length * size, bytes)?;
+            self.device.upload(buffer, first * row_length * size, bytes)?;
         }
-        self.model.gguf().forget(info);
-        Ok(buffer)
+        Ok(())
     }
 
     /// A vector in f32: norm weights, biases and rope factors are never narrowed.

@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use half::f16;
 use llama_cpp_sys_2 as sys;
 use memmap2::Mmap;
 use rayon::prelude::*;
@@ -139,6 +140,12 @@ impl Gguf {
     /// A tensor's bytes as stored.
     pub fn data(&self, info: &TensorInfo) -> &[u8] {
         &self.map[info.offset..info.offset + info.bytes]
+    }
+
+    /// The elements of a tensor in f16; `None` of another type, or where the file's alignment is odd.
+    pub fn halves(&self, info: &TensorInfo) -> Option<&[f16]> {
+        let is_half = info.ggml_type == sys::GGML_TYPE_F16;
+        is_half.then(|| bytemuck::try_cast_slice(self.data(info)).ok()).flatten()
     }
 
     /// Gives back the memory of a tensor's pages; they are read from the file again when needed.

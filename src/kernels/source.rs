@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The files of `kernels/`: those of the engine in the order of a forward pass, then those of a device.
-const EMBEDDED: [(&str, &str); 11] = [
+const EMBEDDED: [(&str, &str); 12] = [
     ("embedding.cu", include_str!("../../kernels/embedding.cu")),
     ("rms_norm.cu", include_str!("../../kernels/rms_norm.cu")),
     ("rope.cu", include_str!("../../kernels/rope.cu")),
@@ -25,6 +25,7 @@ const EMBEDDED: [(&str, &str); 11] = [
     ("residual_add.cu", include_str!("../../kernels/residual_add.cu")),
     ("common.cuh", include_str!("../../kernels/common.cuh")),
     ("cuda/gemv.cu", include_str!("../../kernels/cuda/gemv.cu")),
+    ("cuda/widen.cu", include_str!("../../kernels/cuda/widen.cu")),
 ];
 
 /// Includes nested deeper than this are taken for a cycle.

@@ -9,12 +9,8 @@ use cudarc::{
 
 use crate::{
     device::{Arg, DeviceError, Gemm, Launch, cuda::CudaDevice},
-    kernels::{KernelError, KernelSet},
     tensor::DType,
 };
-
-/// The device's own products and biases.
-pub const FILE: &str = "cuda/gemv.cu";
 
 /// Threads of a block of `gemv`.
 const BLOCK: u32 = 128;
@@ -90,13 +86,6 @@ impl Blas {
 }
 
 impl CudaDevice {
-    /// Loads the device's own kernels.
-    pub(super) fn load_gemv(&mut self) -> Result<(), DeviceError> {
-        let source = KernelSet::embedded().source(FILE, Vec::new());
-        let fails = |error: KernelError| DeviceError::Failed(error.to_string());
-        super::Device::load(self, &source.map_err(fails)?).map(drop)
-    }
-
     /// Products of one x, several at once where a kernel can.
     pub(super) fn multiply_all(&self, gemms: &[Gemm<'_>]) -> Result<(), DeviceError> {
         let alike = |a: &Gemm<'_>, b: &Gemm<'_>| {

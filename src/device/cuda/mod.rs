@@ -16,17 +16,28 @@ use cudarc::{
     driver::{CudaContext, CudaFunction, CudaModule, result as driver, sys},
     nvrtc::{Ptx, sys as nvrtc_sys},
 };
+use half::f16;
 use rayon::prelude::*;
 
-use crate::device::{
-    Arg, Buffer, Device, DeviceError, Download, Gemm, KernelSource, Launch, Recorded, Strided,
-    cuda::{
-        gemm::Blas,
-        graph::Graph,
-        staging::Staging,
-        stream::{Memory, Stream, failed},
+use crate::{
+    device::{
+        Arg, Buffer, Device, DeviceError, Download, Gemm, KernelSource, Launch, Recorded, Strided,
+        cuda::{
+            gemm::Blas,
+            graph::Graph,
+            staging::Staging,
+            stream::{Memory, Stream, failed},
+        },
     },
+    kernels::{KernelError, KernelSet},
 };
+
+/// The device's own kernels: products and biases, and weights that are widened.
+const OWN: [&str; 2] = ["cuda/gemv.cu", "cuda/widen.cu"];
+/// Weights that are widened by one launch, and its shape.
+const WIDENED: usize = 1 << 24;
+const WIDEN_BLOCK: usize = 256;
+const WIDEN_PACK: usize = 8;
 
 /// Dynamic shared memory that a kernel gets without asking for more.
 const DEFAULT_SHARED: u32 = 48 << 10;
@@ -83,8 +94,16 @@ impl CudaDevice {
             entries: HashMap::new(),
             last: RefCell::default(),
         };
-        device.load_gemv()?;
+        device.load_own()?;
         Ok(device)
+    }
+
+    /// Loads the kernels that are the device's, not the engine's.
+    fn load_own(&mut self) -> Result<(), DeviceError> {
+        let fails = |error: KernelError| DeviceError::Failed(error.to_string());
+        let kernels = KernelSet::embedded();
+        let sources = OWN.map(|file| kernels.source(file, Vec::new()).map_err(fails));
+        self.load_all(&sources.into_iter().collect::<Result<Vec<_>, _>>()?)
     }
 
     fn bind(&self) -> Result<(), DeviceError> {
@@ -160,6 +179,19 @@ impl Device for CudaDevice {
         // returns.
         unsafe { driver::memcpy_htod_async(to, data, self.stream.raw) }
             .map_err(failed("copying to the GPU"))
+    }
+
+    fn upload_widened(&self, buffer: &Buffer, values: &[f16]) -> Result<(), DeviceError> {
+        let narrow = self.alloc(2 * values.len().min(WIDENED), "weights on their way")?;
+        for (chunk, values) in values.chunks(WIDENED).enumerate() {
+            self.upload(&narrow, 0, bytemuck::cast_slice(values))?;
+            let to = Arg::Buffer(buffer, 4 * chunk * WIDENED);
+            let args = [to, Arg::Buffer(&narrow, 0), Arg::I32(values.len() as i32)];
+            let blocks = values.len().div_ceil(WIDEN_BLOCK * WIDEN_PACK) as u32;
+            let (grid, block) = ([blocks, 1, 1], [WIDEN_BLOCK as u32, 1, 1]);
+            self.launch("widen_f16", Launch { grid, block, shared_bytes: 0 }, &args)?;
+        }
+        Ok(())
     }
 
     fn download(&self, buffer: &Buffer, offset: usize, data: &mut [u8]) -> Result<(), DeviceError> {

@@ -1,4 +1,4 @@
-//! The cuda device's own products and bias on made-up data, launched as that device does.
+//! The cuda device's own kernels on made-up data, launched as that device does: products, bias, widening.
 
 use crate::{
     device::{Arg, Buffer, Launch},
@@ -7,6 +7,7 @@ use crate::{
 };
 
 const BLOCK: u32 = 128;
+const WIDEN_BLOCK: u32 = 256;
 
 /// One launch of `gemv`.
 #[derive(Clone, Copy)]
@@ -70,4 +71,16 @@ pub fn add_bias(bench: Bench<'_>, rows: usize, n: usize) -> Outputs {
     let reference = xs.iter().enumerate().map(|(i, x)| x + biases[i % n]).collect();
     let (values, tolerance) = (bench.get(&x)?, bench.tolerance(F32_TOLERANCE));
     Ok(vec![Output { name: "x", values, reference, tolerance }])
+}
+
+/// out (n) = x (n), from f16 to f32.
+pub fn widen(bench: Bench<'_>, n: usize) -> Outputs {
+    let (x, reference) = bench.input("x", n, 61)?;
+    let out_bench = Bench { dtype: DType::F32, ..bench };
+    let out = out_bench.output("out", n)?;
+    let args = [Arg::Buffer(&out, 0), Arg::Buffer(&x, 0), Arg::I32(n as i32)];
+    let grid = [(n as u32).div_ceil(8 * WIDEN_BLOCK), 1, 1];
+    let launch = Launch { grid, block: [WIDEN_BLOCK, 1, 1], shared_bytes: 0 };
+    bench.device.launch("widen_f16", launch, &args)?;
+    Ok(vec![Output { name: "out", values: out_bench.get(&out)?, reference, tolerance: 0.0 }])
 }

@@ -135,6 +135,7 @@ pub fn subjects() -> Vec<Subject> {
     }));
     all.push(Subject::new("residual_add.cu", shapes));
     all.push(products());
+    all.push(widening());
     all
 }
 
@@ -235,4 +236,14 @@ fn products() -> Subject {
         shapes.push(case(text, move |bench| product::add_bias(bench, rows, n)));
     }
     Subject::new("cuda/gemv.cu", shapes)
+}
+
+/// One element, some packs with and without a rest, and more than a block.
+fn widening() -> Subject {
+    let case = |n: usize| {
+        let run: Run = Box::new(move |bench| product::widen(bench, n));
+        Case { shape: format!("{n} values of f16"), dtype: DType::F16, run }
+    };
+    let cases = [1, 8, 31, 2048, 2057].map(case).into();
+    Subject { cases, ..Subject::new("cuda/widen.cu", Vec::new()) }
 }
