@@ -1,5 +1,7 @@
 use firstdiff::{
-    device::{Buffer, Device, DeviceError, Gemm, cuda::CudaDevice, host::HostDevice},
+    device::{
+        Buffer, Device, DeviceError, Download, Gemm, Strided, cuda::CudaDevice, host::HostDevice,
+    },
     engine::AttentionVariant,
     fault::{FAULTS, Faults, Subject},
     kernels::{
@@ -12,6 +14,7 @@ use firstdiff::{
     tensor::DType,
 };
 use half::f16;
+use rayon::prelude::*;
 
 use crate::common::{Bench, assert_equal, engine, random_values};
 
@@ -436,4 +439,86 @@ fn every_variant_is_equal_at_the_shape_of_a_real_model_of_each_architecture() {
             }
         }
     }
+}
+
+#[test]
+#[ignore = "needs a GPU: make gpu-test"]
+fn every_kernel_of_widening_gives_the_same_on_both_devices() {
+    let host = HostDevice::new(Default::default()).unwrap();
+    let cuda = CudaDevice::new().unwrap();
+    for n in [1, 7, 8, 2049, (1 << 24) + 3] {
+        // Every pattern of bits but for NaN: infinities, zeros of both signs, and the smallest values too.
+        let values: Vec<f16> = (0..n).map(|i| f16::from_bits(i as u16)).collect();
+        let values: Vec<f16> = values.into_iter().filter(|x| !x.is_nan()).collect();
+        let widened = |device: &dyn Device| {
+            let buffer = device.alloc(4 * values.len(), "a test's values").unwrap();
+            device.upload_widened(&buffer, &values).unwrap();
+            get(device, DType::F32, &buffer).into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+        };
+        let exact: Vec<u32> = values.iter().map(|x| x.to_f32().to_bits()).collect();
+        assert!(widened(&host) == exact, "host, {n}");
+        assert!(widened(&cuda) == exact, "cuda, {n}");
+    }
+}
+
+/// Reads of this size, of a buffer whose every word tells its place.
+const READ: usize = 16 << 20;
+
+fn places(device: &CudaDevice, reads: usize) -> Buffer {
+    let words: Vec<u32> = (0..(reads * READ / 4) as u32).collect();
+    let buffer = device.alloc(reads * READ, "a test's places").unwrap();
+    device.upload(&buffer, 0, bytemuck::cast_slice(&words)).unwrap();
+    buffer
+}
+
+#[test]
+#[ignore = "needs a GPU: make gpu-test"]
+fn reads_beyond_the_pinned_memory_hold_what_was_there_in_whatever_order_they_are_taken() {
+    let device = CudaDevice::new().unwrap();
+    let reads = 24;
+    let buffer = places(&device, reads);
+    for order in ["first to last", "last to first", "by threads"] {
+        let mut started: Vec<_> = (0..reads)
+            .map(|nth| {
+                let rows = Strided::whole(nth * READ, READ);
+                (nth, device.read(&buffer, rows).unwrap().expect("there is room on the GPU"))
+            })
+            .collect();
+        // What was read is not what is there now.
+        device.upload(&buffer, 0, &vec![0xff; reads * READ]).unwrap();
+        let check = |(nth, read): (usize, Box<dyn Download>)| {
+            let words: &[u32] = bytemuck::cast_slice(read.bytes().unwrap());
+            let first = (nth * READ / 4) as u32;
+            let wrong = (first..).zip(words).find(|(place, word)| place != *word);
+            assert_eq!((wrong, words.len()), (None, READ / 4), "read {nth}, {order}");
+        };
+        match order {
+            "by threads" => started.into_par_iter().for_each(check),
+            "last to first" => {
+                started.reverse();
+                started.into_iter().for_each(check);
+            }
+            _ => started.into_iter().for_each(check),
+        }
+        let words: Vec<u32> = (0..(reads * READ / 4) as u32).collect();
+        device.upload(&buffer, 0, bytemuck::cast_slice(&words)).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU: make gpu-test"]
+fn a_device_that_holds_as_many_reads_as_it_may_takes_another_when_one_is_gone() {
+    let device = CudaDevice::new().unwrap();
+    let buffer = places(&device, 1);
+    let read = || device.read(&buffer, Strided::whole(0, READ)).unwrap();
+    let mut held = Vec::new();
+    while let Some(read) = read() {
+        held.push(read);
+        assert!(held.len() <= 4096, "64 GiB are under way");
+    }
+    assert!(held.len() >= 8, "{} reads", held.len());
+    drop(held.remove(0));
+    let another = read().expect("one is gone");
+    assert_eq!(another.bytes().unwrap()[..8], [0, 0, 0, 0, 1, 0, 0, 0]);
+    assert!(read().is_none());
 }

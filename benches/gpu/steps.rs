@@ -1,6 +1,9 @@
 //! Prefill and decode at several lengths, with hooks off, on each group of sites, and on all.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::Instant,
+};
 
 use firstdiff::{
     capture::{NoSink, Sink, Stopped},
@@ -20,6 +23,8 @@ use firstdiff::{
 use crate::{Result, limits::Limits, median};
 
 const REPEATS: usize = 25;
+/// Of steps with hooks.
+const FEWER: usize = 9;
 const PROMPT: usize = 512;
 
 /// What llama.cpp's own CUDA backend took on an H200 at this shape: prefill of 512 tokens, and decode
@@ -84,39 +89,54 @@ pub fn all(model: &Model, limits: &Limits) -> Result<()> {
         "Qwen2.5-0.5B's shape, f16, `--attention fast`, medians of {REPEATS}. Reading the weights once"
     );
     println!("at the copy's rate takes {once:.3} ms.\n");
-    println!("| step | sites captured | ms | x hooks off | MB captured | x the link's rate |");
-    println!("|---|---|---:|---:|---:|---:|");
+    println!(
+        "\"To the logits\" a step has computed all; \"to the end\" every capture is on the host as f32.\n"
+    );
+    println!(
+        "| step | sites captured | ms to the logits | x hooks off | ms to the end | x hooks off | MB \
+         captured | x the link's rate |"
+    );
+    println!("|---|---|---:|---:|---:|---:|---:|---:|");
     let prompt: Vec<i32> = (0..PROMPT as i32).map(|i| i * 37 % 150_000).collect();
     let mut prefill = engine(model, PROMPT, PROMPT)?;
     table("prefill of 512", LLAMA_CPP[0], limits, &mut |sink| {
         prefill.assume(0);
-        prefill.step(0, &prompt, sink)?;
-        Ok(())
+        timed(&mut prefill, (0, &prompt), sink)
     })?;
     for (positions, llama_cpp) in [512, 4096, 32768].into_iter().zip(&LLAMA_CPP[1..]) {
         let mut decode = engine(model, positions, 1)?;
         table(&format!("decode at {positions}"), *llama_cpp, limits, &mut |sink| {
             decode.assume(positions - 1);
-            decode.step(1, &[7], sink)?;
-            Ok(())
+            timed(&mut decode, (1, &[7]), sink)
         })?;
     }
     println!();
     Ok(())
 }
 
+/// What a step took until its logits were known, and until its last capture was there, in milliseconds.
+fn timed(engine: &mut Engine, (step, tokens): (u32, &[i32]), sink: &mut dyn Sink) -> Result<Times> {
+    let start = Instant::now();
+    let (_, pass) = engine.start(step, tokens, sink)?;
+    let logits = start.elapsed().as_secs_f64() * 1e3;
+    pass.finish()?;
+    Ok([logits, start.elapsed().as_secs_f64() * 1e3])
+}
+
+type Times = [f64; 2];
+
 fn table(
     name: &str,
     llama_cpp: f64,
     limits: &Limits,
-    step: &mut dyn FnMut(&mut dyn Sink) -> Result<()>,
+    step: &mut dyn FnMut(&mut dyn Sink) -> Result<Times>,
 ) -> Result<()> {
     let all: Vec<Stage> = Stage::ALL.to_vec();
     let groups = GROUPS.into_iter().chain([("all sites", &all[..])]);
-    let mut off = 0.0;
+    let mut off = [0.0; 2];
     for (group, stages) in groups {
         let bytes = AtomicUsize::new(0);
-        let milliseconds = median(if stages.is_empty() { REPEATS } else { 5 }, || {
+        let [logits, end] = medians(if stages.is_empty() { REPEATS } else { FEWER }, || {
             bytes.store(0, Relaxed);
             if stages.is_empty() {
                 return step(&mut NoSink);
@@ -124,17 +144,33 @@ fn table(
             step(&mut Group { stages, bytes: &bytes })
         })?;
         if stages.is_empty() {
-            off = milliseconds;
+            off = [logits, end];
         }
-        let rate = bytes.load(Relaxed) as f64 / (milliseconds * 1e-3) / limits.link;
+        let rate = bytes.load(Relaxed) as f64 / (end * 1e-3) / limits.link;
         println!(
-            "| {name} | {group} | {milliseconds:.3} | {:.2} | {:.1} | {rate:.2} |",
-            milliseconds / off,
+            "| {name} | {group} | {logits:.3} | {:.2} | {end:.3} | {:.2} | {:.1} | {rate:.2} |",
+            logits / off[0],
+            end / off[1],
             bytes.load(Relaxed) as f64 / 1e6
         );
     }
-    println!("| {name} | llama.cpp's CUDA backend | {llama_cpp:.2} | {:.2} | | |", llama_cpp / off);
+    let times = llama_cpp / off[1];
+    println!("| {name} | llama.cpp's CUDA backend | | | {llama_cpp:.2} | {times:.2} | | |");
     Ok(())
+}
+
+/// The median of each of several times, after two runs that do not count: what a step records is recorded
+/// in the second.
+fn medians(repeats: usize, mut work: impl FnMut() -> Result<Times>) -> Result<Times> {
+    for _ in 0..2 {
+        work()?;
+    }
+    let times = (0..repeats).map(|_| work()).collect::<Result<Vec<_>>>()?;
+    Ok([0, 1].map(|which| {
+        let mut times: Vec<f64> = times.iter().map(|times| times[which]).collect();
+        times.sort_by(f64::total_cmp);
+        times[repeats / 2]
+    }))
 }
 
 /// The split attention kernels alone, over all layers' caches.

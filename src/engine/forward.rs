@@ -149,6 +149,19 @@ impl Engine {
         tokens: &[i32],
         sink: &mut dyn Sink,
     ) -> Result<Option<Choice>, EngineError> {
+        let (choice, pass) = self.start(step, tokens, sink)?;
+        pass.finish()?;
+        Ok(choice)
+    }
+
+    /// The same up to the logits: the choice is known, captures may still be on their way to the host. The
+    /// sink has them all when the pass is finished.
+    pub fn start<'s>(
+        &'s mut self,
+        step: u32,
+        tokens: &[i32],
+        sink: &'s mut dyn Sink,
+    ) -> Result<(Option<Choice>, Pass<'s>), EngineError> {
         let first = self.length;
         let length = first + tokens.len();
         if length > self.capacity || tokens.len() > self.options.tokens {
@@ -166,9 +179,8 @@ impl Engine {
             true => self.repeated(&mut pass)?,
             false => self.forward(&mut pass)?,
         };
-        pass.finish()?;
         self.length = length;
-        Ok(choice)
+        Ok((choice, pass))
     }
 
     fn forward(&self, pass: &mut Pass<'_>) -> Result<Option<Choice>, EngineError> {

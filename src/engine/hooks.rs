@@ -46,6 +46,8 @@ pub struct Pass<'a> {
 /// them. From so many on all threads do, one tensor after another.
 const ELSEWHERE: usize = 1 << 14;
 const BY_ALL: usize = 1 << 20;
+/// Bytes of a tensor that leave together: more is widened as it arrives.
+const PIECE: usize = 16 << 20;
 
 impl<'a> Pass<'a> {
     pub fn new(
@@ -152,9 +154,11 @@ impl<'a> Pass<'a> {
             shape[0] = chosen.len();
         }
         let bytes = shape.iter().product::<usize>() * dtype.size();
-        let read = self.start(buffer, Strided::whole(0, bytes))?;
-        self.push_shaped((self.site(layer, stage), shape), dtype, vec![read]);
-        self.pass_on(false)
+        let parts = (0..bytes.max(1)).step_by(PIECE);
+        let parts = parts.map(|at| Strided::whole(at, PIECE.min(bytes - at)));
+        let pieces = parts.map(|part| self.start(buffer, part)).collect::<Result<_, _>>()?;
+        self.push_shaped((self.site(layer, stage), shape), dtype, pieces);
+        self.pass_on()
     }
 
     /// Offers what is on its way, as pieces that follow one another.
@@ -193,12 +197,15 @@ impl<'a> Pass<'a> {
             self.start(cache, Strided { offset: 0, count, bytes, pitch })?.into();
         let pieces = parts(&heads, (0..count).map(|head| head * bytes..(head + 1) * bytes));
         self.push(self.site(Some(layer), stage), dtype, pieces);
-        self.pass_on(false)
+        self.pass_on()
     }
 
     /// Offers what is still under way, and ends the step.
     pub fn finish(mut self) -> Result<(), EngineError> {
-        self.pass_on(true)
+        while !self.reads.is_empty() {
+            self.put_next()?;
+        }
+        Ok(())
     }
 
     /// Starts to read bytes, once there is room for them.
@@ -216,27 +223,39 @@ impl<'a> Pass<'a> {
             if self.reads.is_empty() {
                 return Ok(read_now(self.device, buffer, rows)?);
             }
-            self.hand_out(false)?;
-            if let (0, Some(UnderWay::Reading(oldest))) = (self.handed_out, self.reads.front()) {
-                oldest.wait()?;
-                self.hand_out(false)?;
-            }
-            self.put_oldest(true)?;
+            self.put_next()?;
         }
     }
 
-    /// Gives the sink what is done, in order; all that is under way, if need be by waiting.
-    fn pass_on(&mut self, all: bool) -> Result<(), EngineError> {
-        self.hand_out(all)?;
-        while self.handed_out > 0 && self.put_oldest(all)? {}
+    /// Gives the sink what is done, in order, where a read is there as soon as it is asked for. What a device
+    /// has yet to send can wait until all of the step's work is launched.
+    fn pass_on(&mut self) -> Result<(), EngineError> {
+        let UnderWay::Reading(last) = self.reads.back().expect("just put there") else {
+            unreachable!("not handed out yet")
+        };
+        if !last.is_ready() {
+            return Ok(());
+        }
+        self.hand_out()?;
+        while self.handed_out > 0 && self.put_oldest(false)? {}
         Ok(())
     }
 
-    /// Lets other threads widen what has arrived; all that is under way, if need be by waiting.
-    fn hand_out(&mut self, all: bool) -> Result<(), EngineError> {
+    /// Gives the sink the next in order, if need be by waiting.
+    fn put_next(&mut self) -> Result<(), EngineError> {
+        self.hand_out()?;
+        if let (0, Some(UnderWay::Reading(oldest))) = (self.handed_out, self.reads.front()) {
+            oldest.wait()?;
+            self.hand_out()?;
+        }
+        self.put_oldest(true).map(drop)
+    }
+
+    /// Lets other threads widen what has arrived.
+    fn hand_out(&mut self) -> Result<(), EngineError> {
         for under_way in self.reads.iter_mut().skip(self.handed_out) {
             let UnderWay::Reading(read) = under_way else { unreachable!("widened as it arrives") };
-            if !(all || read.is_ready()) {
+            if !read.is_ready() {
                 break;
             }
             if (ELSEWHERE..BY_ALL).contains(&read.elements()) {

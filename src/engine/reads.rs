@@ -32,7 +32,7 @@ pub struct Read {
     pub shape: Vec<usize>,
     pub dtype: DType,
     pub head_dim: usize,
-    /// One piece a KV head for a cache, else what follows one another.
+    /// Of a cache, a piece for each KV head, which arrive as one; else what follows one another.
     pub pieces: Vec<Box<dyn Download>>,
 }
 
@@ -76,13 +76,14 @@ impl Read {
         self.shape.iter().product()
     }
 
-    /// Pieces arrive in their order.
+    /// Whether the first of it is there: what is large is widened as it arrives.
     pub fn is_ready(&self) -> bool {
-        self.pieces.last().is_none_or(|last| last.is_ready())
+        self.pieces.first().is_none_or(|first| first.is_ready())
     }
 
+    /// Waits for the first of it.
     pub fn wait(&self) -> Result<(), EngineError> {
-        let waited = self.pieces.last().map_or(Ok(()), |last| last.bytes().map(drop));
+        let waited = self.pieces.first().map_or(Ok(()), |first| first.bytes().map(drop));
         Ok(waited.map_err(|error| at_site(error, self.site))?)
     }
 
@@ -90,19 +91,14 @@ impl Read {
     /// and that may be.
     pub fn tensor(self, may_share: bool) -> Result<(Site, Tensor), EngineError> {
         let Read { site, shape, dtype, head_dim, pieces } = self;
-        let of_site = |error| at_site(error, site);
-        let pieces: Vec<&[u8]> =
-            pieces.iter().map(|piece| piece.bytes().map_err(of_site)).collect::<Result<_, _>>()?;
         let mut data = recycle::memory(shape.iter().product());
-        // A cache has a piece for each head; the rows of other stages are in order.
-        let dim = match site.stage {
-            Stage::KCache | Stage::VCache => head_dim,
-            _ => data.len() / pieces.len().max(1),
+        let is_cache = matches!(site.stage, Stage::KCache | Stage::VCache);
+        let dim = Some(head_dim).filter(|_| is_cache && pieces.len() > 1);
+        let widened = match dtype {
+            DType::F16 => widen::<f16>(pieces, dim, &mut data, may_share),
+            _ => widen::<f32>(pieces, dim, &mut data, may_share),
         };
-        match dtype {
-            DType::F16 => interleave::<f16>(&pieces, &mut data, dim, may_share),
-            _ => interleave::<f32>(&pieces, &mut data, dim, may_share),
-        }
+        widened.map_err(|error| at_site(error, site))?;
         Ok((site, Tensor::new(shape, data)))
     }
 }
@@ -150,21 +146,40 @@ impl Stored for f16 {
 /// Elements that one task widens.
 const TASK: usize = 1 << 16;
 
-/// Widens pieces, one a head: from [head][position][dim] to (position, head, dim). A single piece keeps
-/// its order.
-fn interleave<T: Stored>(pieces: &[&[u8]], data: &mut [f32], dim: usize, may_share: bool) {
-    let heads: Vec<&[T]> = pieces.iter().map(|piece| bytemuck::cast_slice(piece)).collect();
-    let (row, dim) = match heads.len() {
-        1 => (1, 1),
-        heads => (heads * dim, dim),
-    };
+/// Widens pieces that follow one another, each as it arrives, and gives it back; with a `dim`, those of
+/// heads: from [head][position][dim] to (position, head, dim).
+fn widen<T: Stored>(
+    pieces: Vec<Box<dyn Download>>,
+    dim: Option<usize>,
+    data: &mut [f32],
+    may_share: bool,
+) -> Result<(), DeviceError> {
+    if let Some(dim) = dim {
+        let heads = pieces.iter().map(|piece| Ok(bytemuck::cast_slice(piece.bytes()?)));
+        interleave::<T>(&heads.collect::<Result<Vec<_>, _>>()?, dim, data, may_share);
+        return Ok(());
+    }
+    let mut rest = data;
+    for piece in pieces {
+        let from: &[T] = bytemuck::cast_slice(piece.bytes()?);
+        let (to, after) = std::mem::take(&mut rest).split_at_mut(from.len());
+        match may_share && to.len() > TASK {
+            true => {
+                let tasks = to.par_chunks_mut(TASK).zip(from.par_chunks(TASK));
+                tasks.for_each(|(to, from)| T::widen(from, to));
+            }
+            false => T::widen(from, to),
+        }
+        rest = after;
+    }
+    Ok(())
+}
+
+fn interleave<T: Stored>(heads: &[&[T]], dim: usize, data: &mut [f32], may_share: bool) {
+    let row = heads.len() * dim;
     let rows = (TASK / row).max(1);
     let part = |(part, data): (usize, &mut [f32])| {
-        let first = part * rows;
-        if let [whole] = heads[..] {
-            return T::widen(&whole[first..first + data.len()], data);
-        }
-        for (position, data) in (first..).zip(data.chunks_exact_mut(row)) {
+        for (position, data) in (part * rows..).zip(data.chunks_exact_mut(row)) {
             for (head, to) in heads.iter().zip(data.chunks_exact_mut(dim)) {
                 T::widen(&head[position * dim..(position + 1) * dim], to);
             }

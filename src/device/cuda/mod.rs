@@ -6,6 +6,7 @@
 mod compile;
 mod gemm;
 mod graph;
+mod pool;
 mod staging;
 mod stream;
 

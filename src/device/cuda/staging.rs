@@ -1,11 +1,12 @@
 //! Reads that leave the GPU while it goes on: a copy on the GPU itself, and from there to pinned
-//! memory on a second stream. Small reads leave together.
+//! memory on a second stream. Small reads leave together. What finds no pinned memory free stays on the
+//! GPU, which has more of it, until it does.
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{
             AtomicBool,
             Ordering::{Acquire, Release},
@@ -13,90 +14,87 @@ use std::{
     },
 };
 
-use cudarc::driver::{CudaContext, result as driver};
+use cudarc::driver::result as driver;
 
 use crate::device::{
     DeviceError, Download, Strided,
-    cuda::stream::{Event, Memory, Stream, failed},
+    cuda::{
+        pool::{Block, Pinned, Pool, size_for},
+        stream::{Event, Memory, Stream, failed},
+    },
 };
 
-/// At most this much may be under way, unless a single read is larger.
-const MOST_BYTES: usize = 256 << 20;
-/// Blocks are at least this large, and powers of two, so that they are used again.
-const LEAST_BLOCK: usize = 4 << 20;
+/// At most this much waits on the GPU, unless a single read is larger: all sites of a prompt of some
+/// hundred tokens.
+const MOST_ON_DEVICE: usize = 4 << 30;
+/// At most this much of it may be on its way through pinned memory, which is slow to allocate.
+const MOST_PINNED: usize = 128 << 20;
 /// A block that holds this much leaves: late enough to make few copies, early enough to overlap.
 const LEAVES_AT: usize = 1 << 20;
 /// Where a read begins within its block.
 const ALIGNMENT: usize = 256;
 
-/// A piece of device memory with the pinned memory that it is copied to.
-struct Block {
-    context: Arc<CudaContext>,
-    bytes: usize,
-    on_device: Memory,
-    pinned: *mut u8,
-    /// The pinned bytes are there.
-    arrived: Event,
-}
-
-// SAFETY: the block owns its memory; the driver's pinned memory may be used from any thread.
-unsafe impl Send for Block {}
-// SAFETY: as above; what is read was written before, and nothing writes meanwhile.
-unsafe impl Sync for Block {}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        // SAFETY: allocated with the block, freed once, after the copy into it has ended.
-        let free = || unsafe { driver::free_host(self.pinned.cast()) };
-        let _ = self.arrived.wait("waiting for a capture");
-        let _ = self.context.bind_to_thread().and_then(|()| free());
-    }
-}
-
-/// The blocks that are not in use, by size, and the bytes of those that are.
-#[derive(Default)]
-struct Pool {
-    free: HashMap<usize, Vec<Block>>,
-    in_use: usize,
-}
-
 /// What the device and its reads share.
 struct Lanes {
     compute: Arc<Stream>,
     copies: Arc<Stream>,
-    pool: Mutex<Pool>,
+    blocks: Mutex<Pool<Block>>,
+    pinned: Mutex<Pool<Pinned>>,
+    /// Batches that are to leave, in that order.
+    leaving: Mutex<VecDeque<Weak<Batch>>>,
+}
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        let _ = self.compute.context.bind_to_thread();
+        let _ = self.copies.wait("waiting for captures");
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no thread panics while it holds captures' memory")
 }
 
 impl Lanes {
-    fn pool(&self) -> MutexGuard<'_, Pool> {
-        self.pool.lock().expect("no thread panics while it holds the pool")
-    }
-
     /// A block for at least that many bytes; `None` while too much is under way.
     fn block(&self, bytes: usize) -> Result<Option<Block>, DeviceError> {
-        let size = bytes.max(LEAST_BLOCK).next_power_of_two();
-        let mut pool = self.pool();
-        if pool.in_use > 0 && pool.in_use + size > MOST_BYTES {
-            return Ok(None);
-        }
-        let block = match pool.free.get_mut(&size).and_then(Vec::pop) {
-            Some(block) => block,
-            None => self.new_block(size)?,
+        let mut blocks = locked(&self.blocks);
+        let (bytes, others) = (size_for(bytes), blocks.in_use > 0);
+        let make = || {
+            let on_device = Memory::new(&self.compute, bytes, "captures")?;
+            Ok(Block { bytes, on_device, passed: Event::new(&self.compute.context)? })
         };
-        // A read that was given up may not have ended.
-        block.arrived.hold(&self.compute)?;
-        pool.in_use += size;
-        Ok(Some(block))
+        match blocks.take(bytes, false, make) {
+            // There will be memory when some of the others have left.
+            Err(DeviceError::OutOfMemory { .. }) if others => Ok(None),
+            taken => taken,
+        }
     }
 
-    fn new_block(&self, size: usize) -> Result<Block, DeviceError> {
-        let on_device = Memory::new(&self.compute, size, "captures")?;
-        // SAFETY: freed by the block's drop; written before it is read.
-        let pinned = unsafe { driver::malloc_host(size, 0) }
-            .map_err(failed(format!("allocating {size} bytes of pinned memory")))?;
-        let context = Arc::clone(&self.compute.context);
-        let arrived = Event::new(&context)?;
-        Ok(Block { context, bytes: size, on_device, pinned: pinned.cast(), arrived })
+    /// Lets batches leave, the oldest first, while there is pinned memory for them.
+    fn send(&self) -> Result<(), DeviceError> {
+        loop {
+            // Dropped with no lock held: it may be the last that holds the batch.
+            let Some(batch) = locked(&self.leaving).front().map(Weak::upgrade) else {
+                return Ok(());
+            };
+            let has_left = match &batch {
+                Some(batch) => batch.leave(false)?,
+                None => true,
+            };
+            if !has_left {
+                return Ok(());
+            }
+            // Unless another thread was as fast.
+            let mut leaving = locked(&self.leaving);
+            let is_first = |first: &Weak<Batch>| match &batch {
+                Some(batch) => std::ptr::eq(first.as_ptr(), Arc::as_ptr(batch)),
+                None => first.strong_count() == 0,
+            };
+            if leaving.front().is_some_and(is_first) {
+                leaving.pop_front();
+            }
+        }
     }
 }
 
@@ -105,15 +103,19 @@ struct Batch {
     lanes: Arc<Lanes>,
     /// Taken on drop only.
     block: Option<Block>,
-    filled: Mutex<Filled>,
+    state: Mutex<State>,
     /// The block's bytes are known to be on the host: to ask the driver takes longer than many a copy.
     has_arrived: AtomicBool,
 }
 
 #[derive(Default)]
-struct Filled {
-    bytes: usize,
-    has_left: bool,
+struct State {
+    /// Bytes of its reads.
+    filled: usize,
+    /// No read joins it any more.
+    is_closed: bool,
+    /// Where its bytes go, once it has left.
+    pinned: Option<Pinned>,
 }
 
 impl Batch {
@@ -121,15 +123,11 @@ impl Batch {
         self.block.as_ref().expect("taken on drop only")
     }
 
-    fn filled(&self) -> MutexGuard<'_, Filled> {
-        self.filled.lock().expect("no thread panics while it holds a batch")
-    }
-
-    /// Copies rows on the GPU into the block, if it has room and is still here. Returns where.
+    /// Copies rows on the GPU into the block, if it has room and is still open. Returns where.
     fn add(&self, from: u64, rows: Strided) -> Result<Option<usize>, DeviceError> {
-        let mut filled = self.filled();
-        let (offset, bytes, block) = (filled.bytes, rows.count * rows.bytes, self.block());
-        if filled.has_left || offset + bytes > block.bytes {
+        let mut state = locked(&self.state);
+        let (offset, bytes, block) = (state.filled, rows.count * rows.bytes, self.block());
+        if state.is_closed || offset + bytes > block.bytes {
             return Ok(None);
         }
         for row in 0..rows.count {
@@ -140,38 +138,69 @@ impl Batch {
             unsafe { driver::memcpy_dtod_async(to, from, rows.bytes, self.lanes.compute.raw) }
                 .map_err(failed("copying a capture"))?;
         }
-        filled.bytes = (offset + bytes).next_multiple_of(ALIGNMENT);
+        state.filled = (offset + bytes).next_multiple_of(ALIGNMENT);
         Ok(Some(offset))
     }
 
-    /// Sends the block to the host, if it has not left.
-    fn leave(&self) -> Result<(), DeviceError> {
-        let mut filled = self.filled();
-        if filled.has_left {
-            return Ok(());
+    /// Lets no further read join, and puts it in the queue of those that leave.
+    fn close(self: &Arc<Batch>) -> Result<(), DeviceError> {
+        {
+            let mut state = locked(&self.state);
+            if state.is_closed {
+                return Ok(());
+            }
+            self.block().passed.record(&self.lanes.compute)?;
+            state.is_closed = true;
+            locked(&self.lanes.leaving).push_back(Arc::downgrade(self));
+        }
+        self.lanes.send()
+    }
+
+    /// Sends a closed batch to the host, if there is pinned memory or it `must` leave. Returns whether
+    /// it has left.
+    fn leave(&self, must: bool) -> Result<bool, DeviceError> {
+        let mut state = locked(&self.state);
+        if state.pinned.is_some() {
+            return Ok(true);
         }
         let (block, lanes) = (self.block(), &*self.lanes);
-        block.arrived.record(&lanes.compute)?;
-        block.arrived.hold(&lanes.copies)?;
-        // SAFETY: the pinned memory is as large as the block, and read only after `arrived`.
+        let context = &lanes.compute.context;
+        context.bind_to_thread().map_err(failed("binding the context"))?;
+        let bytes = state.filled.min(block.bytes);
+        let size = size_for(bytes);
+        let make = || Pinned::new(context, size);
+        let taken = locked(&lanes.pinned).take(size, must, make)?;
+        let Some(pinned) = taken else { return Ok(false) };
+        block.passed.hold(&lanes.copies)?;
+        // SAFETY: the pinned memory is as large as what is copied, and read only after `passed`.
         let copied = unsafe {
-            let pinned =
-                std::slice::from_raw_parts_mut(block.pinned, filled.bytes.min(block.bytes));
-            driver::memcpy_dtoh_async(pinned, block.on_device.pointer, lanes.copies.raw)
+            let to = std::slice::from_raw_parts_mut(pinned.pointer, bytes);
+            driver::memcpy_dtoh_async(to, block.on_device.pointer, lanes.copies.raw)
         };
-        copied.map_err(failed("copying a capture"))?;
-        block.arrived.record(&lanes.copies)?;
-        filled.has_left = true;
-        Ok(())
+        let sent = copied.map_err(failed("copying a capture"));
+        if let Err(error) = sent.and_then(|()| block.passed.record(&lanes.copies)) {
+            locked(&lanes.pinned).give_back(pinned.bytes, pinned);
+            return Err(error);
+        }
+        state.pinned = Some(pinned);
+        Ok(true)
     }
 }
 
 impl Drop for Batch {
     fn drop(&mut self) {
         let block = self.block.take().expect("taken on drop only");
-        let mut pool = self.lanes.pool();
-        pool.in_use -= block.bytes;
-        pool.free.entry(block.bytes).or_default().push(block);
+        if !*self.has_arrived.get_mut() {
+            // It was given up, and may be on its way.
+            let _ = block.passed.wait("waiting for a capture");
+        }
+        locked(&self.lanes.blocks).give_back(block.bytes, block);
+        let state = self.state.get_mut().expect("no thread panics while it holds a batch");
+        if let Some(pinned) = state.pinned.take() {
+            locked(&self.lanes.pinned).give_back(pinned.bytes, pinned);
+            // An error is met again where that batch is waited for.
+            let _ = self.lanes.send();
+        }
     }
 }
 
@@ -184,8 +213,13 @@ pub struct Staging {
 
 impl Staging {
     pub fn new(compute: &Arc<Stream>) -> Result<Staging, DeviceError> {
-        let copies = Stream::new(&compute.context)?;
-        let lanes = Lanes { compute: Arc::clone(compute), copies, pool: Mutex::default() };
+        let lanes = Lanes {
+            compute: Arc::clone(compute),
+            copies: Stream::new(&compute.context)?,
+            blocks: Mutex::new(Pool::new(MOST_ON_DEVICE)),
+            pinned: Mutex::new(Pool::new(MOST_PINNED)),
+            leaving: Mutex::default(),
+        };
         Ok(Staging { lanes: Arc::new(lanes), open: RefCell::default() })
     }
 
@@ -209,7 +243,7 @@ impl Staging {
             },
         };
         if offset + bytes >= LEAVES_AT {
-            batch.leave()?;
+            batch.close()?;
             self.open.replace(None);
         }
         Ok(Some(Box::new(Staged { batch, offset, bytes, after })))
@@ -218,12 +252,12 @@ impl Staging {
     /// A batch that begins with a read. The one before it leaves.
     fn new_batch(&self, from: u64, rows: Strided) -> Result<Option<Arc<Batch>>, DeviceError> {
         if let Some(before) = self.open.take() {
-            before.leave()?;
+            before.close()?;
         }
         let Some(block) = self.lanes.block(rows.count * rows.bytes)? else { return Ok(None) };
-        let (lanes, filled) = (Arc::clone(&self.lanes), Mutex::default());
+        let (lanes, state) = (Arc::clone(&self.lanes), Mutex::default());
         let has_arrived = AtomicBool::new(false);
-        let batch = Arc::new(Batch { lanes, block: Some(block), filled, has_arrived });
+        let batch = Arc::new(Batch { lanes, block: Some(block), state, has_arrived });
         batch.add(from, rows)?;
         self.open.replace(Some(Arc::clone(&batch)));
         Ok(Some(batch))
@@ -243,18 +277,22 @@ impl Download for Staged {
         if self.batch.has_arrived.load(Acquire) {
             return true;
         }
-        let has_left = self.batch.filled().has_left;
-        has_left && self.batch.block().arrived.has_passed()
+        let has_left = locked(&self.batch.state).pinned.is_some();
+        has_left && self.batch.block().passed.has_passed()
     }
 
     fn bytes(&self) -> Result<&[u8], DeviceError> {
-        let block = self.batch.block();
         if !self.batch.has_arrived.load(Acquire) {
-            self.batch.leave()?;
-            block.arrived.wait(&format!("running {} or a kernel before it", self.after))?;
+            self.batch.close()?;
+            self.batch.leave(true)?;
+            let doing = format!("running {} or a kernel before it", self.after);
+            self.batch.block().passed.wait(&doing)?;
             self.batch.has_arrived.store(true, Release);
         }
-        // SAFETY: the copy of the block has ended, and this part of it is this read's own.
-        Ok(unsafe { std::slice::from_raw_parts(block.pinned.add(self.offset), self.bytes) })
+        let pinned = locked(&self.batch.state).pinned.as_ref().map(|pinned| pinned.pointer);
+        let pinned = pinned.expect("it has left");
+        // SAFETY: the copy of the block has ended, this part of it is this read's own, and the pinned
+        // memory is the batch's until it is dropped.
+        Ok(unsafe { std::slice::from_raw_parts(pinned.add(self.offset), self.bytes) })
     }
 }

@@ -90,6 +90,8 @@ pub struct Event {
 
 // SAFETY: the driver's events may be used from any thread.
 unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
 
 impl Event {
     pub fn new(context: &Arc<CudaContext>) -> Result<Event, DeviceError> {
