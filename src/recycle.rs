@@ -34,7 +34,8 @@ pub fn memory(n: usize) -> Vec<f32> {
         kept.elements -= capacity;
     }
     drop(kept);
-    let mut values = found.unwrap_or_else(|| Vec::with_capacity(capacity));
+    // New memory is zero without being touched, so that who fills it touches its pages, on all cores.
+    let mut values = found.unwrap_or_else(|| vec![0.0; capacity]);
     values.resize(n, 0.0);
     values
 }

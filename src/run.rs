@@ -476,7 +476,7 @@ impl<S: Sink> Sink for LogitsHash<S> {
 
     fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
         if site.stage == Stage::Logits {
-            self.hash.update(bytemuck::cast_slice(&tensor.data));
+            self.hash.update_rayon(bytemuck::cast_slice(&tensor.data));
         }
         self.inner.put(site, tensor)
     }
