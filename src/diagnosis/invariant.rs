@@ -46,13 +46,13 @@ pub fn invariants(
     let mut broken = Vec::new();
     for &operation in operations {
         for step in replay.steps_of(operation) {
-            let operand = replay.operand(operation, &[step])?;
+            let operand = || replay.operand(operation, &[step]);
             let found = match operation.stage {
-                Stage::AttnOut => first_token(replay, operation, step, &operand)?,
-                Stage::QRope | Stage::KRope => rotation(replay, operation, step, &operand)?,
-                Stage::Probs => distribution(replay, step, &operand),
+                Stage::AttnOut => first_token(replay, operation, step, &*operand()?)?,
+                Stage::QRope | Stage::KRope => rotation(replay, operation, step, &*operand()?)?,
+                Stage::Probs => distribution(replay, step, &*operand()?),
                 Stage::Q | Stage::LayerOut | Stage::Logits => {
-                    different_rows(replay, step, &operand)
+                    different_rows(replay, operation, step)?
                 }
                 _ => None,
             };
@@ -162,13 +162,20 @@ fn distribution(replay: &Replay<'_>, step: u32, probs: &Operand) -> Broken {
 }
 
 /// Different tokens have different rows.
-fn different_rows(replay: &Replay<'_>, step: u32, rows: &Operand) -> Broken {
+fn different_rows(
+    replay: &Replay<'_>,
+    operation: Operation,
+    step: u32,
+) -> Result<Broken, ReplayError> {
     let tokens = &replay.recording.steps[step as usize];
+    let Some(tensor) = replay.tensor(operation, step)? else { return Ok(None) };
     let differ = tokens.windows(2).any(|pair| pair[0] != pair[1]);
-    let same = rows.value.chunks_exact(rows.width).all(|row| row == rows.row(0));
-    (differ && same).then(|| {
+    let mut rows = tensor.data.chunks_exact(tensor.shape[1..].iter().product());
+    let first = rows.next();
+    let same = rows.all(|row| Some(row) == first);
+    Ok((differ && same).then(|| {
         ("different tokens have different rows", format!("all {} rows are equal", tokens.len()))
-    })
+    }))
 }
 
 /// What holds of all errors of a guilty result.

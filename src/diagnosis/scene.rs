@@ -251,7 +251,7 @@ impl<'s, 'a> Scene<'s, 'a> {
             let value = right.value.iter().map(|right| right + by).collect();
             let stored = |i: usize| rounding.storage * right.value[i].abs();
             let added = |i: usize| rounding.sum * (right.value[i] + by).abs();
-            let single = |i: usize| right.single[i] + stored(i) + added(i) + uncertain;
+            let single = |i: usize| right.single_of(i) + stored(i) + added(i) + uncertain;
             let single = (0..n).map(single).collect();
             let spread = Spread::Each((0..n).map(|i| right.most_spread(i)).collect());
             (piece.steps.clone(), Expected { value, spread, single, rounding })
@@ -286,7 +286,7 @@ impl<'s, 'a> Scene<'s, 'a> {
                 let (right, from) = (&self.pieces[at].expected, row * width + column);
                 value.push(right.value[from]);
                 spread.push(right.most_spread(from));
-                single.push(right.single[from]);
+                single.push(right.single_of(from));
             }
             first += n / width;
             let rounding = piece.expected.rounding;
@@ -336,6 +336,6 @@ fn like(piece: &Piece<'_>, value: Vec<f64>) -> Expected<'static> {
     let spread = (0..value.len()).map(|i| right.most_spread(i) * ratio(i)).collect();
     let rounding = right.rounding;
     let change = |i: usize| CHANGE * rounding.sum * value[i].abs();
-    let single = (0..value.len()).map(|i| right.single[i] * ratio(i) + change(i)).collect();
+    let single = (0..value.len()).map(|i| right.single_of(i) * ratio(i) + change(i)).collect();
     Expected { value, spread: Spread::Each(spread), single, rounding }
 }

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use half::f16;
+use half::{f16, slice::HalfFloatSliceExt};
 use llama_cpp_sys_2 as sys;
 use memmap2::Mmap;
 use rayon::prelude::*;
@@ -174,12 +174,23 @@ impl Gguf {
         rows: std::ops::Range<usize>,
         out: &mut [f32],
     ) -> Result<(), GgufError> {
+        /// Rows widened by one call: large enough to share work, small enough to spread it.
+        const ROWS_PER_CALL: usize = 64;
         let row_length = info.row_length();
         assert_eq!(out.len(), rows.len() * row_length, "room for {} rows", rows.len());
         let row_bytes = info.bytes / info.rows().max(1);
         let data = &self.data(info)[rows.start * row_bytes..rows.end * row_bytes];
         if info.ggml_type == sys::GGML_TYPE_F32 {
             bytemuck::cast_slice_mut(out).copy_from_slice(data);
+            return Ok(());
+        }
+        if let Some(halves) = self.halves(info) {
+            // ggml's own widens them one by one.
+            let halves = &halves[rows.start * row_length..rows.end * row_length];
+            let chunks = out.par_chunks_mut(ROWS_PER_CALL * row_length);
+            chunks
+                .zip(halves.par_chunks(ROWS_PER_CALL * row_length))
+                .for_each(|(out, halves)| halves.convert_to_f32_slice(out));
             return Ok(());
         }
         // SAFETY: the type is one that ggml knows (its reader checked); traits are static.
@@ -189,8 +200,6 @@ impl Gguf {
             tensor: info.name.clone(),
             ggml_type: info.type_name(),
         })?;
-        /// Rows widened by one call: large enough to share work, small enough to spread it.
-        const ROWS_PER_CALL: usize = 64;
         let chunks = out.par_chunks_mut(ROWS_PER_CALL * row_length);
         chunks.zip(data.par_chunks(ROWS_PER_CALL * row_bytes)).for_each(|(out, data)| {
             // SAFETY: `data` holds whole rows of the type, `out` as many elements.

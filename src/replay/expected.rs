@@ -134,18 +134,26 @@ pub enum Spread<'a> {
 pub struct Expected<'a> {
     pub value: Vec<f64>,
     pub spread: Spread<'a>,
-    /// Bounds of single roundings on the way, without the last.
+    /// Bounds of single roundings on the way, without the last; empty where there are none.
     pub single: Vec<f64>,
     pub rounding: Rounding,
 }
 
 impl Expected<'_> {
-    /// The part of an element's bound that needs no sum.
-    fn fixed(&self, index: usize) -> f64 {
-        let Rounding { storage, smallest, .. } = self.rounding;
-        self.single[index] + storage * self.value[index].abs() + smallest
+    /// The bound of an element's single roundings on the way.
+    #[inline]
+    pub fn single_of(&self, index: usize) -> f64 {
+        self.single.get(index).copied().unwrap_or(0.0)
     }
 
+    /// The part of an element's bound that needs no sum.
+    #[inline]
+    fn fixed(&self, index: usize) -> f64 {
+        let Rounding { storage, smallest, .. } = self.rounding;
+        self.single_of(index) + storage * self.value[index].abs() + smallest
+    }
+
+    #[inline]
     fn least_spread(&self, index: usize) -> f64 {
         match &self.spread {
             Spread::None => 0.0,
@@ -185,6 +193,7 @@ impl Expected<'_> {
 
     /// |actual - value| in units of the bound. `None` where the inputs are no numbers, so that
     /// nothing is expected. Far from 1 it is only known to be on that side of 1.
+    #[inline]
     pub fn times_bound(&self, index: usize, actual: f32) -> Option<f64> {
         let value = self.value[index];
         if !value.is_finite() {

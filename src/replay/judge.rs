@@ -68,7 +68,7 @@ struct Tally {
     elements: u64,
     beyond: u64,
     worst: Option<(usize, f64)>,
-    /// sum of error * value.
+    /// sum of error * value. This and the sums below are only formed where a drift tells more.
     along: f64,
     /// sum of (u |y| * y)^2, and of all other bounds times |y|.
     independent: f64,
@@ -79,6 +79,28 @@ impl Tally {
     fn drift(&self, pieces: &[Piece<'_>]) -> f64 {
         let bound = LAMBDA * self.independent.sqrt() + self.common;
         if bound > 0.0 && tells_more(pieces) { self.along.abs() / bound } else { 0.0 }
+    }
+
+    /// Adds an element of a piece, if it counts.
+    fn count(&mut self, piece: &Piece<'_>, index: usize, drifts: bool) {
+        let Some(times_bound) = piece.times_bound(index) else { return };
+        self.elements += 1;
+        self.beyond += u64::from(times_bound > 1.0);
+        if self.worst.is_none_or(|(_, worst)| times_bound > worst) {
+            self.worst = Some((index, times_bound));
+        }
+        if !drifts {
+            return;
+        }
+        let (expected, actual) = (&piece.expected, piece.captured[index]);
+        let (value, rounding) = (expected.value[index], expected.rounding);
+        let own = rounding.storage * value.abs();
+        if actual.is_finite() {
+            self.along += (f64::from(actual) - value) * value;
+        }
+        // A bias is added to a product that is stored, and rounded, too.
+        self.independent += (own * value).powi(2) + (expected.single_of(index) * value).powi(2);
+        self.common += (LAMBDA * expected.most_spread(index) + rounding.smallest) * value.abs();
     }
 
     fn add(mut self, next: Tally) -> Tally {
@@ -111,7 +133,8 @@ pub fn drift(pieces: &[Piece<'_>]) -> f64 {
     if !tells_more(pieces) {
         return 0.0;
     }
-    pieces.iter().map(tally).fold(Tally::default(), Tally::add).drift(pieces)
+    let tallies = pieces.iter().map(|piece| tally(piece, true));
+    tallies.fold(Tally::default(), Tally::add).drift(pieces)
 }
 
 /// Judges every operation that a side recorded, in canonical order; layers in parallel.
@@ -136,8 +159,9 @@ pub fn judge(replay: &Replay<'_>, operation: Operation) -> Result<Option<Judged>
     }
     let spanned = replay.take_spanned();
     let (mut total, mut worst, mut pattern) = (Tally::default(), None, None);
+    let drifts = tells_more(&pieces);
     for piece in &pieces {
-        let tally = tally(piece);
+        let tally = tally(piece, drifts);
         if let Some((flat, _)) = tally.worst {
             let found = locate(replay, operation, piece, flat);
             if worst.as_ref().is_none_or(|worst: &Worst| found.times_bound > worst.times_bound) {
@@ -154,34 +178,18 @@ pub fn judge(replay: &Replay<'_>, operation: Operation) -> Result<Option<Judged>
     Ok(Some(Judged { operation, elements, beyond, worst, drift, pattern, spanned }))
 }
 
-fn tally(piece: &Piece<'_>) -> Tally {
+fn tally(piece: &Piece<'_>, drifts: bool) -> Tally {
     /// Elements of one task; sums are added in the order of the tasks.
     const CHUNK: usize = 1 << 14;
     let starts: Vec<usize> = (0..piece.captured.len()).step_by(CHUNK).collect();
     let of_chunk = |&start: &usize| {
         let end = (start + CHUNK).min(piece.captured.len());
-        (start..end).fold(Tally::default(), |tally, index| tally.add(of_element(piece, index)))
+        let mut tally = Tally::default();
+        (start..end).for_each(|index| tally.count(piece, index, drifts));
+        tally
     };
     let tallies: Vec<Tally> = starts.par_iter().map(of_chunk).collect();
     tallies.into_iter().fold(Tally::default(), Tally::add)
-}
-
-fn of_element(piece: &Piece<'_>, index: usize) -> Tally {
-    let (expected, actual) = (&piece.expected, piece.captured[index]);
-    let counted = piece.counts(index).then(|| expected.times_bound(index, actual)).flatten();
-    let Some(times_bound) = counted else { return Tally::default() };
-    let value = expected.value[index];
-    let own = expected.rounding.storage * value.abs();
-    let finite = actual.is_finite();
-    Tally {
-        elements: 1,
-        beyond: u64::from(times_bound > 1.0),
-        worst: Some((index, times_bound)),
-        along: if finite { (f64::from(actual) - value) * value } else { 0.0 },
-        // A bias is added to a product that is stored, and rounded, too.
-        independent: (own * value).powi(2) + (expected.single[index] * value).powi(2),
-        common: (LAMBDA * expected.most_spread(index) + expected.rounding.smallest) * value.abs(),
-    }
 }
 
 impl Piece<'_> {
@@ -190,6 +198,15 @@ impl Piece<'_> {
         match self.keys {
             Some(keys) => index % keys <= self.positions[index / self.width],
             None => true,
+        }
+    }
+
+    /// What was recorded of an element, in units of its bound; `None` where it does not count.
+    fn times_bound(&self, index: usize) -> Option<f64> {
+        if self.counts(index) {
+            self.expected.times_bound(index, self.captured[index])
+        } else {
+            None
         }
     }
 
@@ -229,7 +246,7 @@ fn pattern_of(replay: &Replay<'_>, operation: Operation, piece: &Piece<'_>) -> S
     let recording = replay.recording;
     let beyond: Vec<(u32, usize)> = (0..piece.captured.len())
         .into_par_iter()
-        .filter(|&index| of_element(piece, index).beyond > 0)
+        .filter(|&index| piece.times_bound(index).is_some_and(|times| times > 1.0))
         .map(|index| piece.place(recording, index))
         .collect();
     let step = beyond[0].0;

@@ -1,9 +1,8 @@
 //! Weights as the replay reads them: a few rows at a time, rounded as the engine declares.
 
-use std::{ops::Range, sync::Arc};
+use std::{cell::Cell, ops::Range, sync::Arc};
 
 use half::{bf16, f16};
-use ndarray::Array2;
 
 use crate::{
     gguf::GgufError,
@@ -13,6 +12,10 @@ use crate::{
 
 type ReadRows<'a> =
     Arc<dyn Fn(Range<usize>, &mut [f32]) -> Result<(), GgufError> + Send + Sync + 'a>;
+
+thread_local! {
+    static ROWS: Cell<Vec<f32>> = Cell::default();
+}
 
 /// A weight matrix (outputs, inputs).
 #[derive(Clone)]
@@ -79,12 +82,18 @@ impl<'a> Matrix<'a> {
         Matrix { outputs: outputs.len(), inputs, read: Arc::new(select) }
     }
 
-    /// Rows of the matrix in f64.
-    pub fn rows(&self, rows: Range<usize>) -> Result<Array2<f64>, GgufError> {
-        let mut narrow = vec![0f32; rows.len() * self.inputs];
-        (self.read)(rows.clone(), &mut narrow)?;
-        let wide = narrow.into_iter().map(f64::from).collect();
-        Ok(Array2::from_shape_vec((rows.len(), self.inputs), wide).expect("rows times inputs"))
+    /// Gives rows of the matrix to `of`, in memory that the thread keeps.
+    pub fn with_rows<T>(
+        &self,
+        rows: Range<usize>,
+        of: impl FnOnce(&[f32]) -> T,
+    ) -> Result<T, GgufError> {
+        let mut memory = ROWS.take();
+        memory.resize(rows.len() * self.inputs, 0.0);
+        let read = (self.read)(rows, &mut memory);
+        let result = read.map(|()| of(&memory));
+        ROWS.set(memory);
+        result
     }
 
     /// One row in f32.

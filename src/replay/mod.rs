@@ -12,6 +12,7 @@ mod judge;
 mod matrix;
 mod operation;
 pub mod ops;
+mod product;
 mod reading;
 
 pub use accuracy::{Accuracy, accuracies};

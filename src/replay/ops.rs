@@ -5,7 +5,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use ndarray::{Array2, ArrayView2, s};
+use ndarray::{Array2, ArrayView2, Axis, s};
 use rayon::prelude::*;
 
 use crate::{
@@ -13,11 +13,12 @@ use crate::{
     replay::{
         expected::{Expected, Operand, Rounding, Spread},
         matrix::Matrix,
+        product::Rows,
     },
 };
 
 /// Outputs of a product computed by one task. Fixed, so that results do not depend on the threads.
-const COLUMNS: usize = 256;
+const COLUMNS: usize = 128;
 /// What a function such as exp, and the few operations beside it, may be off, in unit roundoffs.
 const FUNCTION: f64 = 16.0;
 
@@ -41,10 +42,25 @@ fn norms(rows: ArrayView2<'_, f64>) -> Vec<f64> {
     rows.outer_iter().map(|row| row.dot(&row).sqrt()).collect()
 }
 
+/// The sum over a row of weights, in as many partial sums as are formed at once.
+fn sum_of(weights: &[f32], term: impl Fn(usize, f64) -> f64) -> f64 {
+    const LANES: usize = 8;
+    let (whole, rest) = weights.as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    for (chunk, weights) in whole.iter().enumerate() {
+        for (lane, sum) in sums.iter_mut().enumerate() {
+            *sum += term(chunk * LANES + lane, f64::from(weights[lane]));
+        }
+    }
+    let first = whole.len() * LANES;
+    let rest = rest.iter().enumerate().map(|(lane, &w)| term(first + lane, f64::from(w)));
+    sums.into_iter().sum::<f64>() + rest.sum::<f64>()
+}
+
 /// The values as they are: embedding rows, cache slots.
 pub fn copy(x: &Operand, rounding: Rounding) -> Expected<'static> {
     let spread = x.spread.clone().map_or(Spread::None, Spread::Each);
-    Expected { value: x.value.clone(), spread, single: vec![0.0; x.value.len()], rounding }
+    Expected { value: x.value.clone(), spread, single: Vec::new(), rounding }
 }
 
 /// a + b.
@@ -64,28 +80,6 @@ pub fn add(a: &Operand, b: &Operand, rounding: Rounding) -> Expected<'static> {
     }
 }
 
-/// One block of a product's outputs.
-struct Block {
-    product: Array2<f64>,
-    norms: Vec<f64>,
-    inherited: Option<Array2<f64>>,
-}
-
-/// Blocks of columns as one row-major array (rows, columns).
-fn side_by_side<'b>(
-    rows: usize,
-    columns: usize,
-    blocks: impl Iterator<Item = &'b Array2<f64>>,
-) -> Vec<f64> {
-    let mut whole = Array2::zeros((rows, columns));
-    let mut first = 0;
-    for block in blocks {
-        whole.slice_mut(s![.., first..first + block.ncols()]).assign(block);
-        first += block.ncols();
-    }
-    whole.into_raw_vec_and_offset().0
-}
-
 /// x W^T + bias. A bias is added to the stored product, so the product is rounded too.
 pub fn linear<'a>(
     x: &Arc<Operand>,
@@ -94,42 +88,55 @@ pub fn linear<'a>(
     rounding: Rounding,
 ) -> Result<Expected<'a>, GgufError> {
     let (rows, outputs) = (x.rows(), weight.outputs);
-    let values = view(x);
     let squares = x.spread.as_ref().map(|spread| {
-        let squares = spread.iter().map(|s| s * s).collect();
-        Array2::from_shape_vec((rows, x.width), squares).expect("as many as values")
+        let squares: Vec<f64> = spread.iter().map(|s| s * s).collect();
+        Rows::new(x.width, &squares)
     });
-    let starts: Vec<usize> = (0..outputs).step_by(COLUMNS).collect();
-    let blocks = starts.par_iter().map(|&first| {
-        let w = weight.rows(first..(first + COLUMNS).min(outputs))?;
-        let inherited = squares.as_ref().map(|squares| squares.dot(&w.mapv(|w| w * w).t()));
-        let norms = norms(w.view());
-        Ok(Block { product: values.dot(&w.t()), norms, inherited })
-    });
-    let blocks = blocks.collect::<Result<Vec<Block>, GgufError>>()?;
-    let mut value = side_by_side(rows, outputs, blocks.iter().map(|block| &block.product));
-    let mut single = vec![0.0; value.len()];
+    let values = Rows::new(x.width, &x.value);
+    let mut value = Array2::zeros((rows, outputs));
+    let mut inherited = squares.is_some().then(|| Array2::zeros((rows, outputs)));
+    let mut of_outputs = vec![0.0; outputs];
+    let inherited_blocks: Vec<_> = match &mut inherited {
+        Some(inherited) => inherited.axis_chunks_iter_mut(Axis(1), COLUMNS).map(Some).collect(),
+        None => (0..outputs).step_by(COLUMNS).map(|_| None).collect(),
+    };
+    let blocks = value.axis_chunks_iter_mut(Axis(1), COLUMNS).into_par_iter();
+    let blocks = blocks.zip(of_outputs.par_chunks_mut(COLUMNS)).zip(inherited_blocks);
+    blocks.enumerate().try_for_each(|(block, ((value, norms), inherited))| {
+        let first = block * COLUMNS;
+        weight.with_rows(first..first + norms.len(), |weights| {
+            for (norm, weights) in norms.iter_mut().zip(weights.chunks_exact(x.width)) {
+                *norm = sum_of(weights, |_, w| w * w).sqrt();
+            }
+            values.times(weights, |w| w, value);
+            if let (Some(squares), Some(inherited)) = (&squares, inherited) {
+                squares.times(weights, |w| w * w, inherited);
+            }
+        })
+    })?;
+    let mut value = value.into_raw_vec_and_offset().0;
+    let mut single = Vec::new();
     if let Some(bias) = bias {
+        single.resize(value.len(), 0.0);
         for (index, (value, single)) in value.iter_mut().zip(&mut single).enumerate() {
             *single = rounding.storage * value.abs();
             *value += f64::from(bias[index % outputs]);
             *single += rounding.sum * value.abs();
         }
     }
-    let inherited = squares.is_some().then(|| {
-        let parts = blocks.iter().filter_map(|block| block.inherited.as_ref());
-        side_by_side(rows, outputs, parts).into_iter().map(f64::sqrt).collect()
-    });
-    let of_outputs: Vec<f64> = blocks.into_iter().flat_map(|block| block.norms).collect();
-    let of_rows = norms(values);
+    let inherited = inherited
+        .map(|squares| squares.into_raw_vec_and_offset().0.into_iter().map(f64::sqrt).collect());
+    let of_rows = norms(view(x));
     let (x, weight) = (Arc::clone(x), weight.clone());
+    let factor = (x.width as f64).sqrt() * rounding.sum;
     let exact = move |index: usize| {
-        let w = weight.row(index % outputs).expect("the same row was read for the product");
         let row = x.row(index / outputs);
-        row.iter().zip(w).map(|(x, w)| (x * f64::from(w)).abs()).sum()
+        let output = index % outputs;
+        let sum = |weights: &[f32]| sum_of(weights, |input, w| (row[input] * w).abs());
+        weight.with_rows(output..output + 1, sum).expect("the same row was read for the product")
     };
     let spread = Spread::Product {
-        factor: (values.ncols() as f64).sqrt() * rounding.sum,
+        factor,
         most: Box::new(move |index| of_rows[index / outputs] * of_outputs[index % outputs]),
         exact: Box::new(exact),
         inherited,
