@@ -325,17 +325,19 @@ impl Run<'_> {
         known: &mut Option<ReferenceReplay>,
     ) -> Result<Diagnosis, Error> {
         let (own, f32) = (self.engine.arithmetic(), Arithmetic::engine(DType::F32));
-        let wide = self.reference.options().precision == Precision::F32;
-        if known.is_none() && wide {
-            // Recorded whole, as the next run may compare with it.
-            let reference = Without { recorded: reference, stages: self.partial() };
-            let (tensors, arithmetic, attention) = (&reference, &f32, Attending::default());
-            let recording = Recording { tensors, steps, arithmetic, attention };
-            *known = Some(ReferenceReplay::of(self.model, recording)?);
-        }
         let (tensors, arithmetic, attention) = (engine, &own, self.engine.kernels.attending());
         let engine = Recording { tensors, steps, arithmetic, attention };
-        Ok(Diagnosis::beside(self.model, engine, known.as_ref())?)
+        let wide = self.reference.options().precision == Precision::F32;
+        if known.is_some() || !wide {
+            return Ok(Diagnosis::beside(self.model, engine, known.as_ref())?);
+        }
+        // Recorded whole, as the next run may compare with it.
+        let reference = Without { recorded: reference, stages: self.partial() };
+        let (tensors, arithmetic, attention) = (&reference, &f32, Attending::default());
+        let recording = Recording { tensors, steps, arithmetic, attention };
+        let (diagnosis, replay) = Diagnosis::of_both(self.model, engine, recording)?;
+        *known = Some(replay);
+        Ok(diagnosis)
     }
 }
 

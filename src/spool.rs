@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt};
 use crate::{
     cache,
     capture::{Sink, Stopped},
+    recycle,
     site::{Site, Stage},
     tensor::Tensor,
     trace::{TraceError, TraceReader},
@@ -94,7 +95,7 @@ impl Sink for Spool {
 impl Recorded for Spool {
     fn tensor(&self, site: Site) -> Result<Option<Tensor>, TraceError> {
         let Some((offset, shape)) = self.places.get(&site) else { return Ok(None) };
-        let mut data = vec![0f32; shape.iter().product()];
+        let mut data = recycle::memory(shape.iter().product());
         let failed = TraceError::io("read a temporary file in", cache::root());
         let bytes = bytemuck::cast_slice_mut(&mut data);
         self.file.read_exact_at(bytes, *offset).map_err(failed)?;

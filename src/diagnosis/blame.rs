@@ -86,14 +86,6 @@ pub struct ReferenceReplay {
     summary: SideReplay,
 }
 
-impl ReferenceReplay {
-    pub fn of(model: &Model, recording: Recording<'_>) -> Result<ReferenceReplay, ReplayError> {
-        let (summary, guilty) = side(model, recording)?;
-        let findings = group(model, guilty, Verdict::ReferenceWrong);
-        Ok(ReferenceReplay { findings: findings.into_iter().map(differing).collect(), summary })
-    }
-}
-
 /// A guilty operation and its cause.
 struct Guilty {
     judged: Judged,
@@ -107,8 +99,23 @@ impl Diagnosis {
         engine: Recording<'_>,
         reference: Option<Recording<'_>>,
     ) -> Result<Diagnosis, ReplayError> {
-        let reference = reference.map(|recording| ReferenceReplay::of(model, recording));
-        Diagnosis::beside(model, engine, reference.transpose()?.as_ref())
+        match reference {
+            Some(reference) => Ok(Diagnosis::of_both(model, engine, reference)?.0),
+            None => Diagnosis::beside(model, engine, None),
+        }
+    }
+
+    /// Replays both sides at the same time; what is known of the reference holds for another engine too.
+    pub fn of_both(
+        model: &Model,
+        engine: Recording<'_>,
+        reference: Recording<'_>,
+    ) -> Result<(Diagnosis, ReferenceReplay), ReplayError> {
+        let [engine, (summary, guilty)] = sides(model, [engine, reference])?;
+        let findings = group(model, guilty, Verdict::ReferenceWrong);
+        let findings = findings.into_iter().map(differing).collect();
+        let reference = ReferenceReplay { findings, summary };
+        Ok((Diagnosis::with(model, engine, Some(&reference)), reference))
     }
 
     /// Replays the engine, and takes what is known of the reference.
@@ -117,11 +124,19 @@ impl Diagnosis {
         engine: Recording<'_>,
         reference: Option<&ReferenceReplay>,
     ) -> Result<Diagnosis, ReplayError> {
-        let (summary, guilty) = side(model, engine)?;
+        let [engine] = sides(model, [engine])?;
+        Ok(Diagnosis::with(model, engine, reference))
+    }
+
+    fn with(
+        model: &Model,
+        (engine, guilty): (SideReplay, Vec<Guilty>),
+        reference: Option<&ReferenceReplay>,
+    ) -> Diagnosis {
         let mut findings = group(model, guilty, Verdict::EngineWrong);
         findings.extend(reference.iter().flat_map(|reference| reference.findings.iter().cloned()));
         let reference = reference.map(|reference| reference.summary.clone());
-        Ok(Diagnosis { findings, engine: summary, reference })
+        Diagnosis { findings, engine, reference }
     }
 
     /// The first finding on the engine itself.
@@ -148,29 +163,54 @@ fn differing(mut finding: Finding) -> Finding {
     finding
 }
 
-/// Judges and diagnoses all operations of a side, layers in parallel.
-fn side(model: &Model, recording: Recording<'_>) -> Result<(SideReplay, Vec<Guilty>), ReplayError> {
+/// An operation, what was said of it, and why it is guilty.
+type Said = (Operation, Option<Judged>, Option<Cause>);
+
+/// Judges and diagnoses all operations of sides, layers of all of them in parallel.
+fn sides<const N: usize>(
+    model: &Model,
+    recordings: [Recording<'_>; N],
+) -> Result<[(SideReplay, Vec<Guilty>); N], ReplayError> {
     let operations = Operation::all(&model.config);
     let layers: Vec<&[Operation]> = operations.chunk_by(|a, b| a.layer == b.layer).collect();
-    let of_layer = |layer: &&[Operation]| {
-        let replay = Replay::new(model, recording);
-        let of = |&operation: &Operation| {
-            let judged = judge(&replay, operation)?;
-            let guilty = judged.as_ref().is_some_and(Judged::is_guilty);
-            let scene = if guilty { Scene::new(&replay, operation)? } else { None };
-            let cause = scene.as_ref().map(diagnose).transpose()?;
-            if let (Some(scene), Some(cause)) = (&scene, &cause)
-                && matches!(operation.stage, Stage::KCache | Stage::VCache)
-                && let Some(found) = cache::found(scene, cause)?
-            {
-                replay.set_found(operation, found);
-            }
-            Ok((operation, judged, cause))
-        };
-        let judged = layer.iter().map(of).collect::<Result<Vec<_>, ReplayError>>()?;
-        Ok((judged, invariants(&replay, layer)?))
+    let of_side = |recording| layers.iter().map(move |&layer| (recording, layer));
+    let mut all: Vec<(Recording<'_>, &[Operation])> =
+        recordings.into_iter().flat_map(of_side).collect();
+    // The logits take longest, and most memory: those of one side first, and of another side last.
+    let first = ..layers.len();
+    all[first].rotate_right(1);
+    let said = all.par_iter().map(|&(recording, layer)| said_of_layer(model, recording, layer));
+    let mut said = said.collect::<Result<Vec<_>, ReplayError>>()?;
+    said[first].rotate_left(1);
+    let mut said = said.into_iter();
+    Ok(std::array::from_fn(|_| summed(said.by_ref().take(layers.len()))))
+}
+
+fn said_of_layer(
+    model: &Model,
+    recording: Recording<'_>,
+    layer: &[Operation],
+) -> Result<(Vec<Said>, Vec<Invariant>), ReplayError> {
+    let replay = Replay::new(model, recording);
+    let of = |&operation: &Operation| {
+        let judged = judge(&replay, operation)?;
+        let guilty = judged.as_ref().is_some_and(Judged::is_guilty);
+        let scene = if guilty { Scene::new(&replay, operation)? } else { None };
+        let cause = scene.as_ref().map(diagnose).transpose()?;
+        if let (Some(scene), Some(cause)) = (&scene, &cause)
+            && matches!(operation.stage, Stage::KCache | Stage::VCache)
+            && let Some(found) = cache::found(scene, cause)?
+        {
+            replay.set_found(operation, found);
+        }
+        Ok((operation, judged, cause))
     };
-    let layers = layers.par_iter().map(of_layer).collect::<Result<Vec<_>, ReplayError>>()?;
+    let said = layer.iter().map(of).collect::<Result<Vec<_>, ReplayError>>()?;
+    Ok((said, invariants(&replay, layer)?))
+}
+
+/// What was said of the layers of a side, in their order.
+fn summed(layers: impl Iterator<Item = (Vec<Said>, Vec<Invariant>)>) -> (SideReplay, Vec<Guilty>) {
     let (mut summary, mut guilty) = (SideReplay::default(), Vec::new());
     let mut all_broken = Vec::new();
     for (operations, broken) in layers {
@@ -188,7 +228,7 @@ fn side(model: &Model, recording: Recording<'_>) -> Result<(SideReplay, Vec<Guil
     }
     summary.broken = Invariant::by_property(all_broken);
     summary.replayed = summary.cleared + guilty.len();
-    Ok((summary, guilty))
+    (summary, guilty)
 }
 
 /// Guilty operations of one cause together, in the order of the first of each.

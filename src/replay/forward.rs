@@ -13,6 +13,7 @@ use crate::{
     contract::{Calls, Current},
     gguf::GgufError,
     model::{Model, ModelError, rope_angle, rope_pair},
+    recycle,
     replay::{
         expected::{Expected, Operand, Rounding},
         matrix::{Matrix, round},
@@ -137,6 +138,26 @@ impl<'a> Replay<'a> {
         Ok(tensor)
     }
 
+    /// Appends what a side recorded of an operation in a step to `whole` values in all. Logits are the
+    /// largest of all results, and no other operation reads them: they are not kept besides.
+    fn append(
+        &self,
+        operation: Operation,
+        step: u32,
+        to: &mut Vec<f32>,
+        whole: usize,
+    ) -> Result<(), ReplayError> {
+        let room = whole.saturating_sub(to.len());
+        if operation.stage != Stage::Logits {
+            let tensor = self.tensor(operation, step)?;
+            to.reserve_exact(room);
+            to.extend_from_slice(tensor.as_ref().map_or(&[], |tensor| &tensor.data));
+        } else if let Some(tensor) = self.recording.tensors.tensor(operation.site(step))? {
+            if to.is_empty() { *to = tensor.data } else { to.extend_from_slice(&tensor.data) }
+        }
+        Ok(())
+    }
+
     /// The recorded result of an operation over steps, rows one after another; `None` unless all
     /// are there.
     pub fn captured(
@@ -149,6 +170,11 @@ impl<'a> Replay<'a> {
             let Some(tensor) = self.tensor(operation, step)? else { return Ok(None) };
             width = tensor.shape[1..].iter().product();
             values.extend_from_slice(&tensor.data);
+            // From here on its values are kept as the operand's.
+            self.tensors.borrow_mut().remove(&(operation, step));
+            if let Ok(tensor) = Rc::try_unwrap(tensor) {
+                recycle::done(tensor);
+            }
             sums.extend(
                 self.recording.tensors.magnitudes(operation.site(step))?.unwrap_or_default(),
             );
@@ -268,12 +294,10 @@ impl<'a> Replay<'a> {
         parts: Vec<(Vec<u32>, Expected<'a>)>,
     ) -> Result<Vec<Piece<'a>>, ReplayError> {
         let piece = |(steps, mut expected): (Vec<u32>, Expected<'a>)| {
-            let mut captured = Vec::with_capacity(expected.value.len());
+            let mut captured = Vec::new();
             for &step in &steps {
                 let before = captured.len();
-                if let Some(tensor) = self.tensor(operation, step)? {
-                    captured.extend_from_slice(&tensor.data);
-                }
+                self.append(operation, step, &mut captured, expected.value.len())?;
                 // Each rank stored its partial sum rounded.
                 let sums = self.recording.tensors.magnitudes(operation.site(step))?;
                 let Some(sums) = sums else { continue };
