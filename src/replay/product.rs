@@ -176,7 +176,7 @@ fn add<const O: usize, const G: usize>(
 }
 
 /// Adds the products of `G` lanes of x and `O` outputs. Loops over iterators instead would keep the sums
-/// in memory, which takes three times as long.
+/// in memory, which takes four times as long.
 #[inline(always)]
 fn add_tile<const O: usize, const G: usize>(
     x: &[Lanes],
