@@ -2,6 +2,7 @@
 //! Prints the tables of docs/performance.md; with names as arguments (steps, attention, edit, run), only
 //! those.
 
+mod attention;
 mod edit;
 mod limits;
 mod steps;
@@ -32,7 +33,7 @@ fn main() -> Result<()> {
         steps::all(&model, &limits)?;
     }
     if wanted("attention") {
-        steps::attention(&model, &limits)?;
+        attention::all(&model, &limits)?;
     }
     if wanted("edit") {
         edit::kernel_edit_to_verdict()?;

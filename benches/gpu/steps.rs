@@ -7,20 +7,17 @@ use std::{
 
 use firstdiff::{
     capture::{NoSink, Sink, Stopped},
-    device::{Device, cuda::CudaDevice},
+    device::cuda::CudaDevice,
     engine::{AttentionVariant, Engine, EngineOptions},
     fault::Faults,
-    kernels::{
-        KernelSet,
-        launch::{self, Attention, CacheView, Splits},
-    },
+    kernels::KernelSet,
     model::Model,
     recycle,
     site::{Site, Stage},
     tensor::{DType, Tensor},
 };
 
-use crate::{Result, limits::Limits, median};
+use crate::{Result, limits::Limits};
 
 const REPEATS: usize = 25;
 /// Of steps with hooks.
@@ -171,62 +168,4 @@ fn medians(repeats: usize, mut work: impl FnMut() -> Result<Times>) -> Result<Ti
         times.sort_by(f64::total_cmp);
         times[repeats / 2]
     }))
-}
-
-/// The split attention kernels alone, over all layers' caches.
-pub fn attention(model: &Model, limits: &Limits) -> Result<()> {
-    let c = &model.config;
-    let mut device = CudaDevice::new()?;
-    let source = KernelSet::embedded().source("attention_split.cu", Splits::defines(c))?;
-    device.load(&source)?;
-    let dtype = DType::F16;
-    println!("Split attention of one token alone, f16, {} layers:\n", c.n_layer);
-    println!("| positions | us a layer | keys and values read, TB/s | of a copy's rate |");
-    println!("|---:|---:|---:|---:|");
-    for positions in [512, 4096, 32768] {
-        let bytes = c.n_head_kv * positions * c.head_dim * 2;
-        let zeros = |bytes: usize| -> Result<_> {
-            let buffer = device.alloc(bytes, "attention")?;
-            device.upload(&buffer, 0, &vec![0; bytes])?;
-            Ok(buffer)
-        };
-        let caches: Vec<_> =
-            (0..c.n_layer).map(|_| Ok((zeros(bytes)?, zeros(bytes)?))).collect::<Result<_>>()?;
-        let (q, out) = (zeros(2 * c.n_head * c.head_dim)?, zeros(2 * c.n_head * c.head_dim)?);
-        let position = zeros(4)?;
-        device.upload(&position, 0, &(positions as i32 - 1).to_le_bytes())?;
-        let splits = Splits::new(&device, c)?;
-        let op = Attention {
-            q: (&q, 0),
-            out: &out,
-            positions: (&position, 0),
-            scores: None,
-            probs: None,
-            n_head: c.n_head,
-            scale: c.attention_scale,
-            online: true,
-        };
-        let layers = &mut || {
-            caches.iter().try_for_each(|(k, v)| {
-                let (n_head_kv, head_dim) = (c.n_head_kv, c.head_dim);
-                let (capacity, length) = (positions, positions);
-                let view = CacheView { k, v, n_head_kv, head_dim, capacity, length };
-                launch::attention_split(&device, dtype, &view, &op, &splits, c)
-            })
-        };
-        layers()?;
-        let recorded = device.record(layers)?.ok_or("a GPU records graphs")?;
-        let milliseconds = median(REPEATS, || {
-            for _ in 0..10 {
-                device.repeat(&recorded)?;
-            }
-            Ok(device.download(&out, 0, &mut [0; 2])?)
-        })?;
-        let microseconds = milliseconds * 1e3 / 10.0 / c.n_layer as f64;
-        let rate = 2.0 * bytes as f64 / (microseconds * 1e-6);
-        let share = rate / limits.copy;
-        println!("| {positions} | {microseconds:.2} | {:.2} | {share:.2} |", rate / 1e12);
-    }
-    println!();
-    Ok(())
 }
