@@ -1,19 +1,20 @@
 // Grouped-query attention of one query (decode) with its keys split over blocks: what
 // attention.cu computes, for long contexts.
 //   attention_split    a block takes a chunk of the keys of one KV head, and HEADS of the query heads
-//                      that read it. LANES lanes share a key and keep, as keys go by, the largest
-//                      score, the sum of exp(score - largest), and the values summed with these terms.
+//                      that read it. LANES lanes share a key and keep, as keys go by, a reference
+//                      that no score is far above, the sum of the terms exp(score - reference), and
+//                      the values summed with these terms.
 //   attention_combine  a head's chunks, brought to one maximum and divided by the whole sum.
 //
 // Definitions: HEAD_DIM D, a multiple of 8; HEADS query heads of a block, a divisor of Hq / Hk.
 //
 // attention_split: grid (splits, Hq / HEADS), block 128. Dynamic shared memory, in floats:
-// WARPS * HEADS * (D + 2), each warp's sums, largest score and sum of terms.
+// WARPS * HEADS * (D + 2), each warp's sums, reference and sum of terms.
 // attention_combine: grid (Hq), block 512. Static shared memory: a weight a split, a sum a thread.
 // q           (Hq, D) T, after rope
 // k_cache     [kv_head][position][dim] T, capacity positions a head; the same for v_cache
 // position    (1) int: the query sees the keys 0 to its own position
-// maxima      (Hq, splits) float, and sums
+// maxima      (Hq, splits) float: the reference of each chunk, times log2(e); and sums
 // partial     (Hq, splits, D) float: the unnormalised output of each chunk
 // scores_tap  (Hq, P) float or null: the scaled scores. probs_tap, which needs it: the softmax
 // out         (Hq, D) T
@@ -33,9 +34,12 @@
 #define COMBINE_BLOCK 512
 #define MOST_SPLITS 128
 #define LEAST_CHUNK 64
+#define LOG2_E 1.44269504f
+// How far a score may lie above its reference, in powers of two: terms stay below 256.
+#define SLACK 8.0f
 
 // How the lanes of a warp share the dims of a key: LANES lanes, each LOADS packs of WIDTH elements,
-// every LANES-th one. So a warp reads 32 / LANES keys at a time, BATCH times before it waits.
+// every LANES-th one. A group of LANES lanes takes BATCH keys at a time.
 template <typename T>
 struct Share {
     static const int WIDTH = 16 / sizeof(T);
@@ -45,7 +49,29 @@ struct Share {
     static const int LANES = POWER < 32 ? POWER : 32;
     static const int LOADS = PACKS / LANES;
     static const int DIMS = LOADS * WIDTH;
-    static const int BATCH = LOADS == 1 ? 4 : 2;
+    // A power of two, and at most the lanes: each of them ends up with the scores of one key, its
+    // own, which TWINS neighbours have in common.
+    static const int MOST = LOADS == 1 ? 4 : 2;
+    static const int BATCH = LANES < MOST ? LANES : MOST;
+    static const int TWINS = LANES / BATCH;
+    static const int GROUPS = SPLIT_BLOCK / LANES;
+    // Keys that a block takes at a time.
+    static const int ROUND = GROUPS * BATCH;
+};
+
+// A batch of keys, or of values: one lane's packs of it, as they were loaded. What is kept over a
+// round as halves, a compiler moves about between registers.
+template <typename S>
+struct Batch {
+    uint4 packs[S::BATCH][S::LOADS];
+};
+
+// The attention of some keys, for HEADS query heads: one lane's dims of `out`, and its own keys'
+// part of `sum`. A score s counts as the term 2 ** (s log2(e) - reference). The reference of a warp
+// need not be the largest score, only so near to it that no term is too large: it seldom changes.
+template <int DIMS>
+struct Attended {
+    float reference[HEADS], sum[HEADS], out[HEADS][DIMS];
 };
 
 // Keys of a chunk: the whole divided evenly among the splits, in multiples of 16.
@@ -54,94 +80,171 @@ __device__ __forceinline__ int chunk_of(int end, int splits) {
     return even > LEAST_CHUNK ? even : LEAST_CHUNK;
 }
 
-// Sum over the LANES neighbours that share a key, in each of them.
-template <int LANES>
-__device__ __forceinline__ float sum_of_lanes(float x) {
-#pragma unroll
-    for (int offset = LANES / 2; offset > 0; offset /= 2)
-        x += __shfl_xor_sync(FULL_WARP, x, offset);
-    return x;
+// Element i of the dims that a lane has of a row.
+template <typename T>
+__device__ __forceinline__ float element(const uint4* packs, int i) {
+    Pack<T> pack;
+    memcpy(&pack, packs + i / Share<T>::WIDTH, sizeof pack);
+    return to_float(pack.x[i % Share<T>::WIDTH]);
 }
 
-// The attention of some keys, for HEADS query heads: one lane's dims of it.
-template <int DIMS>
-struct Attended {
-    float maximum[HEADS], sum[HEADS], out[HEADS][DIMS];
-};
+// Which key of a batch is the lane's own.
+template <typename S>
+__device__ __forceinline__ int own_key() {
+    return threadIdx.x % S::LANES / S::TWINS;
+}
 
-// One lane's part of some keys of a batch, key j[b] in the b-th place; those not below `last` count
-// for nothing.
+// The key in place b of a lane's batch. Its own is in place 0, and lanes exchange what they have in
+// places that are known to the compiler.
+template <typename S>
+__device__ __forceinline__ int key_of(int round, int b) {
+    return round + threadIdx.x / S::LANES + (b ^ own_key<S>()) * S::GROUPS;
+}
+
 template <typename T>
-__device__ __forceinline__ void attend(Attended<Share<T>::DIMS>& a,
-                                       const float (*q)[Share<T>::DIMS], const T* k, const T* v,
-                                       int j, int step, int last, float* scores_tap,
-                                       int n_positions) {
+__device__ __forceinline__ void load_row(uint4* packs, const T* row) {
     typedef Share<T> S;
-    int lane = threadIdx.x % S::LANES;
-    Pack<T> keys[S::BATCH][S::LOADS], values[S::BATCH][S::LOADS];
+#pragma unroll
+    for (int load = 0; load < S::LOADS; load++)
+        packs[load] =
+            reinterpret_cast<const uint4*>(row)[load * S::LANES + threadIdx.x % S::LANES];
+}
+
+// Past the last key the last one is loaded, and counts for nothing.
+template <typename T>
+__device__ __forceinline__ void load(Batch<Share<T> >& batch, const T* cache, int round, int last) {
+    typedef Share<T> S;
 #pragma unroll
     for (int b = 0; b < S::BATCH; b++) {
-        long long row = (long long)min(j + b * step, last - 1) * HEAD_DIM;
-#pragma unroll
-        for (int load = 0; load < S::LOADS; load++) {
-            int at = load * S::LANES + lane;
-            keys[b][load] = reinterpret_cast<const Pack<T>*>(k + row)[at];
-            values[b][load] = reinterpret_cast<const Pack<T>*>(v + row)[at];
-        }
-    }
-#pragma unroll
-    for (int h = 0; h < HEADS; h++) {
-        float score[S::BATCH], maximum = a.maximum[h];
-#pragma unroll
-        for (int b = 0; b < S::BATCH; b++) {
-            float dot = 0.0f;
-#pragma unroll
-            for (int i = 0; i < S::DIMS; i++)
-                dot += q[h][i] * to_float(keys[b][i / S::WIDTH].x[i % S::WIDTH]);
-            score[b] = sum_of_lanes<S::LANES>(dot);
-            bool counts = j + b * step < last;
-            if (scores_tap && lane == 0 && counts)
-                scores_tap[(long long)h * n_positions + j + b * step] = score[b];
-            if (!counts) score[b] = NEGATIVE_INFINITY;
-            maximum = fmaxf(maximum, score[b]);
-        }
-        float correction = expf(a.maximum[h] - maximum);
-        a.maximum[h] = maximum;
-        a.sum[h] *= correction;
-#pragma unroll
-        for (int b = 0; b < S::BATCH; b++) {
-            score[b] = expf(score[b] - maximum);
-            a.sum[h] += score[b];
-        }
-#pragma unroll
-        for (int i = 0; i < S::DIMS; i++) {
-            float out = a.out[h][i] * correction;
-#pragma unroll
-            for (int b = 0; b < S::BATCH; b++)
-                out += score[b] * to_float(values[b][i / S::WIDTH].x[i % S::WIDTH]);
-            a.out[h][i] = out;
-        }
+        int key = min(key_of<S>(round, b), last - 1);
+        load_row<T>(batch.packs[b], cache + (long long)key * HEAD_DIM);
     }
 }
 
-// Brings the keys of a warp's groups of lanes together, in each of them.
-template <typename S>
-__device__ __forceinline__ void join_groups(Attended<S::DIMS>& a) {
+// score[h] = q . k of the lane's own key. Each lane has a part of every dot product. Two lanes share
+// out the keys that both have, half each, until one is left: fewer shuffles than a sum in each lane.
+template <typename T>
+__device__ __forceinline__ void multiply(float* score, const float (*q)[Share<T>::DIMS],
+                                         const Batch<Share<T> >& keys) {
+    typedef Share<T> S;
+    float dot[HEADS][S::BATCH];
 #pragma unroll
-    for (int offset = S::LANES; offset < 32; offset *= 2)
+    for (int b = 0; b < S::BATCH; b++)
 #pragma unroll
         for (int h = 0; h < HEADS; h++) {
-            float maximum = fmaxf(a.maximum[h], __shfl_xor_sync(FULL_WARP, a.maximum[h], offset));
-            float correction = expf(a.maximum[h] - maximum);
-            a.maximum[h] = maximum;
-            a.sum[h] *= correction;
-            a.sum[h] += __shfl_xor_sync(FULL_WARP, a.sum[h], offset);
+            dot[h][b] = 0.0f;
 #pragma unroll
-            for (int i = 0; i < S::DIMS; i++) {
-                a.out[h][i] *= correction;
-                a.out[h][i] += __shfl_xor_sync(FULL_WARP, a.out[h][i], offset);
-            }
+            for (int i = 0; i < S::DIMS; i++)
+                dot[h][b] += q[h][i] * element<T>(keys.packs[b], i);
         }
+#pragma unroll
+    for (int h = 0; h < HEADS; h++) {
+#pragma unroll
+        for (int half = S::BATCH / 2; half > 0; half /= 2)
+#pragma unroll
+            for (int b = 0; b < half; b++) {
+                dot[h][b] += __shfl_xor_sync(FULL_WARP, dot[h][b + half], half * S::TWINS);
+            }
+#pragma unroll
+        for (int offset = S::TWINS / 2; offset > 0; offset /= 2)
+            dot[h][0] += __shfl_xor_sync(FULL_WARP, dot[h][0], offset);
+        score[h] = dot[h][0];
+    }
+}
+
+// Makes each head's largest score the reference, if it is above it.
+template <typename S>
+__device__ __forceinline__ void raise(Attended<S::DIMS>& a, const float* score) {
+#pragma unroll
+    for (int h = 0; h < HEADS; h++) {
+        float reference = fmaxf(a.reference[h], warp_max(score[h]) * LOG2_E);
+        float correction = exp2f(a.reference[h] - reference);
+        a.reference[h] = reference;
+        a.sum[h] *= correction;
+#pragma unroll
+        for (int i = 0; i < S::DIMS; i++) a.out[h][i] *= correction;
+    }
+}
+
+// Makes terms of the scores of the lane's own key.
+template <typename S>
+__device__ __forceinline__ void weigh(float* score, Attended<S::DIMS>& a) {
+    float excess = NEGATIVE_INFINITY;
+#pragma unroll
+    for (int h = 0; h < HEADS; h++) excess = fmaxf(excess, score[h] * LOG2_E - a.reference[h]);
+    if (__any_sync(FULL_WARP, excess > SLACK)) raise<S>(a, score);
+#pragma unroll
+    for (int h = 0; h < HEADS; h++) {
+        score[h] = exp2f(score[h] * LOG2_E - a.reference[h]);
+        a.sum[h] += score[h];
+    }
+}
+
+// out += term[b] v[b], with the term of place b from the lane whose own key that is.
+template <typename T>
+__device__ __forceinline__ void add_values(Attended<Share<T>::DIMS>& a, const float* term,
+                                           const Batch<Share<T> >& values) {
+    typedef Share<T> S;
+#pragma unroll
+    for (int b = 0; b < S::BATCH; b++)
+#pragma unroll
+        for (int h = 0; h < HEADS; h++) {
+            float t = __shfl_xor_sync(FULL_WARP, term[h], b * S::TWINS);
+#pragma unroll
+            for (int i = 0; i < S::DIMS; i++)
+                a.out[h][i] += t * element<T>(values.packs[b], i);
+        }
+}
+
+// The keys of [first, last), a round at a time. The next round's keys are under way while the values
+// of this one are summed, and its values while its keys are multiplied.
+template <typename T>
+__device__ __forceinline__ void attend(Attended<Share<T>::DIMS>& a, const T* q, const T* k,
+                                       const T* v, int first, int last, float* scores_tap,
+                                       int n_positions, float scale) {
+    typedef Share<T> S;
+    Batch<S> keys, values;
+    load<T>(keys, k, first, last);
+    load<T>(values, v, first, last);
+    float own[HEADS][S::DIMS];
+#pragma unroll
+    for (int h = 0; h < HEADS; h++) {
+        uint4 packs[S::LOADS];
+        load_row<T>(packs, q + h * HEAD_DIM);
+        a.reference[h] = NO_SCORE;
+        a.sum[h] = 0.0f;
+#pragma unroll
+        for (int i = 0; i < S::DIMS; i++) {
+            own[h][i] = element<T>(packs, i) * scale;
+            a.out[h][i] = 0.0f;
+        }
+    }
+    // Every lane takes part in every round, for a warp shuffles as a whole.
+    for (int round = first; round < last; round += S::ROUND) {
+        int next = round + S::ROUND, j = key_of<S>(round, 0);
+        float score[HEADS];
+        multiply<T>(score, own, keys);
+        if (next < last) load<T>(keys, k, next, last);
+        bool counts = j < last;
+        if (scores_tap && threadIdx.x % S::TWINS == 0 && counts)
+#pragma unroll
+            for (int h = 0; h < HEADS; h++) scores_tap[(long long)h * n_positions + j] = score[h];
+#pragma unroll
+        for (int h = 0; h < HEADS; h++)
+            if (!counts) score[h] = NEGATIVE_INFINITY;
+        weigh<S>(score, a);
+        add_values<T>(a, score, values);
+        if (next < last) load<T>(values, v, next, last);
+    }
+}
+
+// Sum over the lanes of a warp that are a multiple of `nearest` apart, in each of them.
+template <int nearest>
+__device__ __forceinline__ float sum_of_lanes(float x) {
+#pragma unroll
+    for (int offset = 16; offset >= nearest; offset /= 2)
+        x += __shfl_xor_sync(FULL_WARP, x, offset);
+    return x;
 }
 
 template <typename T>
@@ -156,40 +259,26 @@ __device__ void split(float* partial, float* maxima, float* sums, const T* q, co
     int head = blockIdx.y * HEADS, kv_head = head / (n_head / n_head_kv);
     long long cache = (long long)kv_head * capacity * HEAD_DIM;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-
-    float own[HEADS][S::DIMS];
-    Attended<S::DIMS> a;
-#pragma unroll
-    for (int h = 0; h < HEADS; h++) {
-        a.maximum[h] = NO_SCORE;
-        a.sum[h] = 0.0f;
-#pragma unroll
-        for (int i = 0; i < S::DIMS; i++) {
-            int pack = i / S::WIDTH * S::LANES + lane % S::LANES;
-            own[h][i] = to_float(q[(head + h) * HEAD_DIM + pack * S::WIDTH + i % S::WIDTH]) * scale;
-            a.out[h][i] = 0.0f;
-        }
-    }
     if (scores_tap) scores_tap += (long long)head * n_positions;
-    // Every lane takes part in every round, for a warp shuffles as a whole.
-    const int groups = SPLIT_BLOCK / S::LANES;
-    for (int round = first; round < last; round += groups * S::BATCH)
-        attend<T>(a, own, k_cache + cache, v_cache + cache, round + threadIdx.x / S::LANES, groups,
-                  last, scores_tap, n_positions);
-    join_groups<S>(a);
+
+    Attended<S::DIMS> a;
+    attend<T>(a, q + head * HEAD_DIM, k_cache + cache, v_cache + cache, first, last, scores_tap,
+              n_positions, scale);
 
     float *warp_maxima = shared + WARPS * HEADS * HEAD_DIM, *warp_sums = warp_maxima + WARPS * HEADS;
 #pragma unroll
     for (int h = 0; h < HEADS; h++) {
+        float sum = sum_of_lanes<S::TWINS>(a.sum[h]);
         if (lane == 0) {
-            warp_maxima[warp * HEADS + h] = a.maximum[h];
-            warp_sums[warp * HEADS + h] = a.sum[h];
+            warp_maxima[warp * HEADS + h] = a.reference[h];
+            warp_sums[warp * HEADS + h] = sum;
         }
 #pragma unroll
         for (int i = 0; i < S::DIMS; i++) {
             int pack = i / S::WIDTH * S::LANES + lane;
+            float x = sum_of_lanes<S::LANES>(a.out[h][i]);
             if (lane < S::LANES)
-                shared[(warp * HEADS + h) * HEAD_DIM + pack * S::WIDTH + i % S::WIDTH] = a.out[h][i];
+                shared[(warp * HEADS + h) * HEAD_DIM + pack * S::WIDTH + i % S::WIDTH] = x;
         }
     }
     __syncthreads();
@@ -198,7 +287,7 @@ __device__ void split(float* partial, float* maxima, float* sums, const T* q, co
         float maximum = NO_SCORE, sum = 0.0f, x = 0.0f;
         for (int w = 0; w < WARPS; w++) maximum = fmaxf(maximum, warp_maxima[w * HEADS + h]);
         for (int w = 0; w < WARPS; w++) {
-            float correction = expf(warp_maxima[w * HEADS + h] - maximum);
+            float correction = exp2f(warp_maxima[w * HEADS + h] - maximum);
             sum += warp_sums[w * HEADS + h] * correction;
             x += shared[w * HEADS * HEAD_DIM + i] * correction;
         }
@@ -216,17 +305,31 @@ __device__ void combine(T* out, const float* partial, const float* maxima, const
                         const int* position, const float* scores, float* probs_tap, int splits,
                         int n_positions) {
     __shared__ float weights[MOST_SPLITS], slices[COMBINE_BLOCK];
-    int head = blockIdx.x, end = *position + 1;
+    int head = blockIdx.x, end = *position + 1, lane = threadIdx.x % 32;
     int chunk = chunk_of(end, splits), used = (end + chunk - 1) / chunk;
     maxima += head * splits;
     sums += head * splits;
     partial += (long long)head * splits * HEAD_DIM;
 
-    bool own = threadIdx.x < used;
-    float maximum = block_max(own ? maxima[threadIdx.x] : NEGATIVE_INFINITY);
-    float weight = own ? expf(maxima[threadIdx.x] - maximum) : 0.0f;
-    if (own) weights[threadIdx.x] = weight;
-    float sum = block_sum(own ? sums[threadIdx.x] * weight : 0.0f);
+    // Every warp finds the largest and the sum for itself, which takes no barrier.
+    const int rows = MOST_SPLITS / 32;
+    float weight[rows], own_sum[rows], maximum = NEGATIVE_INFINITY, sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < rows; i++) {
+        int s = lane + 32 * i;
+        weight[i] = s < used ? maxima[s] : NEGATIVE_INFINITY;
+        own_sum[i] = s < used ? sums[s] : 0.0f;
+        maximum = fmaxf(maximum, weight[i]);
+    }
+    maximum = warp_max(maximum);
+#pragma unroll
+    for (int i = 0; i < rows; i++) {
+        weight[i] = exp2f(weight[i] - maximum);
+        sum += own_sum[i] * weight[i];
+        if (threadIdx.x < 32) weights[lane + 32 * i] = weight[i];
+    }
+    sum = warp_sum(sum);
+    __syncthreads();
 
     // A few threads share each dim.
     const int shares = COMBINE_BLOCK / HEAD_DIM;
@@ -234,7 +337,8 @@ __device__ void combine(T* out, const float* partial, const float* maxima, const
     float x = 0.0f;
     if (share < shares) {
 #pragma unroll 8
-        for (int s = share; s < used; s += shares) x += partial[(long long)s * HEAD_DIM + d] * weights[s];
+        for (int s = share; s < used; s += shares)
+            x += partial[(long long)s * HEAD_DIM + d] * weights[s];
     }
     slices[threadIdx.x] = x;
     __syncthreads();
@@ -245,7 +349,7 @@ __device__ void combine(T* out, const float* partial, const float* maxima, const
     if (!probs_tap) return;
     long long row = (long long)head * n_positions;
     for (int j = threadIdx.x; j < n_positions; j += COMBINE_BLOCK)
-        probs_tap[row + j] = j < end ? expf(scores[row + j] - maximum) / sum : 0.0f;
+        probs_tap[row + j] = j < end ? exp2f(scores[row + j] * LOG2_E - maximum) / sum : 0.0f;
 }
 
 extern "C" __global__ void attention_split_f32(float* partial, float* maxima, float* sums,

@@ -211,6 +211,13 @@ pub const EQUIVALENT: &[Equivalent] = &[
         "even",
         "smaller chunks, the same for both kernels",
     ),
+    ("attention_split.cu", "SLACK 8.0f", "SLACK 1.0f", "references that are raised more often"),
+    (
+        "attention_split.cu",
+        "if (next < last) load<T>(values",
+        "load<T>(values",
+        "the last row once more, for nobody",
+    ),
     (
         "attention_split.cu",
         "if (share < shares)",
@@ -219,8 +226,8 @@ pub const EQUIVALENT: &[Equivalent] = &[
     ),
     (
         "attention_split.cu",
-        "j < end ? expf(scores[row + j] - maximum) / sum : 0.0f",
-        "expf(scores[row + j] - maximum) / sum",
+        "j < end ? exp2f(scores[row + j] * LOG2_E - maximum) / sum : 0.0f",
+        "exp2f(scores[row + j] * LOG2_E - maximum) / sum",
         "the query's position is the last of the cache",
     ),
     (

@@ -96,14 +96,15 @@ const TILED: [([usize; 3], &[[usize; 2]]); 3] = [
     ([3, 3, 24], &[[32, 33], [2, 65], [7, 32], [5, 5]]),
     ([4, 2, 64], &[[33, 33], [3, 31], [34, 97]]),
 ];
-/// Hq, Hk, D, and P of each launch: below, at and above one chunk of keys, many chunks, and so many
-/// that a chunk is longer than the least.
-const SPLIT: [([usize; 3], &[usize]); 6] = [
+/// Hq, Hk, D, and P of each launch: below, at and above one chunk of keys, many chunks, heads so
+/// wide that a chunk takes many rounds, and so many keys that a chunk is longer than the least.
+const SPLIT: [([usize; 3], &[usize]); 7] = [
     ([3, 3, 64], &[1, 63, 65, 300]),
     ([4, 2, 64], &[2, 130, 64]),
     ([4, 2, 80], &[1, 64, 129]),
     ([2, 1, 24], &[66, 15, 7]),
     ([7, 1, 32], &[33, 200]),
+    ([2, 1, 256], &[49, 300]),
     ([1, 1, 32], &[8300]),
 ];
 /// Outputs of each matrix and inner size: whole packs of both types, around the packs of a warp and of
