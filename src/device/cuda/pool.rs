@@ -57,13 +57,14 @@ pub struct Pool<T> {
     free: HashMap<usize, Vec<T>>,
     pub in_use: usize,
     kept: usize,
+    most_in_use: usize,
     most: usize,
 }
 
 impl<T> Pool<T> {
-    /// Of at most so many bytes.
-    pub fn new(most: usize) -> Pool<T> {
-        Pool { free: HashMap::new(), in_use: 0, kept: 0, most }
+    /// Of so many bytes at most that may be in use, and in all.
+    pub fn new(most_in_use: usize, most: usize) -> Pool<T> {
+        Pool { free: HashMap::new(), in_use: 0, kept: 0, most_in_use, most }
     }
 
     /// Memory of a size; `None` while too much is in use, unless it `must` be.
@@ -73,7 +74,7 @@ impl<T> Pool<T> {
         must: bool,
         make: impl FnOnce() -> Result<T, DeviceError>,
     ) -> Result<Option<T>, DeviceError> {
-        if !must && self.in_use > 0 && self.in_use + bytes > self.most {
+        if !must && self.in_use > 0 && self.in_use + bytes > self.most_in_use {
             return Ok(None);
         }
         let memory = match self.free.get_mut(&bytes).and_then(Vec::pop) {
@@ -112,14 +113,14 @@ mod tests {
 
     #[test]
     fn a_pool_keeps_no_more_than_its_limit_whatever_the_sizes_are() {
-        let mut pool = Pool::new(100);
+        let mut pool = Pool::new(60, 100);
         let made = std::cell::Cell::new(0);
         let make = || Ok(made.replace(made.get() + 1));
         for round in 0..20 {
             let size = 10 + round % 4;
             let take = || pool.take(size, false, make).ok().flatten();
             let taken: Vec<_> = std::iter::from_fn(take).collect();
-            assert_eq!(taken.len(), 100 / size, "of {size}");
+            assert_eq!(taken.len(), 60 / size, "of {size}");
             assert!(pool.in_use + pool.kept <= 100, "{} and {}", pool.in_use, pool.kept);
             taken.into_iter().for_each(|memory| pool.give_back(size, memory));
             assert_eq!(pool.in_use, 0);
@@ -131,7 +132,7 @@ mod tests {
 
     #[test]
     fn what_must_be_is_given_beyond_the_limit() {
-        let mut pool = Pool::new(100);
+        let mut pool = Pool::new(100, 100);
         let mut take = |bytes, must| pool.take(bytes, must, || Ok(())).ok().flatten().is_some();
         // A single piece may be larger than all.
         assert!(take(300, false));

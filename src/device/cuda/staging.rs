@@ -27,8 +27,10 @@ use crate::device::{
 /// At most this much waits on the GPU, unless a single read is larger: all sites of a prompt of some
 /// hundred tokens.
 const MOST_ON_DEVICE: usize = 4 << 30;
-/// At most this much of it may be on its way through pinned memory, which is slow to allocate.
+/// At most this much of it may be on its way through pinned memory, and this much is there in all: it is
+/// slow to allocate and to free, and reads come in a few sizes.
 const MOST_PINNED: usize = 128 << 20;
+const MOST_PINNED_IN_ALL: usize = 512 << 20;
 /// A block that holds this much leaves: late enough to make few copies, early enough to overlap.
 const LEAVES_AT: usize = 1 << 20;
 /// Where a read begins within its block.
@@ -216,8 +218,8 @@ impl Staging {
         let lanes = Lanes {
             compute: Arc::clone(compute),
             copies: Stream::new(&compute.context)?,
-            blocks: Mutex::new(Pool::new(MOST_ON_DEVICE)),
-            pinned: Mutex::new(Pool::new(MOST_PINNED)),
+            blocks: Mutex::new(Pool::new(MOST_ON_DEVICE, MOST_ON_DEVICE)),
+            pinned: Mutex::new(Pool::new(MOST_PINNED, MOST_PINNED_IN_ALL)),
             leaving: Mutex::default(),
         };
         Ok(Staging { lanes: Arc::new(lanes), open: RefCell::default() })
