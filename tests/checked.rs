@@ -133,6 +133,51 @@ fn atomics_race_with_plain_accesses_only() {
     }
 }
 
+/// The last of two blocks that have left their numbers adds up those of both. out[0] counts the blocks,
+/// and is 0 again after it.
+const LAST_BLOCK: &str = "){ __shared__ bool last; int t = threadIdx.x;\n\
+    if (t < 32) out[64 + blockIdx.x * 32 + t] = x[t];\n\
+    __syncthreads();\n\
+    if (t == 0) { __threadfence(); last = atomicInc((unsigned*)out, 1) == 1; __threadfence(); }\n\
+    __syncthreads();\n\
+    if (last && t < 32) out[1 + t] = out[64 + t] + out[96 + t]; }";
+
+#[test]
+fn fences_around_an_atomic_order_what_two_blocks_do() {
+    assert_clean(LAST_BLOCK);
+    // A second count, of those that have seen the first: what was seen is handed on.
+    let counted_again = LAST_BLOCK
+        .replace("== 1; __threadfence();", "== 1; __threadfence(); atomicAdd(out + 40, 1.0f);");
+    assert_clean(&counted_again);
+    let barrier = "__syncthreads();\nif (t == 0) {";
+    for (what, stands) in [
+        (barrier, "if (t == 0) {"),
+        ("{ __threadfence();", "{"),
+        ("== 1; __threadfence();", "== 1;"),
+        ("(unsigned*)out, 1) == 1", "(unsigned*)out + blockIdx.x, 1) < 2"),
+    ] {
+        assert!(LAST_BLOCK.contains(what), "{what}");
+        let kernel = LAST_BLOCK.replace(what, stands);
+        for order in ORDERS {
+            let text = error_in(order, &kernel);
+            let text = text.unwrap_or_else(|| panic!("{order:?}: no report without {what}"));
+            assert!(text.contains("race: ") && text.contains("nothing orders two"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn what_a_thread_does_after_its_fence_is_not_published_by_it() {
+    let late = LAST_BLOCK.replace(
+        "{ __threadfence(); last",
+        "{ __threadfence(); out[64 + blockIdx.x * 32] = 1.0f; last",
+    );
+    for order in ORDERS {
+        let text = error_in(order, &late).unwrap_or_else(|| panic!("{order:?}: no report"));
+        assert!(text.contains("nothing orders two blocks"), "{text}");
+    }
+}
+
 #[test]
 fn an_index_past_a_buffer_is_out_of_bounds() {
     let wanted = "block (1,0,0): out of bounds: thread (63,0,0) writes at t.cu:2 bytes 512 to 515 of \

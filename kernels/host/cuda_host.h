@@ -52,6 +52,7 @@ void* cuda_host_dynamic_shared(void);
 void cuda_host_fail(const char* what, int line, const char* file) __attribute__((noreturn));
 #ifdef CUDA_HOST_CHECKED
 void cuda_host_check_atomic(void* p, size_t n, int reads);
+void cuda_host_check_fence(void);
 void cuda_host_copy(void* to, const void* from, size_t n);
 #endif
 }
@@ -99,7 +100,11 @@ static inline int __syncthreads_and(int p, CUDA_HOST_HERE) {
 static inline int __syncthreads_or(int p, CUDA_HOST_HERE) {
     return cuda_host_barrier(3, p, line, file);
 }
-static inline void __threadfence() {}
+#ifdef CUDA_HOST_CHECKED
+static inline void __threadfence() { cuda_host_check_fence(); }
+#else
+static inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+#endif
 static inline void __threadfence_block() {}
 static inline void __trap(CUDA_HOST_HERE) { cuda_host_fail("__trap()", line, file); }
 
@@ -194,6 +199,14 @@ CUDA_HOST_ATOMICS(unsigned)
     }
 CUDA_HOST_INTEGER_ATOMICS(int)
 CUDA_HOST_INTEGER_ATOMICS(unsigned)
+static CUDA_HOST_ATOMIC unsigned atomicInc(unsigned* p, unsigned most) {
+    return cuda_host_atomic(p, [most](unsigned old) { return old >= most ? 0 : old + 1; });
+}
+static CUDA_HOST_ATOMIC unsigned atomicDec(unsigned* p, unsigned most) {
+    return cuda_host_atomic(p, [most](unsigned old) {
+        return old == 0 || old > most ? most : old - 1;
+    });
+}
 
 // ---- math --------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@
 // is known with its thread and line, and a finding ends the launch as any other error does.
 //
 //   race            two threads, one of them writing, and no barrier or __syncwarp between; between
-//                   blocks, whenever they touch the same bytes. Atomics may meet each other.
+//                   blocks, no fence and atomic on both sides. Atomics may meet each other.
 //   out of bounds   outside every buffer that the launch was given, the dynamic shared memory, or a
 //                   shared array: those are laid out with gaps.
 //   uninitialised   memory that nobody has written: shared memory by a thread of the block, global
@@ -68,12 +68,125 @@ static uint32_t clocks[MAX_THREADS][WARP];  // by thread: the latest clock known
 
 // ---- order -------------------------------------------------------------------------------------
 
+// Whether the current thread is past a point in the time of its own block.
+static bool is_past(uint16_t thread, uint32_t epoch, uint32_t clock) {
+    if (thread == self.current || epoch != check.epoch) return true;
+    if (thread / WARP != self.current / WARP) return false;
+    return clocks[self.current][thread % WARP] > clock;
+}
+
+// A __threadfence, with what its thread knew to be done: by its block before the last barrier, by its
+// warp, and by others, as the fences that it was past. An atomic after it publishes that.
+struct Fence {
+    uint32_t block, epoch, clocks[WARP];
+    uint16_t thread;
+    uint32_t n_passed, *passed;
+};
+// A fence that is passed by whoever has a fence after an atomic at an address.
+struct Published { char* address; uint32_t fence; };
+// A fence that a thread of the running block is past, and since when.
+struct Passed { uint32_t fence, epoch, clock; uint16_t thread; };
+
+// A list of plain values.
+template <class T>
+struct List {
+    T* items;
+    size_t n, room;
+    void add(const T& item) {
+        if (n == room) {
+            T* grown = (T*)realloc((void*)items, (room = 2 * room + 64) * sizeof(T));
+            if (!grown) abort();
+            items = grown;
+        }
+        items[n++] = item;
+    }
+    T* begin() { return items; }
+    T* end() { return items + n; }
+};
+
+static struct {
+    uint64_t launch;
+    List<Fence> fences;  // those that an atomic has published
+    List<Published> published;
+    List<Passed> passed;
+    // By thread of the running block: its last fence, whose block is 0 if there is none, and its
+    // number from 1 on once it is published; and the address of the last atomic since.
+    Fence last_fence[MAX_THREADS];
+    uint32_t number[MAX_THREADS];
+    char* last_atomic[MAX_THREADS];
+} between_blocks;
+
+// Whether a fence publishes an access. An atomic after the fence is what publishes it.
+static bool covers(const Fence& fence, const Access& access) {
+    if (access.block != fence.block) return false;
+    if (access.thread == fence.thread && access.kind == ATOMIC) return true;
+    if (access.thread / WARP != fence.thread / WARP) return access.epoch < fence.epoch;
+    return access.epoch < fence.epoch || fence.clocks[access.thread % WARP] > access.clock;
+}
+
 // Whether an access surely came before what the current thread does now.
 static bool is_before(const Access& access) {
-    if (access.block != check.block) return false;
-    if (access.thread == self.current || access.epoch != check.epoch) return true;
-    if (access.thread / WARP != self.current / WARP) return false;
-    return clocks[self.current][access.thread % WARP] > access.clock;
+    if (access.block == check.block) return is_past(access.thread, access.epoch, access.clock);
+    for (const Passed& passed : between_blocks.passed)
+        if (covers(between_blocks.fences.items[passed.fence], access) &&
+            is_past(passed.thread, passed.epoch, passed.clock))
+            return true;
+    return false;
+}
+
+// The current thread is past a fence.
+static void pass(uint32_t fence) {
+    for (const Passed& passed : between_blocks.passed)
+        if (passed.fence == fence && is_past(passed.thread, passed.epoch, passed.clock)) return;
+    uint32_t clock = clocks[self.current][self.current % WARP];
+    between_blocks.passed.add({fence, check.epoch, clock, (uint16_t)self.current});
+}
+
+// __threadfence: what the thread's last atomic found published is done, and an atomic after it
+// publishes what is.
+static void fence() {
+    auto& b = between_blocks;
+    int t = self.current;
+    for (size_t i = 0; b.last_atomic[t] && i < b.published.n; i++) {
+        if (b.published.items[i].address != b.last_atomic[t]) continue;
+        const Fence found = b.fences.items[b.published.items[i].fence];
+        if (found.block == check.block && found.thread == t) continue;
+        pass(b.published.items[i].fence);
+        for (uint32_t p = 0; p < found.n_passed; p++) pass(found.passed[p]);
+    }
+    clocks[t][t % WARP]++;  // what the thread does from here on is not covered
+    b.last_fence[t] = {check.block, check.epoch, {}, (uint16_t)t, 0, nullptr};
+    memcpy(b.last_fence[t].clocks, clocks[t], sizeof clocks[t]);
+    b.last_atomic[t] = nullptr;
+    b.number[t] = 0;
+}
+
+// An atomic of the current thread: publishes its last fence at an address.
+static void publish(void* address) {
+    auto& b = between_blocks;
+    int t = self.current;
+    if (!b.last_fence[t].block || b.last_atomic[t] == address) {
+        b.last_atomic[t] = (char*)address;
+        return;
+    }
+    b.last_atomic[t] = (char*)address;
+    if (!b.number[t]) {
+        List<uint32_t> passed = {};
+        for (const Passed& p : b.passed)
+            if (is_past(p.thread, p.epoch, p.clock)) passed.add(p.fence);
+        Fence made = b.last_fence[t];
+        made.passed = passed.items;
+        made.n_passed = (uint32_t)passed.n;
+        b.fences.add(made);
+        b.number[t] = (uint32_t)b.fences.n;
+    }
+    b.published.add({(char*)address, b.number[t] - 1});
+}
+
+static void forget_fences() {
+    auto& b = between_blocks;
+    for (const Fence& fence : b.fences) free(fence.passed);
+    b.fences.n = b.published.n = 0;
 }
 
 // ---- findings ----------------------------------------------------------------------------------
@@ -355,10 +468,16 @@ static void check_release() {
     };
     release(check.static_cells, static_shared_bytes());
     release(check.dynamic_cells, MAX_SHARED);
+    forget_fences();
+    free(between_blocks.fences.items);
+    free(between_blocks.published.items);
+    free(between_blocks.passed.items);
 }
 
 static bool check_launch() {
     unwritten.is_set = false;
+    if (between_blocks.launch != self.launch->number) forget_fences();
+    between_blocks.launch = self.launch->number;
     if (!check.static_cells) check.static_cells = make_cells(static_shared_bytes());
     if (!check.dynamic_cells) check.dynamic_cells = make_cells(MAX_SHARED);
     if (!check.sorted) {
@@ -376,6 +495,11 @@ static void check_block(uint64_t block) {
     check.block = (uint32_t)block + 1;
     check.block_runs++;
     check.epoch++;
+    between_blocks.passed.n = 0;
+    for (int t = 0; t < self.n_threads; t++) {
+        between_blocks.last_fence[t].block = 0;
+        between_blocks.last_atomic[t] = nullptr;
+    }
 }
 static void check_barrier() { check.epoch++; }
 static void check_block_end() { report_unwritten(true); }

@@ -43,7 +43,9 @@ HOOK void __tsan_func_exit() {}
 // The two halves of an atomic of cuda_host.h: the check, and a copy that is not checked again.
 HOOK void cuda_host_check_atomic(void* p, size_t n, int reads) {
     check_access(p, n, ATOMIC, reads, HERE);
+    publish(p);
 }
+HOOK void cuda_host_check_fence() { fence(); }
 HOOK void cuda_host_copy(void* to, const void* from, size_t n) { memcpy(to, from, n); }
 
 // ---- undefined behaviour -----------------------------------------------------------------------
