@@ -15,7 +15,7 @@ use firstdiff::{
     verdict::{Outcome, Rule},
 };
 
-use crate::common::{Bench, assert_equal, engine, first_divergence};
+use crate::common::{Bench, Keep, assert_equal, engine, first_divergence};
 
 /// Around a warp (32), a block (128) and the cache's capacity step (64).
 const LENGTHS: [usize; 6] = [1, 2, 31, 32, 33, 200];
@@ -372,4 +372,21 @@ fn tiles_and_split_keys_give_the_same_at_every_head_size_and_length() {
     let built = spec.build(&bench.model, Task { prompt: &ids, decode: 0 });
     let text = built.err().unwrap().to_string();
     assert!(text.starts_with("heads of 12 are no multiple of 8"), "{text}");
+}
+
+#[test]
+fn all_threads_of_a_pool_may_run_engines_at_the_same_time() {
+    let (sender, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let bench = Bench::fixture();
+        let ids = bench.prompt(64);
+        let task = Task { prompt: &ids, decode: 0 };
+        let mut built = engine(DType::F16).build(&bench.model, task).unwrap();
+        let mut keep = Keep::default();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        pool.install(|| built.step(0, &ids, &mut keep).unwrap());
+        sender.send(keep.tensors.len()).unwrap();
+    });
+    let sites = ended.recv_timeout(std::time::Duration::from_secs(60));
+    assert!(sites.is_ok_and(|sites| sites > 0), "a thread waits for itself");
 }

@@ -141,8 +141,7 @@ impl Engine {
     }
 
     /// Runs a step of tokens at the next positions; every wanted site goes to the sink.
-    /// Returns what the engine would say next, if its logits are numbers. It may wait for threads of
-    /// rayon's global pool, so none of these may call it.
+    /// Returns what the engine would say next, if its logits are numbers.
     pub fn step(
         &mut self,
         step: u32,

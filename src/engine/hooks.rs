@@ -251,14 +251,16 @@ impl<'a> Pass<'a> {
         self.put_oldest(true).map(drop)
     }
 
-    /// Lets other threads widen what has arrived.
+    /// Lets other threads widen what has arrived. A thread of their pool must not wait for them: all of the
+    /// pool may be waiting.
     fn hand_out(&mut self) -> Result<(), EngineError> {
+        let may_wait = rayon::current_thread_index().is_none();
         for under_way in self.reads.iter_mut().skip(self.handed_out) {
             let UnderWay::Reading(read) = under_way else { unreachable!("widened as it arrives") };
             if !read.is_ready() {
                 break;
             }
-            if (ELSEWHERE..BY_ALL).contains(&read.elements()) {
+            if may_wait && (ELSEWHERE..BY_ALL).contains(&read.elements()) {
                 read.wait()?;
                 under_way.widen_elsewhere();
             }
