@@ -381,7 +381,9 @@ fn all_threads_of_a_pool_may_run_engines_at_the_same_time() {
         let bench = Bench::fixture();
         let ids = bench.prompt(64);
         let task = Task { prompt: &ids, decode: 0 };
-        let mut built = engine(DType::F16).build(&bench.model, task).unwrap();
+        // What `kernels check` runs engines on.
+        let spec = EngineSpec { device: DeviceKind::Host, ..engine(DType::F16) };
+        let mut built = spec.build(&bench.model, task).unwrap();
         let mut keep = Keep::default();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         pool.install(|| built.step(0, &ids, &mut keep).unwrap());

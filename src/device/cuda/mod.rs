@@ -183,6 +183,7 @@ impl Device for CudaDevice {
     }
 
     fn upload_widened(&self, buffer: &Buffer, values: &[f16]) -> Result<(), DeviceError> {
+        self.checked(buffer, 0, 4 * values.len())?;
         let narrow = self.alloc(2 * values.len().min(WIDENED), "weights on their way")?;
         for (chunk, values) in values.chunks(WIDENED).enumerate() {
             self.upload(&narrow, 0, bytemuck::cast_slice(values))?;

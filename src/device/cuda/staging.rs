@@ -24,8 +24,8 @@ use crate::device::{
     },
 };
 
-/// At most this much waits on the GPU, unless a single read is larger: all sites of a prompt of some
-/// hundred tokens.
+/// At most this much waits on the GPU, and half of what is free there, unless a single read is larger: all
+/// sites of a prompt of some hundred tokens.
 const MOST_ON_DEVICE: usize = 4 << 30;
 /// At most this much of it may be on its way through pinned memory, and this much is there in all: it is
 /// slow to allocate and to free, and reads come in a few sizes.
@@ -40,7 +40,8 @@ const ALIGNMENT: usize = 256;
 struct Lanes {
     compute: Arc<Stream>,
     copies: Arc<Stream>,
-    blocks: Mutex<Pool<Block>>,
+    /// Made with the first read, when the weights are there: then it is known what is free.
+    blocks: Mutex<Option<Pool<Block>>>,
     pinned: Mutex<Pool<Pinned>>,
     /// Batches that are to leave, in that order.
     leaving: Mutex<VecDeque<Weak<Batch>>>,
@@ -61,6 +62,11 @@ impl Lanes {
     /// A block for at least that many bytes; `None` while too much is under way.
     fn block(&self, bytes: usize) -> Result<Option<Block>, DeviceError> {
         let mut blocks = locked(&self.blocks);
+        let blocks = blocks.get_or_insert_with(|| {
+            let free = driver::mem_get_info().map_or(0, |(free, _)| free);
+            let most = MOST_ON_DEVICE.min(free / 2);
+            Pool::new(most, most)
+        });
         let (bytes, others) = (size_for(bytes), blocks.in_use > 0);
         let make = || {
             let on_device = Memory::new(&self.compute, bytes, "captures")?;
@@ -196,7 +202,9 @@ impl Drop for Batch {
             // It was given up, and may be on its way.
             let _ = block.passed.wait("waiting for a capture");
         }
-        locked(&self.lanes.blocks).give_back(block.bytes, block);
+        if let Some(blocks) = &mut *locked(&self.lanes.blocks) {
+            blocks.give_back(block.bytes, block);
+        }
         let state = self.state.get_mut().expect("no thread panics while it holds a batch");
         if let Some(pinned) = state.pinned.take() {
             locked(&self.lanes.pinned).give_back(pinned.bytes, pinned);
@@ -218,7 +226,7 @@ impl Staging {
         let lanes = Lanes {
             compute: Arc::clone(compute),
             copies: Stream::new(&compute.context)?,
-            blocks: Mutex::new(Pool::new(MOST_ON_DEVICE, MOST_ON_DEVICE)),
+            blocks: Mutex::default(),
             pinned: Mutex::new(Pool::new(MOST_PINNED, MOST_PINNED_IN_ALL)),
             leaving: Mutex::default(),
         };
