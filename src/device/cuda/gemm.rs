@@ -1,14 +1,14 @@
 //! Matrix products: cuBLAS for many rows, `kernels/cuda/gemv.cu` for one.
 
-use std::ffi::c_void;
+use std::{ffi::c_void, sync::Arc};
 
-use cudarc::{
-    cublas::{result as blas, sys as blas_sys},
-    driver::sys::CUstream,
-};
+use cudarc::cublas::{result as blas, sys as blas_sys};
 
 use crate::{
-    device::{Arg, DeviceError, Gemm, Launch, cuda::CudaDevice},
+    device::{
+        Arg, DeviceError, Gemm, Launch,
+        cuda::{CudaDevice, stream::Stream},
+    },
     tensor::DType,
 };
 
@@ -22,28 +22,33 @@ const GROUP: usize = 3;
 const PACK: usize = 16;
 
 /// Owns a cuBLAS handle on the device's stream.
-pub struct Blas(blas_sys::cublasHandle_t);
+pub struct Blas {
+    handle: blas_sys::cublasHandle_t,
+    stream: Arc<Stream>,
+}
 
 // SAFETY: the handle is used by one thread at a time, that of the device.
 unsafe impl Send for Blas {}
 
 impl Drop for Blas {
     fn drop(&mut self) {
+        // It waits for the thread's current context, which may be another's or none.
+        let _ = self.stream.context.bind_to_thread();
         // SAFETY: made by create_handle, destroyed once; a failure at the end changes nothing.
-        let _ = unsafe { blas::destroy_handle(self.0) };
+        let _ = unsafe { blas::destroy_handle(self.handle) };
     }
 }
 
 impl Blas {
-    /// A handle whose work goes to a stream that lives as long.
-    pub fn new(stream: CUstream) -> Result<Blas, DeviceError> {
+    /// A handle whose work goes to a stream.
+    pub fn new(stream: &Arc<Stream>) -> Result<Blas, DeviceError> {
         let fails = |what: &str, error: blas::CublasError| DeviceError::NoCuda {
             detail: format!("cuBLAS {what}: {:?}", error.0),
         };
         let handle = blas::create_handle().map_err(|error| fails("does not start", error))?;
-        let blas = Blas(handle);
-        // SAFETY: the driver's stream is the runtime's; both live as long as the device.
-        unsafe { blas::set_stream(blas.0, stream.cast()) }
+        let blas = Blas { handle, stream: Arc::clone(stream) };
+        // SAFETY: the driver's stream is the runtime's, and lives as long as the handle.
+        unsafe { blas::set_stream(blas.handle, stream.raw.cast()) }
             .map_err(|error| fails("takes no stream", error))?;
         Ok(blas)
     }
@@ -57,7 +62,7 @@ impl Blas {
         // Without a math mode set, f32 products use no TF32, and sums are f32 for both types.
         let multiplied = unsafe {
             blas::gemm_ex(
-                self.0,
+                self.handle,
                 blas_sys::cublasOperation_t::CUBLAS_OP_T,
                 blas_sys::cublasOperation_t::CUBLAS_OP_N,
                 cols,

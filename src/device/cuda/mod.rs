@@ -88,7 +88,7 @@ impl CudaDevice {
             context,
             architecture: format!("sm_{major}{minor}"),
             staging: Staging::new(&stream)?,
-            blas: Blas::new(stream.raw)?,
+            blas: Blas::new(&stream)?,
             stream,
             modules: HashMap::new(),
             functions: RefCell::default(),
