@@ -177,7 +177,7 @@ pub fn read_now<D: Device + ?Sized>(
 }
 
 /// Elements widened at a time: what loading needs beyond the weights.
-const WIDENED: usize = 1 << 18;
+pub(crate) const WIDENED: usize = 1 << 18;
 
 /// Work recorded by a device, which alone can repeat it.
 pub struct Recorded(pub(crate) Box<dyn Any + Send>);

@@ -3,7 +3,7 @@
 use half::{f16, slice::HalfFloatSliceExt};
 
 use crate::{
-    device::{Buffer, Device},
+    device::{Buffer, Device, WIDENED},
     engine::EngineError,
     fault::Faults,
     gguf::TensorInfo,
@@ -46,9 +46,6 @@ pub struct Weights {
     /// Divisors of rope's angles (D/2) f32.
     pub rope_factors: Option<Buffer>,
 }
-
-/// Elements widened at a time: what loading needs beyond the weights.
-const CHUNK_ELEMENTS: usize = 1 << 18;
 
 /// Reads tensors of a model and puts them on a device.
 struct Loader<'a> {
@@ -133,7 +130,7 @@ impl Loader<'_> {
         faulty: Option<&[f32]>,
     ) -> Result<(), EngineError> {
         let (rows, row_length, size) = (info.rows(), info.row_length(), self.storage.size());
-        let step = (CHUNK_ELEMENTS / row_length).clamp(1, rows);
+        let step = (WIDENED / row_length).clamp(1, rows);
         let mut wide = vec![0f32; step * row_length];
         let mut narrow = Vec::new();
         for first in (0..rows).step_by(step) {

@@ -46,7 +46,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // SAFETY: allocated by `new` and freed once; the driver lets copies into it end first.
+        // SAFETY: allocated by `new` and freed once; whoever copies into it waits before it gives it back.
         let free = || unsafe { driver::free_host(self.pointer.cast()) };
         let _ = self.context.bind_to_thread().and_then(|()| free());
     }
