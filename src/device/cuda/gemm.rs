@@ -7,7 +7,7 @@ use cudarc::cublas::{result as blas, sys as blas_sys};
 use crate::{
     device::{
         Arg, DeviceError, Gemm, Launch,
-        cuda::{CudaDevice, stream::Stream},
+        cuda::{CudaDevice, graph::while_none_is_recorded, stream::Stream},
     },
     tensor::DType,
 };
@@ -35,7 +35,7 @@ impl Drop for Blas {
         // It waits for the thread's current context, which may be another's or none.
         let _ = self.stream.context.bind_to_thread();
         // SAFETY: made by create_handle, destroyed once; a failure at the end changes nothing.
-        let _ = unsafe { blas::destroy_handle(self.handle) };
+        let _ = while_none_is_recorded(|| unsafe { blas::destroy_handle(self.handle) });
     }
 }
 
@@ -45,7 +45,8 @@ impl Blas {
         let fails = |what: &str, error: blas::CublasError| DeviceError::NoCuda {
             detail: format!("cuBLAS {what}: {:?}", error.0),
         };
-        let handle = blas::create_handle().map_err(|error| fails("does not start", error))?;
+        let handle = while_none_is_recorded(blas::create_handle);
+        let handle = handle.map_err(|error| fails("does not start", error))?;
         let blas = Blas { handle, stream: Arc::clone(stream) };
         // SAFETY: the driver's stream is the runtime's, and lives as long as the handle.
         unsafe { blas::set_stream(blas.handle, stream.raw.cast()) }

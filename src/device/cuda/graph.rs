@@ -1,6 +1,6 @@
 //! Work recorded once and launched again as a whole: a CUDA graph.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use cudarc::driver::{CudaContext, result as driver, sys};
 
@@ -8,6 +8,16 @@ use crate::device::{
     DeviceError,
     cuda::stream::{Stream, failed},
 };
+
+/// Shared by the threads that record.
+static RECORDING: RwLock<()> = RwLock::new(());
+
+/// Does what waits for all work of the GPU, as cuBLAS does when a handle is made or destroyed, while no
+/// thread records: the driver would spoil the recording, or crash.
+pub fn while_none_is_recorded<T>(work: impl FnOnce() -> T) -> T {
+    let _alone = RECORDING.write().unwrap_or_else(PoisonError::into_inner);
+    work()
+}
 
 /// A graph that can be launched.
 pub struct Graph {
@@ -20,12 +30,12 @@ pub struct Graph {
 unsafe impl Send for Graph {}
 
 impl Graph {
-    /// Records what `work` puts on the stream, without running it; `None` where what another thread did on
-    /// the GPU has spoilt the recording.
+    /// Records what `work` puts on the stream, without running it.
     pub fn record(
         stream: &Stream,
         work: &mut dyn FnMut() -> Result<(), DeviceError>,
-    ) -> Result<Option<Graph>, DeviceError> {
+    ) -> Result<Graph, DeviceError> {
+        let _with_others = RECORDING.read().unwrap_or_else(PoisonError::into_inner);
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives; what is recorded uses buffers that outlive the graph, as the
         // engine owns both.
@@ -34,22 +44,13 @@ impl Graph {
         let worked = work();
         // SAFETY: begun above. It must be ended whatever happened between.
         let ended = unsafe { driver::stream::end_capture(stream.raw) };
-        let spoilt = sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
-        match worked {
-            Err(DeviceError::Cuda { detail, .. }) if detail == format!("{spoilt:?}") => {
-                return Ok(None);
-            }
-            worked => worked?,
-        }
-        let graph = match ended {
-            Err(error) if error.0 == spoilt => return Ok(None),
-            ended => ended.map_err(failed("ending the recording of a graph"))?,
-        };
+        worked?;
+        let graph = ended.map_err(failed("ending the recording of a graph"))?;
         let none = sys::CUgraphInstantiate_flags(0);
         // SAFETY: the graph was just made.
         let exec = unsafe { driver::graph::instantiate(graph, none) };
         let exec = exec.map_err(failed("instantiating a graph"))?;
-        Ok(Some(Graph { context: Arc::clone(&stream.context), graph, exec }))
+        Ok(Graph { context: Arc::clone(&stream.context), graph, exec })
     }
 
     pub fn launch(&self, stream: &Stream) -> Result<(), DeviceError> {

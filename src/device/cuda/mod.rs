@@ -228,8 +228,7 @@ impl Device for CudaDevice {
         work: &mut dyn FnMut() -> Result<(), DeviceError>,
     ) -> Result<Option<Recorded>, DeviceError> {
         self.bind()?;
-        let graph = Graph::record(&self.stream, work)?;
-        Ok(graph.map(|graph| Recorded(Box::new(graph))))
+        Ok(Some(Recorded(Box::new(Graph::record(&self.stream, work)?))))
     }
 
     fn repeat(&self, recorded: &Recorded) -> Result<(), DeviceError> {
