@@ -47,13 +47,6 @@ struct Lanes {
     leaving: Mutex<VecDeque<Weak<Batch>>>,
 }
 
-impl Drop for Lanes {
-    fn drop(&mut self) {
-        let _ = self.compute.context.bind_to_thread();
-        let _ = self.copies.wait("waiting for captures");
-    }
-}
-
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("no thread panics while it holds captures' memory")
 }
