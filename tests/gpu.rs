@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use firstdiff::{
     device::{
@@ -529,28 +529,30 @@ fn a_device_that_holds_as_many_reads_as_it_may_takes_another_when_one_is_gone() 
 #[ignore = "needs a GPU: make gpu-test"]
 fn devices_come_and_go_while_others_record_and_repeat() {
     let n = 1 << 10;
-    let busy = AtomicUsize::new(4);
-    let come_and_go = || {
-        for _ in 0..24 {
-            drop(CudaDevice::new().unwrap());
-        }
-        busy.fetch_sub(1, Relaxed);
-    };
+    let all_gone = AtomicBool::new(false);
+    let come_and_go = || (0..24).for_each(|_| drop(CudaDevice::new().unwrap()));
     let record_and_repeat = || {
         let mut device = CudaDevice::new().unwrap();
         load(&mut device, "residual_add.cu", Vec::new());
         let y = put(&device, DType::F32, &vec![1.0; n]);
-        while busy.load(Relaxed) > 0 {
+        loop {
             let x = put(&device, DType::F32, &vec![0.0; n]);
             let add = || launch::residual_add(&device, DType::F32, &x, (&x, &y), n);
             let mut adds = || (0..300).try_for_each(|_| add());
             let recorded = device.record(&mut adds).unwrap().expect("a GPU records");
             (0..3).for_each(|_| device.repeat(&recorded).unwrap());
             assert_eq!(get(&device, DType::F32, &x), vec![900.0; n]);
+            if all_gone.load(Relaxed) {
+                break;
+            }
         }
     };
     std::thread::scope(|threads| {
-        (0..4).for_each(|_| drop(threads.spawn(come_and_go)));
         (0..4).for_each(|_| drop(threads.spawn(record_and_repeat)));
+        let coming = [(); 4].map(|()| threads.spawn(come_and_go));
+        let gone = coming.map(|thread| thread.join());
+        // Also where one of them failed: the others would record for ever.
+        all_gone.store(true, Relaxed);
+        gone.into_iter().for_each(|gone| gone.unwrap());
     });
 }

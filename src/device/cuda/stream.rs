@@ -121,10 +121,11 @@ impl Event {
         !state.is_err_and(|error| error.0 == sys::CUresult::CUDA_ERROR_NOT_READY)
     }
 
-    /// Waits for the event.
+    /// Waits for the event, in any thread.
     pub fn wait(&self, doing: &str) -> Result<(), DeviceError> {
         // SAFETY: it lives.
-        unsafe { driver::event::synchronize(self.raw) }.map_err(failed(doing))
+        let wait = || unsafe { driver::event::synchronize(self.raw) };
+        self.context.bind_to_thread().and_then(|()| wait()).map_err(failed(doing))
     }
 }
 
