@@ -89,6 +89,7 @@ pub mod exit;
 pub mod fault;
 #[cfg(feature = "full")]
 pub mod gguf;
+pub mod graph;
 #[cfg(feature = "full")]
 pub mod kernels;
 #[cfg(feature = "full")]

@@ -1,0 +1,10 @@
+//! The forward pass as data: llama.cpp's own graph of a model, read once, for any architecture.
+
+pub mod node;
+pub mod op;
+pub mod rules;
+pub mod size;
+
+pub use node::{Format, Graph, Kind, Node, NodeId, Params, Sizes, Window};
+pub use op::Op;
+pub use size::{Extent, Sample, Size};
