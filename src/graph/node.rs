@@ -55,6 +55,8 @@ pub enum Kind {
     State,
     /// Its operation.
     Computed,
+    /// Nowhere: llama.cpp lists the node and never computes it.
+    Skipped,
 }
 
 /// A part of another tensor's memory.

@@ -16,6 +16,8 @@ use crate::{
     reference::{
         Noise,
         callback::{Capture, Failure, is_over, on_node},
+        context::{Context, ContextSpec},
+        import::{self, IMPORT_POSITIONS, Imported, Importer, SequenceInputs},
         node::Biases,
         threads::Threads,
         widen,
@@ -63,6 +65,8 @@ pub enum ReferenceError {
     Matches { site: Site, found: u32 },
     #[error("{site} of llama.cpp: {detail}; leave the site out with --sites")]
     Node { site: Site, detail: String },
+    #[error("llama.cpp's graph cannot be read: {detail}; please report the model")]
+    Import { detail: String },
     #[error("internal error in the graph callback: {0}; please report it")]
     Panic(String),
     #[error(transparent)]
@@ -131,6 +135,28 @@ impl Reference {
     /// The options it was loaded with.
     pub fn options(&self) -> ReferenceOptions {
         self.options
+    }
+
+    /// The model's graph, and where the tensors of a sequence get their inputs from.
+    pub fn import(&self, tokens: &[i32]) -> Result<(Imported, SequenceInputs), ReferenceError> {
+        let positions = tokens.len().max(IMPORT_POSITIONS);
+        let spec = ContextSpec {
+            positions,
+            batch: positions,
+            threads: self.threads,
+            precision: self.options.precision,
+        };
+        llama::take_errors();
+        let context = Context::new(&self.model, &spec, &import::HOOKS);
+        let context = context.ok_or_else(|| ReferenceError::Context {
+            tokens: positions,
+            detail: llama::take_errors(),
+        })?;
+        let architecture = self.config.arch.name().to_string();
+        let mut importer = Importer { context, architecture, token: 0 };
+        let imported = importer.graph()?;
+        let inputs = importer.inputs(&imported, tokens)?;
+        Ok((imported, inputs))
     }
 
     /// A session with an empty KV cache for that many tokens in all, at most `batch` a step.
