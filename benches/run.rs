@@ -10,19 +10,20 @@ use std::{
 
 use firstdiff::{
     arithmetic::Arithmetic,
-    baseline::{self, Baseline, Task},
+    baseline::{self, Baseline},
     capture::{NoSink, Sink, Stopped},
     compare::{DEFAULT_FACTOR, SiteFilter},
-    engine::AttentionVariant,
+    engine::{AttentionVariant, DeviceKind, EngineSpec},
     fault::Faults,
     kernels::KernelSet,
     model::Model,
     reference::{Reference, ReferenceOptions},
     replay::{self, Operation, Recording},
-    run::{DeviceKind, EngineSpec, Run, run_engine},
+    run::{Run, run_engine},
     site::Site,
     spool::Spool,
     synth::{self, Spec},
+    task::Task,
     tensor::{DType, Tensor},
     verdict::Rule,
 };

@@ -16,6 +16,7 @@ use crate::{
         Amplitude, Noise, Precision, Reference, ReferenceError, ReferenceOptions, Session,
     },
     site::Site,
+    task::{Task, first_position},
     tensor::DType,
 };
 
@@ -39,20 +40,6 @@ pub struct Baseline {
     /// The reference's choice after each step.
     pub choices: Vec<Option<Choice>>,
     pub floor: Floor,
-}
-
-/// A prompt to be continued by that many tokens.
-#[derive(Clone, Copy, Debug)]
-pub struct Task<'a> {
-    pub prompt: &'a [i32],
-    pub decode: u32,
-}
-
-impl Task<'_> {
-    /// Positions in the cache at the end.
-    pub fn positions(&self) -> usize {
-        self.prompt.len() + self.decode as usize
-    }
 }
 
 /// Runs one reference over the steps: teacher-forced where `forced` has the token, else greedy.
@@ -241,14 +228,6 @@ fn distance(
 /// The tokens of a site's rows after a prompt of that length.
 pub fn row_tokens(filter: &SiteFilter, prompt: usize, site: Site) -> RowTokens<'_> {
     RowTokens { first_position: first_position(prompt, site.step), chosen: filter.queries(site) }
-}
-
-/// The position of a step's first token after a prompt of that length.
-pub fn first_position(prompt: usize, step: u32) -> usize {
-    match step {
-        0 => 0,
-        step => prompt + step as usize - 1,
-    }
 }
 
 /// Whether rounding the model's matrices to a type changes any of them.

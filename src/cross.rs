@@ -8,10 +8,9 @@ use crate::{
     compare::channel,
     device::DeviceError,
     diagnosis::{Diagnosis, Verdict},
-    engine::EngineError,
-    exit::Error,
+    engine::{EngineError, EngineSpec},
     replay::Recording,
-    run::{EngineSpec, Recorder, Run, run_engine},
+    run::{Recorder, Run, RunError, run_engine},
     verdict::{Coverage, SiteReport, judge},
 };
 
@@ -35,7 +34,7 @@ impl Run<'_> {
         baseline: &Baseline,
         diagnosis: Option<&Diagnosis>,
         on_site: &mut dyn FnMut(&SiteReport),
-    ) -> Result<CrossCheck, Error> {
+    ) -> Result<CrossCheck, RunError> {
         let (sites, steps) = (self.sites()?, &baseline.steps);
         let mut engines = [self.engine, second].map(|spec| spec.build(self.model, self.task));
         let [Ok(first_engine), Ok(second_engine)] = &mut engines else {
@@ -74,7 +73,7 @@ impl Run<'_> {
                     tensors: &tensors,
                     steps,
                     arithmetic: &arithmetic,
-                    attention: second.kernels.attending(),
+                    attention: second.attending(),
                 };
                 let second = Diagnosis::of(self.model, recording, None)?;
                 let (first, second) = (guilty(first), guilty(&second));

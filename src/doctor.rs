@@ -5,7 +5,6 @@
 
 mod cuda;
 mod guard;
-mod places;
 mod system;
 mod tools;
 
@@ -13,7 +12,6 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-pub use cuda::include_folder;
 pub use system::llama_cpp_version;
 
 /// What a probe found.

@@ -18,6 +18,7 @@
 //! - [`tensor`]: values on the CPU, number formats
 //! - [`arithmetic`]: how a side stores and accumulates each stage
 //! - [`recycle`]: the memory of tensors that are done with
+//! - [`random`]: random numbers that are the same on every machine
 //! - [`capture`]: the sink that a side puts its tensors into
 //!
 //! The model:
@@ -61,6 +62,8 @@
 
 pub mod arithmetic;
 #[cfg(feature = "full")]
+pub mod attending;
+#[cfg(feature = "full")]
 pub mod baseline;
 #[cfg(feature = "full")]
 pub mod bisect;
@@ -83,7 +86,6 @@ pub mod doctor;
 pub mod dump;
 #[cfg(feature = "full")]
 pub mod engine;
-#[cfg(feature = "full")]
 pub mod exit;
 #[cfg(feature = "full")]
 pub mod fault;
@@ -95,7 +97,11 @@ pub mod kernels;
 pub mod llama;
 pub mod model;
 #[cfg(feature = "full")]
+pub mod places;
+#[cfg(feature = "full")]
 pub mod progress;
+#[cfg(feature = "full")]
+pub mod random;
 #[cfg(feature = "full")]
 pub mod recycle;
 #[cfg(feature = "full")]
@@ -115,6 +121,7 @@ pub mod spool;
 pub mod survey;
 #[cfg(feature = "full")]
 pub mod synth;
+pub mod task;
 pub mod tensor;
 pub mod trace;
 #[cfg(feature = "full")]

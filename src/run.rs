@@ -1,27 +1,27 @@
 //! The main job: the engine and the reference over the same tokens, compared as they go.
 
+mod error;
+mod measure_floor;
+
 use std::{sync::Arc, thread, time::Instant};
+
+pub use error::RunError;
 
 use crate::{
     arithmetic::Arithmetic,
-    baseline::{self, Baseline, Task, row_tokens},
+    attending::Attending,
+    baseline::{self, Baseline, row_tokens},
     capture::{Choice, NoSink, Sink, Stopped},
     compare::{ChannelSink, SiteFilter, channel},
-    device::{
-        Device, DeviceError,
-        cuda::CudaDevice,
-        host::{HostDevice, HostOptions},
-    },
+    device::DeviceError,
     diagnosis::{Diagnosis, ReferenceReplay},
-    engine::{AttentionVariant, Engine, EngineError, EngineOptions},
-    exit::Error,
-    fault::Faults,
-    kernels::KernelSet,
+    engine::{Engine, EngineError, EngineSpec},
     model::Model,
     reference::{Precision, Reference, ReferenceError},
-    replay::{Attending, Recording},
+    replay::Recording,
     site::{Site, Stage},
     spool::{Recorded, Spool, Without},
+    task::Task,
     tensor::{DType, Tensor},
     verdict::{Coverage, Rule, SiteReport, judge},
 };
@@ -30,62 +30,6 @@ use crate::{
 /// most 512 MiB of them.
 const WEIGHTS_A_VALUE: usize = 4;
 const MOST_LEAD: usize = 128 << 20;
-
-/// Which device runs the kernels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DeviceKind {
-    /// The kernels compiled for this machine's CPU.
-    #[default]
-    Host,
-    /// The same, with every access of shared and global memory checked.
-    Checked,
-    /// The first CUDA GPU.
-    Cuda,
-}
-
-impl DeviceKind {
-    /// Opens the device.
-    pub fn open(self) -> Result<Box<dyn Device>, DeviceError> {
-        match self {
-            DeviceKind::Host => Ok(Box::new(HostDevice::new(Default::default())?)),
-            DeviceKind::Checked => {
-                let options = HostOptions { checked: true, ..HostOptions::default() };
-                Ok(Box::new(HostDevice::new(options)?))
-            }
-            DeviceKind::Cuda => Ok(Box::new(CudaDevice::new()?)),
-        }
-    }
-}
-
-/// The engine that is put to the test.
-#[derive(Clone, Debug)]
-pub struct EngineSpec {
-    pub device: DeviceKind,
-    /// f32 or f16.
-    pub storage: DType,
-    pub attention: AttentionVariant,
-    pub faults: Faults,
-    pub kernels: KernelSet,
-}
-
-impl EngineSpec {
-    /// The arithmetic that this engine declares.
-    pub fn arithmetic(&self) -> Arithmetic {
-        Arithmetic::engine(self.storage)
-    }
-
-    /// An engine with room for a task.
-    pub fn build(&self, model: &Model, task: Task<'_>) -> Result<Engine, EngineError> {
-        let options = EngineOptions {
-            storage: self.storage,
-            attention: self.attention,
-            faults: self.faults.clone(),
-            positions: task.positions(),
-            tokens: task.prompt.len(),
-        };
-        Engine::new(self.device.open()?, model, &self.kernels, options)
-    }
-}
 
 /// A run to be made.
 pub struct Run<'a> {
@@ -151,7 +95,7 @@ struct Ended {
 
 impl Run<'_> {
     /// The sites that are asked for, in canonical order.
-    pub fn sites(&self) -> Result<Vec<Site>, Error> {
+    pub fn sites(&self) -> Result<Vec<Site>, RunError> {
         let all = self.model.config.sites(self.task.decode + 1);
         self.filter.check(&all)?;
         Ok(all.into_iter().filter(|&site| self.filter.wants(site)).collect())
@@ -159,7 +103,7 @@ impl Run<'_> {
 
     /// Runs both sides at the same time and compares what they produce. `on_site` hears each
     /// verdict as it is reached.
-    pub fn run(&self, on_site: &mut dyn FnMut(&SiteReport)) -> Result<Finished, Error> {
+    pub fn run(&self, on_site: &mut dyn FnMut(&SiteReport)) -> Result<Finished, RunError> {
         self.run_again(&mut Kept::default(), on_site)
     }
 
@@ -169,7 +113,7 @@ impl Run<'_> {
         &self,
         kept: &mut Kept,
         on_site: &mut dyn FnMut(&SiteReport),
-    ) -> Result<Finished, Error> {
+    ) -> Result<Finished, RunError> {
         let start = Instant::now();
         let sites = self.sites()?;
         let arithmetic = self.engine.arithmetic();
@@ -217,7 +161,7 @@ impl Run<'_> {
         let total = self.model.config.sites(self.task.decode + 1).len();
         let coverage = Coverage::of(&reports, total, sites.len());
         Ok(Finished {
-            coverage: coverage.with_recomputed(&reports, &self.engine.kernels.recomputed()),
+            coverage: coverage.with_recomputed(&reports, &self.engine.recomputed()),
             sites: reports,
             engine_choices,
             device,
@@ -237,7 +181,7 @@ impl Run<'_> {
         sites: &[Site],
         kept: &mut Kept,
         on_site: &mut dyn FnMut(&SiteReport),
-    ) -> Result<Ended, Error> {
+    ) -> Result<Ended, RunError> {
         let filter = Arc::new(self.filter.clone());
         let (engine_sink, engine_side) = channel(Arc::clone(&filter), 0);
         // The reference goes ahead while the engine loads its weights.
@@ -275,7 +219,7 @@ impl Run<'_> {
             let (engine, choices, logits_hash, engine_spool) =
                 engine_run.join().map_err(|_| ended_early())?;
             let spools = (engine_spool, reference_spool);
-            Ok::<_, Error>(Ended { engine, choices, logits_hash, reports, spools })
+            Ok::<_, RunError>(Ended { engine, choices, logits_hash, reports, spools })
         })?;
         let (engine_spool, reference_spool) = ended.spools;
         Ok(Ended { spools: (engine_spool, reference_spool.or(kept.reference.take())), ..ended })
@@ -290,7 +234,7 @@ impl Run<'_> {
     /// Stages that are no evidence of the engine's kernels. A replay without them takes the attention for
     /// one operation.
     pub(crate) fn unrecorded(&self, engine: &EngineSpec) -> Vec<Stage> {
-        [engine.kernels.recomputed(), self.partial()].concat()
+        [engine.recomputed(), self.partial()].concat()
     }
 
     /// Runs the reference, and records it if that is asked for.
@@ -299,18 +243,18 @@ impl Run<'_> {
         baseline: &Baseline,
         sink: ChannelSink,
         record: bool,
-    ) -> (Result<(), Error>, Option<Spool>) {
+    ) -> (Result<(), RunError>, Option<Spool>) {
         let mut sink = match Recorder::new(sink, record, Vec::new()) {
             Ok(sink) => sink,
             Err(error) => return (Err(error), None),
         };
         let mut forced = baseline.forced().into_iter();
         let end = baseline::decode(self.reference, self.task, &mut sink, None, |_| forced.next());
-        (finished(end).map_err(Error::from), sink.into_spool())
+        (finished(end).map_err(RunError::from), sink.into_spool())
     }
 
     /// An engine with these kernels: the kept one, or a new one. After an error the kept one stays.
-    fn engine_with(&self, kept: &mut Option<Engine>) -> Result<Engine, Error> {
+    fn engine_with(&self, kept: &mut Option<Engine>) -> Result<Engine, RunError> {
         let Some(engine) = kept else { return Ok(self.engine.build(self.model, self.task)?) };
         engine.reload(&self.engine.kernels)?;
         Ok(kept.take().expect("it was just there"))
@@ -323,9 +267,9 @@ impl Run<'_> {
         reference: &Spool,
         steps: &[Vec<i32>],
         known: &mut Option<ReferenceReplay>,
-    ) -> Result<Diagnosis, Error> {
+    ) -> Result<Diagnosis, RunError> {
         let (own, f32) = (self.engine.arithmetic(), Arithmetic::engine(DType::F32));
-        let (tensors, arithmetic, attention) = (engine, &own, self.engine.kernels.attending());
+        let (tensors, arithmetic, attention) = (engine, &own, self.engine.attending());
         let engine = Recording { tensors, steps, arithmetic, attention };
         let wide = self.reference.options().precision == Precision::F32;
         if known.is_some() || !wide {
@@ -342,7 +286,7 @@ impl Run<'_> {
 }
 
 /// Puts what a reference recorded into its sink, in the order of the sites.
-fn put_all(recorded: &Spool, sites: &[Site], mut sink: ChannelSink) -> Result<(), Error> {
+fn put_all(recorded: &Spool, sites: &[Site], mut sink: ChannelSink) -> Result<(), RunError> {
     for &site in sites {
         let Some(tensor) = recorded.tensor(site)? else { continue };
         if sink.put(site, tensor).is_err() {
@@ -370,9 +314,9 @@ pub fn run_engine(
     numbered.map(|(step, tokens)| engine.step(step as u32, tokens, sink)).collect()
 }
 
-fn ended_early() -> Error {
+fn ended_early() -> RunError {
     let text = "the engine's thread ended early; please report it".to_string();
-    Error::Device(DeviceError::Failed(text))
+    RunError::Device(DeviceError::Failed(text))
 }
 
 /// What a run without hooks says, as in [`Finished`].
@@ -419,7 +363,7 @@ impl Recorder {
         inner: ChannelSink,
         record: bool,
         unrecorded: Vec<Stage>,
-    ) -> Result<Recorder, Error> {
+    ) -> Result<Recorder, RunError> {
         Ok(Recorder { inner, spool: record.then(Spool::new).transpose()?, unrecorded })
     }
 

@@ -40,7 +40,7 @@
 
 use std::fmt::Write;
 
-use crate::tensor::Tensor;
+use crate::{random::splitmix64, tensor::Tensor};
 
 /// Elements that are shown.
 const SHOWN: usize = 12;
@@ -84,7 +84,7 @@ pub fn text(name: &str, tensor: &Tensor, bound: f64) -> String {
     text += "signs";
     for seed in 0..SIGNS {
         let signed = data.iter().zip(0u64..).filter(|(x, _)| x.is_finite()).map(|(&x, index)| {
-            let sign = if mixed(seed << 48 ^ index) & 1 == 0 { 1.0 } else { -1.0 };
+            let sign = if splitmix64(0, seed << 48 ^ index) & 1 == 0 { 1.0 } else { -1.0 };
             sign * f64::from(x)
         });
         let _ = write!(text, " {:.digits$}", signed.sum::<f64>() / root);
@@ -159,17 +159,9 @@ fn shown(n: usize) -> Vec<usize> {
     }
     let part = |index: usize| {
         let (start, end) = (index * n / SHOWN, (index + 1) * n / SHOWN);
-        start + (mixed(index as u64) % (end - start) as u64) as usize
+        start + (splitmix64(0, index as u64) % (end - start) as u64) as usize
     };
     (0..SHOWN).map(part).collect()
-}
-
-/// The splitmix64 function.
-pub(crate) fn mixed(x: u64) -> u64 {
-    let z = x.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]
@@ -179,7 +171,7 @@ mod tests {
     const BOUND: f64 = 1e-5;
 
     fn tensor(change: impl Fn(usize, f32) -> f32) -> Tensor {
-        let value = |i: usize| (mixed(i as u64 + 99) >> 40) as f32 / (1 << 23) as f32 - 1.0;
+        let value = |i: usize| (splitmix64(0, i as u64 + 99) >> 40) as f32 / (1 << 23) as f32 - 1.0;
         Tensor::new([5, 3, 40], (0..600).map(|i| change(i, value(i))).collect())
     }
 
@@ -190,7 +182,8 @@ mod tests {
     #[test]
     fn moves_within_the_bound_agree() {
         assert_eq!(against(|_, x| x), Ok(()));
-        let moved = |i: usize, x: f32| if mixed(i as u64) & 2 == 0 { x + 9e-6 } else { x - 9e-6 };
+        let moved =
+            |i: usize, x: f32| if splitmix64(0, i as u64) & 2 == 0 { x + 9e-6 } else { x - 9e-6 };
         assert_eq!(against(moved), Ok(()));
     }
 

@@ -6,17 +6,17 @@ use std::{
 };
 
 use firstdiff::{
-    baseline::Task,
     capture::{Sink, Stopped},
     compare::{DEFAULT_FACTOR, SiteFilter},
-    engine::AttentionVariant,
+    engine::{AttentionVariant, DeviceKind, EngineSpec},
     fault::Faults,
     kernels::KernelSet,
     model::Model,
     reference::{Reference, ReferenceOptions},
-    run::{DeviceKind, EngineSpec, Finished, Run},
+    run::{Finished, Run},
     site::{Site, Stage},
     synth::{self, Spec},
+    task::Task,
     tensor::{DType, Tensor},
     verdict::{Outcome, Rule, SiteReport},
 };

@@ -3,8 +3,9 @@ use std::path::{Path, PathBuf};
 use firstdiff::{
     contract::{Contract, Op},
     diagnosis::{Certainty, Verdict},
+    engine::EngineSpec,
     kernels::KernelSet,
-    run::{EngineSpec, Finished, run_engine},
+    run::{Finished, run_engine},
     synth::Spec,
     tensor::DType,
 };
@@ -45,7 +46,7 @@ fn edited(folder: &Path, name: &str, edits: &[(&str, &str)]) -> PathBuf {
 /// Every tensor and choice of an engine over a prompt and two more tokens.
 fn tensors(bench: &Bench, spec: &EngineSpec) -> (Keep, Vec<Option<firstdiff::capture::Choice>>) {
     let ids = bench.prompt(37);
-    let task = firstdiff::baseline::Task { prompt: &ids, decode: 2 };
+    let task = firstdiff::task::Task { prompt: &ids, decode: 2 };
     let mut engine = spec.build(&bench.model, task).unwrap();
     let mut kept = Keep::default();
     let choices = run_engine(&mut engine, &[ids, vec![5], vec![77]], &mut kept).unwrap();

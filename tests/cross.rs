@@ -1,10 +1,11 @@
 use firstdiff::{
-    baseline::Task,
     compare::{DEFAULT_FACTOR, SiteFilter},
+    engine::EngineSpec,
     kernels::KernelSet,
     report::DevicesSummary,
-    run::{EngineSpec, Run},
+    run::Run,
     site::{Site, Stage},
+    task::Task,
     tensor::DType,
     verdict::{Outcome, Rule},
 };

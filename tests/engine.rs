@@ -1,16 +1,16 @@
 use std::collections::BTreeSet;
 
 use firstdiff::{
-    baseline::Task,
     compare::{DEFAULT_FACTOR, SiteFilter},
-    engine::AttentionVariant,
+    engine::{AttentionVariant, DeviceKind, EngineSpec},
     exit::Exit,
     fault::{FAULTS, Fault, Faults, Subject},
     kernels::KernelSet,
     model::Arch,
-    run::{DeviceKind, EngineSpec, Run},
+    run::Run,
     site::{Site, Stage},
     synth::{Spec, WeightType},
+    task::Task,
     tensor::DType,
     verdict::{Outcome, Rule},
 };

@@ -4,14 +4,13 @@ use firstdiff::{
     device::{
         Buffer, Device, DeviceError, Download, Gemm, Strided, cuda::CudaDevice, host::HostDevice,
     },
-    engine::AttentionVariant,
+    engine::{AttentionVariant, DeviceKind, EngineSpec},
     fault::{FAULTS, Faults, Subject},
     kernels::{
         KernelSet,
         launch::{self, Attention, CacheView, Rope, Splits},
     },
     model::{Arch, Config},
-    run::{DeviceKind, EngineSpec},
     synth::{Spec, WeightType},
     tensor::DType,
 };

@@ -2,11 +2,10 @@ use std::collections::BTreeMap;
 
 use firstdiff::{
     arithmetic::Arithmetic,
-    baseline::Task,
-    engine::AttentionVariant,
+    engine::{AttentionVariant, EngineSpec},
     reference::Noise,
-    run::EngineSpec,
     site::{Site, Stage},
+    task::Task,
     tensor::{DType, Tensor},
 };
 

@@ -1,7 +1,6 @@
 use firstdiff::{
-    engine::AttentionVariant,
+    engine::{AttentionVariant, EngineSpec},
     fault::{self, Faults},
-    run::EngineSpec,
     site::{Site, Stage},
     snapshot,
     tensor::DType,
@@ -12,7 +11,7 @@ use crate::common::{Bench, Keep, engine};
 /// What the engine's attention gives for a prompt of 8 tokens, as a snapshot.
 fn attention(bench: &Bench, engine: &EngineSpec) -> String {
     let ids = bench.prompt(8);
-    let task = firstdiff::baseline::Task { prompt: &ids, decode: 0 };
+    let task = firstdiff::task::Task { prompt: &ids, decode: 0 };
     let mut keep = Keep { only: vec![Stage::AttnOut], ..Keep::default() };
     let mut engine = engine.build(&bench.model, task).unwrap();
     engine.step(0, &ids, &mut keep).unwrap();

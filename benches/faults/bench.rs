@@ -3,17 +3,17 @@
 use std::path::Path;
 
 use firstdiff::{
-    baseline::Task,
     compare::{DEFAULT_FACTOR, SiteFilter},
     diagnosis::{Certainty, Finding},
-    engine::AttentionVariant,
+    engine::{AttentionVariant, DeviceKind, EngineSpec},
     exit::Exit,
     fault::{Fault, Faults, Subject},
     kernels::KernelSet,
     model::{Arch, Model},
     reference::{Reference, ReferenceOptions},
-    run::{DeviceKind, EngineSpec, Finished, Run},
+    run::{Finished, Run},
     synth::{self, Spec},
+    task::Task,
     tensor::DType,
     verdict::Rule,
 };

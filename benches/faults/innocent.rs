@@ -2,11 +2,11 @@
 
 use firstdiff::{
     check::PinnedPrompt,
-    engine::AttentionVariant,
+    engine::{AttentionVariant, EngineSpec},
     kernels::KernelSet,
     model::Arch,
     reference::{Precision, Reference, ReferenceOptions},
-    run::{EngineSpec, Finished},
+    run::Finished,
     synth::Spec,
     tensor::DType,
     verdict::Outcome,
@@ -73,7 +73,7 @@ pub fn benign(bench: &Bench, progress: &mut Progress) -> Result<Vec<Innocent>> {
     let prompt = &bench.prompt;
     let mut add = |name: &str, reference: &Reference, prompt: &[i32], engine: &EngineSpec| {
         if progress.wants(&format!("benign: {name}")) {
-            let task = firstdiff::baseline::Task { prompt, decode: DECODE };
+            let task = firstdiff::task::Task { prompt, decode: DECODE };
             let finished = bench::run(&bench.model, reference, task, engine)?;
             list.push(innocent(name.to_string(), &finished));
         }

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use firstdiff::{
-    baseline::{self, Baseline, first_position},
+    baseline::{self, Baseline},
     capture::{Sink, Stopped},
     compare::{SiteFloor, compare},
-    run::{EngineSpec, Finished, run_engine},
+    engine::EngineSpec,
+    run::{Finished, run_engine},
     site::{Site, Stage},
+    task::first_position,
     tensor::Tensor,
 };
 

@@ -1,16 +1,17 @@
 //! A whole run beside each of its sides alone.
 
 use firstdiff::{
-    baseline::{self, Baseline, Task},
+    baseline::{self, Baseline},
     capture::{Sink, Stopped},
     compare::{DEFAULT_FACTOR, SiteFilter},
-    engine::AttentionVariant,
+    engine::{AttentionVariant, DeviceKind, EngineSpec},
     fault::Faults,
     kernels::KernelSet,
     model::Model,
     reference::{Reference, ReferenceOptions},
-    run::{DeviceKind, EngineSpec, Run, run_engine},
+    run::{Run, run_engine},
     site::Site,
+    task::Task,
     tensor::{DType, Tensor},
     verdict::Rule,
 };

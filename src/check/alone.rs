@@ -3,21 +3,21 @@
 use std::time::Instant;
 
 use crate::{
-    baseline::first_position,
     check::{
-        Case, CaseResult, Config, Pinned, PinnedPrompt,
+        Case, CaseResult, CheckError, Config, Pinned, PinnedPrompt,
         cases::{Evidence, Ran, Visit, judged},
         pinned::text_hash,
         ratchet::record,
     },
     compare::{SAMPLES, SUMS},
     diagnosis::Diagnosis,
-    exit::{Error, Exit},
+    engine::EngineSpec,
+    exit::Exit,
     model::Model,
     replay::Recording,
-    run::EngineSpec,
     site::Site,
     spool::{Recorded, Spool},
+    task::first_position,
     tensor::DType,
     verdict::{Outcome, SiteReport},
 };
@@ -34,7 +34,7 @@ type Unfit = (Exit, String);
 
 impl Runner<'_> {
     /// A snapshot that does not fit the case, and an error of the engine, are the case's result.
-    pub fn run(&self, case: &Case, visit: &mut Visit<'_>) -> Result<(), Error> {
+    pub fn run(&self, case: &Case, visit: &mut Visit<'_>) -> Result<(), CheckError> {
         let start = Instant::now();
         let (config, engine) = (self.config, self.config.engine(case));
         let prompt = match self.prompt(case) {
@@ -51,7 +51,7 @@ impl Runner<'_> {
                 visit(case, CaseResult { seconds: seconds(), ..result }, Some(ran))
             }
             Err(error) => {
-                let result = config.failed(case, &error);
+                let result = config.failed(case, error.exit(), error.to_string());
                 visit(case, CaseResult { seconds: seconds(), ..result }, None)
             }
         }
@@ -99,11 +99,11 @@ impl Runner<'_> {
         case: &Case,
         engine: &EngineSpec,
         prompt: &PinnedPrompt,
-    ) -> Result<(CaseResult, Spool), Error> {
+    ) -> Result<(CaseResult, Spool), CheckError> {
         let (config, model, steps) = (self.config, self.model, &prompt.steps[..]);
         let spool = record(model, engine, steps)?;
         let sites = prompt.compare(model, case.dtype, &spool, config.least_factor())?;
-        let (arithmetic, attention) = (engine.arithmetic(), engine.kernels.attending());
+        let (arithmetic, attention) = (engine.arithmetic(), engine.attending());
         let recording = Recording { tensors: &spool, steps, arithmetic: &arithmetic, attention };
         let diagnosis = Diagnosis::of(model, recording, None)?;
         let diagnosis = Some(&diagnosis);
@@ -123,7 +123,7 @@ impl PinnedPrompt {
         dtype: DType,
         engine: &dyn Recorded,
         factor: f64,
-    ) -> Result<Vec<SiteReport>, Error> {
+    ) -> Result<Vec<SiteReport>, CheckError> {
         let floor = self.dtypes.iter().position(|&other| other == dtype);
         let length = self.steps[0].len();
         let sites = model.config.sites(self.decode + 1);

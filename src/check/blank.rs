@@ -6,10 +6,10 @@ use crate::{
         kernel::{Chosen, place_of_error},
     },
     diagnosis::{Certainty, Diagnosis, Finding, Verdict},
-    exit::{Error, Exit},
+    engine::EngineSpec,
+    exit::Exit,
     fault::Faults,
     model::Model,
-    run::EngineSpec,
     site::{Site, Stage},
 };
 
@@ -47,10 +47,9 @@ impl Config {
     }
 
     /// A case that an error ended.
-    pub(super) fn failed(&self, case: &Case, error: &Error) -> CaseResult {
-        let text = error.to_string();
+    pub(super) fn failed(&self, case: &Case, exit: Exit, text: String) -> CaseResult {
         let place = place_of_error(&self.kernels, &text);
-        CaseResult { exit: error.exit(), text, place, ..self.blank(case) }
+        CaseResult { exit, text, place, ..self.blank(case) }
     }
 
     /// The engine's guilty operations, with their kernels.

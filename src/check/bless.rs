@@ -4,12 +4,12 @@ use std::fmt;
 
 use crate::{
     check::{
-        CaseResult, Config, Lock, Opened,
+        CaseResult, CheckError, Config, Lock, Opened,
         cases::{each, planned},
         lock::LockedCase,
         ratchet::{self, Changes, accuracies_of, inputs},
     },
-    exit::{Error, Exit},
+    exit::Exit,
 };
 
 /// What became of a case since its baseline.
@@ -86,7 +86,7 @@ impl Review {
         opened: &Opened,
         old: &Lock,
         done: &mut dyn FnMut(&CaseResult, usize),
-    ) -> Result<Review, Error> {
+    ) -> Result<Review, CheckError> {
         let (plan, cases) = planned(config, None);
         let mut review = Review::default();
         each(config, opened, &cases, None, &mut |case, result, ran| {

@@ -2,27 +2,28 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     path::PathBuf,
     time::Instant,
 };
 
 use crate::{
-    baseline::Task,
     cache,
     check::{
-        Case, CaseResult, Config, Lock, Partition, Pinned, Prompt, Results, alone, config::Source,
-        hold::hold,
+        Case, CaseResult, CheckError, Config, Lock, Partition, Pinned, Prompt, Results, alone,
+        config::Source, hold::hold,
     },
     compare::SiteFilter,
     diagnosis::Diagnosis,
-    exit::Error,
+    engine::EngineSpec,
     model::Model,
     reference::{Reference, ReferenceOptions},
     report::{Compared, SiteRow, answer},
-    run::{EngineSpec, Finished, Run},
+    run::{Finished, Run},
     site::Site,
     spool::Spool,
     synth::{self, Spec},
+    task::Task,
     verdict::{Coverage, Outcome, Rule, SiteReport},
 };
 
@@ -36,12 +37,12 @@ impl Opened {
     /// gives the path of the embedded model.
     pub fn open(
         config: &Config,
-        fixture: &dyn Fn() -> Result<PathBuf, Error>,
-    ) -> Result<Opened, Error> {
+        fixture: &dyn Fn() -> io::Result<PathBuf>,
+    ) -> Result<Opened, CheckError> {
         let mut models = Vec::new();
         for choice in &config.models {
             let path = match &choice.source {
-                Source::Fixture => fixture()?,
+                Source::Fixture => fixture().map_err(unwritten)?,
                 Source::Path(path) => path.clone(),
                 Source::Synth(spec) => synthesised(spec)?,
             };
@@ -61,10 +62,13 @@ impl Opened {
     }
 }
 
+fn unwritten(source: io::Error) -> CheckError {
+    CheckError::Write { path: cache::root(), source }
+}
+
 /// A random model in the cache.
-fn synthesised(spec: &Spec) -> Result<PathBuf, Error> {
-    let write = |source| Error::Write { path: cache::root(), source };
-    let folder = cache::folder("synth").map_err(write)?;
+fn synthesised(spec: &Spec) -> Result<PathBuf, CheckError> {
+    let folder = cache::folder("synth").map_err(unwritten)?;
     let key = format!("{} {spec:?}", env!("CARGO_PKG_VERSION"));
     let path = folder.join(format!("{}.gguf", &blake3::hash(key.as_bytes()).to_hex()[..24]));
     if !path.is_file() {
@@ -98,7 +102,7 @@ pub fn run(
     opened: &Opened,
     asked: Asked<'_>,
     done: &mut dyn FnMut(&CaseResult, usize),
-) -> Result<Results, Error> {
+) -> Result<Results, CheckError> {
     let (plan, cases) = planned(config, asked.partition);
     let hashes = opened.hashes(config, &cases);
     let mut results = Vec::new();
@@ -129,7 +133,8 @@ pub(super) fn planned(config: &Config, partition: Option<Partition>) -> (Vec<Str
 }
 
 /// What is done with a case: its result, and its run if its engine and its reference ran.
-pub(super) type Visit<'a> = dyn FnMut(&Case, CaseResult, Option<Ran<'_>>) -> Result<(), Error> + 'a;
+pub(super) type Visit<'a> =
+    dyn FnMut(&Case, CaseResult, Option<Ran<'_>>) -> Result<(), CheckError> + 'a;
 
 /// Runs cases against llama.cpp, or what is kept of it, one after another.
 pub(super) fn each(
@@ -138,7 +143,7 @@ pub(super) fn each(
     cases: &[Case],
     pinned: Option<&Pinned>,
     visit: &mut Visit<'_>,
-) -> Result<(), Error> {
+) -> Result<(), CheckError> {
     for of_model in cases.chunk_by(|a, b| a.model == b.model) {
         let model = &opened.models[of_model[0].model];
         if let Some(pinned) = pinned {
@@ -164,7 +169,7 @@ struct Runner<'a> {
 impl Runner<'_> {
     /// An error of the engine or of the reference is the case's result; a prompt that does not fit is
     /// the configuration's mistake.
-    fn run(&self, case: &Case, visit: &mut Visit<'_>) -> Result<(), Error> {
+    fn run(&self, case: &Case, visit: &mut Visit<'_>) -> Result<(), CheckError> {
         let start = Instant::now();
         let (config, prompt) = (self.config, &self.config.prompts[case.prompt]);
         let ids = tokens(config, self.model, self.reference, case.model, prompt)?;
@@ -191,7 +196,8 @@ impl Runner<'_> {
             }
             Err(error) => {
                 let seconds = start.elapsed().as_secs_f64();
-                visit(case, CaseResult { seconds, ..config.failed(case, &error) }, None)
+                let result = config.failed(case, error.exit(), error.to_string());
+                visit(case, CaseResult { seconds, ..result }, None)
             }
         }
     }
@@ -204,20 +210,17 @@ pub(super) fn tokens(
     reference: &Reference,
     index: usize,
     prompt: &Prompt,
-) -> Result<Vec<i32>, Error> {
+) -> Result<Vec<i32>, CheckError> {
     let ids = reference.tokenize(&prompt.text);
     let wanted = Task { prompt: &ids, decode: config.steps }.positions();
-    let (what, most) = (format!("{}: prompt {}", config.path.display(), prompt.name), {
-        model.config.n_ctx_train
-    });
+    let (path, prompt) = (config.path.clone(), prompt.name.clone());
+    let most = model.config.n_ctx_train;
     if ids.is_empty() {
-        return Err(Error::Usage(format!("{what} has no tokens; give it a text")));
+        return Err(CheckError::EmptyPrompt { path, prompt });
     }
     if wanted > most {
-        let model = &config.models[index].name;
-        return Err(Error::Usage(format!(
-            "{what} needs {wanted} positions, but {model} was trained for {most}; shorten it"
-        )));
+        let model = config.models[index].name.clone();
+        return Err(CheckError::LongPrompt { path, prompt, wanted, model, most });
     }
     Ok(ids)
 }

@@ -9,10 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     compare::{DEFAULT_FACTOR, FilterError, SiteFilter},
-    engine::AttentionVariant,
+    engine::{AttentionVariant, DeviceKind},
     kernels::{KernelError, KernelSet},
     reference::Precision,
-    run::DeviceKind,
     site::Site,
     synth::{Spec, SynthError},
     tensor::DType,

@@ -2,11 +2,11 @@
 
 use crate::{
     check::{
-        Case, CaseResult, Change, Config, Guilty, Lock, Place,
+        Case, CaseResult, Change, CheckError, Config, Guilty, Lock, Place,
         cases::Ran,
         ratchet::{Changes, accuracies_of, inputs},
     },
-    exit::{Error, Exit},
+    exit::Exit,
     site::Site,
 };
 
@@ -17,7 +17,7 @@ pub fn hold(
     result: &mut CaseResult,
     ran: &Ran<'_>,
     lock: &Lock,
-) -> Result<(), Error> {
+) -> Result<(), CheckError> {
     if result.exit != Exit::Equal {
         return Ok(());
     }

@@ -2,7 +2,11 @@
 
 use std::{fmt, ops::Range, str::FromStr};
 
-use crate::{check::Config, engine::AttentionVariant, run::DeviceKind, tensor::DType};
+use crate::{
+    check::Config,
+    engine::{AttentionVariant, DeviceKind},
+    tensor::DType,
+};
 
 /// One case: indices into the configuration's models and prompts, and the engine.
 #[derive(Clone, Debug)]

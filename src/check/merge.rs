@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::check::{CaseResult, Results, results::CHECK_VERSION};
+use crate::{
+    check::{CaseResult, Results, results::CHECK_VERSION},
+    exit::Exit,
+};
 
 /// Larger files are no results of a check.
 const MAX_BYTES: u64 = 256 << 20;
@@ -30,9 +33,12 @@ pub enum MergeError {
 }
 
 impl MergeError {
-    /// Whether the files are results that must not be joined, and not bad input.
-    pub fn is_refusal(&self) -> bool {
-        !matches!(self, MergeError::Read { .. } | MergeError::Foreign { .. })
+    /// The exit code: files of results that must not be joined are refused, others are bad input.
+    pub fn exit(&self) -> Exit {
+        match self {
+            MergeError::Read { .. } | MergeError::Foreign { .. } => Exit::BadInput,
+            _ => Exit::Refused,
+        }
     }
 }
 

@@ -4,23 +4,27 @@ use std::{collections::BTreeMap, fmt};
 
 use crate::{
     arithmetic::Arithmetic,
-    baseline::{self, Baseline, Task, first_position},
+    baseline::{self, Baseline},
     capture::{Sink, Stopped},
     check::{
-        Config, Opened, Pinned, PinnedModel, PinnedPrompt, PinnedSite, cases::tokens,
+        CheckError, Config, Opened, Pinned, PinnedModel, PinnedPrompt, PinnedSite, cases::tokens,
         pinned::text_hash,
     },
     compare::{Digest, SiteFilter},
     doctor,
-    exit::Error,
     model::Model,
     reference::{Reference, ReferenceOptions},
     site::Site,
+    task::{Task, first_position},
     tensor::{DType, Tensor},
 };
 
 /// Runs llama.cpp over every model and prompt. `done` hears each, as `model/prompt`.
-pub fn pin(config: &Config, opened: &Opened, done: &mut dyn FnMut(&str)) -> Result<Pinned, Error> {
+pub fn pin(
+    config: &Config,
+    opened: &Opened,
+    done: &mut dyn FnMut(&str),
+) -> Result<Pinned, CheckError> {
     let mut models = BTreeMap::new();
     for (index, (choice, model)) in config.models.iter().zip(&opened.models).enumerate() {
         let options = ReferenceOptions { precision: config.reference, threads: None };
@@ -47,7 +51,7 @@ impl PinnedPrompt {
         task: Task<'_>,
         text: &str,
         dtypes: &[DType],
-    ) -> Result<PinnedPrompt, Error> {
+    ) -> Result<PinnedPrompt, CheckError> {
         let every = SiteFilter::default();
         let of = |&dtype| Baseline::of(reference, model, task, &Arithmetic::engine(dtype), &every);
         let baselines = dtypes.iter().map(of).collect::<Result<Vec<_>, _>>()?;

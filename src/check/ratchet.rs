@@ -10,13 +10,16 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    baseline::Task,
-    check::lock::{Level, Locked, LockedCase},
-    exit::Error,
+    check::{
+        CheckError,
+        lock::{Level, Locked, LockedCase},
+    },
+    engine::EngineSpec,
     model::Model,
     replay::{Accuracy, Recording, accuracies},
-    run::{EngineSpec, run_engine},
+    run::run_engine,
     spool::Spool,
+    task::Task,
 };
 
 /// Draws beside the case's own tokens.
@@ -132,7 +135,7 @@ pub fn locked(
     engine: &EngineSpec,
     steps: &[Vec<i32>],
     own: &[Accuracy],
-) -> Result<LockedCase, Error> {
+) -> Result<LockedCase, CheckError> {
     let mut draws: Vec<Vec<Accuracy>> = Vec::new();
     for draw in 1..=DRAWS {
         let n_vocab = model.config.n_vocab as i64;
@@ -175,7 +178,7 @@ fn rounded(value: f64) -> f64 {
 }
 
 /// Runs an engine over the steps, without a reference.
-pub fn record(model: &Model, engine: &EngineSpec, steps: &[Vec<i32>]) -> Result<Spool, Error> {
+pub fn record(model: &Model, engine: &EngineSpec, steps: &[Vec<i32>]) -> Result<Spool, CheckError> {
     let task = Task { prompt: &steps[0], decode: steps.len() as u32 - 1 };
     let mut spool = Spool::new()?;
     run_engine(&mut engine.build(model, task)?, steps, &mut spool)?;
@@ -188,8 +191,8 @@ pub fn accuracies_of(
     engine: &EngineSpec,
     steps: &[Vec<i32>],
     spool: &Spool,
-) -> Result<Vec<Accuracy>, Error> {
-    let (arithmetic, attention) = (engine.arithmetic(), engine.kernels.attending());
+) -> Result<Vec<Accuracy>, CheckError> {
+    let (arithmetic, attention) = (engine.arithmetic(), engine.attending());
     let recording = Recording { tensors: spool, steps, arithmetic: &arithmetic, attention };
     Ok(accuracies(model, recording)?)
 }

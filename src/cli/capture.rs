@@ -4,20 +4,22 @@ use std::collections::BTreeMap;
 
 use firstdiff::{
     arithmetic::Arithmetic,
-    baseline::{Baseline, first_position},
+    baseline::Baseline,
     capture::{Choice, Sink, Stopped},
     compare::{DeclaredFloor, SiteFilter},
-    exit::{Error, Exit},
+    engine::EngineSpec,
+    exit::Exit,
     kernels::KernelSet,
     reference::Precision,
-    run::EngineSpec,
     site::{Site, Stage},
+    task::first_position,
     tensor::{DType, Tensor},
     trace::{Manifest, ModelId, Settings, Side, TraceWriter},
 };
 
 use super::{
     args::{CaptureArgs, SideArg},
+    error::Error,
     inputs::{self, Inputs},
     interrupt, output,
 };
@@ -170,7 +172,7 @@ fn record_engine(
     writer: &mut TraceWriter,
 ) -> Result<(), Error> {
     let mut engine = spec.build(&inputs.model, inputs.task())?;
-    let filtered = Filtered { writer, filter, recomputed: spec.kernels.recomputed() };
+    let filtered = Filtered { writer, filter, recomputed: spec.recomputed() };
     record(inputs.ids.len(), baseline, filtered, |step, tokens, sink| {
         Ok(engine.step(step, tokens, sink)?)
     })

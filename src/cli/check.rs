@@ -8,10 +8,10 @@ use std::{
 use clap::Args;
 use firstdiff::{
     check::{self, Asked, Config, Lock, Opened, Partition, Pinned, Results},
-    exit::{Error, Exit},
+    exit::Exit,
 };
 
-use super::{inputs, output};
+use super::{error::Error, inputs, output};
 
 #[derive(Args)]
 pub struct CheckArgs {
@@ -63,7 +63,7 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Error> {
     let config = Config::read(&args.config, args.kernels.as_deref())?;
     let baseline = args.baseline.as_deref().map(Lock::read).transpose()?;
     let reference = args.reference.as_deref().map(Pinned::read).transpose()?;
-    let opened = Opened::open(&config, &inputs::fixture)?;
+    let opened = Opened::open(&config, &inputs::fixture_file)?;
     let total = match args.partition {
         Some(partition) => partition.choose(config.cases()).len(),
         None => config.cases().len(),

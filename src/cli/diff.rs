@@ -3,17 +3,17 @@
 use std::{sync::Arc, thread, time::Instant};
 
 use firstdiff::{
-    baseline::first_position,
     compare::{DeclaredFloor, Floor, SiteFilter, channel},
-    exit::{Error, Exit},
+    exit::Exit,
     report::{Compared, REPORT_VERSION, Report, SideSummary, SiteRow, StepRow, answer},
     site::Site,
     survey,
+    task::first_position,
     trace::{Manifest, Side, Step, TraceReader, comparable, feed},
     verdict::{Coverage, Outcome, Rule, SiteReport, judge},
 };
 
-use super::{args::DiffArgs, inputs, output, run};
+use super::{args::DiffArgs, error::Error, inputs, output, run};
 
 /// Compares two traces and prints the report.
 pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {

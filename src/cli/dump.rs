@@ -5,12 +5,13 @@ use std::fmt::Write;
 use firstdiff::{
     cache,
     dump::{Confidence, Dump, Mapping},
-    exit::{Error, Exit},
+    exit::Exit,
     trace::TraceReader,
 };
 
 use super::{
     args::{AlignArgs, ImportArgs},
+    error::Error,
     interrupt, output,
 };
 

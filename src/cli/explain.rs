@@ -9,22 +9,23 @@ use std::{
 
 use firstdiff::{
     arithmetic::Arithmetic,
-    baseline::{Baseline, Task},
+    baseline::Baseline,
     compare::{DEFAULT_FACTOR, Floor, SiteFilter},
     diagnosis::Diagnosis,
-    exit::{Error, Exit},
+    exit::Exit,
     model::Model,
     reference::{Precision, Reference, ReferenceOptions, Vocabulary},
     replay::Recording,
     report::{Headline, REPORT_VERSION, Report, StepRow, answer, guilt},
     site::{Site, Stage},
     survey,
+    task::Task,
     tensor::DType,
     trace::{Manifest, ModelId, Side, Step, TraceError, TraceReader, comparable},
     verdict::Rule,
 };
 
-use super::{args::ExplainArgs, diff, inputs, output, run};
+use super::{args::ExplainArgs, diff, error::Error, inputs, output, run};
 
 /// What a reader must know where the ranks disagree.
 const NOT_REPLAYED: &str = "no operation was replayed, as the ranks ran on different values: find \

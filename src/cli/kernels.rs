@@ -11,11 +11,11 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use firstdiff::{
     contract::Contract,
     device::host::ThreadOrder,
-    exit::{Error, Exit},
+    exit::Exit,
     kernels::check::{self, Finding, Outcome, Pass, Target},
 };
 
-use super::{inputs, output};
+use super::{error::Error, inputs, output};
 
 #[derive(Args)]
 pub struct KernelsArgs {
@@ -89,7 +89,7 @@ fn sanitized(targets: &[Target], done: &(dyn Fn() + Sync)) -> Result<Vec<Outcome
         let own = std::env::args_os().skip(1);
         own.chain(["--alone".into(), index.to_string().into()]).collect::<Vec<OsString>>()
     };
-    check::sanitize(&program, &names, &arguments, done)
+    Ok(check::sanitize(&program, &names, &arguments, done)?)
 }
 
 /// What the flags name: kernel files of ours, kernels with a contract, or all of ours.

@@ -6,9 +6,10 @@ use std::{
     time::Duration,
 };
 
-use firstdiff::exit::Error;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+
+use super::error::Error;
 
 /// Prints a result. Colours are left out where the output is no terminal or NO_COLOR is set; a
 /// reader that has gone (`| head`) is no error.

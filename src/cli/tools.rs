@@ -6,7 +6,7 @@ use clap::CommandFactory;
 use comfy_table::{Table, presets};
 use firstdiff::{
     doctor,
-    exit::{Error, Exit},
+    exit::Exit,
     fault::FAULTS,
     progress::{Progress, Saved},
     synth::{self, Spec},
@@ -14,6 +14,7 @@ use firstdiff::{
 
 use super::{
     args::{Cli, DoctorArgs, ProgressArgs, SynthArgs},
+    error::Error,
     interrupt, output,
 };
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt::Write};
 
 use firstdiff::{
     arithmetic::Arithmetic,
-    exit::{Error, Exit},
+    exit::Exit,
     model::Config,
     replay::Operation,
     site::{Site, Stage},
@@ -15,7 +15,7 @@ use firstdiff::{
     },
 };
 
-use super::{args::ValidateArgs, output};
+use super::{args::ValidateArgs, error::Error, output};
 
 /// Says what is there, what is missing, what is wrong, and which verdicts the rest allows.
 pub fn validate(args: &ValidateArgs) -> Result<Exit, Error> {

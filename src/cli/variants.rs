@@ -3,10 +3,10 @@
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use firstdiff::{
     compare::SiteFilter,
-    engine::AttentionVariant,
-    exit::{Error, Exit},
+    engine::{AttentionVariant, EngineSpec},
+    exit::Exit,
     fault::Faults,
-    run::{EngineSpec, Run},
+    run::Run,
     site::{Site, Stage},
     verdict::{Coverage, Outcome, Rule, SiteReport},
 };
@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::{
     args::VariantsArgs,
+    error::Error,
     inputs::{self, Inputs},
     output,
 };

@@ -8,15 +8,13 @@ mod digest;
 mod filter;
 mod floor;
 #[cfg(feature = "full")]
-mod lanes;
-#[cfg(feature = "full")]
-mod measure;
+pub(crate) mod lanes;
 #[cfg(feature = "full")]
 mod pattern;
 #[cfg(feature = "full")]
 mod queries;
 #[cfg(feature = "full")]
-mod rows;
+pub(crate) mod rows;
 #[cfg(feature = "full")]
 mod stats;
 

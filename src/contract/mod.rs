@@ -15,4 +15,4 @@ pub use call::{Bound, Call, CallError};
 pub use error::ContractError;
 pub use expression::{Dims, Expression};
 pub use op::{Access, Axis, Op, Role};
-pub use read::{Append, Calls, Contract, Current, Parameter, Positions, ScaleAt, Stands, Type};
+pub use read::{Append, Contract, Parameter, Positions, ScaleAt, Stands, Type};

@@ -8,6 +8,7 @@ use std::{
 use serde::Deserialize;
 
 use crate::{
+    attending::{Calls, Current},
     contract::{
         error::ContractError,
         expression::Expression,
@@ -81,17 +82,6 @@ struct WrittenParameter {
     bytes: Option<String>,
 }
 
-/// How often the kernel is called.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Calls {
-    /// Once a step, for all of its tokens.
-    #[default]
-    Step,
-    /// Once a token: a prompt is a loop of calls.
-    Token,
-}
-
 /// Where the scale 1/sqrt(D) comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -112,16 +102,6 @@ pub enum Append {
     Before,
     /// The engine, after the call.
     After,
-}
-
-/// Where a query finds the key and the value of its own call.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Current {
-    #[default]
-    Cache,
-    /// In k_current and v_current.
-    Argument,
 }
 
 /// Positions that the cache's memory has room for.

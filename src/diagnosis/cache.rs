@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    contract::{Calls, Current},
+    attending::{Attending, Calls, Current},
     diagnosis::{
         cause::{Cause, Certainty},
         explain::explain,
@@ -12,7 +12,7 @@ use crate::{
         scene::{Candidate, Scene, Visit},
         written::{Slot, Step, When, Written},
     },
-    replay::{Attending, Operand, Operation, Parts, ReplayError, appended, ops},
+    replay::{Operand, Operation, Parts, ReplayError, appended, ops},
     site::Stage,
 };
 

@@ -4,7 +4,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use crate::{
-    contract::{Calls, Current},
+    attending::{Calls, Current},
     diagnosis::{
         attention::{head_maps, other_keys, right_map, scales},
         cache::own_source,

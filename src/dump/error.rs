@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::trace::TraceError;
+use crate::{exit::Exit, trace::TraceError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DumpError {
@@ -20,4 +20,14 @@ pub enum DumpError {
     Nothing,
     #[error(transparent)]
     Trace(#[from] TraceError),
+}
+
+impl DumpError {
+    /// The exit code of the error.
+    pub fn exit(&self) -> Exit {
+        match self {
+            DumpError::Trace(error) => error.exit(),
+            _ => Exit::BadInput,
+        }
+    }
 }

@@ -4,9 +4,10 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
+    attending::Calls,
     contract::{
-        Access, Append, Axis, Bound, Call, CallError, Calls, Contract, ContractError, Dims, Op,
-        Positions, Role, Stands,
+        Access, Append, Axis, Bound, Call, CallError, Contract, ContractError, Dims, Op, Positions,
+        Role, Stands,
         layout::{From, Layout, To, rearrange},
     },
     device::{Buffer, DeviceError, KernelSource},

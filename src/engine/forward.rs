@@ -15,6 +15,7 @@ use crate::{
         variant::{Decode, Prefill},
         weights::{Layer, Linear, Weights},
     },
+    exit::Exit,
     fault::{Faults, Wiring},
     kernels::{KernelError, KernelSet, launch, launch::Splits},
     model::{Config, Model, ModelError, RopePairs},
@@ -57,6 +58,17 @@ pub enum EngineError {
     HeadDim { head_dim: usize, step: usize },
     #[error(transparent)]
     Stopped(#[from] Stopped),
+}
+
+impl EngineError {
+    /// The exit code of the error.
+    pub fn exit(&self) -> Exit {
+        use EngineError::*;
+        match self {
+            Model(_) | Kernel(_) | Contract(_) | Token { .. } | HeadDim { .. } => Exit::BadInput,
+            Device(_) | CacheFull { .. } | Stopped(_) => Exit::Device,
+        }
+    }
 }
 
 /// The cache's capacity is a multiple of this above what is needed, so that a stride by length is

@@ -8,9 +8,11 @@ pub mod forward;
 mod hooks;
 mod operations;
 mod reads;
+mod spec;
 pub mod variant;
 mod weights;
 mod wiring;
 
 pub use forward::{Engine, EngineError, EngineOptions};
+pub use spec::{DeviceKind, EngineSpec};
 pub use variant::AttentionVariant;

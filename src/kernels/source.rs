@@ -6,10 +6,8 @@ use std::{
 };
 
 use crate::{
-    contract::{Contract, Op, Role},
+    contract::{Contract, Op},
     device::KernelSource,
-    replay::Attending,
-    site::Stage,
 };
 
 /// The files of `kernels/`: those of the engine in the order of a forward pass, then those of a device.
@@ -93,22 +91,6 @@ impl KernelSet {
     /// The contract of an operation's kernel.
     pub fn contract(&self, op: Op) -> Option<&Arc<Contract>> {
         self.contracts.iter().find(|contract| contract.op == op)
-    }
-
-    /// Stages that an attention kernel keeps to itself: the engine recomputes them from its inputs.
-    pub fn recomputed(&self) -> Vec<Stage> {
-        let Some(contract) = self.contract(Op::Attention) else { return Vec::new() };
-        let taps = [(Role::Scores, Stage::Scores), (Role::Probs, Stage::Probs)];
-        let own = taps.into_iter().filter(|(role, _)| !contract.has(*role));
-        own.map(|(_, stage)| stage).collect()
-    }
-
-    /// How the attention is fed.
-    pub fn attending(&self) -> Attending {
-        self.contract(Op::Attention).map_or(Attending::default(), |contract| Attending {
-            calls: contract.calls,
-            current: contract.current,
-        })
     }
 
     /// The folder whose files replace the embedded ones.

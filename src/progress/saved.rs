@@ -11,6 +11,7 @@ use serde::Deserialize;
 use crate::{
     compare::NonFinite,
     diagnosis::Diagnosis,
+    exit::Exit,
     report::{Compared, Headline, REPORT_VERSION, SideSummary, StepRow},
     verdict::Outcome,
 };
@@ -44,10 +45,13 @@ pub enum SavedError {
 }
 
 impl SavedError {
-    /// Whether the reports are there, but cannot be compared.
-    pub fn is_refusal(&self) -> bool {
+    /// The exit code: reports that are there but cannot be compared are refused, others are bad input.
+    pub fn exit(&self) -> Exit {
         use SavedError::*;
-        !matches!(self, Read { .. } | TooLong { .. } | Syntax { .. })
+        match self {
+            Read { .. } | TooLong { .. } | Syntax { .. } => Exit::BadInput,
+            _ => Exit::Refused,
+        }
     }
 }
 

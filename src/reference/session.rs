@@ -10,6 +10,7 @@ use llama_cpp_sys_2 as sys;
 
 use crate::{
     capture::{Choice, Sink, Stopped},
+    exit::Exit,
     gguf::WriteError,
     llama,
     model::{Config, Model},
@@ -67,6 +68,18 @@ pub enum ReferenceError {
     Panic(String),
     #[error(transparent)]
     Stopped(#[from] Stopped),
+}
+
+impl ReferenceError {
+    /// The exit code of the error.
+    pub fn exit(&self) -> Exit {
+        use ReferenceError::*;
+        match self {
+            Panic(_) => Exit::Internal,
+            Matches { .. } | Node { .. } => Exit::NotMeasured,
+            Load { .. } | Widen(_) | Context { .. } | Decode { .. } | Stopped(_) => Exit::BadInput,
+        }
+    }
 }
 
 /// A model loaded in llama.cpp. Sessions on it may run in several threads.

@@ -10,7 +10,8 @@ use std::{
 
 use crate::{
     arithmetic::Arithmetic,
-    contract::{Calls, Current},
+    attending::Attending,
+    exit::Exit,
     gguf::GgufError,
     model::{Model, ModelError, rope_angle, rope_pair},
     recycle,
@@ -35,6 +36,16 @@ pub enum ReplayError {
     Model(#[from] ModelError),
 }
 
+impl ReplayError {
+    /// The exit code of the error.
+    pub fn exit(&self) -> Exit {
+        match self {
+            ReplayError::Trace(error) => error.exit(),
+            ReplayError::Model(_) => Exit::BadInput,
+        }
+    }
+}
+
 impl From<GgufError> for ReplayError {
     fn from(error: GgufError) -> ReplayError {
         ReplayError::Model(ModelError::Gguf(error))
@@ -49,13 +60,6 @@ pub struct Recording<'a> {
     pub steps: &'a [Vec<i32>],
     pub arithmetic: &'a Arithmetic,
     pub attention: Attending,
-}
-
-/// How a side's attention is fed; by default from the cache alone, all tokens of a step at once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Attending {
-    pub calls: Calls,
-    pub current: Current,
 }
 
 impl Recording<'_> {

@@ -18,7 +18,7 @@ mod reading;
 pub use accuracy::{Accuracy, accuracies};
 pub use attend::{Reading, Roundings, Way, attend};
 pub use expected::{Expected, LAMBDA, Operand, Rounding, Spread};
-pub use forward::{Attending, Parts, Piece, Recording, Replay, ReplayError, Width, appended};
+pub use forward::{Parts, Piece, Recording, Replay, ReplayError, Width, appended};
 pub use judge::{Judged, Worst, drift, judge, judge_all};
 pub use matrix::{Matrix, round};
 pub use operation::{Operation, name, norm_weight, projection};

@@ -3,11 +3,11 @@
 use std::{ops::Range, rc::Rc, sync::Arc};
 
 use crate::{
-    contract::{Calls, Current},
+    attending::{Attending, Calls, Current},
     replay::{
         attend::{Reading, Roundings, Way, attend},
         expected::{Expected, Operand, Rounding},
-        forward::{Attending, Replay, ReplayError, appended},
+        forward::{Replay, ReplayError, appended},
         operation::Operation,
         ops,
     },

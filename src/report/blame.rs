@@ -3,7 +3,6 @@
 use std::fmt::Write;
 
 use crate::{
-    baseline,
     diagnosis::{Certainty, Diagnosis, Finding, SideReplay, Verdict},
     exit::Exit,
     replay::Operation,
@@ -12,6 +11,7 @@ use crate::{
         terminal::{BAD, DIM, GOOD, coordinates, first_position, headline, line, number},
     },
     site::Site,
+    task,
     verdict::Outcome,
 };
 
@@ -21,7 +21,7 @@ const MAX_NAMED: usize = 4;
 /// The headline of compared sites. An engine whose every site is within the floor is not equal while
 /// one of its operations is wrong.
 pub fn answer(sites: &[SiteRow], compared: &Compared, diagnosis: Option<&Diagnosis>) -> Headline {
-    let first = |step| baseline::first_position(compared.prompt_tokens, step);
+    let first = |step| task::first_position(compared.prompt_tokens, step);
     let diverged = sites.iter().find(|row| row.outcome == Outcome::Diverged);
     let mut text = headline(sites, &compared.coverage, &compared.extent(), &first);
     let mut exit = compared.coverage.exit();

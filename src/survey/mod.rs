@@ -4,11 +4,13 @@
 
 mod alone;
 mod beside;
+mod error;
 mod notes;
 mod ranks;
 mod rows;
 
 pub use alone::alone;
 pub use beside::beside;
+pub use error::LintError;
 pub use ranks::ranks;
 pub use rows::embedding;

@@ -1,9 +1,8 @@
 //! The recorded embedding against the model's own rows: were these ids run, and this file?
 
-use super::beside::distance;
+use super::{beside::distance, error::LintError};
 use crate::{
     model::{Model, ModelError},
-    replay::ReplayError,
     site::{Site, Stage},
     trace::TraceReader,
 };
@@ -23,7 +22,7 @@ pub fn embedding(
     trace: &TraceReader,
     model: &Model,
     text: &dyn Fn(i32) -> String,
-) -> Result<Option<String>, ReplayError> {
+) -> Result<Option<String>, LintError> {
     let info = model.info(EMBEDDING)?;
     let mut row = vec![0.0; info.row_length()];
     let stated = &trace.manifest().arithmetic;
@@ -64,7 +63,7 @@ pub fn embedding(
 }
 
 /// The id whose row that is, if it is one.
-fn nearest(model: &Model, found: &[f32]) -> Result<Option<i32>, ReplayError> {
+fn nearest(model: &Model, found: &[f32]) -> Result<Option<i32>, LintError> {
     let info = model.info(EMBEDDING)?;
     let (width, all) = (info.row_length(), info.rows());
     for start in (0..all).step_by(CHUNK) {

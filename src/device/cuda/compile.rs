@@ -6,8 +6,7 @@ use cudarc::nvrtc::{result as nvrtc, sys as nvrtc_sys};
 
 use crate::{
     cache,
-    device::{DeviceError, KernelSource},
-    doctor,
+    device::{DeviceError, KernelSource, cuda::toolkit},
 };
 
 /// The machine code (a cubin) of a source for an architecture such as `sm_90`, from the cache or
@@ -61,7 +60,7 @@ fn compile(source: &KernelSource, architecture: &str) -> Result<Vec<u8>, DeviceE
         "--std=c++17".to_string(),
     ];
     options.extend(source.defines.iter().map(|define| format!("-D{define}")));
-    let headers = doctor::include_folder();
+    let headers = toolkit::include_folder();
     options.extend(headers.iter().map(|folder| format!("--include-path={}", folder.display())));
     let fails = |message: String| DeviceError::Compile { file: source.file.clone(), message };
     let c_string = |text: String| {

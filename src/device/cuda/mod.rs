@@ -6,9 +6,11 @@
 mod compile;
 mod gemm;
 mod graph;
+mod own;
 mod pool;
 mod staging;
 mod stream;
+mod toolkit;
 
 use std::{cell::RefCell, collections::HashMap, ffi::c_void, sync::Arc};
 
@@ -20,21 +22,18 @@ use cudarc::{
 use half::f16;
 use rayon::prelude::*;
 
-use crate::{
-    device::{
-        Arg, Buffer, Device, DeviceError, Download, Gemm, KernelSource, Launch, Recorded, Strided,
-        cuda::{
-            gemm::Blas,
-            graph::Graph,
-            staging::Staging,
-            stream::{Memory, Stream, failed},
-        },
+use crate::device::{
+    Arg, Buffer, Device, DeviceError, Download, Gemm, KernelSource, Launch, Recorded, Strided,
+    cuda::{
+        gemm::Blas,
+        graph::Graph,
+        staging::Staging,
+        stream::{Memory, Stream, failed},
     },
-    kernels::{KernelError, KernelSet},
 };
 
-/// The device's own kernels: products and biases, and weights that are widened.
-const OWN: [&str; 2] = ["cuda/gemv.cu", "cuda/widen.cu"];
+pub use toolkit::{cuda_folders, include_folder};
+
 /// Weights that are widened by one launch, and its shape.
 const WIDENED: usize = 1 << 24;
 const WIDEN_BLOCK: usize = 256;
@@ -101,10 +100,7 @@ impl CudaDevice {
 
     /// Loads the kernels that are the device's, not the engine's.
     fn load_own(&mut self) -> Result<(), DeviceError> {
-        let fails = |error: KernelError| DeviceError::Failed(error.to_string());
-        let kernels = KernelSet::embedded();
-        let sources = OWN.map(|file| kernels.source(file, Vec::new()).map_err(fails));
-        self.load_all(&sources.into_iter().collect::<Result<Vec<_>, _>>()?)
+        self.load_all(&own::sources())
     }
 
     fn bind(&self) -> Result<(), DeviceError> {

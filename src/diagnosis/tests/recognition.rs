@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rayon::prelude::*;
 
 use crate::{
-    contract::{Calls, Current},
+    attending::{Attending, Calls, Current},
     diagnosis::{
         Cause, Certainty, Scene,
         probe::Probe,
@@ -18,7 +18,7 @@ use crate::{
         },
     },
     model::Arch,
-    replay::{Attending, Operation, Replay},
+    replay::{Operation, Replay},
     site::{Site, Stage},
     synth::Spec,
     tensor::Tensor,

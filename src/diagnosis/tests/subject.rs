@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use crate::{
     arithmetic::Arithmetic,
+    attending::Attending,
     diagnosis::{Cause, Scene, diagnose},
     model::{Config, Model},
-    replay::{Attending, Operation, Parts, Recording, Replay, judge},
+    replay::{Operation, Parts, Recording, Replay, judge},
     site::{Site, Stage},
     spool::Recorded,
     synth::{self, Spec},

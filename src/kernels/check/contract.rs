@@ -7,11 +7,13 @@ use crate::{
     contract::Contract,
     device::{DeviceError, host::HostDevice, host::ThreadOrder},
     engine::{AttentionVariant, Engine, EngineError, EngineOptions},
-    exit::Error,
     fault::Faults,
     kernels::{
         KernelSet,
-        check::run::{Finding, Kind, Outcome, Pass, failed},
+        check::{
+            KernelCheckError,
+            run::{Finding, Kind, Outcome, Pass, failed},
+        },
     },
     model::{Model, RopePairs},
     replay::{Judged, Recording, judge_all},
@@ -42,9 +44,8 @@ impl Case {
 
 /// Runs a contract's kernel in each order; it ends with the first finding. A launch here is a step of
 /// the engine.
-pub fn check_contract(contract: &Contract, pass: &Pass<'_>) -> Result<Outcome, Error> {
+pub fn check_contract(contract: &Contract, pass: &Pass<'_>) -> Result<Outcome, KernelCheckError> {
     let model = model(contract)?;
-    let kernels = KernelSet::embedded().with_contract(contract.clone());
     let file = contract.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut outcome = Outcome { name: file.clone(), launches: 0, finding: None };
     let cases = cases(contract, &model);
@@ -56,8 +57,11 @@ pub fn check_contract(contract: &Contract, pass: &Pass<'_>) -> Result<Outcome, E
             (pass.announce)(&case.shape, order);
             outcome.launches += case.steps.len();
             let found = |kind, text| Finding { kind, text, shape: case.shape.clone(), order };
-            let spool = match record(&model, &kernels, case, pass, order) {
-                Err(Error::Engine(EngineError::Device(DeviceError::Kernel { file, message }))) => {
+            let spool = match record(&model, contract, case, pass, order) {
+                Err(KernelCheckError::Engine(EngineError::Device(DeviceError::Kernel {
+                    file,
+                    message,
+                }))) => {
                     let (kind, text) = failed(&file, &message);
                     outcome.finding = Some(found(kind, text));
                     return Ok(outcome);
@@ -65,7 +69,7 @@ pub fn check_contract(contract: &Contract, pass: &Pass<'_>) -> Result<Outcome, E
                 spool => spool?,
             };
             let wrong = match first.get(index) {
-                None => judged(&model, &kernels, case, &spool)?.map(|text| (Kind::Numbers, text)),
+                None => judged(&model, contract, case, &spool)?.map(|text| (Kind::Numbers, text)),
                 Some(first) => moved(&model, first, &spool)?.map(|text| (Kind::Order, text)),
             };
             // Another prompt may show the access behind wrong numbers.
@@ -84,7 +88,7 @@ pub fn check_contract(contract: &Contract, pass: &Pass<'_>) -> Result<Outcome, E
 }
 
 /// A model of one layer whose pairs are the contract's, with heads of more elements than a warp.
-fn model(contract: &Contract) -> Result<Model, Error> {
+fn model(contract: &Contract) -> Result<Model, KernelCheckError> {
     let name = match contract.pairs {
         Some(RopePairs::Norm) => "tiny-llama",
         _ => "tiny-qwen2",
@@ -92,7 +96,7 @@ fn model(contract: &Contract) -> Result<Model, Error> {
     let (n_head, head_dim) = (4, 40);
     let spec =
         Spec { n_layer: 1, n_embd: n_head * head_dim, n_head, head_dim, ..Spec::preset(name)? };
-    let write = |source| Error::Write { path: std::env::temp_dir(), source };
+    let write = |source| KernelCheckError::Write { path: std::env::temp_dir(), source };
     let folder = tempfile::tempdir().map_err(write)?;
     let path = folder.path().join("model.gguf");
     synth::write(&spec, &path, &mut |_| {})?;
@@ -133,11 +137,11 @@ impl Sink for Kept {
 
 fn record(
     model: &Model,
-    kernels: &KernelSet,
+    contract: &Contract,
     case: &Case,
     pass: &Pass<'_>,
     order: ThreadOrder,
-) -> Result<Spool, Error> {
+) -> Result<Spool, KernelCheckError> {
     let options = EngineOptions {
         storage: case.storage,
         attention: AttentionVariant::default(),
@@ -146,8 +150,9 @@ fn record(
         tokens: case.steps[0].len(),
     };
     let device = Box::new(HostDevice::new(pass.options(order))?);
-    let mut engine = Engine::new(device, model, kernels, options)?;
-    let mut kept = Kept { spool: Spool::new()?, recomputed: kernels.recomputed() };
+    let kernels = KernelSet::embedded().with_contract(contract.clone());
+    let mut engine = Engine::new(device, model, &kernels, options)?;
+    let mut kept = Kept { spool: Spool::new()?, recomputed: contract.recomputed() };
     run_engine(&mut engine, &case.steps, &mut kept)?;
     Ok(kept.spool.finished()?)
 }
@@ -155,12 +160,12 @@ fn record(
 /// The first operation that is wrong by its own inputs.
 fn judged(
     model: &Model,
-    kernels: &KernelSet,
+    contract: &Contract,
     case: &Case,
     spool: &Spool,
-) -> Result<Option<String>, Error> {
+) -> Result<Option<String>, KernelCheckError> {
     let arithmetic = Arithmetic::engine(case.storage);
-    let (steps, attention) = (&case.steps[..], kernels.attending());
+    let (steps, attention) = (&case.steps[..], contract.attending());
     let recording = Recording { tensors: spool, steps, arithmetic: &arithmetic, attention };
     let judged = judge_all(model, recording)?;
     Ok(judged.iter().find(|judged| judged.is_guilty()).map(wrong))
@@ -178,7 +183,7 @@ fn wrong(judged: &Judged) -> String {
 }
 
 /// The first element that another order of the threads changes.
-fn moved(model: &Model, first: &Spool, now: &Spool) -> Result<Option<String>, Error> {
+fn moved(model: &Model, first: &Spool, now: &Spool) -> Result<Option<String>, KernelCheckError> {
     for site in model.config.sites(1 + DECODE as u32) {
         let (Some(before), Some(now)) = (first.tensor(site)?, now.tensor(site)?) else { continue };
         let differs = |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits();

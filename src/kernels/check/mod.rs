@@ -7,12 +7,14 @@
 mod attention;
 mod cases;
 mod contract;
+mod error;
 mod product;
 mod reference;
 mod run;
 mod sanitize;
 mod subjects;
 
+pub use error::KernelCheckError;
 pub use run::{Finding, Kind, Outcome, Pass, Target, check, check_target, thread_orders};
 pub use sanitize::{announcement, sanitize, text};
 pub use subjects::{Subject, subjects};

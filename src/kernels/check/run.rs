@@ -10,10 +10,10 @@ use crate::{
         Device, DeviceError,
         host::{HostDevice, HostOptions, ThreadOrder},
     },
-    exit::Error,
     kernels::{
         KernelSet,
         check::{
+            KernelCheckError,
             cases::{Bench, Output},
             contract::check_contract,
             subjects::{Case, Subject},
@@ -153,7 +153,7 @@ pub fn check(
     targets: &[Target],
     orders: &[ThreadOrder],
     done: &(dyn Fn() + Sync),
-) -> Result<Vec<Outcome>, Error> {
+) -> Result<Vec<Outcome>, KernelCheckError> {
     let pass = Pass { orders, sanitized: false, announce: &|_, _| {} };
     let one = |target: &Target| {
         let outcome = check_target(kernels, target, &pass);
@@ -168,7 +168,7 @@ pub fn check_target(
     kernels: &KernelSet,
     target: &Target,
     pass: &Pass<'_>,
-) -> Result<Outcome, Error> {
+) -> Result<Outcome, KernelCheckError> {
     match target {
         Target::Own(subject) => check_subject(kernels, subject, pass),
         Target::Contract(contract) => check_contract(contract, pass),
@@ -184,7 +184,7 @@ fn check_subject(
     kernels: &KernelSet,
     subject: &Subject,
     pass: &Pass<'_>,
-) -> Result<Outcome, Error> {
+) -> Result<Outcome, KernelCheckError> {
     let source = kernels.source(subject.file, subject.defines.clone())?;
     let mut outcome = Outcome { name: subject.name(), launches: 0, finding: None };
     // The outputs of each case in the first order.

@@ -11,8 +11,10 @@ use rayon::prelude::*;
 
 use crate::{
     device::{DeviceError, host, host::ThreadOrder},
-    exit::Error,
-    kernels::check::run::{Finding, Kind, Outcome},
+    kernels::check::{
+        KernelCheckError,
+        run::{Finding, Kind, Outcome},
+    },
 };
 
 /// How the sanitizers end a process.
@@ -46,7 +48,7 @@ pub fn sanitize(
     names: &[String],
     of: &(dyn Fn(usize) -> Vec<OsString> + Sync),
     done: &(dyn Fn() + Sync),
-) -> Result<Vec<Outcome>, Error> {
+) -> Result<Vec<Outcome>, KernelCheckError> {
     let library = host::compiler()?.address_sanitizer()?;
     let one = |(index, name): (usize, &String)| {
         let mut command = Command::new(program);
@@ -59,13 +61,13 @@ pub fn sanitize(
     names.par_iter().enumerate().map(one).collect()
 }
 
-fn failed(name: &str, detail: &str) -> Error {
+fn failed(name: &str, detail: &str) -> KernelCheckError {
     let tool = format!("the check of {name} under AddressSanitizer");
     DeviceError::Tool { tool, detail: detail.to_string() }.into()
 }
 
 /// What became of a target, by what its process said.
-fn said(name: &str, output: &Output) -> Result<Outcome, Error> {
+fn said(name: &str, output: &Output) -> Result<Outcome, KernelCheckError> {
     let (out, err) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let launches: Vec<&str> = out.lines().filter_map(|line| line.strip_prefix("launch ")).collect();

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// A file of that name in a folder of `PATH`; a name with a slash is taken as it is.
-pub(super) fn program(name: &str) -> Option<PathBuf> {
+pub fn program(name: &str) -> Option<PathBuf> {
     if name.contains('/') {
         return is_program(Path::new(name)).then(|| name.into());
     }
@@ -24,7 +24,7 @@ fn is_program(file: &Path) -> bool {
 
 /// The existing paths of a pattern in which `*` stands for any part of one name, in the order of
 /// their names. Folders that cannot be read have no entries.
-pub(super) fn expand(pattern: &Path) -> Vec<PathBuf> {
+pub fn expand(pattern: &Path) -> Vec<PathBuf> {
     let mut paths = vec![PathBuf::new()];
     for part in pattern.components() {
         let name = part.as_os_str().to_string_lossy();
@@ -52,7 +52,7 @@ fn entries_between(folder: &Path, start: &str, end: &str) -> Vec<PathBuf> {
 }
 
 /// The value of a variable that is set to a path.
-pub(super) fn variable(name: &str) -> Option<PathBuf> {
+pub fn variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 

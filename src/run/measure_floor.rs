@@ -1,7 +1,7 @@
 //! Measures a site's floor in a noisy run beside the clean one.
 
 use crate::{
-    compare::{SiteFloor, lanes::Totals, queries::RowTokens, rows::Rows},
+    compare::{RowTokens, SiteFloor, lanes::Totals, rows::Rows},
     reference::Amplitude,
     site::Site,
     tensor::Tensor,
