@@ -6,19 +6,24 @@ use std::{
 };
 
 use firstdiff::{
-    capture::{Sink, Stopped},
-    compare::{DEFAULT_FACTOR, SiteFilter},
-    engine::{AttentionVariant, DeviceKind, EngineSpec},
-    fault::Faults,
-    kernels::KernelSet,
-    model::Model,
+    compare::{
+        SiteFilter,
+        verdict::{Outcome, Rule, SiteReport},
+    },
+    core::{
+        floor::DEFAULT_FACTOR,
+        sink::{Sink, Stopped},
+        task::Task,
+        tensor::{DType, Tensor},
+    },
+    engine::{AttentionVariant, DeviceKind, EngineSpec, fault::Faults, kernels::KernelSet},
+    graph::site::{Site, Stage},
+    model::{
+        Model,
+        synth::{self, Spec},
+    },
     reference::{Reference, ReferenceOptions},
     run::{Finished, Run},
-    site::{Site, Stage},
-    synth::{self, Spec},
-    task::Task,
-    tensor::{DType, Tensor},
-    verdict::{Outcome, Rule, SiteReport},
 };
 
 /// The trained fixture model, of the project or of a bundle of it.

@@ -1,13 +1,13 @@
 use firstdiff::{
-    compare::{DEFAULT_FACTOR, SiteFilter},
-    engine::EngineSpec,
-    kernels::KernelSet,
+    compare::{
+        SiteFilter,
+        verdict::{Outcome, Rule},
+    },
+    core::{floor::DEFAULT_FACTOR, task::Task, tensor::DType},
+    engine::{EngineSpec, kernels::KernelSet},
+    graph::site::{Site, Stage},
     report::DevicesSummary,
     run::Run,
-    site::{Site, Stage},
-    task::Task,
-    tensor::DType,
-    verdict::{Outcome, Rule},
 };
 use serde_json::Value;
 

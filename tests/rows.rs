@@ -1,12 +1,14 @@
 use std::collections::BTreeMap;
 
 use firstdiff::{
-    arithmetic::Arithmetic,
+    core::{
+        arithmetic::Arithmetic,
+        task::Task,
+        tensor::{DType, Tensor},
+    },
     engine::{AttentionVariant, EngineSpec},
+    graph::site::{Site, Stage},
     reference::Noise,
-    site::{Site, Stage},
-    task::Task,
-    tensor::{DType, Tensor},
 };
 
 use crate::{

@@ -3,19 +3,20 @@
 use std::path::Path;
 
 use firstdiff::{
-    compare::{DEFAULT_FACTOR, SiteFilter},
+    compare::{SiteFilter, verdict::Rule},
+    core::{exit::Exit, floor::DEFAULT_FACTOR, task::Task, tensor::DType},
     diagnosis::{Certainty, Finding},
-    engine::{AttentionVariant, DeviceKind, EngineSpec},
-    exit::Exit,
-    fault::{Fault, Faults, Subject},
-    kernels::KernelSet,
-    model::{Arch, Model},
+    engine::{
+        AttentionVariant, DeviceKind, EngineSpec,
+        fault::{Fault, Faults, Subject},
+        kernels::KernelSet,
+    },
+    model::{
+        Arch, Model,
+        synth::{self, Spec},
+    },
     reference::{Reference, ReferenceOptions},
     run::{Finished, Run},
-    synth::{self, Spec},
-    task::Task,
-    tensor::DType,
-    verdict::Rule,
 };
 
 use crate::Result;

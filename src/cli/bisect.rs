@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use clap::Args;
 use firstdiff::{
-    bisect::{Commit, Found, History, Probe, Score, search},
-    compare::{DEFAULT_FACTOR, SiteFilter},
-    engine::{AttentionVariant, EngineSpec},
-    exit::Exit,
-    fault::Faults,
-    kernels::KernelSet,
+    ci::bisect::{Commit, Found, History, Probe, Score, search},
+    compare::{
+        SiteFilter,
+        verdict::{Outcome, Rule},
+    },
+    core::{exit::Exit, floor::DEFAULT_FACTOR},
+    engine::{AttentionVariant, EngineSpec, fault::Faults, kernels::KernelSet},
     run::{Finished, Run, RunError},
-    verdict::{Outcome, Rule},
 };
 
 use super::{

@@ -8,9 +8,8 @@ use std::{
 
 use clap::Args;
 use firstdiff::{
-    cache,
-    check::{self, Config, Lock, Opened, Pinned, PinnedError, Proposal, Review},
-    exit::Exit,
+    ci::check::{self, Config, Lock, Opened, Pinned, PinnedError, Proposal, Review},
+    core::{cache, exit::Exit},
 };
 
 use super::{error::Error, inputs, output};

@@ -3,17 +3,19 @@
 use std::collections::BTreeMap;
 
 use firstdiff::{
-    arithmetic::Arithmetic,
-    baseline::Baseline,
-    capture::{Choice, Sink, Stopped},
-    compare::{DeclaredFloor, SiteFilter},
-    engine::EngineSpec,
-    exit::Exit,
-    kernels::KernelSet,
+    compare::SiteFilter,
+    core::{
+        arithmetic::Arithmetic,
+        exit::Exit,
+        floor::DeclaredFloor,
+        sink::{Choice, Sink, Stopped},
+        task::first_position,
+        tensor::{DType, Tensor},
+    },
+    engine::{EngineSpec, kernels::KernelSet},
+    graph::site::{Site, Stage},
     reference::Precision,
-    site::{Site, Stage},
-    task::first_position,
-    tensor::{DType, Tensor},
+    run::baseline::Baseline,
     trace::{Manifest, ModelId, Settings, Side, TraceWriter},
 };
 

@@ -3,24 +3,20 @@
 use std::path::PathBuf;
 
 use firstdiff::{
-    bisect::HistoryError,
-    check::{CheckError, ConfigError, LockError, MergeError, PinnedError},
+    ci::{
+        bisect::HistoryError,
+        check::{CheckError, ConfigError, LockError, MergeError, PinnedError},
+        kernels::KernelCheckError,
+        progress::SavedError,
+    },
     compare::{FilterError, QueriesError},
-    contract::ContractError,
-    device::DeviceError,
-    dump::DumpError,
-    engine::EngineError,
-    exit::Exit,
-    gguf::GgufError,
-    kernels::{KernelError, check::KernelCheckError},
-    model::ModelError,
-    progress::SavedError,
+    core::exit::Exit,
+    diagnosis::replay::ReplayError,
+    engine::{EngineError, contract::ContractError, device::DeviceError, kernels::KernelError},
+    model::{ModelError, gguf::GgufError, synth::SynthError},
     reference::ReferenceError,
-    replay::ReplayError,
     run::RunError,
-    survey::LintError,
-    synth::SynthError,
-    trace::TraceError,
+    trace::{TraceError, import::DumpError, lint::LintError},
 };
 
 /// Anything that can end a command.

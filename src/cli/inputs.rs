@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use firstdiff::{
-    cache,
     compare::SiteFilter,
-    contract::{Contract, ContractError, Op},
-    engine::{DeviceKind, EngineSpec},
-    fault::{self, Faults, Subject},
-    kernels::KernelSet,
+    core::{cache, task::Task},
+    engine::{
+        DeviceKind, EngineSpec,
+        contract::{Contract, ContractError, Op},
+        fault::{self, Faults, Subject},
+        kernels::KernelSet,
+    },
     model::Model,
     reference::{Precision, Reference, ReferenceError, ReferenceOptions},
-    task::Task,
 };
 
 use super::{

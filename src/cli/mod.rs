@@ -21,7 +21,7 @@ mod watch;
 
 use args::{Cli, Command};
 use error::Error;
-use firstdiff::exit::Exit;
+use firstdiff::core::exit::Exit;
 
 /// Runs a command to its exit code.
 pub fn dispatch(cli: Cli) -> Result<Exit, Error> {

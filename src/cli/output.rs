@@ -30,7 +30,7 @@ pub fn write_json(value: &impl Serialize, path: &Path) -> Result<(), Error> {
     if is_stdout(path) {
         return print(&json);
     }
-    firstdiff::cache::write_atomic(path, json.as_bytes())
+    firstdiff::core::cache::write_atomic(path, json.as_bytes())
         .map_err(|source| Error::Write { path: path.to_path_buf(), source })
 }
 

@@ -1,11 +1,12 @@
 //! `firstdiff run`: the main job.
 
 use firstdiff::{
-    capture::Choice,
-    compare::SiteFilter,
-    contract::{Op, Role},
-    engine::EngineSpec,
-    exit::Exit,
+    compare::{SiteFilter, verdict::Rule},
+    core::{exit::Exit, sink::Choice, task::first_position},
+    engine::{
+        EngineSpec,
+        contract::{Op, Role},
+    },
     model::{Ledger, Model},
     reference::Precision,
     report::{
@@ -13,8 +14,6 @@ use firstdiff::{
         StepRow, answer, render,
     },
     run::{Finished, Kept, Run},
-    task::first_position,
-    verdict::Rule,
 };
 
 use super::{

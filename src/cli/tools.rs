@@ -5,11 +5,11 @@ use std::path::Path;
 use clap::CommandFactory;
 use comfy_table::{Table, presets};
 use firstdiff::{
+    ci::progress::{Progress, Saved},
+    core::exit::Exit,
     doctor,
-    exit::Exit,
-    fault::FAULTS,
-    progress::{Progress, Saved},
-    synth::{self, Spec},
+    engine::fault::FAULTS,
+    model::synth::{self, Spec},
 };
 
 use super::{

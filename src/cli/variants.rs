@@ -2,13 +2,14 @@
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use firstdiff::{
-    compare::SiteFilter,
-    engine::{AttentionVariant, EngineSpec},
-    exit::Exit,
-    fault::Faults,
+    compare::{
+        SiteFilter,
+        verdict::{Coverage, Outcome, Rule, SiteReport},
+    },
+    core::exit::Exit,
+    engine::{AttentionVariant, EngineSpec, fault::Faults},
+    graph::site::{Site, Stage},
     run::Run,
-    site::{Site, Stage},
-    verdict::{Coverage, Outcome, Rule, SiteReport},
 };
 use serde::Serialize;
 

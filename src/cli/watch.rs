@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use firstdiff::{exit::Exit, run::Kept};
+use firstdiff::{core::exit::Exit, run::Kept};
 
 use super::{
     args::RunArgs,

@@ -9,14 +9,13 @@ use half::bf16;
 
 use crate::{
     compare::{
-        Difference, Element, NonFinite, SiteFloor,
+        Difference, Element, NonFinite,
         lanes::ulp_distance,
         rows::Rows,
         stats::{element_times_floor, times},
     },
-    random::splitmix64,
-    site::Site,
-    tensor::Tensor,
+    core::{floor::SiteFloor, random::splitmix64, tensor::Tensor},
+    graph::site::Site,
 };
 
 /// Elements of a tensor that are kept.
@@ -226,7 +225,7 @@ fn seed(site: Site) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::site::Stage;
+    use crate::graph::site::Stage;
 
     const FLOOR: SiteFloor = SiteFloor { elementwise: 1e-6, relative_l2: 1e-6 };
 

@@ -11,10 +11,10 @@ use cudarc::{
     nvrtc::sys as nvrtc_sys,
 };
 
-use super::Finding;
+use super::probes::Finding;
 use crate::{
-    device::cuda::{cuda_folders, include_folder},
-    places,
+    core::places,
+    engine::device::cuda::{cuda_folders, include_folder},
 };
 
 const HOST_ONLY: &str = "needed only for a GPU";

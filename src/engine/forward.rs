@@ -3,24 +3,29 @@
 use std::cell::RefCell;
 
 use crate::{
-    capture::{Choice, NoSink, Sink, Stopped},
-    contract::{ContractError, Op},
-    device::{Buffer, Device, DeviceError, Gemm, Recorded, Strided},
+    core::{
+        exit::Exit,
+        sink::{Choice, NoSink, Sink, Stopped},
+        tensor::DType,
+    },
     engine::{
         AttentionVariant,
         buffers::{Cache, Scratch, User},
         captures::Captures,
+        contract::{ContractError, Op},
         contracts::{self, Loaded},
+        device::{Buffer, Device, DeviceError, Gemm, Recorded, Strided},
+        fault::{Faults, Wiring},
         hooks::Pass,
+        kernels::{
+            KernelError, KernelSet,
+            launch::{self, Splits},
+        },
         variant::{Decode, Prefill},
         weights::{Layer, Linear, Weights},
     },
-    exit::Exit,
-    fault::{Faults, Wiring},
-    kernels::{KernelError, KernelSet, launch, launch::Splits},
+    graph::site::{Site, Stage},
     model::{Config, Model, ModelError, RopePairs},
-    site::{Site, Stage},
-    tensor::DType,
 };
 
 /// What an engine is made with.

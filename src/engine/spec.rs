@@ -1,21 +1,20 @@
 //! Which engine is put to the test, and on which device.
 
 use crate::{
-    arithmetic::Arithmetic,
-    attending::Attending,
-    contract::{Contract, Op, Role},
-    device::{
-        Device, DeviceError,
-        cuda::CudaDevice,
-        host::{HostDevice, HostOptions},
+    core::{arithmetic::Arithmetic, attending::Attending, task::Task, tensor::DType},
+    engine::{
+        AttentionVariant, Engine, EngineError, EngineOptions,
+        contract::{Contract, Op, Role},
+        device::{
+            Device, DeviceError,
+            cuda::CudaDevice,
+            host::{HostDevice, HostOptions},
+        },
+        fault::Faults,
+        kernels::KernelSet,
     },
-    engine::{AttentionVariant, Engine, EngineError, EngineOptions},
-    fault::Faults,
-    kernels::KernelSet,
+    graph::site::Stage,
     model::Model,
-    site::Stage,
-    task::Task,
-    tensor::DType,
 };
 
 /// Which device runs the kernels.

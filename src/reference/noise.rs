@@ -3,11 +3,13 @@
 use rayon::prelude::*;
 
 use crate::{
-    arithmetic::Arithmetic,
+    core::{
+        arithmetic::Arithmetic,
+        random::{self, splitmix64},
+        tensor::DType,
+    },
+    graph::site::{Site, Stage},
     model::{Config, rope_angle, rope_pair},
-    random::{self, splitmix64},
-    site::{Site, Stage},
-    tensor::DType,
 };
 
 /// How large the noise on one stage is.

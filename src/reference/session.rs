@@ -9,11 +9,12 @@ use llama_cpp_2::{
 use llama_cpp_sys_2 as sys;
 
 use crate::{
-    capture::{Choice, Sink, Stopped},
-    exit::Exit,
-    gguf::WriteError,
-    llama,
-    model::{Config, Model},
+    core::{
+        exit::Exit,
+        sink::{Choice, Sink, Stopped},
+    },
+    graph::site::Site,
+    model::{Config, Model, gguf::WriteError, llama},
     reference::{
         Noise,
         callback::{Capture, Failure, is_over, on_node},
@@ -21,7 +22,6 @@ use crate::{
         threads::Threads,
         widen,
     },
-    site::Site,
 };
 
 /// What llama.cpp computes with.

@@ -3,16 +3,14 @@
 use std::fmt::Write;
 
 use crate::{
-    diagnosis::{Certainty, Diagnosis, Finding, SideReplay, Verdict},
-    exit::Exit,
-    replay::Operation,
+    compare::verdict::Outcome,
+    core::{exit::Exit, task},
+    diagnosis::{Certainty, Diagnosis, Finding, SideReplay, Verdict, replay::Operation},
+    graph::site::Site,
     report::{
         Compared, Headline, Report, SiteRow,
         terminal::{BAD, DIM, GOOD, coordinates, first_position, headline, line, number},
     },
-    site::Site,
-    task,
-    verdict::Outcome,
 };
 
 /// At most this many causes that give the same numbers, invariants or results are named.

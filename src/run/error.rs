@@ -1,8 +1,12 @@
 //! Why a run ended early.
 
 use crate::{
-    compare::FilterError, device::DeviceError, engine::EngineError, exit::Exit,
-    reference::ReferenceError, replay::ReplayError, trace::TraceError,
+    compare::FilterError,
+    core::exit::Exit,
+    diagnosis::replay::ReplayError,
+    engine::{EngineError, device::DeviceError},
+    reference::ReferenceError,
+    trace::TraceError,
 };
 
 /// What can end a run of both sides.

@@ -1,10 +1,10 @@
 //! Measures a site's floor in a noisy run beside the clean one.
 
 use crate::{
-    compare::{RowTokens, SiteFloor, lanes::Totals, rows::Rows},
+    compare::{RowTokens, lanes::Totals, rows::Rows},
+    core::{floor::SiteFloor, tensor::Tensor},
+    graph::site::Site,
     reference::Amplitude,
-    site::Site,
-    tensor::Tensor,
 };
 
 impl SiteFloor {

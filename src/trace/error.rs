@@ -2,7 +2,7 @@
 
 use std::{fmt, io, path::PathBuf};
 
-use crate::{exit::Exit, site::Site};
+use crate::{core::exit::Exit, graph::site::Site};
 
 /// A cap on a length that a trace states, checked before anything of that length is read or made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,3 @@
+//! The forward pass as data.
+
+pub mod site;
