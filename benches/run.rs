@@ -9,22 +9,28 @@ use std::{
 };
 
 use firstdiff::{
-    arithmetic::Arithmetic,
-    baseline::{self, Baseline, Task},
-    capture::{NoSink, Sink, Stopped},
-    compare::{DEFAULT_FACTOR, SiteFilter},
-    engine::AttentionVariant,
-    fault::Faults,
-    kernels::KernelSet,
-    model::Model,
+    compare::{SiteFilter, verdict::Rule},
+    core::{
+        arithmetic::Arithmetic,
+        floor::DEFAULT_FACTOR,
+        sink::{NoSink, Sink, Stopped},
+        task::Task,
+        tensor::{DType, Tensor},
+    },
+    diagnosis::replay::{self, Operation, Recording},
+    engine::{AttentionVariant, DeviceKind, EngineSpec, fault::Faults, kernels::KernelSet},
+    graph::site::Site,
+    model::{
+        Model,
+        synth::{self, Spec},
+    },
     reference::{Reference, ReferenceOptions},
-    replay::{self, Operation, Recording},
-    run::{DeviceKind, EngineSpec, Run, run_engine},
-    site::Site,
-    spool::Spool,
-    synth::{self, Spec},
-    tensor::{DType, Tensor},
-    verdict::Rule,
+    run::{
+        Run,
+        baseline::{self, Baseline},
+        run_engine,
+    },
+    trace::recording::Spool,
 };
 
 use ndarray::{Array2, Axis, s};

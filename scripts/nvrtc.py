@@ -20,13 +20,13 @@ import time
 ARCHITECTURES = ["sm_80", "sm_90", "sm_120"]
 KERNELS = pathlib.Path(__file__).resolve().parent.parent / "kernels"
 EXAMPLES = KERNELS.parent / "examples/kernels"
-# What a contract adds to a kernel (src/contract/signature.rs), as short as it gets.
+# What a contract adds to a kernel (src/engine/contract/signature.rs), as short as it gets.
 SIGNATURE = """
 #include "signature.cuh"
 typedef firstdiff_parameters<decltype(&ENTRY)> firstdiff_of_entry;
 static_assert(firstdiff_of_entry::count > 0 && firstdiff_of_entry::code(0) > 0, "");
 """
-# The options of the cuda device (src/device/cuda/mod.rs).
+# The options of the cuda device (src/engine/device/cuda/mod.rs).
 OPTIONS = ["--generate-line-info", "--std=c++17"]
 # Definitions of a file: the attention variants, and head sizes with query heads of a block.
 VARIANTS = {

@@ -5,7 +5,7 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser;
-use firstdiff::exit::Exit;
+use firstdiff::core::exit::Exit;
 
 fn main() -> ExitCode {
     // A panic is our own mistake: one line, exit 70, no backtrace.

@@ -1,10 +1,13 @@
 use crate::cli::{SHORT, firstdiff, outcome, path, refused};
 use firstdiff::{
-    device::{
-        Arg, Buffer, Device, KernelSource, Launch,
-        host::{HostDevice, HostOptions, ThreadOrder},
+    ci::kernels,
+    engine::{
+        device::{
+            Arg, Buffer, Device, KernelSource, Launch,
+            host::{HostDevice, HostOptions, ThreadOrder},
+        },
+        kernels::KernelSet,
     },
-    kernels::{KernelSet, check},
 };
 
 const ORDERS: [ThreadOrder; 5] = [
@@ -361,7 +364,7 @@ fn all_kernels_are_clean_in_five_thread_orders() {
     let (exit, out, err) = outcome(&["kernels", "check"]);
     assert_eq!((exit, err.as_str()), (0, ""), "{out}");
     let first = out.lines().next().unwrap();
-    let subjects = check::subjects();
+    let subjects = kernels::subjects();
     let launches: usize = subjects.iter().map(|subject| ORDERS.len() * subject.cases.len()).sum();
     let n = subjects.len();
     let wanted = format!("clean: {n} of {n} kernels, {launches} launches in 5 thread orders");
@@ -389,7 +392,7 @@ fn a_race_in_a_kernel_of_ones_own_is_the_first_line_and_exits_1() {
     let wanted = "attention_split.cu: kernel attention_split_f32, block (0,0,0): race: thread (";
     assert!(first.starts_with(wanted), "{first}");
     assert!(first.contains("of shared `dynamic memory`"), "{first}");
-    let shapes = check::subjects().iter().filter(|s| s.file == "attention_split.cu").count();
+    let shapes = kernels::subjects().iter().filter(|s| s.file == "attention_split.cu").count();
     let wanted = format!("found in {shapes} of {} kernels", shapes + 1);
     assert!(out.contains(&wanted), "{out}");
     let swiglu = out.lines().find(|line| line.trim().starts_with("swiglu.cu ")).unwrap();

@@ -248,7 +248,7 @@ fn without_room_for_the_f32_copy_the_file_runs_as_it_is_and_the_report_says_so()
 fn every_fault_variant_and_completion_is_listed() {
     let (exit, out, _) = outcome(&["faults"]);
     assert_eq!(exit, 0);
-    for fault in &firstdiff::fault::FAULTS {
+    for fault in &firstdiff::engine::fault::FAULTS {
         assert!(out.contains(fault.name), "{out}");
     }
     let (exit, out, _) = outcome(&[&["variants"][..], &SHORT].concat());

@@ -6,19 +6,24 @@ use std::{
 };
 
 use firstdiff::{
-    baseline::Task,
-    capture::{Sink, Stopped},
-    compare::{DEFAULT_FACTOR, SiteFilter},
-    engine::AttentionVariant,
-    fault::Faults,
-    kernels::KernelSet,
-    model::Model,
+    compare::{
+        SiteFilter,
+        verdict::{Outcome, Rule, SiteReport},
+    },
+    core::{
+        floor::DEFAULT_FACTOR,
+        sink::{Sink, Stopped},
+        task::Task,
+        tensor::{DType, Tensor},
+    },
+    engine::{AttentionVariant, DeviceKind, EngineSpec, fault::Faults, kernels::KernelSet},
+    graph::site::{Site, Stage},
+    model::{
+        Model,
+        synth::{self, Spec},
+    },
     reference::{Reference, ReferenceOptions},
-    run::{DeviceKind, EngineSpec, Finished, Run},
-    site::{Site, Stage},
-    synth::{self, Spec},
-    tensor::{DType, Tensor},
-    verdict::{Outcome, Rule, SiteReport},
+    run::{Finished, Run},
 };
 
 /// The trained fixture model, of the project or of a bundle of it.

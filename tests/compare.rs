@@ -1,8 +1,11 @@
 use firstdiff::{
-    compare::{DEFAULT_FACTOR, SiteFloor, compare},
+    compare::compare,
+    core::{
+        floor::{DEFAULT_FACTOR, SiteFloor},
+        tensor::Tensor,
+    },
+    graph::site::{Site, Stage},
     reference::Amplitude,
-    site::{Site, Stage},
-    tensor::Tensor,
 };
 use proptest::prelude::*;
 

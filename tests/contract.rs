@@ -1,12 +1,15 @@
 use std::path::{Path, PathBuf};
 
 use firstdiff::{
-    contract::{Contract, Op},
+    core::tensor::DType,
     diagnosis::{Certainty, Verdict},
-    kernels::KernelSet,
-    run::{EngineSpec, Finished, run_engine},
-    synth::Spec,
-    tensor::DType,
+    engine::{
+        EngineSpec,
+        contract::{Contract, Op},
+        kernels::KernelSet,
+    },
+    model::synth::Spec,
+    run::{Finished, run_engine},
 };
 
 use crate::{
@@ -43,9 +46,9 @@ fn edited(folder: &Path, name: &str, edits: &[(&str, &str)]) -> PathBuf {
 }
 
 /// Every tensor and choice of an engine over a prompt and two more tokens.
-fn tensors(bench: &Bench, spec: &EngineSpec) -> (Keep, Vec<Option<firstdiff::capture::Choice>>) {
+fn tensors(bench: &Bench, spec: &EngineSpec) -> (Keep, Vec<Option<firstdiff::core::sink::Choice>>) {
     let ids = bench.prompt(37);
-    let task = firstdiff::baseline::Task { prompt: &ids, decode: 2 };
+    let task = firstdiff::core::task::Task { prompt: &ids, decode: 2 };
     let mut engine = spec.build(&bench.model, task).unwrap();
     let mut kept = Keep::default();
     let choices = run_engine(&mut engine, &[ids, vec![5], vec![77]], &mut kept).unwrap();

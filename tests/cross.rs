@@ -1,12 +1,13 @@
 use firstdiff::{
-    baseline::Task,
-    compare::{DEFAULT_FACTOR, SiteFilter},
-    kernels::KernelSet,
+    compare::{
+        SiteFilter,
+        verdict::{Outcome, Rule},
+    },
+    core::{floor::DEFAULT_FACTOR, task::Task, tensor::DType},
+    engine::{EngineSpec, kernels::KernelSet},
+    graph::site::{Site, Stage},
     report::DevicesSummary,
-    run::{EngineSpec, Run},
-    site::{Site, Stage},
-    tensor::DType,
-    verdict::{Outcome, Rule},
+    run::Run,
 };
 use serde_json::Value;
 

@@ -1,18 +1,22 @@
 use std::collections::BTreeSet;
 
 use firstdiff::{
-    baseline::Task,
-    compare::{DEFAULT_FACTOR, SiteFilter},
-    engine::AttentionVariant,
-    exit::Exit,
-    fault::{FAULTS, Fault, Faults, Subject},
-    kernels::KernelSet,
-    model::Arch,
-    run::{DeviceKind, EngineSpec, Run},
-    site::{Site, Stage},
-    synth::{Spec, WeightType},
-    tensor::DType,
-    verdict::{Outcome, Rule},
+    compare::{
+        SiteFilter,
+        verdict::{Outcome, Rule},
+    },
+    core::{exit::Exit, floor::DEFAULT_FACTOR, task::Task, tensor::DType},
+    engine::{
+        AttentionVariant, DeviceKind, EngineSpec,
+        fault::{FAULTS, Fault, Faults, Subject},
+        kernels::KernelSet,
+    },
+    graph::site::{Site, Stage},
+    model::{
+        Arch,
+        synth::{Spec, WeightType},
+    },
+    run::Run,
 };
 
 use crate::common::{Bench, Keep, assert_equal, engine, first_divergence};
@@ -279,7 +283,7 @@ fn exactly_the_faults_without_effect_change_nothing() {
 fn two_faults_at_once_are_both_seen_at_layer_0() {
     let bench = Bench::fixture();
     let mut spec = engine(DType::F32);
-    let find = |name| firstdiff::fault::find(name).unwrap();
+    let find = |name| firstdiff::engine::fault::find(name).unwrap();
     spec.faults = Faults(vec![find("qkv-bias-zero"), find("kv-head-1-unwritten")]);
     let finished = bench.run(&spec, 20, 1);
     for stage in [Stage::Q, Stage::K, Stage::V, Stage::KCache] {
@@ -312,7 +316,7 @@ fn a_key_scaled_by_one_thousandth_is_reported_in_f32() {
 fn stop_at_first_ends_the_run_at_the_first_divergence() {
     let bench = Bench::fixture();
     let mut spec = engine(DType::F32);
-    spec.faults = Faults(vec![firstdiff::fault::find("scale-missing").unwrap()]);
+    spec.faults = Faults(vec![firstdiff::engine::fault::find("scale-missing").unwrap()]);
     let ids = bench.prompt(12);
     let (model, reference) = (&bench.model, &bench.reference);
     let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: true };

@@ -1,19 +1,23 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use firstdiff::{
-    device::{
-        Buffer, Device, DeviceError, Download, Gemm, Strided, cuda::CudaDevice, host::HostDevice,
+    core::tensor::DType,
+    engine::{
+        AttentionVariant, DeviceKind, EngineSpec,
+        device::{
+            Buffer, Device, DeviceError, Download, Gemm, Strided, cuda::CudaDevice,
+            host::HostDevice,
+        },
+        fault::{FAULTS, Faults, Subject},
+        kernels::{
+            KernelSet,
+            launch::{self, Attention, CacheView, Rope, Splits},
+        },
     },
-    engine::AttentionVariant,
-    fault::{FAULTS, Faults, Subject},
-    kernels::{
-        KernelSet,
-        launch::{self, Attention, CacheView, Rope, Splits},
+    model::{
+        Arch, Config,
+        synth::{Spec, WeightType},
     },
-    model::{Arch, Config},
-    run::{DeviceKind, EngineSpec},
-    synth::{Spec, WeightType},
-    tensor::DType,
 };
 use half::f16;
 use rayon::prelude::*;

@@ -1,9 +1,9 @@
 use firstdiff::{
-    device::{
+    core::tensor::DType,
+    engine::device::{
         Arg, Buffer, Device, DeviceError, Gemm, KernelSource, Launch,
         host::{HostDevice, HostOptions, ThreadOrder},
     },
-    tensor::DType,
 };
 use half::f16;
 

@@ -1,10 +1,12 @@
 use firstdiff::{
-    arithmetic::Arithmetic,
-    capture::{Sink, Stopped},
+    core::{
+        arithmetic::Arithmetic,
+        sink::{Sink, Stopped},
+        tensor::{DType, Tensor},
+    },
+    graph::site::{Site, Stage},
     model::Model,
     reference::{Noise, Precision, Reference, ReferenceError, ReferenceOptions},
-    site::{Site, Stage},
-    tensor::{DType, Tensor},
 };
 
 use crate::common::{Keep, fixture};

@@ -1,18 +1,23 @@
 use firstdiff::{
-    arithmetic::{Arithmetic, OpArithmetic},
-    baseline::{self, Task},
-    compare::{DEFAULT_FACTOR, SiteFilter},
-    diagnosis::{Certainty, Diagnosis, Verdict},
-    fault::{self, Faults},
-    model::{Arch, Model},
-    replay::{Operation, Recording, Replay, judge},
-    run::{EngineSpec, Run},
-    site::{Site, Stage},
-    spool::Recorded,
-    synth::Spec,
-    tensor::{DType, Tensor},
-    trace::TraceError,
-    verdict::Rule,
+    compare::{SiteFilter, verdict::Rule},
+    core::{
+        arithmetic::{Arithmetic, OpArithmetic},
+        floor::DEFAULT_FACTOR,
+        task::Task,
+        tensor::{DType, Tensor},
+    },
+    diagnosis::{
+        Certainty, Diagnosis, Verdict,
+        replay::{Operation, Recording, Replay, judge},
+    },
+    engine::{
+        EngineSpec,
+        fault::{self, Faults},
+    },
+    graph::site::{Site, Stage},
+    model::{Arch, Model, synth::Spec},
+    run::{Run, baseline},
+    trace::{TraceError, recording::Recorded},
 };
 use half::bf16;
 

@@ -1,13 +1,14 @@
 use std::collections::BTreeMap;
 
 use firstdiff::{
-    arithmetic::Arithmetic,
-    baseline::Task,
-    engine::AttentionVariant,
+    core::{
+        arithmetic::Arithmetic,
+        task::Task,
+        tensor::{DType, Tensor},
+    },
+    engine::{AttentionVariant, EngineSpec},
+    graph::site::{Site, Stage},
     reference::Noise,
-    run::EngineSpec,
-    site::{Site, Stage},
-    tensor::{DType, Tensor},
 };
 
 use crate::{

@@ -1,10 +1,10 @@
 use firstdiff::{
-    engine::AttentionVariant,
-    fault::{self, Faults},
-    run::EngineSpec,
-    site::{Site, Stage},
-    snapshot,
-    tensor::DType,
+    core::{snapshot, tensor::DType},
+    engine::{
+        AttentionVariant, EngineSpec,
+        fault::{self, Faults},
+    },
+    graph::site::{Site, Stage},
 };
 
 use crate::common::{Bench, Keep, engine};
@@ -12,7 +12,7 @@ use crate::common::{Bench, Keep, engine};
 /// What the engine's attention gives for a prompt of 8 tokens, as a snapshot.
 fn attention(bench: &Bench, engine: &EngineSpec) -> String {
     let ids = bench.prompt(8);
-    let task = firstdiff::baseline::Task { prompt: &ids, decode: 0 };
+    let task = firstdiff::core::task::Task { prompt: &ids, decode: 0 };
     let mut keep = Keep { only: vec![Stage::AttnOut], ..Keep::default() };
     let mut engine = engine.build(&bench.model, task).unwrap();
     engine.step(0, &ids, &mut keep).unwrap();

@@ -4,9 +4,8 @@ use std::{
     process::Command,
 };
 
-use firstdiff::{
-    llama,
-    model::{Arch, MAX_LAYERS},
+use firstdiff::model::{
+    Arch, MAX_LAYERS, llama,
     synth::{self, MAX_SIZE, PRESETS, Spec, SynthError, WeightType},
 };
 use llama_cpp_2::{

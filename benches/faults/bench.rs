@@ -3,19 +3,20 @@
 use std::path::Path;
 
 use firstdiff::{
-    baseline::Task,
-    compare::{DEFAULT_FACTOR, SiteFilter},
+    compare::{SiteFilter, verdict::Rule},
+    core::{exit::Exit, floor::DEFAULT_FACTOR, task::Task, tensor::DType},
     diagnosis::{Certainty, Finding},
-    engine::AttentionVariant,
-    exit::Exit,
-    fault::{Fault, Faults, Subject},
-    kernels::KernelSet,
-    model::{Arch, Model},
+    engine::{
+        AttentionVariant, DeviceKind, EngineSpec,
+        fault::{Fault, Faults, Subject},
+        kernels::KernelSet,
+    },
+    model::{
+        Arch, Model,
+        synth::{self, Spec},
+    },
     reference::{Reference, ReferenceOptions},
-    run::{DeviceKind, EngineSpec, Finished, Run},
-    synth::{self, Spec},
-    tensor::DType,
-    verdict::Rule,
+    run::{Finished, Run},
 };
 
 use crate::Result;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use firstdiff::fault::{self, Fault};
+use firstdiff::engine::fault::{self, Fault};
 
 use crate::{
     Progress, Result,

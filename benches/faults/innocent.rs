@@ -1,15 +1,13 @@
 //! Runs that must raise no alarm: other ways to compute the same, and random models.
 
 use firstdiff::{
-    check::PinnedPrompt,
-    engine::AttentionVariant,
-    kernels::KernelSet,
-    model::Arch,
+    ci::check::PinnedPrompt,
+    compare::verdict::Outcome,
+    core::tensor::DType,
+    engine::{AttentionVariant, EngineSpec, kernels::KernelSet},
+    model::{Arch, synth::Spec},
     reference::{Precision, Reference, ReferenceOptions},
-    run::{EngineSpec, Finished},
-    synth::Spec,
-    tensor::DType,
-    verdict::Outcome,
+    run::Finished,
 };
 
 use crate::{
@@ -73,7 +71,7 @@ pub fn benign(bench: &Bench, progress: &mut Progress) -> Result<Vec<Innocent>> {
     let prompt = &bench.prompt;
     let mut add = |name: &str, reference: &Reference, prompt: &[i32], engine: &EngineSpec| {
         if progress.wants(&format!("benign: {name}")) {
-            let task = firstdiff::baseline::Task { prompt, decode: DECODE };
+            let task = firstdiff::core::task::Task { prompt, decode: DECODE };
             let finished = bench::run(&bench.model, reference, task, engine)?;
             list.push(innocent(name.to_string(), &finished));
         }

@@ -1,18 +1,17 @@
 //! Each fault alone on each model.
 
 use firstdiff::{
-    baseline::Baseline,
-    check::PinnedPrompt,
-    compare::{DEFAULT_FACTOR, SiteFilter},
-    diagnosis::{Certainty, Finding, Verdict},
-    exit::Exit,
-    fault::{FAULTS, Fault, Parameter, Plant, Wiring},
+    ci::check::PinnedPrompt,
+    compare::{
+        SiteFilter,
+        verdict::{Outcome, SiteReport},
+    },
+    core::{exit::Exit, floor::DEFAULT_FACTOR, tensor::DType},
+    diagnosis::{Certainty, Finding, Verdict, replay},
+    engine::fault::{FAULTS, Fault, Parameter, Plant, Wiring},
+    graph::site::{Site, Stage},
     model::Model,
-    replay,
-    run::Finished,
-    site::{Site, Stage},
-    tensor::DType,
-    verdict::{Outcome, SiteReport},
+    run::{Finished, baseline::Baseline},
 };
 
 use crate::{

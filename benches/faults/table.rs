@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, time::Duration};
 
-use firstdiff::fault::FAULTS;
+use firstdiff::engine::fault::FAULTS;
 
 use crate::{combined::Set, innocent::Innocent, seeded::Row, weaker};
 

@@ -3,12 +3,20 @@
 use std::collections::BTreeMap;
 
 use firstdiff::{
-    baseline::{self, Baseline, first_position},
-    capture::{Sink, Stopped},
-    compare::{SiteFloor, compare},
-    run::{EngineSpec, Finished, run_engine},
-    site::{Site, Stage},
-    tensor::Tensor,
+    compare::compare,
+    core::{
+        floor::SiteFloor,
+        sink::{Sink, Stopped},
+        task::first_position,
+        tensor::Tensor,
+    },
+    engine::EngineSpec,
+    graph::site::{Site, Stage},
+    run::{
+        Finished,
+        baseline::{self, Baseline},
+        run_engine,
+    },
 };
 
 use crate::{Result, bench::Bench};
@@ -61,7 +69,7 @@ pub fn caught(
     let mut engine = engine.build(&bench.model, bench.task())?;
     run_engine(&mut engine, &finished.baseline.steps, &mut keep)?;
     let differences = || {
-        let of = |report: &firstdiff::verdict::SiteReport| {
+        let of = |report: &firstdiff::compare::verdict::SiteReport| {
             Some((report.site, report.difference.clone()?))
         };
         finished.sites.iter().filter_map(of)
@@ -72,8 +80,8 @@ pub fn caught(
     let cosine = differences().any(|(site, difference)| {
         site.stage == Stage::Logits && !matches!(difference.cosine, LEAST_COSINE..)
     });
-    let token = |choice: &Option<firstdiff::capture::Choice>| choice.map(|choice| choice.token);
-    let tokens = |choices: &[Option<firstdiff::capture::Choice>]| -> Vec<Option<i32>> {
+    let token = |choice: &Option<firstdiff::core::sink::Choice>| choice.map(|choice| choice.token);
+    let tokens = |choices: &[Option<firstdiff::core::sink::Choice>]| -> Vec<Option<i32>> {
         choices.iter().map(token).collect()
     };
     let argmax = tokens(&finished.engine_choices) != tokens(&finished.baseline.choices);

@@ -1,13 +1,15 @@
 //! The split attention kernels alone, beside a copy of as many bytes and launches that do nothing.
 
 use firstdiff::{
-    device::{Buffer, Device, DeviceError, KernelSource, Launch, cuda::CudaDevice},
-    kernels::{
-        KernelSet,
-        launch::{self, Attention, CacheView, Splits},
+    core::tensor::DType,
+    engine::{
+        device::{Buffer, Device, DeviceError, KernelSource, Launch, cuda::CudaDevice},
+        kernels::{
+            KernelSet,
+            launch::{self, Attention, CacheView, Splits},
+        },
     },
     model::{Config, Model},
-    tensor::DType,
 };
 
 use crate::{Result, limits::Limits, median};

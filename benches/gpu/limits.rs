@@ -2,8 +2,8 @@
 
 use cudarc::driver::{CudaContext, CudaStream, result as driver, sys};
 use firstdiff::{
-    device::{Device, Gemm, cuda::CudaDevice},
-    tensor::DType,
+    core::tensor::DType,
+    engine::device::{Device, Gemm, cuda::CudaDevice},
 };
 
 use crate::{Result, median};

@@ -10,8 +10,8 @@ mod together;
 
 use std::{path::PathBuf, time::Instant};
 
-use firstdiff::{
-    model::Model,
+use firstdiff::model::{
+    Model,
     synth::{self, Spec, WeightType},
 };
 

@@ -6,15 +6,17 @@ use std::{
 };
 
 use firstdiff::{
-    capture::{NoSink, Sink, Stopped},
-    device::cuda::CudaDevice,
-    engine::{AttentionVariant, Engine, EngineOptions},
-    fault::Faults,
-    kernels::KernelSet,
+    core::{
+        pool,
+        sink::{NoSink, Sink, Stopped},
+        tensor::{DType, Tensor},
+    },
+    engine::{
+        AttentionVariant, Engine, EngineOptions, device::cuda::CudaDevice, fault::Faults,
+        kernels::KernelSet,
+    },
+    graph::site::{Site, Stage},
     model::Model,
-    recycle,
-    site::{Site, Stage},
-    tensor::{DType, Tensor},
 };
 
 use crate::{Result, limits::Limits};
@@ -63,7 +65,7 @@ impl Sink for Group<'_> {
     fn put(&mut self, site: Site, tensor: Tensor) -> std::result::Result<(), Stopped> {
         let wide = matches!(site.stage, Stage::Scores | Stage::Probs | Stage::Logits);
         self.bytes.fetch_add(tensor.data.len() * if wide { 4 } else { 2 }, Relaxed);
-        recycle::done(std::hint::black_box(tensor));
+        pool::done(std::hint::black_box(tensor));
         Ok(())
     }
 }

@@ -1,18 +1,22 @@
 //! A whole run beside each of its sides alone.
 
 use firstdiff::{
-    baseline::{self, Baseline, Task},
-    capture::{Sink, Stopped},
-    compare::{DEFAULT_FACTOR, SiteFilter},
-    engine::AttentionVariant,
-    fault::Faults,
-    kernels::KernelSet,
+    compare::{SiteFilter, verdict::Rule},
+    core::{
+        floor::DEFAULT_FACTOR,
+        sink::{Sink, Stopped},
+        task::Task,
+        tensor::{DType, Tensor},
+    },
+    engine::{AttentionVariant, DeviceKind, EngineSpec, fault::Faults, kernels::KernelSet},
+    graph::site::Site,
     model::Model,
     reference::{Reference, ReferenceOptions},
-    run::{DeviceKind, EngineSpec, Run, run_engine},
-    site::Site,
-    tensor::{DType, Tensor},
-    verdict::Rule,
+    run::{
+        Run,
+        baseline::{self, Baseline},
+        run_engine,
+    },
 };
 
 use crate::{Result, median};

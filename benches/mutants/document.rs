@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use firstdiff::kernels::check::{Finding, Kind, Outcome};
+use firstdiff::ci::kernels::{Finding, Kind, Outcome};
 
 use crate::table::Mistake;
 

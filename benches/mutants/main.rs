@@ -13,10 +13,10 @@ mod table;
 use std::{path::Path, process::ExitCode, time::Instant};
 
 use firstdiff::{
-    contract::{Contract, Op},
-    kernels::{
-        KernelSet,
-        check::{self, Finding, Kind, Outcome, Subject, Target},
+    ci::kernels::{self, Finding, Kind, Outcome, Subject, Target},
+    engine::{
+        contract::{Contract, Op},
+        kernels::KernelSet,
     },
 };
 
@@ -63,7 +63,7 @@ fn main() -> Result<ExitCode> {
         }
     }
     if only.is_none() {
-        let own: Vec<Target> = check::subjects().into_iter().map(Target::Own).collect();
+        let own: Vec<Target> = kernels::subjects().into_iter().map(Target::Own).collect();
         let clean = |targets: &[Target]| {
             let outcomes = checked(&KernelSet::embedded(), targets)?;
             Ok::<Clean, Box<dyn std::error::Error>>(Clean::of(&outcomes, ORDERS))
@@ -114,7 +114,7 @@ fn run(file: &str, find: &str, replace: &str) -> Result<Option<Finding>> {
         _ => subject.file == file,
     };
     let targets: Vec<Target> =
-        check::subjects().into_iter().filter(uses).map(Target::Own).collect();
+        kernels::subjects().into_iter().filter(uses).map(Target::Own).collect();
     for some in targets.chunks(AT_ONCE) {
         if let Some(finding) = foremost(&checked(&kernels, some)?) {
             return Ok(Some(finding));
@@ -124,7 +124,7 @@ fn run(file: &str, find: &str, replace: &str) -> Result<Option<Finding>> {
 }
 
 fn checked(kernels: &KernelSet, targets: &[Target]) -> Result<Vec<Outcome>> {
-    Ok(check::check(kernels, targets, &check::thread_orders(RANDOM_ORDERS), &|| {})?)
+    Ok(kernels::check(kernels, targets, &kernels::thread_orders(RANDOM_ORDERS), &|| {})?)
 }
 
 /// Checks a worked example after one change of its kernel.

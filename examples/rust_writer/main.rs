@@ -7,9 +7,11 @@
 use std::{error::Error, path::Path};
 
 use firstdiff::{
-    arithmetic::Arithmetic,
-    site::{Site, Stage},
-    tensor::{DType, Tensor},
+    core::{
+        arithmetic::Arithmetic,
+        tensor::{DType, Tensor},
+    },
+    graph::site::{Site, Stage},
     trace::{Manifest, Plan, Side, TraceWriter},
 }; //+
 

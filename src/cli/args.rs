@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use firstdiff::{compare::Queries, engine::AttentionVariant, synth::WeightType, tensor::DType};
+use firstdiff::{
+    compare::Queries, core::tensor::DType, engine::AttentionVariant, model::synth::WeightType,
+};
 
 /// Find the first tensor where an LLM inference engine and llama.cpp part.
 #[derive(Parser)]
@@ -108,7 +110,7 @@ pub struct CompareArgs {
     #[arg(long, value_name = "GLOB")]
     pub sites: Option<String>,
     /// Tolerance in units of the measured floor
-    #[arg(long, value_name = "X", default_value_t = firstdiff::compare::DEFAULT_FACTOR)]
+    #[arg(long, value_name = "X", default_value_t = firstdiff::core::floor::DEFAULT_FACTOR)]
     pub factor: f64,
     /// Stop at the first site that diverges
     #[arg(long)]
@@ -243,7 +245,7 @@ pub struct VariantsArgs {
     #[arg(long, value_name = "DIR")]
     pub kernels: Option<PathBuf>,
     /// Tolerance in units of the measured floor
-    #[arg(long, value_name = "X", default_value_t = firstdiff::compare::DEFAULT_FACTOR)]
+    #[arg(long, value_name = "X", default_value_t = firstdiff::core::floor::DEFAULT_FACTOR)]
     pub factor: f64,
     /// Write the table as JSON; `-` prints it instead of the text
     #[arg(long, value_name = "FILE")]

@@ -4,18 +4,19 @@ use std::path::PathBuf;
 
 use clap::Args;
 use firstdiff::{
-    bisect::{Commit, Found, History, Probe, Score, search},
-    compare::{DEFAULT_FACTOR, SiteFilter},
-    engine::AttentionVariant,
-    exit::{Error, Exit},
-    fault::Faults,
-    kernels::KernelSet,
-    run::{EngineSpec, Finished, Run},
-    verdict::{Outcome, Rule},
+    ci::bisect::{Commit, Found, History, Probe, Score, search},
+    compare::{
+        SiteFilter,
+        verdict::{Outcome, Rule},
+    },
+    core::{exit::Exit, floor::DEFAULT_FACTOR},
+    engine::{AttentionVariant, EngineSpec, fault::Faults, kernels::KernelSet},
+    run::{Finished, Run, RunError},
 };
 
 use super::{
     args::{DTypeArg, DeviceArg, ModelArgs},
+    error::Error,
     inputs::{self, Inputs},
     output,
 };
@@ -93,7 +94,7 @@ impl Lab<'_> {
             faults: Faults::default(),
             kernels: KernelSet::overridden_by(folder.path())?,
         };
-        Run {
+        let finished = Run {
             model: &self.inputs.model,
             reference: &self.inputs.reference,
             task: self.inputs.task(),
@@ -102,14 +103,17 @@ impl Lab<'_> {
             rule: Rule { factor: DEFAULT_FACTOR, stop_at_first: !replay },
             replay,
         }
-        .run(&mut |_| {})
+        .run(&mut |_| {})?;
+        Ok(finished)
     }
 
     /// Kernels that do not compile or run are passed over, as `git bisect skip` does.
     fn probe(&self, commit: &Commit) -> Result<Probe, Error> {
         let finished = match self.run(commit, false) {
             Ok(finished) => finished,
-            Err(error @ (Error::Device(_) | Error::Engine(_) | Error::Kernel(_))) => {
+            Err(
+                error @ (Error::Run(RunError::Device(_) | RunError::Engine(_)) | Error::Kernel(_)),
+            ) => {
                 let text = error.to_string();
                 return Ok(Probe::Skipped(text.lines().next().unwrap_or_default().to_string()));
             }

@@ -8,12 +8,11 @@ use std::{
 
 use clap::Args;
 use firstdiff::{
-    cache,
-    check::{self, Config, Lock, Opened, Pinned, PinnedError, Proposal, Review},
-    exit::{Error, Exit},
+    ci::check::{self, Config, Lock, Opened, Pinned, PinnedError, Proposal, Review},
+    core::{cache, exit::Exit},
 };
 
-use super::{inputs, output};
+use super::{error::Error, inputs, output};
 
 #[derive(Args)]
 pub struct BlessArgs {
@@ -60,7 +59,7 @@ pub fn bless(args: &BlessArgs) -> Result<Exit, Error> {
         false => Lock::new(),
     };
     output::check_json(Some(&args.baseline))?;
-    let opened = Opened::open(&config, &inputs::fixture)?;
+    let opened = Opened::open(&config, &inputs::fixture_file)?;
     let bar = output::progress(Some(config.cases().len() as u64), "checking");
     let mut done = 0;
     let review = Review::of(&config, &opened, &old, &mut |case, n| {
@@ -87,7 +86,7 @@ fn reference(config: &Config, path: &Path, all: bool) -> Result<Exit, Error> {
         Err(error) => return Err(error.into()),
     };
     output::check_json(Some(path))?;
-    let opened = Opened::open(config, &inputs::fixture)?;
+    let opened = Opened::open(config, &inputs::fixture_file)?;
     let total = config.models.len() * config.prompts.len();
     let bar = output::progress(Some(total as u64), "running llama.cpp");
     let new = check::pin(config, &opened, &mut |name| {

@@ -3,21 +3,25 @@
 use std::collections::BTreeMap;
 
 use firstdiff::{
-    arithmetic::Arithmetic,
-    baseline::{Baseline, first_position},
-    capture::{Choice, Sink, Stopped},
-    compare::{DeclaredFloor, SiteFilter},
-    exit::{Error, Exit},
-    kernels::KernelSet,
+    compare::SiteFilter,
+    core::{
+        arithmetic::Arithmetic,
+        exit::Exit,
+        floor::DeclaredFloor,
+        sink::{Choice, Sink, Stopped},
+        task::first_position,
+        tensor::{DType, Tensor},
+    },
+    engine::{EngineSpec, kernels::KernelSet},
+    graph::site::{Site, Stage},
     reference::Precision,
-    run::EngineSpec,
-    site::{Site, Stage},
-    tensor::{DType, Tensor},
+    run::baseline::Baseline,
     trace::{Manifest, ModelId, Settings, Side, TraceWriter},
 };
 
 use super::{
     args::{CaptureArgs, SideArg},
+    error::Error,
     inputs::{self, Inputs},
     interrupt, output,
 };
@@ -170,7 +174,7 @@ fn record_engine(
     writer: &mut TraceWriter,
 ) -> Result<(), Error> {
     let mut engine = spec.build(&inputs.model, inputs.task())?;
-    let filtered = Filtered { writer, filter, recomputed: spec.kernels.recomputed() };
+    let filtered = Filtered { writer, filter, recomputed: spec.recomputed() };
     record(inputs.ids.len(), baseline, filtered, |step, tokens, sink| {
         Ok(engine.step(step, tokens, sink)?)
     })

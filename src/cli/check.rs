@@ -7,11 +7,12 @@ use std::{
 
 use clap::Args;
 use firstdiff::{
-    check::{self, Asked, Config, Lock, Opened, Partition, Pinned, Results},
-    exit::{Error, Exit},
+    ci::check::{self, Asked, Config, Lock, Opened, Partition, Pinned},
+    core::exit::Exit,
+    report::ci::{self, Results},
 };
 
-use super::{inputs, output};
+use super::{error::Error, inputs, output};
 
 #[derive(Args)]
 pub struct CheckArgs {
@@ -63,7 +64,7 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Error> {
     let config = Config::read(&args.config, args.kernels.as_deref())?;
     let baseline = args.baseline.as_deref().map(Lock::read).transpose()?;
     let reference = args.reference.as_deref().map(Pinned::read).transpose()?;
-    let opened = Opened::open(&config, &inputs::fixture)?;
+    let opened = Opened::open(&config, &inputs::fixture_file)?;
     let total = match args.partition {
         Some(partition) => partition.choose(config.cases()).len(),
         None => config.cases().len(),
@@ -98,18 +99,18 @@ fn finish(results: &Results, write: &WriteArgs) -> Result<Exit, Error> {
         output::write_json(results, path)?;
     }
     if let Some(path) = &write.junit {
-        firstdiff::cache::write_atomic(path, check::junit(results).as_bytes())
+        firstdiff::core::cache::write_atomic(path, ci::junit(results).as_bytes())
             .map_err(|source| Error::Write { path: path.clone(), source })?;
     }
     if let Some(path) = variable("GITHUB_STEP_SUMMARY") {
-        append(Path::new(&path), &check::summary(results))?;
+        append(Path::new(&path), &ci::summary(results))?;
     }
     let json_is_printed = write.json.as_deref().is_some_and(output::is_stdout);
     if !json_is_printed {
         output::print(&results.lines())?;
     }
     if write.annotations || variable("GITHUB_ACTIONS").is_some_and(|value| value == "true") {
-        let annotations = check::annotations(results);
+        let annotations = ci::annotations(results);
         match json_is_printed {
             // The runner reads both streams.
             true => eprint!("{annotations}"),

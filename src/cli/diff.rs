@@ -3,17 +3,21 @@
 use std::{sync::Arc, thread, time::Instant};
 
 use firstdiff::{
-    baseline::first_position,
-    compare::{DeclaredFloor, Floor, SiteFilter, channel},
-    exit::{Error, Exit},
+    compare::{
+        SiteFilter, channel,
+        verdict::{Coverage, Outcome, Rule, SiteReport, judge},
+    },
+    core::{
+        exit::Exit,
+        floor::{DeclaredFloor, Floor},
+        task::first_position,
+    },
+    graph::site::Site,
     report::{Compared, REPORT_VERSION, Report, SideSummary, SiteRow, StepRow, answer},
-    site::Site,
-    survey,
-    trace::{Manifest, Side, Step, TraceReader, comparable, feed},
-    verdict::{Coverage, Outcome, Rule, SiteReport, judge},
+    trace::{Manifest, Side, Step, TraceReader, comparable, feed, lint},
 };
 
-use super::{args::DiffArgs, inputs, output, run};
+use super::{args::DiffArgs, error::Error, inputs, output, run};
 
 /// Compares two traces and prints the report.
 pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
@@ -35,7 +39,7 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
     })?;
     let mut report = report(&engine, &reference, filter, rule, floor)?;
     let ranks =
-        [&engine, &reference].map(survey::ranks).into_iter().collect::<Result<Vec<_>, _>>()?;
+        [&engine, &reference].map(lint::ranks).into_iter().collect::<Result<Vec<_>, _>>()?;
     report.headline = report.headline.after(ranks.into_iter().flatten().next());
     report.seconds = start.elapsed().as_secs_f64();
     run::finish(&report, args.compare.json.as_deref())
@@ -57,14 +61,14 @@ pub fn report(
     filter.check(&all)?;
     let sites: Vec<Site> = all.iter().copied().filter(|&site| filter.wants(site)).collect();
     // Before the comparison: a foreign byte order is a refusal.
-    let suspicious = survey::alone(engine)?;
+    let suspicious = lint::alone(engine)?;
     let reports = judge_traces(engine, reference, &sites, filter, floor, rule)?;
     let is_diverged = |report: &&SiteReport| report.outcome == Outcome::Diverged;
     let diverged: Vec<Site> =
         reports.iter().filter(is_diverged).map(|report| report.site).collect();
     let mut notes = vec![format!("traces of the same model, {}", longer.manifest().model.name)];
     notes.extend(suspicious);
-    notes.extend(survey::beside(engine, reference, &diverged)?);
+    notes.extend(lint::beside(engine, reference, &diverged)?);
     let coverage = Coverage::of(&reports, all.len(), sites.len());
     let prompt_tokens = longer.manifest().steps[0].tokens.len();
     let rows: Vec<SiteRow> = reports.into_iter().map(SiteRow::from).collect();

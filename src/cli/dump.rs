@@ -3,14 +3,16 @@
 use std::fmt::Write;
 
 use firstdiff::{
-    cache,
-    dump::{Confidence, Dump, Mapping},
-    exit::{Error, Exit},
-    trace::TraceReader,
+    core::{cache, exit::Exit},
+    trace::{
+        TraceReader,
+        import::{Confidence, Dump, Mapping},
+    },
 };
 
 use super::{
     args::{AlignArgs, ImportArgs},
+    error::Error,
     interrupt, output,
 };
 
@@ -22,7 +24,7 @@ pub fn align(args: &AlignArgs) -> Result<Exit, Error> {
     let reference = TraceReader::open(&args.reference)?;
     let dump = Dump::open(&args.dump)?;
     let bar = output::progress(None, "comparing values");
-    let found = firstdiff::dump::align(&dump, &reference)?;
+    let found = firstdiff::trace::import::align(&dump, &reference)?;
     bar.finish_and_clear();
     let write = |source| Error::Write { path: args.output.clone(), source };
     cache::write_atomic(&args.output, found.to_string().as_bytes()).map_err(write)?;
@@ -67,7 +69,8 @@ pub fn import(args: &ImportArgs) -> Result<Exit, Error> {
     interrupt::unfinished(&args.output);
     let bar = output::progress(None, "writing the trace");
     let storage = args.dtype.into();
-    let imported = firstdiff::dump::import(&dump, &mapping, &reference, storage, &args.output)?;
+    let imported =
+        firstdiff::trace::import::import(&dump, &mapping, &reference, storage, &args.output)?;
     bar.finish_and_clear();
     let mut text = format!("imported {} sites to {}\n", imported.sites, args.output.display());
     if !imported.unmapped.is_empty() {

@@ -8,23 +8,24 @@ use std::{
 };
 
 use firstdiff::{
-    arithmetic::Arithmetic,
-    baseline::{Baseline, Task},
-    compare::{DEFAULT_FACTOR, Floor, SiteFilter},
-    diagnosis::Diagnosis,
-    exit::{Error, Exit},
+    compare::{SiteFilter, verdict::Rule},
+    core::{
+        arithmetic::Arithmetic,
+        exit::Exit,
+        floor::{DEFAULT_FACTOR, Floor},
+        task::Task,
+        tensor::DType,
+    },
+    diagnosis::{Diagnosis, replay::Recording},
+    graph::site::{Site, Stage},
     model::Model,
     reference::{Precision, Reference, ReferenceOptions, Vocabulary},
-    replay::Recording,
     report::{Headline, REPORT_VERSION, Report, StepRow, answer, guilt},
-    site::{Site, Stage},
-    survey,
-    tensor::DType,
-    trace::{Manifest, ModelId, Side, Step, TraceError, TraceReader, comparable},
-    verdict::Rule,
+    run::baseline::Baseline,
+    trace::{Manifest, ModelId, Side, Step, TraceError, TraceReader, comparable, lint},
 };
 
-use super::{args::ExplainArgs, diff, inputs, output, run};
+use super::{args::ExplainArgs, diff, error::Error, inputs, output, run};
 
 /// What a reader must know where the ranks disagree.
 const NOT_REPLAYED: &str = "no operation was replayed, as the ranks ran on different values: find \
@@ -62,7 +63,7 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
         }
         None => alone(&engine)?,
     };
-    match survey::ranks(&engine)? {
+    match lint::ranks(&engine)? {
         None => {
             bar.set_message("replaying every operation");
             let diagnosis = diagnose(&model, &engine, reference.as_ref())?;
@@ -81,7 +82,7 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     bar.set_message("looking for what was recorded wrongly");
     let vocabulary = LazyCell::new(|| Vocabulary::load(&model));
     let text = |token| vocabulary.as_ref().map_or(String::new(), |loaded| loaded.text(token));
-    report.notes.extend(survey::embedding(&engine, &model, &text)?);
+    report.notes.extend(lint::embedding(&engine, &model, &text)?);
     report.model = Some(run::model_summary(&model)?);
     report.seconds = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
@@ -194,7 +195,7 @@ fn alone(trace: &TraceReader) -> Result<Report, Error> {
         compared: None,
         diagnosis: None,
         steps: manifest.steps.iter().enumerate().map(row).collect::<Result<_, Error>>()?,
-        notes: survey::alone(trace)?,
+        notes: lint::alone(trace)?,
         sites: Vec::new(),
         seconds: 0.0,
     })

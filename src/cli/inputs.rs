@@ -3,19 +3,22 @@
 use std::path::{Path, PathBuf};
 
 use firstdiff::{
-    baseline::Task,
-    cache,
     compare::SiteFilter,
-    contract::{Contract, ContractError, Op},
-    exit::Error,
-    fault::{self, Faults, Subject},
-    kernels::KernelSet,
+    core::{cache, task::Task},
+    engine::{
+        DeviceKind, EngineSpec,
+        contract::{Contract, ContractError, Op},
+        fault::{self, Faults, Subject},
+        kernels::KernelSet,
+    },
     model::Model,
     reference::{Precision, Reference, ReferenceError, ReferenceOptions},
-    run::{DeviceKind, EngineSpec},
 };
 
-use super::args::{DeviceArg, EngineArgs, ModelArgs, PrecisionArg};
+use super::{
+    args::{DeviceArg, EngineArgs, ModelArgs, PrecisionArg},
+    error::Error,
+};
 
 const FIXTURE: &[u8] = include_bytes!("../../fixtures/tiny-qwen2/tiny-qwen2-f16.gguf");
 const PROMPT: &str = include_str!("../../fixtures/tiny-qwen2/prompt-long.txt");
@@ -210,14 +213,16 @@ pub fn fixture_of(blake3: &str) -> Result<Option<PathBuf>, Error> {
 
 /// The embedded fixture, as a file in the cache: llama.cpp reads files.
 pub fn fixture() -> Result<PathBuf, Error> {
+    fixture_file().map_err(|source| Error::Write { path: cache::root(), source })
+}
+
+/// The same, for those who say themselves what was to be written.
+pub fn fixture_file() -> std::io::Result<PathBuf> {
     let name = format!("tiny-qwen2-f16-{}.gguf", &blake3::hash(FIXTURE).to_hex()[..12]);
-    let written = cache::folder("fixture").and_then(|folder| {
-        let path = folder.join(name);
-        let complete = std::fs::metadata(&path).is_ok_and(|m| m.len() == FIXTURE.len() as u64);
-        if !complete {
-            cache::write_atomic(&path, FIXTURE)?;
-        }
-        Ok(path)
-    });
-    written.map_err(|source| Error::Write { path: cache::root(), source })
+    let path = cache::folder("fixture")?.join(name);
+    let complete = std::fs::metadata(&path).is_ok_and(|m| m.len() == FIXTURE.len() as u64);
+    if !complete {
+        cache::write_atomic(&path, FIXTURE)?;
+    }
+    Ok(path)
 }

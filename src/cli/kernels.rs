@@ -9,13 +9,12 @@ use std::{
 use clap::{Args, Subcommand};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use firstdiff::{
-    contract::Contract,
-    device::host::ThreadOrder,
-    exit::{Error, Exit},
-    kernels::check::{self, Finding, Outcome, Pass, Target},
+    ci::kernels::{self, Finding, Outcome, Pass, Target},
+    core::exit::Exit,
+    engine::{contract::Contract, device::host::ThreadOrder},
 };
 
-use super::{inputs, output};
+use super::{error::Error, inputs, output};
 
 #[derive(Args)]
 pub struct KernelsArgs {
@@ -57,22 +56,22 @@ pub fn kernels(args: &KernelsArgs) -> Result<Exit, Error> {
     let KernelsCommand::Check(args) = &args.command;
     let kernels = inputs::kernels(args.kernels.as_deref())?;
     let targets = targets(args)?;
-    let orders = check::thread_orders(args.shuffle_threads);
+    let orders = kernels::thread_orders(args.shuffle_threads);
     if let Some(target) = args.alone.and_then(|index| targets.get(index)) {
         let announce = |shape: &str, order| {
             // Before the sanitizer ends the process.
-            let _ = write!(std::io::stdout(), "{}", check::announcement(shape, order));
+            let _ = write!(std::io::stdout(), "{}", kernels::announcement(shape, order));
             let _ = std::io::stdout().flush();
         };
         let pass = Pass { orders: &orders, sanitized: true, announce: &announce };
-        let outcome = check::check_target(&kernels, target, &pass)?;
-        output::print(&check::text(&outcome))?;
+        let outcome = kernels::check_target(&kernels, target, &pass)?;
+        output::print(&kernels::text(&outcome))?;
         return Ok(if outcome.finding.is_none() { Exit::Equal } else { Exit::Diverged });
     }
     let bar = output::progress(Some(targets.len() as u64), "checking");
     let outcomes = match args.asan {
         true => sanitized(&targets, &|| bar.inc(1))?,
-        false => check::check(&kernels, &targets, &orders, &|| bar.inc(1))?,
+        false => kernels::check(&kernels, &targets, &orders, &|| bar.inc(1))?,
     };
     bar.finish_and_clear();
     output::print(&text(&outcomes, &orders))?;
@@ -89,13 +88,13 @@ fn sanitized(targets: &[Target], done: &(dyn Fn() + Sync)) -> Result<Vec<Outcome
         let own = std::env::args_os().skip(1);
         own.chain(["--alone".into(), index.to_string().into()]).collect::<Vec<OsString>>()
     };
-    check::sanitize(&program, &names, &arguments, done)
+    Ok(kernels::sanitize(&program, &names, &arguments, done)?)
 }
 
 /// What the flags name: kernel files of ours, kernels with a contract, or all of ours.
 fn targets(args: &CheckArgs) -> Result<Vec<Target>, Error> {
     let files = &args.files;
-    let all = check::subjects();
+    let all = kernels::subjects();
     if let Some(unknown) = files.iter().find(|file| all.iter().all(|s| s.file != file.as_str())) {
         let mut known: Vec<&str> = all.iter().map(|subject| subject.file).collect();
         known.dedup();

@@ -7,6 +7,7 @@ mod capture;
 mod check;
 mod diff;
 mod dump;
+pub mod error;
 mod explain;
 mod inputs;
 pub mod interrupt;
@@ -19,7 +20,8 @@ mod variants;
 mod watch;
 
 use args::{Cli, Command};
-use firstdiff::exit::{Error, Exit};
+use error::Error;
+use firstdiff::core::exit::Exit;
 
 /// Runs a command to its exit code.
 pub fn dispatch(cli: Cli) -> Result<Exit, Error> {

@@ -6,9 +6,10 @@ use std::{
     time::Duration,
 };
 
-use firstdiff::exit::Error;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+
+use super::error::Error;
 
 /// Prints a result. Colours are left out where the output is no terminal or NO_COLOR is set; a
 /// reader that has gone (`| head`) is no error.
@@ -29,7 +30,7 @@ pub fn write_json(value: &impl Serialize, path: &Path) -> Result<(), Error> {
     if is_stdout(path) {
         return print(&json);
     }
-    firstdiff::cache::write_atomic(path, json.as_bytes())
+    firstdiff::core::cache::write_atomic(path, json.as_bytes())
         .map_err(|source| Error::Write { path: path.to_path_buf(), source })
 }
 

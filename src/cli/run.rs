@@ -1,23 +1,24 @@
 //! `firstdiff run`: the main job.
 
 use firstdiff::{
-    baseline::first_position,
-    capture::Choice,
-    compare::SiteFilter,
-    contract::{Op, Role},
-    exit::{Error, Exit},
+    compare::{SiteFilter, verdict::Rule},
+    core::{exit::Exit, sink::Choice, task::first_position},
+    engine::{
+        EngineSpec,
+        contract::{Op, Role},
+    },
     model::{Ledger, Model},
     reference::Precision,
     report::{
         Compared, DevicesSummary, ModelSummary, REPORT_VERSION, Report, SideSummary, SiteRow,
         StepRow, answer, render,
     },
-    run::{EngineSpec, Finished, Kept, Run},
-    verdict::Rule,
+    run::{Finished, Kept, Run},
 };
 
 use super::{
     args::RunArgs,
+    error::Error,
     inputs::{self, Inputs},
     output, watch,
 };
@@ -129,9 +130,9 @@ fn report(
         ));
     }
     if let (Some(contract), [_, ..]) =
-        (engine.kernels.contract(Op::Attention), &engine.kernels.recomputed()[..])
+        (engine.kernels.contract(Op::Attention), &engine.recomputed()[..])
     {
-        let stages = engine.kernels.recomputed();
+        let stages = engine.recomputed();
         let stages: Vec<&str> = stages.iter().map(|stage| stage.name()).collect();
         notes.push(format!(
             "{} keeps {} to itself: they are recomputed by our kernel from the q and the caches that it \

@@ -5,15 +5,16 @@ use std::path::Path;
 use clap::CommandFactory;
 use comfy_table::{Table, presets};
 use firstdiff::{
+    ci::progress::{Progress, Saved},
+    core::exit::Exit,
     doctor,
-    exit::{Error, Exit},
-    fault::FAULTS,
-    progress::{Progress, Saved},
-    synth::{self, Spec},
+    engine::fault::FAULTS,
+    model::synth::{self, Spec},
 };
 
 use super::{
     args::{Cli, DoctorArgs, ProgressArgs, SynthArgs},
+    error::Error,
     interrupt, output,
 };
 

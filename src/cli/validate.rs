@@ -3,19 +3,17 @@
 use std::{collections::BTreeSet, fmt::Write};
 
 use firstdiff::{
-    arithmetic::Arithmetic,
-    exit::{Error, Exit},
+    core::{arithmetic::Arithmetic, exit::Exit},
+    diagnosis::replay::Operation,
+    graph::site::{Site, Stage},
     model::Config,
-    replay::Operation,
-    site::{Site, Stage},
-    survey,
     trace::{
         Inspection, MANIFEST_FILE, Manifest, Shard, Side, Split, TraceError, TraceReader,
-        UNFINISHED_FILE,
+        UNFINISHED_FILE, lint,
     },
 };
 
-use super::{args::ValidateArgs, output};
+use super::{args::ValidateArgs, error::Error, output};
 
 /// Says what is there, what is missing, what is wrong, and which verdicts the rest allows.
 pub fn validate(args: &ValidateArgs) -> Result<Exit, Error> {
@@ -46,8 +44,8 @@ pub fn validate(args: &ValidateArgs) -> Result<Exit, Error> {
 }
 
 fn suspicious(trace: &TraceReader) -> Result<Vec<String>, TraceError> {
-    let ranks = survey::ranks(trace)?.map(|found| format!("ranks disagree: {found}"));
-    Ok(ranks.into_iter().chain(survey::alone(trace)?).collect())
+    let ranks = lint::ranks(trace)?.map(|found| format!("ranks disagree: {found}"));
+    Ok(ranks.into_iter().chain(lint::alone(trace)?).collect())
 }
 
 fn headline(found: &Inspection) -> String {

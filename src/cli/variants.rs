@@ -2,18 +2,20 @@
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use firstdiff::{
-    compare::SiteFilter,
-    engine::AttentionVariant,
-    exit::{Error, Exit},
-    fault::Faults,
-    run::{EngineSpec, Run},
-    site::{Site, Stage},
-    verdict::{Coverage, Outcome, Rule, SiteReport},
+    compare::{
+        SiteFilter,
+        verdict::{Coverage, Outcome, Rule, SiteReport},
+    },
+    core::exit::Exit,
+    engine::{AttentionVariant, EngineSpec, fault::Faults},
+    graph::site::{Site, Stage},
+    run::Run,
 };
 use serde::Serialize;
 
 use super::{
     args::VariantsArgs,
+    error::Error,
     inputs::{self, Inputs},
     output,
 };

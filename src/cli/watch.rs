@@ -7,13 +7,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use firstdiff::{
-    exit::{Error, Exit},
-    run::Kept,
-};
+use firstdiff::{core::exit::Exit, run::Kept};
 
 use super::{
     args::RunArgs,
+    error::Error,
     inputs::{self, Inputs},
     output, run,
 };

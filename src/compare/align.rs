@@ -13,10 +13,12 @@ use std::{
 };
 
 use crate::{
-    capture::{Sink, Stopped},
     compare::SiteFilter,
-    site::Site,
-    tensor::Tensor,
+    core::{
+        sink::{Sink, Stopped},
+        tensor::Tensor,
+    },
+    graph::site::Site,
 };
 
 /// Tensors that may be under way in any channel: enough that a side seldom waits for the comparison.
@@ -153,7 +155,7 @@ fn is_in_later_block(site: Site, wanted: Site) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::site::Stage;
+    use crate::graph::site::Stage;
 
     fn sites() -> Vec<Site> {
         let mut sites = Vec::new();

@@ -9,14 +9,13 @@ use half::bf16;
 
 use crate::{
     compare::{
-        Difference, Element, NonFinite, SiteFloor,
+        Difference, Element, NonFinite,
         lanes::ulp_distance,
         rows::Rows,
         stats::{element_times_floor, times},
     },
-    site::Site,
-    snapshot::mixed,
-    tensor::Tensor,
+    core::{floor::SiteFloor, random::splitmix64, tensor::Tensor},
+    graph::site::Site,
 };
 
 /// Elements of a tensor that are kept.
@@ -199,7 +198,7 @@ fn totals(site: Site, tensor: &Tensor, rows: &Rows) -> (Totals, u64) {
             non_finite += 1;
             continue;
         }
-        let (value, bits) = (f64::from(value), mixed(seed ^ flat as u64) as usize);
+        let (value, bits) = (f64::from(value), splitmix64(0, seed ^ flat as u64) as usize);
         squared += value * value;
         sums[bits % SUMS] += if (bits / SUMS).is_multiple_of(2) { value } else { -value };
     }
@@ -212,7 +211,7 @@ fn places(site: Site, rows: &Rows) -> [usize; SAMPLES] {
     let n = rows.count * rows.length;
     std::array::from_fn(|index| {
         let (start, end) = (index * n / SAMPLES, (index + 1) * n / SAMPLES);
-        let random = mixed(mixed(seed(site)) ^ index as u64) as usize;
+        let random = splitmix64(0, splitmix64(0, seed(site)) ^ index as u64) as usize;
         rows.counted(start + random % (end - start).max(1))
     })
 }
@@ -220,18 +219,18 @@ fn places(site: Site, rows: &Rows) -> [usize; SAMPLES] {
 /// Another one for each site.
 fn seed(site: Site) -> u64 {
     let layer = site.layer.map_or(u64::from(u16::MAX), u64::from);
-    mixed(u64::from(site.step) << 32 ^ layer << 8 ^ site.stage as u64)
+    splitmix64(0, u64::from(site.step) << 32 ^ layer << 8 ^ site.stage as u64)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::site::Stage;
+    use crate::graph::site::Stage;
 
     const FLOOR: SiteFloor = SiteFloor { elementwise: 1e-6, relative_l2: 1e-6 };
 
     fn tensor(change: impl Fn(usize, f32) -> f32) -> Tensor {
-        let value = |i: usize| (mixed(i as u64 + 99) >> 40) as f32 / (1 << 23) as f32 - 1.0;
+        let value = |i: usize| (splitmix64(0, i as u64 + 99) >> 40) as f32 / (1 << 23) as f32 - 1.0;
         Tensor::new([5, 3, 40], (0..600).map(|i| change(i, value(i))).collect())
     }
 
@@ -258,7 +257,8 @@ mod tests {
         let same = against(Stage::Q, |_, x| x);
         assert_eq!((same.relative_l2, same.max_abs, same.beyond), (0.0, 0.0, 0));
         for seed in 0..200u64 {
-            let sign = |i: usize| if mixed(seed << 32 ^ i as u64) & 1 == 0 { 1.0 } else { -1.0 };
+            let sign =
+                |i: usize| if splitmix64(0, seed << 32 ^ i as u64) & 1 == 0 { 1.0 } else { -1.0 };
             let moved = against(Stage::Q, |i, x| x * (1.0 + 1e-4 * sign(i)));
             assert!((0.33e-4..3e-4).contains(&moved.relative_l2), "{seed}: {}", moved.relative_l2);
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
-use crate::site::{Site, Stage};
+use crate::graph::site::{Site, Stage};
 
 /// Sites chosen by globs over `blk.3.q_rope`, over the stage alone (`q_rope`), or over either with
 /// its step before it (`1/blk.*.scores`). The default wants every site.
@@ -85,7 +85,7 @@ fn names(site: Site) -> [String; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::site::Stage;
+    use crate::graph::site::Stage;
 
     #[test]
     fn globs_match_the_tensor_name_the_stage_and_the_step() {

@@ -1,35 +1,18 @@
 //! Comparison of two sides, a site at a time.
 
-#[cfg(feature = "full")]
 mod align;
-#[cfg(feature = "full")]
 mod digest;
-#[cfg(feature = "full")]
 mod filter;
-mod floor;
-#[cfg(feature = "full")]
-mod lanes;
-#[cfg(feature = "full")]
-mod measure;
-#[cfg(feature = "full")]
+pub(crate) mod lanes;
 mod pattern;
-#[cfg(feature = "full")]
 mod queries;
-#[cfg(feature = "full")]
-mod rows;
-#[cfg(feature = "full")]
+pub(crate) mod rows;
 mod stats;
+pub mod verdict;
 
-#[cfg(feature = "full")]
 pub use align::{Aligner, ChannelSink, Side, channel};
-#[cfg(feature = "full")]
 pub use digest::{Digest, SAMPLES, SUMS};
-#[cfg(feature = "full")]
 pub use filter::{FilterError, SiteFilter};
-pub use floor::{DEFAULT_FACTOR, DeclaredFloor, Floor, SiteFloor};
-#[cfg(feature = "full")]
 pub use pattern::{Pattern, axis_phrase};
-#[cfg(feature = "full")]
 pub use queries::{Queries, QueriesError, RowTokens};
-#[cfg(feature = "full")]
 pub use stats::{Difference, Element, NonFinite, compare};

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::site::{Axis, Stage};
+use crate::graph::site::{Axis, Stage};
 
 /// Of a set this full, the share is not worth a word.
 const FULL: f64 = 0.9;

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use crate::{
     compare::{lanes::Totals, queries::RowTokens},
-    site::Stage,
-    tensor::Tensor,
+    core::tensor::Tensor,
+    graph::site::Stage,
 };
 
 /// The rows of a tensor: one for each index of its first axis, a token or a position.

@@ -6,9 +6,9 @@ use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    compare::{Pattern, SiteFloor, lanes::ulp_distance, queries::RowTokens, rows::Rows},
-    site::Site,
-    tensor::Tensor,
+    compare::{Pattern, lanes::ulp_distance, queries::RowTokens, rows::Rows},
+    core::{floor::SiteFloor, tensor::Tensor},
+    graph::site::Site,
 };
 
 /// Rows of one parallel piece; sums are added in the order of the pieces.
@@ -322,7 +322,7 @@ fn same_non_finite(a: f32, b: f32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::site::Stage;
+    use crate::graph::site::Stage;
 
     #[test]
     fn a_row_taken_at_once_is_what_its_elements_say() {

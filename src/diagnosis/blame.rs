@@ -6,10 +6,14 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    diagnosis::{Cause, Certainty, Invariant, Scene, cache, diagnose, invariants},
+    diagnosis::{
+        Cause, Certainty, Invariant, Scene, diagnose,
+        hypotheses::cache,
+        invariants,
+        replay::{Judged, Operation, Recording, Replay, ReplayError, Worst, judge},
+    },
+    graph::site::Stage,
     model::Model,
-    replay::{Judged, Operation, Recording, Replay, ReplayError, Worst, judge},
-    site::Stage,
 };
 
 /// Who departs from the model's file.
@@ -51,7 +55,7 @@ pub struct SideReplay {
     /// Operations whose results were not recorded: no verdict on them alone.
     pub unmeasured: Vec<String>,
     /// The furthest any cleared operation is from exact arithmetic, in units of its bound.
-    #[serde(deserialize_with = "crate::tensor::nan_from_null")]
+    #[serde(deserialize_with = "crate::core::tensor::nan_from_null")]
     pub worst_cleared: f64,
     /// Properties that hold whatever the weights are, and were broken.
     pub broken: Vec<Invariant>,
@@ -287,7 +291,7 @@ fn finding(model: &Model, group: Vec<Guilty>, verdict: Verdict) -> Finding {
         operation.stage == Stage::AttnOut && all
     };
     if operations.iter().all(fused) {
-        what = what.replace(crate::replay::name(Stage::AttnOut), ATTENTION);
+        what = what.replace(crate::diagnosis::replay::name(Stage::AttnOut), ATTENTION);
     }
     let first = group.into_iter().next().expect("a group has a member");
     Finding {
@@ -328,7 +332,8 @@ fn what(model: &Model, operations: &[Operation]) -> String {
 
 /// `q and k rotation`, where the names end alike; else joined in full.
 fn joined_names(stages: &[Stage]) -> String {
-    let names: Vec<&str> = stages.iter().map(|&stage| crate::replay::name(stage)).collect();
+    let names: Vec<&str> =
+        stages.iter().map(|&stage| crate::diagnosis::replay::name(stage)).collect();
     let halves: Vec<Option<(&str, &str)>> = names.iter().map(|name| name.split_once(' ')).collect();
     let end = halves[0].map(|(_, end)| end);
     let alike = end.is_some() && halves.iter().all(|half| half.map(|(_, end)| end) == end);

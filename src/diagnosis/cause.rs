@@ -2,14 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    diagnosis::{
-        explain::{Explained, explain},
-        invariant::signs,
-        scene::{Candidate, Rank, Scene},
-        table::HYPOTHESES,
-    },
+use crate::diagnosis::{
+    explain::{Explained, explain},
+    invariant::signs,
     replay::ReplayError,
+    scene::{Candidate, Rank, Scene},
+    table::HYPOTHESES,
 };
 
 /// How sure a cause is.

@@ -4,10 +4,12 @@ use rayon::prelude::*;
 
 use crate::{
     compare::axis_phrase,
-    diagnosis::scene::Scene,
-    replay::{self, Parts, Piece, ReplayError},
-    site::Axis,
-    tensor::Tensor,
+    core::tensor::Tensor,
+    diagnosis::{
+        replay::{self, Parts, Piece, ReplayError},
+        scene::Scene,
+    },
+    graph::site::Axis,
 };
 
 /// What a candidate makes of a guilty operation.

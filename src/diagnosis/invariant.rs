@@ -3,10 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    diagnosis::scene::Scene,
+    diagnosis::{
+        replay::{LAMBDA, Operand, Operation, Replay, ReplayError},
+        scene::Scene,
+    },
+    graph::site::Stage,
     model::rope_pair,
-    replay::{LAMBDA, Operand, Operation, Replay, ReplayError},
-    site::Stage,
 };
 
 /// A property that a side breaks.

@@ -3,22 +3,14 @@
 //!
 //! [`table`] lists the hypotheses; a new one is a function there.
 
-mod attention;
 mod blame;
-mod cache;
 mod cause;
-mod elementwise;
 mod explain;
-mod fused;
+mod hypotheses;
 mod invariant;
-mod likeness;
-mod norm;
 mod probe;
-mod projection;
-mod rope;
+pub mod replay;
 mod scene;
-mod softmax;
-mod split;
 pub mod table;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::replay::{self, Expected, Piece};
+use crate::diagnosis::replay::{self, Expected, Piece};
 
 /// At most this many wrong elements are looked at. A hypothesis that explains every wrong element
 /// explains these, and one that explains a tenth of them misses these once in 30 times.

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::{
-    diagnosis::probe::{Agreement, Grid, Probe},
-    model::Config,
-    replay::{
-        Expected, Matrix, Operand, Operation, Parts, Piece, Replay, ReplayError, Rounding, Spread,
-        Width, ops::Heads,
+    diagnosis::{
+        probe::{Agreement, Grid, Probe},
+        replay::{
+            Expected, Matrix, Operand, Operation, Parts, Piece, Replay, ReplayError, Rounding,
+            Spread, Width, ops::Heads,
+        },
     },
-    site::Stage,
+    graph::site::Stage,
+    model::Config,
 };
 
 /// A guilty operation with its inputs and its wrong result.

@@ -2,12 +2,13 @@
 
 use crate::{
     diagnosis::{
-        attention, cache, elementwise, fused, likeness, norm, projection, rope,
+        hypotheses::{
+            attention, cache, elementwise, fused, likeness, norm, projection, rope, softmax, split,
+        },
+        replay::{self, ReplayError},
         scene::{Scene, Visit},
-        softmax, split,
     },
-    replay::{self, ReplayError},
-    site::Stage,
+    graph::site::Stage,
 };
 
 /// A family of explanations. A new one is a function here.
@@ -234,7 +235,7 @@ pub const HYPOTHESES: [Hypothesis; 25] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::FAULTS;
+    use crate::engine::fault::FAULTS;
 
     #[test]
     fn every_key_is_documented_and_every_fault_is_planted_for_one() {

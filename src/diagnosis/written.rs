@@ -2,9 +2,9 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use crate::{
-    diagnosis::scene::Scene,
+use crate::diagnosis::{
     replay::{Operand, ops::Heads},
+    scene::Scene,
 };
 
 /// A step that appends.

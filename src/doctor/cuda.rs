@@ -1,6 +1,6 @@
 //! The GPU, its driver and CUDA's libraries. None of them is needed by the host device.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use cudarc::{
     cublas::sys as cublas_sys,
@@ -11,7 +11,11 @@ use cudarc::{
     nvrtc::sys as nvrtc_sys,
 };
 
-use super::{Finding, places};
+use super::probes::Finding;
+use crate::{
+    core::places,
+    engine::device::cuda::{cuda_folders, include_folder},
+};
 
 const HOST_ONLY: &str = "needed only for a GPU";
 
@@ -141,40 +145,6 @@ pub(super) fn half_header() -> Finding {
             .next("set CUDA_HOME to a CUDA toolkit, or pip install nvidia-cuda-runtime-cu12"),
         None => Finding::missing(format!("not found; {HOST_ONLY} and f16")),
     }
-}
-
-/// The folder with `cuda_fp16.h`, for NVRTC's include path: of `CUDA_HOME`, `CUDA_PATH`,
-/// `/usr/local/cuda*`, the system, or a Python wheel, in this order.
-pub fn include_folder() -> Option<PathBuf> {
-    cuda_folders("include").into_iter().find(|folder| folder.join("cuda_fp16.h").is_file())
-}
-
-/// The folders of that name (a pattern) in every place where CUDA is installed.
-fn cuda_folders(name: &str) -> Vec<PathBuf> {
-    let mut roots: Vec<PathBuf> =
-        ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(places::variable).collect();
-    roots.extend(["/usr/local/cuda", "/usr/local/cuda-*", "/opt/cuda", "/usr"].map(PathBuf::from));
-    roots.extend(site_packages().iter().map(|folder| folder.join("nvidia/*")));
-    let mut folders: Vec<_> =
-        roots.iter().flat_map(|root| places::expand(&root.join(name))).collect();
-    // `lib*` of a toolkit is a link to this one.
-    folders
-        .extend(roots.iter().flat_map(|root| places::expand(&root.join("targets/*").join(name))));
-    folders
-}
-
-/// Where Python keeps packages: of an active environment, the user's and the system's.
-fn site_packages() -> Vec<PathBuf> {
-    let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(places::variable);
-    let home = places::variable("HOME").unwrap_or_default();
-    let of_user = [home.join(".local"), home.join(".pyenv/versions/*")];
-    let of_system = ["/usr/local", "/usr"].map(PathBuf::from);
-    let prefixes = environments.chain(of_user).chain(of_system);
-    let folders = |prefix: PathBuf| {
-        ["lib/python3*/site-packages", "lib/python3*/dist-packages"]
-            .map(|folder| prefix.join(Path::new(folder)))
-    };
-    prefixes.flat_map(folders).collect()
 }
 
 #[cfg(test)]

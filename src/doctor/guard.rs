@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Finding;
+use super::probes::Finding;
 
 /// A driver that initialises eight GPUs takes seconds; one that takes this long hangs.
 const PROBE_LIMIT: Duration = Duration::from_secs(30);

@@ -6,8 +6,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use super::Finding;
-use crate::cache;
+use super::probes::Finding;
+use crate::core::cache;
 
 /// The lock file names the exact version of llama.cpp's bindings that was built.
 const LOCK_FILE: &str = include_str!("../../Cargo.lock");

@@ -5,8 +5,8 @@ use std::{
     process::Command,
 };
 
-use super::{Finding, guard, places};
-use crate::cache;
+use super::{guard, probes::Finding};
+use crate::core::{cache, places};
 
 const SETUP: &str = "run scripts/setup.sh";
 

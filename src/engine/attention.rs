@@ -1,16 +1,16 @@
 //! A layer's attention by our own kernels, and the cache that it reads.
 
 use crate::{
-    device::{Buffer, DeviceError},
     engine::{
         AttentionVariant, Engine, EngineError,
         buffers::User,
+        device::{Buffer, DeviceError},
+        fault::Wiring,
         hooks::Pass,
+        kernels::launch::{self, CacheView},
         variant::{Decode, Prefill, Softmax},
     },
-    fault::Wiring,
-    kernels::{launch, launch::CacheView},
-    site::Stage,
+    graph::site::Stage,
 };
 
 impl Engine {

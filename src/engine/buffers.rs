@@ -3,13 +3,15 @@
 use std::ops::Index;
 
 use crate::{
-    device::{Buffer, Device},
-    engine::{EngineError, EngineOptions},
-    fault::Faults,
-    kernels::launch::Splits,
+    core::tensor::DType,
+    engine::{
+        EngineError, EngineOptions,
+        device::{Buffer, Device},
+        fault::Faults,
+        kernels::launch::Splits,
+    },
+    graph::site::Stage,
     model::Config,
-    site::Stage,
-    tensor::DType,
 };
 
 /// One layer's keys and values, [kv_head][position][dim].

@@ -4,16 +4,16 @@
 use std::{ops::Range, sync::Arc};
 
 use crate::{
-    device::{Buffer, Device, DeviceError, Download, Strided},
+    core::tensor::DType,
     engine::{
         EngineError,
         buffers::{Activations, Scratch},
+        device::{Buffer, Device, DeviceError, Download, Strided},
         hooks::Pass,
         reads::parts,
     },
+    graph::site::{Site, Stage},
     model::Config,
-    site::{Site, Stage},
-    tensor::DType,
 };
 
 /// Where a capture begins in the buffer, which is a copy's best start.

@@ -4,20 +4,24 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
-    contract::{
-        Access, Append, Axis, Bound, Call, CallError, Calls, Contract, ContractError, Dims, Op,
-        Positions, Role, Stands,
-        layout::{From, Layout, To, rearrange},
+    core::{attending::Calls, tensor::DType},
+    engine::{
+        Engine, EngineError,
+        buffers::User,
+        contract::{
+            Access, Append, Axis, Bound, Call, CallError, Contract, ContractError, Dims, Op,
+            Positions, Role, Stands,
+            layout::{From, Layout, To, rearrange},
+        },
+        device::{Buffer, DeviceError, KernelSource},
+        hooks::Pass,
+        kernels::{
+            KernelSet,
+            launch::{self, CacheView, Slice},
+        },
     },
-    device::{Buffer, DeviceError, KernelSource},
-    engine::{Engine, EngineError, buffers::User, hooks::Pass},
-    kernels::{
-        KernelSet, launch,
-        launch::{CacheView, Slice},
-    },
+    graph::site::Stage,
     model::Config,
-    site::Stage,
-    tensor::DType,
 };
 
 /// A contract whose kernel is loaded under that name.

@@ -3,23 +3,29 @@
 use std::cell::RefCell;
 
 use crate::{
-    capture::{Choice, NoSink, Sink, Stopped},
-    contract::{ContractError, Op},
-    device::{Buffer, Device, DeviceError, Gemm, Recorded, Strided},
+    core::{
+        exit::Exit,
+        sink::{Choice, NoSink, Sink, Stopped},
+        tensor::DType,
+    },
     engine::{
         AttentionVariant,
         buffers::{Cache, Scratch, User},
         captures::Captures,
+        contract::{ContractError, Op},
         contracts::{self, Loaded},
+        device::{Buffer, Device, DeviceError, Gemm, Recorded, Strided},
+        fault::{Faults, Wiring},
         hooks::Pass,
+        kernels::{
+            KernelError, KernelSet,
+            launch::{self, Splits},
+        },
         variant::{Decode, Prefill},
         weights::{Layer, Linear, Weights},
     },
-    fault::{Faults, Wiring},
-    kernels::{KernelError, KernelSet, launch, launch::Splits},
+    graph::site::{Site, Stage},
     model::{Config, Model, ModelError, RopePairs},
-    site::{Site, Stage},
-    tensor::DType,
 };
 
 /// What an engine is made with.
@@ -57,6 +63,17 @@ pub enum EngineError {
     HeadDim { head_dim: usize, step: usize },
     #[error(transparent)]
     Stopped(#[from] Stopped),
+}
+
+impl EngineError {
+    /// The exit code of the error.
+    pub fn exit(&self) -> Exit {
+        use EngineError::*;
+        match self {
+            Model(_) | Kernel(_) | Contract(_) | Token { .. } | HeadDim { .. } => Exit::BadInput,
+            Device(_) | CacheFull { .. } | Stopped(_) => Exit::Device,
+        }
+    }
 }
 
 /// The cache's capacity is a multiple of this above what is needed, so that a stride by length is

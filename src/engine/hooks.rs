@@ -6,17 +6,19 @@ use std::{
 };
 
 use crate::{
-    capture::{NoSink, Sink},
-    device::{Buffer, Device, Download, Strided, read_now},
+    core::{
+        sink::{NoSink, Sink},
+        tensor::DType,
+    },
     engine::{
         EngineError,
         buffers::{Activations, Scratch},
         captures::Captures,
+        device::{Buffer, Device, Download, Strided, read_now},
         reads::{Read, UnderWay, parts, received},
     },
+    graph::site::{Site, Stage},
     model::Config,
-    site::{Site, Stage},
-    tensor::DType,
 };
 
 /// One step on its way through the layers.

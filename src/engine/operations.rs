@@ -1,10 +1,10 @@
 //! Each operation on rows: by the kernel of its contract, else by ours.
 
-use crate::{
+use crate::engine::{
+    Engine, EngineError,
     contract::{Bound, Op, Role},
     device::Buffer,
-    engine::{Engine, EngineError},
-    kernels::{launch, launch::Slice},
+    kernels::launch::{self, Slice},
 };
 
 impl Engine {

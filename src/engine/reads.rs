@@ -12,11 +12,15 @@ use half::{f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
 use crate::{
-    device::{DeviceError, Download},
-    engine::EngineError,
-    recycle,
-    site::{Site, Stage},
-    tensor::{DType, Tensor},
+    core::{
+        pool,
+        tensor::{DType, Tensor},
+    },
+    engine::{
+        EngineError,
+        device::{DeviceError, Download},
+    },
+    graph::site::{Site, Stage},
 };
 
 /// A site on its way to the sink.
@@ -91,7 +95,7 @@ impl Read {
     /// and that may be.
     pub fn tensor(self, may_share: bool) -> Result<(Site, Tensor), EngineError> {
         let Read { site, shape, dtype, head_dim, pieces } = self;
-        let mut data = recycle::memory(shape.iter().product());
+        let mut data = pool::memory(shape.iter().product());
         let is_cache = matches!(site.stage, Stage::KCache | Stage::VCache);
         let dim = Some(head_dim).filter(|_| is_cache && pieces.len() > 1);
         let widened = match dtype {

@@ -3,12 +3,13 @@
 use half::{f16, slice::HalfFloatSliceExt};
 
 use crate::{
-    device::{Buffer, Device, WIDENED},
-    engine::EngineError,
-    fault::Faults,
-    gguf::TensorInfo,
-    model::{Config, Model, ModelError},
-    tensor::DType,
+    core::tensor::DType,
+    engine::{
+        EngineError,
+        device::{Buffer, Device, WIDENED},
+        fault::Faults,
+    },
+    model::{Config, Model, ModelError, gguf::TensorInfo},
 };
 
 /// y = x W^T + bias; W is (outputs, inputs) in the storage type, the bias f32.

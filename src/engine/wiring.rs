@@ -1,10 +1,12 @@
 //! Which buffer goes where: the right one, unless a seeded fault takes another.
 
 use crate::{
-    device::{Buffer, Device, DeviceError},
-    engine::buffers::Activations,
-    fault::{Faults, Wiring},
-    site::Stage,
+    engine::{
+        buffers::Activations,
+        device::{Buffer, Device, DeviceError},
+        fault::{Faults, Wiring},
+    },
+    graph::site::Stage,
 };
 
 impl Activations {

@@ -2,7 +2,7 @@
 
 pub mod node;
 pub mod op;
-pub mod rules;
+pub mod site;
 pub mod size;
 
 pub use node::{Format, Graph, Kind, Node, NodeId, Params, Sizes, Window};

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::site::{Site, Stage};
+use crate::graph::site::{Site, Stage};
 
 /// An architecture that the engine can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

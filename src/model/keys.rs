@@ -1,9 +1,6 @@
 //! The hyperparameters of a model, read from its GGUF keys as llama.cpp reads them.
 
-use crate::{
-    gguf::Gguf,
-    model::{Arch, Config, ModelError, RopePairs},
-};
+use crate::model::{Arch, Config, ModelError, RopePairs, gguf::Gguf};
 
 /// llama.cpp's own limit (LLAMA_MAX_LAYERS), above which it aborts the process.
 pub const MAX_LAYERS: usize = 512;

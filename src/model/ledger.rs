@@ -3,9 +3,9 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::{
+use crate::model::{
+    Model,
     gguf::{GgufError, TensorInfo},
-    model::Model,
 };
 
 /// Weights that deserve a look before an engine is blamed.

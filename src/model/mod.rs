@@ -2,9 +2,15 @@
 
 mod config;
 #[cfg(feature = "full")]
+pub mod gguf;
+#[cfg(feature = "full")]
 mod keys;
 #[cfg(feature = "full")]
 mod ledger;
+#[cfg(feature = "full")]
+pub mod llama;
+#[cfg(feature = "full")]
+pub mod synth;
 #[cfg(feature = "full")]
 mod weights;
 

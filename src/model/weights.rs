@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    cache,
-    gguf::{Gguf, GgufError, TensorInfo},
-    model::{Arch, Config},
+    core::cache,
+    model::{
+        Arch, Config,
+        gguf::{Gguf, GgufError, TensorInfo},
+    },
 };
 
 /// Why a file cannot be run.

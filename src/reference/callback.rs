@@ -9,15 +9,17 @@ use std::{
 use llama_cpp_sys_2 as sys;
 
 use crate::{
-    capture::{Sink, Stopped},
+    core::{
+        pool,
+        sink::{Sink, Stopped},
+        tensor::Tensor,
+    },
+    graph::site::{Site, Stage},
     model::Config,
-    recycle,
     reference::{
         Noise,
         node::{Biases, Node, Role, heads_first_to_tokens},
     },
-    site::{Site, Stage},
-    tensor::Tensor,
 };
 
 /// Why a step's capture ended early.
@@ -198,7 +200,7 @@ impl<'a> Capture<'a> {
             return Err(Failure::Node { site, detail });
         }
         let values = node.read_part(counts);
-        let mut data = recycle::memory(positions * heads * dim);
+        let mut data = pool::memory(positions * heads * dim);
         for head in 0..heads {
             for position in 0..positions {
                 for d in 0..dim {

@@ -286,7 +286,7 @@ impl Importer {
     }
 
     fn failed(&self, detail: &str) -> ReferenceError {
-        let said = crate::llama::take_errors();
+        let said = crate::model::llama::take_errors();
         let detail = if said.is_empty() { detail.to_string() } else { format!("{detail}: {said}") };
         ReferenceError::Import { detail }
     }

@@ -4,7 +4,10 @@ use std::ffi::CStr;
 
 use llama_cpp_sys_2 as sys;
 
-use crate::{recycle, site::Stage, tensor::Tensor};
+use crate::{
+    core::{pool, tensor::Tensor},
+    graph::site::Stage,
+};
 
 /// A node of llama.cpp's graph, alive for one callback.
 #[derive(Clone, Copy)]
@@ -174,7 +177,7 @@ impl Node {
         let [c0, c1, c2, c3] = counts;
         let nb = tensor.nb;
         let rows_are_dense = !half && nb[0] == size_of::<f32>();
-        let mut values = recycle::memory(c0 * c1 * c2 * c3);
+        let mut values = pool::memory(c0 * c1 * c2 * c3);
         for (row, to) in values.chunks_exact_mut(c0.max(1)).enumerate() {
             let (i1, i2, i3) = (row % c1, row / c1 % c2, row / (c1 * c2));
             let i1 = listed.map_or(i1, |listed| listed[i1]);
@@ -207,7 +210,7 @@ pub fn heads_first_to_tokens(
     (tokens, heads, positions): (usize, usize, usize),
     scale: f32,
 ) -> Tensor {
-    let mut data = recycle::memory(tokens * heads * positions);
+    let mut data = pool::memory(tokens * heads * positions);
     for head in 0..heads {
         for token in 0..tokens {
             let from = (head * tokens + token) * positions;

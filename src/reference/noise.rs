@@ -3,10 +3,13 @@
 use rayon::prelude::*;
 
 use crate::{
-    arithmetic::Arithmetic,
+    core::{
+        arithmetic::Arithmetic,
+        random::{self, splitmix64},
+        tensor::DType,
+    },
+    graph::site::{Site, Stage},
     model::{Config, rope_angle, rope_pair},
-    site::{Site, Stage},
-    tensor::DType,
 };
 
 /// How large the noise on one stage is.
@@ -69,10 +72,10 @@ impl Noise {
     pub fn turn(&self, config: &Config, first_position: usize, heads: usize, values: &mut [f32]) {
         let (dim, theta) = (config.head_dim, f64::from(config.rope_theta));
         let elements = rope_pair(config.rope_pairs, dim);
-        let random = Random::new(self.seed, "the frequencies of rope");
+        let key = random::key(self.seed, "the frequencies of rope");
         for (row, token) in values.chunks_exact_mut(heads * dim).enumerate() {
             for pair in 1..dim / 2 {
-                let sign = if random.at(pair as u64) & 1 == 0 { 1.0 } else { -1.0 };
+                let sign = if splitmix64(key, pair as u64) & 1 == 0 { 1.0 } else { -1.0 };
                 let off = sign * pair as f64 * DType::F32.unit_roundoff();
                 let angle = rope_angle(theta, (first_position + row) as f64, pair, dim);
                 let (sine, cosine) = (angle * off).sin_cos();
@@ -91,13 +94,13 @@ impl Noise {
         if amplitude.relative == 0.0 && amplitude.additive == 0.0 {
             return;
         }
-        let random = Random::new(self.seed, &format!("{}/{}", site.step, site.tensor_name()));
+        let key = random::key(self.seed, &format!("{}/{}", site.step, site.tensor_name()));
         let row_length = row_length.max(1);
         values.par_chunks_mut(row_length).enumerate().for_each(|(row, values)| {
             let squares: f64 = values.iter().map(|&value| f64::from(value).powi(2)).sum();
             let rms = (squares / values.len() as f64).sqrt();
             for (column, value) in values.iter_mut().enumerate() {
-                let bits = random.at((row * row_length + column) as u64);
+                let bits = splitmix64(key, (row * row_length + column) as u64);
                 let sign = |bit: u32| if bits >> bit & 1 == 0 { 1.0 } else { -1.0 };
                 let own = amplitude.relative * f64::from(*value).abs();
                 let noise = sign(0) * own + sign(1) * amplitude.additive * rms;
@@ -110,26 +113,4 @@ impl Noise {
 fn multiplies_a_matrix(stage: Stage) -> bool {
     use Stage::*;
     matches!(stage, Embd | Q | K | V | OProj | FfnGate | FfnUp | FfnDown | Logits)
-}
-
-/// Random bits for a purpose, such as the elements of a site, whatever the order in which they are asked
-/// for.
-struct Random {
-    key: u64,
-}
-
-impl Random {
-    fn new(seed: u64, purpose: &str) -> Random {
-        let hash = blake3::hash(format!("{seed}/{purpose}").as_bytes());
-        let first = hash.as_bytes()[..8].try_into().expect("eight bytes");
-        Random { key: u64::from_le_bytes(first) }
-    }
-
-    /// The splitmix64 sequence from the key, at `index`.
-    fn at(&self, index: u64) -> u64 {
-        let state = self.key.wrapping_add((index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
 }

@@ -9,10 +9,12 @@ use llama_cpp_2::{
 use llama_cpp_sys_2 as sys;
 
 use crate::{
-    capture::{Choice, Sink, Stopped},
-    gguf::WriteError,
-    llama,
-    model::{Config, Model},
+    core::{
+        exit::Exit,
+        sink::{Choice, Sink, Stopped},
+    },
+    graph::site::Site,
+    model::{Config, Model, gguf::WriteError, llama},
     reference::{
         Noise,
         callback::{Capture, Failure, is_over, on_node},
@@ -22,7 +24,6 @@ use crate::{
         threads::Threads,
         widen,
     },
-    site::Site,
 };
 
 /// What llama.cpp computes with.
@@ -71,6 +72,18 @@ pub enum ReferenceError {
     Panic(String),
     #[error(transparent)]
     Stopped(#[from] Stopped),
+}
+
+impl ReferenceError {
+    /// The exit code of the error.
+    pub fn exit(&self) -> Exit {
+        use ReferenceError::*;
+        match self {
+            Panic(_) => Exit::Internal,
+            Matches { .. } | Node { .. } => Exit::NotMeasured,
+            Load { .. } | Widen(_) | Context { .. } | Decode { .. } | Stopped(_) => Exit::BadInput,
+        }
+    }
 }
 
 /// A model loaded in llama.cpp. Sessions on it may run in several threads.

@@ -6,7 +6,7 @@ use llama_cpp_2::{
 };
 
 use super::session::ReferenceError;
-use crate::{llama, model::Model};
+use crate::model::{Model, llama};
 
 /// A model's vocabulary.
 pub struct Vocabulary(LlamaModel);

@@ -8,9 +8,11 @@ use std::path::PathBuf;
 use llama_cpp_sys_2 as sys;
 
 use crate::{
-    cache,
-    gguf::{Header, WriteError},
-    model::Model,
+    core::cache,
+    model::{
+        Model,
+        gguf::{Header, WriteError},
+    },
 };
 
 /// llama.cpp's number for "all tensors f32" in `general.file_type`.

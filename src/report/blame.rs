@@ -3,16 +3,14 @@
 use std::fmt::Write;
 
 use crate::{
-    baseline,
-    diagnosis::{Certainty, Diagnosis, Finding, SideReplay, Verdict},
-    exit::Exit,
-    replay::Operation,
+    compare::verdict::Outcome,
+    core::{exit::Exit, task},
+    diagnosis::{Certainty, Diagnosis, Finding, SideReplay, Verdict, replay::Operation},
+    graph::site::Site,
     report::{
         Compared, Headline, Report, SiteRow,
         terminal::{BAD, DIM, GOOD, coordinates, first_position, headline, line, number},
     },
-    site::Site,
-    verdict::Outcome,
 };
 
 /// At most this many causes that give the same numbers, invariants or results are named.
@@ -21,7 +19,7 @@ const MAX_NAMED: usize = 4;
 /// The headline of compared sites. An engine whose every site is within the floor is not equal while
 /// one of its operations is wrong.
 pub fn answer(sites: &[SiteRow], compared: &Compared, diagnosis: Option<&Diagnosis>) -> Headline {
-    let first = |step| baseline::first_position(compared.prompt_tokens, step);
+    let first = |step| task::first_position(compared.prompt_tokens, step);
     let diverged = sites.iter().find(|row| row.outcome == Outcome::Diverged);
     let mut text = headline(sites, &compared.coverage, &compared.extent(), &first);
     let mut exit = compared.coverage.exit();

@@ -1,12 +1,12 @@
 //! What the same kernels gave on two devices, as data and as text.
 
 use crate::{
-    cross::CrossCheck,
+    compare::verdict::Outcome,
     report::{
         DevicesSummary, SiteRow, named,
         terminal::{coordinates, number},
     },
-    verdict::Outcome,
+    run::CrossCheck,
 };
 
 /// Who is wrong where the same kernels differ by more than rounding.

@@ -1,6 +1,7 @@
 //! The report of a comparison: as data, as JSON, and as text.
 
 mod blame;
+pub mod ci;
 mod devices;
 mod schema;
 mod terminal;

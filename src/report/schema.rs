@@ -3,14 +3,14 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    arithmetic::Arithmetic,
-    capture::Choice,
-    compare::{Difference, SiteFloor},
+    compare::{
+        Difference,
+        verdict::{Coverage, Outcome, SiteReport},
+    },
+    core::{arithmetic::Arithmetic, exit::Exit, floor::SiteFloor, sink::Choice},
     diagnosis::Diagnosis,
-    exit::Exit,
+    graph::site::Site,
     model::{Config, Ledger},
-    site::Site,
-    verdict::{Coverage, Outcome, SiteReport},
 };
 
 /// Raised when a field is added, removed or changes its meaning.

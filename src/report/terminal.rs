@@ -5,10 +5,12 @@ use std::fmt::Write;
 use anstyle::{AnsiColor, Style};
 
 use crate::{
-    compare::{Difference, Element, NonFinite},
+    compare::{
+        Difference, Element, NonFinite,
+        verdict::{Coverage, Outcome},
+    },
+    graph::site::{Axis, Site, Stage},
     report::{Compared, Report, SiteRow, blame::blame},
-    site::{Axis, Site, Stage},
-    verdict::{Coverage, Outcome},
 };
 
 /// A choice repeated this often in a row is worth a warning.

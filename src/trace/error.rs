@@ -2,7 +2,7 @@
 
 use std::{fmt, io, path::PathBuf};
 
-use crate::site::Site;
+use crate::{core::exit::Exit, graph::site::Site};
 
 /// A cap on a length that a trace states, checked before anything of that length is read or made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,6 +208,15 @@ impl TraceError {
             OneRank { .. } => Kind::BadInput,
             Misuse(_) | PutShape { .. } => Kind::Internal,
             _ => Kind::Refused,
+        }
+    }
+
+    /// The exit code of the error.
+    pub fn exit(&self) -> Exit {
+        match self.kind() {
+            Kind::BadInput => Exit::BadInput,
+            Kind::Refused => Exit::Refused,
+            Kind::Internal => Exit::Internal,
         }
     }
 

@@ -1,8 +1,8 @@
 //! What a tensor of a wrong shape may be.
 
 use crate::{
+    graph::site::{Axis, Site, Stage},
     model::Config,
-    site::{Axis, Site, Stage},
 };
 
 /// The layout in which a wrong shape would fit, in words that follow the two shapes; empty if none.

@@ -19,7 +19,7 @@ use super::{
     manifest::{Step, within},
     shard::{Shard, Split},
 };
-use crate::site::Site;
+use crate::graph::site::Site;
 
 /// Elements read at a time.
 const CHUNK: usize = 16 * 1024;

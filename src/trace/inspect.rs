@@ -11,7 +11,7 @@ use super::{
     shard::Shard,
     stitch::stitch,
 };
-use crate::{model::Config, site::Site};
+use crate::{graph::site::Site, model::Config};
 
 /// What is in a trace.
 #[derive(Debug)]

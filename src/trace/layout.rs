@@ -7,8 +7,8 @@ use super::{
     manifest::{ModelId, within},
 };
 use crate::{
+    graph::site::Site,
     model::{Arch, Config, RopePairs},
-    site::Site,
 };
 
 /// The sites and shapes of a model known from its manifest only.

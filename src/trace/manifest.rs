@@ -11,11 +11,8 @@ use super::{
     shard::Shard,
 };
 use crate::{
-    arithmetic::Arithmetic,
-    capture::Choice,
-    compare::DeclaredFloor,
+    core::{arithmetic::Arithmetic, floor::DeclaredFloor, sink::Choice, tensor::DType},
     model::{Arch, Config},
-    tensor::DType,
 };
 
 /// The version of a whole trace.

@@ -10,14 +10,20 @@ mod fits;
 #[cfg(feature = "full")]
 mod header;
 #[cfg(feature = "full")]
+pub mod import;
+#[cfg(feature = "full")]
 mod inspect;
 mod layout;
+#[cfg(feature = "full")]
+pub mod lint;
 mod manifest;
 mod plan;
 #[cfg(feature = "full")]
 mod ranks;
 #[cfg(feature = "full")]
 mod read;
+#[cfg(feature = "full")]
+pub mod recording;
 mod seal;
 mod shard;
 mod step;

@@ -17,9 +17,11 @@ use super::{
     stitch::{Whole, stitch},
 };
 use crate::{
-    capture::{Choice, Sink, Stopped},
-    site::{Site, Stage},
-    tensor::Tensor,
+    core::{
+        sink::{Choice, Sink, Stopped},
+        tensor::Tensor,
+    },
+    graph::site::{Site, Stage},
 };
 
 /// A trace whose every file has been checked; tensors are read one at a time. Those of several

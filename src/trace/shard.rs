@@ -12,7 +12,7 @@ use super::{
     error::{Limit, TraceError},
     manifest::{field, within},
 };
-use crate::site::{Axis, Stage};
+use crate::graph::site::{Axis, Stage};
 
 /// How the folder of a rank is called, before its number.
 pub(super) const RANK: &str = "rank";

@@ -19,7 +19,10 @@ use super::{
     seal,
     shard::Shard,
 };
-use crate::{capture::Choice, site::Site, tensor::Tensor};
+use crate::{
+    core::{sink::Choice, tensor::Tensor},
+    graph::site::Site,
+};
 
 /// Elements converted to bytes at a time.
 const CHUNK: usize = 16 * 1024;

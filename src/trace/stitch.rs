@@ -11,8 +11,8 @@ use super::{
     shard::{Shard, Split, cut},
 };
 use crate::{
-    site::{Site, Stage},
-    tensor::Tensor,
+    core::tensor::Tensor,
+    graph::site::{Site, Stage},
 };
 
 /// A rank's tensor of a site.

@@ -17,10 +17,12 @@ use super::{
     step::StepWriter,
 };
 use crate::{
-    cache,
-    capture::{Choice, Sink, Stopped},
-    site::Site,
-    tensor::Tensor,
+    core::{
+        cache,
+        sink::{Choice, Sink, Stopped},
+        tensor::Tensor,
+    },
+    graph::site::Site,
 };
 
 /// Writes a trace step by step; a tensor goes to disk as it is put, so memory holds one at most.

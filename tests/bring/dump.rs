@@ -8,10 +8,12 @@ use std::{
 };
 
 use firstdiff::{
-    dump::{Alignment, Confidence, Dump, Mapping, Match, align},
-    site::{Site, Stage},
-    tensor::Tensor,
-    trace::TraceReader,
+    core::tensor::Tensor,
+    graph::site::{Site, Stage},
+    trace::{
+        TraceReader,
+        import::{Alignment, Confidence, Dump, Mapping, Match, align},
+    },
 };
 use half::f16;
 

@@ -7,7 +7,7 @@ use std::{
     sync::LazyLock,
 };
 
-use firstdiff::fault;
+use firstdiff::engine::fault;
 use serde_json::Value;
 
 use super::support::{compile, project};

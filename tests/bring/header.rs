@@ -3,9 +3,11 @@
 use std::{fs, path::Path};
 
 use firstdiff::{
-    arithmetic::Arithmetic,
-    site::Site,
-    tensor::{DType, Tensor},
+    core::{
+        arithmetic::Arithmetic,
+        tensor::{DType, Tensor},
+    },
+    graph::site::Site,
     trace::{TraceError, TraceReader},
 };
 

@@ -3,9 +3,8 @@
 use std::{fs, process::Command};
 
 use firstdiff::{
-    arithmetic::Arithmetic,
-    site::Site,
-    tensor::DType,
+    core::{arithmetic::Arithmetic, tensor::DType},
+    graph::site::Site,
     trace::{TraceError, TraceReader},
 };
 

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use firstdiff::{
-    site::{Site, Stage},
+    graph::site::{Site, Stage},
     trace::{Manifest, Shard, TraceReader, TraceWriter},
 };
 use serde_json::Value;

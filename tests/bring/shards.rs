@@ -8,11 +8,10 @@ use std::{
 };
 
 use firstdiff::{
-    site::{Site, Stage},
-    survey,
-    tensor::Tensor,
+    core::tensor::Tensor,
+    graph::site::{Site, Stage},
     trace::{
-        Inspection, Manifest, Shard, Split, TraceError, TraceReader, TraceWriter, rank_folder,
+        Inspection, Manifest, Shard, Split, TraceError, TraceReader, TraceWriter, lint, rank_folder,
     },
 };
 use serde_json::{Value, json};
@@ -358,7 +357,7 @@ fn ranks_damaged_in_a_thousand_ways_are_read_or_refused() {
                     let tensor = trace.tensor(site).unwrap().expect("a site that it lists");
                     assert_eq!(tensor.shape, trace.shape(site).unwrap());
                 }
-                let (_, _) = (survey::alone(&trace), survey::ranks(&trace));
+                let (_, _) = (lint::alone(&trace), lint::ranks(&trace));
                 opened += 1;
             }
             Err(_) => refused += 1,

@@ -7,8 +7,8 @@ use std::{
 };
 
 use firstdiff::{
-    site::{Site, Stage},
-    tensor::Tensor,
+    core::tensor::Tensor,
+    graph::site::{Site, Stage},
     trace::{TraceReader, TraceWriter},
 };
 use half::{bf16, f16};

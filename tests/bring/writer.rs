@@ -4,7 +4,7 @@
 use std::{fs, path::Path, process::Command};
 
 use firstdiff::{
-    site::Site,
+    graph::site::Site,
     trace::{Plan, TraceReader},
 };
 

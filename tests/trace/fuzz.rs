@@ -3,10 +3,7 @@
 
 use std::{fs, path::PathBuf};
 
-use firstdiff::{
-    survey,
-    trace::{Inspection, MANIFEST_FILE, TraceReader, comparable},
-};
+use firstdiff::trace::{Inspection, MANIFEST_FILE, TraceReader, comparable, lint};
 
 use super::support::{Random, Recorded};
 
@@ -140,7 +137,7 @@ pub fn exercise(recorded: &Recorded) -> bool {
         let tensor = reader.tensor(site).unwrap().expect("a site that it lists");
         assert_eq!(tensor.shape.iter().product::<usize>(), tensor.data.len());
     }
-    let _ = survey::alone(&reader);
+    let _ = lint::alone(&reader);
     comparable(reader.manifest(), reader.manifest()).unwrap();
     true
 }

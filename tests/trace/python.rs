@@ -7,7 +7,7 @@ use std::{
     sync::OnceLock,
 };
 
-use firstdiff::{site::Site, tensor::Tensor};
+use firstdiff::{core::tensor::Tensor, graph::site::Site};
 
 use super::support::{Recorded, tensors};
 

@@ -3,8 +3,8 @@
 use std::fs;
 
 use firstdiff::{
-    site::{Site, Stage},
-    tensor::Tensor,
+    core::tensor::Tensor,
+    graph::site::{Site, Stage},
     trace::{CHECKSUM_FILE, Kind, Limit, MANIFEST_FILE, TraceError, TraceReader},
 };
 use serde_json::{Value, json};

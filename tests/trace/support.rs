@@ -6,10 +6,12 @@ use std::{
 };
 
 use firstdiff::{
-    arithmetic::Arithmetic,
+    core::{
+        arithmetic::Arithmetic,
+        tensor::{DType, Tensor},
+    },
+    graph::site::Site,
     model::{Arch, Config, RopePairs},
-    site::Site,
-    tensor::{DType, Tensor},
     trace::{
         CHECKSUM_FILE, MANIFEST_FILE, Manifest, ModelId, Side, TraceError, TraceReader,
         TraceWriter, step_file,

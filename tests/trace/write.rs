@@ -3,11 +3,13 @@
 use std::{fs, io};
 
 use firstdiff::{
-    arithmetic::Arithmetic,
-    capture::{Choice, NoSink, Sink, Stopped},
-    compare::{DeclaredFloor, Floor, SiteFloor},
-    site::{Site, Stage},
-    tensor::{DType, Tensor},
+    core::{
+        arithmetic::Arithmetic,
+        floor::{DeclaredFloor, Floor, SiteFloor},
+        sink::{Choice, NoSink, Sink, Stopped},
+        tensor::{DType, Tensor},
+    },
+    graph::site::{Site, Stage},
     trace::{Kind, Limit, PLAN_FILE, Side, TraceError, TraceReader, TraceWriter, feed},
 };
 

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use half::{bf16, f16};
 
 use crate::{
-    diagnosis::tests::subject::Subject,
-    replay::{Operation, Replay, projection},
-    site::{Site, Stage},
-    tensor::Tensor,
+    core::tensor::Tensor,
+    diagnosis::{
+        replay::{Operation, Replay, projection},
+        tests::subject::Subject,
+    },
+    graph::site::{Site, Stage},
 };
 
 /// A wrong result that some hypotheses only propose where they see it.

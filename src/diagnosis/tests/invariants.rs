@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    diagnosis::{Diagnosis, tests::subject::Subject},
-    replay::Operation,
-    site::Stage,
-    synth::Spec,
+    diagnosis::{Diagnosis, replay::Operation, tests::subject::Subject},
+    graph::site::Stage,
+    model::synth::Spec,
 };
 
 /// Changes the values of one result, given the length of a row.

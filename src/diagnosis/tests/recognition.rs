@@ -6,10 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use rayon::prelude::*;
 
 use crate::{
-    contract::{Calls, Current},
+    core::{
+        attending::{Attending, Calls, Current},
+        tensor::Tensor,
+    },
     diagnosis::{
         Cause, Certainty, Scene,
         probe::Probe,
+        replay::{Operation, Replay},
         scene::Rank,
         table::{HYPOTHESES, Hypothesis},
         tests::{
@@ -17,11 +21,8 @@ use crate::{
             subject::{Subject, Tensors, random},
         },
     },
-    model::Arch,
-    replay::{Attending, Operation, Replay},
-    site::{Site, Stage},
-    synth::Spec,
-    tensor::Tensor,
+    graph::site::{Site, Stage},
+    model::{Arch, synth::Spec},
 };
 
 /// A candidate's name and result.

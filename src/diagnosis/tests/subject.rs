@@ -3,15 +3,21 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    arithmetic::Arithmetic,
-    diagnosis::{Cause, Scene, diagnose},
-    model::{Config, Model},
-    replay::{Attending, Operation, Parts, Recording, Replay, judge},
-    site::{Site, Stage},
-    spool::Recorded,
-    synth::{self, Spec},
-    tensor::{DType, Tensor},
-    trace::TraceError,
+    core::{
+        arithmetic::Arithmetic,
+        attending::Attending,
+        tensor::{DType, Tensor},
+    },
+    diagnosis::{
+        Cause, Scene, diagnose,
+        replay::{Operation, Parts, Recording, Replay, judge},
+    },
+    graph::site::{Site, Stage},
+    model::{
+        Config, Model,
+        synth::{self, Spec},
+    },
+    trace::{TraceError, recording::Recorded},
 };
 
 /// Recorded tensors, some of them in place of those of another recording.

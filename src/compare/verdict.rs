@@ -1,0 +1,156 @@
+//! The verdict on each site, and the loop that compares two sides.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    compare::{Aligner, Difference, RowTokens, Side, compare},
+    core::{
+        exit::Exit,
+        floor::{Floor, SiteFloor},
+        pool,
+    },
+    graph::site::{Site, Stage},
+};
+
+/// What is known of one site.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Every element and the relative L2 are within tolerance.
+    Equal,
+    Diverged,
+    /// A side did not provide the tensor.
+    Unmeasured(String),
+    /// The tensors cannot be compared.
+    Refused(String),
+}
+
+impl Outcome {
+    /// What a difference means where that many floors are allowed.
+    pub fn of(difference: &Difference, factor: f64) -> Outcome {
+        match difference.diverged(factor) {
+            true => Outcome::Diverged,
+            false if difference.has_no_number() => {
+                Outcome::Unmeasured("every element is NaN or infinite on both sides".into())
+            }
+            false => Outcome::Equal,
+        }
+    }
+}
+
+/// One site of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SiteReport {
+    pub site: Site,
+    pub outcome: Outcome,
+    /// Present for `Equal` and `Diverged`.
+    pub difference: Option<Difference>,
+    pub floor: Option<SiteFloor>,
+}
+
+/// How a comparison is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// Tolerance in units of the floor.
+    pub factor: f64,
+    pub stop_at_first: bool,
+}
+
+/// Compares two sides over `sites` (in canonical order) as they produce them. `tokens` says
+/// which the rows of a site are.
+pub fn judge<'a>(
+    sites: &[Site],
+    (engine, reference): (Side, Side),
+    floor: &Floor,
+    rule: Rule,
+    tokens: &dyn Fn(Site) -> RowTokens<'a>,
+    on_site: &mut dyn FnMut(&SiteReport),
+) -> Vec<SiteReport> {
+    let (mut engine, mut reference) = (Aligner::new(engine), Aligner::new(reference));
+    let mut reports = Vec::with_capacity(sites.len());
+    for &site in sites {
+        let pair = (engine.next(site), reference.next(site));
+        let floor = floor.0.get(&site).copied();
+        let (outcome, difference) = match (pair, floor) {
+            ((None, None), _) => (Outcome::Unmeasured("neither side has it".into()), None),
+            ((None, _), _) => (Outcome::Unmeasured("the engine does not have it".into()), None),
+            ((_, None), _) => (Outcome::Unmeasured("the reference does not have it".into()), None),
+            ((Some(e), Some(r)), _) if e.shape != r.shape => {
+                let why = format!("engine shape {:?}, reference shape {:?}", e.shape, r.shape);
+                (Outcome::Refused(why), None)
+            }
+            (_, None) => (Outcome::Unmeasured("its floor was not measured".into()), None),
+            ((Some(e), Some(r)), Some(floor)) => {
+                let tokens = tokens(site);
+                let difference = compare(site, &e, &r, tokens, floor, rule.factor);
+                [e, r].into_iter().for_each(pool::done);
+                (Outcome::of(&difference, rule.factor), Some(difference))
+            }
+        };
+        let report = SiteReport { site, outcome, difference, floor };
+        on_site(&report);
+        let over = rule.stop_at_first && report.outcome == Outcome::Diverged;
+        reports.push(report);
+        if over {
+            break;
+        }
+    }
+    reports
+}
+
+/// How much was compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coverage {
+    /// Sites of the model in these steps.
+    pub total: usize,
+    /// Sites that were asked for.
+    pub asked: usize,
+    pub equal: usize,
+    pub diverged: usize,
+    pub unmeasured: usize,
+    pub refused: usize,
+    /// Compared sites that are no kernel's own, but recomputed from the inputs of one that keeps them to
+    /// itself.
+    #[serde(default)]
+    pub recomputed: usize,
+}
+
+impl Coverage {
+    /// Counts the outcomes; `total` sites exist in the model.
+    pub fn of(reports: &[SiteReport], total: usize, asked: usize) -> Coverage {
+        let mut coverage = Coverage { total, asked, ..Coverage::default() };
+        for report in reports {
+            match report.outcome {
+                Outcome::Equal => coverage.equal += 1,
+                Outcome::Diverged => coverage.diverged += 1,
+                Outcome::Unmeasured(_) => coverage.unmeasured += 1,
+                Outcome::Refused(_) => coverage.refused += 1,
+            }
+        }
+        coverage
+    }
+
+    /// Counts the compared sites of stages that were recomputed.
+    pub fn with_recomputed(self, reports: &[SiteReport], stages: &[Stage]) -> Coverage {
+        let is = |report: &&SiteReport| {
+            stages.contains(&report.site.stage)
+                && matches!(report.outcome, Outcome::Equal | Outcome::Diverged)
+        };
+        Coverage { recomputed: reports.iter().filter(is).count(), ..self }
+    }
+
+    /// Sites with an outcome of equal or diverged.
+    pub fn compared(&self) -> usize {
+        self.equal + self.diverged
+    }
+
+    /// The exit code: green only where everything that was asked for was compared.
+    pub fn exit(&self) -> Exit {
+        match self {
+            coverage if coverage.diverged > 0 => Exit::Diverged,
+            coverage if coverage.refused > 0 => Exit::Refused,
+            coverage if coverage.equal == 0 || coverage.unmeasured > 0 => Exit::NotMeasured,
+            _ => Exit::Equal,
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! What everything speaks of: values, number formats, errors' exit codes, files and memory.
+
+pub mod arithmetic;
+#[cfg(feature = "full")]
+pub mod attending;
+pub mod cache;
+pub mod exit;
+pub mod floor;
+#[cfg(feature = "full")]
+pub mod places;
+#[cfg(feature = "full")]
+pub mod pool;
+#[cfg(feature = "full")]
+pub mod random;
+pub mod sink;
+#[cfg(feature = "full")]
+pub mod snapshot;
+pub mod task;
+pub mod tensor;

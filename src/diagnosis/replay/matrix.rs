@@ -1,0 +1,124 @@
+//! Weights as the replay reads them: a few rows at a time, rounded as the engine declares.
+
+use std::{cell::Cell, ops::Range, sync::Arc};
+
+use half::{bf16, f16};
+
+use crate::{
+    core::tensor::DType,
+    model::{Model, ModelError, gguf::GgufError},
+};
+
+type ReadRows<'a> =
+    Arc<dyn Fn(Range<usize>, &mut [f32]) -> Result<(), GgufError> + Send + Sync + 'a>;
+
+thread_local! {
+    static ROWS: Cell<Vec<f32>> = Cell::default();
+}
+
+/// A weight matrix (outputs, inputs).
+#[derive(Clone)]
+pub struct Matrix<'a> {
+    pub outputs: usize,
+    pub inputs: usize,
+    read: ReadRows<'a>,
+}
+
+impl<'a> Matrix<'a> {
+    /// A matrix of the model's file.
+    pub fn of_file(
+        model: &'a Model,
+        tensor: &str,
+        weights: DType,
+    ) -> Result<Matrix<'a>, ModelError> {
+        let info = model.info(tensor)?;
+        let (outputs, inputs) = (info.rows(), info.row_length());
+        let read = move |rows: Range<usize>, out: &mut [f32]| {
+            model.gguf().widen_rows(info, rows, out)?;
+            round(weights, out);
+            Ok(())
+        };
+        Ok(Matrix { outputs, inputs, read: Arc::new(read) })
+    }
+
+    /// A matrix whose element (output, input) is `element(output, input)`.
+    pub fn of_elements(
+        outputs: usize,
+        inputs: usize,
+        element: impl Fn(usize, usize) -> f32 + Send + Sync + 'a,
+    ) -> Matrix<'a> {
+        let read = move |rows: Range<usize>, out: &mut [f32]| {
+            for (output, row) in rows.zip(out.chunks_exact_mut(inputs)) {
+                for (input, value) in row.iter_mut().enumerate() {
+                    *value = element(output, input);
+                }
+            }
+            Ok(())
+        };
+        Matrix { outputs, inputs, read: Arc::new(read) }
+    }
+
+    /// The matrix with its rows from `outputs` on zero.
+    pub fn with_outputs(self, outputs: usize) -> Matrix<'a> {
+        let read = Arc::clone(&self.read);
+        let inputs = self.inputs;
+        let cut = move |rows: Range<usize>, out: &mut [f32]| {
+            let kept = outputs.clamp(rows.start, rows.end);
+            let (computed, rest) = out.split_at_mut((kept - rows.start) * inputs);
+            rest.fill(0.0);
+            read(rows.start..kept, computed)
+        };
+        Matrix { read: Arc::new(cut), ..self }
+    }
+
+    /// The matrix of some of the rows, in that order.
+    pub fn select(&self, outputs: &[usize]) -> Matrix<'a> {
+        let (read, inputs, chosen) = (Arc::clone(&self.read), self.inputs, outputs.to_vec());
+        let select = move |rows: Range<usize>, out: &mut [f32]| {
+            let rows = chosen[rows].iter().zip(out.chunks_exact_mut(inputs));
+            rows.into_iter().try_for_each(|(&row, out)| read(row..row + 1, out))
+        };
+        Matrix { outputs: outputs.len(), inputs, read: Arc::new(select) }
+    }
+
+    /// Gives rows of the matrix to `of`, in memory that the thread keeps.
+    pub fn with_rows<T>(
+        &self,
+        rows: Range<usize>,
+        of: impl FnOnce(&[f32]) -> T,
+    ) -> Result<T, GgufError> {
+        let mut memory = ROWS.take();
+        memory.resize(rows.len() * self.inputs, 0.0);
+        let read = (self.read)(rows, &mut memory);
+        let result = read.map(|()| of(&memory));
+        ROWS.set(memory);
+        result
+    }
+
+    /// One row in f32.
+    pub fn row(&self, row: usize) -> Result<Vec<f32>, GgufError> {
+        let mut out = vec![0f32; self.inputs];
+        (self.read)(row..row + 1, &mut out)?;
+        Ok(out)
+    }
+
+    /// The whole matrix in f32, rows one after another.
+    pub fn flat(&self) -> Result<Vec<f32>, GgufError> {
+        let mut out = vec![0f32; self.outputs * self.inputs];
+        (self.read)(0..self.outputs, &mut out)?;
+        Ok(out)
+    }
+}
+
+/// Rounds values to a storage format.
+pub fn round(dtype: DType, values: &mut [f32]) {
+    match dtype {
+        DType::F16 => values.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
+        DType::Bf16 => values.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+        // Ten bits of fraction; rounded to nearest by adding half of what is cut.
+        DType::Tf32 => values.iter_mut().filter(|x| x.is_finite()).for_each(|x| {
+            *x = f32::from_bits(x.to_bits().wrapping_add(0x1000) & !0x1fff);
+        }),
+        DType::F32 | DType::F64 => {}
+    }
+}

@@ -1,0 +1,26 @@
+//! Each operation of a recorded side again, in f64, from that side's own inputs.
+//!
+//! A result further from its exact value than rounding can take it makes the operation guilty; a
+//! result within its bound clears it, however far the tensor is from llama.cpp's: what went wrong
+//! came in with the inputs. `docs/diagnosis.md` derives the bound.
+
+mod accuracy;
+mod attend;
+mod expected;
+mod forward;
+mod judge;
+mod matrix;
+mod operation;
+pub mod ops;
+mod product;
+mod reading;
+pub mod rules;
+
+pub use accuracy::{Accuracy, accuracies};
+pub use attend::{Reading, Roundings, Way, attend};
+pub use expected::{Expected, LAMBDA, Operand, Rounding, Spread};
+pub use forward::{Parts, Piece, Recording, Replay, ReplayError, Width, appended};
+pub use judge::{Judged, Worst, drift, judge, judge_all};
+pub use matrix::{Matrix, round};
+pub use operation::{Operation, name, norm_weight, projection};
+pub use reading::Readings;

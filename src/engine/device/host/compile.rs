@@ -1,0 +1,415 @@
+//! From `.cu` text to a shared library, through the system C++ compiler; cached by content.
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use rayon::prelude::*;
+
+use crate::{
+    core::cache,
+    engine::device::{DeviceError, KernelSource, host::assembly},
+};
+
+const HEADER: &str = include_str!("../../../../kernels/host/cuda_host.h");
+const FP16: &str = include_str!("../../../../kernels/host/cuda_fp16.h");
+const RUNTIME: &str = include_str!("../../../../kernels/host/cuda_host_runtime.cpp");
+const CHECK: &str = include_str!("../../../../kernels/host/cuda_host_check.h");
+const HOOKS: &str = include_str!("../../../../kernels/host/cuda_host_hooks.h");
+
+/// No contraction: a product and a sum round twice, on every CPU alike.
+const FLAGS: [&str; 8] = [
+    "-std=c++17",
+    "-g1",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-ffp-contract=off",
+    "-w",
+];
+
+/// In a checked build the compiler calls a function of ours before each access, and where behaviour
+/// is undefined. With little optimisation: what is optimised away is not checked.
+const CHECKED_FLAGS: [&str; 6] = [
+    "-O1",
+    "-gdwarf-4", // the assembly is assembled on its own, which misreads version 5
+    "-DCUDA_HOST_CHECKED",
+    "-fsanitize=thread,undefined",
+    "-fno-sanitize=vptr",
+    "-fno-sanitize-recover=all",
+];
+
+/// The compiler's own runtimes look at each access, and end the process at the first bad one.
+const SANITIZED_FLAGS: [&str; 5] = [
+    "-O1",
+    "-fno-omit-frame-pointer",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize=vptr",
+    "-fno-sanitize-recover=all",
+];
+
+/// What sees wrong accesses, if anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    Nothing,
+    /// Functions of ours, called before each access.
+    Hooks,
+    /// AddressSanitizer and UndefinedBehaviorSanitizer.
+    Sanitizers,
+}
+
+/// Locals that are not initialised hold a value that shows, where the compiler can do that.
+const SHOWING_LOCALS: &str = "-ftrivial-auto-var-init=pattern";
+
+/// How kernels and the runtime are built.
+struct Recipe {
+    watch: Watch,
+    kernel_flags: Vec<&'static str>,
+    /// The runtime itself is never checked.
+    runtime_flags: Vec<&'static str>,
+}
+
+impl Recipe {
+    fn new(compiler: &Compiler, watch: Watch) -> Recipe {
+        let (kernel, runtime): (&[&str], &[&str]) = match watch {
+            Watch::Nothing => (&["-O2"], &["-O2"]),
+            Watch::Hooks => (&CHECKED_FLAGS, &["-O2", "-DCUDA_HOST_CHECKED"]),
+            Watch::Sanitizers => (&SANITIZED_FLAGS, &["-O2", "-DCUDA_HOST_SANITIZED"]),
+        };
+        let mut kernel_flags = [&FLAGS, TARGET_FLAGS, kernel].concat();
+        if watch != Watch::Nothing && compiler.takes(SHOWING_LOCALS) {
+            kernel_flags.push(SHOWING_LOCALS);
+        }
+        Recipe { watch, kernel_flags, runtime_flags: [&FLAGS, TARGET_FLAGS, runtime].concat() }
+    }
+}
+
+/// F16C, where the whole program needs it anyway: half conversion in one instruction.
+const TARGET_FLAGS: &[&str] = if cfg!(target_feature = "f16c") { &["-mf16c"] } else { &[] };
+
+/// Lines of a compiler's message that are worth showing.
+const MESSAGE_LINES: usize = 12;
+
+/// A C++ compiler.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compiler {
+    pub path: PathBuf,
+    /// The first line of `--version`.
+    pub version: String,
+}
+
+/// The C++ compiler that kernels are built with: `$CXX`, else c++, g++ or clang++.
+pub fn compiler() -> Result<Compiler, DeviceError> {
+    let named = std::env::var_os("CXX").filter(|name| !name.is_empty());
+    let candidates: Vec<OsString> = match named {
+        Some(name) => vec![name],
+        None => ["c++", "g++", "clang++"].map(OsString::from).to_vec(),
+    };
+    let found = candidates.iter().find_map(|name| Compiler::at(Path::new(name)));
+    found.ok_or_else(|| {
+        let tried: Vec<_> = candidates.iter().map(|name| name.to_string_lossy()).collect();
+        DeviceError::NoCompiler { tried: tried.join(", ") }
+    })
+}
+
+impl Compiler {
+    /// The compiler of that name or path, if it answers.
+    pub fn at(path: &Path) -> Option<Compiler> {
+        let output = Command::new(path).arg("--version").output().ok()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let version = text.lines().next()?.to_string();
+        output.status.success().then(|| Compiler { path: path.to_path_buf(), version })
+    }
+
+    /// The library of AddressSanitizer, which a process must have from its start.
+    pub fn address_sanitizer(&self) -> Result<PathBuf, DeviceError> {
+        let name = "libasan.so";
+        let output = run(Command::new(&self.path).arg(format!("-print-file-name={name}")))?;
+        let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+        // A compiler without it repeats the name.
+        match path.is_absolute() && path.exists() {
+            true => Ok(path),
+            false => Err(DeviceError::Tool {
+                tool: format!("{} -print-file-name={name}", self.path.display()),
+                detail: "it has no AddressSanitizer of its own; install g++ and set CXX=g++"
+                    .to_string(),
+            }),
+        }
+    }
+
+    fn takes(&self, flag: &str) -> bool {
+        let mut command = Command::new(&self.path);
+        command.args([flag, "-E", "-x", "c++", "/dev/null"]);
+        command.output().is_ok_and(|output| output.status.success())
+    }
+
+    fn run(&self, folder: &Path, arguments: &[&str]) -> Result<Output, DeviceError> {
+        run(Command::new(&self.path).args(arguments).current_dir(folder))
+    }
+}
+
+/// A compiled set of kernel files.
+#[derive(Clone, Debug)]
+pub struct Library {
+    pub path: PathBuf,
+    /// Whether the file itself is loaded, and not a copy: the sanitizers read its lines.
+    pub in_place: bool,
+    /// Per source file: its name, and the symbol of its table of entries.
+    pub tables: Vec<(String, String)>,
+}
+
+/// Compiles the files, in parallel and only those that are not in the cache, and links them.
+pub fn build(
+    compiler: &Compiler,
+    watch: Watch,
+    sources: &[KernelSource],
+) -> Result<Library, DeviceError> {
+    let folder =
+        cache::folder("host").map_err(|error| DeviceError::Cache { detail: format!("{error}") })?;
+    let recipe = &Recipe::new(compiler, watch);
+    let wrappers: Vec<Wrapper> =
+        sources.iter().map(|source| Wrapper::new(compiler, recipe, source)).collect();
+    let runtime_key = key(compiler, &recipe.runtime_flags, RUNTIME);
+    let units: Vec<Unit<'_>> = wrappers
+        .iter()
+        .map(|wrapper| (&wrapper.key, wrapper.text.as_str(), Some(wrapper.file.as_str())))
+        .chain([(&runtime_key, RUNTIME, None)])
+        .map(|(key, text, kernel)| Unit { key, text, kernel, recipe })
+        .collect();
+    let objects: Vec<PathBuf> =
+        units.par_iter().map(|unit| unit.object(compiler, &folder)).collect::<Result<_, _>>()?;
+    let all_keys: String = units.iter().map(|unit| unit.key).collect();
+    let path = folder.join(format!("{}.so", key(compiler, &[], &all_keys)));
+    if !path.exists() {
+        link(compiler, watch, &folder, &objects, &path)?;
+    }
+    let tables = wrappers.into_iter().map(|wrapper| (wrapper.file, wrapper.table)).collect();
+    Ok(Library { path, in_place: watch == Watch::Sanitizers, tables })
+}
+
+/// A kernel file with what makes it a C++ file of its own.
+struct Wrapper {
+    file: String,
+    key: String,
+    text: String,
+    table: String,
+}
+
+impl Wrapper {
+    fn new(compiler: &Compiler, recipe: &Recipe, source: &KernelSource) -> Wrapper {
+        let define = |define: &String| {
+            let (name, value) = define.split_once('=').unwrap_or((define, "1"));
+            format!("#define {name} {value}\n")
+        };
+        let defines: String = source.defines.iter().map(define).collect();
+        let body = with_dynamic_shared(&source.text);
+        let entries: Vec<String> =
+            source.entries().iter().map(|entry| format!("CUDA_HOST_ENTRY({entry})")).collect();
+        // The anonymous namespace keeps the statics of two libraries, or two copies of one, apart.
+        let text = format!(
+            "#include \"cuda_host.h\"\n{defines}namespace {{\n#line 1 \"{}\"\n{body}\n}}\n",
+            source.file
+        );
+        let key = key(compiler, &recipe.kernel_flags, &text);
+        let table = format!("cuda_host_table_{}", &key[..16]);
+        let entries = match entries.is_empty() {
+            true => "{nullptr, nullptr, nullptr}".to_string(),
+            false => entries.join(", "),
+        };
+        let text = format!("{text}CUDA_HOST_TABLE({table}, {entries})\n");
+        Wrapper { file: source.file.clone(), key, text, table }
+    }
+}
+
+/// One translation unit.
+struct Unit<'a> {
+    key: &'a str,
+    text: &'a str,
+    /// The kernel file, where it is one and not the runtime.
+    kernel: Option<&'a str>,
+    recipe: &'a Recipe,
+}
+
+impl Unit<'_> {
+    /// The object file, from the cache or the compiler.
+    fn object(&self, compiler: &Compiler, folder: &Path) -> Result<PathBuf, DeviceError> {
+        let path = folder.join(format!("{}.o", self.key));
+        if path.exists() {
+            return Ok(path);
+        }
+        let scratch = scratch(folder)?;
+        for (name, text) in [
+            ("cuda_host.h", HEADER),
+            ("cuda_fp16.h", FP16),
+            ("cuda_host_check.h", CHECK),
+            ("cuda_host_hooks.h", HOOKS),
+            ("unit.cpp", self.text),
+        ] {
+            std::fs::write(scratch.path().join(name), text).map_err(cache_error)?;
+        }
+        match (self.kernel, self.recipe.watch) {
+            (None, _) => self.compile(compiler, scratch.path(), &self.recipe.runtime_flags)?,
+            (_, Watch::Hooks) => self.compile_with_gaps(compiler, scratch.path())?,
+            _ => self.compile(compiler, scratch.path(), &self.recipe.kernel_flags)?,
+        }
+        if self.kernel.is_some() {
+            rename_bss(scratch.path())?;
+        }
+        std::fs::rename(scratch.path().join("unit.o"), &path).map_err(cache_error)?;
+        Ok(path)
+    }
+
+    /// Compiles by way of assembly, where the shared arrays are moved apart.
+    fn compile_with_gaps(&self, compiler: &Compiler, folder: &Path) -> Result<(), DeviceError> {
+        let flags = [&self.recipe.kernel_flags[..], &["-S"]].concat();
+        self.compile(compiler, folder, &flags)?;
+        let assembly = std::fs::read(folder.join("unit.o")).map_err(cache_error)?;
+        // clang's comments show bytes as they are.
+        let assembly = assembly::with_gaps(&String::from_utf8_lossy(&assembly));
+        std::fs::write(folder.join("unit.s"), assembly).map_err(cache_error)?;
+        self.checked(compiler.run(folder, &["-c", "unit.s", "-o", "unit.o"])?)
+    }
+
+    fn compile(
+        &self,
+        compiler: &Compiler,
+        folder: &Path,
+        flags: &[&str],
+    ) -> Result<(), DeviceError> {
+        let output = ["-I.", "-c", "unit.cpp", "-o", "unit.o"];
+        self.checked(compiler.run(folder, &[&output, flags].concat())?)
+    }
+
+    fn checked(&self, output: Output) -> Result<(), DeviceError> {
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(DeviceError::Compile {
+                file: self.kernel.unwrap_or("cuda_host_runtime.cpp").to_string(),
+                message: shortened(&String::from_utf8_lossy(&output.stderr)),
+            }),
+        }
+    }
+}
+
+/// A kernel file has no zero-initialised statics but its shared memory. (A section attribute on
+/// `__shared__` would be simpler, but g++ drops it inside templates.)
+fn rename_bss(folder: &Path) -> Result<(), DeviceError> {
+    let mut command = Command::new("objcopy");
+    command.args(["--rename-section", ".bss=cudashm", "unit.o"]).current_dir(folder);
+    let output = run(&mut command)?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(DeviceError::Tool {
+            tool: "objcopy".to_string(),
+            detail: shortened(&String::from_utf8_lossy(&output.stderr)),
+        }),
+    }
+}
+
+fn link(
+    compiler: &Compiler,
+    watch: Watch,
+    folder: &Path,
+    objects: &[PathBuf],
+    to: &Path,
+) -> Result<(), DeviceError> {
+    let scratch = scratch(folder)?;
+    let mut command = Command::new(&compiler.path);
+    command.args(["-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", "-o", "unit.so"]);
+    if watch == Watch::Sanitizers {
+        command.arg("-fsanitize=address,undefined");
+    }
+    let output = run(command.args(objects).arg("-lm").current_dir(scratch.path()))?;
+    if !output.status.success() {
+        return Err(DeviceError::Tool {
+            tool: "the linker".to_string(),
+            detail: shortened(&String::from_utf8_lossy(&output.stderr)),
+        });
+    }
+    std::fs::rename(scratch.path().join("unit.so"), to).map_err(cache_error)
+}
+
+fn run(command: &mut Command) -> Result<Output, DeviceError> {
+    // Where AddressSanitizer watches this process, the compiler is none of its business.
+    if std::env::var_os("LD_PRELOAD").is_some_and(|set| set.to_string_lossy().contains("libasan")) {
+        command.env_remove("LD_PRELOAD");
+    }
+    command.output().map_err(|error| DeviceError::Tool {
+        tool: command.get_program().to_string_lossy().into_owned(),
+        detail: error.to_string(),
+    })
+}
+
+fn scratch(folder: &Path) -> Result<tempfile::TempDir, DeviceError> {
+    tempfile::Builder::new().prefix("build-").tempdir_in(folder).map_err(cache_error)
+}
+
+fn cache_error(error: std::io::Error) -> DeviceError {
+    DeviceError::Cache { detail: error.to_string() }
+}
+
+fn key(compiler: &Compiler, flags: &[&str], text: &str) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in [text, HEADER, FP16, CHECK, HOOKS, &compiler.version].iter().chain(flags) {
+        hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
+    }
+    hasher.finalize().to_hex()[..32].to_string()
+}
+
+/// The first lines of a compiler's message.
+fn shortened(message: &str) -> String {
+    let lines: Vec<&str> = message.trim().lines().collect();
+    let shown = lines[..lines.len().min(MESSAGE_LINES)].join("\n");
+    match lines.len().saturating_sub(MESSAGE_LINES) {
+        0 => shown,
+        more => format!("{shown}\n({more} more lines)"),
+    }
+}
+
+/// Rewrites `extern __shared__ [__align__(n)] T name[];` to `DYN_SHARED(T, name);`.
+fn with_dynamic_shared(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for line in text.lines() {
+        out += &rewritten(line).unwrap_or_else(|| line.to_string());
+        out.push('\n');
+    }
+    out
+}
+
+fn rewritten(line: &str) -> Option<String> {
+    let (before, rest) = line.split_once("extern __shared__ ")?;
+    let (declaration, after) = rest.split_once("[]")?;
+    let declaration = declaration.trim();
+    let declaration = match declaration.strip_prefix("__align__") {
+        Some(aligned) => aligned.split_once(')')?.1.trim(),
+        None => declaration,
+    };
+    let (element, name) = declaration.rsplit_once(' ')?;
+    Some(format!("{before}DYN_SHARED({element}, {name}){after}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_and_dynamic_shared_memory_are_found_in_a_source() {
+        let text = "extern \"C\" __global__ void a(int n) {}\n\
+                    extern \"C\" __global__ void __launch_bounds__(128, 2)\n  b_2(float* x) {}\n\
+                    extern \"C\" __global__ __launch_bounds__(64) void c() {}";
+        let (file, defines) = ("x.cu".to_string(), vec![]);
+        let source = KernelSource { file, text: text.to_string(), defines };
+        assert_eq!(source.entries(), ["a", "b_2", "c"]);
+        assert_eq!(
+            with_dynamic_shared("  extern __shared__ float x[]; // note"),
+            "  DYN_SHARED(float, x); // note\n"
+        );
+        assert_eq!(
+            with_dynamic_shared("extern __shared__ __align__(16) unsigned char x[];"),
+            "DYN_SHARED(unsigned char, x);\n"
+        );
+    }
+}

@@ -1,0 +1,215 @@
+//! Memory, compilation and launches of the host device.
+
+use std::{
+    alloc::{Layout, alloc, dealloc},
+    sync::Arc,
+};
+
+use crate::engine::device::{
+    Arg, Buffer, Device, DeviceError, Gemm, KernelSource, Launch,
+    host::{
+        compile::{self, Compiler, Watch},
+        gemm,
+        module::{Module, ThreadOrder},
+        regions::Regions,
+    },
+};
+
+/// How the host device runs.
+#[derive(Clone, Debug, Default)]
+pub struct HostOptions {
+    /// Blocks that run at the same time; by default as many as there are cores.
+    pub workers: Option<usize>,
+    pub order: ThreadOrder,
+    /// Every access of shared and global memory is checked: races, bounds, uninitialised reads and
+    /// undefined behaviour are errors. One block runs at a time.
+    pub checked: bool,
+    /// AddressSanitizer and UBSan look at each access, and end the process at the first bad one; it must
+    /// have been started with [`Compiler::address_sanitizer`] loaded. One block runs at a time.
+    pub sanitized: bool,
+    /// The compiler; by default the one that [`compile::compiler`] finds.
+    pub compiler: Option<Compiler>,
+}
+
+impl HostOptions {
+    fn watch(&self) -> Watch {
+        match (self.checked, self.sanitized) {
+            (true, _) => Watch::Hooks,
+            (_, true) => Watch::Sanitizers,
+            _ => Watch::Nothing,
+        }
+    }
+}
+
+/// Runs kernels on this machine's CPU.
+pub struct HostDevice {
+    options: HostOptions,
+    compiler: Compiler,
+    workers: usize,
+    sources: Vec<KernelSource>,
+    module: Option<Module>,
+    /// The live buffers, where accesses are checked.
+    regions: Option<Regions>,
+}
+
+/// cudaMalloc's alignment.
+const ALIGNMENT: usize = 256;
+
+/// Before and after the buffers of a checked device, so that an index past one meets no other.
+const GAP: usize = 64 << 10;
+
+/// Memory of one buffer.
+struct Memory {
+    pointer: *mut u8,
+    layout: Layout,
+    /// Where the buffer is known, and its address there.
+    known: Option<(Regions, u64)>,
+}
+
+// SAFETY: the memory is owned, and only reached through a device's methods and launches.
+unsafe impl Send for Memory {}
+// SAFETY: as above; holding it reads nothing.
+unsafe impl Sync for Memory {}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Some((regions, address)) = &self.known {
+            regions.remove(*address);
+        }
+        // SAFETY: allocated with this layout, freed once.
+        unsafe { dealloc(self.pointer, self.layout) }
+    }
+}
+
+impl HostDevice {
+    /// A device with the system's C++ compiler.
+    pub fn new(options: HostOptions) -> Result<HostDevice, DeviceError> {
+        let compiler = match &options.compiler {
+            Some(compiler) => compiler.clone(),
+            None => compile::compiler()?,
+        };
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        let workers = match options.checked || options.sanitized {
+            true => 1,
+            false => options.workers.unwrap_or(cores).max(1),
+        };
+        let regions = options.checked.then(Regions::default);
+        Ok(HostDevice { options, compiler, workers, sources: Vec::new(), module: None, regions })
+    }
+
+    /// Tells the checks of bytes that no kernel has written.
+    fn wrote(&self, buffer: &Buffer, offset: usize, bytes: usize) {
+        if let Some(regions) = &self.regions {
+            regions.wrote(buffer.address, offset, bytes);
+        }
+    }
+
+    fn checked(
+        &self,
+        buffer: &Buffer,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<*mut u8, DeviceError> {
+        let inside = offset.checked_add(bytes).is_some_and(|end| end <= buffer.bytes);
+        match inside {
+            true => Ok((buffer.address as *mut u8).wrapping_add(offset)),
+            false => Err(DeviceError::Bounds { offset, bytes, length: buffer.bytes }),
+        }
+    }
+
+    fn multiply(&self, gemm: &Gemm<'_>) -> Result<(), DeviceError> {
+        let (input, output) = (gemm.input.size(), gemm.output.size());
+        let slice = |buffer: &Buffer, bytes: usize| {
+            let pointer = self.checked(buffer, 0, bytes)?;
+            // SAFETY: the range was checked. Every byte of a buffer was written when it was made.
+            Ok::<&[u8], DeviceError>(unsafe { std::slice::from_raw_parts(pointer, bytes) })
+        };
+        let x = slice(gemm.x, gemm.rows * gemm.inner * input)?;
+        let w = slice(gemm.w, gemm.cols * gemm.inner * input)?;
+        let bias = gemm.bias.map(|bias| slice(bias, 4 * gemm.cols)).transpose()?;
+        let bytes = gemm.rows * gemm.cols * output;
+        let y = self.checked(gemm.y, 0, bytes)?;
+        // SAFETY: as above; y is a buffer of its own, so it overlaps none of the others.
+        let y = unsafe { std::slice::from_raw_parts_mut(y, bytes) };
+        gemm::multiply((x, w, bias), y, gemm::Shape::from(gemm));
+        self.wrote(gemm.y, 0, bytes);
+        Ok(())
+    }
+}
+
+impl Device for HostDevice {
+    fn name(&self) -> String {
+        let workers = self.workers;
+        let kind = if self.options.checked { "checked" } else { "host" };
+        format!("{kind} ({}, {workers} worker{})", self.compiler.version, plural(workers))
+    }
+
+    fn load(&mut self, source: &KernelSource) -> Result<Vec<String>, DeviceError> {
+        self.load_all(std::slice::from_ref(source))?;
+        Ok(self.module.as_ref().map_or_else(Vec::new, |module| module.entries_of(&source.file)))
+    }
+
+    fn load_all(&mut self, sources: &[KernelSource]) -> Result<(), DeviceError> {
+        let kept = |old: &&KernelSource| sources.iter().all(|new| new.file != old.file);
+        let mut all: Vec<KernelSource> = self.sources.iter().filter(kept).cloned().collect();
+        all.extend_from_slice(sources);
+        // What does not compile is not kept: it would fail whatever is loaded next.
+        let library = compile::build(&self.compiler, self.options.watch(), &all)?;
+        self.sources = all;
+        let regions = self.regions.clone();
+        self.module = Some(Module::load(&library, self.workers, self.options.order, regions)?);
+        Ok(())
+    }
+
+    fn alloc(&self, bytes: usize, what: &str) -> Result<Buffer, DeviceError> {
+        let failed = || DeviceError::OutOfMemory { what: what.to_string(), bytes };
+        let gap = if self.options.checked { GAP } else { 0 };
+        let size = bytes.max(1).checked_add(2 * gap).ok_or_else(failed)?;
+        let layout = Layout::from_size_align(size, ALIGNMENT).map_err(|_| failed())?;
+        // SAFETY: the layout's size is not zero.
+        let pointer = unsafe { alloc(layout) };
+        if pointer.is_null() {
+            return Err(failed());
+        }
+        let start = pointer.wrapping_add(gap);
+        // SAFETY: freshly allocated with this size. All bits set is NaN in every float format.
+        unsafe { start.write_bytes(0xff, bytes) };
+        let address = start as u64;
+        let known = self.regions.clone().map(|regions| (regions, address));
+        if let Some((regions, _)) = &known {
+            regions.add(address, bytes, what);
+        }
+        let memory = Arc::new(Memory { pointer, layout, known });
+        Ok(Buffer { address, bytes, _memory: memory })
+    }
+
+    fn upload(&self, buffer: &Buffer, offset: usize, data: &[u8]) -> Result<(), DeviceError> {
+        let to = self.checked(buffer, offset, data.len())?;
+        // SAFETY: inside the buffer; `data` is ordinary memory, so they do not overlap.
+        unsafe { to.copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+        self.wrote(buffer, offset, data.len());
+        Ok(())
+    }
+
+    fn download(&self, buffer: &Buffer, offset: usize, data: &mut [u8]) -> Result<(), DeviceError> {
+        let from = self.checked(buffer, offset, data.len())?;
+        // SAFETY: as above.
+        unsafe { from.copy_to_nonoverlapping(data.as_mut_ptr(), data.len()) };
+        Ok(())
+    }
+
+    fn launch(&self, entry: &str, launch: Launch, args: &[Arg<'_>]) -> Result<(), DeviceError> {
+        match &self.module {
+            Some(module) => module.launch(entry, launch, args),
+            None => Err(DeviceError::NoEntry { entry: entry.to_string(), known: String::new() }),
+        }
+    }
+
+    fn gemms(&self, gemms: &[Gemm<'_>]) -> Result<(), DeviceError> {
+        gemms.iter().try_for_each(|gemm| self.multiply(gemm))
+    }
+}
+
+fn plural(n: usize) -> &'static str {
+    if n == 1 { "" } else { "s" }
+}

@@ -1,0 +1,194 @@
+//! Where kernel sources come from: embedded in the binary, or a folder that overrides them.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::engine::{
+    contract::{Contract, Op},
+    device::KernelSource,
+};
+
+/// The files of `kernels/`: those of the engine in the order of a forward pass, then those of a device.
+const EMBEDDED: [(&str, &str); 12] = [
+    ("embedding.cu", include_str!("../../../kernels/embedding.cu")),
+    ("rms_norm.cu", include_str!("../../../kernels/rms_norm.cu")),
+    ("rope.cu", include_str!("../../../kernels/rope.cu")),
+    ("kv_append.cu", include_str!("../../../kernels/kv_append.cu")),
+    ("attention.cu", include_str!("../../../kernels/attention.cu")),
+    ("attention_tiled.cu", include_str!("../../../kernels/attention_tiled.cu")),
+    ("attention_split.cu", include_str!("../../../kernels/attention_split.cu")),
+    ("swiglu.cu", include_str!("../../../kernels/swiglu.cu")),
+    ("residual_add.cu", include_str!("../../../kernels/residual_add.cu")),
+    ("common.cuh", include_str!("../../../kernels/common.cuh")),
+    ("cuda/gemv.cu", include_str!("../../../kernels/cuda/gemv.cu")),
+    ("cuda/widen.cu", include_str!("../../../kernels/cuda/widen.cu")),
+];
+
+/// Includes nested deeper than this are taken for a cycle.
+const MAX_INCLUDE_DEPTH: usize = 8;
+
+/// The kernel files of a run: the embedded ones, or those of a folder where it has them; and the
+/// operations that kernels with a contract take over.
+#[derive(Clone, Debug, Default)]
+pub struct KernelSet {
+    folder: Option<PathBuf>,
+    contracts: Vec<Arc<Contract>>,
+}
+
+/// A kernel file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    #[error("{folder} holds no kernel file; put a changed copy of one of these there: {known}")]
+    NothingToOverride { folder: PathBuf, known: String },
+    #[error("cannot read {path}: {source}; check --kernels")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{file}:{line}: cannot find the include \"{include}\"; put it beside {file}")]
+    Include { file: String, line: usize, include: String },
+    #[error("{file}: includes nest deeper than {MAX_INCLUDE_DEPTH}; break the cycle")]
+    IncludeDepth { file: String },
+}
+
+impl KernelSet {
+    /// The sources that the binary carries.
+    pub fn embedded() -> KernelSet {
+        KernelSet::default()
+    }
+
+    /// The sources of `folder`, and the embedded ones for files it lacks.
+    pub fn overridden_by(folder: &Path) -> Result<KernelSet, KernelError> {
+        let has = |(file, _): &(&str, &str)| folder.join(file).is_file();
+        if EMBEDDED.iter().any(has) {
+            return Ok(KernelSet::beside(folder));
+        }
+        std::fs::read_dir(folder)
+            .map_err(|source| KernelError::Read { path: folder.to_path_buf(), source })?;
+        let known: Vec<&str> = EMBEDDED.iter().map(|(file, _)| *file).collect();
+        Err(KernelError::NothingToOverride {
+            folder: folder.to_path_buf(),
+            known: known.join(", "),
+        })
+    }
+
+    /// The sources of a folder, whatever it has, and the embedded ones for files it lacks.
+    pub fn beside(folder: &Path) -> KernelSet {
+        KernelSet { folder: Some(folder.to_path_buf()), contracts: Vec::new() }
+    }
+
+    /// The same, with a contract's kernel for its operation.
+    pub fn with_contract(mut self, contract: Contract) -> KernelSet {
+        self.contracts.retain(|other| other.op != contract.op);
+        self.contracts.push(Arc::new(contract));
+        self
+    }
+
+    /// The contracts, one an operation at most.
+    pub fn contracts(&self) -> &[Arc<Contract>] {
+        &self.contracts
+    }
+
+    /// The contract of an operation's kernel.
+    pub fn contract(&self, op: Op) -> Option<&Arc<Contract>> {
+        self.contracts.iter().find(|contract| contract.op == op)
+    }
+
+    /// The folder whose files replace the embedded ones.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
+    /// The names of the engine's `.cu` files, in the order of a forward pass.
+    pub fn files() -> impl Iterator<Item = &'static str> {
+        let files = EMBEDDED.iter().map(|(file, _)| *file);
+        files.filter(|file| file.ends_with(".cu") && !file.contains('/'))
+    }
+
+    /// A source file ready to compile: its own includes in place, `defines` passed with `-D`.
+    pub fn source(&self, file: &str, defines: Vec<String>) -> Result<KernelSource, KernelError> {
+        let text = match self.read(file)? {
+            Some(text) => self.with_includes(file, &text, 0)?,
+            None => {
+                let path = self.folder.clone().unwrap_or_default().join(file);
+                let source = std::io::ErrorKind::NotFound.into();
+                return Err(KernelError::Read { path, source });
+            }
+        };
+        Ok(KernelSource { file: file.to_string(), text, defines })
+    }
+
+    /// The text of a file as it stands: the folder's, else the embedded one, if there is one.
+    pub fn read(&self, file: &str) -> Result<Option<String>, KernelError> {
+        if let Some(path) = self.folder.as_ref().map(|folder| folder.join(file)) {
+            match std::fs::read_to_string(&path) {
+                Ok(text) => return Ok(Some(text)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(source) => return Err(KernelError::Read { path, source }),
+            }
+        }
+        let found = EMBEDDED.iter().find(|(name, _)| *name == file);
+        Ok(found.map(|(_, text)| text.to_string()))
+    }
+
+    /// Puts `#include "x"` files in place, with `#line` so that compiler messages stay true.
+    fn with_includes(&self, file: &str, text: &str, depth: usize) -> Result<String, KernelError> {
+        if depth > MAX_INCLUDE_DEPTH {
+            return Err(KernelError::IncludeDepth { file: file.to_string() });
+        }
+        let mut whole = String::with_capacity(text.len());
+        for (index, line) in text.lines().enumerate() {
+            let quoted = line.trim().strip_prefix("#include \"").and_then(|x| x.strip_suffix('"'));
+            let Some(include) = quoted else {
+                whole += line;
+                whole.push('\n');
+                continue;
+            };
+            let Some(inner) = self.read(include)? else {
+                let (file, include) = (file.to_string(), include.to_string());
+                return Err(KernelError::Include { file, line: index + 1, include });
+            };
+            let inner =
+                self.with_includes(include, &inner.replace("#pragma once", ""), depth + 1)?;
+            whole += &format!("#line 1 \"{include}\"\n{inner}#line {} \"{file}\"\n", index + 2);
+        }
+        Ok(whole)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_overrides_only_the_files_it_has() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("swiglu.cu"), "// mine\n#include \"common.cuh\"\n")
+            .unwrap();
+        let kernels = KernelSet::overridden_by(folder.path()).unwrap();
+        let mine = kernels.source("swiglu.cu", vec![]).unwrap().text;
+        assert!(mine.starts_with("// mine\n#line 1 \"common.cuh\"\n"), "{mine}");
+        assert!(mine.ends_with("#line 3 \"swiglu.cu\"\n"), "{mine}");
+        let rope = kernels.source("rope.cu", vec![]).unwrap();
+        assert_eq!(rope, KernelSet::embedded().source("rope.cu", vec![]).unwrap());
+    }
+
+    #[test]
+    fn a_folder_without_kernels_and_a_missing_include_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = KernelSet::overridden_by(folder.path()).unwrap_err();
+        assert!(error.to_string().contains("rope.cu"), "{error}");
+        assert!(KernelSet::overridden_by(&folder.path().join("absent")).is_err());
+        std::fs::write(folder.path().join("rope.cu"), "\n#include \"mine.cuh\"\n").unwrap();
+        let kernels = KernelSet::overridden_by(folder.path()).unwrap();
+        let error = kernels.source("rope.cu", vec![]).unwrap_err().to_string();
+        assert!(error.starts_with("rope.cu:2: cannot find the include \"mine.cuh\""), "{error}");
+    }
+
+    #[test]
+    fn an_include_cycle_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("rope.cu"), "#include \"rope.cu\"\n").unwrap();
+        let kernels = KernelSet::overridden_by(folder.path()).unwrap();
+        assert!(matches!(kernels.source("rope.cu", vec![]), Err(KernelError::IncludeDepth { .. })));
+    }
+}

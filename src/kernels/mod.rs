@@ -1,7 +1,0 @@
-//! The CUDA kernels: their sources, and one launcher per operation.
-
-pub mod check;
-pub mod launch;
-pub mod source;
-
-pub use source::{KernelError, KernelSet};

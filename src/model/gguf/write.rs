@@ -1,0 +1,175 @@
+//! Writing: keys and tensor table through ggml's own writer, data streamed one tensor at a time.
+
+use std::{
+    ffi::CString,
+    io::{BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use llama_cpp_sys_2 as sys;
+
+use crate::{
+    core::cache,
+    model::gguf::{Gguf, TensorInfo, read::Context},
+};
+
+/// A file that could not be written; nothing is left of it.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {path} ({bytes} bytes): {source}; free some space or choose another folder")]
+pub struct WriteError {
+    pub path: PathBuf,
+    pub bytes: u64,
+    pub source: std::io::Error,
+}
+
+/// Keys and tensor table of a file to be written.
+pub struct Header {
+    context: Context,
+    tensors: Vec<TensorInfo>,
+}
+
+fn c_string(text: &str) -> CString {
+    CString::new(text.replace('\0', "")).expect("no NUL is left")
+}
+
+impl Default for Header {
+    fn default() -> Header {
+        // SAFETY: makes an empty context that Context frees.
+        Header { context: Context(unsafe { sys::gguf_init_empty() }), tensors: Vec::new() }
+    }
+}
+
+impl Header {
+    /// Copies every key of a file.
+    pub fn copy_keys(&mut self, from: &Gguf) {
+        // SAFETY: both contexts are live.
+        unsafe { sys::gguf_set_kv(self.context.0, from.context().0) }
+    }
+
+    pub fn set_string(&mut self, key: &str, value: &str) {
+        let (key, value) = (c_string(key), c_string(value));
+        // SAFETY: the context is live and copies both NUL-terminated strings.
+        unsafe { sys::gguf_set_val_str(self.context.0, key.as_ptr(), value.as_ptr()) }
+    }
+
+    pub fn set_u32(&mut self, key: &str, value: u32) {
+        let key = c_string(key);
+        // SAFETY: as above.
+        unsafe { sys::gguf_set_val_u32(self.context.0, key.as_ptr(), value) }
+    }
+
+    pub fn set_f32(&mut self, key: &str, value: f32) {
+        let key = c_string(key);
+        // SAFETY: as above.
+        unsafe { sys::gguf_set_val_f32(self.context.0, key.as_ptr(), value) }
+    }
+
+    pub fn set_bool(&mut self, key: &str, value: bool) {
+        let key = c_string(key);
+        // SAFETY: as above.
+        unsafe { sys::gguf_set_val_bool(self.context.0, key.as_ptr(), value) }
+    }
+
+    pub fn set_strings(&mut self, key: &str, values: &[String]) {
+        let key = c_string(key);
+        let values: Vec<CString> = values.iter().map(|value| c_string(value)).collect();
+        let mut pointers: Vec<_> = values.iter().map(|value| value.as_ptr()).collect();
+        let (data, n) = (pointers.as_mut_ptr(), pointers.len());
+        // SAFETY: `n` NUL-terminated strings, which the context copies.
+        unsafe { sys::gguf_set_arr_str(self.context.0, key.as_ptr(), data, n) }
+    }
+
+    pub fn set_i32s(&mut self, key: &str, values: &[i32]) {
+        let key = c_string(key);
+        let (data, n) = (values.as_ptr().cast(), values.len());
+        // SAFETY: `n` elements of the named type, which the context copies.
+        unsafe {
+            sys::gguf_set_arr_data(self.context.0, key.as_ptr(), sys::GGUF_TYPE_INT32, data, n)
+        }
+    }
+
+    /// Adds a tensor; dims in ggml's order, the first a multiple of the type's block. Names are
+    /// unique and shorter than 64 bytes.
+    pub fn add_tensor(&mut self, name: &str, dims: &[u64], ggml_type: sys::ggml_type) {
+        // SAFETY: an all-zero ggml_tensor is valid plain data: null pointers and numbers.
+        let mut tensor: sys::ggml_tensor = unsafe { std::mem::zeroed() };
+        tensor.type_ = ggml_type;
+        for (to, from) in tensor.name[..63].iter_mut().zip(name.bytes()) {
+            *to = from as std::ffi::c_char;
+        }
+        tensor.ne = std::array::from_fn(|axis| dims.get(axis).map_or(1, |&n| n as i64));
+        // SAFETY: pure functions of a type that ggml knows.
+        unsafe {
+            tensor.nb[0] = sys::ggml_type_size(ggml_type);
+            tensor.nb[1] = sys::ggml_row_size(ggml_type, tensor.ne[0]);
+        }
+        for axis in 2..4 {
+            tensor.nb[axis] = tensor.nb[axis - 1] * tensor.ne[axis - 1] as usize;
+        }
+        let bytes = tensor.nb[3] * tensor.ne[3] as usize;
+        // SAFETY: the context is live and copies the tensor's description.
+        unsafe { sys::gguf_add_tensor(self.context.0, &tensor) };
+        let (name, dims) = (name.to_string(), dims.to_vec());
+        self.tensors.push(TensorInfo { name, dims, ggml_type, offset: 0, bytes });
+    }
+
+    /// Bytes of the whole file.
+    pub fn file_size(&self) -> u64 {
+        // SAFETY: the context is live.
+        let meta = unsafe { sys::gguf_get_meta_size(self.context.0) } as u64;
+        let data = self.tensors.iter().map(|info| self.padded(info.bytes) as u64);
+        meta + data.sum::<u64>()
+    }
+
+    fn padded(&self, bytes: usize) -> usize {
+        // SAFETY: the context is live.
+        bytes.next_multiple_of(unsafe { sys::gguf_get_alignment(self.context.0) })
+    }
+
+    /// Writes the file, whole or not at all. `data` writes each tensor's bytes in turn.
+    pub fn write<F>(&self, path: &Path, mut data: F) -> Result<(), WriteError>
+    where
+        F: FnMut(&TensorInfo, &mut dyn Write) -> std::io::Result<()>,
+    {
+        let failed = |source| {
+            let (path, bytes) = (path.to_path_buf(), self.file_size());
+            WriteError { path, bytes, source }
+        };
+        let file = cache::temporary_beside(path).map_err(failed)?;
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        // SAFETY: the buffer has the size that the context asks for.
+        let meta = unsafe {
+            let mut meta = vec![0u8; sys::gguf_get_meta_size(self.context.0)];
+            sys::gguf_get_meta_data(self.context.0, meta.as_mut_ptr().cast());
+            meta
+        };
+        out.write_all(&meta).map_err(failed)?;
+        for info in &self.tensors {
+            let mut counted = Counted { out: &mut out, bytes: 0 };
+            data(info, &mut counted).map_err(failed)?;
+            assert_eq!(counted.bytes, info.bytes, "bytes of tensor {}", info.name);
+            let padding = self.padded(info.bytes) - info.bytes;
+            out.write_all(&vec![0; padding]).map_err(failed)?;
+        }
+        let file = out.into_inner().map_err(|error| failed(error.into_error()))?;
+        file.persist(path).map_err(|error| failed(error.error))?;
+        Ok(())
+    }
+}
+
+struct Counted<'a, W: Write> {
+    out: &'a mut W,
+    bytes: usize,
+}
+
+impl<W: Write> Write for Counted<'_, W> {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        let written = self.out.write(data)?;
+        self.bytes += written;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}

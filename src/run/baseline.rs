@@ -1,0 +1,245 @@
+//! What is known of the reference before an engine is compared with it: the tokens that every side
+//! is forced to, the reference's choices, and the floor. Measured once and cached.
+
+use std::{sync::Arc, sync::mpsc, thread};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    compare::{Aligner, RowTokens, SiteFilter, channel},
+    core::{
+        arithmetic::Arithmetic,
+        cache,
+        floor::{Floor, SiteFloor},
+        sink::{Choice, Sink},
+        task::{Task, first_position},
+        tensor::DType,
+    },
+    graph::site::Site,
+    model::{Model, gguf::TensorInfo},
+    reference::{
+        Amplitude, Noise, Precision, Reference, ReferenceError, ReferenceOptions, Session,
+    },
+};
+
+/// Raised when a change here or in the noise makes cached floors wrong.
+const FORMAT_VERSION: u32 = 4;
+
+/// The seed of the first noisy run: any fixed number.
+const NOISE_SEED: u64 = 20_261_123;
+
+/// Noisy runs together have at least this many query heads. One token with one head has scores and
+/// probs of a few elements, whose noise may be near zero by luck; the largest of several runs is
+/// not. A model of 32 heads needs one run, one of a single head gets [`MAX_NOISY_RUNS`].
+const NOISY_HEADS: usize = 32;
+const MAX_NOISY_RUNS: usize = 8;
+
+/// The reference's side of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Baseline {
+    /// The token ids of each step: the prompt, then the reference's choices one by one.
+    pub steps: Vec<Vec<i32>>,
+    /// The reference's choice after each step.
+    pub choices: Vec<Option<Choice>>,
+    pub floor: Floor,
+}
+
+/// Runs one reference over the steps: teacher-forced where `forced` has the token, else greedy.
+pub fn decode(
+    reference: &Reference,
+    task: Task<'_>,
+    sink: &mut dyn Sink,
+    noise: Option<&Noise>,
+    next: impl FnMut(Option<Choice>) -> Option<i32>,
+) -> Result<Vec<Option<Choice>>, ReferenceError> {
+    let session = reference.session(task.positions(), task.prompt.len())?;
+    decode_in(session, task, sink, noise, next)
+}
+
+fn decode_in(
+    mut session: Session<'_>,
+    task: Task<'_>,
+    sink: &mut dyn Sink,
+    noise: Option<&Noise>,
+    mut next: impl FnMut(Option<Choice>) -> Option<i32>,
+) -> Result<Vec<Option<Choice>>, ReferenceError> {
+    let mut tokens = task.prompt.to_vec();
+    let mut choices = Vec::new();
+    for step in 0..=task.decode {
+        let choice = session.step(step, &tokens, sink, noise)?;
+        choices.push(choice);
+        match next(choice) {
+            Some(token) => tokens = vec![token],
+            None => break,
+        }
+    }
+    Ok(choices)
+}
+
+impl Baseline {
+    /// The baseline of a task for an engine of the declared arithmetic, from the cache if it is
+    /// there. It has every site, with the rows that the filter wants.
+    pub fn of(
+        reference: &Reference,
+        model: &Model,
+        task: Task<'_>,
+        arithmetic: &Arithmetic,
+        filter: &SiteFilter,
+    ) -> Result<Baseline, ReferenceError> {
+        let rounded = weights_are_rounded(model, arithmetic.weights);
+        let key = (
+            (FORMAT_VERSION, NOISE_SEED, env!("CARGO_PKG_VERSION"), model.hash()),
+            (task.prompt, task.decode, arithmetic, rounded),
+            filter.prompt_queries(),
+            (reference.options().precision, reference.threads()),
+        );
+        let key = serde_json::to_vec(&key).expect("plain data has no reason to fail");
+        let name = format!("{}.json", blake3::hash(&key).to_hex());
+        let path = cache::folder("floors").ok().map(|folder| folder.join(name));
+        let read = |path: &std::path::PathBuf| std::fs::read(path).ok();
+        let cached = path.as_ref().and_then(read);
+        if let Some(baseline) = cached.and_then(|json| serde_json::from_slice(&json).ok()) {
+            return Ok(baseline);
+        }
+        let baseline = Baseline::measure(reference, model, task, arithmetic, filter)?;
+        if let (Some(path), Ok(json)) = (path, serde_json::to_vec(&baseline)) {
+            // A floor that cannot be cached is measured again the next time.
+            let _ = cache::write_atomic(&path, &json);
+        }
+        Ok(baseline)
+    }
+
+    /// Measures the baseline: a clean run and noisy ones, side by side. A native reference also
+    /// gets its distance from the same model in f32 added to its floor.
+    pub fn measure(
+        reference: &Reference,
+        model: &Model,
+        task: Task<'_>,
+        arithmetic: &Arithmetic,
+        filter: &SiteFilter,
+    ) -> Result<Baseline, ReferenceError> {
+        let filter = filter.rows_only();
+        let noise = Noise {
+            seed: NOISE_SEED,
+            arithmetic: arithmetic.clone(),
+            weights_are_rounded: weights_are_rounded(model, arithmetic.weights),
+        };
+        let runs = NOISY_HEADS.div_ceil(model.config.n_head).min(MAX_NOISY_RUNS) as u64;
+        let seeds = (0..runs).map(|run| NOISE_SEED + run);
+        let noises: Vec<Noise> = seeds.map(|seed| Noise { seed, ..noise.clone() }).collect();
+        let noisy: Vec<_> = noises.iter().map(|noise| (reference, Some(noise))).collect();
+        let amplitude =
+            |site: Site, positions| noise.amplitude(&model.config, site.stage, positions);
+        let mut baseline = distance(reference, &noisy, (model, task), &filter, &amplitude)?;
+        if reference.options().precision == Precision::Native {
+            let no_noise = |_, _| Amplitude { relative: 0.0, additive: 0.0 };
+            let options = ReferenceOptions { precision: Precision::F32, ..reference.options() };
+            let own = match Reference::load(model, options) {
+                Ok(wide) => {
+                    distance(reference, &[(&wide, None)], (model, task), &filter, &no_noise)?
+                }
+                // No room for the f32 copy: the rounding of ggml's own products stands in for it.
+                // They round activations to f16, or to 8 bits of a block where weights are
+                // quantised: at most bf16's 2^-8.
+                Err(ReferenceError::Widen(_)) => {
+                    let coarse = Noise { arithmetic: Arithmetic::engine(DType::Bf16), ..noise };
+                    let others = [(reference, Some(&coarse))];
+                    distance(reference, &others, (model, task), &filter, &no_noise)?
+                }
+                Err(error) => return Err(error),
+            };
+            for (site, floor) in &mut baseline.floor.0 {
+                *floor = floor.plus(own.floor.0[site]);
+            }
+        }
+        Ok(baseline)
+    }
+
+    /// The tokens that are forced after the prompt.
+    pub fn forced(&self) -> Vec<i32> {
+        self.steps[1..].iter().flatten().copied().collect()
+    }
+}
+
+/// The steps' tokens from the choices of a greedy run.
+pub fn steps_of(task: Task<'_>, choices: &[Option<Choice>]) -> Vec<Vec<i32>> {
+    let forced = choices.iter().take(task.decode as usize).map_while(|choice| *choice);
+    let decoded = forced.map(|choice| vec![choice.token]);
+    std::iter::once(task.prompt.to_vec()).chain(decoded).collect()
+}
+
+/// Runs `clean` and other references side by side over the same tokens, the greedy ones of
+/// `clean`, and measures the largest distance site by site.
+fn distance(
+    clean: &Reference,
+    others: &[(&Reference, Option<&Noise>)],
+    (model, task): (&Model, Task<'_>),
+    filter: &SiteFilter,
+    amplitude: &dyn Fn(Site, usize) -> Amplitude,
+) -> Result<Baseline, ReferenceError> {
+    let wanted = Arc::new(filter.clone());
+    let (mut clean_sink, clean_side) = channel(Arc::clone(&wanted), 0);
+    let (sessions, positions, batch) = (others.len() + 1, task.positions(), task.prompt.len());
+    thread::scope(|scope| {
+        let mut other_runs = Vec::new();
+        let mut other_sides = Vec::new();
+        let mut token_senders = Vec::new();
+        for &(other, noise) in others {
+            let (mut sink, side) = channel(Arc::clone(&wanted), 0);
+            let (token_sender, tokens) = mpsc::channel();
+            other_sides.push(Aligner::new(side));
+            token_senders.push(token_sender);
+            other_runs.push(scope.spawn(move || {
+                let session = other.session_of(sessions, positions, batch)?;
+                decode_in(session, task, &mut sink, noise, |_| tokens.recv().ok())
+            }));
+        }
+        let clean_run = scope.spawn(move || {
+            let session = clean.session_of(sessions, positions, batch)?;
+            decode_in(session, task, &mut clean_sink, None, |choice| {
+                let token = choice?.token;
+                let sent = token_senders.iter().all(|sender| sender.send(token).is_ok());
+                sent.then_some(token)
+            })
+        });
+        let mut clean_side = Aligner::new(clean_side);
+        let mut floor = Floor::default();
+        for site in model.config.sites(task.decode + 1) {
+            let Some(clean) = clean_side.next(site) else { break };
+            let tokens = row_tokens(filter, task.prompt.len(), site);
+            let amplitude = amplitude(site, task.prompt.len() + site.step as usize);
+            let measured = other_sides.iter_mut().map(|side| {
+                let other = side.next(site)?;
+                Some(SiteFloor::measure(site, &other, &clean, tokens, amplitude))
+            });
+            let Some(measured) = measured.collect::<Option<Vec<_>>>() else { break };
+            let largest = measured.into_iter().reduce(SiteFloor::max).unwrap_or_default();
+            floor.0.insert(site, largest);
+        }
+        drop((clean_side, other_sides));
+        let joined = |run: thread::ScopedJoinHandle<'_, Result<_, ReferenceError>>| {
+            run.join().unwrap_or_else(|_| Err(ReferenceError::Panic("a reference run".into())))
+        };
+        let choices = joined(clean_run)?;
+        other_runs.into_iter().try_for_each(|run| joined(run).map(drop))?;
+        let steps = steps_of(task, &choices);
+        Ok(Baseline { steps, choices, floor })
+    })
+}
+
+/// The tokens of a site's rows after a prompt of that length.
+pub fn row_tokens(filter: &SiteFilter, prompt: usize, site: Site) -> RowTokens<'_> {
+    RowTokens { first_position: first_position(prompt, site.step), chosen: filter.queries(site) }
+}
+
+/// Whether rounding the model's matrices to a type changes any of them.
+fn weights_are_rounded(model: &Model, weights: DType) -> bool {
+    use llama_cpp_sys_2::GGML_TYPE_F16;
+    let is_matrix = |info: &&TensorInfo| info.dims.len() > 1;
+    let mut matrices = model.gguf().tensors().iter().filter(is_matrix);
+    match weights {
+        DType::F64 | DType::F32 => false,
+        DType::F16 => matrices.any(|info| info.ggml_type != GGML_TYPE_F16),
+        DType::Tf32 | DType::Bf16 => true,
+    }
+}

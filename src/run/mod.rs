@@ -1,0 +1,11 @@
+//! Runs: the engine beside the reference, the engine on two devices, and what is measured before.
+
+pub mod baseline;
+mod cross_device;
+mod error;
+mod measure_floor;
+mod two_sides;
+
+pub use cross_device::CrossCheck;
+pub use error::RunError;
+pub use two_sides::{Finished, Kept, Run, run_engine};

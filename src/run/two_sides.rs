@@ -1,0 +1,429 @@
+//! The main job: the engine and the reference over the same tokens, compared as they go.
+
+use std::{sync::Arc, thread, time::Instant};
+
+use crate::{
+    compare::{
+        ChannelSink, SiteFilter, channel,
+        verdict::{Coverage, Rule, SiteReport, judge},
+    },
+    core::{
+        arithmetic::Arithmetic,
+        attending::Attending,
+        sink::{Choice, NoSink, Sink, Stopped},
+        task::Task,
+        tensor::{DType, Tensor},
+    },
+    diagnosis::{Diagnosis, ReferenceReplay, replay::Recording},
+    engine::{Engine, EngineError, EngineSpec, device::DeviceError},
+    graph::site::{Site, Stage},
+    model::Model,
+    reference::{Precision, Reference, ReferenceError},
+    run::{
+        RunError,
+        baseline::{self, Baseline, row_tokens},
+    },
+    trace::recording::{Recorded, Spool, Without},
+};
+
+/// The reference may be ahead of the comparison by a quarter as many values as the model has weights, at
+/// most 512 MiB of them.
+const WEIGHTS_A_VALUE: usize = 4;
+const MOST_LEAD: usize = 128 << 20;
+
+/// A run to be made.
+pub struct Run<'a> {
+    pub model: &'a Model,
+    pub reference: &'a Reference,
+    pub task: Task<'a>,
+    pub engine: &'a EngineSpec,
+    pub filter: &'a SiteFilter,
+    pub rule: Rule,
+    /// Whether every operation is replayed, and the causes of wrong ones sought.
+    pub replay: bool,
+}
+
+/// A finished run.
+pub struct Finished {
+    pub baseline: Baseline,
+    pub sites: Vec<SiteReport>,
+    pub coverage: Coverage,
+    /// The engine's choice after each step.
+    pub engine_choices: Vec<Option<Choice>>,
+    pub device: String,
+    /// Whether the logits are bit-equal with and without hooks; `None` if that was not checked.
+    pub hooks_leave_logits: Option<bool>,
+    /// Whether two runs without hooks have bit-equal logits; `None` where that follows from nothing.
+    pub runs_repeat: Option<bool>,
+    /// Every operation of both sides replayed; `None` if that was not asked for.
+    pub diagnosis: Option<Diagnosis>,
+    /// What the engine recorded, where it was replayed.
+    pub recorded: Option<Spool>,
+    pub seconds: f64,
+}
+
+/// What one run leaves for the next of the same task and engine but for its kernels.
+#[derive(Default)]
+pub struct Kept {
+    /// Whether there is to be a next one.
+    wanted: bool,
+    baseline: Option<Baseline>,
+    /// What the reference recorded, to the end.
+    reference: Option<Spool>,
+    replayed: Option<ReferenceReplay>,
+    /// With its weights on the device.
+    engine: Option<Engine>,
+}
+
+impl Kept {
+    /// Nothing yet, for runs to come.
+    pub fn for_more() -> Kept {
+        Kept { wanted: true, ..Kept::default() }
+    }
+}
+
+/// Two sides that have run.
+struct Ended {
+    engine: Engine,
+    choices: Result<Vec<Option<Choice>>, EngineError>,
+    /// Of the engine's logits, in the order of the steps.
+    logits_hash: blake3::Hash,
+    reports: Vec<SiteReport>,
+    /// What the engine and the reference recorded.
+    spools: (Option<Spool>, Option<Spool>),
+}
+
+impl Run<'_> {
+    /// The sites that are asked for, in canonical order.
+    pub fn sites(&self) -> Result<Vec<Site>, RunError> {
+        let all = self.model.config.sites(self.task.decode + 1);
+        self.filter.check(&all)?;
+        Ok(all.into_iter().filter(|&site| self.filter.wants(site)).collect())
+    }
+
+    /// Runs both sides at the same time and compares what they produce. `on_site` hears each
+    /// verdict as it is reached.
+    pub fn run(&self, on_site: &mut dyn FnMut(&SiteReport)) -> Result<Finished, RunError> {
+        self.run_again(&mut Kept::default(), on_site)
+    }
+
+    /// The same, with what a run before has kept: the reference is not run again, nor replayed, and
+    /// the engine only loads its kernels anew.
+    pub fn run_again(
+        &self,
+        kept: &mut Kept,
+        on_site: &mut dyn FnMut(&SiteReport),
+    ) -> Result<Finished, RunError> {
+        let start = Instant::now();
+        let sites = self.sites()?;
+        let arithmetic = self.engine.arithmetic();
+        let baseline = match kept.baseline.take() {
+            Some(baseline) => baseline,
+            None => Baseline::of(self.reference, self.model, self.task, &arithmetic, self.filter)?,
+        };
+        kept.baseline = kept.wanted.then(|| baseline.clone());
+        let ended = self.side_by_side(&baseline, &sites, kept, on_site)?;
+        let Ended { mut engine, choices, logits_hash, reports, spools } = ended;
+        let (steps, device) = (&baseline.steps, engine.device_name());
+        let stopped = matches!(choices, Err(EngineError::Stopped(_)));
+        let engine_choices = match choices {
+            Err(EngineError::Stopped(_)) => Vec::new(),
+            choices => choices?,
+        };
+        let checked = !stopped && self.filter.wants(Site::global(0, Stage::Logits));
+        let (recorded, reference) = spools;
+        let recorded = recorded.map(Spool::finished).transpose()?;
+        let reference = reference.map(Spool::finished).transpose()?;
+        // The engine's weights are given back when its thread ends, unless they are kept.
+        let keep = kept.wanted;
+        let (hooks, diagnosis) = thread::scope(|scope| {
+            let hooks = scope.spawn(move || {
+                let hooks = match checked {
+                    true => hooks(&mut engine, steps, logits_hash)?,
+                    false => Hooks::default(),
+                };
+                Ok::<_, EngineError>((hooks, keep.then_some(engine)))
+            });
+            let diagnosis = match (&recorded, &reference) {
+                (Some(engine), Some(reference)) => {
+                    Some(self.diagnose(engine, reference, steps, &mut kept.replayed))
+                }
+                _ => None,
+            };
+            (hooks.join(), diagnosis)
+        });
+        let (hooks, engine) = hooks.map_err(|_| ended_early())??;
+        kept.engine = engine;
+        let diagnosis = diagnosis.transpose()?;
+        // What was stopped is not whole.
+        kept.reference = reference.filter(|_| kept.wanted && !stopped);
+        kept.replayed = kept.replayed.take().filter(|_| kept.reference.is_some());
+        let total = self.model.config.sites(self.task.decode + 1).len();
+        let coverage = Coverage::of(&reports, total, sites.len());
+        Ok(Finished {
+            coverage: coverage.with_recomputed(&reports, &self.engine.recomputed()),
+            sites: reports,
+            engine_choices,
+            device,
+            hooks_leave_logits: hooks.leave_logits,
+            runs_repeat: hooks.runs_repeat,
+            diagnosis,
+            recorded,
+            seconds: start.elapsed().as_secs_f64(),
+            baseline,
+        })
+    }
+
+    /// Runs both sides over the baseline's tokens, and the comparison beside them.
+    fn side_by_side(
+        &self,
+        baseline: &Baseline,
+        sites: &[Site],
+        kept: &mut Kept,
+        on_site: &mut dyn FnMut(&SiteReport),
+    ) -> Result<Ended, RunError> {
+        let filter = Arc::new(self.filter.clone());
+        let (engine_sink, engine_side) = channel(Arc::clone(&filter), 0);
+        // The reference goes ahead while the engine loads its weights.
+        let lead = (self.model.parameters() as usize / WEIGHTS_A_VALUE).min(MOST_LEAD);
+        let (reference_sink, reference_side) = channel(filter, lead);
+        let unrecorded = self.unrecorded(self.engine);
+        let engine_sink = Recorder::new(engine_sink, self.replay, unrecorded)?;
+        let mut engine_sink = LogitsHash { inner: engine_sink, hash: blake3::Hasher::new() };
+        let steps = &baseline.steps;
+        // Taken for good only by a run that ends.
+        let recorded = kept.reference.as_ref();
+        let record = recorded.is_none() && (self.replay || kept.wanted);
+        let kept_engine = &mut kept.engine;
+        let ended = thread::scope(|scope| {
+            let reference_run = scope.spawn(move || match recorded {
+                Some(recorded) => (put_all(recorded, sites, reference_sink), None),
+                None => self.run_reference(baseline, reference_sink, record),
+            });
+            // Made while the reference runs. An error drops the other end of the reference's channel, and
+            // so stops it.
+            let mut engine = self.engine_with(kept_engine)?;
+            let engine_run = scope.spawn(move || {
+                let choices = run_engine(&mut engine, steps, &mut engine_sink);
+                // The comparison learns that this side has ended when its sender is dropped.
+                let LogitsHash { inner, hash } = engine_sink;
+                (engine, choices, hash.finalize(), inner.into_spool())
+            });
+            let sides = (engine_side, reference_side);
+            let tokens = |site| row_tokens(self.filter, self.task.prompt.len(), site);
+            let reports = judge(sites, sides, &baseline.floor, self.rule, &tokens, on_site);
+            let panicked = "the reference's thread ended early";
+            let (reference_end, reference_spool) =
+                reference_run.join().map_err(|_| ReferenceError::Panic(panicked.into()))?;
+            reference_end?;
+            let (engine, choices, logits_hash, engine_spool) =
+                engine_run.join().map_err(|_| ended_early())?;
+            let spools = (engine_spool, reference_spool);
+            Ok::<_, RunError>(Ended { engine, choices, logits_hash, reports, spools })
+        })?;
+        let (engine_spool, reference_spool) = ended.spools;
+        Ok(Ended { spools: (engine_spool, reference_spool.or(kept.reference.take())), ..ended })
+    }
+
+    /// Stages of which only some rows are looked at.
+    fn partial(&self) -> Vec<Stage> {
+        let chooses = self.filter.prompt_queries().is_some();
+        if chooses { vec![Stage::Scores, Stage::Probs] } else { Vec::new() }
+    }
+
+    /// Stages that are no evidence of the engine's kernels. A replay without them takes the attention for
+    /// one operation.
+    pub(crate) fn unrecorded(&self, engine: &EngineSpec) -> Vec<Stage> {
+        [engine.recomputed(), self.partial()].concat()
+    }
+
+    /// Runs the reference, and records it if that is asked for.
+    fn run_reference(
+        &self,
+        baseline: &Baseline,
+        sink: ChannelSink,
+        record: bool,
+    ) -> (Result<(), RunError>, Option<Spool>) {
+        let mut sink = match Recorder::new(sink, record, Vec::new()) {
+            Ok(sink) => sink,
+            Err(error) => return (Err(error), None),
+        };
+        let mut forced = baseline.forced().into_iter();
+        let end = baseline::decode(self.reference, self.task, &mut sink, None, |_| forced.next());
+        (finished(end).map_err(RunError::from), sink.into_spool())
+    }
+
+    /// An engine with these kernels: the kept one, or a new one. After an error the kept one stays.
+    fn engine_with(&self, kept: &mut Option<Engine>) -> Result<Engine, RunError> {
+        let Some(engine) = kept else { return Ok(self.engine.build(self.model, self.task)?) };
+        engine.reload(&self.engine.kernels)?;
+        Ok(kept.take().expect("it was just there"))
+    }
+
+    /// Replays both sides, the reference unless that is known. Only in f32 is its own arithmetic known.
+    fn diagnose(
+        &self,
+        engine: &Spool,
+        reference: &Spool,
+        steps: &[Vec<i32>],
+        known: &mut Option<ReferenceReplay>,
+    ) -> Result<Diagnosis, RunError> {
+        let (own, f32) = (self.engine.arithmetic(), Arithmetic::engine(DType::F32));
+        let (tensors, arithmetic, attention) = (engine, &own, self.engine.attending());
+        let engine = Recording { tensors, steps, arithmetic, attention };
+        let wide = self.reference.options().precision == Precision::F32;
+        if known.is_some() || !wide {
+            return Ok(Diagnosis::beside(self.model, engine, known.as_ref())?);
+        }
+        // Recorded whole, as the next run may compare with it.
+        let reference = Without { recorded: reference, stages: self.partial() };
+        let (tensors, arithmetic, attention) = (&reference, &f32, Attending::default());
+        let recording = Recording { tensors, steps, arithmetic, attention };
+        let (diagnosis, replay) = Diagnosis::of_both(self.model, engine, recording)?;
+        *known = Some(replay);
+        Ok(diagnosis)
+    }
+}
+
+/// Puts what a reference recorded into its sink, in the order of the sites.
+fn put_all(recorded: &Spool, sites: &[Site], mut sink: ChannelSink) -> Result<(), RunError> {
+    for &site in sites {
+        let Some(tensor) = recorded.tensor(site)? else { continue };
+        if sink.put(site, tensor).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Ends well also where the comparison stopped the run.
+fn finished<T>(end: Result<T, ReferenceError>) -> Result<(), ReferenceError> {
+    match end {
+        Ok(_) | Err(ReferenceError::Stopped(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Runs an engine over the steps' tokens.
+pub fn run_engine(
+    engine: &mut Engine,
+    steps: &[Vec<i32>],
+    sink: &mut dyn Sink,
+) -> Result<Vec<Option<Choice>>, EngineError> {
+    let numbered = steps.iter().enumerate();
+    numbered.map(|(step, tokens)| engine.step(step as u32, tokens, sink)).collect()
+}
+
+fn ended_early() -> RunError {
+    let text = "the engine's thread ended early; please report it".to_string();
+    RunError::Device(DeviceError::Failed(text))
+}
+
+/// What a run without hooks says, as in [`Finished`].
+#[derive(Clone, Copy, Default)]
+struct Hooks {
+    leave_logits: Option<bool>,
+    runs_repeat: Option<bool>,
+}
+
+/// Runs again without hooks.
+fn hooks(
+    engine: &mut Engine,
+    steps: &[Vec<i32>],
+    with: blake3::Hash,
+) -> Result<Hooks, EngineError> {
+    let without = logits_without_hooks(engine, steps)?;
+    // Logits that differ are the hooks' doing only if they do not differ by themselves.
+    let same = without == with;
+    let repeat = same || logits_without_hooks(engine, steps)? == without;
+    Ok(Hooks { leave_logits: repeat.then_some(same), runs_repeat: Some(repeat) })
+}
+
+/// The hash of all logits when no other site is captured.
+fn logits_without_hooks(
+    engine: &mut Engine,
+    steps: &[Vec<i32>],
+) -> Result<blake3::Hash, EngineError> {
+    engine.reset()?;
+    let mut sink = LogitsHash { inner: OnlyLogits, hash: blake3::Hasher::new() };
+    run_engine(engine, steps, &mut sink)?;
+    Ok(sink.hash.finalize())
+}
+
+/// Records what passes on its way to the comparison.
+pub(crate) struct Recorder {
+    inner: ChannelSink,
+    spool: Option<Spool>,
+    /// Stages that are compared but are no evidence.
+    unrecorded: Vec<Stage>,
+}
+
+impl Recorder {
+    pub fn new(
+        inner: ChannelSink,
+        record: bool,
+        unrecorded: Vec<Stage>,
+    ) -> Result<Recorder, RunError> {
+        Ok(Recorder { inner, spool: record.then(Spool::new).transpose()?, unrecorded })
+    }
+
+    /// What was recorded, if it was to be.
+    pub fn into_spool(self) -> Option<Spool> {
+        self.spool
+    }
+}
+
+impl Sink for Recorder {
+    fn wants(&self, site: Site) -> bool {
+        self.inner.wants(site)
+    }
+
+    fn queries(&self, site: Site) -> Option<&[usize]> {
+        self.inner.queries(site)
+    }
+
+    fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
+        if let Some(spool) = &mut self.spool
+            && !self.unrecorded.contains(&site.stage)
+        {
+            spool.record(site, &tensor);
+        }
+        self.inner.put(site, tensor)
+    }
+}
+
+/// Wants the logits, and throws them away.
+struct OnlyLogits;
+
+impl Sink for OnlyLogits {
+    fn wants(&self, site: Site) -> bool {
+        site.stage == Stage::Logits
+    }
+
+    fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
+        NoSink.put(site, tensor)
+    }
+}
+
+/// Hashes the logits on their way into a sink.
+struct LogitsHash<S> {
+    inner: S,
+    hash: blake3::Hasher,
+}
+
+impl<S: Sink> Sink for LogitsHash<S> {
+    fn wants(&self, site: Site) -> bool {
+        self.inner.wants(site)
+    }
+
+    fn queries(&self, site: Site) -> Option<&[usize]> {
+        self.inner.queries(site)
+    }
+
+    fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
+        if site.stage == Stage::Logits {
+            self.hash.update_rayon(bytemuck::cast_slice(&tensor.data));
+        }
+        self.inner.put(site, tensor)
+    }
+}

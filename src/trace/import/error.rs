@@ -1,0 +1,33 @@
+//! Why a dump or its mapping cannot be read.
+
+use std::{io, path::PathBuf};
+
+use crate::{core::exit::Exit, trace::TraceError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum DumpError {
+    #[error("cannot read {path}: {source}; check the path")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{path} holds no .npy, .npz or .safetensors file; name the folder of the dump")]
+    Empty { path: PathBuf },
+    #[error("{path} is no array that can be read: {reason}; write it again as f16, f32 or f64")]
+    Array { path: PathBuf, reason: String },
+    #[error("{path}: {reason}; docs/trace-format.md says what a mapping file holds")]
+    Mapping { path: PathBuf, reason: String },
+    #[error("{name} {reason}; change its line in the mapping file")]
+    Line { name: String, reason: String },
+    #[error("the mapping names no tensor of the dump; `firstdiff align` writes one that does")]
+    Nothing,
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+}
+
+impl DumpError {
+    /// The exit code of the error.
+    pub fn exit(&self) -> Exit {
+        match self {
+            DumpError::Trace(error) => error.exit(),
+            _ => Exit::BadInput,
+        }
+    }
+}

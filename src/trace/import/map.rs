@@ -1,0 +1,135 @@
+//! `map.toml`: which array of a dump is which site, and how its values lie.
+
+use std::path::Path;
+
+use regex::Regex;
+use serde::Deserialize;
+
+use super::{
+    axes::{Order, names},
+    error::DumpError,
+    files::Array,
+};
+use crate::graph::site::{Axis, Site};
+
+/// Longer mapping files are none.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// A mapping file.
+#[derive(Debug)]
+pub struct Mapping {
+    lines: Vec<(Regex, Line)>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    tensor: Vec<Line>,
+}
+
+/// One line of it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    /// A regular expression of the whole name of an array.
+    #[serde(rename = "match")]
+    pattern: String,
+    /// `1/blk.3.q`, or `blk.3.q` in step 0; `{name}` stands for a group of the expression.
+    site: String,
+    /// Where an array has one token only: its position, counted over all steps; as `site`.
+    position: Option<String>,
+    /// The array's axes in its own order; the site's if absent.
+    axes: Option<String>,
+    /// What the values are to be multiplied by.
+    scale: Option<f64>,
+    /// Of each row of the site, the row of the array.
+    rows: Option<Vec<usize>>,
+    /// For the reader: what `align` was sure of.
+    #[serde(default)]
+    #[expect(dead_code, reason = "a field of the format that nothing depends on")]
+    confidence: Option<String>,
+}
+
+/// How an array is read.
+#[derive(Clone, Debug)]
+pub(super) struct Reading {
+    /// In step 0 where there is a position.
+    pub site: Site,
+    /// The position of the one token, whose axis the order may be without.
+    pub position: Option<usize>,
+    pub order: Order,
+    pub scale: f64,
+    pub rows: Option<Vec<usize>>,
+}
+
+impl Mapping {
+    /// Reads a mapping file.
+    ///
+    /// # Errors
+    /// It cannot be read, is no TOML of this form, or has an expression that is none.
+    pub fn open(path: &Path) -> Result<Mapping, DumpError> {
+        let read = |source| DumpError::Read { path: path.into(), source };
+        let wrong = |reason: String| DumpError::Mapping { path: path.into(), reason };
+        if std::fs::metadata(path).map_err(read)?.len() > MAX_BYTES {
+            return Err(wrong("it is over 64 MiB".into()));
+        }
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        let file: File = toml::from_str(&text).map_err(|error| {
+            let at = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
+            wrong(format!("line {at}: {}", error.message().replace('\n', " ")))
+        })?;
+        let line = |line: Line| -> Result<(Regex, Line), DumpError> {
+            let whole = format!("^(?:{})$", line.pattern);
+            let regex = Regex::new(&whole)
+                .map_err(|_| wrong(format!("{:?} is no regular expression", line.pattern)))?;
+            Ok((regex, line))
+        };
+        Ok(Mapping { lines: file.tensor.into_iter().map(line).collect::<Result<_, _>>()? })
+    }
+
+    /// How an array is read; `None` if no line names it.
+    pub(super) fn reading(&self, array: &Array) -> Result<Option<Reading>, DumpError> {
+        let name = array.name.as_str();
+        let wrong = |reason: String| DumpError::Line { name: name.into(), reason };
+        let mut found = self.lines.iter().filter_map(|(regex, line)| {
+            regex.captures(name).map(|captures| (regex, line, captures))
+        });
+        let Some((regex, line, captures)) = found.next() else { return Ok(None) };
+        if let Some((_, other, _)) = found.next() {
+            let (a, b) = (&line.pattern, &other.pattern);
+            return Err(wrong(format!("fits two expressions, {a:?} and {b:?}")));
+        }
+        let filled = |text: &str| {
+            regex.capture_names().flatten().fold(text.to_string(), |text, group| {
+                let value = captures.name(group).map_or("", |value| value.as_str());
+                text.replace(&format!("{{{group}}}"), value)
+            })
+        };
+        let text = filled(&line.site);
+        let position = line.position.as_deref().map(|text| {
+            let text = filled(text);
+            text.parse().map_err(|_| wrong(format!("is to be at position {text:?}, no number")))
+        });
+        let position: Option<usize> = position.transpose()?;
+        if position.is_some() && (text.contains('/') || line.rows.is_some()) {
+            return Err(wrong("has a position, and a step or rows beside it".into()));
+        }
+        let (step, tensor) = text.split_once('/').unwrap_or(("0", &text));
+        let site = step.parse().ok().and_then(|step| Site::from_tensor_name(step, tensor));
+        let site = site.ok_or_else(|| wrong(format!("is to be {text:?}, which is no site")))?;
+        let mut names = names(site.stage);
+        let without = match &line.axes {
+            Some(axes) => !axes.split([' ', '(', ')']).any(|axis| axis == names[0]),
+            None => array.shape.len() + 1 == names.len(),
+        };
+        if position.is_some() && site.stage.axes()[0] == Axis::Token && without {
+            names.remove(0);
+        }
+        let order = match &line.axes {
+            Some(axes) => Order::parse(axes, &names).map_err(wrong)?,
+            None => Order::own(&names),
+        };
+        let scale = line.scale.unwrap_or(1.0);
+        Ok(Some(Reading { site, position, order, scale, rows: line.rows.clone() }))
+    }
+}

@@ -1,0 +1,21 @@
+//! Dumps that exist already: tensors in files of numpy or safetensors, under names of their own.
+//!
+//! A mapping file says which is which; `align` writes it by comparing values with a reference.
+
+mod align;
+mod axes;
+mod convert;
+mod error;
+mod files;
+mod map;
+mod npz;
+mod rows;
+mod signature;
+mod tokens;
+
+pub use align::{Alignment, Confidence, Match, align};
+pub use axes::Order;
+pub use convert::{Imported, import};
+pub use error::DumpError;
+pub use files::{Array, Dump};
+pub use map::Mapping;

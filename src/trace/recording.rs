@@ -1,0 +1,125 @@
+//! One side's tensors in a nameless temporary file, to be read again after the run.
+
+use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt};
+
+use crate::{
+    core::{
+        cache, pool,
+        sink::{Sink, Stopped},
+        tensor::Tensor,
+    },
+    graph::site::{Site, Stage},
+    trace::{TraceError, TraceReader},
+};
+
+/// Tensors that can be read again, in any order and from several threads.
+pub trait Recorded: Sync {
+    /// The tensor of a site, or `None` if it was not recorded.
+    fn tensor(&self, site: Site) -> Result<Option<Tensor>, TraceError>;
+
+    /// Whether the site was recorded.
+    fn has(&self, site: Site) -> bool;
+
+    /// Of a tensor that is the sum of what several ranks recorded, the sum of their magnitudes.
+    fn magnitudes(&self, _site: Site) -> Result<Option<Vec<f32>>, TraceError> {
+        Ok(None)
+    }
+}
+
+impl Recorded for TraceReader {
+    fn tensor(&self, site: Site) -> Result<Option<Tensor>, TraceError> {
+        TraceReader::tensor(self, site)
+    }
+
+    fn has(&self, site: Site) -> bool {
+        TraceReader::has(self, site)
+    }
+
+    fn magnitudes(&self, site: Site) -> Result<Option<Vec<f32>>, TraceError> {
+        TraceReader::magnitudes(self, site)
+    }
+}
+
+/// A file that only this process knows: it is gone when the process ends, however it ends.
+pub struct Spool {
+    file: File,
+    length: u64,
+    /// First byte and shape of each tensor.
+    places: BTreeMap<Site, (u64, Vec<usize>)>,
+    error: Option<TraceError>,
+}
+
+impl Spool {
+    /// An empty spool in the cache folder.
+    pub fn new() -> Result<Spool, TraceError> {
+        let folder = cache::root();
+        let failed = TraceError::io("create a temporary file in", &folder);
+        let file = cache::folder("spool").and_then(tempfile::tempfile_in).map_err(failed)?;
+        Ok(Spool { file, length: 0, places: BTreeMap::new(), error: None })
+    }
+
+    /// Adds the tensor of a site; a second one replaces the first. After an error nothing more is
+    /// written.
+    pub fn record(&mut self, site: Site, tensor: &Tensor) {
+        if self.error.is_none() {
+            self.error = self.write(site, tensor).err();
+        }
+    }
+
+    /// The whole recording, or what went wrong with it.
+    pub fn finished(mut self) -> Result<Spool, TraceError> {
+        self.error.take().map_or(Ok(self), Err)
+    }
+
+    fn write(&mut self, site: Site, tensor: &Tensor) -> Result<(), TraceError> {
+        let bytes: &[u8] = bytemuck::cast_slice(&tensor.data);
+        let failed = TraceError::io("write a temporary file in", cache::root());
+        self.file.write_all_at(bytes, self.length).map_err(failed)?;
+        self.places.insert(site, (self.length, tensor.shape.clone()));
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// Takes every tensor. An error is kept for [`Spool::finished`] and ends the recording, not the run.
+impl Sink for Spool {
+    fn wants(&self, _site: Site) -> bool {
+        true
+    }
+
+    fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
+        self.record(site, &tensor);
+        Ok(())
+    }
+}
+
+impl Recorded for Spool {
+    fn tensor(&self, site: Site) -> Result<Option<Tensor>, TraceError> {
+        let Some((offset, shape)) = self.places.get(&site) else { return Ok(None) };
+        let mut data = pool::memory(shape.iter().product());
+        let failed = TraceError::io("read a temporary file in", cache::root());
+        let bytes = bytemuck::cast_slice_mut(&mut data);
+        self.file.read_exact_at(bytes, *offset).map_err(failed)?;
+        Ok(Some(Tensor::new(shape.clone(), data)))
+    }
+
+    fn has(&self, site: Site) -> bool {
+        self.places.contains_key(&site)
+    }
+}
+
+/// A recording in which some stages are not looked at.
+pub struct Without<'a> {
+    pub recorded: &'a dyn Recorded,
+    pub stages: Vec<Stage>,
+}
+
+impl Recorded for Without<'_> {
+    fn tensor(&self, site: Site) -> Result<Option<Tensor>, TraceError> {
+        if self.has(site) { self.recorded.tensor(site) } else { Ok(None) }
+    }
+
+    fn has(&self, site: Site) -> bool {
+        !self.stages.contains(&site.stage) && self.recorded.has(site)
+    }
+}
