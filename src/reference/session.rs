@@ -80,7 +80,7 @@ impl ReferenceError {
         use ReferenceError::*;
         match self {
             Panic(_) => Exit::Internal,
-            Matches { .. } | Node { .. } => Exit::NotMeasured,
+            Matches { .. } | Node { .. } | Import { .. } => Exit::NotMeasured,
             Load { .. } | Widen(_) | Context { .. } | Decode { .. } | Stopped(_) => Exit::BadInput,
         }
     }
