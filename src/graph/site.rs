@@ -117,7 +117,7 @@ impl TryFrom<String> for Stage {
 }
 
 /// What one axis of a stage's tensor counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Axis {
     /// Tokens of the step; token t sits at position `first position of the step + t`.
@@ -136,6 +136,12 @@ pub enum Axis {
     Neuron,
     /// Entries of the vocabulary.
     Vocab,
+    /// Experts of a mixture.
+    Expert,
+    /// The experts that a token is sent to, by rank.
+    Slot,
+    /// Anything else.
+    Element,
 }
 
 impl Axis {
@@ -150,6 +156,9 @@ impl Axis {
             Axis::Channel => "channel",
             Axis::Neuron => "neuron",
             Axis::Vocab => "vocab id",
+            Axis::Expert => "expert",
+            Axis::Slot => "slot",
+            Axis::Element => "element",
         }
     }
 }
