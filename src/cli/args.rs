@@ -28,6 +28,8 @@ pub enum Command {
     Diff(DiffArgs),
     /// Name the wrong operations of a recorded engine, and their causes
     Explain(ExplainArgs),
+    /// List every tensor of a model that is compared: name, axes, shape, operation, weight, inputs
+    Sites(super::sites::SitesArgs),
     /// Say what is in a trace, what is missing or wrong, and which verdicts it allows
     Validate(ValidateArgs),
     /// Find out which array of a dump is which tensor, by its values

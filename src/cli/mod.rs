@@ -14,6 +14,7 @@ pub mod interrupt;
 mod kernels;
 mod output;
 mod run;
+pub mod sites;
 mod tools;
 mod validate;
 mod variants;
@@ -30,6 +31,7 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Error> {
         Command::Capture(args) => capture::capture(&args),
         Command::Diff(args) => diff::diff(&args),
         Command::Explain(args) => explain::explain(&args),
+        Command::Sites(args) => sites::sites(&args),
         Command::Validate(args) => validate::validate(&args),
         Command::Align(args) => dump::align(&args),
         Command::Import(args) => dump::import(&args),

@@ -152,7 +152,7 @@ impl Params {
 }
 
 /// Every tensor of a step, leaves and nodes, in an order in which each comes after its sources.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Graph {
     /// `general.architecture` of the model, for people.
     pub architecture: String,

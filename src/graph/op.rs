@@ -164,6 +164,17 @@ impl Op {
         )
     }
 
+    /// Whether its result has several parts, one after another: outputs and states.
+    pub fn is_packed(&self) -> bool {
+        use Op::*;
+        matches!(self, SsmScan | GatedDeltaNet | GatedLinearAttention | RwkvWkv6 | RwkvWkv7)
+    }
+
+    /// Whether its result is a choice: ids, which no rounding moves a little.
+    pub fn is_choice(&self) -> bool {
+        matches!(self, Op::ArgSort | Op::TopK | Op::ArgMax)
+    }
+
     /// Whether it normalises groups of elements.
     pub fn is_norm(&self) -> bool {
         matches!(self, Op::Norm | Op::RmsNorm | Op::GroupNorm | Op::L2Norm)

@@ -126,8 +126,8 @@ impl<'g> Flow<'g> {
         }
         let adds_bias = matches!(node.op, Op::Add | Op::AddId)
             && node.source(1).is_some_and(|source| self.is_weight(source));
-        let product = node.source(0).filter(|_| adds_bias).map(|source| self.origin(source).id);
-        product.filter(|&product| by_weight(product))
+        let origin = node.source(0).filter(|_| adds_bias).map(|source| self.origin(source))?;
+        (origin.part.is_none() && by_weight(origin.id)).then_some(origin.id)
     }
 
     /// The first node of an operation, given its last: a norm before its factor, a product before its bias.
@@ -158,6 +158,30 @@ impl<'g> Flow<'g> {
             return if self.product(reader) == Some(product) { reader } else { product };
         }
         product
+    }
+
+    /// Whether a norm's factor or a product's bias is still to come.
+    pub fn is_before_factor(&self, id: NodeId) -> bool {
+        let graph = self.graph;
+        let mut at = id;
+        let reader = loop {
+            let [reader] = self.readers[at.index()][..] else { return false };
+            if !graph.node(reader).op.is_window() {
+                break reader;
+            }
+            at = reader;
+        };
+        let (node, next) = (graph.node(id), graph.node(reader));
+        let by_weight = next.source(0) == Some(at)
+            && next.source(1).is_some_and(|s| graph.node(graph.root(s)).kind == Kind::Weight);
+        let is_factor = node.op.is_norm() && next.op == Op::Mul;
+        let is_offset =
+            node.op == Op::Mul && next.op == Op::Add && graph.weight_of(id).is_some() && {
+                let normed = node.source(0).map(|source| graph.node(source).op.is_norm());
+                normed == Some(true)
+            };
+        let is_bias = self.product(id) == Some(id) && matches!(next.op, Op::Add | Op::AddId);
+        by_weight && (is_factor || is_offset || is_bias)
     }
 
     /// The computing nodes that read a tensor, through windows and copies.
@@ -241,6 +265,8 @@ pub fn roles(flow: &Flow<'_>, layers: &[Option<u32>]) -> HashMap<NodeId, Role> {
             roles.feed_forward(id);
         }
     }
+    let norms: Vec<(Option<u32>, NodeId)> = roles.given(Stage::AttnNorm);
+    norms.into_iter().for_each(|(layer, norm)| roles.residual(layer, norm));
     roles.hidden();
     roles.found
 }
@@ -264,6 +290,14 @@ impl Roles<'_> {
 
     fn layer(&self, id: NodeId) -> Option<u32> {
         self.layers[id.index()]
+    }
+
+    /// The tensors that play a role, with their layers.
+    fn given(&self, stage: Stage) -> Vec<(Option<u32>, NodeId)> {
+        let all = self.taken.iter().filter(|((_, of), _)| *of == stage);
+        let mut given: Vec<_> = all.map(|(&(layer, _), &id)| (layer, id)).collect();
+        given.sort();
+        given
     }
 
     /// The embedding and the logits.
@@ -421,22 +455,33 @@ impl Roles<'_> {
         };
         let Some(output) = flow.next(sum, &is_output) else { return };
         let output = flow.with_bias(output);
-        if self.layer(output) != layer || !self.give(output, Stage::OProj, layer) {
-            return;
+        if self.layer(output) == layer {
+            self.give(output, Stage::OProj, layer);
         }
-        // The stream that the attention's norm took is what its result is added to.
-        let norm = self.taken.get(&(layer, Stage::AttnNorm)).copied();
-        let Some(stream) = norm.and_then(|norm| flow.norm_input(norm)) else { return };
-        let stream = flow.origin(stream).id;
+    }
+
+    /// Where the result of what follows the attention's norm is added to the stream that the norm took, and
+    /// the norm of that sum.
+    fn residual(&mut self, layer: Option<u32>, norm: NodeId) {
+        let (flow, graph) = (self.flow, self.flow.graph);
+        let Some(stream) = flow.norm_input(norm).map(|input| flow.origin(input).id) else { return };
         let is_residual = |id: NodeId| {
             let node = graph.node(id);
             let mut sources = node.sources.iter().flatten();
             node.op == Op::Add && sources.any(|&source| flow.origin(source).id == stream)
         };
-        if let Some(residual) = flow.next(output, &is_residual)
-            && self.layer(residual) == layer
-        {
-            self.give(residual, Stage::AttnResidual, layer);
+        let after = flow.computing_readers(stream).into_iter().find(|&id| is_residual(id));
+        let Some(residual) = after.filter(|&id| self.layer(id) == layer) else { return };
+        if !self.give(residual, Stage::AttnResidual, layer) {
+            return;
+        }
+        let mut norms = (residual.0..graph.nodes.len() as u32).map(NodeId).filter(|&id| {
+            self.layer(id) == layer
+                && !flow.is_before_factor(id)
+                && flow.norm_input(id).is_some_and(|input| flow.origin(input).id == residual)
+        });
+        if let Some(norm) = norms.next() {
+            self.give(norm, Stage::FfnNorm, layer);
         }
     }
 
@@ -500,13 +545,8 @@ impl Roles<'_> {
 
     /// The hidden vector that leaves each layer: what the next layer's norm, or the last norm, takes.
     fn hidden(&mut self) {
-        let norms: Vec<(Option<u32>, NodeId)> = self
-            .taken
-            .iter()
-            .filter(|((_, stage), _)| matches!(stage, Stage::AttnNorm | Stage::FinalNorm))
-            .map(|(&(layer, _), &id)| (layer, id))
-            .collect();
-        for (layer, norm) in norms {
+        let norms = [Stage::AttnNorm, Stage::FinalNorm].map(|stage| self.given(stage));
+        for (layer, norm) in norms.into_iter().flatten() {
             let Some(input) = self.flow.norm_input(norm) else { continue };
             let origin = self.flow.origin(input).id;
             let of = self.layer(origin);

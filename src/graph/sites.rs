@@ -132,7 +132,9 @@ impl Sites {
             let reader = role.and_then(|role| role.reader).unwrap_or(id);
             let axes = axes(graph, id, (stage, layer), &sizes);
             let main = flow.main(id);
-            let op = graph.node(main).op.clone();
+            // A cache as it is read is what was appended to it.
+            let is_state = graph.node(graph.root(id)).kind == Kind::State;
+            let op = if is_state { Op::SetRows } else { graph.node(graph.root(main)).op.clone() };
             let weight = graph.weight_of(main).or(graph.weight_of(id)).map(str::to_string);
             let inputs = Vec::new();
             specs.push(SiteSpec {
@@ -193,10 +195,34 @@ fn own_name(graph: &Graph, id: NodeId) -> String {
         || base.starts_with("node_")
         || base.starts_with("leaf_")
         || base.contains([' ', '(']));
-    let base = if is_named { base.to_string() } else { node.op.name().to_lowercase() };
+    let base = if is_named { base.to_string() } else { unnamed(graph, id) };
     let allowed = |byte: char| byte.is_ascii_alphanumeric() || byte == '_' || byte == '-';
     let name: String = base.chars().map(|c| if allowed(c) { c } else { '_' }).take(96).collect();
     if name.is_empty() { "node".to_string() } else { name }
+}
+
+/// A name for a tensor that llama.cpp gives none: that of its weight or of the state that it reads, or else
+/// of its operation.
+fn unnamed(graph: &Graph, id: NodeId) -> String {
+    let node = graph.node(id);
+    let source = node.source(0).map(|source| graph.node(graph.root(source)));
+    if let Some(packed) = source.filter(|_| is_part_of_packed(graph, id)) {
+        let has_tokens = node.ne.iter().any(|size| size.has_tokens());
+        return if has_tokens { packed.op.name().to_lowercase() } else { "state".to_string() };
+    }
+    if let Some(state) = source.filter(|source| source.kind == Kind::State) {
+        return state
+            .name
+            .trim_end_matches(|c: char| c.is_ascii_digit())
+            .trim_end_matches("_l")
+            .into();
+    }
+    let weight = graph.weight_of(id).map(|weight| {
+        let part = weight.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+        let part = part.map_or(weight, |(_, part)| part);
+        part.rsplit_once('.').map_or(part, |(part, _)| part).to_string()
+    });
+    weight.unwrap_or_else(|| node.op.name().to_lowercase())
 }
 
 /// A name of llama.cpp's and its layer: `Qcur-3` is `Qcur` of layer 3.
@@ -256,38 +282,30 @@ fn layers(flow: &Flow<'_>) -> Vec<Option<u32>> {
 fn is_site(flow: &Flow<'_>, id: NodeId) -> bool {
     let node = flow.graph.node(id);
     let arranges = node.op.is_layout() || node.op == Op::SetRows || flow.picks_rows(id);
+    if is_part_of_packed(flow.graph, id) {
+        return true;
+    }
     if node.kind != Kind::Computed || arranges || is_state_write(flow.graph, id) {
         return false;
     }
-    !is_before_factor(flow, id)
+    // What is read of a packed result are its parts.
+    let readers = flow.readers[id.index()].iter();
+    if node.op.is_packed() && readers.into_iter().any(|&id| is_part_of_packed(flow.graph, id)) {
+        return false;
+    }
+    !flow.is_before_factor(id)
+}
+
+/// Whether a tensor is a part of a result that has several: outputs, and the state after them.
+fn is_part_of_packed(graph: &Graph, id: NodeId) -> bool {
+    let node = graph.node(id);
+    let packed = node.source(0).filter(|_| node.op == Op::View);
+    packed.is_some_and(|source| graph.node(source).op.is_packed())
 }
 
 /// Whether a node changes a state in place.
 fn is_state_write(graph: &Graph, id: NodeId) -> bool {
     graph.node(id).window.is_some_and(|window| graph.node(window.root).kind == Kind::State)
-}
-
-/// Whether a norm's factor or a product's bias is still to come.
-fn is_before_factor(flow: &Flow<'_>, id: NodeId) -> bool {
-    let graph = flow.graph;
-    let mut at = id;
-    let reader = loop {
-        let [reader] = flow.readers[at.index()][..] else { return false };
-        if !graph.node(reader).op.is_window() {
-            break reader;
-        }
-        at = reader;
-    };
-    let (node, next) = (graph.node(id), graph.node(reader));
-    let by_weight = next.source(0) == Some(at)
-        && next.source(1).is_some_and(|s| graph.node(graph.root(s)).kind == Kind::Weight);
-    let is_factor = node.op.is_norm() && next.op == Op::Mul;
-    let is_offset = node.op == Op::Mul && next.op == Op::Add && graph.weight_of(id).is_some() && {
-        let normed = node.source(0).map(|source| graph.node(source).op.is_norm());
-        normed == Some(true)
-    };
-    let is_bias = flow.product(id) == Some(id) && matches!(next.op, Op::Add | Op::AddId);
-    by_weight && (is_factor || is_offset || is_bias)
 }
 
 /// Lengths that tell what an axis counts.
@@ -427,13 +445,17 @@ fn counts(
     if node.op == Op::MulMatId && along == 1 || is_slots(graph, id, along) {
         return Axis::Slot;
     }
+    let is_hidden = along == 0 && lengths.hidden == Some(size);
+    let by_expert = node.op == Op::MulMatId || along == 0 && is_slots(graph, id, 1);
+    if by_expert && along == 0 {
+        return if is_hidden { Axis::Channel } else { Axis::Neuron };
+    }
     if matches!(stage, Stage::FfnGate | Stage::FfnUp | Stage::FfnAct) || node.op.is_gated() {
         return if along == 0 { Axis::Neuron } else { Axis::Slot };
     }
     if stage == Stage::Logits || along == 0 && lengths.vocab == Some(size) && wide == 2 {
         return Axis::Vocab;
     }
-    let is_hidden = along == 0 && lengths.hidden == Some(size);
     if is_hidden && (wide <= 2 || !matches!(stage, Stage::Other(_))) {
         return Axis::Channel;
     }

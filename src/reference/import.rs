@@ -16,7 +16,9 @@ use super::{
     context::{Context, Hooks},
     session::ReferenceError,
 };
-use crate::graph::{Extent, Format, Graph, Kind, Node, NodeId, Op, Sample, Size, Window};
+use crate::graph::{
+    Extent, Format, Graph, Kind, ModelGraph, Node, NodeId, Op, Sample, Size, Window,
+};
 
 /// ggml computes only the nodes that have this flag.
 const COMPUTE: i32 = sys::GGML_TENSOR_FLAG_COMPUTE as i32;
@@ -55,14 +57,6 @@ struct Snapshot {
     is_over: bool,
 }
 
-/// A model's graph, and which of its tensors is asked of when.
-#[derive(Clone, Debug)]
-pub struct Imported {
-    pub graph: Graph,
-    /// The tensor that the callback is asked of, in the order of asking; `None` where it is never computed.
-    pub asked: Vec<Option<NodeId>>,
-}
-
 /// The values of a graph's inputs over a whole sequence: of each token by its position.
 #[derive(Clone, Debug, Default)]
 pub struct SequenceInputs {
@@ -87,7 +81,8 @@ impl Snapshot {
         unsafe {
             let t = &*tensor;
             let window = self.id(t.view_src).map(|root| (root, t.view_offs as i64));
-            let sources = t.src.map(|source| self.id(source));
+            // A copy to another format names itself as its place.
+            let sources = t.src.map(|source| if source == tensor { None } else { self.id(source) });
             let last = sources.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
             let op = CStr::from_ptr(sys::ggml_op_desc(tensor)).to_string_lossy().into_owned();
             let op = Op::from(op);
@@ -238,7 +233,7 @@ pub(super) const IMPORT_POSITIONS: usize = CELLS + 44;
 
 impl Importer {
     /// The model's graph, for steps of any extent.
-    pub fn graph(&mut self) -> Result<Imported, ReferenceError> {
+    pub fn graph(&mut self) -> Result<ModelGraph, ReferenceError> {
         let mut snapshots = Vec::new();
         for (tokens, is_first) in STEPS {
             let before = usize::from(!is_first);
@@ -252,7 +247,7 @@ impl Importer {
     /// The values of the inputs of a sequence's tokens, all in one step from an empty cache.
     pub fn inputs(
         &mut self,
-        imported: &Imported,
+        imported: &ModelGraph,
         tokens: &[i32],
     ) -> Result<SequenceInputs, ReferenceError> {
         let snapshot = self.snapshot(tokens, 0)?;
@@ -292,7 +287,7 @@ impl Importer {
     }
 
     /// One graph from those of several extents.
-    fn merged(&self, snapshots: &[(Extent, Snapshot)]) -> Result<Imported, ReferenceError> {
+    fn merged(&self, snapshots: &[(Extent, Snapshot)]) -> Result<ModelGraph, ReferenceError> {
         let (_, first) = &snapshots[0];
         for (extent, other) in &snapshots[1..] {
             if let Some(what) = difference(&first.nodes, &other.nodes) {
@@ -351,7 +346,7 @@ impl Importer {
             }
         }
         let (architecture, capacity) = (self.architecture.clone(), self.context.positions);
-        Ok(Imported { graph: Graph { architecture, capacity, nodes }, asked })
+        Ok(ModelGraph::new(Graph { architecture, capacity, nodes }, asked))
     }
 }
 

@@ -5,12 +5,15 @@ mod context;
 mod import;
 mod node;
 mod noise;
+mod routing;
 mod session;
 mod threads;
 mod vocabulary;
 mod widen;
 
-pub use import::{Imported, SequenceInputs};
-pub use noise::{Amplitude, Noise};
+pub use callback::Changes;
+pub use import::SequenceInputs;
+pub use noise::{Amplitude, Noise, Place};
+pub use routing::{Routing, RoutingSink, is_choice};
 pub use session::{Precision, Reference, ReferenceError, ReferenceOptions, Session};
 pub use vocabulary::Vocabulary;
