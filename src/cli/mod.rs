@@ -13,6 +13,7 @@ pub mod interrupt;
 mod kernels;
 mod output;
 mod run;
+mod synth;
 mod tools;
 mod validate;
 mod variants;
@@ -39,7 +40,8 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Error> {
         Command::Merge(args) => check::merge(&args),
         Command::Kernels(args) => kernels::kernels(&args),
         Command::Faults => tools::faults(),
-        Command::Synth(args) => tools::synth(&args),
+        Command::Synth(args) => synth::synth(&args),
+        Command::SynthChild => synth::child(),
         Command::Doctor(args) => tools::doctor(&args),
         Command::Completions { shell } => tools::completions(shell),
     }
