@@ -15,6 +15,30 @@ pub(super) struct Entry {
     pub(super) keys: &'static [&'static [Key]],
     /// Tokens of the vocabulary.
     pub(super) vocab: usize,
+    /// Tensors that its models have, of those that others lack: names without the layer.
+    pub(super) kept: &'static [&'static str],
+    /// Tensors that llama.cpp could use and its models lack.
+    pub(super) left_out: &'static [&'static str],
+    /// The projections of q, k and v are one tensor.
+    pub(super) is_fused: bool,
+}
+
+impl Entry {
+    const fn keep(self, kept: &'static [&'static str]) -> Entry {
+        Entry { kept, ..self }
+    }
+
+    const fn leave_out(self, left_out: &'static [&'static str]) -> Entry {
+        Entry { left_out, ..self }
+    }
+
+    const fn fused(self) -> Entry {
+        Entry { is_fused: true, ..self }
+    }
+
+    const fn vocab(self, vocab: usize) -> Entry {
+        Entry { vocab, ..self }
+    }
 }
 
 /// An architecture with further keys.
@@ -29,7 +53,7 @@ pub(super) struct Variant {
 const VOCAB: usize = 320;
 
 const fn arch(arch: &'static str, keys: &'static [&'static [Key]]) -> Entry {
-    Entry { arch, keys, vocab: VOCAB }
+    Entry { arch, keys, vocab: VOCAB, kept: &[], left_out: &[], is_fused: false }
 }
 
 const fn variant(arch: &'static str, name: &'static str, keys: &'static [Key]) -> Variant {
@@ -97,6 +121,20 @@ const HYPER: &[Key] = &[("hyper_connection.count", U(4)), ("hyper_connection.eps
 /// Attention in every second layer.
 const EVERY_SECOND: &[Key] = &[("attention.head_count_kv", Layers(&[0, 2]))];
 
+const QKV_BIAS: &[&str] = &["attn_qkv.bias", "attn_q.bias", "attn_k.bias", "attn_v.bias"];
+const BIASES: &[&str] = &[
+    "attn_qkv.bias",
+    "attn_q.bias",
+    "attn_k.bias",
+    "attn_v.bias",
+    "attn_output.bias",
+    "ffn_gate.bias",
+    "ffn_up.bias",
+    "ffn_down.bias",
+];
+const ATTENTION_BIAS: &[&str] = &["attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias"];
+const ROPE_FREQS: &[&str] = &["rope_freqs.weight"];
+
 /// The parameters of an activation, one a layer.
 const XIELU: &[Key] = &[
     ("xielu.alpha_n", LayerFloats(&[0.5, 0.6, 0.7, 0.8])),
@@ -106,23 +144,29 @@ const XIELU: &[Key] = &[
 ];
 
 pub(super) const TABLE: &[Entry] = &[
-    arch("llama", &[]),
-    arch("llama4", &[EXPERTS]),
-    arch("deci", &[]),
+    arch("llama", &[]).keep(ROPE_FREQS),
+    arch("llama4", &[EXPERTS]).keep(ROPE_FREQS),
+    arch("deci", &[]).keep(ROPE_FREQS),
     arch("falcon", &[]),
     arch("grok", &[EXPERTS]),
-    arch("gpt2", &[]),
-    arch("gptneox", &[]),
-    arch("mpt", &[]),
+    arch("gpt2", &[]).keep(BIASES),
+    arch("gptneox", &[]).keep(BIASES),
+    arch("mpt", &[&[("attention.max_alibi_bias", F(8.0))]]).leave_out(&[
+        "position_embd.weight",
+        "attn_q_norm.weight",
+        "attn_q_norm.bias",
+        "attn_k_norm.weight",
+        "attn_k_norm.bias",
+    ]),
     arch("baichuan", &[]),
-    arch("starcoder", &[]),
+    arch("starcoder", &[]).keep(BIASES),
     arch("refact", &[]),
-    arch("bloom", &[]),
+    arch("bloom", &[]).keep(BIASES),
     arch("stablelm", &[]),
-    arch("qwen", &[]),
-    arch("qwen2", &[]),
-    arch("qwen2moe", &[EXPERTS, &[("expert_shared_feed_forward_length", U(128))]]),
-    arch("qwen2vl", &[]),
+    arch("qwen", &[]).keep(QKV_BIAS),
+    arch("qwen2", &[]).keep(QKV_BIAS),
+    arch("qwen2moe", &[EXPERTS, &[("expert_shared_feed_forward_length", U(128))]]).keep(QKV_BIAS),
+    arch("qwen2vl", &[]).keep(QKV_BIAS),
     arch("qwen3", &[]),
     arch("qwen3moe", &[EXPERTS]),
     arch("qwen3next", &[EXPERTS, &[("expert_shared_feed_forward_length", U(128))]]),
@@ -147,9 +191,23 @@ pub(super) const TABLE: &[Entry] = &[
             ],
         ],
     ),
-    arch("phi2", &[]),
-    arch("phi3", &[]),
-    arch("phimoe", &[EXPERTS]),
+    arch("phi2", &[]).keep(&[
+        "attn_q.bias",
+        "attn_k.bias",
+        "attn_v.bias",
+        "attn_output.bias",
+        "ffn_up.bias",
+        "ffn_down.bias",
+        "output.bias",
+    ]),
+    arch("phi3", &[]).fused(),
+    arch("phimoe", &[EXPERTS]).keep(&[
+        "attn_q.bias",
+        "attn_k.bias",
+        "attn_v.bias",
+        "attn_output.bias",
+        "output.bias",
+    ]),
     arch("plamo", &[]),
     arch(
         "plamo2",
@@ -164,8 +222,8 @@ pub(super) const TABLE: &[Entry] = &[
             ],
         ],
     ),
-    arch("plamo3", &[]),
-    arch("codeshell", &[]),
+    arch("plamo3", &[WINDOW]),
+    arch("codeshell", &[]).keep(BIASES).fused(),
     arch("orion", &[]),
     arch("internlm2", &[]),
     arch("minicpm", &[]),
@@ -180,8 +238,9 @@ pub(super) const TABLE: &[Entry] = &[
             WINDOW_PATTERN,
             &[("attention.key_length_swa", Head(0)), ("attention.value_length_swa", Head(0))],
         ],
-    ),
-    arch("starcoder2", &[]),
+    )
+    .keep(ROPE_FREQS),
+    arch("starcoder2", &[]).keep(BIASES),
     arch("mamba", &[STATE_SPACE, &[("ssm.time_step_rank", U(16))]]),
     arch("mamba2", &[]),
     arch("maple", &[EXPERTS, WINDOW_PATTERN, &[("swiglu_clamp_exp", F(1.0))]]),
@@ -201,13 +260,13 @@ pub(super) const TABLE: &[Entry] = &[
     arch("deepseek", &[EXPERTS, SHARED]),
     arch("deepseek2", &[EXPERTS, SHARED, SIGMOID, LATENT]),
     arch("deepseek32", &[EXPERTS, SHARED, LATENT_ONE_KV]),
-    arch("chatglm", &[]),
+    arch("chatglm", &[]).keep(QKV_BIAS).fused(),
     arch("glm4", &[]),
-    arch("glm4moe", &[EXPERTS, SHARED]),
+    arch("glm4moe", &[EXPERTS, SHARED]).keep(QKV_BIAS),
     arch("glm-dsa", &[EXPERTS, SHARED, LATENT_ONE_KV]),
     arch("bitnet", &[]),
-    arch("jais", &[]),
-    arch("jais2", &[]),
+    arch("jais", &[]).keep(BIASES),
+    arch("jais2", &[]).keep(BIASES),
     arch("nemotron", &[]),
     arch(
         "nemotron_h",
@@ -237,8 +296,8 @@ pub(super) const TABLE: &[Entry] = &[
             ],
         ],
     ),
-    arch("exaone", &[]),
-    arch("exaone4", &[]),
+    arch("exaone", &[]).keep(ROPE_FREQS),
+    arch("exaone4", &[]).keep(ROPE_FREQS),
     arch("exaone-moe", &[EXPERTS, SHARED]),
     arch("rwkv6", &[ALL_KV_HEADS]),
     arch("rwkv7", &[&[("feed_forward_length", Embd(4)), ("attention.gate_lora_rank", U(32))]]),
@@ -265,7 +324,7 @@ pub(super) const TABLE: &[Entry] = &[
     ),
     arch("granite_swa", &[WINDOW_PATTERN]),
     // The ids of its picture tokens are fixed.
-    Entry { arch: "chameleon", keys: &[HEADS, ALL_KV_HEADS], vocab: 9000 },
+    arch("chameleon", &[HEADS, ALL_KV_HEADS]).vocab(9000),
     arch("plm", &[HEADS, ALL_KV_HEADS]),
     arch("bailingmoe", &[EXPERTS, SHARED]),
     arch("bailingmoe2", &[EXPERTS, SHARED]),
@@ -273,13 +332,13 @@ pub(super) const TABLE: &[Entry] = &[
     arch("dots1", &[EXPERTS, SHARED, SIGMOID, HEADS, ALL_KV_HEADS]),
     arch("arcee", &[]),
     arch("afmoe", &[EXPERTS, SHARED, HEADS, WINDOW]),
-    arch("laguna", &[EXPERTS, SHARED]),
+    arch("laguna", &[EXPERTS, SHARED, WINDOW]),
     arch("ernie4_5", &[]),
     arch("ernie4_5-moe", &[EXPERTS, SHARED]),
     arch("hunyuan-moe", &[EXPERTS, SHARED]),
     arch("hunyuan-dense", &[]),
     arch("hunyuan_vl", &[]),
-    arch("hy_v3", &[]),
+    arch("hy_v3", &[EXPERTS, SHARED]),
     arch(
         "hy_v4",
         &[
@@ -292,16 +351,16 @@ pub(super) const TABLE: &[Entry] = &[
         ],
     ),
     arch("smollm3", &[]),
-    arch("gpt-oss", &[EXPERTS, WINDOW]),
+    arch("gpt-oss", &[EXPERTS, WINDOW]).keep(BIASES),
     arch("lfm2", &[EVERY_SECOND]),
     arch("lfm2moe", &[EXPERTS, SHARED, EVERY_SECOND]),
-    arch("dream", &[]),
-    arch("smallthinker", &[EXPERTS, SIGMOID]),
+    arch("dream", &[]).keep(QKV_BIAS),
+    arch("smallthinker", &[EXPERTS, SIGMOID, WINDOW]),
     arch("llada", &[]),
     arch("llada-moe", &[EXPERTS]),
-    arch("seed_oss", &[]),
+    arch("seed_oss", &[]).keep(QKV_BIAS),
     arch("grovemoe", &[EXPERTS, &[("expert_group_scale", F(0.05)), ("experts_per_group", U(2))]]),
-    arch("apertus", &[XIELU]),
+    arch("apertus", &[XIELU]).keep(ROPE_FREQS),
     arch(
         "hrm_text",
         &[&[("hrm.layers_per_stack", U(1)), ("hrm.h_cycles", U(2)), ("hrm.l_cycles", U(1))]],
@@ -317,7 +376,7 @@ pub(super) const TABLE: &[Entry] = &[
     ),
     arch("cogvlm", &[]),
     arch("rnd1", &[EXPERTS]),
-    arch("pangu-embedded", &[]),
+    arch("pangu-embedded", &[]).keep(ATTENTION_BIAS),
     arch("mistral3", &[]),
     arch("mistral4", &[EXPERTS, SHARED, SIGMOID, LATENT]),
     arch("paddleocr", &[HEADS, &[("rope.dimension_sections", Ints(&[8, 12, 12, 0]))]]),
@@ -334,7 +393,7 @@ pub(super) const TABLE: &[Entry] = &[
             ],
         ],
     ),
-    arch("step35", &[WINDOW_PATTERN]),
+    arch("step35", &[WINDOW_PATTERN]).keep(ROPE_FREQS),
     arch("spark2_5", &[WINDOW_PATTERN]),
     arch("maincoder", &[]),
     arch("kimi-linear", &[EXPERTS, DELTA_LATENT]),
@@ -366,7 +425,7 @@ pub(super) const TABLE: &[Entry] = &[
         ],
     ),
     arch("talkie", &[]),
-    arch("mellum", &[EXPERTS]),
+    arch("mellum", &[EXPERTS, WINDOW]),
     arch("nanbeige", &[]),
 ];
 
@@ -391,11 +450,7 @@ pub(super) const VARIANTS: &[Variant] = &[
     ),
     variant("gemma3", "yarn", YARN),
     variant("gpt-oss", "yarn", YARN),
-    variant(
-        "mpt",
-        "alibi",
-        &[("attention.max_alibi_bias", F(8.0)), ("attention.clamp_kqv", F(0.5))],
-    ),
+    variant("mpt", "clamped", &[("attention.clamp_kqv", F(0.5))]),
     variant(
         "deepseek2",
         "groups",
@@ -420,5 +475,6 @@ pub(super) const VARIANTS: &[Variant] = &[
         "chunks",
         &[("attention.chunk_size", U(8)), ("attention.temperature_length", U(8))],
     ),
+    variant("olmo2", "window", WINDOW),
     variant("phi3", "window", WINDOW),
 ];

@@ -4,7 +4,7 @@
 
 use llama_cpp_sys_2 as sys;
 
-use super::plan::Asked;
+use super::{plan::Asked, table::Entry};
 use crate::synth::{WeightType, values::Draw};
 
 /// The deviation of the logits, about.
@@ -39,26 +39,74 @@ const KEPT: [&str; 24] = [
     "attn_rel_b",
 ];
 
-/// The tensors of the file: those that llama.cpp asked for, as the files of real models have them.
-pub(super) fn refined(asked: Vec<Asked>) -> Vec<Asked> {
-    let mut tensors = Vec::new();
-    for tensor in asked {
-        // The second scales of a format that no tensor here has.
-        if tensor.name.ends_with(".scale") || tensor.name.ends_with(".input_scale") {
-            continue;
-        }
+/// Tensors that llama.cpp could use in any architecture, and that models have only if their entry in
+/// the table says so.
+const OPTIONAL: [&str; 14] = [
+    "attn_q.bias",
+    "attn_k.bias",
+    "attn_v.bias",
+    "attn_qkv.bias",
+    "attn_output.bias",
+    "ffn_gate.bias",
+    "ffn_up.bias",
+    "ffn_down.bias",
+    "output.bias",
+    "cls.output.weight",
+    "cls.output.bias",
+    "dense_2.weight",
+    "dense_2.bias",
+    "rope_freqs.weight",
+];
+
+/// The tensors of the file: of those that llama.cpp asked for the ones that models of the
+/// architecture have, split and joined as they are there.
+pub(super) fn refined(asked: Vec<Asked>, entry: &Entry) -> Vec<Asked> {
+    let mut tensors: Vec<Asked> = Vec::new();
+    for tensor in asked.into_iter().filter(|tensor| is_real(part(&tensor.name), entry)) {
         // llama.cpp asks for both projections in one.
-        match (tensor.name.split_once("ffn_gate_up_exps.weight"), &tensor.dims[..]) {
-            (Some((layer, "")), &[row, rows, experts]) if rows % 2 == 0 => {
-                for part in ["gate", "up"] {
-                    let name = format!("{layer}ffn_{part}_exps.weight");
-                    tensors.push(Asked { name, dims: vec![row, rows / 2, experts] });
-                }
+        if let Some(layer) = tensor.name.strip_suffix("ffn_gate_up_exps.weight")
+            && let &[row, rows, experts] = &tensor.dims[..]
+        {
+            for part in ["gate", "up"] {
+                let name = format!("{layer}ffn_{part}_exps.weight");
+                tensors.push(Asked { name, dims: vec![row, rows / 2, experts] });
             }
-            _ => tensors.push(tensor),
+        } else if entry.is_fused && fuse(&tensor, &mut tensors) {
+        } else {
+            tensors.push(tensor);
         }
     }
     tensors
+}
+
+/// Adds q, k or v to the one tensor of the three; false if it is none of them.
+fn fuse(tensor: &Asked, tensors: &mut Vec<Asked>) -> bool {
+    let mut parts = ["attn_q.", "attn_k.", "attn_v."].into_iter();
+    let Some(part) = parts.find(|part| tensor.name.contains(part)) else { return false };
+    let name = tensor.name.replace(part, "attn_qkv.");
+    match (tensors.iter_mut().find(|other| other.name == name), tensor.dims.last()) {
+        (Some(fused), Some(&more)) => {
+            if let Some(outputs) = fused.dims.last_mut() {
+                *outputs += more;
+            }
+        }
+        _ => tensors.push(Asked { name, dims: tensor.dims.clone() }),
+    }
+    true
+}
+
+/// A tensor's name without its layer.
+fn part(name: &str) -> &str {
+    let inner = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+    inner.map_or(name, |(_, part)| part)
+}
+
+fn is_real(part: &str, entry: &Entry) -> bool {
+    // Of formats that no tensor here has: the second scale of blocks, the scales of activations.
+    let is_scale = part.ends_with(".scale") || part.ends_with(".input_scale");
+    let is_scale = is_scale || part == "ffn.act.scales";
+    let is_left_out = OPTIONAL.contains(&part) && !entry.kept.contains(&part);
+    !is_scale && !is_left_out && !entry.left_out.contains(&part)
 }
 
 /// How a tensor's values are drawn. `is_tied` says that the embedding is the output projection too.

@@ -32,8 +32,9 @@ impl ArchModel {
     pub fn plan(spec: &ArchSpec, program: &Path) -> Result<ArchModel, SynthError> {
         // What can be said without llama.cpp is said without it.
         spec.keys()?;
+        let entry = spec.architecture()?.entry;
         let Layout { keys, tensors } = child::layout(spec, program)?;
-        let layout = Layout { keys, tensors: tensors::refined(tensors) };
+        let layout = Layout { keys, tensors: tensors::refined(tensors, entry) };
         Ok(ArchModel { spec: spec.clone(), layout })
     }
 
