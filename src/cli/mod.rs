@@ -15,6 +15,7 @@ mod kernels;
 mod output;
 mod run;
 pub mod sites;
+mod synth;
 mod tools;
 mod validate;
 mod variants;
@@ -43,7 +44,8 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Error> {
         Command::Merge(args) => check::merge(&args),
         Command::Kernels(args) => kernels::kernels(&args),
         Command::Faults => tools::faults(),
-        Command::Synth(args) => tools::synth(&args),
+        Command::Synth(args) => synth::synth(&args),
+        Command::SynthChild => synth::child(),
         Command::Doctor(args) => tools::doctor(&args),
         Command::Completions { shell } => tools::completions(shell),
     }
