@@ -1,13 +1,12 @@
 use std::{
     ffi::CString,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use firstdiff::{
-    gguf::Gguf,
-    llama,
-    synth::{
+    model::gguf::Gguf,
+    model::llama,
+    model::synth::{
         SynthError, WeightType,
         arch::{ArchModel, ArchSpec, Architecture, Setting, Value, architectures},
     },
