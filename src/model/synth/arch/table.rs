@@ -87,8 +87,8 @@ const LATENT: &[Key] = &[
 ];
 /// The same with its own names for the sizes, and one KV head.
 const LATENT_ONE_KV: &[Key] = &[
-    ("attention.key_length", Head(32)),
-    ("attention.value_length", Head(0)),
+    ("attention.key_length", U(96)),
+    ("attention.value_length", U(64)),
     ("attention.key_length_mla", Head(32)),
     ("attention.value_length_mla", Head(0)),
     ("rope.dimension_count", U(32)),
@@ -98,8 +98,8 @@ const LATENT_ONE_KV: &[Key] = &[
 ];
 /// Low-rank attention in every second layer, a delta rule in the others.
 const DELTA_LATENT: &[Key] = &[
-    ("attention.key_length", Head(32)),
-    ("attention.value_length", Head(0)),
+    ("attention.key_length", U(96)),
+    ("attention.value_length", U(64)),
     ("attention.key_length_mla", Head(32)),
     ("attention.value_length_mla", Head(0)),
     ("rope.dimension_count", U(32)),
@@ -260,6 +260,28 @@ pub(super) const TABLE: &[Entry] = &[
     arch("deepseek", &[EXPERTS, SHARED]),
     arch("deepseek2", &[EXPERTS, SHARED, SIGMOID, LATENT]),
     arch("deepseek32", &[EXPERTS, SHARED, LATENT_ONE_KV]),
+    arch(
+        "deepseek4",
+        &[
+            EXPERTS,
+            WINDOW,
+            HYPER,
+            &[
+                ("expert_shared_count", U(1)),
+                ("expert_gating_func", U(4)),
+                ("swiglu_clamp_exp", F(7.0)),
+                ("attention.key_length", U(128)),
+                ("attention.value_length", U(128)),
+                ("rope.dimension_count", U(32)),
+                ("attention.head_count_kv", U(1)),
+                ("attention.output_group_count", U(2)),
+                ("attention.compress_rope_freq_base", F(10_000.0)),
+                ("attention.compress_ratios", Layers(&[0, 4, 0, 128])),
+                ("hyper_connection.sinkhorn_iterations", U(4)),
+                ("hash_layer_count", U(0)),
+            ],
+        ],
+    ),
     arch("chatglm", &[]).keep(QKV_BIAS).fused(),
     arch("glm4", &[]),
     arch("glm4moe", &[EXPERTS, SHARED]).keep(QKV_BIAS),
@@ -300,6 +322,7 @@ pub(super) const TABLE: &[Entry] = &[
     arch("exaone4", &[]).keep(ROPE_FREQS),
     arch("exaone-moe", &[EXPERTS, SHARED]),
     arch("rwkv6", &[ALL_KV_HEADS]),
+    arch("rwkv6qwen2", &[&[("token_shift_count", U(1))]]).leave_out(&["time_mix_first.weight"]),
     arch("rwkv7", &[&[("feed_forward_length", Embd(4)), ("attention.gate_lora_rank", U(32))]]),
     arch("arwkv7", &[&[("token_shift_count", U(1)), ("attention.gate_lora_rank", U(32))]]),
     arch("granite", &[]),
@@ -330,6 +353,24 @@ pub(super) const TABLE: &[Entry] = &[
     arch("bailingmoe2", &[EXPERTS, SHARED]),
     arch("bailingmoe3", &[EXPERTS, DELTA_LATENT, &[("kda.gate_lower_bound", F(-5.0))]]),
     arch("dots1", &[EXPERTS, SHARED, SIGMOID, HEADS, ALL_KV_HEADS]),
+    arch(
+        "dots3note",
+        &[
+            EXPERTS,
+            SHARED,
+            SIGMOID,
+            LATENT_ONE_KV,
+            WINDOW_PATTERN,
+            &[
+                ("attention.kv_lora_rank_swa", U(64)),
+                ("attention.key_length_swa", U(96)),
+                ("attention.value_length_swa", U(64)),
+                ("attention.key_length_mla_swa", Head(32)),
+                ("attention.value_length_mla_swa", Head(0)),
+                ("attention.indexer.types", LayerFlags(&[false, false, false, true])),
+            ],
+        ],
+    ),
     arch("arcee", &[]),
     arch("afmoe", &[EXPERTS, SHARED, HEADS, WINDOW]),
     arch("laguna", &[EXPERTS, SHARED, WINDOW]),
@@ -361,6 +402,7 @@ pub(super) const TABLE: &[Entry] = &[
     arch("seed_oss", &[]).keep(QKV_BIAS),
     arch("grovemoe", &[EXPERTS, &[("expert_group_scale", F(0.05)), ("experts_per_group", U(2))]]),
     arch("apertus", &[XIELU]).keep(ROPE_FREQS),
+    arch("minimax-01", &[EXPERTS, HEADS, &[("full_attention_interval", U(2))]]),
     arch(
         "hrm_text",
         &[&[("hrm.layers_per_stack", U(1)), ("hrm.h_cycles", U(2)), ("hrm.l_cycles", U(1))]],
@@ -470,11 +512,5 @@ pub(super) const VARIANTS: &[Variant] = &[
             ("logit_scale", F(6.0)),
         ],
     ),
-    variant(
-        "llama4",
-        "chunks",
-        &[("attention.chunk_size", U(8)), ("attention.temperature_length", U(8))],
-    ),
     variant("olmo2", "window", WINDOW),
-    variant("phi3", "window", WINDOW),
 ];
