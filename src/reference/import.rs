@@ -17,7 +17,7 @@ use super::{
     session::ReferenceError,
 };
 use crate::graph::{
-    Extent, Format, Graph, Kind, ModelGraph, Node, NodeId, Op, Sample, Size, Window,
+    Extent, Format, Graph, Kind, ModelGraph, Node, NodeId, Op, Sample, SequenceInputs, Size, Window,
 };
 
 /// ggml computes only the nodes that have this flag.
@@ -55,14 +55,6 @@ struct Snapshot {
     /// Whether the decode is to end before it computes anything.
     aborts: bool,
     is_over: bool,
-}
-
-/// The values of a graph's inputs over a whole sequence: of each token by its position.
-#[derive(Clone, Debug, Default)]
-pub struct SequenceInputs {
-    pub tokens: usize,
-    pub cells: usize,
-    pub values: HashMap<NodeId, Vec<f64>>,
 }
 
 impl Snapshot {
