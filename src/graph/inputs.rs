@@ -33,7 +33,10 @@ impl SequenceInputs {
         let node = graph.node(input);
         let whole = Extent { tokens: self.tokens, cells: self.cells, is_first: true };
         let (all, ne) = (node.sizes(whole).ne, node.sizes(step).ne);
-        let values = self.values.get(&input).filter(|v| v.len() == all.iter().product())?;
+        let values = self
+            .values
+            .get(&input)
+            .filter(|values| values.len() == all.iter().product::<usize>())?;
         if is_row_choice(graph, input) {
             return Some((0..ne[0]).map(|row| row as f64).collect());
         }
