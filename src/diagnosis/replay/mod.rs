@@ -9,6 +9,7 @@ mod attend;
 mod expected;
 mod forward;
 mod judge;
+pub mod machine;
 mod matrix;
 mod operation;
 pub mod ops;
