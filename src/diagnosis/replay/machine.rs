@@ -188,7 +188,9 @@ impl<'a> Machine<'a> {
             (Some(expected), Some(recorded), Some(place)) => {
                 let root = known(&self.run.model.sites.specs()[place], &sizes, &recorded);
                 let spec = &self.run.model.sites.specs()[place];
-                let (expected, choice) = self.held_to_choice(id, expected, &root)?;
+                let (mut expected, choice) = self.held_to_choice(id, expected, &root)?;
+                let mut root = root;
+                self.leave_out_unseen(id, &mut expected, &mut root);
                 let shape = self.shape(spec);
                 let piece = self.piece(spec, &shape, expected, recorded);
                 let spanned = through;
@@ -437,6 +439,32 @@ impl<'a> Machine<'a> {
             keys: None,
             expected,
             captured,
+        }
+    }
+
+    /// Scores of keys that a query does not see are nobody's result: they are not judged, and the softmax
+    /// takes them as computed.
+    fn leave_out_unseen(&self, id: NodeId, expected: &mut Expected<'a>, root: &mut Root) {
+        let graph = self.graph();
+        let softmax = graph.iter().skip(id.index()).find(|(_, node)| {
+            node.op == Op::SoftMax && node.source(0).map(|source| graph.root(source)) == Some(id)
+        });
+        let mask = softmax.and_then(|(_, node)| node.source(1));
+        let Some(Ok(Some(Argument { ne, values: Values::Dense { value: mask, .. } }))) =
+            mask.map(|mask| self.argument(mask))
+        else {
+            return;
+        };
+        let [keys, tokens, _, _] = graph.node(id).sizes(self.extent).ne;
+        if ne[0] != keys {
+            return;
+        }
+        for flat in 0..expected.value.len() {
+            let (key, token) = (flat % keys, flat / keys % tokens);
+            if mask[token * keys + key] == f64::NEG_INFINITY {
+                root.value[flat] = expected.value[flat];
+                expected.value[flat] = f64::NAN;
+            }
         }
     }
 
