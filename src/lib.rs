@@ -22,7 +22,7 @@
 //!   its tensors into, exit codes, the cache folder
 //! - [`model`]: a GGUF file opened and checked, its hyperparameters and weights; random models;
 //!   llama.cpp's process-wide state
-//! - [`reference`]: a side: llama.cpp, its nodes mapped to sites, noise for the floor
+//! - [`mod@reference`]: a side: llama.cpp, its nodes mapped to sites, noise for the floor
 //! - [`engine`]: a side: the forward pass over a device, its kernels, kernels that others wrote, planted
 //!   faults
 //! - [`trace`]: a side: a run recorded to a folder or for the length of a run; dumps of other programs;
