@@ -131,12 +131,12 @@ fn split_of_a_run() -> Result<()> {
     let forced = baseline.forced();
     add("  llama.cpp, no hooks", &mut || {
         let mut next = forced.iter().copied();
-        baseline::decode(&reference, task, &mut NoSink, None, |_| next.next())?;
+        baseline::decode(&reference, task, &mut NoSink, Default::default(), |_| next.next())?;
         Ok(())
     })?;
     add("  llama.cpp, every site captured", &mut || {
         let mut next = forced.iter().copied();
-        baseline::decode(&reference, task, &mut Discard, None, |_| next.next())?;
+        baseline::decode(&reference, task, &mut Discard, Default::default(), |_| next.next())?;
         Ok(())
     })?;
     add("  engine, no hooks", &mut || {

@@ -50,6 +50,8 @@ mod setup;
 mod snapshot;
 // Random models of every shape load, compute and are written whole or not at all.
 mod synth;
+// Random models of every architecture, planned by llama.cpp in a child process.
+mod synth_arch;
 // Recording a run to a folder, reading it back, and refusing what is not it.
 mod trace;
 // A verdict at each save.

@@ -54,7 +54,9 @@ impl Sink for Keep {
 pub fn reference_side(bench: &Bench, baseline: &Baseline) -> Result<Keep> {
     let mut keep = Keep::default();
     let mut forced = baseline.forced().into_iter();
-    baseline::decode(&bench.reference, bench.task(), &mut keep, None, |_| forced.next())?;
+    baseline::decode(&bench.reference, bench.task(), &mut keep, Default::default(), |_| {
+        forced.next()
+    })?;
     Ok(keep)
 }
 

@@ -55,7 +55,7 @@ pub fn whole_run(model: &Model) -> Result<()> {
     println!("| | ms | x the longer side |\n|---|---:|---:|");
     let alone = median(REPEATS, || {
         let mut next = baseline.forced().into_iter();
-        baseline::decode(&reference, task, &mut Discard, None, |_| next.next())?;
+        baseline::decode(&reference, task, &mut Discard, Default::default(), |_| next.next())?;
         Ok(())
     })?;
     let engine_alone = median(REPEATS, || {

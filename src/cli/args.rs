@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use firstdiff::{
-    compare::Queries, core::tensor::DType, engine::AttentionVariant, model::synth::WeightType,
+    compare::Queries,
+    core::tensor::DType,
+    engine::AttentionVariant,
+    model::synth::{WeightType, arch::Setting},
 };
 
 /// Find the first tensor where an LLM inference engine and llama.cpp part.
@@ -28,6 +31,8 @@ pub enum Command {
     Diff(DiffArgs),
     /// Name the wrong operations of a recorded engine, and their causes
     Explain(ExplainArgs),
+    /// List every tensor of a model that is compared: name, axes, shape, operation, weight, inputs
+    Sites(super::sites::SitesArgs),
     /// Say what is in a trace, what is missing or wrong, and which verdicts it allows
     Validate(ValidateArgs),
     /// Find out which array of a dump is which tensor, by its values
@@ -50,8 +55,11 @@ pub enum Command {
     Kernels(super::kernels::KernelsArgs),
     /// List the faults that --fault can plant, and where each must be blamed
     Faults,
-    /// Write a random model of any shape
+    /// Write a random model of any shape, or of any architecture
     Synth(SynthArgs),
+    /// The child process in which `synth` runs llama.cpp
+    #[command(hide = true, name = firstdiff::model::synth::arch::CHILD_COMMAND)]
+    SynthChild,
     /// Check this machine: compiler, libraries, GPU, caches (exit 5 if kernels cannot run here)
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
@@ -299,38 +307,52 @@ impl From<DTypeArg> for DType {
 #[derive(Args)]
 pub struct SynthArgs {
     /// File to write
-    #[arg(short, long, value_name = "FILE")]
-    pub output: PathBuf,
+    #[arg(short, long, value_name = "FILE", required_unless_present = "list_archs")]
+    pub output: Option<PathBuf>,
     /// Shape to start from: tiny-llama, tiny-qwen2, tiny-qwen3 or qwen2.5-0.5b
     #[arg(long, value_name = "PRESET", default_value = "tiny-qwen2")]
     pub shape: String,
+    /// Architecture, as llama.cpp names it, instead of a shape
+    #[arg(long, value_name = "NAME", conflicts_with = "shape")]
+    pub arch: Option<String>,
+    /// Print the names that --arch takes
+    #[arg(long)]
+    pub list_archs: bool,
+    /// Metadata key of the architecture to set, or with the value `none` to remove; may be given
+    /// more than once
+    #[arg(long, value_name = "KEY=VALUE", requires = "arch", value_parser = setting)]
+    pub set: Vec<Setting>,
     /// Seed of the weights
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Type of the weight matrices: f32, f16, q8_0 or q4_k
     #[arg(long = "type", value_name = "TYPE", value_parser = weight_type)]
     pub weight_type: Option<WeightType>,
-    /// Layers [default for this and the rest: the preset's]
+    /// Layers [default for this and the rest: the shape's or the architecture's]
     #[arg(long, value_name = "N")]
-    pub layers: Option<usize>,
+    pub layers: Option<u32>,
     /// Hidden size
     #[arg(long, value_name = "N")]
-    pub embd: Option<usize>,
+    pub embd: Option<u32>,
     /// Query heads
     #[arg(long, value_name = "N")]
-    pub heads: Option<usize>,
+    pub heads: Option<u32>,
     /// KV heads
     #[arg(long, value_name = "N")]
-    pub kv_heads: Option<usize>,
+    pub kv_heads: Option<u32>,
     /// Elements of a head
     #[arg(long, value_name = "N")]
-    pub head_dim: Option<usize>,
+    pub head_dim: Option<u32>,
     /// Feed-forward size
     #[arg(long, value_name = "N")]
-    pub ffn: Option<usize>,
+    pub ffn: Option<u32>,
     /// Vocabulary size
     #[arg(long, value_name = "N")]
-    pub vocab: Option<usize>,
+    pub vocab: Option<u32>,
+}
+
+fn setting(text: &str) -> Result<Setting, String> {
+    Setting::parse(text).ok_or_else(|| "it takes a key and its value, as in KEY=VALUE".to_string())
 }
 
 fn weight_type(name: &str) -> Result<WeightType, String> {

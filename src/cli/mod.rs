@@ -14,6 +14,8 @@ pub mod interrupt;
 mod kernels;
 mod output;
 mod run;
+pub mod sites;
+mod synth;
 mod tools;
 mod validate;
 mod variants;
@@ -30,6 +32,7 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Error> {
         Command::Capture(args) => capture::capture(&args),
         Command::Diff(args) => diff::diff(&args),
         Command::Explain(args) => explain::explain(&args),
+        Command::Sites(args) => sites::sites(&args),
         Command::Validate(args) => validate::validate(&args),
         Command::Align(args) => dump::align(&args),
         Command::Import(args) => dump::import(&args),
@@ -41,7 +44,8 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Error> {
         Command::Merge(args) => check::merge(&args),
         Command::Kernels(args) => kernels::kernels(&args),
         Command::Faults => tools::faults(),
-        Command::Synth(args) => tools::synth(&args),
+        Command::Synth(args) => synth::synth(&args),
+        Command::SynthChild => synth::child(),
         Command::Doctor(args) => tools::doctor(&args),
         Command::Completions { shell } => tools::completions(shell),
     }

@@ -1,4 +1,4 @@
-//! The smaller commands: faults, progress, synth, doctor, completions.
+//! The smaller commands: faults, progress, doctor, completions.
 
 use std::path::Path;
 
@@ -9,13 +9,12 @@ use firstdiff::{
     core::exit::Exit,
     doctor,
     engine::fault::FAULTS,
-    model::synth::{self, Spec},
 };
 
 use super::{
-    args::{Cli, DoctorArgs, ProgressArgs, SynthArgs},
+    args::{Cli, DoctorArgs, ProgressArgs},
     error::Error,
-    interrupt, output,
+    output,
 };
 
 /// Lists the faults.
@@ -38,33 +37,6 @@ pub fn progress(args: &ProgressArgs) -> Result<Exit, Error> {
     let progress = Progress::of(&old, &new)?;
     output::print(&progress.render())?;
     Ok(progress.exit())
-}
-
-/// Writes a random model.
-pub fn synth(args: &SynthArgs) -> Result<Exit, Error> {
-    let mut spec = Spec::preset(&args.shape)?;
-    spec.seed = args.seed;
-    let sizes = [
-        (&mut spec.n_layer, args.layers),
-        (&mut spec.n_embd, args.embd),
-        (&mut spec.n_head, args.heads),
-        (&mut spec.n_head_kv, args.kv_heads),
-        (&mut spec.head_dim, args.head_dim),
-        (&mut spec.n_ff, args.ffn),
-        (&mut spec.n_vocab, args.vocab),
-    ];
-    for (size, wanted) in sizes {
-        *size = wanted.unwrap_or(*size);
-    }
-    spec.weight_type = args.weight_type.unwrap_or(spec.weight_type);
-    interrupt::unfinished(&args.output);
-    let bar = output::progress(Some(synth::data_bytes(&spec)?), "writing weights");
-    synth::write(&spec, &args.output, &mut |bytes| bar.inc(bytes))?;
-    bar.finish_and_clear();
-    let size = std::fs::metadata(&args.output).map_or(0, |metadata| metadata.len());
-    let path = args.output.display();
-    output::print(&format!("wrote {path}: {} model, {size} bytes\n", spec.arch.name()))?;
-    Ok(Exit::Equal)
 }
 
 /// Prints a completion script.

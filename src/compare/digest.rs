@@ -219,7 +219,7 @@ fn places(site: Site, rows: &Rows) -> [usize; SAMPLES] {
 /// Another one for each site.
 fn seed(site: Site) -> u64 {
     let layer = site.layer.map_or(u64::from(u16::MAX), u64::from);
-    splitmix64(0, u64::from(site.step) << 32 ^ layer << 8 ^ site.stage as u64)
+    splitmix64(0, u64::from(site.step) << 32 ^ layer << 8 ^ site.stage.index() as u64)
 }
 
 #[cfg(test)]

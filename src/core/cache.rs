@@ -51,6 +51,13 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
+/// A temporary folder in the folder of `path`, which goes with all that is in it.
+pub fn temporary_folder_beside(path: &Path) -> std::io::Result<tempfile::TempDir> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let prefix = temporary_prefix();
+    tempfile::Builder::new().prefix(&prefix).tempdir_in(folder.unwrap_or(Path::new(".")))
+}
+
 /// A temporary file in the folder of `path`, readable by whom the umask lets, to be renamed to it.
 pub fn temporary_beside(path: &Path) -> std::io::Result<NamedTempFile> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());

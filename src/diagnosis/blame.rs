@@ -263,7 +263,7 @@ fn family(stage: Stage) -> u8 {
         Stage::KCache | Stage::VCache => 3,
         Stage::AttnNorm | Stage::FfnNorm | Stage::FinalNorm => 4,
         Stage::AttnResidual | Stage::LayerOut => 5,
-        stage => 100 + stage as u8,
+        stage => 100 + stage.index() as u8,
     }
 }
 

@@ -112,7 +112,7 @@ impl Activations {
         let mut buffers = vec![None; Stage::ALL.len()];
         for stage in config.stages().into_iter().filter(is_activation) {
             let elements: usize = config.shape(stage, tokens, 0).iter().product();
-            buffers[stage as usize] = Some(device.alloc(elements * storage.size(), stage.name())?);
+            buffers[stage.index()] = Some(device.alloc(elements * storage.size(), stage.name())?);
         }
         Ok(Activations(buffers))
     }
@@ -127,7 +127,7 @@ impl Activations {
 
     /// The buffer of a stage, if the model has it.
     pub fn get(&self, stage: Stage) -> Option<&Buffer> {
-        self.0[stage as usize].as_ref()
+        self.0[stage.index()].as_ref()
     }
 }
 

@@ -1,3 +1,18 @@
-//! The forward pass as data.
+//! The forward pass as data: llama.cpp's own graph of a model, read once, for any architecture.
 
+mod model_graph;
+pub mod node;
+pub mod op;
+mod order;
+mod roles;
+mod rope;
 pub mod site;
+mod sites;
+pub mod size;
+
+pub use model_graph::ModelGraph;
+pub use node::{Format, Graph, Kind, Node, NodeId, Params, Sizes, Window};
+pub use op::Op;
+pub use rope::RopeParams;
+pub use sites::{SiteAxis, SiteSpec, Sites};
+pub use size::{Extent, Sample, Size};

@@ -1,6 +1,6 @@
 //! Where a tensor belongs: a [`Site`] is (step, layer, [`Stage`]), ordered as a forward pass computes it.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt, sync::Mutex};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// Shapes use T tokens of the step, E hidden, Hq/Hk query/KV heads, D head_dim, F ffn,
 /// P positions in the cache after the step, V vocab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(try_from = "String", into = "String")]
 pub enum Stage {
     /// Token embedding rows: (T, E).
     Embd,
@@ -59,10 +59,65 @@ pub enum Stage {
     FinalNorm,
     /// Output projection: (T, V).
     Logits,
+    /// A tensor that plays none of these roles, by llama.cpp's name for it.
+    Other(Name),
+}
+
+/// A name that lives as long as the process, so that a site can be copied.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name(&'static str);
+
+impl Name {
+    /// The longest name of a site.
+    const MAX_BYTES: usize = 128;
+
+    /// The name, if a site may be called so: letters, digits, `_`, `-` and dots within.
+    pub fn new(name: &str) -> Option<Name> {
+        static NAMES: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+        let is_name = (1..=Name::MAX_BYTES).contains(&name.len())
+            && name.bytes().all(allowed)
+            && !name.starts_with('.')
+            && !name.ends_with('.');
+        if !is_name {
+            return None;
+        }
+        let mut names = NAMES.lock().expect("no thread panics while it holds the names");
+        if let Some(&known) = names.get(name) {
+            return Some(Name(known));
+        }
+        let kept: &'static str = String::leak(name.to_string());
+        names.insert(kept);
+        Some(Name(kept))
+    }
+
+    pub fn as_str(self) -> &'static str {
+        self.0
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl From<Stage> for String {
+    fn from(stage: Stage) -> String {
+        stage.name().to_string()
+    }
+}
+
+impl TryFrom<String> for Stage {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Stage, String> {
+        Stage::from_name(&name).ok_or_else(|| format!("{name:?} is no name of a site"))
+    }
 }
 
 /// What one axis of a stage's tensor counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Axis {
     /// Tokens of the step; token t sits at position `first position of the step + t`.
@@ -81,6 +136,12 @@ pub enum Axis {
     Neuron,
     /// Entries of the vocabulary.
     Vocab,
+    /// Experts of a mixture.
+    Expert,
+    /// The experts that a token is sent to, by rank.
+    Slot,
+    /// Anything else.
+    Element,
 }
 
 impl Axis {
@@ -95,6 +156,9 @@ impl Axis {
             Axis::Channel => "channel",
             Axis::Neuron => "neuron",
             Axis::Vocab => "vocab id",
+            Axis::Expert => "expert",
+            Axis::Slot => "slot",
+            Axis::Element => "element",
         }
     }
 }
@@ -155,15 +219,23 @@ impl Stage {
             Stage::LayerOut => "layer_out",
             Stage::FinalNorm => "final_norm",
             Stage::Logits => "logits",
+            Stage::Other(name) => name.as_str(),
         }
     }
 
-    /// The stage of that name.
+    /// The stage of that name: one of the roles, or else a tensor that is only known by its name.
     pub fn from_name(name: &str) -> Option<Stage> {
-        Stage::ALL.into_iter().find(|stage| stage.name() == name)
+        let role = Stage::ALL.into_iter().find(|stage| stage.name() == name);
+        role.or_else(|| Name::new(name).map(Stage::Other))
     }
 
-    /// Whether the stage exists once a layer (and not once a step).
+    /// Its place among the roles; one past them for a tensor without one.
+    pub fn index(self) -> usize {
+        Stage::ALL.iter().position(|&stage| stage == self).unwrap_or(Stage::ALL.len())
+    }
+
+    /// Whether the role exists once a layer (and not once a step). A tensor without a role may exist
+    /// either way.
     pub fn in_layer(self) -> bool {
         !matches!(self, Stage::Embd | Stage::FinalNorm | Stage::Logits)
     }
@@ -219,7 +291,8 @@ impl Site {
     pub fn from_tensor_name(step: u32, name: &str) -> Option<Site> {
         let Some(rest) = name.strip_prefix("blk.") else {
             let stage = Stage::from_name(name)?;
-            return (!stage.in_layer()).then_some(Site::global(step, stage));
+            let fits = !stage.in_layer() || matches!(stage, Stage::Other(_));
+            return fits.then_some(Site { step, layer: None, stage });
         };
         let (layer, stage) = rest.split_once('.')?;
         let stage = Stage::from_name(stage)?;
@@ -232,6 +305,7 @@ impl Site {
         let block = match self.layer {
             Some(layer) => u64::from(layer) + 1,
             None if self.stage == Stage::Embd => 0,
+            None if matches!(self.stage, Stage::Other(_)) => 0,
             None => u64::MAX,
         };
         (self.step, block, self.stage)

@@ -78,6 +78,7 @@ impl Config {
             OProj => self.n_head * self.head_dim,
             FfnDown => self.n_ff,
             Embd | QRope | KRope | KCache | VCache | AttnResidual | FfnAct | LayerOut => 1,
+            Other(_) => 1,
         }
     }
 
@@ -115,6 +116,7 @@ impl Config {
             Scores | Probs => vec![tokens, hq, positions],
             FfnGate | FfnUp | FfnAct => vec![tokens, self.n_ff],
             Logits => vec![tokens, self.n_vocab],
+            Other(_) => Vec::new(),
             Embd | AttnNorm | OProj | AttnResidual | FfnNorm | FfnDown | LayerOut | FinalNorm => {
                 vec![tokens, self.n_embd]
             }

@@ -156,6 +156,6 @@ impl<'a> Keys<'a> {
 
     fn missing_tensor(&self, name: &str) -> ModelError {
         let (path, tensor) = (self.gguf.path().to_path_buf(), name.to_string());
-        ModelError::MissingTensor { path, tensor, arch: self.arch.name() }
+        ModelError::MissingTensor { path, tensor, arch: self.arch.name().to_string() }
     }
 }

@@ -1,4 +1,4 @@
-//! The model: a GGUF file of architecture llama, qwen2 or qwen3, opened and checked.
+//! The model: a GGUF file, opened and checked.
 
 mod config;
 #[cfg(feature = "full")]
@@ -20,4 +20,4 @@ pub use keys::MAX_LAYERS;
 #[cfg(feature = "full")]
 pub use ledger::Ledger;
 #[cfg(feature = "full")]
-pub use weights::{Model, ModelError};
+pub use weights::{Model, ModelError, ModelFile};

@@ -1,6 +1,9 @@
-//! The weights of a model: which tensors it must have, and their elements.
+//! A model file, and one that our engine can run.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ops::Deref,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     core::cache,
@@ -24,18 +27,33 @@ pub enum ModelError {
     #[error("{path}: {key} {why}, which the engine cannot run; use a model without it")]
     Unsupported { path: PathBuf, key: String, why: String },
     #[error("{path} lacks the tensor {tensor}, which a {arch} model needs; convert it again")]
-    MissingTensor { path: PathBuf, tensor: String, arch: &'static str },
+    MissingTensor { path: PathBuf, tensor: String, arch: String },
     #[error(
         "{path}: tensor {tensor} has dims {found:?}, but the keys say {expected:?}; convert it again"
     )]
     WrongDims { path: PathBuf, tensor: String, found: Vec<u64>, expected: Vec<u64> },
 }
 
-/// A model file that the engine and the reference can both run.
-pub struct Model {
+/// A GGUF file with a model of any architecture.
+pub struct ModelFile {
     pub path: PathBuf,
-    pub config: Config,
+    /// `general.architecture`.
+    pub architecture: String,
     gguf: Gguf,
+}
+
+/// A model that our engine can run too.
+pub struct Model {
+    file: ModelFile,
+    pub config: Config,
+}
+
+impl Deref for Model {
+    type Target = ModelFile;
+
+    fn deref(&self) -> &ModelFile {
+        &self.file
+    }
 }
 
 /// A tensor that the engine reads, and its dims in ggml's order.
@@ -45,14 +63,16 @@ pub(super) struct Expected {
     pub required: bool,
 }
 
-impl Model {
-    /// Opens a GGUF file and checks that every key and tensor the engine needs is there and fits.
-    pub fn open(path: &Path) -> Result<Model, ModelError> {
+impl ModelFile {
+    /// Opens a GGUF file.
+    pub fn open(path: &Path) -> Result<ModelFile, ModelError> {
         let gguf = Gguf::open(path)?;
-        let config = Config::read(&gguf)?;
-        let model = Model { path: path.to_path_buf(), config, gguf };
-        model.check_tensors()?;
-        Ok(model)
+        let key = "general.architecture";
+        let architecture = gguf.string(key).ok_or_else(|| ModelError::MissingKey {
+            path: path.to_path_buf(),
+            key: key.to_string(),
+        })?;
+        Ok(ModelFile { path: path.to_path_buf(), architecture, gguf })
     }
 
     /// The file itself.
@@ -107,8 +127,23 @@ impl Model {
         self.gguf.tensor(tensor).ok_or_else(|| ModelError::MissingTensor {
             path: self.path.clone(),
             tensor: tensor.to_string(),
-            arch: self.config.arch.name(),
+            arch: self.architecture.clone(),
         })
+    }
+}
+
+impl Model {
+    /// Opens a GGUF file and checks that every key and tensor the engine needs is there and fits.
+    pub fn open(path: &Path) -> Result<Model, ModelError> {
+        Model::of(ModelFile::open(path)?)
+    }
+
+    /// The model of a file, if the engine can run it.
+    pub fn of(file: ModelFile) -> Result<Model, ModelError> {
+        let config = Config::read(file.gguf())?;
+        let model = Model { file, config };
+        model.check_tensors()?;
+        Ok(model)
     }
 
     fn check_tensors(&self) -> Result<(), ModelError> {

@@ -8,18 +8,15 @@ use std::{
 
 use llama_cpp_sys_2 as sys;
 
+use super::{
+    Noise, Routing,
+    context::Hooks,
+    node::{Elements, Node},
+    noise::Place,
+};
 use crate::{
-    core::{
-        pool,
-        sink::{Sink, Stopped},
-        tensor::Tensor,
-    },
-    graph::site::{Site, Stage},
-    model::Config,
-    reference::{
-        Noise,
-        node::{Biases, Node, Role, heads_first_to_tokens},
-    },
+    core::sink::{Sink, Stopped},
+    graph::{Extent, ModelGraph, NodeId, SiteSpec, site::Site},
 };
 
 /// Why a step's capture ended early.
@@ -31,217 +28,153 @@ pub enum Failure {
         site: Site,
         detail: String,
     },
+    /// llama.cpp computes another node than its graph said.
+    Graph(String),
     /// Our own code panicked; the payload's text.
     Panic(String),
 }
 
-/// One step being captured. Lives while llama.cpp decodes the step.
-pub struct Capture<'a> {
-    pub config: &'a Config,
-    pub biases: &'a Biases,
-    pub sink: &'a mut dyn Sink,
-    pub noise: Option<&'a Noise>,
+/// The tokens of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepShape {
     pub step: u32,
     pub tokens: usize,
     /// Positions in the cache after the step.
     pub positions: usize,
+}
+
+/// What a step's capture may change of what llama.cpp computes.
+#[derive(Clone, Copy, Default)]
+pub struct Changes<'a> {
+    pub noise: Option<&'a Noise>,
+    /// The choices that are forced.
+    pub routing: Option<&'a Routing>,
+}
+
+/// One step being captured. Lives while llama.cpp decodes the step.
+pub struct Capture<'a> {
+    model: &'a ModelGraph,
+    sink: &'a mut dyn Sink,
+    changes: Changes<'a>,
+    shape: StepShape,
+    /// Nodes that were asked of.
+    asked: usize,
+    current: Option<NodeId>,
     pub seen: BTreeMap<Site, u32>,
     pub failure: Option<Failure>,
-    /// The raw scores of a layer, until the softmax node tells their scale.
-    raw_scores: Option<(u32, Vec<f32>)>,
 }
 
 impl<'a> Capture<'a> {
     pub fn new(
-        config: &'a Config,
-        biases: &'a Biases,
+        model: &'a ModelGraph,
         sink: &'a mut dyn Sink,
-        noise: Option<&'a Noise>,
-        (step, tokens, positions): (u32, usize, usize),
+        changes: Changes<'a>,
+        shape: StepShape,
     ) -> Capture<'a> {
-        let seen = BTreeMap::new();
-        let (failure, raw_scores) = (None, None);
-        Capture { config, biases, sink, noise, step, tokens, positions, seen, failure, raw_scores }
+        let (seen, failure) = (BTreeMap::new(), None);
+        Capture { model, sink, changes, shape, asked: 0, current: None, seen, failure }
     }
 
-    fn at(&self, layer: u32, stage: Stage) -> Site {
-        Site::in_layer(self.step, layer, stage)
+    /// Every wanted site that was not seen once.
+    pub fn missing(&self) -> Option<(Site, u32)> {
+        let specs = self.model.sites.specs().iter();
+        let mut sites = specs.map(|spec| spec.site(self.shape.step));
+        sites.find_map(|site| {
+            let found = self.seen.get(&site).copied().unwrap_or(0);
+            (found != 1 && self.sink.wants(site)).then_some((site, found))
+        })
     }
 
-    /// Whether the node is needed: its own site or one that is read through it is wanted. With
-    /// noise every site is needed, for all of them are changed.
-    fn needs(&self, node: Node) -> bool {
-        let wants = |site| self.noise.is_some() || self.sink.wants(site);
-        match node.role(self.biases) {
-            None => false,
-            Some(Role::Stage(stage, layer)) => wants(Site { step: self.step, layer, stage }),
-            Some(Role::Scores(layer)) => {
-                wants(self.at(layer, Stage::Scores)) || wants(self.at(layer, Stage::KCache))
-            }
-            Some(Role::Probs(layer)) => {
-                wants(self.at(layer, Stage::Probs)) || wants(self.at(layer, Stage::Scores))
-            }
-            Some(Role::Values(layer)) => wants(self.at(layer, Stage::VCache)),
+    fn wants(&self, spec: &SiteSpec) -> bool {
+        let site = spec.site(self.shape.step);
+        let is_forced = |routing: &Routing| routing.get(&site).is_some();
+        self.changes.noise.is_some()
+            || self.changes.routing.is_some_and(is_forced)
+            || self.sink.wants(site)
+    }
+
+    /// Whether the node is needed: a site whose values are then in place is wanted. With noise every site
+    /// is, for all of them are changed.
+    fn needs(&mut self, node: Node) -> Result<bool, Failure> {
+        let place = self.asked;
+        self.asked += 1;
+        self.current = None;
+        let Some(&asked) = self.model.asked.get(place) else {
+            return Err(Failure::Graph(format!("{} is one node too many", node.name())));
+        };
+        let Some(id) = asked else { return Ok(false) };
+        let expected = self.model.graph.node(id);
+        if !node.is(&expected.op) {
+            let (op, name) = (&expected.op, &expected.name);
+            return Err(Failure::Graph(format!("{} instead of {op} {name}", node.name())));
         }
+        self.current = Some(id);
+        let mut specs = self.model.read_at(id).iter().map(|&at| &self.model.sites.specs()[at]);
+        Ok(specs.any(|spec| self.wants(spec)))
     }
 
     fn handle(&mut self, node: Node) -> Result<(), Failure> {
-        match node.role(self.biases) {
-            None => Ok(()),
-            Some(Role::Stage(stage, layer)) => {
-                let site = Site { step: self.step, layer, stage };
-                self.stage(site, node)
-            }
-            Some(Role::Scores(layer)) => {
-                let key_cache = node.source(0);
-                self.cache(self.at(layer, Stage::KCache), key_cache, false)?;
-                self.scores(layer, node)
-            }
-            Some(Role::Probs(layer)) => self.probs(layer, node),
-            Some(Role::Values(layer)) => {
-                self.cache(self.at(layer, Stage::VCache), node.source(0), true)
+        let Some(id) = self.current else { return Ok(()) };
+        let model = self.model;
+        for &at in model.read_at(id) {
+            let spec = &model.sites.specs()[at];
+            if self.wants(spec) {
+                self.site(spec, node)?;
             }
         }
-    }
-
-    /// A tensor whose elements already lie in the stage's order.
-    fn stage(&mut self, site: Site, node: Node) -> Result<(), Failure> {
-        let shape = self.config.shape(site.stage, self.tokens, self.positions);
-        let wanted: usize = shape.iter().product();
-        let found: usize = node.ne().iter().product();
-        if found != wanted {
-            let detail = format!("node {} has {found} elements, not {wanted}", node.name());
-            return Err(Failure::Node { site, detail });
-        }
-        self.check_readable(site, node)?;
-        let mut data = node.read();
-        let row_length = *shape.last().expect("every stage has axes");
-        if let (Some(noise), Stage::QRope | Stage::KRope) = (self.noise, site.stage) {
-            noise.turn(self.config, self.positions - self.tokens, shape[1], &mut data);
-        }
-        if self.add_noise(site, &mut data, row_length) {
-            node.write(&data);
-        }
-        self.put(site, Tensor::new(shape, data))
-    }
-
-    /// kq: [padded P, T, Hq], not scaled yet.
-    fn scores(&mut self, layer: u32, node: Node) -> Result<(), Failure> {
-        let site = self.at(layer, Stage::Scores);
-        let [padded, tokens, heads, _] = node.ne();
-        if padded < self.positions || tokens != self.tokens || heads != self.config.n_head {
-            let detail = format!("node {} has shape {:?}", node.name(), node.ne());
-            return Err(Failure::Node { site, detail });
-        }
-        self.check_readable(site, node)?;
-        let rows = self.read_rows(site, node);
-        self.raw_scores = Some((layer, rows));
         Ok(())
     }
 
-    /// kq_soft_max: [padded P, T, Hq], and the scale of the scores.
-    fn probs(&mut self, layer: u32, node: Node) -> Result<(), Failure> {
-        let site = self.at(layer, Stage::Probs);
-        self.check_readable(site, node)?;
-        let queries = self.sink.queries(site).map_or(self.tokens, <[usize]>::len);
-        let shape = (queries, self.config.n_head, self.positions);
-        if let Some((of_layer, raw)) = self.raw_scores.take()
-            && of_layer == layer
-        {
-            let scores = heads_first_to_tokens(&raw, shape, node.float_param(0));
-            self.put(self.at(layer, Stage::Scores), scores)?;
-        }
-        let rows = self.read_rows(site, node);
-        self.put(site, heads_first_to_tokens(&rows, shape, 1.0))
-    }
-
-    /// The first P elements of each wanted row of a padded [P, T, Hq] node, with this run's noise, which
-    /// is written back.
-    fn read_rows(&self, site: Site, node: Node) -> Vec<f32> {
-        let queries = self.sink.queries(site);
-        if let (Some(queries), None) = (queries, self.noise) {
-            let counts = [self.positions, queries.len(), self.config.n_head, 1];
-            return node.read_rows(counts, Some(queries));
-        }
-        let mut cropped = node.read_part([self.positions, self.tokens, self.config.n_head, 1]);
-        if self.add_noise(site, &mut cropped, self.positions) {
-            let mut whole = node.read();
-            let rows = whole.chunks_exact_mut(node.ne()[0]);
-            for (row, noisy) in rows.zip(cropped.chunks_exact(self.positions)) {
-                row[..self.positions].copy_from_slice(noisy);
-            }
-            node.write(&whole);
-        }
-        let Some(queries) = queries else { return cropped };
-        let heads = cropped.chunks_exact(self.tokens * self.positions);
-        let of_head = |head: &[f32]| {
-            let rows: Vec<&[f32]> = head.chunks_exact(self.positions).collect();
-            queries.iter().map(|&query| rows[query]).collect::<Vec<_>>().concat()
+    /// The tensor of a site, when the node that finds it in place is computed.
+    fn site(&mut self, spec: &SiteSpec, node: Node) -> Result<(), Failure> {
+        let site = spec.site(self.shape.step);
+        let own = if spec.node == spec.reader {
+            Some(node)
+        } else {
+            let sources = &self.model.graph.node(spec.reader).sources;
+            let place = sources.iter().position(|&source| source == Some(spec.node));
+            place.and_then(|place| node.source(place))
         };
-        heads.flat_map(of_head).collect()
-    }
-
-    /// A cache view: keys as [D, padded P, Hk], values transposed as [padded P, D, Hk].
-    fn cache(&mut self, site: Site, node: Option<Node>, transposed: bool) -> Result<(), Failure> {
-        if !self.sink.wants(site) {
-            return Ok(());
-        }
-        let (heads, dim) = (self.config.n_head_kv, self.config.head_dim);
-        let positions = self.positions;
-        let missing = || Failure::Node { site, detail: "the node has no source".to_string() };
-        let node = node.ok_or_else(missing)?;
-        self.check_readable(site, node)?;
-        let counts = match transposed {
-            true => [positions, dim, heads, 1],
-            false => [dim, positions, heads, 1],
-        };
-        if counts.iter().zip(node.ne()).any(|(&wanted, found)| found < wanted) {
-            let detail = format!("the cache view has shape {:?}", node.ne());
+        let own = own.ok_or_else(|| {
+            let detail = format!("node {} does not read it", node.name());
+            Failure::Node { site, detail }
+        })?;
+        let shape = spec.shape(self.shape.tokens, self.shape.positions);
+        let tokens = self.sink.queries(site);
+        let all = Elements { site: spec, shape, tokens: None };
+        if !own.has(&all) {
+            let detail = format!("node {} has shape {:?}", own.name(), own.ne());
             return Err(Failure::Node { site, detail });
         }
-        let values = node.read_part(counts);
-        let mut data = pool::memory(positions * heads * dim);
-        for head in 0..heads {
-            for position in 0..positions {
-                for d in 0..dim {
-                    let from = match transposed {
-                        true => (head * dim + d) * positions + position,
-                        false => (head * positions + position) * dim + d,
-                    };
-                    data[(position * heads + head) * dim + d] = values[from];
-                }
-            }
-        }
-        self.put(site, Tensor::new([positions, heads, dim], data))
-    }
-
-    fn check_readable(&self, site: Site, node: Node) -> Result<(), Failure> {
-        if node.is_readable() {
-            return Ok(());
-        }
-        let detail = format!("node {} is neither f32 nor f16", node.name());
-        Err(Failure::Node { site, detail })
-    }
-
-    /// Adds the noise of a site, if this run has noise.
-    fn add_noise(&self, site: Site, values: &mut [f32], row_length: usize) -> bool {
-        let Some(noise) = self.noise else { return false };
-        let amplitude = noise.amplitude(self.config, site.stage, self.positions);
-        noise.add_to(site, amplitude, values, row_length);
-        true
-    }
-
-    fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Failure> {
+        self.change(site, &all, own);
         if !self.sink.wants(site) {
             return Ok(());
         }
+        let tensor = own.read(&Elements { tokens, ..all });
         *self.seen.entry(site).or_default() += 1;
         self.sink.put(site, tensor).map_err(|Stopped| Failure::Stopped)
+    }
+
+    /// Adds this run's noise, or forces a choice.
+    fn change(&self, site: Site, elements: &Elements<'_>, node: Node) {
+        let forced = self.changes.routing.and_then(|routing| routing.get(&site));
+        if let Some(forced) = forced.filter(|forced| forced.shape == elements.shape) {
+            node.write(elements, &forced.data);
+        }
+        let Some(noise) = self.changes.noise.filter(|_| !node.is_integer()) else { return };
+        let StepShape { tokens, positions, .. } = self.shape;
+        let is_first = tokens == positions;
+        let extent = Extent { tokens, cells: positions, is_first };
+        let place = Place { graph: &self.model.graph, spec: elements.site, extent };
+        let mut tensor = node.read(elements);
+        if noise.change(site, place, &mut tensor) {
+            node.write(elements, &tensor.data);
+        }
     }
 }
 
 /// llama.cpp's `cb_eval`. `user_data` points to a pointer to the [`Capture`] of the step.
-pub unsafe extern "C" fn on_node(
+unsafe extern "C" fn on_node(
     tensor: *mut sys::ggml_tensor,
     ask: bool,
     user_data: *mut c_void,
@@ -250,9 +183,8 @@ pub unsafe extern "C" fn on_node(
     let capture = unsafe { (*user_data.cast::<*mut Capture<'_>>()).as_mut() };
     let Some(capture) = capture.filter(|capture| capture.failure.is_none()) else { return false };
     let node = Node(tensor);
-    let handled = catch_unwind(AssertUnwindSafe(|| match ask {
-        true => Ok(capture.needs(node)),
-        false => capture.handle(node).map(|()| true),
+    let handled = catch_unwind(AssertUnwindSafe(|| {
+        if ask { capture.needs(node) } else { capture.handle(node).map(|()| true) }
     }));
     let failure = match handled {
         Ok(Ok(answer)) => return answer,
@@ -268,8 +200,10 @@ pub unsafe extern "C" fn on_node(
 }
 
 /// llama.cpp's `abort_callback`: ends the decode once a capture has failed or was stopped.
-pub unsafe extern "C" fn is_over(user_data: *mut c_void) -> bool {
+unsafe extern "C" fn is_over(user_data: *mut c_void) -> bool {
     // SAFETY: as in `on_node`.
     let capture = unsafe { (*user_data.cast::<*mut Capture<'_>>()).as_ref() };
     capture.is_some_and(|capture| capture.failure.is_some())
 }
+
+pub const HOOKS: Hooks = Hooks { on_node, is_over };

@@ -1,13 +1,19 @@
 //! llama.cpp as the reference: the same prompt, every tensor through its graph callback.
 
 mod callback;
+mod context;
+mod import;
 mod node;
 mod noise;
+mod routing;
 mod session;
 mod threads;
 mod vocabulary;
 mod widen;
 
-pub use noise::{Amplitude, Noise};
+pub use callback::Changes;
+pub use import::SequenceInputs;
+pub use noise::{Amplitude, Noise, Place};
+pub use routing::{Routing, RoutingSink, is_choice};
 pub use session::{Precision, Reference, ReferenceError, ReferenceOptions, Session};
 pub use vocabulary::Vocabulary;

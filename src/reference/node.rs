@@ -1,4 +1,4 @@
-//! Which graph node is which site, and how its values are read.
+//! A node of llama.cpp's graph while it is computed: its values read and written.
 
 use std::ffi::CStr;
 
@@ -6,37 +6,34 @@ use llama_cpp_sys_2 as sys;
 
 use crate::{
     core::{pool, tensor::Tensor},
-    graph::site::Stage,
+    graph::{Op, SiteSpec},
 };
 
 /// A node of llama.cpp's graph, alive for one callback.
 #[derive(Clone, Copy)]
 pub struct Node(pub *mut sys::ggml_tensor);
 
-/// What a node holds for us.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Role {
-    /// The tensor of a stage, elements in the stage's own order.
-    Stage(Stage, Option<u32>),
-    /// kq: unscaled padded scores; its first source is the key cache.
-    Scores(u32),
-    /// kq_soft_max: padded probs, and the scale of the scores in its parameters.
-    Probs(u32),
-    /// kqv: its first source is the value cache, transposed.
-    Values(u32),
+/// Which elements of a node are read: those of a site, in the site's order.
+pub struct Elements<'a> {
+    pub site: &'a SiteSpec,
+    pub shape: Vec<usize>,
+    /// The tokens whose rows are read; `None` means all.
+    pub tokens: Option<&'a [usize]>,
 }
 
-/// Which optional biases a layer has: the site is after the bias.
-#[derive(Clone, Debug, Default)]
-pub struct Biases {
-    pub q: Vec<bool>,
-    pub k: Vec<bool>,
-    pub v: Vec<bool>,
-    pub o: Vec<bool>,
-    pub gate: Vec<bool>,
-    pub up: Vec<bool>,
-    pub down: Vec<bool>,
-    pub output: bool,
+impl Elements<'_> {
+    fn is_chosen(&self, token: usize) -> bool {
+        self.tokens.is_none_or(|tokens| tokens.contains(&token))
+    }
+
+    /// The shape of what is read.
+    pub fn read_shape(&self) -> Vec<usize> {
+        let mut shape = self.shape.clone();
+        if let (Some(tokens), Some(rows)) = (self.tokens, shape.first_mut()) {
+            *rows = tokens.len();
+        }
+        shape
+    }
 }
 
 impl Node {
@@ -51,9 +48,10 @@ impl Node {
         unsafe { CStr::from_ptr(name.as_ptr()) }.to_str().unwrap_or("")
     }
 
-    fn op(&self) -> &'static str {
+    /// Whether it computes what the graph says.
+    pub fn is(&self, op: &Op) -> bool {
         // SAFETY: the tensor is live; ggml returns a static string.
-        unsafe { CStr::from_ptr(sys::ggml_op_desc(self.0)) }.to_str().unwrap_or("")
+        unsafe { CStr::from_ptr(sys::ggml_op_desc(self.0)) }.to_str() == Ok(op.name())
     }
 
     /// A source of the node.
@@ -67,158 +65,130 @@ impl Node {
         self.tensor().ne.map(|n| n as usize)
     }
 
-    /// A float parameter of the operation.
-    pub fn float_param(&self, index: usize) -> f32 {
-        f32::from_bits(self.tensor().op_params[index] as u32)
-    }
-
-    /// The role of this node in a graph of llama, qwen2 or qwen3.
-    pub fn role(&self, biases: &Biases) -> Option<Role> {
-        let (name, op) = (self.name(), self.op());
-        let (base, layer) = match name.rsplit_once('-') {
-            Some((base, layer)) => (base, layer.parse::<u32>().ok()),
-            None => (name, None),
-        };
-        if op == "MUL_MAT"
-            && let Some(role) = self.weight_role(biases)
-        {
-            return Some(role);
+    /// Whether it has the elements of a site, and they are numbers.
+    pub fn has(&self, elements: &Elements<'_>) -> bool {
+        let mut last = [0; 4];
+        for (axis, &n) in elements.site.axes.iter().zip(&elements.shape) {
+            last[axis.along] += n.saturating_sub(1) * axis.step;
         }
-        let at = |stage| Some(Role::Stage(stage, layer));
-        let has = |list: &[bool]| layer.is_some_and(|l| list.get(l as usize) == Some(&true));
-        match (base, op) {
-            ("embd", "GET_ROWS") => Some(Role::Stage(Stage::Embd, None)),
-            ("attn_norm", "MUL") => at(Stage::AttnNorm),
-            ("Qcur", "ADD") if has(&biases.q) => at(Stage::Q),
-            ("Kcur", "ADD") if has(&biases.k) => at(Stage::K),
-            ("Vcur", "ADD") if has(&biases.v) => at(Stage::V),
-            ("Qcur_normed", "MUL") => at(Stage::QNorm),
-            ("Kcur_normed", "MUL") => at(Stage::KNorm),
-            ("Qcur", "ROPE") => at(Stage::QRope),
-            ("Kcur", "ROPE") => at(Stage::KRope),
-            ("kq", "MUL_MAT") => layer.map(Role::Scores),
-            ("kq_soft_max", "SOFT_MAX") => layer.map(Role::Probs),
-            ("kqv", "MUL_MAT") => layer.map(Role::Values),
-            ("kqv_out", "CONT") => at(Stage::AttnOut),
-            ("ffn_inp", "ADD") => at(Stage::AttnResidual),
-            ("ffn_norm", "MUL") => at(Stage::FfnNorm),
-            ("ffn_gate_b", "ADD") => at(Stage::FfnGate),
-            ("ffn_up_b", "ADD") => at(Stage::FfnUp),
-            ("ffn_swiglu", _) => at(Stage::FfnAct),
-            ("l_out", "ADD") => at(Stage::LayerOut),
-            ("result_norm", "MUL") => Some(Role::Stage(Stage::FinalNorm, None)),
-            ("result_output", "ADD") if biases.output => Some(Role::Stage(Stage::Logits, None)),
-            (_, "ADD") => self.bias_role(biases),
-            _ => None,
-        }
+        let is_number = matches!(
+            self.tensor().type_,
+            sys::GGML_TYPE_F32
+                | sys::GGML_TYPE_F16
+                | sys::GGML_TYPE_BF16
+                | sys::GGML_TYPE_I32
+                | sys::GGML_TYPE_I64
+        );
+        is_number && last.iter().zip(self.ne()).all(|(&last, n)| last < n)
     }
 
-    /// The role of a product with a weight that has no bias after it.
-    fn weight_role(&self, biases: &Biases) -> Option<Role> {
-        let source = self.source(0)?;
-        let weight = source.name();
-        if self.name() == "result_output" {
-            return (!biases.output).then_some(Role::Stage(Stage::Logits, None));
-        }
-        let (layer, part) = weight.strip_prefix("blk.")?.split_once('.')?;
-        let layer: u32 = layer.parse().ok()?;
-        let (stage, biases) = match part {
-            "attn_q.weight" => (Stage::Q, &biases.q),
-            "attn_k.weight" => (Stage::K, &biases.k),
-            "attn_v.weight" => (Stage::V, &biases.v),
-            "attn_output.weight" => (Stage::OProj, &biases.o),
-            "ffn_gate.weight" => (Stage::FfnGate, &biases.gate),
-            "ffn_up.weight" => (Stage::FfnUp, &biases.up),
-            "ffn_down.weight" => (Stage::FfnDown, &biases.down),
-            _ => return None,
-        };
-        let has_bias = biases.get(layer as usize) == Some(&true);
-        (!has_bias).then_some(Role::Stage(stage, Some(layer)))
+    /// Whether its numbers are ids, not results of arithmetic.
+    pub fn is_integer(&self) -> bool {
+        matches!(self.tensor().type_, sys::GGML_TYPE_I32 | sys::GGML_TYPE_I64)
     }
 
-    /// The role of an addition whose second source is the bias of an otherwise unnamed product.
-    fn bias_role(&self, biases: &Biases) -> Option<Role> {
-        let source = self.source(1)?;
-        let (layer, part) = source.name().strip_prefix("blk.")?.split_once('.')?;
-        let layer: u32 = layer.parse().ok()?;
-        let has = |list: &[bool]| list.get(layer as usize) == Some(&true);
-        let stage = match part {
-            "attn_output.bias" if has(&biases.o) => Stage::OProj,
-            "ffn_down.bias" if has(&biases.down) => Stage::FfnDown,
-            _ => return None,
-        };
-        Some(Role::Stage(stage, Some(layer)))
-    }
-
-    /// Every element in ggml's order (first axis fastest), through the strides, widened to f32.
-    pub fn read(&self) -> Vec<f32> {
-        let [n0, n1, n2, n3] = self.ne();
-        self.read_part([n0, n1, n2, n3])
-    }
-
-    /// The elements below `counts` of each axis, in ggml's order, through the strides.
-    pub fn read_part(&self, counts: [usize; 4]) -> Vec<f32> {
-        self.read_rows(counts, None)
-    }
-
-    /// The same, or of the second axis those that are listed, `counts[1]` of them.
-    pub fn read_rows(&self, counts: [usize; 4], listed: Option<&[usize]>) -> Vec<f32> {
+    /// The elements of a site, times its factor. [`Node::has`] holds for them.
+    pub fn read(&self, elements: &Elements<'_>) -> Tensor {
         let tensor = self.tensor();
         // SAFETY: the tensor is live.
         let bytes = unsafe { sys::ggml_nbytes(self.0) };
         // SAFETY: the reference runs on the CPU backend, where the computed tensor's span of bytes lies at
         // `data` until the next node is computed, which is after the callback.
         let raw: &[u8] = unsafe { std::slice::from_raw_parts(tensor.data.cast(), bytes) };
-        let half = tensor.type_ == sys::GGML_TYPE_F16;
-        let element = |at: usize| match half {
-            true => half::f16::from_le_bytes([raw[at], raw[at + 1]]).to_f32(),
-            false => f32::from_le_bytes(raw[at..at + 4].try_into().expect("four bytes")),
-        };
-        let [c0, c1, c2, c3] = counts;
-        let nb = tensor.nb;
-        let rows_are_dense = !half && nb[0] == size_of::<f32>();
-        let mut values = pool::memory(c0 * c1 * c2 * c3);
-        for (row, to) in values.chunks_exact_mut(c0.max(1)).enumerate() {
-            let (i1, i2, i3) = (row % c1, row / c1 % c2, row / (c1 * c2));
-            let i1 = listed.map_or(i1, |listed| listed[i1]);
-            let from = i1 * nb[1] + i2 * nb[2] + i3 * nb[3];
-            if rows_are_dense {
-                bytemuck::cast_slice_mut(to).copy_from_slice(&raw[from..from + 4 * c0]);
+        let shape = elements.read_shape();
+        let mut values = pool::memory(shape.iter().product());
+        let mut at = 0;
+        self.each_run(elements, |from, length, stride| {
+            let to = &mut values[at..at + length];
+            at += length;
+            if tensor.type_ == sys::GGML_TYPE_F32 && stride == size_of::<f32>() {
+                bytemuck::cast_slice_mut(to).copy_from_slice(&raw[from..from + 4 * length]);
             } else {
-                to.iter_mut().enumerate().for_each(|(i0, to)| *to = element(from + i0 * nb[0]));
+                for (i, to) in to.iter_mut().enumerate() {
+                    *to = number(&raw[from + i * stride..], tensor.type_);
+                }
+            }
+        });
+        if elements.site.factor != 1.0 {
+            values.iter_mut().for_each(|value| *value *= elements.site.factor);
+        }
+        Tensor::new(shape, values)
+    }
+
+    /// Replaces the elements of a site; `values` are in its order, times its factor.
+    pub fn write(&self, elements: &Elements<'_>, values: &[f32]) {
+        let (data, ggml_type) = (self.tensor().data.cast::<u8>(), self.tensor().type_);
+        let mut at = 0;
+        self.each_run(elements, |from, length, stride| {
+            for (i, &value) in values[at..at + length].iter().enumerate() {
+                let value = value / elements.site.factor;
+                // SAFETY: `has` holds for the elements, so the place lies in the tensor, which is the
+                // reference's own: nothing else reads or writes it during the callback.
+                unsafe { store(data.add(from + i * stride), value, ggml_type) };
+            }
+            at += length;
+        });
+    }
+
+    /// Calls `of` with the first byte, the elements and the stride of each run along the last axis.
+    fn each_run(&self, elements: &Elements<'_>, mut of: impl FnMut(usize, usize, usize)) {
+        let nb = self.tensor().nb;
+        let strides: Vec<usize> =
+            elements.site.axes.iter().map(|axis| axis.step * nb[axis.along]).collect();
+        let Some((&length, outer)) = elements.shape.split_last() else { return };
+        let last = strides[outer.len()];
+        let mut index = vec![0; outer.len()];
+        for _ in 0..outer.iter().product::<usize>() {
+            let chosen = index.first().is_none_or(|&token| elements.is_chosen(token));
+            if chosen && length > 0 {
+                of(index.iter().zip(&strides).map(|(i, stride)| i * stride).sum(), length, last);
+            }
+            for (i, &n) in index.iter_mut().zip(outer).rev() {
+                *i += 1;
+                if *i < n {
+                    break;
+                }
+                *i = 0;
             }
         }
-        values
-    }
-
-    /// Replaces every element, in ggml's order. The tensor must be contiguous f32.
-    pub fn write(&self, values: &[f32]) {
-        let bytes: &[u8] = bytemuck::cast_slice(values);
-        // SAFETY: the tensor is live and as long as `values`, which is read from it.
-        unsafe { sys::ggml_backend_tensor_set(self.0, bytes.as_ptr().cast(), 0, bytes.len()) };
-    }
-
-    /// Whether the elements can be read as numbers: f32 or f16.
-    pub fn is_readable(&self) -> bool {
-        matches!(self.tensor().type_, sys::GGML_TYPE_F32 | sys::GGML_TYPE_F16)
     }
 }
 
-/// (T, H, P) from ggml's [padded, T, H] order, cropped and scaled.
-pub fn heads_first_to_tokens(
-    values: &[f32],
-    (tokens, heads, positions): (usize, usize, usize),
-    scale: f32,
-) -> Tensor {
-    let mut data = pool::memory(tokens * heads * positions);
-    for head in 0..heads {
-        for token in 0..tokens {
-            let from = (head * tokens + token) * positions;
-            let to = (token * heads + head) * positions;
-            for key in 0..positions {
-                data[to + key] = values[from + key] * scale;
+/// The number that begins there.
+fn number(bytes: &[u8], ggml_type: sys::ggml_type) -> f32 {
+    fn first<const N: usize>(bytes: &[u8]) -> [u8; N] {
+        *bytes.first_chunk().expect("an element lies within its tensor")
+    }
+    match ggml_type {
+        sys::GGML_TYPE_F16 => half::f16::from_le_bytes(first(bytes)).to_f32(),
+        sys::GGML_TYPE_BF16 => half::bf16::from_le_bytes(first(bytes)).to_f32(),
+        sys::GGML_TYPE_I32 => i32::from_le_bytes(first(bytes)) as f32,
+        sys::GGML_TYPE_I64 => i64::from_le_bytes(first(bytes)) as f32,
+        _ => f32::from_le_bytes(first(bytes)),
+    }
+}
+
+/// Stores a number.
+///
+/// # Safety
+/// An element of that type may be written there.
+unsafe fn store(to: *mut u8, value: f32, ggml_type: sys::ggml_type) {
+    // SAFETY: as the caller promises; no alignment is asked for.
+    unsafe {
+        match ggml_type {
+            sys::GGML_TYPE_F16 => {
+                to.cast::<[u8; 2]>().write_unaligned(half::f16::from_f32(value).to_le_bytes());
             }
+            sys::GGML_TYPE_BF16 => {
+                to.cast::<[u8; 2]>().write_unaligned(half::bf16::from_f32(value).to_le_bytes());
+            }
+            sys::GGML_TYPE_I32 => {
+                to.cast::<[u8; 4]>().write_unaligned((value as i32).to_le_bytes());
+            }
+            sys::GGML_TYPE_I64 => {
+                to.cast::<[u8; 8]>().write_unaligned((value as i64).to_le_bytes());
+            }
+            _ => to.cast::<[u8; 4]>().write_unaligned(value.to_le_bytes()),
         }
     }
-    Tensor::new([tokens, heads, positions], data)
 }

@@ -6,10 +6,9 @@ use crate::{
     core::{
         arithmetic::Arithmetic,
         random::{self, splitmix64},
-        tensor::DType,
+        tensor::{DType, Tensor},
     },
-    graph::site::{Site, Stage},
-    model::{Config, rope_angle, rope_pair},
+    graph::{Extent, Graph, Node, Op, RopeParams, SiteSpec, site::Site},
 };
 
 /// How large the noise on one stage is.
@@ -30,56 +29,123 @@ pub struct Noise {
     pub weights_are_rounded: bool,
 }
 
+/// A site in a step of a graph.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    pub graph: &'a Graph,
+    pub spec: &'a SiteSpec,
+    pub extent: Extent,
+}
+
+impl Place<'_> {
+    /// The first node of the site's operation.
+    fn main(&self) -> &Node {
+        let mut node = self.graph.node(self.spec.node);
+        while node.op != self.spec.op {
+            let Some(source) = node.source(0) else { break };
+            node = self.graph.node(source);
+        }
+        node
+    }
+
+    /// Elements along an axis of a source of the operation.
+    fn source_length(&self, source: usize, axis: usize) -> usize {
+        let source = self.main().source(source).map(|source| self.graph.node(source));
+        source.map_or(1, |node| node.sizes(self.extent).ne[axis])
+    }
+
+    /// Terms summed to make one element; 1 where there is no sum.
+    fn terms(&self) -> usize {
+        let op = &self.spec.op;
+        match op {
+            Op::OutProd => self.source_length(0, 1),
+            Op::SsmConv => self.source_length(1, 0),
+            Op::SoftMax | Op::SumRows | Op::Mean | Op::CumSum => self.source_length(0, 0),
+            Op::SsmScan | Op::GatedDeltaNet | Op::GatedLinearAttention => {
+                self.source_length(0, 0) + self.extent.tokens
+            }
+            Op::RwkvWkv6 | Op::RwkvWkv7 => self.source_length(0, 0) + self.extent.tokens,
+            _ if op.is_product() || op.is_norm() => self.source_length(0, 0),
+            _ => 1,
+        }
+    }
+
+    /// Whether the operation reads a matrix of the model.
+    fn reads_a_matrix(&self) -> bool {
+        let op = &self.spec.op;
+        let by_weight = self.spec.weight.is_some();
+        by_weight && (op.is_product() || matches!(op, Op::GetRows))
+    }
+
+    /// Whether the values are those that other operations left there.
+    fn is_copy(&self) -> bool {
+        self.spec.node != self.spec.reader
+            || self.spec.op.is_layout()
+            || matches!(self.spec.op, Op::GetRows | Op::Concat | Op::Repeat)
+                && !self.reads_a_matrix()
+    }
+}
+
 impl Noise {
-    /// The amplitude for a stage with `positions` in the cache.
+    /// The amplitude for a site.
     ///
     /// Storage rounds each element by at most u_storage of itself. A sum of n products rounds by
     /// about sqrt(n) u_accumulator of the size of its terms, which a row's root mean square stands
     /// for: rounding errors of a sum add up like a random walk (Higham and Mary, 2019). A weight
     /// rounded to a narrower type adds its own unit roundoff, again relative to the row. The caches
     /// hold what k_rope and v already are, so they get none.
-    pub fn amplitude(&self, config: &Config, stage: Stage, positions: usize) -> Amplitude {
-        let op = self.arithmetic.of(stage);
-        if matches!(stage, Stage::KCache | Stage::VCache) {
+    pub fn amplitude(&self, place: Place<'_>) -> Amplitude {
+        let op = self.arithmetic.of(place.spec.stage);
+        if place.is_copy() {
             return Amplitude { relative: 0.0, additive: 0.0 };
         }
-        let terms = config.sum_length(stage, positions);
-        let mut additive = match terms {
+        let mut additive = match place.terms() {
             1 => 0.0,
-            _ => (terms as f64).sqrt() * op.accumulator.unit_roundoff(),
+            terms => (terms as f64).sqrt() * op.accumulator.unit_roundoff(),
         };
-        if self.weights_are_rounded && multiplies_a_matrix(stage) {
+        if self.weights_are_rounded && place.reads_a_matrix() {
             additive += self.arithmetic.weights.unit_roundoff();
         }
         let mut relative = op.storage.unit_roundoff();
-        if stage == Stage::Embd && self.arithmetic.weights == DType::F32 {
+        if place.spec.op == Op::GetRows && self.arithmetic.weights == DType::F32 {
             relative = 0.0; // rows are copied
         }
-        if matches!(stage, Stage::Probs) {
+        if place.spec.op == Op::SoftMax {
             // The exponential turns an absolute error of a score into a relative one.
             relative += 4.0 * op.accumulator.unit_roundoff();
         }
         Amplitude { relative, additive }
     }
 
-    /// Turns each pair of a rope stage by the rounding of its angle; `values` are (T, H, D), of
-    /// tokens from `first_position` on.
+    /// Changes a site's tensor by this run's noise; whether anything is changed.
+    pub fn change(&self, site: Site, place: Place<'_>, tensor: &mut Tensor) -> bool {
+        let turns = place.spec.op == Op::Rope && self.turn(place, tensor);
+        let amplitude = self.amplitude(place);
+        let row_length = tensor.shape.last().copied().unwrap_or(1);
+        self.add_to(site, amplitude, &mut tensor.data, row_length);
+        turns || amplitude.relative != 0.0 || amplitude.additive != 0.0
+    }
+
+    /// Turns each pair that a ROPE node rotated by the rounding of its angle; the tensor is (T, H, D).
     ///
     /// The frequency of pair i is theta to a power, in f32 whatever the storage: i products, or one
     /// function with a rounded exponent. It is off alike for every token, head and layer, so the angle
     /// is off by some i u of itself, which grows with the position; that of pair 0 is the position.
     /// Scaled frequencies (llama 3) are lower than taken here, but not those of the largest angles.
-    pub fn turn(&self, config: &Config, first_position: usize, heads: usize, values: &mut [f32]) {
-        let (dim, theta) = (config.head_dim, f64::from(config.rope_theta));
-        let elements = rope_pair(config.rope_pairs, dim);
-        let key = random::key(self.seed, "the frequencies of rope");
-        for (row, token) in values.chunks_exact_mut(heads * dim).enumerate() {
-            for pair in 1..dim / 2 {
-                let sign = if splitmix64(key, pair as u64) & 1 == 0 { 1.0 } else { -1.0 };
+    fn turn(&self, place: Place<'_>, tensor: &mut Tensor) -> bool {
+        let rope = RopeParams::of(place.main().params(place.extent));
+        let [_, heads, dim] = tensor.shape[..] else { return false };
+        let n = rope.dims.min(dim);
+        let random = random::key(self.seed, "the frequencies of rope");
+        let first_position = place.extent.cells - place.extent.tokens;
+        for (row, token) in tensor.data.chunks_exact_mut(heads * dim).enumerate() {
+            for pair in 1..n / 2 {
+                let is_positive = splitmix64(random, pair as u64) & 1 == 0;
+                let sign = if is_positive { 1.0 } else { -1.0 };
                 let off = sign * pair as f64 * DType::F32.unit_roundoff();
-                let angle = rope_angle(theta, (first_position + row) as f64, pair, dim);
+                let angle = rope.angle((first_position + row) as f64, pair);
                 let (sine, cosine) = (angle * off).sin_cos();
-                let (first, second) = elements(pair);
+                let (first, second) = rope.elements(pair);
                 for head in token.chunks_exact_mut(dim) {
                     let (a, b) = (f64::from(head[first]), f64::from(head[second]));
                     head[first] = (a * cosine - b * sine) as f32;
@@ -87,6 +153,7 @@ impl Noise {
                 }
             }
         }
+        n > 2
     }
 
     /// Adds the noise of a site to its tensor; a row is `row_length` elements.
@@ -108,9 +175,4 @@ impl Noise {
             }
         });
     }
-}
-
-fn multiplies_a_matrix(stage: Stage) -> bool {
-    use Stage::*;
-    matches!(stage, Embd | Q | K | V | OProj | FfnGate | FfnUp | FfnDown | Logits)
 }

@@ -1,27 +1,26 @@
 //! A loaded reference model, and decoding sessions on it.
 
-use std::{path::PathBuf, ptr::NonNull};
+use std::{path::PathBuf, sync::Arc};
 
-use llama_cpp_2::{
-    model::{LlamaModel, params::LlamaModelParams},
-    token::LlamaToken,
+use super::{
+    Noise,
+    callback::{Capture, Changes, Failure, HOOKS, StepShape},
+    context::{Context, ContextSpec, Hooks},
+    import::{self, IMPORT_POSITIONS, Importer, SequenceInputs},
+    widen,
 };
-use llama_cpp_sys_2 as sys;
-
 use crate::{
     core::{
+        cache,
         exit::Exit,
         sink::{Choice, Sink, Stopped},
     },
-    graph::site::Site,
-    model::{Config, Model, gguf::WriteError, llama},
-    reference::{
-        Noise,
-        callback::{Capture, Failure, is_over, on_node},
-        node::Biases,
-        threads::Threads,
-        widen,
-    },
+    graph::{ModelGraph, site::Site},
+    model::{ModelFile, gguf::WriteError, llama},
+};
+use llama_cpp_2::{
+    model::{LlamaModel, params::LlamaModelParams},
+    token::LlamaToken,
 };
 
 /// What llama.cpp computes with.
@@ -64,6 +63,8 @@ pub enum ReferenceError {
     Matches { site: Site, found: u32 },
     #[error("{site} of llama.cpp: {detail}; leave the site out with --sites")]
     Node { site: Site, detail: String },
+    #[error("llama.cpp's graph cannot be read: {detail}; please report the model")]
+    Import { detail: String },
     #[error("internal error in the graph callback: {0}; please report it")]
     Panic(String),
     #[error(transparent)]
@@ -76,7 +77,7 @@ impl ReferenceError {
         use ReferenceError::*;
         match self {
             Panic(_) => Exit::Internal,
-            Matches { .. } | Node { .. } => Exit::NotMeasured,
+            Matches { .. } | Node { .. } | Import { .. } => Exit::NotMeasured,
             Load { .. } | Widen(_) | Context { .. } | Decode { .. } | Stopped(_) => Exit::BadInput,
         }
     }
@@ -85,39 +86,44 @@ impl ReferenceError {
 /// A model loaded in llama.cpp. Sessions on it may run in several threads.
 pub struct Reference {
     model: LlamaModel,
-    config: Config,
-    biases: Biases,
+    graph: Arc<ModelGraph>,
     options: ReferenceOptions,
     threads: i32,
+    /// Identifies the model's file.
+    hash: String,
+    architecture: String,
 }
 
 impl Reference {
-    /// Loads a model, making its f32 copy first where the precision asks for one.
-    pub fn load(model: &Model, options: ReferenceOptions) -> Result<Reference, ReferenceError> {
+    /// Loads a model, making its f32 copy first where the precision asks for one, and reads its graph.
+    pub fn load(file: &ModelFile, options: ReferenceOptions) -> Result<Reference, ReferenceError> {
         let path = match options.precision {
-            Precision::F32 => widen::widened(model)?,
-            Precision::Native => model.path.clone(),
+            Precision::F32 => widen::widened(file)?,
+            Precision::Native => file.path.clone(),
         };
         let backend = llama::backend();
         llama::take_errors();
         let params = LlamaModelParams::default().with_n_gpu_layers(0);
-        let loaded = LlamaModel::load_from_file(backend, &path, &params).map_err(|error| {
+        let model = LlamaModel::load_from_file(backend, &path, &params).map_err(|error| {
             let errors = llama::take_errors();
             let detail = if errors.is_empty() { error.to_string() } else { errors };
             ReferenceError::Load { path: path.clone(), detail }
         })?;
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        let small = model.parameters() < SMALL_MODEL_PARAMETERS;
+        let small = file.parameters() < SMALL_MODEL_PARAMETERS;
         // A quarter of the cores is left to the comparison: llama.cpp's threads wait busily, and a core
         // that two of them share stops all.
         let threads = options.threads.unwrap_or(if small { 1 } else { cores - cores / 4 });
-        Ok(Reference {
-            model: loaded,
-            config: model.config.clone(),
-            biases: biases(model),
+        let mut reference = Reference {
+            model,
+            graph: Arc::default(),
             options,
             threads: threads as i32,
-        })
+            hash: file.hash(),
+            architecture: file.architecture.clone(),
+        };
+        reference.graph = reference.graph_for(IMPORT_POSITIONS)?;
+        Ok(reference)
     }
 
     /// The token ids of a text, with the special tokens that the model's tokenizer adds.
@@ -146,6 +152,63 @@ impl Reference {
         self.options
     }
 
+    /// The model's graph and sites.
+    pub fn graph(&self) -> &Arc<ModelGraph> {
+        &self.graph
+    }
+
+    /// The graph with room in its caches for a sequence of tokens, and the values of its inputs.
+    pub fn import(
+        &self,
+        tokens: &[i32],
+    ) -> Result<(Arc<ModelGraph>, SequenceInputs), ReferenceError> {
+        let graph = match tokens.len() < self.graph.graph.capacity {
+            true => Arc::clone(&self.graph),
+            false => self.graph_for(tokens.len())?,
+        };
+        let inputs = self.importer(tokens.len())?.inputs(&graph, tokens)?;
+        Ok((graph, inputs))
+    }
+
+    /// The graph with room for that many positions, from the cache if it is there.
+    fn graph_for(&self, positions: usize) -> Result<Arc<ModelGraph>, ReferenceError> {
+        let key = (GRAPH_VERSION, env!("CARGO_PKG_VERSION"), &self.hash, self.options.precision);
+        let key = serde_json::to_vec(&(key, positions)).expect("plain data has no reason to fail");
+        let name = format!("{}.json", blake3::hash(&key).to_hex());
+        let path = cache::folder("graphs").ok().map(|folder| folder.join(name));
+        let cached = path.as_ref().and_then(|path| std::fs::read(path).ok());
+        if let Some(graph) = cached.and_then(|json| serde_json::from_slice(&json).ok()) {
+            return Ok(Arc::new(graph));
+        }
+        let graph = self.importer(positions)?.graph()?;
+        if let (Some(path), Ok(json)) = (path, serde_json::to_vec(&graph)) {
+            // A graph that cannot be cached is read again the next time.
+            let _ = cache::write_atomic(&path, &json);
+        }
+        Ok(Arc::new(graph))
+    }
+
+    fn importer(&self, positions: usize) -> Result<Importer, ReferenceError> {
+        let positions = positions.max(IMPORT_POSITIONS);
+        let spec = ContextSpec {
+            positions,
+            batch: positions,
+            threads: self.threads,
+            precision: self.options.precision,
+        };
+        let context = self.context(&spec, &import::HOOKS)?;
+        Ok(Importer { context, architecture: self.architecture.clone(), token: 0 })
+    }
+
+    fn context(&self, spec: &ContextSpec, hooks: &Hooks) -> Result<Context, ReferenceError> {
+        llama::take_errors();
+        let context = Context::new(&self.model, spec, hooks);
+        context.ok_or_else(|| ReferenceError::Context {
+            tokens: spec.positions,
+            detail: llama::take_errors(),
+        })
+    }
+
     /// A session with an empty KV cache for that many tokens in all, at most `batch` a step.
     pub fn session(&self, tokens: usize, batch: usize) -> Result<Session<'_>, ReferenceError> {
         self.session_of(1, tokens, batch)
@@ -159,88 +222,25 @@ impl Reference {
         tokens: usize,
         batch: usize,
     ) -> Result<Session<'_>, ReferenceError> {
-        // The callback finds the step's capture through this slot, whose address never changes.
-        let slot = Box::new(std::ptr::null_mut::<Capture<'static>>());
-        let slot = NonNull::from(Box::leak(slot));
-        // SAFETY: returns plain data.
-        let mut params = unsafe { sys::llama_context_default_params() };
-        params.n_ctx = (tokens + 1).next_multiple_of(256) as u32;
-        params.n_batch = batch as u32;
-        params.n_ubatch = batch as u32;
-        let threads = (self.threads / sessions as i32).max(1);
-        params.n_threads = threads;
-        params.n_threads_batch = threads;
-        params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_DISABLED;
-        if self.options.precision == Precision::F32 {
-            params.type_k = sys::GGML_TYPE_F32;
-            params.type_v = sys::GGML_TYPE_F32;
-        }
-        params.offload_kqv = false;
-        params.op_offload = false;
-        params.cb_eval = Some(on_node);
-        params.cb_eval_user_data = slot.as_ptr().cast();
-        params.abort_callback = Some(is_over);
-        params.abort_callback_data = slot.as_ptr().cast();
-        llama::take_errors();
-        // SAFETY: LlamaModel is a transparent wrapper around a non-null llama_model pointer, and
-        // the session borrows it for as long as the context lives.
-        let context = unsafe {
-            let model = *std::ptr::from_ref(&self.model).cast::<*mut sys::llama_model>();
-            sys::llama_init_from_model(model, params)
+        let spec = ContextSpec {
+            positions: tokens,
+            batch,
+            threads: (self.threads / sessions as i32).max(1),
+            precision: self.options.precision,
         };
-        let mut session = Session { reference: self, context, slot, positions: 0, threads: None };
-        if context.is_null() {
-            return Err(ReferenceError::Context { tokens, detail: llama::take_errors() });
-        }
-        if let Some(threads) = Threads::new(threads) {
-            // SAFETY: the session drops its context before its threads.
-            unsafe { threads.attach_to(context) };
-            session.threads = Some(threads);
-        }
-        Ok(session)
+        let context = self.context(&spec, &HOOKS)?;
+        Ok(Session { reference: self, context, positions: 0 })
     }
 }
 
-fn biases(model: &Model) -> Biases {
-    let layers = |part: &str| {
-        let name = |layer: usize| format!("blk.{layer}.{part}.bias");
-        (0..model.config.n_layer).map(|layer| model.has(&name(layer))).collect()
-    };
-    Biases {
-        q: layers("attn_q"),
-        k: layers("attn_k"),
-        v: layers("attn_v"),
-        o: layers("attn_output"),
-        gate: layers("ffn_gate"),
-        up: layers("ffn_up"),
-        down: layers("ffn_down"),
-        output: model.has("output.bias"),
-    }
-}
+/// Raised when a change of how graphs are read makes cached ones wrong.
+const GRAPH_VERSION: u32 = 1;
 
-/// One llama.cpp context: a KV cache that grows step by step.
+/// A sequence of tokens that grows step by step.
 pub struct Session<'a> {
     reference: &'a Reference,
-    context: *mut sys::llama_context,
-    slot: NonNull<*mut Capture<'static>>,
+    context: Context,
     positions: usize,
-    /// The context's own.
-    threads: Option<Threads>,
-}
-
-// SAFETY: a context is used by one thread at a time, and llama.cpp ties it to none.
-unsafe impl Send for Session<'_> {}
-
-impl Drop for Session<'_> {
-    fn drop(&mut self) {
-        // SAFETY: the context and the slot are ours, and no decode runs.
-        unsafe {
-            if !self.context.is_null() {
-                sys::llama_free(self.context);
-            }
-            drop(Box::from_raw(self.slot.as_ptr()));
-        }
-    }
 }
 
 impl Session<'_> {
@@ -253,81 +253,43 @@ impl Session<'_> {
         sink: &mut dyn Sink,
         noise: Option<&Noise>,
     ) -> Result<Option<Choice>, ReferenceError> {
-        let reference = self.reference;
+        self.step_with(step, tokens, sink, Changes { noise, routing: None })
+    }
+
+    /// The same, with other changes too.
+    pub fn step_with(
+        &mut self,
+        step: u32,
+        tokens: &[i32],
+        sink: &mut dyn Sink,
+        changes: Changes<'_>,
+    ) -> Result<Option<Choice>, ReferenceError> {
         let positions = self.positions + tokens.len();
-        let shape = (step, tokens.len(), positions);
-        let mut capture = Capture::new(&reference.config, &reference.biases, sink, noise, shape);
+        let shape = StepShape { step, tokens: tokens.len(), positions };
+        let mut capture = Capture::new(&self.reference.graph, sink, changes, shape);
         llama::take_errors();
-        let pointer = std::ptr::from_mut(&mut capture);
-        // SAFETY: the slot holds the capture only for the time of the decode, which ends before
-        // `capture` does; nothing else touches it meanwhile.
-        let code = unsafe {
-            *self.slot.as_ptr() = pointer.cast();
-            let code = decode(self.context, tokens, self.positions);
-            *self.slot.as_ptr() = std::ptr::null_mut();
-            code
-        };
+        let code = self.context.decode_with(&mut capture, tokens, self.positions);
         match capture.failure.take() {
             None => {}
             Some(Failure::Stopped) => return Err(Stopped.into()),
             Some(Failure::Node { site, detail }) => {
                 return Err(ReferenceError::Node { site, detail });
             }
+            Some(Failure::Graph(detail)) => return Err(ReferenceError::Import { detail }),
             Some(Failure::Panic(text)) => return Err(ReferenceError::Panic(text)),
         }
         if code != 0 {
             return Err(ReferenceError::Decode { step, code, detail: llama::take_errors() });
         }
-        check_matches(&capture)?;
+        if let Some((site, found)) = capture.missing() {
+            return Err(ReferenceError::Matches { site, found });
+        }
         self.positions = positions;
         Ok(self.choice())
     }
 
     fn choice(&self) -> Option<Choice> {
-        // SAFETY: the last decode asked for the logits of every token; llama.cpp owns n_vocab
-        // floats until the next decode.
-        let logits = unsafe {
-            let first = sys::llama_get_logits_ith(self.context, -1);
-            if first.is_null() {
-                return None;
-            }
-            std::slice::from_raw_parts(first, self.reference.config.n_vocab)
-        };
-        Choice::of(logits)
-    }
-}
-
-/// Every wanted site of the step must have been seen once.
-fn check_matches(capture: &Capture<'_>) -> Result<(), ReferenceError> {
-    let sites = capture.config.sites(1).into_iter();
-    for site in sites.map(|site| Site { step: capture.step, ..site }) {
-        let found = capture.seen.get(&site).copied().unwrap_or(0);
-        if found != 1 && capture.sink.wants(site) {
-            return Err(ReferenceError::Matches { site, found });
-        }
-    }
-    Ok(())
-}
-
-/// Runs llama_decode over tokens at positions from `first` on, asking for logits of all of them.
-///
-/// # Safety
-/// The context is live and used by no other thread.
-unsafe fn decode(context: *mut sys::llama_context, tokens: &[i32], first: usize) -> i32 {
-    let n = tokens.len();
-    // SAFETY: the batch has room for `n` tokens of one sequence; every array is written below `n`.
-    unsafe {
-        let mut batch = sys::llama_batch_init(n as i32, 0, 1);
-        batch.n_tokens = n as i32;
-        for (i, &token) in tokens.iter().enumerate() {
-            *batch.token.add(i) = token;
-            *batch.pos.add(i) = (first + i) as i32;
-            *batch.n_seq_id.add(i) = 1;
-            **batch.seq_id.add(i) = 0;
-            *batch.logits.add(i) = 1;
-        }
-        let code = sys::llama_decode(context, batch);
-        sys::llama_batch_free(batch);
-        code
+        let n_vocab = self.reference.model.n_vocab() as usize;
+        self.context.logits(n_vocab).and_then(Choice::of)
     }
 }

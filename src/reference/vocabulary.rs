@@ -6,14 +6,14 @@ use llama_cpp_2::{
 };
 
 use super::session::ReferenceError;
-use crate::model::{Model, llama};
+use crate::model::{ModelFile, llama};
 
 /// A model's vocabulary.
 pub struct Vocabulary(LlamaModel);
 
 impl Vocabulary {
     /// Loads it from the model's file.
-    pub fn load(model: &Model) -> Result<Vocabulary, ReferenceError> {
+    pub fn load(model: &ModelFile) -> Result<Vocabulary, ReferenceError> {
         let backend = llama::backend();
         llama::take_errors();
         let params = LlamaModelParams::default().with_n_gpu_layers(0).with_vocab_only(true);

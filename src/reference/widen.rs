@@ -10,7 +10,7 @@ use llama_cpp_sys_2 as sys;
 use crate::{
     core::cache,
     model::{
-        Model,
+        ModelFile,
         gguf::{Header, WriteError},
     },
 };
@@ -23,7 +23,7 @@ const CHUNK_ELEMENTS: usize = 1 << 22;
 
 /// The path of an f32 copy of the model, made in the cache if it is not there; the model's own
 /// path if it is all f32 already.
-pub fn widened(model: &Model) -> Result<PathBuf, WriteError> {
+pub fn widened(model: &ModelFile) -> Result<PathBuf, WriteError> {
     let gguf = model.gguf();
     if gguf.tensors().iter().all(|info| info.ggml_type == sys::GGML_TYPE_F32) {
         return Ok(model.path.clone());

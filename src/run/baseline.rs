@@ -15,15 +15,19 @@ use crate::{
         task::{Task, first_position},
         tensor::DType,
     },
-    graph::site::Site,
-    model::{Model, gguf::TensorInfo},
+    graph::{
+        Extent, ModelGraph,
+        site::{Site, Stage},
+    },
+    model::{ModelFile, gguf::TensorInfo},
     reference::{
-        Amplitude, Noise, Precision, Reference, ReferenceError, ReferenceOptions, Session,
+        Amplitude, Changes, Noise, Place, Precision, Reference, ReferenceError, ReferenceOptions,
+        Routing, RoutingSink, Session, is_choice,
     },
 };
 
 /// Raised when a change here or in the noise makes cached floors wrong.
-const FORMAT_VERSION: u32 = 4;
+const FORMAT_VERSION: u32 = 5;
 
 /// The seed of the first noisy run: any fixed number.
 const NOISE_SEED: u64 = 20_261_123;
@@ -49,24 +53,24 @@ pub fn decode(
     reference: &Reference,
     task: Task<'_>,
     sink: &mut dyn Sink,
-    noise: Option<&Noise>,
+    changes: Changes<'_>,
     next: impl FnMut(Option<Choice>) -> Option<i32>,
 ) -> Result<Vec<Option<Choice>>, ReferenceError> {
     let session = reference.session(task.positions(), task.prompt.len())?;
-    decode_in(session, task, sink, noise, next)
+    decode_in(session, task, sink, changes, next)
 }
 
 fn decode_in(
     mut session: Session<'_>,
     task: Task<'_>,
     sink: &mut dyn Sink,
-    noise: Option<&Noise>,
+    changes: Changes<'_>,
     mut next: impl FnMut(Option<Choice>) -> Option<i32>,
 ) -> Result<Vec<Option<Choice>>, ReferenceError> {
     let mut tokens = task.prompt.to_vec();
     let mut choices = Vec::new();
     for step in 0..=task.decode {
-        let choice = session.step(step, &tokens, sink, noise)?;
+        let choice = session.step_with(step, &tokens, sink, changes)?;
         choices.push(choice);
         match next(choice) {
             Some(token) => tokens = vec![token],
@@ -81,7 +85,7 @@ impl Baseline {
     /// there. It has every site, with the rows that the filter wants.
     pub fn of(
         reference: &Reference,
-        model: &Model,
+        model: &ModelFile,
         task: Task<'_>,
         arithmetic: &Arithmetic,
         filter: &SiteFilter,
@@ -113,7 +117,7 @@ impl Baseline {
     /// gets its distance from the same model in f32 added to its floor.
     pub fn measure(
         reference: &Reference,
-        model: &Model,
+        model: &ModelFile,
         task: Task<'_>,
         arithmetic: &Arithmetic,
         filter: &SiteFilter,
@@ -124,27 +128,30 @@ impl Baseline {
             arithmetic: arithmetic.clone(),
             weights_are_rounded: weights_are_rounded(model, arithmetic.weights),
         };
-        let runs = NOISY_HEADS.div_ceil(model.config.n_head).min(MAX_NOISY_RUNS) as u64;
+        let heads = query_heads(reference.graph());
+        let runs = NOISY_HEADS.div_ceil(heads).min(MAX_NOISY_RUNS) as u64;
         let seeds = (0..runs).map(|run| NOISE_SEED + run);
         let noises: Vec<Noise> = seeds.map(|seed| Noise { seed, ..noise.clone() }).collect();
         let noisy: Vec<_> = noises.iter().map(|noise| (reference, Some(noise))).collect();
-        let amplitude =
-            |site: Site, positions| noise.amplitude(&model.config, site.stage, positions);
-        let mut baseline = distance(reference, &noisy, (model, task), &filter, &amplitude)?;
+        let graph = Arc::clone(reference.graph());
+        let amplitude = |site: Site, tokens: usize, positions: usize| {
+            let spec = graph.sites.get(site).expect("a site of this graph");
+            let extent = Extent { tokens, cells: positions, is_first: tokens == positions };
+            noise.amplitude(Place { graph: &graph.graph, spec, extent })
+        };
+        let mut baseline = distance(reference, &noisy, task, &filter, &amplitude)?;
         if reference.options().precision == Precision::Native {
-            let no_noise = |_, _| Amplitude { relative: 0.0, additive: 0.0 };
+            let no_noise = |_, _, _| Amplitude { relative: 0.0, additive: 0.0 };
             let options = ReferenceOptions { precision: Precision::F32, ..reference.options() };
             let own = match Reference::load(model, options) {
-                Ok(wide) => {
-                    distance(reference, &[(&wide, None)], (model, task), &filter, &no_noise)?
-                }
+                Ok(wide) => distance(reference, &[(&wide, None)], task, &filter, &no_noise)?,
                 // No room for the f32 copy: the rounding of ggml's own products stands in for it.
                 // They round activations to f16, or to 8 bits of a block where weights are
                 // quantised: at most bf16's 2^-8.
                 Err(ReferenceError::Widen(_)) => {
                     let coarse = Noise { arithmetic: Arithmetic::engine(DType::Bf16), ..noise };
                     let others = [(reference, Some(&coarse))];
-                    distance(reference, &others, (model, task), &filter, &no_noise)?
+                    distance(reference, &others, task, &filter, &no_noise)?
                 }
                 Err(error) => return Err(error),
             };
@@ -173,10 +180,12 @@ pub fn steps_of(task: Task<'_>, choices: &[Option<Choice>]) -> Vec<Vec<i32>> {
 fn distance(
     clean: &Reference,
     others: &[(&Reference, Option<&Noise>)],
-    (model, task): (&Model, Task<'_>),
+    task: Task<'_>,
     filter: &SiteFilter,
-    amplitude: &dyn Fn(Site, usize) -> Amplitude,
+    amplitude: &dyn Fn(Site, usize, usize) -> Amplitude,
 ) -> Result<Baseline, ReferenceError> {
+    let routing = routing(clean, task)?;
+    let routing = routing.as_ref();
     let wanted = Arc::new(filter.clone());
     let (mut clean_sink, clean_side) = channel(Arc::clone(&wanted), 0);
     let (sessions, positions, batch) = (others.len() + 1, task.positions(), task.prompt.len());
@@ -191,12 +200,13 @@ fn distance(
             token_senders.push(token_sender);
             other_runs.push(scope.spawn(move || {
                 let session = other.session_of(sessions, positions, batch)?;
-                decode_in(session, task, &mut sink, noise, |_| tokens.recv().ok())
+                let changes = Changes { noise, routing };
+                decode_in(session, task, &mut sink, changes, |_| tokens.recv().ok())
             }));
         }
         let clean_run = scope.spawn(move || {
             let session = clean.session_of(sessions, positions, batch)?;
-            decode_in(session, task, &mut clean_sink, None, |choice| {
+            decode_in(session, task, &mut clean_sink, Changes::default(), |choice| {
                 let token = choice?.token;
                 let sent = token_senders.iter().all(|sender| sender.send(token).is_ok());
                 sent.then_some(token)
@@ -204,10 +214,11 @@ fn distance(
         });
         let mut clean_side = Aligner::new(clean_side);
         let mut floor = Floor::default();
-        for site in model.config.sites(task.decode + 1) {
+        for site in clean.graph().sites.of_run(task.decode + 1) {
             let Some(clean) = clean_side.next(site) else { break };
             let tokens = row_tokens(filter, task.prompt.len(), site);
-            let amplitude = amplitude(site, task.prompt.len() + site.step as usize);
+            let step_tokens = if site.step == 0 { task.prompt.len() } else { 1 };
+            let amplitude = amplitude(site, step_tokens, task.prompt.len() + site.step as usize);
             let measured = other_sides.iter_mut().map(|side| {
                 let other = side.next(site)?;
                 Some(SiteFloor::measure(site, &other, &clean, tokens, amplitude))
@@ -227,13 +238,32 @@ fn distance(
     })
 }
 
+/// The choices of a clean run, where the model makes any: a noisy run is forced to them, as an expert less
+/// is no rounding.
+fn routing(clean: &Reference, task: Task<'_>) -> Result<Option<Routing>, ReferenceError> {
+    let graph = clean.graph();
+    if !graph.sites.of_run(1).into_iter().any(|site| is_choice(graph, site)) {
+        return Ok(None);
+    }
+    let mut sink = RoutingSink { model: graph, routing: Routing::default() };
+    decode(clean, task, &mut sink, Changes::default(), |choice| Some(choice?.token))?;
+    Ok(Some(sink.routing))
+}
+
+/// Query heads of the model's attention; 1 where it has none.
+fn query_heads(model: &ModelGraph) -> usize {
+    let mut specs = model.sites.specs().iter();
+    let probs = specs.find(|spec| spec.stage == Stage::Probs);
+    probs.map_or(1, |spec| spec.shape(1, 1).get(1).copied().unwrap_or(1).max(1))
+}
+
 /// The tokens of a site's rows after a prompt of that length.
 pub fn row_tokens(filter: &SiteFilter, prompt: usize, site: Site) -> RowTokens<'_> {
     RowTokens { first_position: first_position(prompt, site.step), chosen: filter.queries(site) }
 }
 
 /// Whether rounding the model's matrices to a type changes any of them.
-fn weights_are_rounded(model: &Model, weights: DType) -> bool {
+fn weights_are_rounded(model: &ModelFile, weights: DType) -> bool {
     use llama_cpp_sys_2::GGML_TYPE_F16;
     let is_matrix = |info: &&TensorInfo| info.dims.len() > 1;
     let mut matrices = model.gguf().tensors().iter().filter(is_matrix);

@@ -18,7 +18,7 @@ use crate::{
     engine::{Engine, EngineError, EngineSpec, device::DeviceError},
     graph::site::{Site, Stage},
     model::Model,
-    reference::{Precision, Reference, ReferenceError},
+    reference::{Changes, Precision, Reference, ReferenceError},
     run::{
         RunError,
         baseline::{self, Baseline, row_tokens},
@@ -249,7 +249,10 @@ impl Run<'_> {
             Err(error) => return (Err(error), None),
         };
         let mut forced = baseline.forced().into_iter();
-        let end = baseline::decode(self.reference, self.task, &mut sink, None, |_| forced.next());
+        let end =
+            baseline::decode(self.reference, self.task, &mut sink, Changes::default(), |_| {
+                forced.next()
+            });
         (finished(end).map_err(RunError::from), sink.into_spool())
     }
 

@@ -41,6 +41,7 @@ impl Chosen {
             Stage::AttnResidual | Stage::LayerOut => ("residual_add.cu", "residual_add"),
             Stage::Q | Stage::K | Stage::V | Stage::OProj => return None,
             Stage::FfnGate | Stage::FfnUp | Stage::FfnDown | Stage::Logits => return None,
+            Stage::Other(_) => return None,
         };
         Some((file, format!("{name}_{}", self.dtype)))
     }

@@ -17,7 +17,7 @@ use crate::{
     doctor,
     graph::site::Site,
     model::Model,
-    reference::{Reference, ReferenceOptions},
+    reference::{Changes, Reference, ReferenceOptions},
     run::baseline::{self, Baseline},
 };
 
@@ -60,7 +60,7 @@ impl PinnedPrompt {
         let steps = baselines.first().map_or_else(Vec::new, |first| first.steps.clone());
         let mut digests = Digests { prompt: task.prompt.len(), of: BTreeMap::new() };
         let mut forced = steps.iter().skip(1).flatten().copied();
-        baseline::decode(reference, task, &mut digests, None, |_| forced.next())?;
+        baseline::decode(reference, task, &mut digests, Changes::default(), |_| forced.next())?;
         let kept = digests.of.into_iter().map(|(site, digest)| {
             let floors = baselines.iter().map(|baseline| baseline.floor.0.get(&site).copied());
             Some((site, PinnedSite::new(digest, floors.collect::<Option<_>>()?)))

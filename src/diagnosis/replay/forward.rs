@@ -416,6 +416,7 @@ impl<'a> Replay<'a> {
                 ops::gated(&*at(FfnGate)?, &*at(FfnUp)?, (&ops::silu, false), rounding),
             ),
             LayerOut => whole(c.n_embd, ops::add(&*at(AttnResidual)?, &*at(FfnDown)?, rounding)),
+            Other(_) => unreachable!("{operation} is none of the engine's operations"),
         })
     }
 

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 
 use crate::{
     core::tensor::DType,
-    model::{Model, ModelError, gguf::GgufError},
+    model::{ModelError, ModelFile, gguf::GgufError},
 };
 
 type ReadRows<'a> =
@@ -27,7 +27,7 @@ pub struct Matrix<'a> {
 impl<'a> Matrix<'a> {
     /// A matrix of the model's file.
     pub fn of_file(
-        model: &'a Model,
+        model: &'a ModelFile,
         tensor: &str,
         weights: DType,
     ) -> Result<Matrix<'a>, ModelError> {

@@ -14,6 +14,7 @@ mod operation;
 pub mod ops;
 mod product;
 mod reading;
+pub mod rules;
 
 pub use accuracy::{Accuracy, accuracies};
 pub use attend::{Reading, Roundings, Way, attend};

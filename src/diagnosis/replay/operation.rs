@@ -77,6 +77,7 @@ impl Operation {
             FfnDown => vec![at(FfnAct)],
             LayerOut => vec![at(FfnDown), at(AttnResidual)],
             Logits => vec![at(FinalNorm)],
+            Other(_) => vec![],
         }
     }
 
@@ -126,6 +127,7 @@ pub fn name(stage: Stage) -> &'static str {
         Stage::LayerOut => "feed-forward residual",
         Stage::FinalNorm => "final norm",
         Stage::Logits => "logits projection",
+        Stage::Other(name) => name.as_str(),
     }
 }
 

@@ -88,6 +88,29 @@ impl Header {
         }
     }
 
+    pub fn set_f32s(&mut self, key: &str, values: &[f32]) {
+        let key = c_string(key);
+        let (data, n) = (values.as_ptr().cast(), values.len());
+        // SAFETY: as above.
+        unsafe {
+            sys::gguf_set_arr_data(self.context.0, key.as_ptr(), sys::GGUF_TYPE_FLOAT32, data, n)
+        }
+    }
+
+    pub fn set_bools(&mut self, key: &str, values: &[bool]) {
+        let key = c_string(key);
+        let (data, n) = (values.as_ptr().cast(), values.len());
+        // SAFETY: as above; a bool is one byte, 0 or 1.
+        unsafe {
+            sys::gguf_set_arr_data(self.context.0, key.as_ptr(), sys::GGUF_TYPE_BOOL, data, n)
+        }
+    }
+
+    /// ggml's header, to be read as long as this one lives.
+    pub(crate) fn raw(&self) -> *mut sys::gguf_context {
+        self.context.0
+    }
+
     /// Adds a tensor; dims in ggml's order, the first a multiple of the type's block. Names are
     /// unique and shorter than 64 bytes.
     pub fn add_tensor(&mut self, name: &str, dims: &[u64], ggml_type: sys::ggml_type) {
@@ -121,6 +144,11 @@ impl Header {
         meta + data.sum::<u64>()
     }
 
+    /// Why the file could not be written.
+    pub(crate) fn write_error(&self, path: &Path, source: std::io::Error) -> WriteError {
+        WriteError { path: path.to_path_buf(), bytes: self.file_size(), source }
+    }
+
     fn padded(&self, bytes: usize) -> usize {
         // SAFETY: the context is live.
         bytes.next_multiple_of(unsafe { sys::gguf_get_alignment(self.context.0) })
@@ -131,10 +159,7 @@ impl Header {
     where
         F: FnMut(&TensorInfo, &mut dyn Write) -> std::io::Result<()>,
     {
-        let failed = |source| {
-            let (path, bytes) = (path.to_path_buf(), self.file_size());
-            WriteError { path, bytes, source }
-        };
+        let failed = |source| self.write_error(path, source);
         let file = cache::temporary_beside(path).map_err(failed)?;
         let mut out = BufWriter::with_capacity(1 << 20, file);
         // SAFETY: the buffer has the size that the context asks for.

@@ -1,5 +1,7 @@
 //! Why a model cannot be made up.
 
+use std::path::PathBuf;
+
 use crate::model::{gguf::WriteError, synth::PRESETS};
 
 /// A shape that cannot be run, or a file that cannot be written.
@@ -27,6 +29,26 @@ pub enum SynthError {
     RopeFreqs(&'static str),
     #[error("{what} {value} is not a positive finite number; choose one that is")]
     Number { what: &'static str, value: f32 },
+    #[error(
+        "no architecture {name}; the nearest are {nearest}; firstdiff synth --list-archs prints all"
+    )]
+    Architecture { name: String, nearest: String },
+    #[error("{name} needs the key {key}, which has no default; give it with --set {key}=VALUE")]
+    MissingKey { name: String, key: String },
+    #[error("llama.cpp makes no {name} with these keys: {detail}; change a key with --set")]
+    Refused { name: String, detail: String },
+    #[error(
+        "llama.cpp ended on {name} ({status}); it last said: {detail}; change a size, or a key with \
+         --set"
+    )]
+    Crashed { name: String, status: String, detail: String },
+    #[error("llama.cpp does not run the {name} that it planned: {detail}; change a key with --set")]
+    Trial { name: String, detail: String },
+    /// The message of another of these errors, from the child process.
+    #[error("{0}")]
+    Child(String),
+    #[error("cannot run {program}: {source}; check that it is firstdiff")]
+    Program { program: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Write(#[from] WriteError),
 }

@@ -128,7 +128,7 @@ impl Spec {
         }
         header.set_f32(&format!("{arch}.rope.freq_base"), self.rope_theta);
         header.set_f32(&format!("{arch}.attention.layer_norm_rms_epsilon"), self.rms_eps);
-        tokenizer::set_keys(self.arch, self.n_vocab, header);
+        tokenizer::set_keys(tokenizer::pre(arch), self.n_vocab, header);
     }
 
     /// The shape and the seed in words.

@@ -4,6 +4,7 @@
 //! time. The weights of f32 and f16 files are the same on every machine; for quantised files ggml
 //! chooses the scales, and its sums may round differently on another CPU.
 
+pub mod arch;
 mod error;
 mod layout;
 mod preset;

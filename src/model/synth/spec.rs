@@ -5,7 +5,8 @@ use llama_cpp_sys_2 as sys;
 use crate::model::{Arch, MAX_LAYERS, synth::SynthError};
 
 /// How weight matrices are stored. Vectors (norms, biases) are always f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum WeightType {
     F32,
     F16,
@@ -53,7 +54,7 @@ impl WeightType {
     }
 
     /// Elements that are packed together: row lengths must be a multiple of it.
-    fn block(self) -> usize {
+    pub(super) fn block(self) -> usize {
         match self {
             WeightType::F32 | WeightType::F16 => 1,
             WeightType::Q8_0 => 32,

@@ -9,8 +9,13 @@ const CONTROL: i32 = 3;
 const SPECIAL: [(&str, &str); 2] =
     [("bos_token_id", "<|endoftext|>"), ("eos_token_id", "<|im_end|>")];
 
+/// The pre-tokenizer of an architecture.
+pub(super) fn pre(arch: &str) -> &'static str {
+    if arch == Arch::Llama.name() { "llama-bpe" } else { "qwen2" }
+}
+
 /// Sets the tokenizer's keys for a vocabulary of that size.
-pub(super) fn set_keys(arch: Arch, n_vocab: usize, header: &mut Header) {
+pub(super) fn set_keys(pre: &str, n_vocab: usize, header: &mut Header) {
     let mut tokens: Vec<String> = (0..=255u8).map(|byte| byte_character(byte).into()).collect();
     let mut types = vec![NORMAL; tokens.len()];
     for (key, text) in SPECIAL {
@@ -23,7 +28,6 @@ pub(super) fn set_keys(arch: Arch, n_vocab: usize, header: &mut Header) {
     tokens.extend((tokens.len()..n_vocab).map(|id| format!("{space}w{id}")));
     types.resize(tokens.len(), NORMAL);
     header.set_string("tokenizer.ggml.model", "gpt2");
-    let pre = if arch == Arch::Llama { "llama-bpe" } else { "qwen2" };
     header.set_string("tokenizer.ggml.pre", pre);
     header.set_strings("tokenizer.ggml.tokens", &tokens);
     header.set_i32s("tokenizer.ggml.token_type", &types);

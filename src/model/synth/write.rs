@@ -71,7 +71,7 @@ fn rows_per_chunk(row_bytes: usize) -> usize {
     (CHUNK_BYTES / row_bytes).max(1)
 }
 
-fn write_tensor(
+pub(super) fn write_tensor(
     info: &TensorInfo,
     values: Values,
     out: &mut dyn Write,

@@ -1,0 +1,54 @@
+//! A model's graph with what is derived from it once.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Graph, NodeId, Sites};
+
+/// A model's graph, its sites, and the nodes in the order in which llama.cpp computes them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Stored", into = "Stored")]
+pub struct ModelGraph {
+    pub graph: Graph,
+    pub sites: Sites,
+    /// The node that the callback is asked of, in the order of asking; `None` where it is never computed.
+    pub asked: Vec<Option<NodeId>>,
+    /// The sites whose values are in place when a node is computed.
+    read_at: HashMap<NodeId, Vec<usize>>,
+}
+
+/// What a file has: the rest follows from it.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    graph: Graph,
+    asked: Vec<Option<NodeId>>,
+}
+
+impl From<Stored> for ModelGraph {
+    fn from(stored: Stored) -> ModelGraph {
+        ModelGraph::new(stored.graph, stored.asked)
+    }
+}
+
+impl From<ModelGraph> for Stored {
+    fn from(model: ModelGraph) -> Stored {
+        Stored { graph: model.graph, asked: model.asked }
+    }
+}
+
+impl ModelGraph {
+    pub fn new(graph: Graph, asked: Vec<Option<NodeId>>) -> ModelGraph {
+        let sites = Sites::of(&graph);
+        let mut read_at: HashMap<NodeId, Vec<usize>> = HashMap::new();
+        for (place, spec) in sites.specs().iter().enumerate() {
+            read_at.entry(spec.reader).or_default().push(place);
+        }
+        ModelGraph { graph, sites, asked, read_at }
+    }
+
+    /// The sites whose values are in place when a node is computed, by their places.
+    pub fn read_at(&self, node: NodeId) -> &[usize] {
+        self.read_at.get(&node).map_or(&[], Vec::as_slice)
+    }
+}

@@ -1,0 +1,92 @@
+//! The child process: what it is asked and what it answers, as JSON.
+
+use std::{
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{log, plan, plan::Layout, request::ArchSpec, trial};
+use crate::model::synth::SynthError;
+
+/// The hidden command of the program that is the child process; it must call [`serve`].
+pub const CHILD_COMMAND: &str = "synth-child";
+
+/// What the child is asked.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Question {
+    /// The keys and tensors of a model.
+    Plan(ArchSpec),
+    /// Whether llama.cpp loads a file and decodes with it.
+    Trial { name: String, path: PathBuf },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Layout(Layout),
+    Decoded,
+    /// The message of an error.
+    Refused(String),
+}
+
+/// Answers one question from standard input on standard output.
+pub fn serve() -> std::io::Result<()> {
+    let mut question = String::new();
+    std::io::stdin().read_to_string(&mut question)?;
+    let answer = match serde_json::from_str(&question)? {
+        Question::Plan(spec) => plan::plan(&spec).map(Answer::Layout),
+        Question::Trial { name, path } => trial::trial(&name, &path).map(|()| Answer::Decoded),
+    };
+    let answer = answer.unwrap_or_else(|error| Answer::Refused(error.to_string()));
+    let mut out = std::io::stdout();
+    serde_json::to_writer(&mut out, &answer)?;
+    out.flush()
+}
+
+/// The keys and tensors of a model.
+pub(super) fn layout(spec: &ArchSpec, program: &Path) -> Result<Layout, SynthError> {
+    match ask(&Question::Plan(spec.clone()), &spec.name, program)? {
+        Answer::Layout(layout) => Ok(layout),
+        _ => Err(SynthError::Refused { name: spec.name.clone(), detail: "no layout".into() }),
+    }
+}
+
+/// Loads a file of an architecture in llama.cpp and decodes with it.
+pub(super) fn try_out(name: &str, path: &Path, program: &Path) -> Result<(), SynthError> {
+    let question = Question::Trial { name: name.to_string(), path: path.to_path_buf() };
+    ask(&question, name, program).map(|_| ())
+}
+
+fn ask(question: &Question, name: &str, program: &Path) -> Result<Answer, SynthError> {
+    let failed = |source| SynthError::Program { program: program.to_path_buf(), source };
+    let output = run(question, program).map_err(failed)?;
+    match serde_json::from_slice(&output.stdout) {
+        Ok(Answer::Refused(message)) => Err(SynthError::Child(message)),
+        Ok(answer) => Ok(answer),
+        Err(_) => {
+            let detail = log::complaint(&String::from_utf8_lossy(&output.stderr));
+            let status = output.status.to_string();
+            Err(SynthError::Crashed { name: name.to_string(), status, detail })
+        }
+    }
+}
+
+fn run(question: &Question, program: &Path) -> std::io::Result<Output> {
+    let mut child = Command::new(program)
+        .arg(CHILD_COMMAND)
+        // Else llama.cpp starts a debugger when it ends the process.
+        .env("GGML_NO_BACKTRACE", "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let json = serde_json::to_vec(question)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(&json)?;
+    }
+    child.wait_with_output()
+}
