@@ -156,7 +156,8 @@ impl Recorded for Keep {
 fn recorded(bench: &Bench, steps: &[Vec<i32>]) -> Keep {
     let (mut keep, task) = (Keep::default(), Task { prompt: &steps[0], decode: 2 });
     let mut forced = steps[1..].iter().map(|tokens| tokens[0]);
-    baseline::decode(&bench.reference, task, &mut keep, Default::default(), |_| forced.next()).unwrap();
+    baseline::decode(&bench.reference, task, &mut keep, Default::default(), |_| forced.next())
+        .unwrap();
     keep
 }
 

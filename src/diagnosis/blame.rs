@@ -342,12 +342,11 @@ fn joined_names(stages: &[Stage]) -> String {
         [most @ .., last] => format!("{} and {last}", most.join(", ")),
         [] => String::new(),
     };
-    match alike {
-        true => {
-            let starts: Vec<&str> = halves.iter().flatten().map(|(start, _)| *start).collect();
-            format!("{} {}", list(&starts), end.unwrap_or_default())
-        }
-        false => list(&names),
+    if alike {
+        let starts: Vec<&str> = halves.iter().flatten().map(|(start, _)| *start).collect();
+        format!("{} {}", list(&starts), end.unwrap_or_default())
+    } else {
+        list(&names)
     }
 }
 

@@ -85,9 +85,10 @@ pub fn guilt(diagnosis: &Diagnosis, to_the_end: bool) -> (Exit, String) {
         [] => {
             let counts = format!("{cleared} of {replayed} recorded operations");
             let text = format!("{counts} within their rounding bounds, {missing} not recorded");
-            match to_the_end {
-                true => (Exit::Equal, format!("nothing guilty: {text}")),
-                false => (Exit::NotMeasured, format!("not enough recorded: {text}")),
+            if to_the_end {
+                (Exit::Equal, format!("nothing guilty: {text}"))
+            } else {
+                (Exit::NotMeasured, format!("not enough recorded: {text}"))
             }
         }
     }

@@ -56,9 +56,10 @@ pub fn hold(
 
 /// `regressed 14 x`.
 fn headword(change: &Change) -> String {
-    match change.was > 0.0 {
-        true => format!("regressed {} x", significant(change.times())),
-        false => "regressed from exact".to_string(),
+    if change.was > 0.0 {
+        format!("regressed {} x", significant(change.times()))
+    } else {
+        "regressed from exact".to_string()
     }
 }
 

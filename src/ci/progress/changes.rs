@@ -206,9 +206,10 @@ impl<'a> Seen<'a> {
     }
 
     fn has(&self, operation: &str, of_the_reference: bool) -> bool {
-        let side = match of_the_reference {
-            true => self.diagnosis.reference.as_ref(),
-            false => Some(&self.diagnosis.engine),
+        let side = if of_the_reference {
+            self.diagnosis.reference.as_ref()
+        } else {
+            Some(&self.diagnosis.engine)
         };
         let recorded = side.is_some_and(|side| !side.unmeasured.iter().any(|u| u == operation));
         recorded && !self.lost.contains(operation)

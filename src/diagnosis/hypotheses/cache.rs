@@ -81,9 +81,10 @@ pub fn appends<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Re
     let mut nth = 0;
     each_append(scene, &mut |named, append| {
         nth += usize::from(append.is_swept);
-        match append.is_swept && nth == nearest {
-            true => offer(scene, named, append, probed(scene, append).is_enough(), visit),
-            false => Ok(()),
+        if append.is_swept && nth == nearest {
+            offer(scene, named, append, probed(scene, append).is_enough(), visit)
+        } else {
+            Ok(())
         }
     })
 }
@@ -354,9 +355,10 @@ fn offer<'a>(
     explains: bool,
     visit: Visit<'_, 'a>,
 ) -> Result<(), ReplayError> {
-    let candidate = match explains || scene.probe.rows.is_empty() {
-        true => Candidate::mistake(key, text, parts(scene, append)?),
-        false => Candidate::refuted(key, text),
+    let candidate = if explains || scene.probe.rows.is_empty() {
+        Candidate::mistake(key, text, parts(scene, append)?)
+    } else {
+        Candidate::refuted(key, text)
     };
     visit(candidate.of_mistakes(mistakes))
 }

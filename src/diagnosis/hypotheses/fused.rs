@@ -203,14 +203,13 @@ fn of_single_keys<'a>(
                 let keys = keys_of_threads(&reading.keys, block, dim);
                 Reading { keys: Arc::new(keys), ..reading }
             };
-            let text = match block < longest {
-                true => format!(
+            let text = if block < longest {
+                format!(
                     "q lies in registers, not in shared memory: of key j only the dims of thread j % \
-                     {block} count"
-                ),
-                false => {
-                    "q lies in registers, not in shared memory: of key j only dim j counts".into()
-                }
+                 {block} count"
+                )
+            } else {
+                "q lies in registers, not in shared memory: of key j only dim j counts".into()
             };
             let mistake = Mistake { misread: &own, ..right };
             visit(tried.candidate("query-in-registers", &text, &mistake)?)?;
@@ -254,9 +253,8 @@ fn of_caches<'a>(
         };
         let both = |reading, position| of_values(of_keys(reading, position), position);
         let alike = text == values_text;
-        let named = |what: &str, text: &str| match alike {
-            true => format!("{what}: {text}"),
-            false => text.to_string(),
+        let named = |what: &str, text: &str| {
+            if alike { format!("{what}: {text}") } else { text.to_string() }
         };
         let swapped = "keys and values are swapped".to_string();
         for (text, misread) in [
@@ -304,9 +302,10 @@ fn of_strides<'a>(
                 };
                 let own = (attention.current == Current::Argument).then_some(position);
                 let read = |operand: &Operand| {
-                    let from = |head: usize, slot: usize| match own == Some(slot) {
-                        true => Some((head, slot)),
-                        false => {
+                    let from = |head: usize, slot: usize| {
+                        if own == Some(slot) {
+                            Some((head, slot))
+                        } else {
                             let flat = head * stride + slot;
                             (flat % capacity < written)
                                 .then_some((flat / capacity, flat % capacity))

@@ -173,9 +173,8 @@ fn try_way<'a>(scene: &Scene<'_, 'a>, way: &Way, visit: Visit<'_, 'a>) -> Result
     // With (i, i + d/2), the first pairs of a partial rotation may also be those of the rotated part.
     for inner in [dim, way.rotated] {
         let of_order = rope_pair(way.pairs, inner);
-        let place = |element: usize| match way.unpermuted {
-            true => element % (dim / 2) * 2 + element / (dim / 2),
-            false => element,
+        let place = |element: usize| {
+            if way.unpermuted { element % (dim / 2) * 2 + element / (dim / 2) } else { element }
         };
         let pair = |i: usize| {
             let (first, second) = of_order(i);

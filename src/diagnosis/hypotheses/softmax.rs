@@ -189,9 +189,12 @@ fn other_axes<'a>(
             let keys = scores.width / scene.heads().query;
             let sees = |index: usize| index % keys <= piece.positions[index / scores.width];
             // What one sum takes: a key of a head, or a key of a token.
-            let group = |index: usize| match over_tokens {
-                true => index % scores.width,
-                false => index / scores.width * keys + index % keys,
+            let group = |index: usize| {
+                if over_tokens {
+                    index % scores.width
+                } else {
+                    index / scores.width * keys + index % keys
+                }
             };
             (piece.steps.clone(), grouped(scores, &sees, &group, scene.rounding()))
         };

@@ -75,9 +75,10 @@ impl Fault {
 
     /// The site that differs first.
     pub fn site(&self) -> Site {
-        match self.blamed.in_layer() {
-            true => Site::in_layer(self.step, self.layer, self.blamed),
-            false => Site::global(self.step, self.blamed),
+        if self.blamed.in_layer() {
+            Site::in_layer(self.step, self.layer, self.blamed)
+        } else {
+            Site::global(self.step, self.blamed)
         }
     }
 }

@@ -82,12 +82,13 @@ impl Change {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Change { operation, measure, was, now, most } = self;
-        match *was > 0.0 {
-            true => write!(
+        if *was > 0.0 {
+            write!(
                 f,
                 "{operation} {measure} error {was:.3} -> {now:.3} x bound (chance explains {most:.3})"
-            ),
-            false => write!(f, "{operation} was exact, {measure} error {now:.3} x bound now"),
+            )
+        } else {
+            write!(f, "{operation} was exact, {measure} error {now:.3} x bound now")
         }
     }
 }
