@@ -147,7 +147,7 @@ pub fn findings_on<'a>(
 /// A finding in a line.
 pub fn described(finding: &Finding) -> String {
     let key = match finding.cause.certainty {
-        Certainty::Proven => finding.cause.key.clone(),
+        Certainty::Proven => finding.cause.key.to_string(),
         Certainty::Partly => format!("{}, partly", finding.cause.key),
         Certainty::Unknown => "unknown".to_string(),
     };

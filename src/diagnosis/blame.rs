@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    core::cause_key::CauseKey,
     diagnosis::{
         Cause, Certainty, Invariant, Scene, diagnose,
         hypotheses::cache,
@@ -158,8 +159,13 @@ impl Diagnosis {
 /// A reference that computes cleanly with another parameter than the file's is no wrong program.
 fn differing(mut finding: Finding) -> Finding {
     let parameter = matches!(
-        finding.cause.key.as_str(),
-        "eps" | "rope-theta" | "rope-pairs" | "rope-factors" | "rope-partial" | "score-scale"
+        finding.cause.key,
+        CauseKey::Eps
+            | CauseKey::RopeTheta
+            | CauseKey::RopePairs
+            | CauseKey::RopeFactors
+            | CauseKey::RopePartial
+            | CauseKey::ScoreScale
     );
     if parameter && finding.cause.certainty == Certainty::Proven {
         finding.verdict = Verdict::ModelsDiffer;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     ci::progress::{Saved, SavedError},
-    core::exit::Exit,
+    core::{cause_key::CauseKey, exit::Exit},
     diagnosis::{Diagnosis, Finding, Verdict},
     report::{grouped, named},
 };
@@ -145,7 +145,7 @@ impl<'a> Reports<'a> {
         let same = before.iter().any(|was| was.cause.key == now.cause.key);
         let alike = before.iter().any(|was| was.cause.text == now.cause.text);
         // The nearest of an unknown cause changes with every input.
-        let still_unknown = same && now.cause.key.is_empty();
+        let still_unknown = same && now.cause.key == CauseKey::Unknown;
         if !alike && !still_unknown {
             details.push(format!("before: {}: {}", before[0].what, before[0].cause.text));
         }
