@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    core::cause_key::CauseKey,
     diagnosis::{
         Cause, Certainty, Invariant, Scene, diagnose,
         hypotheses::cache,
@@ -32,8 +33,7 @@ pub struct Finding {
     pub verdict: Verdict,
     /// The operations in words, such as `q and k rotation, all layers`.
     pub what: String,
-    /// Their results, such as `blk.0.q_rope`.
-    pub operations: Vec<String>,
+    pub operations: Vec<Operation>,
     pub cause: Cause,
     /// Elements that were checked, and those beyond their bound.
     pub elements: u64,
@@ -42,8 +42,8 @@ pub struct Finding {
     pub worst: Option<Worst>,
     /// Which elements of the first of the operations are beyond, in its first wrong step.
     pub pattern: Option<String>,
-    /// Results that were not recorded and lie within what is blamed.
-    pub spanned: Vec<String>,
+    /// Operations within what is blamed, whose own results were not recorded.
+    pub spanned: Vec<Operation>,
 }
 
 /// What one side's replay says.
@@ -53,7 +53,7 @@ pub struct SideReplay {
     pub replayed: usize,
     pub cleared: usize,
     /// Operations whose results were not recorded: no verdict on them alone.
-    pub unmeasured: Vec<String>,
+    pub unmeasured: Vec<Operation>,
     /// The furthest any cleared operation is from exact arithmetic, in units of its bound.
     #[serde(deserialize_with = "crate::core::tensor::nan_from_null")]
     pub worst_cleared: f64,
@@ -74,12 +74,12 @@ pub struct Diagnosis {
 const ATTENTION: &str = "attention";
 
 impl Finding {
-    /// Results that were not recorded, of operations that are not blamed by name.
-    pub fn unseen(&self) -> Vec<&str> {
+    /// Operations whose results were not recorded and that are not blamed by name.
+    pub fn unseen(&self) -> Vec<Operation> {
         let is_attention = self.what.split(',').next() == Some(ATTENTION);
-        let within = [Stage::Scores, Stage::Probs].map(|stage| format!(".{}", stage.name()));
-        let is_named = |result: &&str| is_attention && within.iter().any(|w| result.ends_with(w));
-        self.spanned.iter().map(String::as_str).filter(|result| !is_named(result)).collect()
+        let is_within = |stage| matches!(stage, Stage::Scores | Stage::Probs);
+        let is_named = |operation: &Operation| is_attention && is_within(operation.stage);
+        self.spanned.iter().copied().filter(|operation| !is_named(operation)).collect()
     }
 }
 
@@ -150,16 +150,20 @@ impl Diagnosis {
 
     /// Whether a recorded result is the work of a guilty operation.
     pub fn is_guilty(&self, operation: Operation) -> bool {
-        let name = operation.result();
-        self.findings.iter().any(|finding| finding.operations.contains(&name))
+        self.findings.iter().any(|finding| finding.operations.contains(&operation))
     }
 }
 
 /// A reference that computes cleanly with another parameter than the file's is no wrong program.
 fn differing(mut finding: Finding) -> Finding {
     let parameter = matches!(
-        finding.cause.key.as_str(),
-        "eps" | "rope-theta" | "rope-pairs" | "rope-factors" | "rope-partial" | "score-scale"
+        finding.cause.key,
+        CauseKey::Eps
+            | CauseKey::RopeTheta
+            | CauseKey::RopePairs
+            | CauseKey::RopeFactors
+            | CauseKey::RopePartial
+            | CauseKey::ScoreScale
     );
     if parameter && finding.cause.certainty == Certainty::Proven {
         finding.verdict = Verdict::ModelsDiffer;
@@ -221,7 +225,7 @@ fn summed(layers: impl Iterator<Item = (Vec<Said>, Vec<Invariant>)>) -> (SideRep
         all_broken.extend(broken);
         for (operation, judged, cause) in operations {
             match (judged, cause) {
-                (None, _) => summary.unmeasured.push(operation.result()),
+                (None, _) => summary.unmeasured.push(operation),
                 (Some(judged), Some(cause)) => guilty.push(Guilty { judged, cause }),
                 (Some(judged), None) => {
                     summary.cleared += 1;
@@ -275,20 +279,15 @@ fn finding(model: &Model, group: Vec<Guilty>, verdict: Verdict) -> Finding {
     let further =
         |a: &&Guilty, b: &&Guilty| a.judged.times_bound().total_cmp(&b.judged.times_bound());
     let worst = group.iter().max_by(further).and_then(|one| one.judged.worst.clone());
-    let mut spanned: Vec<String> = group
-        .iter()
-        .flat_map(|one| one.judged.spanned.iter().map(|operation| operation.result()))
-        .collect();
-    spanned.sort_unstable();
+    let mut spanned: Vec<Operation> =
+        group.iter().flat_map(|one| one.judged.spanned.iter().copied()).collect();
+    spanned.sort_by_cached_key(|operation| operation.result());
     spanned.dedup();
     let mut what = what(model, &operations);
     // An attention that is one kernel has scores and probabilities within it.
-    let within = |operation: &Operation| {
-        [Stage::Scores, Stage::Probs].map(|stage| operation.at(stage).result())
-    };
     let fused = |operation: &Operation| {
-        let all = within(operation).iter().all(|result| spanned.contains(result));
-        operation.stage == Stage::AttnOut && all
+        let within = [Stage::Scores, Stage::Probs].map(|stage| operation.at(stage));
+        operation.stage == Stage::AttnOut && within.iter().all(|one| spanned.contains(one))
     };
     if operations.iter().all(fused) {
         what = what.replace(crate::diagnosis::replay::name(Stage::AttnOut), ATTENTION);
@@ -297,7 +296,7 @@ fn finding(model: &Model, group: Vec<Guilty>, verdict: Verdict) -> Finding {
     Finding {
         verdict,
         what,
-        operations: operations.iter().map(|operation| operation.result()).collect(),
+        operations,
         cause: Cause { explained, wrong, ..first.cause },
         elements,
         beyond,
@@ -342,12 +341,11 @@ fn joined_names(stages: &[Stage]) -> String {
         [most @ .., last] => format!("{} and {last}", most.join(", ")),
         [] => String::new(),
     };
-    match alike {
-        true => {
-            let starts: Vec<&str> = halves.iter().flatten().map(|(start, _)| *start).collect();
-            format!("{} {}", list(&starts), end.unwrap_or_default())
-        }
-        false => list(&names),
+    if alike {
+        let starts: Vec<&str> = halves.iter().flatten().map(|(start, _)| *start).collect();
+        format!("{} {}", list(&starts), end.unwrap_or_default())
+    } else {
+        list(&names)
     }
 }
 

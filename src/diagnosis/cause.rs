@@ -2,12 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::diagnosis::{
-    explain::{Explained, explain},
-    invariant::signs,
-    replay::ReplayError,
-    scene::{Candidate, Rank, Scene},
-    table::HYPOTHESES,
+use crate::{
+    core::cause_key::CauseKey,
+    diagnosis::{
+        explain::{Explained, explain},
+        invariant::signs,
+        replay::ReplayError,
+        scene::{Candidate, Rank, Scene},
+        table::HYPOTHESES,
+    },
 };
 
 /// How sure a cause is.
@@ -26,7 +29,7 @@ pub enum Certainty {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cause {
     /// The kind, as in `docs/diagnosis.md`; empty where unknown.
-    pub key: String,
+    pub key: CauseKey,
     pub text: String,
     pub certainty: Certainty,
     /// Elements that the cause gives among those in question.
@@ -46,7 +49,7 @@ const LEAST_SHARE: f64 = 0.1;
 const MAX_ALSO: usize = 3;
 
 struct Tried {
-    key: &'static str,
+    key: CauseKey,
     text: String,
     rank: Rank,
     mistakes: u8,
@@ -104,7 +107,7 @@ fn choose(tried: Vec<Tried>) -> Cause {
             cause(best, Certainty::Partly, Vec::new(), count - 1)
         }
         _ => Cause {
-            key: String::new(),
+            key: CauseKey::Unknown,
             text: match best {
                 Some(best) if best.explained.explained > 0 => {
                     format!("unknown; nearest: {}", best.text)
@@ -130,7 +133,7 @@ fn described(tried: &Tried) -> String {
 
 fn cause(tried: &Tried, certainty: Certainty, also: Vec<String>, refuted: usize) -> Cause {
     Cause {
-        key: tried.key.to_string(),
+        key: tried.key,
         text: described(tried),
         certainty,
         explained: tried.explained.explained,

@@ -82,9 +82,10 @@ pub fn explain(scene: &Scene<'_, '_>, parts: Parts<'_>) -> Result<Explained, Rep
     if drifts {
         explained = 0;
     }
-    let region = match explained == wrong && contradicted > 0 && wrong > 0 {
-        true => region(scene, &marks),
-        false => None,
+    let region = if explained == wrong && contradicted > 0 && wrong > 0 {
+        region(scene, &marks)
+    } else {
+        None
     };
     let squares: f64 =
         marks.iter().filter(|mark| mark.wrong && !mark.missed).map(|m| m.times_bound.powi(2)).sum();
@@ -98,9 +99,10 @@ fn flat(pieces: &[Piece<'_>]) -> Vec<(Option<f64>, bool)> {
     let of_piece = |piece: &Piece<'_>| {
         let of = |index: usize| {
             let actual = piece.captured[index];
-            let times = match piece.counts(index) {
-                true => piece.expected.times_bound(index, actual),
-                false => Some(0.0),
+            let times = if piece.counts(index) {
+                piece.expected.times_bound(index, actual)
+            } else {
+                Some(0.0)
             };
             (times, actual.is_finite())
         };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::{
+    core::cause_key::CauseKey,
     diagnosis::{
         probe::{Agreement, Grid, Probe},
         replay::{
@@ -32,7 +33,7 @@ pub struct Scene<'s, 'a> {
 /// An explanation: what the operation would have given.
 pub struct Candidate<'a> {
     /// The kind of cause, as in `docs/diagnosis.md`.
-    pub key: &'static str,
+    pub key: CauseKey,
     pub text: String,
     pub rank: Rank,
     /// How many mistakes it takes; of two proofs the simpler one is the cause.
@@ -43,17 +44,17 @@ pub struct Candidate<'a> {
 
 impl<'a> Candidate<'a> {
     /// One mistake.
-    pub fn mistake(key: &'static str, text: impl Into<String>, parts: Parts<'a>) -> Candidate<'a> {
+    pub fn mistake(key: CauseKey, text: impl Into<String>, parts: Parts<'a>) -> Candidate<'a> {
         Candidate { parts: Some(parts), ..Candidate::refuted(key, text) }
     }
 
     /// One mistake that explains none of the elements probed.
-    pub fn refuted(key: &'static str, text: impl Into<String>) -> Candidate<'a> {
+    pub fn refuted(key: CauseKey, text: impl Into<String>) -> Candidate<'a> {
         Candidate { key, text: text.into(), rank: Rank::Mistake, mistakes: 1, parts: None }
     }
 
     /// What the result looks like.
-    pub fn likeness(key: &'static str, text: impl Into<String>, parts: Parts<'a>) -> Candidate<'a> {
+    pub fn likeness(key: CauseKey, text: impl Into<String>, parts: Parts<'a>) -> Candidate<'a> {
         Candidate { rank: Rank::Likeness, ..Candidate::mistake(key, text, parts) }
     }
 
@@ -95,7 +96,7 @@ impl<'s, 'a> Scene<'s, 'a> {
     /// whole only if it explains any element of the probe.
     pub fn candidate(
         &self,
-        key: &'static str,
+        key: CauseKey,
         text: impl Into<String>,
         of: impl Fn(usize, Option<&[usize]>) -> Result<Expected<'a>, ReplayError>,
     ) -> Result<Candidate<'a>, ReplayError> {
@@ -106,7 +107,7 @@ impl<'s, 'a> Scene<'s, 'a> {
     /// The same for a mistake whose result `of` gives for a piece or for a grid of it.
     pub fn candidate_of(
         &self,
-        key: &'static str,
+        key: CauseKey,
         text: impl Into<String>,
         grids: &[Grid],
         of: impl Fn(usize, Option<&Grid>) -> Result<Expected<'a>, ReplayError>,

@@ -124,9 +124,10 @@ impl<'a> Keys<'a> {
     fn count(&self, part: &str) -> Result<usize, ModelError> {
         let value = self.required(part)?;
         let fits = value.fract() == 0.0 && (1.0..2147483648.0).contains(&value);
-        match fits {
-            true => Ok(value as usize),
-            false => Err(self.unsupported(part, format!("is {value}, no size"))),
+        if fits {
+            Ok(value as usize)
+        } else {
+            Err(self.unsupported(part, format!("is {value}, no size")))
         }
     }
 

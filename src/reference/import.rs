@@ -348,9 +348,8 @@ fn difference(a: &[RawNode], b: &[RawNode]) -> Option<String> {
         return Some(format!("{} nodes, not {}", b.len(), a.len()));
     }
     // ggml numbers the nodes that have no name.
-    let name = |node: &RawNode| match node.name.starts_with("node_") {
-        true => String::new(),
-        false => node.name.clone(),
+    let name = |node: &RawNode| {
+        if node.name.starts_with("node_") { String::new() } else { node.name.clone() }
     };
     let key = |node: &RawNode| {
         let root = node.window.map(|(root, _)| root);

@@ -284,9 +284,10 @@ fn locate(
     let (step, within) = piece.place(recording, flat);
     let shape = shape(step);
     let recorded = piece.captured[flat];
-    let times_bound = match recorded.is_finite() {
-        true => piece.expected.exact_times_bound(flat, recorded),
-        false => f64::INFINITY,
+    let times_bound = if recorded.is_finite() {
+        piece.expected.exact_times_bound(flat, recorded)
+    } else {
+        f64::INFINITY
     };
     let expected = piece.expected.value[flat];
     Worst { step, index: Tensor::unravel(within, &shape), recorded, expected, times_bound }

@@ -260,10 +260,8 @@ pub fn scores(
         view(operand).slice(s![.., dims]).to_owned()
     };
     let mut q_norms = Vec::with_capacity(heads.query);
-    let norms_of = |head: usize| match map.contains(&head) {
-        true => norms(of_head(k, head).view()),
-        false => Vec::new(),
-    };
+    let norms_of =
+        |head: usize| if map.contains(&head) { norms(of_head(k, head).view()) } else { Vec::new() };
     let k_norms: Vec<Vec<f64>> = (0..heads.kv).map(norms_of).collect();
     for (head, &kv_head) in map.iter().enumerate() {
         let (q, k) = (of_head(q, head), of_head(k, kv_head));
