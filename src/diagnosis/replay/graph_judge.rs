@@ -6,7 +6,7 @@ use super::{
     Judged,
     forward::ReplayError,
     judge::{Axes, Trial, is_masked},
-    machine::{GraphRun, Machine, Observed},
+    machine::{GraphRun, Machine},
     operation::Operation,
 };
 use crate::graph::{NodeId, Op, site::Axis};
@@ -21,12 +21,8 @@ pub struct GraphVerdict {
     pub near_ties: BTreeMap<Operation, usize>,
 }
 
-/// Judges every site that a side recorded. `guilty` is given each result that is beyond its bound, while
-/// the machine still has what it was computed from.
-pub fn judge_graph<'a>(
-    run: GraphRun<'a>,
-    guilty: &mut dyn FnMut(&Machine<'a>, &Observed<'a>) -> Result<(), ReplayError>,
-) -> Result<GraphVerdict, ReplayError> {
+/// Judges every site that a side recorded.
+pub fn judge_graph(run: GraphRun<'_>) -> Result<GraphVerdict, ReplayError> {
     let specs = run.model.sites.specs();
     let mut trials: BTreeMap<usize, Trial> = BTreeMap::new();
     let mut spanned: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
@@ -37,18 +33,18 @@ pub fn judge_graph<'a>(
     };
     let mut machine = Machine::new(run);
     for step in 0..run.recording.steps.len() as u32 {
-        machine.step(step, &mut |machine, observed| {
+        machine.step(step, &mut |_, observed| {
             let place = observed.place;
             let trial = trials.entry(place).or_insert_with(|| Trial::new(operation(place)));
             let axes: Vec<Axis> = specs[place].axes.iter().map(|axis| axis.axis).collect();
             let axes = Axes { axes: &axes, masked: is_masked(specs[place].stage) };
             let shape = |_| observed.shape.clone();
-            let beyond = trial.add(&observed.piece, run.recording, axes, &shape);
+            trial.add(&observed.piece, run.recording, axes, &shape);
             spanned.entry(place).or_default().extend(&observed.spanned);
             if let Some(choice) = observed.choice.as_ref().filter(|choice| choice.near_ties > 0) {
                 *near_ties.entry(operation(place)).or_default() += choice.near_ties;
             }
-            if beyond { guilty(machine, observed) } else { Ok(()) }
+            Ok(())
         })?;
     }
     let verdict = |(place, trial): (usize, Trial)| {

@@ -168,6 +168,15 @@ pub fn judge(replay: &Replay<'_>, operation: Operation) -> Result<Option<Judged>
     Ok(Some(Judged { spanned, ..trial.verdict() }))
 }
 
+/// Which elements of a piece are beyond their bounds.
+pub fn wrong_elements(piece: &Piece<'_>) -> Vec<bool> {
+    let is_wrong = |index: usize| {
+        let times_bound = || piece.expected.times_bound(index, piece.captured[index]);
+        piece.counts(index) && times_bound().is_some_and(|times| times > 1.0)
+    };
+    (0..piece.captured.len()).into_par_iter().map(is_wrong).collect()
+}
+
 /// Whether keys after a query's position do not count.
 pub fn is_masked(stage: Stage) -> bool {
     matches!(stage, Stage::Scores | Stage::Probs)

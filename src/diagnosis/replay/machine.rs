@@ -56,30 +56,49 @@ pub struct Observed<'a> {
     pub choice: Option<Choice>,
 }
 
-/// A change of one node, for a hypothesis: whether it still computes in its own way.
+/// What is given every recorded site, with the memory as its node found it.
+pub type Observe<'o, 'a> = &'o mut dyn FnMut(&Machine<'a>, Observed<'a>) -> Result<(), ReplayError>;
+
+/// A change of what nodes compute, for a hypothesis.
 pub trait Edit {
     /// Changes a node before it is computed.
-    fn change(&self, id: NodeId, call: &mut Call<'_, '_>);
+    fn change<'a>(
+        &self,
+        machine: &Machine<'a>,
+        id: NodeId,
+        call: &mut Call<'_, 'a>,
+    ) -> Result<(), ReplayError>;
+
+    /// Changes a node's result.
+    fn result(&self, _machine: &Machine<'_>, _id: NodeId, _result: &mut Expected<'_>) {}
 }
 
 /// No change.
 pub struct AsItIs;
 
 impl Edit for AsItIs {
-    fn change(&self, _: NodeId, _: &mut Call<'_, '_>) {}
+    fn change<'a>(
+        &self,
+        _: &Machine<'a>,
+        _: NodeId,
+        _: &mut Call<'_, 'a>,
+    ) -> Result<(), ReplayError> {
+        Ok(())
+    }
 }
 
 /// The replay of one side, step after step.
+#[derive(Clone)]
 pub struct Machine<'a> {
     pub run: GraphRun<'a>,
     pub memory: Memory,
     pub extent: Extent,
-    step: u32,
-    first_position: usize,
+    pub step: u32,
+    pub first_position: usize,
     /// Nodes that no rule is known for, by their places.
     pub without_rule: BTreeSet<NodeId>,
     /// The site at each tensor.
-    site_at: Vec<Option<usize>>,
+    site_at: Rc<Vec<Option<usize>>>,
 }
 
 impl<'a> Machine<'a> {
@@ -96,7 +115,7 @@ impl<'a> Machine<'a> {
             step: 0,
             first_position: 0,
             without_rule: BTreeSet::new(),
-            site_at,
+            site_at: Rc::new(site_at),
         }
     }
 
@@ -104,13 +123,8 @@ impl<'a> Machine<'a> {
         &self.run.model.graph
     }
 
-    /// Computes the next step; `observe` is given every recorded site, with the memory as its node found
-    /// it.
-    pub fn step(
-        &mut self,
-        step: u32,
-        observe: &mut dyn FnMut(&Machine<'a>, &Observed<'a>) -> Result<(), ReplayError>,
-    ) -> Result<(), ReplayError> {
+    /// Computes the next step; `observe` is given every recorded site.
+    pub fn step(&mut self, step: u32, observe: Observe<'_, 'a>) -> Result<(), ReplayError> {
         let positions = self.run.recording.positions(step);
         self.step = step;
         self.first_position = positions.start;
@@ -163,11 +177,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Computes a node, judges it by what was recorded, and stores either.
-    fn node(
-        &mut self,
-        id: NodeId,
-        observe: &mut dyn FnMut(&Machine<'a>, &Observed<'a>) -> Result<(), ReplayError>,
-    ) -> Result<(), ReplayError> {
+    fn node(&mut self, id: NodeId, observe: Observe<'_, 'a>) -> Result<(), ReplayError> {
         let node = self.graph().node(id);
         if node.op == Op::SetRows {
             self.set_rows(id);
@@ -195,7 +205,7 @@ impl<'a> Machine<'a> {
                 let piece = self.piece(spec, &shape, expected, recorded);
                 let spanned = through;
                 let step = self.step;
-                observe(self, &Observed { place, step, shape, piece, spanned, choice })?;
+                observe(self, Observed { place, step, shape, piece, spanned, choice })?;
                 Some(root)
             }
             (None, Some(recorded), Some(place)) => {
@@ -203,10 +213,7 @@ impl<'a> Machine<'a> {
             }
             (Some(expected), _, _) => {
                 through.extend(own);
-                let spread: Vec<f64> = (0..expected.value.len())
-                    .map(|i| expected.most_spread(i) + expected.fixed(i))
-                    .collect();
-                Some(Root { value: expected.value, spread: Some(spread), through })
+                Some(Root { through, ..uncertain(expected) })
             }
             (None, _, _) => None,
         };
@@ -251,15 +258,93 @@ impl<'a> Machine<'a> {
             }
         }
         let mut call = Call {
-            op: &node.op,
+            op: node.op.clone(),
             params: node.params(self.extent),
             ne: node.sizes(self.extent).ne,
             arguments,
             rounding: self.rounding(id),
             has_tables: self.run.has_tables,
         };
-        edit.change(id, &mut call);
-        Ok(rules::compute(&call)?)
+        edit.change(self, id, &mut call)?;
+        let mut result = rules::compute(&call)?;
+        if let Some(result) = &mut result {
+            edit.result(self, id, result);
+        }
+        Ok(result)
+    }
+
+    /// The nodes that make a site from what is known: in order, the site's own last.
+    pub fn cone(&self, place: usize) -> Vec<NodeId> {
+        let graph = self.graph();
+        let own = graph.root(self.run.model.sites.specs()[place].node);
+        let mut found = BTreeSet::new();
+        let mut waiting = vec![own];
+        while let Some(id) = waiting.pop() {
+            let node = graph.node(id);
+            if node.kind != Kind::Computed || !found.insert(id) {
+                continue;
+            }
+            for source in node.sources.iter().flatten() {
+                let root = graph.root(*source);
+                let known = self.memory[root.index()].as_ref();
+                // What was recorded is certain.
+                if root != own && known.is_none_or(|root| root.spread.is_some()) {
+                    waiting.push(root);
+                }
+            }
+        }
+        found.into_iter().collect()
+    }
+
+    /// Computes a cone again, changed; what its site must then give, in the site's order.
+    pub fn again(
+        &self,
+        place: usize,
+        cone: &[NodeId],
+        edit: &dyn Edit,
+    ) -> Result<Option<Expected<'a>>, ReplayError> {
+        let spec = &self.run.model.sites.specs()[place];
+        let mut branch = self.clone();
+        for &id in cone {
+            let Some(expected) = branch.compute(id, edit)? else { return Ok(None) };
+            if id == spec.node {
+                return Ok(Some(branch.in_site_order(spec, expected)));
+            }
+            let root = Root { through: BTreeSet::new(), ..uncertain(expected) };
+            branch.store(id, Some(root));
+        }
+        // The site is a window on the last of them.
+        let Some(Argument { values: Values::Dense { value, spread }, .. }) =
+            branch.argument(spec.node)?
+        else {
+            return Ok(None);
+        };
+        let rounding = Rounding::of(self.run.recording.arithmetic, spec.stage);
+        let spread = spread.map_or(Spread::None, |spread| Spread::Each(spread.into_owned()));
+        let value = value.into_owned();
+        let expected = Expected { value, spread, single: Vec::new(), rounding };
+        Ok(Some(branch.in_site_order(spec, expected)))
+    }
+
+    /// A result in the order of its site.
+    fn in_site_order(&self, spec: &SiteSpec, expected: Expected<'a>) -> Expected<'a> {
+        let ne = self.graph().node(spec.node).sizes(self.extent).ne;
+        let order = site_order(spec, &self.shape(spec), ne);
+        expected.rearranged(order, f64::from(spec.factor))
+    }
+
+    /// The same machine with only what a cone is computed from.
+    pub fn for_cone(&self, place: usize, cone: &[NodeId]) -> Machine<'a> {
+        let graph = self.graph();
+        let own = graph.root(self.run.model.sites.specs()[place].node);
+        let mut kept = BTreeSet::from([own]);
+        for &id in cone {
+            kept.extend(graph.node(id).sources.iter().flatten().map(|&source| graph.root(source)));
+        }
+        let keep =
+            |(id, root): (NodeId, &Option<Rc<Root>>)| root.clone().filter(|_| kept.contains(&id));
+        let memory = graph.ids().zip(&self.memory).map(keep).collect();
+        Machine { memory, ..self.clone() }
     }
 
     /// The declared roundings of a node's result.
@@ -422,9 +507,7 @@ impl<'a> Machine<'a> {
         expected: Expected<'a>,
         captured: Vec<f32>,
     ) -> Piece<'a> {
-        let ne = self.graph().node(spec.node).sizes(self.extent).ne;
-        let order = site_order(spec, shape, ne);
-        let expected = expected.rearranged(order, f64::from(spec.factor));
+        let expected = self.in_site_order(spec, expected);
         let tokens = self.extent.tokens;
         let rows = shape.first().copied().unwrap_or(1);
         let positions: Vec<usize> = if rows == tokens && tokens != self.extent.cells {
@@ -488,11 +571,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Judges a site that is a window by what was recorded, which takes its place.
-    fn see_window(
-        &mut self,
-        place: usize,
-        observe: &mut dyn FnMut(&Machine<'a>, &Observed<'a>) -> Result<(), ReplayError>,
-    ) -> Result<(), ReplayError> {
+    fn see_window(&mut self, place: usize, observe: Observe<'_, 'a>) -> Result<(), ReplayError> {
         let spec = &self.run.model.sites.specs()[place];
         let Some(recorded) = self.recorded(place)? else {
             self.pass(place);
@@ -516,7 +595,7 @@ impl<'a> Machine<'a> {
                 None => BTreeSet::new(),
             };
             let step = self.step;
-            observe(self, &Observed { place, step, shape, piece, spanned, choice })?;
+            observe(self, Observed { place, step, shape, piece, spanned, choice })?;
         }
         let places = Places::of(self.graph().node(spec.node).format.size(), &sizes);
         if let (Some(root), Some(places)) = (&mut self.memory[root_id.index()], places) {
@@ -563,6 +642,13 @@ impl<'a> Machine<'a> {
             Rc::make_mut(root).through.insert(place);
         }
     }
+}
+
+/// A result as it was computed, with its error.
+fn uncertain(expected: Expected<'_>) -> Root {
+    let spread = |i| expected.most_spread(i) + expected.fixed(i);
+    let spread = Some((0..expected.value.len()).map(spread).collect());
+    Root { value: expected.value, spread, through: BTreeSet::new() }
 }
 
 /// The place in a node's own order of each element of its site.

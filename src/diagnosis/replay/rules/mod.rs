@@ -12,7 +12,7 @@ use crate::{
 
 /// A node that is about to be computed.
 pub struct Call<'c, 'a> {
-    pub op: &'c Op,
+    pub op: Op,
     pub params: Params,
     /// Elements of the result along each axis.
     pub ne: [usize; 4],
