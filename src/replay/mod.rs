@@ -13,6 +13,7 @@ mod matrix;
 mod operation;
 pub mod ops;
 mod product;
+mod products;
 mod reading;
 
 pub use accuracy::{Accuracy, accuracies};
@@ -22,4 +23,5 @@ pub use forward::{Attending, Parts, Piece, Recording, Replay, ReplayError, Width
 pub use judge::{Judged, Worst, drift, judge, judge_all};
 pub use matrix::{Matrix, round};
 pub use operation::{Operation, name, norm_weight, projection};
+pub use products::{Factor, Pair, Product};
 pub use reading::Readings;
