@@ -134,7 +134,7 @@ impl Sites {
             let main = flow.main(id);
             // A cache as it is read is what was appended to it.
             let is_state = graph.node(graph.root(id)).kind == Kind::State;
-            let op = if is_state { Op::SetRows } else { graph.node(graph.root(main)).op.clone() };
+            let op = if is_state { Op::SetRows } else { graph.node(graph.root(main)).op };
             let weight = graph.weight_of(main).or(graph.weight_of(id)).map(str::to_string);
             let inputs = Vec::new();
             specs.push(SiteSpec {

@@ -321,7 +321,7 @@ impl Importer {
             Ok(Node {
                 name: raw.name.clone(),
                 kind: raw.kind,
-                op: raw.op.clone(),
+                op: raw.op,
                 format: raw.format,
                 ne: four("an axis", |node, axis| node.ne[axis])?,
                 nb: four("a stride", |node, axis| node.nb[axis])?,
@@ -353,7 +353,7 @@ fn difference(a: &[RawNode], b: &[RawNode]) -> Option<String> {
     };
     let key = |node: &RawNode| {
         let root = node.window.map(|(root, _)| root);
-        (name(node), node.kind, node.op.clone(), node.sources.clone(), root, node.asked)
+        (name(node), node.kind, node.op, node.sources.clone(), root, node.asked)
     };
     let (a, b) = a.iter().zip(b).find(|(a, b)| key(a) != key(b))?;
     Some(format!("{} {} instead of {} {}", b.op, b.name, a.op, a.name))

@@ -75,7 +75,7 @@ fn apply<'a>(
     call: &mut Call<'_, 'a>,
 ) -> Result<(), ReplayError> {
     match change {
-        Change::Op(op) => call.op = op.clone(),
+        Change::Op(op) => call.op = *op,
         Change::Params(of) => of(&mut call.params),
         Change::Without(source) => {
             if let Some(argument) = call.arguments.get_mut(*source) {

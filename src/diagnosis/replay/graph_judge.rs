@@ -18,7 +18,7 @@ pub struct GraphVerdict {
     /// Nodes that no rule is known for, with how many there are of each operation.
     pub without_rule: BTreeMap<String, usize>,
     /// Choices in which another would have been as good, within the rounding of what they choose among.
-    pub near_ties: BTreeMap<Operation, usize>,
+    pub near_ties: BTreeSet<Operation>,
 }
 
 /// Judges every site that a side recorded.
@@ -26,7 +26,7 @@ pub fn judge_graph(run: GraphRun<'_>) -> Result<GraphVerdict, ReplayError> {
     let specs = run.model.sites.specs();
     let mut trials: BTreeMap<usize, Trial> = BTreeMap::new();
     let mut spanned: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
-    let mut near_ties = BTreeMap::new();
+    let mut near_ties = BTreeSet::new();
     let operation = |place: usize| {
         let spec = &specs[place];
         Operation { layer: spec.layer, stage: spec.stage }
@@ -41,8 +41,8 @@ pub fn judge_graph(run: GraphRun<'_>) -> Result<GraphVerdict, ReplayError> {
             let shape = |_| observed.shape.clone();
             trial.add(&observed.piece, run.recording, axes, &shape);
             spanned.entry(place).or_default().extend(&observed.spanned);
-            if let Some(choice) = observed.choice.as_ref().filter(|choice| choice.near_ties > 0) {
-                *near_ties.entry(operation(place)).or_default() += choice.near_ties;
+            if observed.choice.is_some_and(|times| times > 0.0) {
+                near_ties.insert(operation(place));
             }
             Ok(())
         })?;

@@ -10,7 +10,7 @@ use super::{
     Matrix, Recording,
     expected::{Expected, Rounding, Spread},
     forward::{Piece, ReplayError},
-    rules::{self, Argument, Call, Choice, Values},
+    rules::{self, Argument, Call, Logits, Values},
 };
 use crate::{
     core::tensor::DType,
@@ -52,8 +52,9 @@ pub struct Observed<'a> {
     pub piece: Piece<'a>,
     /// Sites that it is judged together with.
     pub spanned: BTreeSet<usize>,
-    /// Where the result is a choice: how it was made.
-    pub choice: Option<Choice>,
+    /// Where the result is a choice: how far it is from a right one, in units of what the errors of what it
+    /// chooses among allow. Above 0 another choice was as good.
+    pub choice: Option<f64>,
 }
 
 /// What is given every recorded site, with the memory as its node found it.
@@ -258,7 +259,7 @@ impl<'a> Machine<'a> {
             }
         }
         let mut call = Call {
-            op: node.op.clone(),
+            op: node.op,
             params: node.params(self.extent),
             ne: node.sizes(self.extent).ne,
             arguments,
@@ -557,7 +558,7 @@ impl<'a> Machine<'a> {
         id: NodeId,
         expected: Expected<'a>,
         recorded: &Root,
-    ) -> Result<(Expected<'a>, Option<Choice>), ReplayError> {
+    ) -> Result<(Expected<'a>, Option<f64>), ReplayError> {
         let node = self.graph().node(id);
         if !node.op.is_choice() {
             return Ok((expected, None));
@@ -565,9 +566,12 @@ impl<'a> Machine<'a> {
         let Some(source) = node.source(0) else { return Ok((expected, None)) };
         let Some(from) = self.argument(source)? else { return Ok((expected, None)) };
         let params = node.params(self.extent);
-        let choice = rules::choice(&node.op, params, &from, &recorded.value)?;
-        let value = if choice.is_right() { recorded.value.clone() } else { expected.value };
-        Ok((Expected { value, ..expected }, Some(choice)))
+        let (values, spread) = (from.value()?, from.spread());
+        let logits = Logits { width: from.ne[0], values: &values, spread };
+        let choice = rules::is_choice_of(&node.op, params, logits, &recorded.value);
+        let is_right = choice.is_some_and(|times| times <= 1.0);
+        let value = if is_right { recorded.value.clone() } else { expected.value };
+        Ok((Expected { value, ..expected }, choice))
     }
 
     /// Judges a site that is a window by what was recorded, which takes its place.
@@ -622,15 +626,18 @@ impl<'a> Machine<'a> {
         id: NodeId,
         expected: Expected<'a>,
         recorded: &Root,
-    ) -> Result<(Expected<'a>, Option<Choice>), ReplayError> {
+    ) -> Result<(Expected<'a>, Option<f64>), ReplayError> {
         let root = self.graph().node(self.graph().root(id));
         let Some(source) = root.source(0).filter(|_| root.op.is_choice()) else {
             return Ok((expected, None));
         };
         let Some(from) = self.argument(source)? else { return Ok((expected, None)) };
-        let choice = rules::choice(&Op::TopK, Params::default(), &from, &recorded.value)?;
-        let value = if choice.is_right() { recorded.value.clone() } else { expected.value };
-        Ok((Expected { value, ..expected }, Some(choice)))
+        let (values, spread) = (from.value()?, from.spread());
+        let logits = Logits { width: from.ne[0], values: &values, spread };
+        let choice = rules::is_choice_of(&Op::TopK, Params::default(), logits, &recorded.value);
+        let is_right = choice.is_some_and(|times| times <= 1.0);
+        let value = if is_right { recorded.value.clone() } else { expected.value };
+        Ok((Expected { value, ..expected }, choice))
     }
 
     /// A site that is a window and was not recorded.

@@ -15,6 +15,7 @@ mod matrix;
 mod operation;
 pub mod ops;
 mod product;
+mod products;
 mod reading;
 pub mod rules;
 
@@ -27,4 +28,5 @@ pub use judge::{Judged, Worst, drift, judge, judge_all, wrong_elements};
 pub use machine::{AsItIs, Edit, GraphRun, Machine, Memory, Observe, Observed, Root};
 pub use matrix::{Matrix, round};
 pub use operation::{Operation, name, norm_weight, projection};
+pub use products::{Factor, Pair, Product};
 pub use reading::Readings;
