@@ -34,8 +34,8 @@ impl Row {
             measured: accepted.measured,
             ops: accepted.ops.len(),
             elements: accepted.elements,
-            worst: accepted.worst.clone(),
-            beyond: accepted.beyond.clone(),
+            worst: accepted.worst.clone().map(bounded),
+            beyond: accepted.beyond.iter().cloned().map(bounded).collect(),
             roles: accepted.roles.iter().map(|role| role.to_string()).collect(),
             without_rule: accepted.without_rule.clone().into_iter().collect(),
         }
@@ -71,6 +71,11 @@ impl Row {
         }
         line
     }
+}
+
+/// JSON has no infinity.
+fn bounded(worst: (String, f64)) -> (String, f64) {
+    (worst.0, if worst.1.is_finite() { worst.1 } else { f64::MAX })
 }
 
 /// Whether enough of them can be judged, and none is beyond its bound.

@@ -167,6 +167,11 @@ impl Sites {
         self.places.get(&(site.layer, site.stage)).copied()
     }
 
+    /// Layers that have sites.
+    pub fn layers(&self) -> usize {
+        self.specs.iter().filter_map(|spec| spec.layer).max().map_or(0, |last| last as usize + 1)
+    }
+
     /// Every site of a run with that many steps (prefill included), in order.
     pub fn of_run(&self, steps: u32) -> Vec<Site> {
         (0..steps).flat_map(|step| self.specs.iter().map(move |spec| spec.site(step))).collect()
@@ -285,7 +290,8 @@ fn is_site(flow: &Flow<'_>, id: NodeId) -> bool {
     if is_part_of_packed(flow.graph, id) {
         return true;
     }
-    if node.kind != Kind::Computed || arranges || is_state_write(flow.graph, id) {
+    let is_empty = node.ne.contains(&Size::fixed(0));
+    if node.kind != Kind::Computed || arranges || is_empty || is_state_write(flow.graph, id) {
         return false;
     }
     // What is read of a packed result are its parts.

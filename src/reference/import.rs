@@ -262,6 +262,8 @@ impl Importer {
         }
         snapshot.aborts = true;
         let code = self.context.decode_with(&mut snapshot, tokens, before);
+        // What llama.cpp says of an end that it was told to make is no error.
+        crate::model::llama::take_errors();
         // 2: aborted, as it was told.
         if code != 2 && code != 0 {
             return Err(self.failed(&format!("code {code}")));

@@ -8,7 +8,7 @@ use super::baseline;
 use crate::{
     core::{arithmetic::Arithmetic, task::Task, tensor::DType},
     diagnosis::replay::{GraphRun, GraphVerdict, Recording, ReplayError, judge_graph},
-    graph::{Graph, Kind, ModelGraph, NodeId, site::Stage},
+    graph::{Graph, Kind, ModelGraph, NodeId, Size, site::Stage},
     model::ModelFile,
     reference::{Changes, Reference, ReferenceError},
     trace::{TraceError, recording::Spool},
@@ -79,7 +79,8 @@ fn summary(model: &ModelGraph, verdict: &GraphVerdict) -> Acceptance {
     let measured_sites = specs.filter(|spec| judged.contains(&(spec.layer, spec.stage)));
     let measured: BTreeSet<NodeId> = measured_sites.map(|spec| spec.node).collect();
     let computing: Vec<NodeId> = computing(&model.graph).collect();
-    let is_measured = |id: &&NodeId| is_judged(&model.graph, **id, &measured);
+    let has_rule = |id: NodeId| !verdict.without_rule.contains_key(model.graph.node(id).op.name());
+    let is_measured = |id: &&NodeId| has_rule(**id) && is_judged(&model.graph, **id, &measured);
     let beyond = verdict.judged.iter().filter(|judged| judged.is_guilty());
     let worst = verdict.judged.iter().max_by(|a, b| a.times_bound().total_cmp(&b.times_bound()));
     let roles = model.sites.specs().iter().map(|spec| spec.stage);
@@ -99,7 +100,10 @@ fn summary(model: &ModelGraph, verdict: &GraphVerdict) -> Acceptance {
 fn computing(graph: &Graph) -> impl Iterator<Item = NodeId> {
     graph
         .iter()
-        .filter(|(_, node)| node.kind == Kind::Computed && !node.op.is_layout())
+        .filter(|(_, node)| {
+            let is_empty = node.ne.contains(&Size::fixed(0));
+            node.kind == Kind::Computed && !node.op.is_layout() && !is_empty
+        })
         .map(|(id, _)| id)
 }
 

@@ -425,6 +425,7 @@ impl<'a> Machine<'a> {
         };
         let sizes = node.sizes(self.extent);
         let Some(target) = Places::of(node.format.size(), &sizes) else { return };
+        let [_, per_group, per_outer, _] = indices.ne;
         let (Values::Dense { value, spread }, Ok(indices)) = (&rows.values, indices.value()) else {
             return;
         };
@@ -434,7 +435,9 @@ impl<'a> Machine<'a> {
         for i3 in 0..outer {
             for i2 in 0..groups {
                 for i1 in 0..n {
-                    let row = indices[i1 % indices.len().max(1)] as usize;
+                    let group = i3 % per_outer.max(1) * per_group + i2 % per_group.max(1);
+                    let Some(&row) = indices.get(group * n + i1) else { continue };
+                    let row = row as usize;
                     let from = ((i3 * groups + i2) * n + i1) * length;
                     for i0 in 0..length {
                         let at = target.place([i0, row, i2, i3]);
