@@ -285,7 +285,8 @@ fn is_site(flow: &Flow<'_>, id: NodeId) -> bool {
     if is_part_of_packed(flow.graph, id) {
         return true;
     }
-    if node.kind != Kind::Computed || arranges || is_state_write(flow.graph, id) {
+    let is_empty = node.ne.contains(&Size::fixed(0));
+    if node.kind != Kind::Computed || arranges || is_empty || is_state_write(flow.graph, id) {
         return false;
     }
     // What is read of a packed result are its parts.
@@ -328,15 +329,19 @@ impl Lengths {
             let weights = node.source(0).filter(|_| node.op == Op::MulMatId)?;
             Some(graph.node(weights).ne[2])
         };
+        let length = |size: Size| {
+            let length = usize::try_from(size.fixed).ok().filter(|&length| length > 0);
+            length.filter(|_| size.is_fixed())
+        };
         let of = |stage: Stage| roles.iter().filter(move |(_, role)| role.stage == stage);
         let keys = of(Stage::Scores).filter_map(|(&id, role)| {
             let node = graph.node(product_below(graph, id)?);
             let dim = graph.node(node.source(0)?).ne[0];
-            dim.is_fixed().then_some((role.layer, dim.fixed as usize))
+            length(dim).map(|dim| (role.layer, dim))
         });
         let values = of(Stage::AttnOut).filter_map(|(&id, role)| {
             let dim = graph.node(id).ne[0];
-            dim.is_fixed().then_some((role.layer, dim.fixed as usize))
+            length(dim).map(|dim| (role.layer, dim))
         });
         Lengths {
             hidden: first(Stage::Embd),
