@@ -17,12 +17,15 @@ use firstdiff::{
         tensor::DType,
     },
     diagnosis::{Diagnosis, replay::Recording},
-    graph::site::{Site, Stage},
-    model::Model,
+    graph::{
+        SiteList,
+        site::{Site, Stage},
+    },
+    model::{Config, Model},
     reference::{Precision, Reference, ReferenceOptions, Vocabulary},
     report::{Headline, REPORT_VERSION, Report, StepRow, answer, guilt},
     run::baseline::Baseline,
-    trace::{Manifest, ModelId, Side, Step, TraceError, TraceReader, comparable, lint},
+    trace::{Manifest, Side, Step, TraceError, TraceReader, comparable, lint},
 };
 
 use super::{args::ExplainArgs, diff, error::Error, inputs, output, run};
@@ -30,6 +33,9 @@ use super::{args::ExplainArgs, diff, error::Error, inputs, output, run};
 /// What a reader must know where the ranks disagree.
 const NOT_REPLAYED: &str = "no operation was replayed, as the ranks ran on different values: find \
                             their disagreement first";
+
+/// What another file may be.
+const ALIKE: &str = ", which have the same shapes: another quantisation or fine-tune";
 
 /// What a reader must know of a trace that lacks results.
 const SPANNED: &str = "a result that was not recorded is judged together with the next one that \
@@ -43,7 +49,7 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     let engine = open(&args.trace, Side::Engine)?;
     let reference = args.reference.as_deref().map(|path| open(path, Side::Reference));
     let reference = reference.transpose()?;
-    let model = model(args, engine.manifest())?;
+    let model = model(args, &engine)?;
     if let Some(reference) = &reference {
         same_tokens(&engine, reference, &model)?;
     }
@@ -109,8 +115,8 @@ fn open(path: &Path, side: Side) -> Result<TraceReader, Error> {
 }
 
 /// The model that was recorded, refused where it is another one.
-fn model(args: &ExplainArgs, manifest: &Manifest) -> Result<Model, Error> {
-    let (trace, id) = (args.trace.display(), &manifest.model);
+fn model(args: &ExplainArgs, engine: &TraceReader) -> Result<Model, Error> {
+    let (trace, id, list) = (args.trace.display(), &engine.manifest().model, engine.list());
     let path: Option<PathBuf> = match &args.model {
         Some(path) => Some(path.clone()),
         None => inputs::fixture_of(&id.blake3)?,
@@ -118,19 +124,30 @@ fn model(args: &ExplainArgs, manifest: &Manifest) -> Result<Model, Error> {
     let recorded = format!("{trace} was recorded from {:?} (blake3 {})", id.name, id.blake3);
     let path = path.ok_or_else(|| Error::Usage(format!("{recorded}; name that file with -m")))?;
     let model = Model::open(&path)?;
-    let found = ModelId::new(id.name.clone(), model.hash(), &model.config);
-    if found.blake3 != id.blake3 {
-        let other = format!("{} has blake3 {}{}", path.display(), found.blake3, id.alike(&found));
+    let hash = model.hash();
+    if hash != id.blake3 {
+        let alike = if has_shapes(list, &model.config) { ALIKE } else { "" };
+        let other = format!("{} has blake3 {hash}{alike}", path.display());
         return Err(Error::Refused(format!("{recorded}, {other}; name the first with -m")));
     }
     // The shapes of the tensors were checked by the manifest's: they must be the model's own.
-    if found != *id {
+    if id.n_vocab != model.config.n_vocab || !has_shapes(list, &model.config) {
         return Err(Error::Refused(format!(
             "{trace} states other shapes than {} has; fix the program that wrote it",
             path.display()
         )));
     }
     Ok(model)
+}
+
+/// Whether the sites of a trace that a model of ours has are as long as the model's.
+fn has_shapes(list: &SiteList, config: &Config) -> bool {
+    // Numbers of tokens and of positions that no size of a model is.
+    let (tokens, positions) = (100_003, 200_003);
+    list.sites().iter().all(|site| {
+        let own = config.shape(site.stage, tokens, positions);
+        matches!(site.stage, Stage::Other(_)) || site.shape(tokens, positions) == own
+    })
 }
 
 /// Refuses other token ids with their texts, which a trace alone does not have.

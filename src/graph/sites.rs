@@ -334,15 +334,19 @@ impl Lengths {
             let weights = node.source(0).filter(|_| node.op == Op::MulMatId)?;
             Some(graph.node(weights).ne[2])
         };
+        let length = |size: Size| {
+            let length = usize::try_from(size.fixed).ok().filter(|&length| length > 0);
+            length.filter(|_| size.is_fixed())
+        };
         let of = |stage: Stage| roles.iter().filter(move |(_, role)| role.stage == stage);
         let keys = of(Stage::Scores).filter_map(|(&id, role)| {
             let node = graph.node(product_below(graph, id)?);
             let dim = graph.node(node.source(0)?).ne[0];
-            dim.is_fixed().then_some((role.layer, dim.fixed as usize))
+            length(dim).map(|dim| (role.layer, dim))
         });
         let values = of(Stage::AttnOut).filter_map(|(&id, role)| {
             let dim = graph.node(id).ne[0];
-            dim.is_fixed().then_some((role.layer, dim.fixed as usize))
+            length(dim).map(|dim| (role.layer, dim))
         });
         Lengths {
             hidden: first(Stage::Embd),
