@@ -16,12 +16,15 @@ use firstdiff::{
         task::Task,
         tensor::DType,
     },
-    diagnosis::{Diagnosis, replay::Recording},
+    diagnosis::{
+        Diagnosis,
+        replay::{GraphRun, Recording},
+    },
     graph::{
-        SiteList,
+        ModelGraph, SiteList,
         site::{Site, Stage},
     },
-    model::{Config, Model},
+    model::{Config, Model, ModelFile},
     reference::{Precision, Reference, ReferenceOptions, Vocabulary},
     report::{Headline, REPORT_VERSION, Report, StepRow, answer, guilt},
     run::baseline::Baseline,
@@ -50,8 +53,9 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     let reference = args.reference.as_deref().map(|path| open(path, Side::Reference));
     let reference = reference.transpose()?;
     let model = model(args, &engine)?;
+    let file = model.file();
     if let Some(reference) = &reference {
-        same_tokens(&engine, reference, &model)?;
+        same_tokens(&engine, reference, file)?;
     }
     let mut report = match &reference {
         Some(reference) => {
@@ -60,7 +64,7 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
                 Some(floor) => Cow::Borrowed(floor),
                 None => {
                     bar.set_message("measuring the floor");
-                    Cow::Owned(measured_floor(&of_engine.arithmetic, manifest, &model)?)
+                    Cow::Owned(measured_floor(&of_engine.arithmetic, manifest, file)?)
                 }
             };
             bar.set_message("comparing sites");
@@ -86,10 +90,12 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
         }
     }
     bar.set_message("looking for what was recorded wrongly");
-    let vocabulary = LazyCell::new(|| Vocabulary::load(&model));
+    let vocabulary = LazyCell::new(|| Vocabulary::load(file));
     let text = |token| vocabulary.as_ref().map_or(String::new(), |loaded| loaded.text(token));
-    report.notes.extend(lint::embedding(&engine, &model, &text)?);
-    report.model = Some(run::model_summary(&model)?);
+    report.notes.extend(lint::embedding(&engine, file, &text)?);
+    if let Subject::Engine(model) = &model {
+        report.model = Some(run::model_summary(model)?);
+    }
     report.seconds = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
     run::finish(&report, args.json.as_deref())
@@ -114,8 +120,25 @@ fn open(path: &Path, side: Side) -> Result<TraceReader, Error> {
     }))
 }
 
+/// The model that was recorded.
+enum Subject {
+    /// One that our engine runs too.
+    Engine(Box<Model>),
+    /// Any other: llama.cpp's graph says what is computed.
+    Graph(ModelFile),
+}
+
+impl Subject {
+    fn file(&self) -> &ModelFile {
+        match self {
+            Subject::Engine(model) => model,
+            Subject::Graph(file) => file,
+        }
+    }
+}
+
 /// The model that was recorded, refused where it is another one.
-fn model(args: &ExplainArgs, engine: &TraceReader) -> Result<Model, Error> {
+fn model(args: &ExplainArgs, engine: &TraceReader) -> Result<Subject, Error> {
     let (trace, id, list) = (args.trace.display(), &engine.manifest().model, engine.list());
     let path: Option<PathBuf> = match &args.model {
         Some(path) => Some(path.clone()),
@@ -123,12 +146,21 @@ fn model(args: &ExplainArgs, engine: &TraceReader) -> Result<Model, Error> {
     };
     let recorded = format!("{trace} was recorded from {:?} (blake3 {})", id.name, id.blake3);
     let path = path.ok_or_else(|| Error::Usage(format!("{recorded}; name that file with -m")))?;
-    let model = Model::open(&path)?;
-    let hash = model.hash();
-    if hash != id.blake3 {
-        let alike = if has_shapes(list, &model.config) { ALIKE } else { "" };
+    let file = ModelFile::open(&path)?;
+    let hash = file.hash();
+    let other = |alike: &str| {
         let other = format!("{} has blake3 {hash}{alike}", path.display());
-        return Err(Error::Refused(format!("{recorded}, {other}; name the first with -m")));
+        Err(Error::Refused(format!("{recorded}, {other}; name the first with -m")))
+    };
+    let Ok(model) = Model::of(file) else {
+        return if hash == id.blake3 {
+            Ok(Subject::Graph(ModelFile::open(&path)?))
+        } else {
+            other("")
+        };
+    };
+    if hash != id.blake3 {
+        return other(if has_shapes(list, &model.config) { ALIKE } else { "" });
     }
     // The shapes of the tensors were checked by the manifest's: they must be the model's own.
     if id.n_vocab != model.config.n_vocab || !has_shapes(list, &model.config) {
@@ -137,7 +169,7 @@ fn model(args: &ExplainArgs, engine: &TraceReader) -> Result<Model, Error> {
             path.display()
         )));
     }
-    Ok(model)
+    Ok(Subject::Engine(Box::new(model)))
 }
 
 /// Whether the sites of a trace that a model of ours has are as long as the model's.
@@ -151,7 +183,11 @@ fn has_shapes(list: &SiteList, config: &Config) -> bool {
 }
 
 /// Refuses other token ids with their texts, which a trace alone does not have.
-fn same_tokens(engine: &TraceReader, reference: &TraceReader, model: &Model) -> Result<(), Error> {
+fn same_tokens(
+    engine: &TraceReader,
+    reference: &TraceReader,
+    model: &ModelFile,
+) -> Result<(), Error> {
     match comparable(engine.manifest(), reference.manifest()) {
         Err(error @ TraceError::OtherTokens { a, b, .. }) => {
             let vocabulary = Vocabulary::load(model)?;
@@ -166,7 +202,7 @@ fn same_tokens(engine: &TraceReader, reference: &TraceReader, model: &Model) -> 
 fn measured_floor(
     arithmetic: &Arithmetic,
     reference: &Manifest,
-    model: &Model,
+    model: &ModelFile,
 ) -> Result<Floor, Error> {
     let precision = match reference.settings.reference_precision.as_deref() {
         Some("native") => Precision::Native,
@@ -220,7 +256,7 @@ fn alone(trace: &TraceReader) -> Result<Report, Error> {
 
 /// Replays the engine, and the reference where it ran in f32: only then is its arithmetic known.
 fn diagnose(
-    model: &Model,
+    model: &Subject,
     engine: &TraceReader,
     reference: Option<&TraceReader>,
 ) -> Result<Diagnosis, Error> {
@@ -230,6 +266,7 @@ fn diagnose(
     let is_f32 = |trace: &&TraceReader| {
         trace.manifest().settings.reference_precision.as_deref() == Some("f32")
     };
+    let carried = reference.map(TraceReader::graph).transpose()?.flatten();
     let reference = reference.filter(is_f32).map(|trace| (trace, steps(trace)));
     let (own, f32) = (&engine.manifest().arithmetic, Arithmetic::engine(DType::F32));
     let (steps_of_engine, attention) = (steps(engine), Default::default());
@@ -240,7 +277,27 @@ fn diagnose(
         arithmetic: &f32,
         attention,
     });
-    Ok(Diagnosis::of(model, engine, reference)?)
+    let file = match model {
+        Subject::Engine(model) => return Ok(Diagnosis::of(model, engine, reference)?),
+        Subject::Graph(file) => file,
+    };
+    let (graph, inputs) = match carried {
+        Some(carried) => carried,
+        None => {
+            let tokens: Vec<i32> = steps_of_engine.iter().flatten().copied().collect();
+            let llama = Reference::load(file, ReferenceOptions::default())?;
+            let (graph, inputs) = llama.import(&tokens)?;
+            (ModelGraph::clone(&graph), inputs)
+        }
+    };
+    let run = |recording, has_tables| GraphRun {
+        file,
+        model: &graph,
+        inputs: &inputs,
+        recording,
+        has_tables,
+    };
+    Ok(Diagnosis::by_graph(run(engine, false), reference.map(|reference| run(reference, true)))?)
 }
 
 fn headline(report: &Report, diagnosis: &Diagnosis, engine: &TraceReader) -> Headline {
