@@ -23,7 +23,7 @@
 //! The model:
 //! - [`gguf`]: reads and writes GGUF files
 //! - [`model`]: hyperparameters, weights, the ledger of suspicious weights
-//! - [`synth`]: random models of any shape
+//! - [`synth`]: random models of any shape, or of any architecture of llama.cpp
 //! - [`llama`]: llama.cpp's process-wide state
 //!
 //! The two sides:
