@@ -1,6 +1,6 @@
 //! All guilty operations of a run, each with its cause, and whose fault it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -8,10 +8,14 @@ use serde::{Deserialize, Serialize};
 use crate::{
     core::cause_key::CauseKey,
     diagnosis::{
-        Cause, Certainty, Invariant, Scene, diagnose,
+        Cause, Certainty, Invariant, Scene,
+        by_graph::{self, Evidence},
+        diagnose,
         hypotheses::cache,
         invariants,
-        replay::{Judged, Operation, Recording, Replay, ReplayError, Worst, judge},
+        replay::{
+            GraphRun, Judged, Operation, Recording, Replay, ReplayError, Worst, judge, judge_graph,
+        },
     },
     graph::site::Stage,
     model::Model,
@@ -116,7 +120,7 @@ impl Diagnosis {
         reference: Recording<'_>,
     ) -> Result<(Diagnosis, ReferenceReplay), ReplayError> {
         let [engine, (summary, guilty)] = sides(model, [engine, reference])?;
-        let findings = group(model, guilty, Verdict::ReferenceWrong);
+        let findings = group(model.config.n_layer, guilty, Verdict::ReferenceWrong);
         let findings = findings.into_iter().map(differing).collect();
         let reference = ReferenceReplay { findings, summary };
         Ok((Diagnosis::with(model, engine, Some(&reference)), reference))
@@ -132,12 +136,30 @@ impl Diagnosis {
         Ok(Diagnosis::with(model, engine, reference))
     }
 
+    /// The same of a model of any architecture, through its graph.
+    pub fn by_graph(
+        engine: GraphRun<'_>,
+        reference: Option<GraphRun<'_>>,
+    ) -> Result<Diagnosis, ReplayError> {
+        let n_layer = engine.model.sites.layers();
+        let (summary, guilty) = of_graph(engine)?;
+        let mut findings = group(n_layer, guilty, Verdict::EngineWrong);
+        let mut of_reference = None;
+        if let Some(reference) = reference {
+            let (summary, guilty) = of_graph(reference)?;
+            let own = group(n_layer, guilty, Verdict::ReferenceWrong);
+            findings.extend(own.into_iter().map(differing));
+            of_reference = Some(summary);
+        }
+        Ok(Diagnosis { findings, engine: summary, reference: of_reference })
+    }
+
     fn with(
         model: &Model,
         (engine, guilty): (SideReplay, Vec<Guilty>),
         reference: Option<&ReferenceReplay>,
     ) -> Diagnosis {
-        let mut findings = group(model, guilty, Verdict::EngineWrong);
+        let mut findings = group(model.config.n_layer, guilty, Verdict::EngineWrong);
         findings.extend(reference.iter().flat_map(|reference| reference.findings.iter().cloned()));
         let reference = reference.map(|reference| reference.summary.clone());
         Diagnosis { findings, engine, reference }
@@ -152,6 +174,38 @@ impl Diagnosis {
     pub fn is_guilty(&self, operation: Operation) -> bool {
         self.findings.iter().any(|finding| finding.operations.contains(&operation))
     }
+}
+
+/// A side judged through its graph, and its guilty sites with their causes.
+fn of_graph(run: GraphRun<'_>) -> Result<(SideReplay, Vec<Guilty>), ReplayError> {
+    let verdict = judge_graph(run)?;
+    let mut summary = SideReplay::default();
+    let judged: BTreeMap<Operation, &Judged> =
+        verdict.judged.iter().map(|judged| (judged.operation, judged)).collect();
+    let mut places = BTreeSet::new();
+    for (place, spec) in run.model.sites.specs().iter().enumerate() {
+        let operation = Operation { layer: spec.layer, stage: spec.stage };
+        match judged.get(&operation) {
+            None => summary.unmeasured.push(operation),
+            Some(judged) if judged.is_guilty() => {
+                places.insert(place);
+            }
+            Some(judged) => {
+                summary.cleared += 1;
+                summary.worst_cleared = summary.worst_cleared.max(judged.times_bound());
+            }
+        }
+    }
+    summary.replayed = summary.cleared + places.len();
+    let evidence = if places.is_empty() { Vec::new() } else { by_graph::gather(run, &places)? };
+    let guilty = |evidence: &Evidence<'_>| {
+        let spec = evidence.spec();
+        let operation = Operation { layer: spec.layer, stage: spec.stage };
+        let judged = judged[&operation].clone();
+        Ok(Guilty { judged, cause: by_graph::diagnose(evidence)? })
+    };
+    let guilty = evidence.iter().map(guilty).collect::<Result<Vec<_>, ReplayError>>()?;
+    Ok((summary, guilty))
 }
 
 /// A reference that computes cleanly with another parameter than the file's is no wrong program.
@@ -240,7 +294,7 @@ fn summed(layers: impl Iterator<Item = (Vec<Said>, Vec<Invariant>)>) -> (SideRep
 }
 
 /// Guilty operations of one cause together, in the order of the first of each.
-fn group(model: &Model, guilty: Vec<Guilty>, verdict: Verdict) -> Vec<Finding> {
+fn group(n_layer: usize, guilty: Vec<Guilty>, verdict: Verdict) -> Vec<Finding> {
     let mut groups: Vec<Vec<Guilty>> = Vec::new();
     for one in guilty {
         let same = |group: &&mut Vec<Guilty>| {
@@ -255,23 +309,23 @@ fn group(model: &Model, guilty: Vec<Guilty>, verdict: Verdict) -> Vec<Finding> {
             None => groups.push(vec![one]),
         }
     }
-    groups.into_iter().map(|group| finding(model, group, verdict)).collect()
+    groups.into_iter().map(|group| finding(n_layer, group, verdict)).collect()
 }
 
-/// Operations that one mistake makes wrong together.
-fn family(stage: Stage) -> u8 {
+/// Operations that one mistake makes wrong together, by one of them.
+fn family(stage: Stage) -> Stage {
     match stage {
-        Stage::Q | Stage::K | Stage::V => 0,
-        Stage::QNorm | Stage::KNorm => 1,
-        Stage::QRope | Stage::KRope => 2,
-        Stage::KCache | Stage::VCache => 3,
-        Stage::AttnNorm | Stage::FfnNorm | Stage::FinalNorm => 4,
-        Stage::AttnResidual | Stage::LayerOut => 5,
-        stage => 100 + stage.index() as u8,
+        Stage::Q | Stage::K | Stage::V => Stage::Q,
+        Stage::QNorm | Stage::KNorm => Stage::QNorm,
+        Stage::QRope | Stage::KRope => Stage::QRope,
+        Stage::KCache | Stage::VCache => Stage::KCache,
+        Stage::AttnNorm | Stage::FfnNorm | Stage::FinalNorm => Stage::AttnNorm,
+        Stage::AttnResidual | Stage::LayerOut => Stage::AttnResidual,
+        stage => stage,
     }
 }
 
-fn finding(model: &Model, group: Vec<Guilty>, verdict: Verdict) -> Finding {
+fn finding(n_layer: usize, group: Vec<Guilty>, verdict: Verdict) -> Finding {
     let operations: Vec<Operation> = group.iter().map(|one| one.judged.operation).collect();
     let sum = |of: &dyn Fn(&Guilty) -> u64| group.iter().map(of).sum::<u64>();
     let (elements, beyond) = (sum(&|one| one.judged.elements), sum(&|one| one.judged.beyond));
@@ -283,7 +337,7 @@ fn finding(model: &Model, group: Vec<Guilty>, verdict: Verdict) -> Finding {
         group.iter().flat_map(|one| one.judged.spanned.iter().copied()).collect();
     spanned.sort_by_cached_key(|operation| operation.result());
     spanned.dedup();
-    let mut what = what(model, &operations);
+    let mut what = what(n_layer, &operations);
     // An attention that is one kernel has scores and probabilities within it.
     let fused = |operation: &Operation| {
         let within = [Stage::Scores, Stage::Probs].map(|stage| operation.at(stage));
@@ -307,7 +361,7 @@ fn finding(model: &Model, group: Vec<Guilty>, verdict: Verdict) -> Finding {
 }
 
 /// `q and k rotation, all layers`; `final norm`.
-fn what(model: &Model, operations: &[Operation]) -> String {
+fn what(n_layer: usize, operations: &[Operation]) -> String {
     let mut layers: BTreeMap<Stage, Vec<u32>> = BTreeMap::new();
     for operation in operations {
         layers.entry(operation.stage).or_default().extend(operation.layer);
@@ -321,7 +375,7 @@ fn what(model: &Model, operations: &[Operation]) -> String {
     }
     let part = |(layers, stages): &(Vec<u32>, Vec<Stage>)| {
         let names = joined_names(stages);
-        match layer_phrase(layers, model.config.n_layer as u32) {
+        match layer_phrase(layers, n_layer as u32) {
             Some(layers) => format!("{names}, {layers}"),
             None => names,
         }

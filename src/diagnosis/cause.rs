@@ -48,12 +48,12 @@ const LEAST_SHARE: f64 = 0.1;
 /// At most this many causes are listed beside the first.
 const MAX_ALSO: usize = 3;
 
-struct Tried {
-    key: CauseKey,
-    text: String,
-    rank: Rank,
-    mistakes: u8,
-    explained: Explained,
+pub struct Tried {
+    pub key: CauseKey,
+    pub text: String,
+    pub rank: Rank,
+    pub mistakes: u8,
+    pub explained: Explained,
 }
 
 /// Tries every hypothesis on a guilty operation.
@@ -76,7 +76,7 @@ pub fn diagnose(scene: &Scene<'_, '_>) -> Result<Cause, ReplayError> {
 
 /// The best explanation: a proof before a part, a mistake before a likeness, everywhere before
 /// somewhere, one mistake before two, and then the closest.
-fn choose(tried: Vec<Tried>) -> Cause {
+pub fn choose(tried: Vec<Tried>) -> Cause {
     let count = tried.len();
     let mut proofs: Vec<&Tried> = tried.iter().filter(|t| t.explained.is_proof()).collect();
     let simplicity = |t: &Tried| (t.rank, t.explained.region.is_some(), t.mistakes);

@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use rayon::prelude::*;
-
 use crate::{
     core::cause_key::CauseKey,
     diagnosis::{
         probe::{Agreement, Grid, Probe},
         replay::{
             Expected, Matrix, Operand, Operation, Parts, Piece, Replay, ReplayError, Rounding,
-            Spread, Width, ops::Heads,
+            Spread, Width, ops::Heads, wrong_elements,
         },
     },
     graph::site::Stage,
@@ -317,14 +315,6 @@ impl<'s, 'a> Scene<'s, 'a> {
         let same = (matrix.outputs, matrix.inputs) == (own.outputs, own.inputs);
         Ok(same.then_some(matrix))
     }
-}
-
-fn wrong_elements(piece: &Piece<'_>) -> Vec<bool> {
-    let is_wrong = |index: usize| {
-        let times_bound = || piece.expected.times_bound(index, piece.captured[index]);
-        piece.counts(index) && times_bound().is_some_and(|times| times > 1.0)
-    };
-    (0..piece.captured.len()).into_par_iter().map(is_wrong).collect()
 }
 
 /// Values with the bounds of a right result, in proportion, and room for the operation that changed

@@ -1,5 +1,6 @@
 //! The forward pass as data: llama.cpp's own graph of a model, read once, for any architecture.
 
+mod inputs;
 mod model_graph;
 pub mod node;
 pub mod op;
@@ -10,6 +11,7 @@ pub mod site;
 mod sites;
 pub mod size;
 
+pub use inputs::SequenceInputs;
 pub use model_graph::ModelGraph;
 pub use node::{Format, Graph, Kind, Node, NodeId, Params, Sizes, Window};
 pub use op::Op;

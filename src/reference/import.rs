@@ -17,7 +17,7 @@ use super::{
     session::ReferenceError,
 };
 use crate::graph::{
-    Extent, Format, Graph, Kind, ModelGraph, Node, NodeId, Op, Sample, Size, Window,
+    Extent, Format, Graph, Kind, ModelGraph, Node, NodeId, Op, Sample, SequenceInputs, Size, Window,
 };
 
 /// ggml computes only the nodes that have this flag.
@@ -55,14 +55,6 @@ struct Snapshot {
     /// Whether the decode is to end before it computes anything.
     aborts: bool,
     is_over: bool,
-}
-
-/// The values of a graph's inputs over a whole sequence: of each token by its position.
-#[derive(Clone, Debug, Default)]
-pub struct SequenceInputs {
-    pub tokens: usize,
-    pub cells: usize,
-    pub values: HashMap<NodeId, Vec<f64>>,
 }
 
 impl Snapshot {
@@ -270,6 +262,8 @@ impl Importer {
         }
         snapshot.aborts = true;
         let code = self.context.decode_with(&mut snapshot, tokens, before);
+        // What llama.cpp says of an end that it was told to make is no error.
+        crate::model::llama::take_errors();
         // 2: aborted, as it was told.
         if code != 2 && code != 0 {
             return Err(self.failed(&format!("code {code}")));
@@ -329,7 +323,7 @@ impl Importer {
             Ok(Node {
                 name: raw.name.clone(),
                 kind: raw.kind,
-                op: raw.op.clone(),
+                op: raw.op,
                 format: raw.format,
                 ne: four("an axis", |node, axis| node.ne[axis])?,
                 nb: four("a stride", |node, axis| node.nb[axis])?,
@@ -361,7 +355,7 @@ fn difference(a: &[RawNode], b: &[RawNode]) -> Option<String> {
     };
     let key = |node: &RawNode| {
         let root = node.window.map(|(root, _)| root);
-        (name(node), node.kind, node.op.clone(), node.sources.clone(), root, node.asked)
+        (name(node), node.kind, node.op, node.sources.clone(), root, node.asked)
     };
     let (a, b) = a.iter().zip(b).find(|(a, b)| key(a) != key(b))?;
     Some(format!("{} {} instead of {} {}", b.op, b.name, a.op, a.name))

@@ -12,7 +12,6 @@ mod vocabulary;
 mod widen;
 
 pub use callback::Changes;
-pub use import::SequenceInputs;
 pub use noise::{Amplitude, Noise, Place};
 pub use routing::{Routing, RoutingSink, is_choice};
 pub use session::{Precision, Reference, ReferenceError, ReferenceOptions, Session};

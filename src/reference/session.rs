@@ -6,7 +6,7 @@ use super::{
     Noise,
     callback::{Capture, Changes, Failure, HOOKS, StepShape},
     context::{Context, ContextSpec, Hooks},
-    import::{self, IMPORT_POSITIONS, Importer, SequenceInputs},
+    import::{self, IMPORT_POSITIONS, Importer},
     widen,
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
         exit::Exit,
         sink::{Choice, Sink, Stopped},
     },
-    graph::{ModelGraph, site::Site},
+    graph::{ModelGraph, SequenceInputs, site::Site},
     model::{ModelFile, gguf::WriteError, llama},
 };
 use llama_cpp_2::{
