@@ -60,8 +60,8 @@ mod tests {
     #[test]
     fn a_suite_is_a_model_and_a_case_has_its_text() {
         let cases = vec![case("m/p/f32", Exit::Equal), case("m/p<1>/f16", Exit::Diverged)];
-        let reference = ("config".to_string(), None);
-        let text = junit(&Results::of(reference, None, Default::default(), Vec::new(), cases));
+        let (models, plan) = (Default::default(), Vec::new());
+        let text = junit(&Results::of("config".to_string(), None, None, models, plan, cases));
         let suite = r#"<testsuite name="m" tests="2" skipped="0" errors="0" failures="1" "#;
         let equal = r#"<testcase name="p/f32" classname="m" time="0.000"/>"#;
         let diverged = r#"<testcase name="p&lt;1&gt;/f16" classname="m" time="0.000">"#;

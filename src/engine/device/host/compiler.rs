@@ -74,7 +74,8 @@ impl Compiler {
 
     /// What the objects that it makes depend on.
     pub(super) fn identity(&self) -> String {
-        [&[self.version.clone()], &self.call.arguments[..]].concat().join(" ")
+        let parts = std::iter::once(&self.version).chain(&self.call.arguments);
+        parts.map(String::as_str).collect::<Vec<_>>().join(" ")
     }
 
     /// The library of AddressSanitizer, which a process must have from its start.
