@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::graph::site::{Axis, Stage};
+use crate::graph::site::Axis;
 
 /// Of a set this full, the share is not worth a word.
 const FULL: f64 = 0.9;
@@ -40,10 +40,11 @@ pub struct AxisSet {
 }
 
 impl Pattern {
-    /// The pattern of the elements that `each` marks by their index. `first_position` is the
+    /// The pattern of the elements that `each` marks by their index, on axes that count `own`.
+    /// `first_position` is the
     /// position of token 0.
     pub fn of(
-        stage: Stage,
+        own: &[Axis],
         shape: &[usize],
         first_position: usize,
         each: impl FnOnce(&mut dyn FnMut(&[usize])),
@@ -56,11 +57,8 @@ impl Pattern {
                 hit[axis][i] = true;
             }
         });
-        let share = marked as f64 / product(stage, &hit, first_position).max(1) as f64;
-        let axes: Vec<AxisSet> = stage
-            .axes()
-            .iter()
-            .zip(&hit)
+        let share = marked as f64 / product(own, &hit, first_position).max(1) as f64;
+        let axes: Vec<AxisSet> = (own.iter().zip(&hit))
             .map(|(&axis, hit)| AxisSet::new(axis, hit, first_position))
             .collect();
         let text = phrase(&axes, share);
@@ -75,15 +73,14 @@ impl fmt::Display for Pattern {
 }
 
 /// Elements in the product of the axes' sets; keys after a query's position do not count.
-fn product(stage: Stage, hit: &[Vec<bool>], first_position: usize) -> u64 {
+fn product(axes: &[Axis], hit: &[Vec<bool>], first_position: usize) -> u64 {
     let count = |hit: &[bool]| hit.iter().filter(|&&hit| hit).count() as u64;
-    if !matches!(stage, Stage::Scores | Stage::Probs) {
+    let ([Axis::Token, .., Axis::Key], [tokens, heads @ .., keys]) = (axes, hit) else {
         return hit.iter().map(|hit| count(hit)).product();
-    }
-    let (tokens, heads, keys) = (&hit[0], &hit[1], &hit[2]);
+    };
     let seen_by = |token: usize| count(&keys[..(first_position + token + 1).min(keys.len())]);
     let hit_tokens = (0..tokens.len()).filter(|&token| tokens[token]);
-    hit_tokens.map(seen_by).sum::<u64>() * count(heads)
+    hit_tokens.map(seen_by).sum::<u64>() * heads.iter().map(|heads| count(heads)).product::<u64>()
 }
 
 fn phrase(axes: &[AxisSet], share: f64) -> String {
@@ -201,10 +198,11 @@ fn enumerated(names: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::site::Stage;
 
     /// The pattern of the elements of (10 tokens, 14 heads, 16 dims) that `differs` picks.
     fn pattern(differs: impl Fn(usize, usize, usize) -> bool) -> String {
-        let pattern = Pattern::of(Stage::QRope, &[10, 14, 16], 0, |mark| {
+        let pattern = Pattern::of(Stage::QRope.axes(), &[10, 14, 16], 0, |mark| {
             for token in 0..10 {
                 for head in 0..14 {
                     for dim in (0..16).filter(|&dim| differs(token, head, dim)) {
@@ -235,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_long_axis_that_differs_nearly_everywhere_is_not_mentioned() {
-        let pattern = Pattern::of(Stage::Logits, &[2, 1000], 7, |mark| {
+        let pattern = Pattern::of(Stage::Logits.axes(), &[2, 1000], 7, |mark| {
             (0..1000).filter(|id| id % 40 != 0).for_each(|id| mark(&[1, id]));
         });
         assert_eq!(pattern.text, "positions >= 8");
@@ -244,7 +242,7 @@ mod tests {
 
     #[test]
     fn keys_that_a_query_does_not_see_are_not_missed_in_the_share() {
-        let pattern = Pattern::of(Stage::Probs, &[4, 2, 6], 2, |mark| {
+        let pattern = Pattern::of(Stage::Probs.axes(), &[4, 2, 6], 2, |mark| {
             for token in 0..4 {
                 (0..=token + 2).for_each(|key| mark(&[token, 1, key]));
             }

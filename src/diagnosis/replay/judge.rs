@@ -252,7 +252,7 @@ fn pattern_of(replay: &Replay<'_>, operation: Operation, piece: &Piece<'_>) -> S
     let step = beyond[0].0;
     let shape = shape(replay, operation, step);
     let first = replay.recording.positions(step).start;
-    let pattern = Pattern::of(operation.stage, &shape, first, |mark| {
+    let pattern = Pattern::of(operation.stage.axes(), &shape, first, |mark| {
         for (_, flat) in beyond.iter().filter(|(of_step, _)| *of_step == step) {
             mark(&Tensor::unravel(*flat, &shape));
         }
