@@ -130,7 +130,7 @@ fn a_manifest_field_that_does_not_fit_is_named() {
         ("(q) is outside of layers", |m| group(m, "q")["layers"] = json!([])),
         ("model.sites has blk.0.q twice", |m| group(m, "k")["name"] = "q".into()),
         ("\"T*\" is no size", |m| shape_of(m, "q")[0] = "T*".into()),
-        ("give step 1 layer 0 q no element in a step of 1 tokens", |m| {
+        ("which is one token too many instead of [4, 6, 4]", |m| {
             shape_of(m, "q")[0] = "T - 1".into();
         }),
         ("steps is empty", |m| m["steps"] = json!([])),

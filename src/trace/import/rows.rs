@@ -102,13 +102,13 @@ impl<'a> Sources<'a> {
 
 impl Source<'_> {
     /// The values in the site's own shape.
-    pub fn read(&self, shape: Vec<usize>) -> Result<Tensor, DumpError> {
+    pub fn read(&self, axes: &[Axis], shape: Vec<usize>) -> Result<Tensor, DumpError> {
         let data = match self {
             Source::Whole(array, reading) => values(array, reading, &shape)?,
             Source::Rows(rows) => {
                 let mut data = Vec::with_capacity(shape.iter().product());
                 for (array, reading) in rows.values() {
-                    data.extend(row(array, reading, &shape)?);
+                    data.extend(row(array, reading, axes, &shape)?);
                 }
                 data
             }
@@ -121,22 +121,24 @@ impl Source<'_> {
 pub(super) fn row(
     array: &Array,
     reading: &Reading,
+    axes: &[Axis],
     shape: &[usize],
 ) -> Result<Vec<f32>, DumpError> {
     let mut own = shape.to_vec();
     own[0] = 1;
-    let keys = shape[shape.len() - 1];
-    if reading.site.stage.axes().contains(&Axis::Key) {
+    let last = shape.len() - 1;
+    let keys = shape[last];
+    if axes.last() == Some(&Axis::Key) {
         // As many keys as the token sees, or more: later ones are masked.
-        let there = array.elements() / own[1];
-        own[2] = there.clamp(1, keys);
+        let there = array.elements() / own[..last].iter().product::<usize>().max(1);
+        own[last] = there.clamp(1, keys);
     }
     let values = values(array, reading, &own)?;
-    if own[own.len() - 1] == keys {
+    if own[last] == keys {
         return Ok(values);
     }
     let padded = |row: &[f32]| [row, &vec![0.0; keys - row.len()]].concat();
-    Ok(values.chunks(own[2]).flat_map(padded).collect())
+    Ok(values.chunks(own[last]).flat_map(padded).collect())
 }
 
 /// An array's values in a shape of the site's axes, of which the first may be left out of its order.
