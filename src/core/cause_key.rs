@@ -17,6 +17,9 @@ macro_rules! cause_keys {
         }
 
         impl CauseKey {
+            /// Every key.
+            pub const ALL: &[CauseKey] = &[$(CauseKey::$key,)*];
+
             /// Its name; empty where the cause is unknown.
             pub const fn name(self) -> &'static str {
                 match self {
@@ -113,18 +116,20 @@ cause_keys! {
     SoftCap = "soft-cap",
     Sinks = "sinks",
     Alibi = "alibi",
-    Limit = "limit",
+    Clamp = "clamp",
     Factor = "factor",
     FactorMissing = "factor-missing",
     TermMissing = "term-missing",
     TermSource = "term-source",
     OperationOther = "operation-other",
-    NotDivided = "not-divided",
+    NotDivided = "not-normalised",
     ExpertIds = "expert-ids",
+    ExpertRank = "expert-rank",
+    ExpertsSwapped = "experts-swapped",
     ExpertChoice = "expert-choice",
-    RouterFunction = "router-function",
+    RouterFunction = "gating-function",
     RouterSource = "router-source",
-    RouterNormalised = "router-normalised",
+    ExpertNorm = "expert-norm",
     PartsSwapped = "parts-swapped",
     PartsLayout = "parts-layout",
     StateZero = "state-zero",
@@ -132,7 +137,7 @@ cause_keys! {
     StateTransposed = "state-transposed",
     StateLayer = "state-layer",
     KernelReversed = "kernel-reversed",
-    WindowShifted = "window-shifted",
+    StateShifted = "state-shifted",
     ArgumentsSwapped = "arguments-swapped",
     ArgumentMissing = "argument-missing",
     Zero = "zero",
@@ -151,5 +156,18 @@ cause_keys! {
 impl fmt::Display for CauseKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CauseKey;
+
+    #[test]
+    fn every_key_is_documented() {
+        let document = include_str!("../../docs/diagnosis.md");
+        for key in CauseKey::ALL.iter().filter(|&&key| key != CauseKey::Unknown) {
+            assert!(document.contains(&format!("`{key}`")), "{key}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use crate::{
+    core::tensor::DType,
     diagnosis::replay::{
         Edit, Expected, Machine, Matrix, ReplayError, Spread,
         rules::{Argument, Call, Values},
@@ -142,8 +143,11 @@ fn apply<'a>(
         }
         Change::Weight(source, name) => {
             let Some(Some(argument)) = call.arguments.get_mut(*source) else { return Ok(()) };
-            let weights = machine.run.recording.arithmetic.weights;
-            let matrix = Matrix::of_file(machine.run.file, name, weights)?;
+            let arithmetic = machine.run.recording.arithmetic;
+            let is_vector = argument.ne[1..].iter().all(|&n| n == 1);
+            let of_vectors = arithmetic.vectors.unwrap_or(DType::F32);
+            let dtype = if is_vector { of_vectors } else { arithmetic.weights };
+            let matrix = Matrix::of_file(machine.run.file, name, dtype)?;
             if matrix.outputs * matrix.inputs == argument.elements() {
                 argument.values = Values::Weight(matrix);
             }

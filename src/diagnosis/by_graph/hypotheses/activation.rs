@@ -64,6 +64,7 @@ pub fn functions(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), Replay
         visit(evidence.mistake(CauseKey::Activation, text, &square)?);
         evidence.other_inputs(id, 0, &|_| CauseKey::InputOfOther, visit)?;
     }
+    untabled(evidence, visit)?;
     for id in evidence.nodes(|node| node.op.is_gated()) {
         gated(evidence, id, visit)?;
         limits(evidence, id, visit)?;
@@ -73,7 +74,15 @@ pub fn functions(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), Replay
     }
     for id in evidence.nodes(|node| node.op == Op::Clamp) {
         let edit = Edits::one(id, Change::LeftOut(0));
-        visit(evidence.mistake(CauseKey::Limit, "not limited", &edit)?);
+        visit(evidence.mistake(CauseKey::Clamp, "not limited", &edit)?);
+        if let Some(limit) = recorded_limit(evidence) {
+            let limits = move |params: &mut crate::graph::Params| {
+                params.set_float(0, -limit as f32);
+                params.set_float(1, limit as f32);
+            };
+            let edit = Edits::one(id, Change::Params(Box::new(limits)));
+            visit(evidence.mistake(CauseKey::Clamp, format!("limited to {limit}"), &edit)?);
+        }
         for factor in [0.5, 2.0] {
             let limited = move |params: &mut crate::graph::Params| {
                 (0..2).for_each(|i| {
@@ -81,10 +90,54 @@ pub fn functions(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), Replay
                 });
             };
             let edit = Edits::one(id, Change::Params(Box::new(limited)));
-            visit(evidence.mistake(CauseKey::Limit, format!("limits times {factor}"), &edit)?);
+            visit(evidence.mistake(CauseKey::Clamp, format!("limits times {factor}"), &edit)?);
         }
     }
     Ok(())
+}
+
+/// GELU as it is, where the right one is read from a table of f16 values, or another function is right.
+fn untabled(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
+    if !evidence.run.has_tables {
+        return Ok(());
+    }
+    let unary = [Op::Gelu, Op::GeluQuick];
+    let gated = [Op::Geglu, Op::GegluQuick];
+    for id in evidence.nodes(|node| node.op.is_gated() || FUNCTIONS.contains(&node.op)) {
+        let own = evidence.graph().node(id).op;
+        let others = if own.is_gated() { gated } else { unary };
+        for other in others {
+            let of = if other == own { "not read from a table" } else { "in its place" };
+            let exact = move |call: &mut Call<'_, '_>| {
+                call.op = other;
+                call.has_tables = false;
+            };
+            let text = format!("{} {of} instead of {}", name(other), name(own));
+            let edit = Edits::one(id, Change::Call(Box::new(exact)));
+            visit(evidence.mistake(CauseKey::Activation, text, &edit)?);
+        }
+        if own.is_gated() {
+            let swapped = |call: &mut Call<'_, '_>| {
+                call.has_tables = false;
+                if split(call).is_some() {
+                    call.arguments.swap(0, 1);
+                }
+            };
+            let text = "gate and up exchanged, no table of GELU";
+            let edit = Edits::one(id, Change::Call(Box::new(swapped)));
+            visit(evidence.mistake(CauseKey::GateUpSwapped, text, &edit)?);
+        }
+    }
+    Ok(())
+}
+
+/// The limit that recorded values end at.
+fn recorded_limit(evidence: &Evidence<'_>) -> Option<f64> {
+    const LEAST: usize = 8;
+    let recorded = || evidence.steps.iter().flat_map(|step| &step.observed.piece.captured);
+    let most = recorded().fold(0f32, |most, x| most.max(x.abs()));
+    let reached = recorded().filter(|x| x.abs() == most).count();
+    (reached >= LEAST && most > 0.0 && most.is_finite()).then_some(f64::from(most))
 }
 
 /// A function as people write it.
@@ -185,11 +238,11 @@ fn limits(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), R
     let mut limits = vec![own * 2.0, own / 2.0, 5.0, 6.0, 7.0, 8.0, 10.0];
     limits.retain(|&limit| limit != own);
     let edit = Edits::one(id, Change::float(LIMIT, f64::INFINITY));
-    visit(evidence.mistake(CauseKey::Limit, "gate and up are not limited", &edit)?);
+    visit(evidence.mistake(CauseKey::Clamp, "gate and up are not limited", &edit)?);
     for limit in limits {
         let edit = Edits::one(id, Change::float(LIMIT, limit));
         visit(evidence.mistake(
-            CauseKey::Limit,
+            CauseKey::Clamp,
             format!("limit {limit} instead of {own}"),
             &edit,
         )?);

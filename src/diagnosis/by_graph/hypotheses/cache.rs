@@ -21,7 +21,7 @@ struct Rows {
 /// A slot that a token's row is written to, by its position, the step's place and its first position.
 type Slot = fn(usize, usize, usize) -> Option<usize>;
 
-const SLOTS: [(CauseKey, &str, Slot); 9] = [
+const SLOTS: [(CauseKey, &str, Slot); 8] = [
     (CauseKey::CacheUnwritten, "never written", |_, _, _| None),
     (CauseKey::CacheUnwritten, "decode steps are never appended", |p, step, _| {
         (step == 0).then_some(p)
@@ -38,9 +38,6 @@ const SLOTS: [(CauseKey, &str, Slot); 9] = [
         Some(p + usize::from(step > 0))
     }),
     (CauseKey::CacheSlot, "every step is written from slot 0 on", |p, _, first| Some(p - first)),
-    (CauseKey::CacheSlot, "a step's rows in reverse order of the slots", |p, step, first| {
-        if step == 0 { None } else { Some(p - first) }
-    }),
 ];
 
 /// Caches that are read: their slots, what was appended, and the order of heads.
@@ -49,7 +46,7 @@ pub fn caches(evidence: &Evidence<'_>, visit: Visit<'_>) {
         return;
     }
     let Some(own) = own_rows(evidence) else { return };
-    for (key, text, slot) in SLOTS.into_iter().take(8) {
+    for (key, text, slot) in SLOTS {
         visit(evidence.replaced(key, text, Rank::Mistake, |step| {
             Some(seen(evidence, &own, step, slot, SeenAt::After))
         }));
@@ -68,6 +65,16 @@ pub fn caches(evidence: &Evidence<'_>, visit: Visit<'_>) {
     };
     let text = "a step's own rows are not written";
     visit(evidence.replaced(CauseKey::CacheUnwritten, text, Rank::Mistake, unwritten));
+    let before = |step: &StepEvidence<'_>| {
+        let mut value = step.observed.piece.expected.value.clone();
+        let first = step.machine.first_position;
+        if step.machine.extent.tokens == 1 && first > 0 {
+            value.copy_within((first - 1) * own.width..first * own.width, first * own.width);
+        }
+        Some(value)
+    };
+    let text = "decode steps hold the row of the slot before";
+    visit(evidence.replaced(CauseKey::CacheStale, text, Rank::Mistake, before));
     let stale = Rows { width: own.width, steps: stale(&own) };
     let text = "decode steps append the row of the step before";
     visit(evidence.replaced(CauseKey::CacheStale, text, Rank::Mistake, |step| {

@@ -130,7 +130,8 @@ fn quotients(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<()
     let Some(names) = names(evidence, id) else { return Ok(()) };
     let text = format!("not divided by {}", names[1]);
     let one = Edits::one(id, Change::each(1, |_| 1.0));
-    visit(evidence.mistake(CauseKey::NotDivided, text, &one)?);
+    let key = if is_by_own_sum(evidence, id) { CauseKey::ExpertNorm } else { CauseKey::NotDivided };
+    visit(evidence.mistake(key, text, &one)?);
     let text = format!("multiplied by {}, not divided", names[1]);
     visit(evidence.mistake(
         CauseKey::OperationOther,
@@ -141,6 +142,21 @@ fn quotients(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<()
         evidence.other_inputs(id, source, &|_| CauseKey::InputOfOther, visit)?;
     }
     Ok(())
+}
+
+/// Whether what is divided by is a sum of rows, perhaps limited: of the weights of chosen experts.
+fn is_by_own_sum(evidence: &Evidence<'_>, id: NodeId) -> bool {
+    let graph = evidence.graph();
+    let mut at = graph.node(id).source(1);
+    while let Some(source) = at {
+        let node = graph.node(graph.root(source));
+        match node.op {
+            Op::SumRows => return true,
+            Op::Clamp | Op::Scale | Op::Add => at = node.source(0),
+            _ => return false,
+        }
+    }
+    false
 }
 
 /// A factor of the file, changed.
@@ -209,7 +225,7 @@ fn scales(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), R
     for (factor, what) in list {
         let text = format!("multiplied by {what} instead of {}", short(own));
         let edit = Edits::one(id, Change::float(0, factor));
-        visit(evidence.mistake(key(CauseKey::Factor), text, &edit)?);
+        visit(evidence.mistake(key(CauseKey::Scaled), text, &edit)?);
     }
     Ok(())
 }

@@ -69,30 +69,30 @@ impl Place {
 }
 
 const OTHER_IDS: [(CauseKey, &str, OtherId); 11] = [
-    (CauseKey::ExpertIds, "experts of the slots in reverse order", |ids, at| {
+    (CauseKey::ExpertRank, "experts of the slots in reverse order", |ids, at| {
         at.id(ids, at.slots - 1 - at.slot, at.token)
     }),
-    (CauseKey::ExpertIds, "each slot has the expert of the slot after", |ids, at| {
+    (CauseKey::ExpertRank, "each slot has the expert of the slot after", |ids, at| {
         at.id(ids, (at.slot + 1) % at.slots, at.token)
     }),
-    (CauseKey::ExpertIds, "each slot has the expert of the slot before", |ids, at| {
+    (CauseKey::ExpertRank, "each slot has the expert of the slot before", |ids, at| {
         at.id(ids, (at.slot + at.slots - 1) % at.slots, at.token)
     }),
-    (CauseKey::ExpertIds, "neighbouring slots exchanged", |ids, at| {
+    (CauseKey::ExpertRank, "neighbouring slots exchanged", |ids, at| {
         at.id(ids, if (at.slot ^ 1) < at.slots { at.slot ^ 1 } else { at.slot }, at.token)
     }),
-    (CauseKey::ExpertIds, "every slot has the first one's expert", |ids, at| {
+    (CauseKey::ExpertRank, "every slot has the first one's expert", |ids, at| {
         at.id(ids, 0, at.token)
     }),
-    (CauseKey::ExpertIds, "expert id + 1", |ids, at| (at.own(ids) + 1.0) % at.experts as f64),
-    (CauseKey::ExpertIds, "expert id - 1", |ids, at| {
+    (CauseKey::ExpertsSwapped, "expert id + 1", |ids, at| (at.own(ids) + 1.0) % at.experts as f64),
+    (CauseKey::ExpertsSwapped, "expert id - 1", |ids, at| {
         (at.own(ids) + at.experts as f64 - 1.0) % at.experts as f64
     }),
-    (CauseKey::ExpertIds, "experts e and e^1 exchanged", |ids, at| {
+    (CauseKey::ExpertsSwapped, "experts e and e^1 exchanged", |ids, at| {
         let other = at.own(ids) as usize ^ 1;
         if other < at.experts { other as f64 } else { at.own(ids) }
     }),
-    (CauseKey::ExpertIds, "experts in reverse order", |ids, at| {
+    (CauseKey::ExpertsSwapped, "experts in reverse order", |ids, at| {
         at.experts as f64 - 1.0 - at.own(ids)
     }),
     (CauseKey::ExpertIds, "experts of the token before", |ids, at| {
@@ -168,10 +168,10 @@ fn chosen_weights(
         row.fill(1.0 / n);
     };
     let list: [(CauseKey, &str, fn(&mut [f64])); 4] = [
-        (CauseKey::RouterNormalised, "weights divided by their sum", sum),
+        (CauseKey::ExpertNorm, "weights divided by their sum", sum),
         (CauseKey::RouterFunction, "softmax over the chosen experts", softmax),
         (CauseKey::RouterFunction, "sigmoid of the chosen weights", sigmoid),
-        (CauseKey::RouterNormalised, "the chosen experts have equal weights", equal),
+        (CauseKey::ExpertNorm, "the chosen experts have equal weights", equal),
     ];
     for (key, text, of) in list {
         visit(evidence.mistake(key, text, &Edits::one(id, rows(of)))?);
@@ -197,7 +197,7 @@ fn choices(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), 
     for (text, order) in orders {
         let order = move |i: usize, ne: [usize; 4]| i / ne[0] * ne[0] + order(i % ne[0], ne[0]);
         let edit = Edits::one(id, Change::Order(Box::new(order)));
-        visit(evidence.mistake(CauseKey::ExpertIds, text, &edit)?);
+        visit(evidence.mistake(CauseKey::ExpertRank, text, &edit)?);
     }
     for by in [1.0, -1.0] {
         let count =

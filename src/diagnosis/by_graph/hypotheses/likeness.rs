@@ -20,6 +20,7 @@ use crate::{
 pub fn likenesses(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
     constants(evidence, visit);
     multiples(evidence, visit);
+    multiples_of_rows(evidence, visit);
     offsets(evidence, visit);
     left_out(evidence, visit)?;
     rows(evidence, visit);
@@ -67,6 +68,30 @@ fn multiples(evidence: &Evidence<'_>, visit: Visit<'_>) {
             Some(step.observed.piece.expected.value.iter().map(|x| factor * x).collect())
         }));
     }
+}
+
+/// Each row times a factor of its own: one number is fitted to each, which must be long.
+fn multiples_of_rows(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    const LEAST_WIDTH: usize = 32;
+    let starts_with_tokens =
+        evidence.spec().axes.first().is_some_and(|axis| axis.axis == Axis::Token);
+    let is_long = evidence.steps.iter().all(|step| row_width(step) >= LEAST_WIDTH);
+    if !evidence.may_fit() || !starts_with_tokens || !is_long {
+        return;
+    }
+    let text = "each token's right values times a factor of the token's own";
+    visit(evidence.replaced(CauseKey::Scaled, text, Rank::Likeness, |step| {
+        let piece = &step.observed.piece;
+        let width = row_width(step);
+        let rows = piece.expected.value.chunks_exact(width).zip(piece.captured.chunks_exact(width));
+        let scaled = |(right, recorded): (&[f64], &[f32])| {
+            let along: f64 = right.iter().zip(recorded).map(|(a, &b)| a * f64::from(b)).sum();
+            let squares: f64 = right.iter().map(|a| a * a).sum();
+            let factor = if squares > 0.0 { along / squares } else { 1.0 };
+            right.iter().map(|x| x * factor).collect::<Vec<f64>>()
+        };
+        Some(rows.flat_map(scaled).collect())
+    }));
 }
 
 /// The right value beside the recorded one of every wrong element.
@@ -140,9 +165,12 @@ fn whole_cone(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(
     Ok(())
 }
 
-/// Whether rows are tokens, and their length in a step.
+/// The length of a row of a step: of a token, or of a position; else all.
 fn row_width(step: &StepEvidence<'_>) -> usize {
-    step.observed.shape.iter().skip(1).product::<usize>().max(1)
+    let spec = &step.machine.run.model.sites.specs()[step.observed.place];
+    let has_rows =
+        spec.axes.first().is_some_and(|axis| matches!(axis.axis, Axis::Token | Axis::Position));
+    step.observed.shape.iter().skip(usize::from(has_rows)).product::<usize>().max(1)
 }
 
 fn rows(evidence: &Evidence<'_>, visit: Visit<'_>) {

@@ -4,13 +4,14 @@ use super::Visit;
 use crate::{
     core::cause_key::CauseKey,
     diagnosis::{
-        by_graph::{Change, Edits, Evidence},
+        by_graph::{Change, Edits, Evidence, StepEvidence},
         replay::{
             Machine, ReplayError,
             rules::{Call, Values},
         },
+        scene::Rank,
     },
-    graph::{NodeId, Op},
+    graph::{Kind, NodeId, Op},
 };
 
 /// Every recurrence and convolution in the cone, and what joins a state with new tokens.
@@ -25,11 +26,58 @@ pub fn recurrences(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), Repl
             _ => {}
         }
     }
+    let graph = evidence.graph();
+    let is_state = |id: NodeId| graph.node(graph.root(id)).kind == Kind::State;
+    for id in evidence.nodes(|node| node.op == Op::GetRows) {
+        if graph.node(id).source(0).is_some_and(is_state) {
+            reads(evidence, id, visit)?;
+        }
+    }
     for id in evidence.nodes(|node| node.op == Op::SsmConv) {
         convolutions(evidence, id, visit)?;
     }
     for id in evidence.nodes(|node| node.op == Op::Concat) {
         joined(evidence, id, visit)?;
+    }
+    Ok(())
+}
+
+/// A state as a step finds it: zero, that of the step before last, or of another layer.
+fn reads(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let zero = Edits::one(id, Change::each(0, |_| 0.0));
+    let text = "the state is not carried from step to step: it is zero";
+    visit(evidence.mistake(CauseKey::StateZero, text, &zero)?);
+    let stale = |step: &StepEvidence<'_>| {
+        let before = evidence.steps.iter().rfind(|other| other.observed.step < step.observed.step);
+        let value = before.map_or_else(
+            || vec![0.0; step.observed.piece.expected.value.len()],
+            |before| before.observed.piece.expected.value.clone(),
+        );
+        Some(value)
+    };
+    let text = "the state of one step earlier";
+    visit(evidence.replaced(CauseKey::StateStale, text, Rank::Mistake, stale));
+    let specs = evidence.run.model.sites.specs();
+    for place in evidence.other_sites(evidence.spec().node) {
+        let text = format!("the state is {}", specs[place].site(0).tensor_name());
+        let other = |step: &StepEvidence<'_>| evidence.recorded(step, place);
+        visit(evidence.replaced(CauseKey::StateLayer, text, Rank::Mistake, other));
+    }
+    let rows = |order: fn(usize, usize) -> usize| {
+        Change::Order(Box::new(move |i, ne: [usize; 4]| {
+            // The taps of a channel lie one after another: one less than the kernel has.
+            const TAPS: usize = 3;
+            if ne[0].is_multiple_of(TAPS) { i / TAPS * TAPS + order(i % TAPS, TAPS) } else { i }
+        }))
+    };
+    let orders: [(&str, fn(usize, usize) -> usize); 3] = [
+        ("shifted by one token", |i, n| (i + 1) % n),
+        ("shifted back by one token", |i, n| (i + n - 1) % n),
+        ("in reverse order of the tokens", |i, n| n - 1 - i),
+    ];
+    for (text, order) in orders {
+        let edit = Edits::one(id, rows(order));
+        visit(evidence.mistake(CauseKey::StateShifted, format!("the state is {text}"), &edit)?);
     }
     Ok(())
 }
@@ -168,6 +216,10 @@ fn scans(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), Re
     let twice = Change::each(2, |dt| dt.max(0.0) + (-dt.abs()).exp().ln_1p());
     let text = "softplus of dt twice";
     visit(evidence.mistake(CauseKey::Activation, text, &Edits::one(id, twice))?);
+    for factor in [0.1, 0.5, 1.5, 2.0, 10.0] {
+        let edit = Edits::one(id, Change::each(3, move |a| factor * a));
+        visit(evidence.mistake(CauseKey::Scaled, format!("A times {factor}"), &edit)?);
+    }
     let tiled = |call: &mut Call<'_, '_>| {
         let heads = call.optional(1).map_or(1, |x| x.ne[1]);
         [4, 5].into_iter().for_each(|source| spread_heads(call, source, heads, |h, n, _| h % n));
@@ -248,7 +300,7 @@ fn convolutions(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result
             (0..ne[0] as i64).contains(&at).then(|| i / ne[0] * ne[0] + at as usize)
         });
         let text = format!("the window is {text}");
-        visit(evidence.mistake(CauseKey::WindowShifted, text, &Edits::one(id, shifted))?);
+        visit(evidence.mistake(CauseKey::StateShifted, text, &Edits::one(id, shifted))?);
     }
     let graph = evidence.graph();
     let taps = graph.node(id).source(1).map_or(1, |kernel| graph.node(kernel).ne[0].fixed) as usize;
@@ -290,7 +342,7 @@ fn joined(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), R
                 Some(i / ne[0] * ne[0] + order(i % ne[0], ne[0]))
             });
             let text = format!("{name} {text}");
-            visit(evidence.mistake(CauseKey::WindowShifted, text, &Edits::one(id, moved))?);
+            visit(evidence.mistake(CauseKey::StateShifted, text, &Edits::one(id, moved))?);
         }
         let transposed = move |_: &Machine<'_>, values: &[f64], ne: [usize; 4]| {
             let size = ne[0] * ne[1];

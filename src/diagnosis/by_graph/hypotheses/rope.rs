@@ -228,6 +228,9 @@ fn scaling<'c>(params: Params) -> Vec<Changed<'c>> {
         let text = "YaRN is on";
         add(CauseKey::RopeScaling, text, vec![(YARN, 1.0), (MAGNITUDE, magnitude / of_yarn)]);
     }
+    if yarn == 0.0 {
+        changes.extend(yarns(params));
+    }
     if magnitude != 1.0 {
         add(CauseKey::RopeMagnitude, "the attention factor is 1", vec![(MAGNITUDE, 1.0)]);
     }
@@ -237,6 +240,33 @@ fn scaling<'c>(params: Params) -> Vec<Changed<'c>> {
                 if factor == 2 { params.int(CONTEXT) / 2 } else { params.int(CONTEXT) * 2 };
             let text = format!("YaRN with {text} the original context");
             changes.push((CauseKey::RopeScaling, text, Change::int(CONTEXT, context)));
+        }
+    }
+    changes
+}
+
+/// YaRN in the place of no scaling: by factors and original contexts in use.
+fn yarns<'c>(params: Params) -> Vec<Changed<'c>> {
+    let own = params.int(CONTEXT);
+    let mut contexts = vec![own, 512, 2048, 4096, 8192, 16384, 32768];
+    contexts.sort_unstable();
+    contexts.dedup();
+    let mut changes: Vec<Changed<'c>> = Vec::new();
+    for context in contexts.into_iter().filter(|&context| context > 0) {
+        for factor in [2.0f64, 4.0, 8.0, 16.0, 32.0, 40.0] {
+            for is_scaled in [true, false] {
+                let of_yarn = 1.0 + 0.1 * factor.ln();
+                let magnitude = if is_scaled { 1.0 } else { 1.0 / of_yarn };
+                let set = move |params: &mut Params| {
+                    params.set_int(CONTEXT, context);
+                    params.set_float(SCALE, (1.0 / factor) as f32);
+                    params.set_float(YARN, 1.0);
+                    params.set_float(MAGNITUDE, magnitude as f32);
+                };
+                let of = if is_scaled { "" } else { ", its magnitude 1" };
+                let text = format!("YaRN of factor {factor} and context {context}{of}");
+                changes.push((CauseKey::RopeScaling, text, Change::Params(Box::new(set))));
+            }
         }
     }
     changes
