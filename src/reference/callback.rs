@@ -9,7 +9,7 @@ use std::{
 use llama_cpp_sys_2 as sys;
 
 use super::{
-    Noise, Routing,
+    Noise, Routing, StepShape, Tamper,
     context::Hooks,
     node::{Elements, Node},
     noise::Place,
@@ -34,21 +34,14 @@ pub enum Failure {
     Panic(String),
 }
 
-/// The tokens of a step.
-#[derive(Clone, Copy, Debug)]
-pub struct StepShape {
-    pub step: u32,
-    pub tokens: usize,
-    /// Positions in the cache after the step.
-    pub positions: usize,
-}
-
 /// What a step's capture may change of what llama.cpp computes.
 #[derive(Clone, Copy, Default)]
 pub struct Changes<'a> {
     pub noise: Option<&'a Noise>,
     /// The choices that are forced.
     pub routing: Option<&'a Routing>,
+    /// The fault that is planted.
+    pub tamper: Option<&'a dyn Tamper>,
 }
 
 /// One step being captured. Lives while llama.cpp decodes the step.
@@ -110,12 +103,21 @@ impl<'a> Capture<'a> {
         }
         self.current = Some(id);
         let mut specs = self.model.read_at(id).iter().map(|&at| &self.model.sites.specs()[at]);
-        Ok(specs.any(|spec| self.wants(spec)))
+        let is_tampered = self.changes.tamper.is_some_and(|tamper| tamper.wants(id));
+        Ok(is_tampered || specs.any(|spec| self.wants(spec)))
     }
 
     fn handle(&mut self, node: Node) -> Result<(), Failure> {
         let Some(id) = self.current else { return Ok(()) };
         let model = self.model;
+        if let Some(tamper) = self.changes.tamper.filter(|tamper| tamper.wants(id)) {
+            let whole = node.whole(id);
+            let elements = Elements { site: &whole, shape: whole.shape(0, 0), tokens: None };
+            let mut result = node.read(&elements);
+            if tamper.change(id, self.shape, &mut result) {
+                node.write(&elements, &result.data);
+            }
+        }
         for &at in model.read_at(id) {
             let spec = &model.sites.specs()[at];
             if self.wants(spec) {

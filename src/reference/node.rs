@@ -6,7 +6,10 @@ use llama_cpp_sys_2 as sys;
 
 use crate::{
     core::{pool, tensor::Tensor},
-    graph::{Op, SiteSpec},
+    graph::{
+        NodeId, Op, SiteAxis, SiteSpec, Size,
+        site::{Axis, Stage},
+    },
 };
 
 /// A node of llama.cpp's graph, alive for one callback.
@@ -63,6 +66,25 @@ impl Node {
     /// Elements per axis, ggml's order.
     pub fn ne(&self) -> [usize; 4] {
         self.tensor().ne.map(|n| n as usize)
+    }
+
+    /// All of it as one site, the slowest axis first.
+    pub fn whole(&self, id: NodeId) -> SiteSpec {
+        let axis = |along: usize| {
+            let size = Size::fixed(self.ne()[along] as i64);
+            SiteAxis { axis: Axis::Element, size, along, step: 1 }
+        };
+        SiteSpec {
+            layer: None,
+            stage: Stage::Embd,
+            node: id,
+            reader: id,
+            factor: 1.0,
+            op: Op::Leaf,
+            weight: None,
+            inputs: Vec::new(),
+            axes: (0..4).rev().map(axis).collect(),
+        }
     }
 
     /// Whether it has the elements of a site, and they are numbers.

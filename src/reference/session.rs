@@ -3,8 +3,8 @@
 use std::{path::PathBuf, sync::Arc};
 
 use super::{
-    Noise,
-    callback::{Capture, Changes, Failure, HOOKS, StepShape},
+    Noise, StepShape,
+    callback::{Capture, Changes, Failure, HOOKS},
     context::{Context, ContextSpec, Hooks},
     import::{self, IMPORT_POSITIONS, Importer},
     widen,
@@ -254,7 +254,7 @@ impl Session<'_> {
         sink: &mut dyn Sink,
         noise: Option<&Noise>,
     ) -> Result<Option<Choice>, ReferenceError> {
-        self.step_with(step, tokens, sink, Changes { noise, routing: None })
+        self.step_with(step, tokens, sink, Changes { noise, ..Changes::default() })
     }
 
     /// The same, with other changes too.

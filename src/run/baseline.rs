@@ -200,7 +200,7 @@ fn distance(
             token_senders.push(token_sender);
             other_runs.push(scope.spawn(move || {
                 let session = other.session_of(sessions, positions, batch)?;
-                let changes = Changes { noise, routing };
+                let changes = Changes { noise, routing, ..Changes::default() };
                 decode_in(session, task, &mut sink, changes, |_| tokens.recv().ok())
             }));
         }
