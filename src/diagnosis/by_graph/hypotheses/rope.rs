@@ -228,13 +228,12 @@ fn scaling<'c>(params: Params) -> Vec<Changed<'c>> {
         let text = "YaRN is on";
         add(CauseKey::RopeScaling, text, vec![(YARN, 1.0), (MAGNITUDE, magnitude / of_yarn)]);
     }
-    if yarn == 0.0 {
-        changes.extend(yarns(params));
-    }
     if magnitude != 1.0 {
         add(CauseKey::RopeMagnitude, "the attention factor is 1", vec![(MAGNITUDE, 1.0)]);
     }
-    if yarn != 0.0 {
+    if yarn == 0.0 {
+        changes.extend(yarns(params));
+    } else {
         for (text, factor) in [("half", 2), ("double", 1)] {
             let context =
                 if factor == 2 { params.int(CONTEXT) / 2 } else { params.int(CONTEXT) * 2 };
