@@ -19,11 +19,11 @@ use firstdiff::{
     engine::{AttentionVariant, DeviceKind, EngineSpec, fault::Faults, kernels::KernelSet},
     graph::site::{Site, Stage},
     model::{
-        Model,
+        Model, ModelFile,
         synth::{self, Spec},
     },
     reference::{Reference, ReferenceOptions},
-    run::{Finished, Run},
+    run::{self, Finished, Run},
 };
 
 /// The trained fixture model, of the project or of a bundle of it.
@@ -91,8 +91,9 @@ impl Bench {
     }
 
     fn open(path: &Path) -> Bench {
-        let model = Model::open(path).unwrap();
-        let reference = Reference::load(&model, ReferenceOptions::default()).unwrap();
+        let file = ModelFile::open(path).unwrap();
+        let reference = Reference::load(&file, ReferenceOptions::default()).unwrap();
+        let model = run::planned(file, &reference, 0).unwrap();
         Bench { model, reference }
     }
 

@@ -117,7 +117,7 @@ fn model(args: &ExplainArgs, manifest: &Manifest) -> Result<Model, Error> {
     };
     let recorded = format!("{trace} was recorded from {:?} (blake3 {})", id.name, id.blake3);
     let path = path.ok_or_else(|| Error::Usage(format!("{recorded}; name that file with -m")))?;
-    let model = Model::open(&path)?;
+    let model = firstdiff::run::open(&path)?;
     let found = ModelId::new(id.name.clone(), model.hash(), &model.config);
     if found.blake3 != id.blake3 {
         let other = format!("{} has blake3 {}{}", path.display(), found.blake3, id.alike(&found));

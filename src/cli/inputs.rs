@@ -11,8 +11,9 @@ use firstdiff::{
         fault::{self, Faults, Subject},
         kernels::KernelSet,
     },
-    model::Model,
+    model::{Model, ModelFile},
     reference::{Precision, Reference, ReferenceError, ReferenceOptions},
+    run,
 };
 
 use super::{
@@ -44,7 +45,7 @@ impl Inputs {
             Some(path) => path.clone(),
             None => fixture()?,
         };
-        let model = Model::open(&path)?;
+        let file = ModelFile::open(&path)?;
         let prompt = prompt(args)?;
         let precision = match args.reference {
             PrecisionArg::F32 => Precision::F32,
@@ -52,11 +53,11 @@ impl Inputs {
         };
         let mut notes = Vec::new();
         let options = ReferenceOptions { precision, threads: args.threads };
-        let reference = match Reference::load(&model, options) {
+        let reference = match Reference::load(&file, options) {
             Err(ReferenceError::Widen(error)) => {
                 notes.push(format!("{error}; the reference runs the file as it is instead"));
                 let options = ReferenceOptions { precision: Precision::Native, ..options };
-                Reference::load(&model, options)?
+                Reference::load(&file, options)?
             }
             loaded => loaded?,
         };
@@ -64,15 +65,15 @@ impl Inputs {
         if ids.is_empty() {
             return Err(Error::Usage("the prompt has no tokens; give one with -p or -f".into()));
         }
-        let inputs = Inputs { model, reference, prompt, ids, decode: args.n_predict, notes };
-        let (wanted, most) = (inputs.task().positions(), inputs.model.config.n_ctx_train);
-        if wanted > most {
+        let wanted = Task { prompt: &ids, decode: args.n_predict }.positions();
+        if let Some(most) = file.trained_positions().filter(|&most| wanted > most) {
             return Err(Error::Usage(format!(
                 "prompt and -n need {wanted} positions, but {} was trained for {most}; shorten them",
                 path.display()
             )));
         }
-        Ok(inputs)
+        let model = run::planned(file, &reference, wanted)?;
+        Ok(Inputs { model, reference, prompt, ids, decode: args.n_predict, notes })
     }
 
     /// What both sides are to run.

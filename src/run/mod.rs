@@ -4,8 +4,10 @@ pub mod baseline;
 mod cross_device;
 mod error;
 mod measure_floor;
+mod open;
 mod two_sides;
 
 pub use cross_device::CrossCheck;
 pub use error::RunError;
+pub use open::{open, planned};
 pub use two_sides::{Finished, Kept, Run, run_engine};

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     graph::site::Site,
-    model::{Arch, Config, RopePairs},
+    model::{Config, RopePairs},
 };
 
 /// The sites and shapes of a model known from its manifest only.
@@ -21,7 +21,7 @@ impl Layout {
         model.check(path)?;
         let shapes = model.shapes;
         Ok(Layout(Config {
-            arch: Arch::from_name(&model.architecture).expect("checked above"),
+            architecture: model.architecture.clone(),
             n_layer: shapes.n_layer,
             n_embd: shapes.n_embd,
             n_head: shapes.n_head,
@@ -30,7 +30,7 @@ impl Layout {
             n_ff: shapes.n_ff,
             n_vocab: shapes.n_vocab,
             // A trace does not state these and no shape depends on them.
-            n_ctx_train: 0,
+            qk_norm: model.architecture == "qwen3",
             rope_theta: f32::NAN,
             rope_pairs: RopePairs::Norm,
             rms_eps: f32::NAN,

@@ -11,7 +11,7 @@ use firstdiff::{
         tensor::{DType, Tensor},
     },
     graph::site::Site,
-    model::{Arch, Config, RopePairs},
+    model::{Config, RopePairs},
     trace::{
         CHECKSUM_FILE, MANIFEST_FILE, Manifest, ModelId, Side, TraceError, TraceReader,
         TraceWriter, step_file,
@@ -25,7 +25,7 @@ pub const STEPS: [&[i32]; 3] = [&[1, 2, 3, 4, 5], &[6], &[7]];
 /// A qwen3, as it has every stage, whose dimensions all differ.
 pub fn config() -> Config {
     Config {
-        arch: Arch::Qwen3,
+        architecture: "qwen3".to_string(),
         n_layer: 2,
         n_embd: 9,
         n_head: 6,
@@ -33,7 +33,7 @@ pub fn config() -> Config {
         head_dim: 4,
         n_ff: 11,
         n_vocab: 13,
-        n_ctx_train: 64,
+        qk_norm: true,
         rope_theta: 1e4,
         rope_pairs: RopePairs::Neox,
         rms_eps: 1e-6,

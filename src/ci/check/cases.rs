@@ -29,7 +29,7 @@ use crate::{
         Compared, SiteRow, answer,
         ci::{CaseResult, Results},
     },
-    run::{Finished, Run},
+    run::{self, Finished, Run},
     trace::recording::Spool,
 };
 
@@ -52,7 +52,7 @@ impl Opened {
                 Source::Path(path) => path.clone(),
                 Source::Synth(spec) => synthesised(spec)?,
             };
-            models.push(Model::open(&path)?);
+            models.push(run::open(&path)?);
         }
         let sites = |model: &Model| model.config.sites(config.steps + 1);
         let all: Vec<Site> = models.iter().flat_map(sites).collect();
@@ -220,7 +220,7 @@ pub(super) fn tokens(
     let ids = reference.tokenize(&prompt.text);
     let wanted = Task { prompt: &ids, decode: config.steps }.positions();
     let (path, prompt) = (config.path.clone(), prompt.name.clone());
-    let most = model.config.n_ctx_train;
+    let most = model.trained_positions().unwrap_or(usize::MAX);
     if ids.is_empty() {
         return Err(CheckError::EmptyPrompt { path, prompt });
     }
