@@ -2,7 +2,7 @@
 # (and keeps its own -j from cargo, which would otherwise look for a jobserver it cannot reach).
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-tests build demo test check bench faults matrix mutants fuzz nvrtc examples fmt clean
+.PHONY: help setup setup-tests build demo test check bench faults archs matrix mutants fuzz nvrtc examples fmt clean
 .PHONY: gpu-test gpu-bench gpu-sanitize gpu-bundle transformers-test
 unexport MAKEFLAGS MFLAGS
 
@@ -54,6 +54,9 @@ bench: setup ## where time and memory of a run go, and what firstdiff.h costs
 
 faults: setup ## plant every fault and see whether it is found, blamed and named
 	cargo bench --locked --bench faults
+
+archs: setup ## replay llama.cpp's own tensors of every architecture, and write docs/architectures.md
+	cargo bench --locked --bench archs
 
 matrix: setup ## check the kernels with 3 models, 3 prompts, 2 dtypes and 8 variants, as docs/ci.md says
 	cargo build --release --locked

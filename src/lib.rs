@@ -16,13 +16,13 @@
 //! A folder imports from those above it in this list, never from one below; `tests/layers.rs` refuses
 //! it. The three sides see neither one another nor the comparison.
 //!
-//! - [`graph`]: the forward pass as data: step, layer and stage name every tensor ([`graph::site`] is
-//!   the ground floor)
+//! - [`graph::site`]: step, layer, stage: the names of all tensors, and their order
 //! - [`core`]: tensors and number formats, arithmetic, floors, the [`core::sink::Sink`] that a side puts
 //!   its tensors into, exit codes, the cache folder
 //! - [`model`]: a GGUF file opened and checked, its hyperparameters and weights; random models;
 //!   llama.cpp's process-wide state
-//! - [`reference`]: a side: llama.cpp, its nodes mapped to sites, noise for the floor
+//! - [`graph`]: the forward pass as data: nodes, operations, and the sites that they are
+//! - [`mod@reference`]: a side: llama.cpp, its nodes mapped to sites, noise for the floor
 //! - [`engine`]: a side: the forward pass over a device, its kernels, kernels that others wrote, planted
 //!   faults
 //! - [`trace`]: a side: a run recorded to a folder or for the length of a run; dumps of other programs;

@@ -65,7 +65,7 @@ fn a_kernel_that_one_device_computes_differently_is_the_devices_fault() {
     assert_eq!(differing.site, Site::in_layer(0, 0, Stage::QRope));
     let [on_first, on_second] = check.guilty_on_one.as_ref().unwrap();
     assert!(on_first.is_empty(), "{on_first:?}");
-    let rotations = on_second.iter().all(|name| name.ends_with("_rope"));
+    let rotations = on_second.iter().all(|operation| operation.result().ends_with("_rope"));
     assert!(rotations && on_second.len() == 8, "{on_second:?}");
     let text = DevicesSummary::of(check, &|_| 0).text;
     assert!(text.starts_with("host and host differ first at step 0 layer 0 q_rope [position "));

@@ -29,6 +29,8 @@ mod explain;
 mod gpu;
 // CUDA semantics on the CPU: barriers, warps, half, errors.
 mod host_device;
+// The folders of src/ import downwards only.
+mod layers;
 // GGUF files, good and hostile; the ledger.
 mod model;
 // A reference that is committed, in place of llama.cpp.

@@ -5,7 +5,7 @@ use std::path::Path;
 use firstdiff::{
     compare::{SiteFilter, verdict::Rule},
     core::{exit::Exit, floor::DEFAULT_FACTOR, task::Task, tensor::DType},
-    diagnosis::{Certainty, Finding},
+    diagnosis::{Certainty, Finding, replay::Operation},
     engine::{
         AttentionVariant, DeviceKind, EngineSpec,
         fault::{Fault, Faults, Subject},
@@ -135,19 +135,22 @@ pub fn findings(finished: &Finished) -> &[Finding] {
     finished.diagnosis.as_ref().map_or(&[], |diagnosis| &diagnosis.findings)
 }
 
-/// The findings on an operation, named by its result.
-pub fn findings_on<'a>(
-    finished: &'a Finished,
-    operation: &'a str,
-) -> impl Iterator<Item = &'a Finding> {
-    let on = move |finding: &&Finding| finding.operations.iter().any(|name| name == operation);
+/// The operation that a fault must be blamed on.
+pub fn operation_of(fault: &Fault) -> Operation {
+    let site = fault.site();
+    Operation { layer: site.layer, stage: site.stage }
+}
+
+/// The findings on an operation.
+pub fn findings_on(finished: &Finished, operation: Operation) -> impl Iterator<Item = &Finding> {
+    let on = move |finding: &&Finding| finding.operations.contains(&operation);
     findings(finished).iter().filter(on)
 }
 
 /// A finding in a line.
 pub fn described(finding: &Finding) -> String {
     let key = match finding.cause.certainty {
-        Certainty::Proven => finding.cause.key.clone(),
+        Certainty::Proven => finding.cause.key.to_string(),
         Certainty::Partly => format!("{}, partly", finding.cause.key),
         Certainty::Unknown => "unknown".to_string(),
     };

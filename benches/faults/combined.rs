@@ -6,7 +6,7 @@ use firstdiff::engine::fault::{self, Fault};
 
 use crate::{
     Progress, Result,
-    bench::{Bench, described, faulty, findings, findings_on},
+    bench::{Bench, described, faulty, findings, findings_on, operation_of},
 };
 
 /// Pairs and triples. The first four are of one operation, the next three of one kernel file.
@@ -49,8 +49,8 @@ pub fn run(bench: &Bench, progress: &mut Progress) -> Result<Vec<Set>> {
         let finished = bench.run(&faulty(&faults))?;
         let mut members = Vec::new();
         for fault in faults {
-            let operation = fault.site().tensor_name();
-            let on: Vec<_> = findings_on(&finished, &operation).collect();
+            let operation = operation_of(fault);
+            let on: Vec<_> = findings_on(&finished, operation).collect();
             let mut named = on.iter().any(|finding| finding.cause.key == fault.cause);
             if !named {
                 // Two mistakes in one operation have the key of one of them, and the words of both.
@@ -75,8 +75,8 @@ fn words_alone(
         return Ok(words.clone());
     }
     let finished = bench.run(&faulty(&[fault]))?;
-    let operation = fault.site().tensor_name();
-    let finding = findings_on(&finished, &operation).find(|f| f.cause.key == fault.cause);
+    let operation = operation_of(fault);
+    let finding = findings_on(&finished, operation).find(|f| f.cause.key == fault.cause);
     // Nothing contains these words.
     let words = finding.map_or("\0".to_string(), |finding| finding.cause.text.clone());
     known.insert(fault.name, words.clone());

@@ -7,7 +7,10 @@ use firstdiff::{
         verdict::{Outcome, SiteReport},
     },
     core::{exit::Exit, floor::DEFAULT_FACTOR, tensor::DType},
-    diagnosis::{Certainty, Finding, Verdict, replay},
+    diagnosis::{
+        Certainty, Finding, Verdict,
+        replay::{self, Operation},
+    },
     engine::fault::{FAULTS, Fault, Parameter, Plant, Wiring},
     graph::site::{Site, Stage},
     model::Model,
@@ -16,7 +19,7 @@ use firstdiff::{
 
 use crate::{
     Progress, Result,
-    bench::{Bench, described, engine, faulty, findings, findings_on},
+    bench::{Bench, described, engine, faulty, findings, findings_on, operation_of},
     table::Results,
     weaker,
 };
@@ -108,12 +111,12 @@ fn row(
         check(found == wanted, &|| format!("pattern: {found} instead of {wanted}"))
     });
 
-    let operation = fault.site().tensor_name();
+    let operation = operation_of(fault);
     let first_finding = findings(finished).first();
     let is_first = first_finding.is_some_and(|finding| finding.operations.contains(&operation));
     let is_first = check(is_first, &|| {
         let found = first_finding.map_or("nothing".to_string(), described);
-        format!("blamed first: {found} instead of {operation}")
+        format!("blamed first: {found} instead of {}", operation.result())
     });
     let stages = broken_stages(fault);
     let extra: Vec<String> = findings(finished)
@@ -123,11 +126,11 @@ fn row(
         .collect();
     let no_extra = check(extra.is_empty(), &|| format!("blamed too: {}", extra.join("; ")));
     let named = |finding: &Finding| finding.cause.key == fault.cause;
-    let cause = findings_on(finished, &operation).any(named);
+    let cause = findings_on(finished, operation).any(named);
     let is_proof = |finding: &Finding| finding.cause.certainty == Certainty::Proven;
-    let proven = findings_on(finished, &operation).any(|f| named(f) && is_proof(f));
+    let proven = findings_on(finished, operation).any(|f| named(f) && is_proof(f));
     check(cause, &|| {
-        let found: Vec<String> = findings_on(finished, &operation)
+        let found: Vec<String> = findings_on(finished, operation)
             .map(|finding| {
                 let also = finding.cause.also.iter().map(|also| format!("; or {also}"));
                 described(finding) + &also.collect::<String>()
@@ -153,10 +156,9 @@ fn row(
 
 /// Whether all that a finding blames is what the fault breaks.
 fn is_of(finding: &Finding, fault: &Fault, stages: &[Stage]) -> bool {
-    let broken = |name: &String| {
-        let site = Site::from_tensor_name(0, name);
-        let is_late = |layer: Option<u32>| layer.is_none_or(|layer| layer >= fault.layer);
-        site.is_some_and(|site| stages.contains(&site.stage) && is_late(site.layer))
+    let broken = |operation: &Operation| {
+        let is_late = operation.layer.is_none_or(|layer| layer >= fault.layer);
+        stages.contains(&operation.stage) && is_late
     };
     finding.verdict == Verdict::EngineWrong && finding.operations.iter().all(broken)
 }

@@ -196,9 +196,10 @@ fn changed(find: &str, replace: &str) -> (String, String) {
     let code = |text: &str| {
         let lines: Vec<&str> =
             text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        match lines.is_empty() {
-            true => "nothing".to_string(),
-            false => format!("`{}`", lines.join(" ↵ ").replace('|', "\\|").replace('`', "'")),
+        if lines.is_empty() {
+            "nothing".to_string()
+        } else {
+            format!("`{}`", lines.join(" ↵ ").replace('|', "\\|").replace('`', "'"))
         }
     };
     (code(find), code(replace))

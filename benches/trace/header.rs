@@ -44,9 +44,10 @@ fn main() -> Result<()> {
         println!("  {what}: {plain:.1} ms plain, {recorded:.1} ms recorded, ratio {ratio:.2}");
         worst = worst.max(ratio);
     }
-    match worst <= MOST {
-        true => Ok(()),
-        false => Err(format!("recording costs {worst:.2} of the copy, over {MOST}").into()),
+    if worst <= MOST {
+        Ok(())
+    } else {
+        Err(format!("recording costs {worst:.2} of the copy, over {MOST}").into())
     }
 }
 

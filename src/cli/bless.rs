@@ -54,10 +54,7 @@ pub fn bless(args: &BlessArgs) -> Result<Exit, Error> {
     if let Some(path) = &args.reference {
         return reference(&config, path, args.all);
     }
-    let old = match args.baseline.exists() {
-        true => Lock::read(&args.baseline)?,
-        false => Lock::new(),
-    };
+    let old = if args.baseline.exists() { Lock::read(&args.baseline)? } else { Lock::new() };
     output::check_json(Some(&args.baseline))?;
     let opened = Opened::open(&config, &inputs::fixture_file)?;
     let bar = output::progress(Some(config.cases().len() as u64), "checking");
@@ -194,8 +191,5 @@ fn finish(args: &BlessArgs, review: &Review, accepted: usize, new: &Lock) -> Res
         }
     };
     output::print(&said)?;
-    match open == 0 && review.failed.is_empty() {
-        true => Ok(Exit::Equal),
-        false => Ok(Exit::Diverged),
-    }
+    if open == 0 && review.failed.is_empty() { Ok(Exit::Equal) } else { Ok(Exit::Diverged) }
 }

@@ -111,11 +111,8 @@ fn finish(results: &Results, write: &WriteArgs) -> Result<Exit, Error> {
     }
     if write.annotations || variable("GITHUB_ACTIONS").is_some_and(|value| value == "true") {
         let annotations = ci::annotations(results);
-        match json_is_printed {
-            // The runner reads both streams.
-            true => eprint!("{annotations}"),
-            false => output::print(&annotations)?,
-        }
+        // The runner reads both streams.
+        if json_is_printed { eprint!("{annotations}") } else { output::print(&annotations)? }
     }
     Ok(results.headline.exit)
 }

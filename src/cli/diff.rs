@@ -53,9 +53,10 @@ pub fn report(
     rule: Rule,
     floor: &Floor,
 ) -> Result<Report, Error> {
-    let longer = match engine.manifest().steps.len() < reference.manifest().steps.len() {
-        true => reference,
-        false => engine,
+    let longer = if engine.manifest().steps.len() < reference.manifest().steps.len() {
+        reference
+    } else {
+        engine
     };
     let all = longer.model_sites()?;
     filter.check(&all)?;

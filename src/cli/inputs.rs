@@ -179,9 +179,10 @@ pub fn filter(globs: Option<&str>) -> Result<SiteFilter, Error> {
 
 /// Refuses a factor that makes every or no tensor equal.
 pub fn check_factor(factor: f64) -> Result<(), Error> {
-    match factor.is_finite() && factor > 0.0 {
-        true => Ok(()),
-        false => Err(Error::Usage(format!("--factor {factor} is no positive number"))),
+    if factor.is_finite() && factor > 0.0 {
+        Ok(())
+    } else {
+        Err(Error::Usage(format!("--factor {factor} is no positive number")))
     }
 }
 
@@ -206,10 +207,7 @@ fn prompt(args: &ModelArgs) -> Result<String, Error> {
 
 /// The embedded fixture, if that is the file of a blake3.
 pub fn fixture_of(blake3: &str) -> Result<Option<PathBuf>, Error> {
-    match blake3::hash(FIXTURE).to_hex().as_str() == blake3 {
-        true => fixture().map(Some),
-        false => Ok(None),
-    }
+    if blake3::hash(FIXTURE).to_hex().as_str() == blake3 { fixture().map(Some) } else { Ok(None) }
 }
 
 /// The embedded fixture, as a file in the cache: llama.cpp reads files.

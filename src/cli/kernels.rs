@@ -69,9 +69,10 @@ pub fn kernels(args: &KernelsArgs) -> Result<Exit, Error> {
         return Ok(if outcome.finding.is_none() { Exit::Equal } else { Exit::Diverged });
     }
     let bar = output::progress(Some(targets.len() as u64), "checking");
-    let outcomes = match args.asan {
-        true => sanitized(&targets, &|| bar.inc(1))?,
-        false => kernels::check(&kernels, &targets, &orders, &|| bar.inc(1))?,
+    let outcomes = if args.asan {
+        sanitized(&targets, &|| bar.inc(1))?
+    } else {
+        kernels::check(&kernels, &targets, &orders, &|| bar.inc(1))?
     };
     bar.finish_and_clear();
     output::print(&text(&outcomes, &orders))?;

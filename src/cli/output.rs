@@ -40,10 +40,7 @@ pub fn check_json(path: Option<&Path>) -> Result<(), Error> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     let writable = tempfile::tempfile_in(folder).map(drop);
-    let writable = match path.is_dir() {
-        true => Err(ErrorKind::IsADirectory.into()),
-        false => writable,
-    };
+    let writable = if path.is_dir() { Err(ErrorKind::IsADirectory.into()) } else { writable };
     writable.map_err(|source| Error::Write { path: path.to_path_buf(), source })
 }
 

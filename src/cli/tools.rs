@@ -50,9 +50,10 @@ pub fn completions(shell: clap_complete::Shell) -> Result<Exit, Error> {
 /// Checks this machine.
 pub fn doctor(args: &DoctorArgs) -> Result<Exit, Error> {
     let probes = doctor::probes();
-    match args.json {
-        true => output::write_json(&probes, Path::new("-"))?,
-        false => output::print(&doctor::render(&probes))?,
+    if args.json {
+        output::write_json(&probes, Path::new("-"))?
+    } else {
+        output::print(&doctor::render(&probes))?
     }
     Ok(if doctor::healthy(&probes) { Exit::Equal } else { Exit::Device })
 }

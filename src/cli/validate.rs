@@ -19,9 +19,10 @@ use super::{args::ValidateArgs, error::Error, output};
 pub fn validate(args: &ValidateArgs) -> Result<Exit, Error> {
     let bar = output::progress(None, "reading the trace");
     let found = Inspection::of(&args.trace)?;
-    let suspicious = match found.finished && found.errors.is_empty() {
-        true => suspicious(&TraceReader::open(&args.trace)?)?,
-        false => Vec::new(),
+    let suspicious = if found.finished && found.errors.is_empty() {
+        suspicious(&TraceReader::open(&args.trace)?)?
+    } else {
+        Vec::new()
     };
     bar.finish_and_clear();
     let mut text = headline(&found);

@@ -48,6 +48,18 @@ impl Pattern {
         first_position: usize,
         each: impl FnOnce(&mut dyn FnMut(&[usize])),
     ) -> Pattern {
+        let masked = matches!(stage, Stage::Scores | Stage::Probs);
+        Pattern::along(stage.axes(), masked, (shape, first_position), each)
+    }
+
+    /// The same along any axes. `masked` says that keys after a query's position do not count.
+    pub fn along(
+        axes: &[Axis],
+        masked: bool,
+        extent: (&[usize], usize),
+        each: impl FnOnce(&mut dyn FnMut(&[usize])),
+    ) -> Pattern {
+        let (shape, first_position) = extent;
         let mut hit: Vec<Vec<bool>> = shape.iter().map(|&n| vec![false; n]).collect();
         let mut marked = 0u64;
         each(&mut |index: &[usize]| {
@@ -56,9 +68,8 @@ impl Pattern {
                 hit[axis][i] = true;
             }
         });
-        let share = marked as f64 / product(stage, &hit, first_position).max(1) as f64;
-        let axes: Vec<AxisSet> = stage
-            .axes()
+        let share = marked as f64 / product(masked, &hit, first_position).max(1) as f64;
+        let axes: Vec<AxisSet> = axes
             .iter()
             .zip(&hit)
             .map(|(&axis, hit)| AxisSet::new(axis, hit, first_position))
@@ -75,9 +86,9 @@ impl fmt::Display for Pattern {
 }
 
 /// Elements in the product of the axes' sets; keys after a query's position do not count.
-fn product(stage: Stage, hit: &[Vec<bool>], first_position: usize) -> u64 {
+fn product(masked: bool, hit: &[Vec<bool>], first_position: usize) -> u64 {
     let count = |hit: &[bool]| hit.iter().filter(|&&hit| hit).count() as u64;
-    if !matches!(stage, Stage::Scores | Stage::Probs) {
+    if !masked {
         return hit.iter().map(|hit| count(hit)).product();
     }
     let (tokens, heads, keys) = (&hit[0], &hit[1], &hit[2]);
@@ -146,10 +157,8 @@ impl AxisSet {
         if let Some(stride) = self.stride() {
             return Some(stride);
         }
-        let range = |&(a, b): &(usize, usize)| match a == b {
-            true => a.to_string(),
-            false => format!("{a}-{b}"),
-        };
+        let range =
+            |&(a, b): &(usize, usize)| if a == b { a.to_string() } else { format!("{a}-{b}") };
         let named: Vec<String> = self.ranges.iter().take(MAX_NAMED).map(range).collect();
         if self.ranges.len() <= MAX_NAMED {
             return Some(format!("{axis}s {}", named.join(", ")));

@@ -152,9 +152,10 @@ pub fn compare(
         let end = (start + ROWS_PER_PIECE).min(rows.count);
         (start..end).map(row).fold(Piece::default(), Piece::then)
     };
-    let pieces: Vec<Piece> = match engine.data.len() >= SHARED {
-        true => COMPARING.install(|| starts.par_iter().map(piece).collect()),
-        false => starts.iter().map(piece).collect(),
+    let pieces: Vec<Piece> = if engine.data.len() >= SHARED {
+        COMPARING.install(|| starts.par_iter().map(piece).collect())
+    } else {
+        starts.iter().map(piece).collect()
     };
     let total = pieces.into_iter().fold(Piece::default(), Piece::then);
     finish(site, engine, reference, &rows, total, floor, factor)

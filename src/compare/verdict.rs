@@ -28,12 +28,12 @@ pub enum Outcome {
 impl Outcome {
     /// What a difference means where that many floors are allowed.
     pub fn of(difference: &Difference, factor: f64) -> Outcome {
-        match difference.diverged(factor) {
-            true => Outcome::Diverged,
-            false if difference.has_no_number() => {
-                Outcome::Unmeasured("every element is NaN or infinite on both sides".into())
-            }
-            false => Outcome::Equal,
+        if difference.diverged(factor) {
+            Outcome::Diverged
+        } else if difference.has_no_number() {
+            Outcome::Unmeasured("every element is NaN or infinite on both sides".into())
+        } else {
+            Outcome::Equal
         }
     }
 }

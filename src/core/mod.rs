@@ -4,6 +4,8 @@ pub mod arithmetic;
 #[cfg(feature = "full")]
 pub mod attending;
 pub mod cache;
+#[cfg(feature = "full")]
+pub mod cause_key;
 pub mod exit;
 pub mod floor;
 #[cfg(feature = "full")]

@@ -72,9 +72,10 @@ pub fn text(name: &str, tensor: &Tensor, bound: f64) -> String {
     let n = finite().count();
     let root = (n.max(1) as f64).sqrt();
     let norm = finite().map(|x| x * x).sum::<f64>().sqrt();
-    let digits = match largest > 0.0 {
-        true => (-(bound * largest).log10()).ceil().clamp(0.0, 60.0) as usize,
-        false => 1,
+    let digits = if largest > 0.0 {
+        (-(bound * largest).log10()).ceil().clamp(0.0, 60.0) as usize
+    } else {
+        1
     };
     let shape: Vec<String> = tensor.shape.iter().map(usize::to_string).collect();
     let shape = shape.join(" x ");

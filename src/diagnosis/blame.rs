@@ -1,16 +1,21 @@
 //! All guilty operations of a run, each with its cause, and whose fault it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    core::cause_key::CauseKey,
     diagnosis::{
-        Cause, Certainty, Invariant, Scene, diagnose,
+        Cause, Certainty, Invariant, Scene,
+        by_graph::{self, Evidence},
+        diagnose,
         hypotheses::cache,
         invariants,
-        replay::{Judged, Operation, Recording, Replay, ReplayError, Worst, judge},
+        replay::{
+            GraphRun, Judged, Operation, Recording, Replay, ReplayError, Worst, judge, judge_graph,
+        },
     },
     graph::site::Stage,
     model::Model,
@@ -32,8 +37,7 @@ pub struct Finding {
     pub verdict: Verdict,
     /// The operations in words, such as `q and k rotation, all layers`.
     pub what: String,
-    /// Their results, such as `blk.0.q_rope`.
-    pub operations: Vec<String>,
+    pub operations: Vec<Operation>,
     pub cause: Cause,
     /// Elements that were checked, and those beyond their bound.
     pub elements: u64,
@@ -42,8 +46,8 @@ pub struct Finding {
     pub worst: Option<Worst>,
     /// Which elements of the first of the operations are beyond, in its first wrong step.
     pub pattern: Option<String>,
-    /// Results that were not recorded and lie within what is blamed.
-    pub spanned: Vec<String>,
+    /// Operations within what is blamed, whose own results were not recorded.
+    pub spanned: Vec<Operation>,
 }
 
 /// What one side's replay says.
@@ -53,7 +57,7 @@ pub struct SideReplay {
     pub replayed: usize,
     pub cleared: usize,
     /// Operations whose results were not recorded: no verdict on them alone.
-    pub unmeasured: Vec<String>,
+    pub unmeasured: Vec<Operation>,
     /// The furthest any cleared operation is from exact arithmetic, in units of its bound.
     #[serde(deserialize_with = "crate::core::tensor::nan_from_null")]
     pub worst_cleared: f64,
@@ -74,12 +78,12 @@ pub struct Diagnosis {
 const ATTENTION: &str = "attention";
 
 impl Finding {
-    /// Results that were not recorded, of operations that are not blamed by name.
-    pub fn unseen(&self) -> Vec<&str> {
+    /// Operations whose results were not recorded and that are not blamed by name.
+    pub fn unseen(&self) -> Vec<Operation> {
         let is_attention = self.what.split(',').next() == Some(ATTENTION);
-        let within = [Stage::Scores, Stage::Probs].map(|stage| format!(".{}", stage.name()));
-        let is_named = |result: &&str| is_attention && within.iter().any(|w| result.ends_with(w));
-        self.spanned.iter().map(String::as_str).filter(|result| !is_named(result)).collect()
+        let is_within = |stage| matches!(stage, Stage::Scores | Stage::Probs);
+        let is_named = |operation: &Operation| is_attention && is_within(operation.stage);
+        self.spanned.iter().copied().filter(|operation| !is_named(operation)).collect()
     }
 }
 
@@ -116,7 +120,7 @@ impl Diagnosis {
         reference: Recording<'_>,
     ) -> Result<(Diagnosis, ReferenceReplay), ReplayError> {
         let [engine, (summary, guilty)] = sides(model, [engine, reference])?;
-        let findings = group(model, guilty, Verdict::ReferenceWrong);
+        let findings = group(model.config.n_layer, guilty, Verdict::ReferenceWrong);
         let findings = findings.into_iter().map(differing).collect();
         let reference = ReferenceReplay { findings, summary };
         Ok((Diagnosis::with(model, engine, Some(&reference)), reference))
@@ -132,12 +136,30 @@ impl Diagnosis {
         Ok(Diagnosis::with(model, engine, reference))
     }
 
+    /// The same of a model of any architecture, through its graph.
+    pub fn by_graph(
+        engine: GraphRun<'_>,
+        reference: Option<GraphRun<'_>>,
+    ) -> Result<Diagnosis, ReplayError> {
+        let n_layer = engine.model.sites.layers();
+        let (summary, guilty) = of_graph(engine)?;
+        let mut findings = group(n_layer, guilty, Verdict::EngineWrong);
+        let mut of_reference = None;
+        if let Some(reference) = reference {
+            let (summary, guilty) = of_graph(reference)?;
+            let own = group(n_layer, guilty, Verdict::ReferenceWrong);
+            findings.extend(own.into_iter().map(differing));
+            of_reference = Some(summary);
+        }
+        Ok(Diagnosis { findings, engine: summary, reference: of_reference })
+    }
+
     fn with(
         model: &Model,
         (engine, guilty): (SideReplay, Vec<Guilty>),
         reference: Option<&ReferenceReplay>,
     ) -> Diagnosis {
-        let mut findings = group(model, guilty, Verdict::EngineWrong);
+        let mut findings = group(model.config.n_layer, guilty, Verdict::EngineWrong);
         findings.extend(reference.iter().flat_map(|reference| reference.findings.iter().cloned()));
         let reference = reference.map(|reference| reference.summary.clone());
         Diagnosis { findings, engine, reference }
@@ -150,16 +172,52 @@ impl Diagnosis {
 
     /// Whether a recorded result is the work of a guilty operation.
     pub fn is_guilty(&self, operation: Operation) -> bool {
-        let name = operation.result();
-        self.findings.iter().any(|finding| finding.operations.contains(&name))
+        self.findings.iter().any(|finding| finding.operations.contains(&operation))
     }
+}
+
+/// A side judged through its graph, and its guilty sites with their causes.
+fn of_graph(run: GraphRun<'_>) -> Result<(SideReplay, Vec<Guilty>), ReplayError> {
+    let verdict = judge_graph(run)?;
+    let mut summary = SideReplay::default();
+    let judged: BTreeMap<Operation, &Judged> =
+        verdict.judged.iter().map(|judged| (judged.operation, judged)).collect();
+    let mut places = BTreeSet::new();
+    for (place, spec) in run.model.sites.specs().iter().enumerate() {
+        let operation = Operation { layer: spec.layer, stage: spec.stage };
+        match judged.get(&operation) {
+            None => summary.unmeasured.push(operation),
+            Some(judged) if judged.is_guilty() => {
+                places.insert(place);
+            }
+            Some(judged) => {
+                summary.cleared += 1;
+                summary.worst_cleared = summary.worst_cleared.max(judged.times_bound());
+            }
+        }
+    }
+    summary.replayed = summary.cleared + places.len();
+    let evidence = if places.is_empty() { Vec::new() } else { by_graph::gather(run, &places)? };
+    let guilty = |evidence: &Evidence<'_>| {
+        let spec = evidence.spec();
+        let operation = Operation { layer: spec.layer, stage: spec.stage };
+        let judged = judged[&operation].clone();
+        Ok(Guilty { judged, cause: by_graph::diagnose(evidence)? })
+    };
+    let guilty = evidence.iter().map(guilty).collect::<Result<Vec<_>, ReplayError>>()?;
+    Ok((summary, guilty))
 }
 
 /// A reference that computes cleanly with another parameter than the file's is no wrong program.
 fn differing(mut finding: Finding) -> Finding {
     let parameter = matches!(
-        finding.cause.key.as_str(),
-        "eps" | "rope-theta" | "rope-pairs" | "rope-factors" | "rope-partial" | "score-scale"
+        finding.cause.key,
+        CauseKey::Eps
+            | CauseKey::RopeTheta
+            | CauseKey::RopePairs
+            | CauseKey::RopeFactors
+            | CauseKey::RopePartial
+            | CauseKey::ScoreScale
     );
     if parameter && finding.cause.certainty == Certainty::Proven {
         finding.verdict = Verdict::ModelsDiffer;
@@ -221,7 +279,7 @@ fn summed(layers: impl Iterator<Item = (Vec<Said>, Vec<Invariant>)>) -> (SideRep
         all_broken.extend(broken);
         for (operation, judged, cause) in operations {
             match (judged, cause) {
-                (None, _) => summary.unmeasured.push(operation.result()),
+                (None, _) => summary.unmeasured.push(operation),
                 (Some(judged), Some(cause)) => guilty.push(Guilty { judged, cause }),
                 (Some(judged), None) => {
                     summary.cleared += 1;
@@ -236,7 +294,7 @@ fn summed(layers: impl Iterator<Item = (Vec<Said>, Vec<Invariant>)>) -> (SideRep
 }
 
 /// Guilty operations of one cause together, in the order of the first of each.
-fn group(model: &Model, guilty: Vec<Guilty>, verdict: Verdict) -> Vec<Finding> {
+fn group(n_layer: usize, guilty: Vec<Guilty>, verdict: Verdict) -> Vec<Finding> {
     let mut groups: Vec<Vec<Guilty>> = Vec::new();
     for one in guilty {
         let same = |group: &&mut Vec<Guilty>| {
@@ -251,23 +309,23 @@ fn group(model: &Model, guilty: Vec<Guilty>, verdict: Verdict) -> Vec<Finding> {
             None => groups.push(vec![one]),
         }
     }
-    groups.into_iter().map(|group| finding(model, group, verdict)).collect()
+    groups.into_iter().map(|group| finding(n_layer, group, verdict)).collect()
 }
 
-/// Operations that one mistake makes wrong together.
-fn family(stage: Stage) -> u8 {
+/// Operations that one mistake makes wrong together, by one of them.
+fn family(stage: Stage) -> Stage {
     match stage {
-        Stage::Q | Stage::K | Stage::V => 0,
-        Stage::QNorm | Stage::KNorm => 1,
-        Stage::QRope | Stage::KRope => 2,
-        Stage::KCache | Stage::VCache => 3,
-        Stage::AttnNorm | Stage::FfnNorm | Stage::FinalNorm => 4,
-        Stage::AttnResidual | Stage::LayerOut => 5,
-        stage => 100 + stage.index() as u8,
+        Stage::Q | Stage::K | Stage::V => Stage::Q,
+        Stage::QNorm | Stage::KNorm => Stage::QNorm,
+        Stage::QRope | Stage::KRope => Stage::QRope,
+        Stage::KCache | Stage::VCache => Stage::KCache,
+        Stage::AttnNorm | Stage::FfnNorm | Stage::FinalNorm => Stage::AttnNorm,
+        Stage::AttnResidual | Stage::LayerOut => Stage::AttnResidual,
+        stage => stage,
     }
 }
 
-fn finding(model: &Model, group: Vec<Guilty>, verdict: Verdict) -> Finding {
+fn finding(n_layer: usize, group: Vec<Guilty>, verdict: Verdict) -> Finding {
     let operations: Vec<Operation> = group.iter().map(|one| one.judged.operation).collect();
     let sum = |of: &dyn Fn(&Guilty) -> u64| group.iter().map(of).sum::<u64>();
     let (elements, beyond) = (sum(&|one| one.judged.elements), sum(&|one| one.judged.beyond));
@@ -275,20 +333,15 @@ fn finding(model: &Model, group: Vec<Guilty>, verdict: Verdict) -> Finding {
     let further =
         |a: &&Guilty, b: &&Guilty| a.judged.times_bound().total_cmp(&b.judged.times_bound());
     let worst = group.iter().max_by(further).and_then(|one| one.judged.worst.clone());
-    let mut spanned: Vec<String> = group
-        .iter()
-        .flat_map(|one| one.judged.spanned.iter().map(|operation| operation.result()))
-        .collect();
-    spanned.sort_unstable();
+    let mut spanned: Vec<Operation> =
+        group.iter().flat_map(|one| one.judged.spanned.iter().copied()).collect();
+    spanned.sort_by_cached_key(|operation| operation.result());
     spanned.dedup();
-    let mut what = what(model, &operations);
+    let mut what = what(n_layer, &operations);
     // An attention that is one kernel has scores and probabilities within it.
-    let within = |operation: &Operation| {
-        [Stage::Scores, Stage::Probs].map(|stage| operation.at(stage).result())
-    };
     let fused = |operation: &Operation| {
-        let all = within(operation).iter().all(|result| spanned.contains(result));
-        operation.stage == Stage::AttnOut && all
+        let within = [Stage::Scores, Stage::Probs].map(|stage| operation.at(stage));
+        operation.stage == Stage::AttnOut && within.iter().all(|one| spanned.contains(one))
     };
     if operations.iter().all(fused) {
         what = what.replace(crate::diagnosis::replay::name(Stage::AttnOut), ATTENTION);
@@ -297,7 +350,7 @@ fn finding(model: &Model, group: Vec<Guilty>, verdict: Verdict) -> Finding {
     Finding {
         verdict,
         what,
-        operations: operations.iter().map(|operation| operation.result()).collect(),
+        operations,
         cause: Cause { explained, wrong, ..first.cause },
         elements,
         beyond,
@@ -308,7 +361,7 @@ fn finding(model: &Model, group: Vec<Guilty>, verdict: Verdict) -> Finding {
 }
 
 /// `q and k rotation, all layers`; `final norm`.
-fn what(model: &Model, operations: &[Operation]) -> String {
+fn what(n_layer: usize, operations: &[Operation]) -> String {
     let mut layers: BTreeMap<Stage, Vec<u32>> = BTreeMap::new();
     for operation in operations {
         layers.entry(operation.stage).or_default().extend(operation.layer);
@@ -322,7 +375,7 @@ fn what(model: &Model, operations: &[Operation]) -> String {
     }
     let part = |(layers, stages): &(Vec<u32>, Vec<Stage>)| {
         let names = joined_names(stages);
-        match layer_phrase(layers, model.config.n_layer as u32) {
+        match layer_phrase(layers, n_layer as u32) {
             Some(layers) => format!("{names}, {layers}"),
             None => names,
         }
@@ -342,12 +395,11 @@ fn joined_names(stages: &[Stage]) -> String {
         [most @ .., last] => format!("{} and {last}", most.join(", ")),
         [] => String::new(),
     };
-    match alike {
-        true => {
-            let starts: Vec<&str> = halves.iter().flatten().map(|(start, _)| *start).collect();
-            format!("{} {}", list(&starts), end.unwrap_or_default())
-        }
-        false => list(&names),
+    if alike {
+        let starts: Vec<&str> = halves.iter().flatten().map(|(start, _)| *start).collect();
+        format!("{} {}", list(&starts), end.unwrap_or_default())
+    } else {
+        list(&names)
     }
 }
 

@@ -2,12 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::diagnosis::{
-    explain::{Explained, explain},
-    invariant::signs,
-    replay::ReplayError,
-    scene::{Candidate, Rank, Scene},
-    table::HYPOTHESES,
+use crate::{
+    core::cause_key::CauseKey,
+    diagnosis::{
+        explain::{Explained, explain},
+        invariant::signs,
+        replay::ReplayError,
+        scene::{Candidate, Rank, Scene},
+        table::HYPOTHESES,
+    },
 };
 
 /// How sure a cause is.
@@ -26,7 +29,7 @@ pub enum Certainty {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cause {
     /// The kind, as in `docs/diagnosis.md`; empty where unknown.
-    pub key: String,
+    pub key: CauseKey,
     pub text: String,
     pub certainty: Certainty,
     /// Elements that the cause gives among those in question.
@@ -45,12 +48,12 @@ const LEAST_SHARE: f64 = 0.1;
 /// At most this many causes are listed beside the first.
 const MAX_ALSO: usize = 3;
 
-struct Tried {
-    key: &'static str,
-    text: String,
-    rank: Rank,
-    mistakes: u8,
-    explained: Explained,
+pub struct Tried {
+    pub key: CauseKey,
+    pub text: String,
+    pub rank: Rank,
+    pub mistakes: u8,
+    pub explained: Explained,
 }
 
 /// Tries every hypothesis on a guilty operation.
@@ -73,7 +76,7 @@ pub fn diagnose(scene: &Scene<'_, '_>) -> Result<Cause, ReplayError> {
 
 /// The best explanation: a proof before a part, a mistake before a likeness, everywhere before
 /// somewhere, one mistake before two, and then the closest.
-fn choose(tried: Vec<Tried>) -> Cause {
+pub fn choose(tried: Vec<Tried>) -> Cause {
     let count = tried.len();
     let mut proofs: Vec<&Tried> = tried.iter().filter(|t| t.explained.is_proof()).collect();
     let simplicity = |t: &Tried| (t.rank, t.explained.region.is_some(), t.mistakes);
@@ -104,7 +107,7 @@ fn choose(tried: Vec<Tried>) -> Cause {
             cause(best, Certainty::Partly, Vec::new(), count - 1)
         }
         _ => Cause {
-            key: String::new(),
+            key: CauseKey::Unknown,
             text: match best {
                 Some(best) if best.explained.explained > 0 => {
                     format!("unknown; nearest: {}", best.text)
@@ -130,7 +133,7 @@ fn described(tried: &Tried) -> String {
 
 fn cause(tried: &Tried, certainty: Certainty, also: Vec<String>, refuted: usize) -> Cause {
     Cause {
-        key: tried.key.to_string(),
+        key: tried.key,
         text: described(tried),
         certainty,
         explained: tried.explained.explained,

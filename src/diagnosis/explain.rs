@@ -61,35 +61,110 @@ struct Mark {
 /// Tries a candidate's result on a scene.
 pub fn explain(scene: &Scene<'_, '_>, parts: Parts<'_>) -> Result<Explained, ReplayError> {
     let predicted = scene.replay.with_captured(scene.operation, parts.0, parts.1)?;
-    let right = scene.wrong.iter().flatten();
-    let mark = |(&wrong, (times_bound, is_number)): (&bool, (Option<f64>, bool))| Mark {
-        wrong,
-        // Where a candidate gives no number, it does not give a wrong number either.
-        missed: times_bound.map_or(wrong && is_number, |times| times > 1.0),
-        times_bound: times_bound.unwrap_or(0.0),
+    let recording = scene.replay.recording;
+    let place = |at: usize, flat: usize| {
+        let (step, within) = scene.pieces[at].place(recording, flat);
+        let positions = recording.positions(step);
+        let shape = scene.config().shape(scene.stage(), positions.len(), positions.end);
+        Place { step, first_position: positions.start, index: Tensor::unravel(within, &shape) }
     };
-    let marks: Vec<Mark> = right.zip(flat(&predicted)).map(mark).collect();
-    let count =
-        |test: &dyn Fn(&Mark) -> bool| marks.iter().filter(|mark| test(mark)).count() as u64;
-    let mut wrong = count(&|mark| mark.wrong);
-    let mut explained = count(&|mark| mark.wrong && !mark.missed);
-    let contradicted = count(&|mark| !mark.wrong && mark.missed);
-    let drifts = replay::drift(&predicted) > 1.0;
-    if wrong == 0 {
-        // Guilty by drift: small errors of one direction, which all elements share.
-        (wrong, explained) = (marks.len() as u64, marks.len() as u64);
+    let trial = Trial { axes: scene.stage().axes(), wrong: &scene.wrong, place: &place };
+    Ok(trial.explained(&predicted))
+}
+
+/// An element's step, the position of the step's first token, and its index on each axis.
+pub struct Place {
+    pub step: u32,
+    pub first_position: usize,
+    pub index: Vec<usize>,
+}
+
+/// What a candidate is tried on: the elements of pieces, which of them are wrong, and where they lie.
+pub struct Trial<'t> {
+    pub axes: &'t [Axis],
+    /// Piece after piece.
+    pub wrong: &'t [Vec<bool>],
+    /// The place of an element of a piece.
+    pub place: &'t dyn Fn(usize, usize) -> Place,
+}
+
+impl Trial<'_> {
+    /// How much of the recorded result the predicted one explains; pieces as those that are wrong.
+    pub fn explained(&self, predicted: &[Piece<'_>]) -> Explained {
+        let right = self.wrong.iter().flatten();
+        let mark = |(&wrong, (times_bound, is_number)): (&bool, (Option<f64>, bool))| Mark {
+            wrong,
+            // Where a candidate gives no number, it does not give a wrong number either.
+            missed: times_bound.map_or(wrong && is_number, |times| times > 1.0),
+            times_bound: times_bound.unwrap_or(0.0),
+        };
+        let marks: Vec<Mark> = right.zip(flat(predicted)).map(mark).collect();
+        let count =
+            |test: &dyn Fn(&Mark) -> bool| marks.iter().filter(|mark| test(mark)).count() as u64;
+        let mut wrong = count(&|mark| mark.wrong);
+        let mut explained = count(&|mark| mark.wrong && !mark.missed);
+        let contradicted = count(&|mark| !mark.wrong && mark.missed);
+        let drifts = replay::drift(predicted) > 1.0;
+        if wrong == 0 {
+            // Guilty by drift: small errors of one direction, which all elements share.
+            (wrong, explained) = (marks.len() as u64, marks.len() as u64);
+        }
+        if drifts {
+            explained = 0;
+        }
+        let is_divided = explained == wrong && contradicted > 0 && wrong > 0;
+        let region = if is_divided { self.region(&marks) } else { None };
+        let mut squares = 0.0;
+        for mark in marks.iter().filter(|mark| mark.wrong && !mark.missed) {
+            squares += mark.times_bound.powi(2);
+        }
+        let residual = (squares / explained.max(1) as f64).sqrt();
+        Explained { wrong, explained, contradicted, region, residual }
     }
-    if drifts {
-        explained = 0;
+
+    /// The one axis that divides wrong elements from contradicted ones, in words.
+    fn region(&self, marks: &[Mark]) -> Option<String> {
+        // Steps, and then the axes of the stage: whether an index has wrong elements, and contradicted.
+        let mut hits: Vec<Vec<(bool, bool)>> = vec![Vec::new(); self.axes.len() + 1];
+        let mut base = 0;
+        for (at, wrong) in self.wrong.iter().enumerate() {
+            for flat in 0..wrong.len() {
+                let mark = marks[base + flat];
+                let contradicted = !mark.wrong && mark.missed;
+                if !(mark.wrong || contradicted) {
+                    continue;
+                }
+                let Place { step, first_position, mut index } = (self.place)(at, flat);
+                if self.axes.first() == Some(&Axis::Token) {
+                    index[0] += first_position;
+                }
+                for (axis, index) in std::iter::once(step as usize).chain(index).enumerate() {
+                    if hits[axis].len() <= index {
+                        hits[axis].resize(index + 1, (false, false));
+                    }
+                    hits[axis][index].0 |= mark.wrong;
+                    hits[axis][index].1 |= contradicted;
+                }
+            }
+            base += wrong.len();
+        }
+        let divides = |hits: &[(bool, bool)]| hits.iter().all(|&(wrong, kept)| !(wrong && kept));
+        let marked =
+            |hits: &[(bool, bool)]| hits.iter().map(|&(wrong, _)| wrong).collect::<Vec<bool>>();
+        if divides(&hits[0]) {
+            let steps = marked(&hits[0]);
+            return Some(match steps.iter().position(|&wrong| wrong) {
+                Some(0) => "in the prefill only".to_string(),
+                Some(1) => "in decode steps only".to_string(),
+                first => format!("from step {} on", first.unwrap_or(0)),
+            });
+        }
+        self.axes.iter().zip(&hits[1..]).find(|(_, hits)| divides(hits)).map(|(&axis, hits)| {
+            let axis = if axis == Axis::Token { Axis::Position } else { axis };
+            let phrase = axis_phrase(axis, &marked(hits));
+            phrase.map_or(String::new(), |phrase| format!("{phrase} only"))
+        })
     }
-    let region = match explained == wrong && contradicted > 0 && wrong > 0 {
-        true => region(scene, &marks),
-        false => None,
-    };
-    let squares: f64 =
-        marks.iter().filter(|mark| mark.wrong && !mark.missed).map(|m| m.times_bound.powi(2)).sum();
-    let residual = (squares / explained.max(1) as f64).sqrt();
-    Ok(Explained { wrong, explained, contradicted, region, residual })
 }
 
 /// |recorded - expected| in units of the bound, piece after piece, `None` where no number is expected;
@@ -98,60 +173,14 @@ fn flat(pieces: &[Piece<'_>]) -> Vec<(Option<f64>, bool)> {
     let of_piece = |piece: &Piece<'_>| {
         let of = |index: usize| {
             let actual = piece.captured[index];
-            let times = match piece.counts(index) {
-                true => piece.expected.times_bound(index, actual),
-                false => Some(0.0),
+            let times = if piece.counts(index) {
+                piece.expected.times_bound(index, actual)
+            } else {
+                Some(0.0)
             };
             (times, actual.is_finite())
         };
         (0..piece.captured.len()).into_par_iter().map(of).collect::<Vec<_>>()
     };
     pieces.iter().flat_map(of_piece).collect()
-}
-
-/// The one axis that divides wrong elements from contradicted ones, in words.
-fn region(scene: &Scene<'_, '_>, marks: &[Mark]) -> Option<String> {
-    let axes = scene.stage().axes();
-    // Steps, and then the axes of the stage: whether an index has wrong elements, and contradicted.
-    let mut hits: Vec<Vec<(bool, bool)>> = vec![Vec::new(); axes.len() + 1];
-    let mut base = 0;
-    for piece in &scene.pieces {
-        for flat in 0..piece.captured.len() {
-            let mark = marks[base + flat];
-            let contradicted = !mark.wrong && mark.missed;
-            if !(mark.wrong || contradicted) {
-                continue;
-            }
-            let (step, within) = piece.place(scene.replay.recording, flat);
-            let positions = scene.replay.recording.positions(step);
-            let shape = scene.config().shape(scene.stage(), positions.len(), positions.end);
-            let mut index = Tensor::unravel(within, &shape);
-            if axes[0] == Axis::Token {
-                index[0] += positions.start;
-            }
-            for (axis, index) in std::iter::once(step as usize).chain(index).enumerate() {
-                if hits[axis].len() <= index {
-                    hits[axis].resize(index + 1, (false, false));
-                }
-                hits[axis][index].0 |= mark.wrong;
-                hits[axis][index].1 |= contradicted;
-            }
-        }
-        base += piece.captured.len();
-    }
-    let divides = |hits: &[(bool, bool)]| hits.iter().all(|&(wrong, kept)| !(wrong && kept));
-    let marked =
-        |hits: &[(bool, bool)]| hits.iter().map(|&(wrong, _)| wrong).collect::<Vec<bool>>();
-    if divides(&hits[0]) {
-        let steps = marked(&hits[0]);
-        return Some(match steps.iter().position(|&wrong| wrong) {
-            Some(0) => "in the prefill only".to_string(),
-            Some(1) => "in decode steps only".to_string(),
-            first => format!("from step {} on", first.unwrap_or(0)),
-        });
-    }
-    axes.iter().zip(&hits[1..]).find(|(_, hits)| divides(hits)).map(|(&axis, hits)| {
-        let axis = if axis == Axis::Token { Axis::Position } else { axis };
-        axis_phrase(axis, &marked(hits)).map_or(String::new(), |phrase| format!("{phrase} only"))
-    })
 }

@@ -4,6 +4,7 @@
 //! [`table`] lists the hypotheses; a new one is a function there.
 
 mod blame;
+pub mod by_graph;
 mod cause;
 mod explain;
 mod hypotheses;

@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use rayon::prelude::*;
-
 use crate::{
+    core::cause_key::CauseKey,
     diagnosis::{
         probe::{Agreement, Grid, Probe},
         replay::{
             Expected, Matrix, Operand, Operation, Parts, Piece, Replay, ReplayError, Rounding,
-            Spread, Width, ops::Heads,
+            Spread, Width, ops::Heads, wrong_elements,
         },
     },
     graph::site::Stage,
@@ -32,7 +31,7 @@ pub struct Scene<'s, 'a> {
 /// An explanation: what the operation would have given.
 pub struct Candidate<'a> {
     /// The kind of cause, as in `docs/diagnosis.md`.
-    pub key: &'static str,
+    pub key: CauseKey,
     pub text: String,
     pub rank: Rank,
     /// How many mistakes it takes; of two proofs the simpler one is the cause.
@@ -43,17 +42,17 @@ pub struct Candidate<'a> {
 
 impl<'a> Candidate<'a> {
     /// One mistake.
-    pub fn mistake(key: &'static str, text: impl Into<String>, parts: Parts<'a>) -> Candidate<'a> {
+    pub fn mistake(key: CauseKey, text: impl Into<String>, parts: Parts<'a>) -> Candidate<'a> {
         Candidate { parts: Some(parts), ..Candidate::refuted(key, text) }
     }
 
     /// One mistake that explains none of the elements probed.
-    pub fn refuted(key: &'static str, text: impl Into<String>) -> Candidate<'a> {
+    pub fn refuted(key: CauseKey, text: impl Into<String>) -> Candidate<'a> {
         Candidate { key, text: text.into(), rank: Rank::Mistake, mistakes: 1, parts: None }
     }
 
     /// What the result looks like.
-    pub fn likeness(key: &'static str, text: impl Into<String>, parts: Parts<'a>) -> Candidate<'a> {
+    pub fn likeness(key: CauseKey, text: impl Into<String>, parts: Parts<'a>) -> Candidate<'a> {
         Candidate { rank: Rank::Likeness, ..Candidate::mistake(key, text, parts) }
     }
 
@@ -95,7 +94,7 @@ impl<'s, 'a> Scene<'s, 'a> {
     /// whole only if it explains any element of the probe.
     pub fn candidate(
         &self,
-        key: &'static str,
+        key: CauseKey,
         text: impl Into<String>,
         of: impl Fn(usize, Option<&[usize]>) -> Result<Expected<'a>, ReplayError>,
     ) -> Result<Candidate<'a>, ReplayError> {
@@ -106,7 +105,7 @@ impl<'s, 'a> Scene<'s, 'a> {
     /// The same for a mistake whose result `of` gives for a piece or for a grid of it.
     pub fn candidate_of(
         &self,
-        key: &'static str,
+        key: CauseKey,
         text: impl Into<String>,
         grids: &[Grid],
         of: impl Fn(usize, Option<&Grid>) -> Result<Expected<'a>, ReplayError>,
@@ -321,14 +320,6 @@ impl<'s, 'a> Scene<'s, 'a> {
         let same = (matrix.outputs, matrix.inputs) == (own.outputs, own.inputs);
         Ok(same.then_some(matrix))
     }
-}
-
-fn wrong_elements(piece: &Piece<'_>) -> Vec<bool> {
-    let is_wrong = |index: usize| {
-        let times_bound = || piece.expected.times_bound(index, piece.captured[index]);
-        piece.counts(index) && times_bound().is_some_and(|times| times > 1.0)
-    };
-    (0..piece.captured.len()).into_par_iter().map(is_wrong).collect()
 }
 
 /// Values with the bounds of a right result, in proportion, and room for the operation that changed

@@ -191,9 +191,10 @@ impl Engine {
         self.scratch.integers.upload(device, faults, step, (tokens, first))?;
         let model = (device, &self.config);
         let mut pass = Pass::new(model, &self.scratch, sink, step, (tokens.len(), length));
-        let choice = match tokens.len() == 1 && self.repeats {
-            true => self.repeated(&mut pass)?,
-            false => self.forward(&mut pass)?,
+        let choice = if tokens.len() == 1 && self.repeats {
+            self.repeated(&mut pass)?
+        } else {
+            self.forward(&mut pass)?
         };
         self.length = length;
         Ok((choice, pass))

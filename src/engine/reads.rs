@@ -167,12 +167,11 @@ fn widen<T: Stored>(
     for piece in pieces {
         let from: &[T] = bytemuck::cast_slice(piece.bytes()?);
         let (to, after) = std::mem::take(&mut rest).split_at_mut(from.len());
-        match may_share && to.len() > TASK {
-            true => {
-                let tasks = to.par_chunks_mut(TASK).zip(from.par_chunks(TASK));
-                tasks.for_each(|(to, from)| T::widen(from, to));
-            }
-            false => T::widen(from, to),
+        if may_share && to.len() > TASK {
+            let tasks = to.par_chunks_mut(TASK).zip(from.par_chunks(TASK));
+            tasks.for_each(|(to, from)| T::widen(from, to));
+        } else {
+            T::widen(from, to)
         }
         rest = after;
     }
@@ -189,8 +188,9 @@ fn interleave<T: Stored>(heads: &[&[T]], dim: usize, data: &mut [f32], may_share
             }
         }
     };
-    match may_share && data.len() > TASK {
-        true => data.par_chunks_mut(rows * row).enumerate().for_each(part),
-        false => data.chunks_mut(rows * row).enumerate().for_each(part),
+    if may_share && data.len() > TASK {
+        data.par_chunks_mut(rows * row).enumerate().for_each(part)
+    } else {
+        data.chunks_mut(rows * row).enumerate().for_each(part)
     }
 }

@@ -30,10 +30,8 @@ impl Activations {
         (stage, input): (Stage, &'a Buffer),
     ) -> Result<&'a Buffer, DeviceError> {
         let of_attention = stage == Stage::AttnResidual;
-        let missing = match of_attention {
-            true => Wiring::AttnResidualMissing,
-            false => Wiring::FfnResidualMissing,
-        };
+        let missing =
+            if of_attention { Wiring::AttnResidualMissing } else { Wiring::FfnResidualMissing };
         if faults.has(missing) {
             device.upload(input, 0, &vec![0; input.bytes])?;
         }

@@ -4,15 +4,17 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::site::Name;
+
 macro_rules! ops {
     ($($name:ident $text:literal,)*) => {
         /// What a node computes. Its name is the one that `ggml_op_desc` gives.
-        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(from = "String", into = "String")]
         pub enum Op {
             $($name,)*
             /// An operation that this program has no rule for.
-            Other(String),
+            Other(Name),
         }
 
         impl Op {
@@ -20,7 +22,7 @@ macro_rules! ops {
             pub fn name(&self) -> &str {
                 match self {
                     $(Op::$name => $text,)*
-                    Op::Other(name) => name,
+                    Op::Other(name) => name.as_str(),
                 }
             }
         }
@@ -29,7 +31,10 @@ macro_rules! ops {
             fn from(name: String) -> Op {
                 match name.as_str() {
                     $($text => Op::$name,)*
-                    _ => Op::Other(name),
+                    _ => {
+                        let unknown = || Name::new("UNKNOWN").expect("made of letters");
+                        Op::Other(Name::new(&name).unwrap_or_else(unknown))
+                    }
                 }
             }
         }

@@ -340,9 +340,10 @@ mod tests {
     #[test]
     fn a_tensor_name_gives_back_its_site() {
         for stage in Stage::ALL {
-            let site = match stage.in_layer() {
-                true => Site::in_layer(3, 11, stage),
-                false => Site::global(3, stage),
+            let site = if stage.in_layer() {
+                Site::in_layer(3, 11, stage)
+            } else {
+                Site::global(3, stage)
             };
             assert_eq!(Site::from_tensor_name(3, &site.tensor_name()), Some(site));
         }

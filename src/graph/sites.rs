@@ -134,7 +134,7 @@ impl Sites {
             let main = flow.main(id);
             // A cache as it is read is what was appended to it.
             let is_state = graph.node(graph.root(id)).kind == Kind::State;
-            let op = if is_state { Op::SetRows } else { graph.node(graph.root(main)).op.clone() };
+            let op = if is_state { Op::SetRows } else { graph.node(graph.root(main)).op };
             let weight = graph.weight_of(main).or(graph.weight_of(id)).map(str::to_string);
             let inputs = Vec::new();
             specs.push(SiteSpec {
@@ -165,6 +165,11 @@ impl Sites {
     /// The place of a site in the order of the graph.
     pub fn place(&self, site: Site) -> Option<usize> {
         self.places.get(&(site.layer, site.stage)).copied()
+    }
+
+    /// Layers that have sites.
+    pub fn layers(&self) -> usize {
+        self.specs.iter().filter_map(|spec| spec.layer).max().map_or(0, |last| last as usize + 1)
     }
 
     /// Every site of a run with that many steps (prefill included), in order.
@@ -285,7 +290,8 @@ fn is_site(flow: &Flow<'_>, id: NodeId) -> bool {
     if is_part_of_packed(flow.graph, id) {
         return true;
     }
-    if node.kind != Kind::Computed || arranges || is_state_write(flow.graph, id) {
+    let is_empty = node.ne.contains(&Size::fixed(0));
+    if node.kind != Kind::Computed || arranges || is_empty || is_state_write(flow.graph, id) {
         return false;
     }
     // What is read of a packed result are its parts.

@@ -163,9 +163,10 @@ impl Reference {
         &self,
         tokens: &[i32],
     ) -> Result<(Arc<ModelGraph>, SequenceInputs), ReferenceError> {
-        let graph = match tokens.len() < self.graph.graph.capacity {
-            true => Arc::clone(&self.graph),
-            false => self.graph_for(tokens.len())?,
+        let graph = if tokens.len() < self.graph.graph.capacity {
+            Arc::clone(&self.graph)
+        } else {
+            self.graph_for(tokens.len())?
         };
         let inputs = self.importer(tokens.len())?.inputs(&graph, tokens)?;
         Ok((graph, inputs))

@@ -6,7 +6,6 @@ use crate::{
     compare::verdict::Outcome,
     core::{exit::Exit, task},
     diagnosis::{Certainty, Diagnosis, Finding, SideReplay, Verdict, replay::Operation},
-    graph::site::Site,
     report::{
         Compared, Headline, Report, SiteRow,
         terminal::{BAD, DIM, GOOD, coordinates, first_position, headline, line, number},
@@ -85,9 +84,10 @@ pub fn guilt(diagnosis: &Diagnosis, to_the_end: bool) -> (Exit, String) {
         [] => {
             let counts = format!("{cleared} of {replayed} recorded operations");
             let text = format!("{counts} within their rounding bounds, {missing} not recorded");
-            match to_the_end {
-                true => (Exit::Equal, format!("nothing guilty: {text}")),
-                false => (Exit::NotMeasured, format!("not enough recorded: {text}")),
+            if to_the_end {
+                (Exit::Equal, format!("nothing guilty: {text}"))
+            } else {
+                (Exit::NotMeasured, format!("not enough recorded: {text}"))
             }
         }
     }
@@ -107,11 +107,9 @@ fn finding(text: &mut String, number_of: usize, finding: &Finding, report: &Repo
         detail(text, &format!("or, giving the same numbers: {also}"));
     }
     if let Some(worst) = &finding.worst {
-        let operation =
-            finding.operations.first().and_then(|name| Site::from_tensor_name(worst.step, name));
-        let place = operation.map_or(String::new(), |site| {
+        let place = finding.operations.first().map_or(String::new(), |operation| {
             let first = first_position(report, worst.step);
-            let named = coordinates(site, &worst.index, first);
+            let named = coordinates(operation.site(worst.step), &worst.index, first);
             format!("[{named}]")
         });
         let share =
@@ -152,10 +150,11 @@ pub fn whose(finding: &Finding) -> &'static str {
     }
 }
 
-/// The first few names, and how many more there are.
-pub fn named(names: &[impl AsRef<str>]) -> String {
-    let first: Vec<&str> = names.iter().take(MAX_NAMED).map(AsRef::as_ref).collect();
-    match names.len().saturating_sub(MAX_NAMED) {
+/// The first few operations by their results, and how many more there are.
+pub fn named(operations: &[Operation]) -> String {
+    let first = operations.iter().take(MAX_NAMED).map(|operation| operation.result());
+    let first: Vec<String> = first.collect();
+    match operations.len().saturating_sub(MAX_NAMED) {
         0 => first.join(", "),
         more => format!("{} and {more} more", first.join(", ")),
     }

@@ -2,6 +2,7 @@
 
 use crate::{
     compare::verdict::Outcome,
+    diagnosis::replay::Operation,
     report::{
         DevicesSummary, SiteRow, named,
         terminal::{coordinates, number},
@@ -29,7 +30,7 @@ impl DevicesSummary {
                 format!("{a} and {b} differ first at {}{place}; {WHOSE}", row.place)
             }
             None if !guilty_on_first_only.is_empty() || !guilty_on_second_only.is_empty() => {
-                let on = |device, only: &[String]| {
+                let on = |device, only: &[Operation]| {
                     let named = named(only);
                     (!only.is_empty())
                         .then(|| format!("{named} beyond the rounding bound on {device} only"))

@@ -8,7 +8,7 @@ use crate::{
         verdict::{Coverage, Outcome, SiteReport},
     },
     core::{arithmetic::Arithmetic, exit::Exit, floor::SiteFloor, sink::Choice},
-    diagnosis::Diagnosis,
+    diagnosis::{Diagnosis, replay::Operation},
     graph::site::Site,
     model::{Config, Ledger},
 };
@@ -148,8 +148,8 @@ pub struct DevicesSummary {
     pub text: String,
     pub coverage: Coverage,
     /// Results of operations that are wrong on one device and within their bounds on the other.
-    pub guilty_on_first_only: Vec<String>,
-    pub guilty_on_second_only: Vec<String>,
+    pub guilty_on_first_only: Vec<Operation>,
+    pub guilty_on_second_only: Vec<Operation>,
     /// The sites of the second device that differ from the first one's.
     pub differing: Vec<SiteRow>,
 }

@@ -8,7 +8,10 @@ use crate::{
         channel,
         verdict::{Coverage, SiteReport, judge},
     },
-    diagnosis::{Diagnosis, Verdict, replay::Recording},
+    diagnosis::{
+        Diagnosis, Verdict,
+        replay::{Operation, Recording},
+    },
     engine::{EngineError, EngineSpec, device::DeviceError},
     run::{
         Run, RunError,
@@ -26,7 +29,7 @@ pub struct CrossCheck {
     pub coverage: Coverage,
     /// Results of operations beyond their rounding bounds on the first device only, and on the second
     /// only; `None` unless both were replayed.
-    pub guilty_on_one: Option<[Vec<String>; 2]>,
+    pub guilty_on_one: Option<[Vec<Operation>; 2]>,
 }
 
 impl Run<'_> {
@@ -81,7 +84,11 @@ impl Run<'_> {
                 };
                 let second = Diagnosis::of(self.model, recording, None)?;
                 let (first, second) = (guilty(first), guilty(&second));
-                let only = |a: &BTreeSet<_>, b| a.difference(b).cloned().collect();
+                let only = |a: &BTreeSet<Operation>, b| {
+                    let mut only: Vec<Operation> = a.difference(b).copied().collect();
+                    only.sort_by_cached_key(|operation| operation.result());
+                    only
+                };
                 Some([only(&first, &second), only(&second, &first)])
             }
             _ => None,
@@ -95,14 +102,14 @@ impl Run<'_> {
 impl CrossCheck {
     /// Whether every site that was asked for is the same on both, and the same operations are guilty.
     pub fn agree(&self) -> bool {
-        let alike = |only: &[Vec<String>; 2]| only.iter().all(Vec::is_empty);
+        let alike = |only: &[Vec<Operation>; 2]| only.iter().all(Vec::is_empty);
         self.coverage.equal == self.coverage.asked && self.guilty_on_one.as_ref().is_none_or(alike)
     }
 }
 
-/// The results of an engine's guilty operations.
-fn guilty(diagnosis: &Diagnosis) -> BTreeSet<String> {
+/// An engine's guilty operations.
+fn guilty(diagnosis: &Diagnosis) -> BTreeSet<Operation> {
     let findings = diagnosis.findings.iter();
     let own = findings.filter(|finding| finding.verdict == Verdict::EngineWrong);
-    own.flat_map(|finding| finding.operations.iter().cloned()).collect()
+    own.flat_map(|finding| finding.operations.iter().copied()).collect()
 }

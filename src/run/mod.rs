@@ -1,5 +1,6 @@
 //! Runs: the engine beside the reference, the engine on two devices, and what is measured before.
 
+pub mod acceptance;
 pub mod baseline;
 mod cross_device;
 mod error;

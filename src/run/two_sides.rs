@@ -138,9 +138,10 @@ impl Run<'_> {
         let keep = kept.wanted;
         let (hooks, diagnosis) = thread::scope(|scope| {
             let hooks = scope.spawn(move || {
-                let hooks = match checked {
-                    true => hooks(&mut engine, steps, logits_hash)?,
-                    false => Hooks::default(),
+                let hooks = if checked {
+                    hooks(&mut engine, steps, logits_hash)?
+                } else {
+                    Hooks::default()
                 };
                 Ok::<_, EngineError>((hooks, keep.then_some(engine)))
             });

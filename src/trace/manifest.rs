@@ -260,9 +260,10 @@ impl ModelId {
 
     /// What another file's model has in common with this one, to follow the names of both.
     pub fn alike(&self, other: &ModelId) -> &'static str {
-        match self.architecture == other.architecture && self.shapes == other.shapes {
-            true => ", which have the same shapes: another quantisation or fine-tune",
-            false => "",
+        if self.architecture == other.architecture && self.shapes == other.shapes {
+            ", which have the same shapes: another quantisation or fine-tune"
+        } else {
+            ""
         }
     }
 

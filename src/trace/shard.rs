@@ -159,9 +159,8 @@ impl Shard {
     /// Whether a rank's tensor of that shape can be its part of the whole.
     pub(super) fn is_part(&self, stage: Stage, found: &[usize], whole: &[usize]) -> bool {
         let cut = cut(self.of(stage), stage);
-        let axis = |(axis, (&found, &whole)): (usize, (&usize, &usize))| match cut == Some(axis) {
-            true => 1 <= found && found <= whole,
-            false => found == whole,
+        let axis = |(axis, (&found, &whole)): (usize, (&usize, &usize))| {
+            if cut == Some(axis) { 1 <= found && found <= whole } else { found == whole }
         };
         found.len() == whole.len() && found.iter().zip(whole).enumerate().all(axis)
     }

@@ -157,7 +157,11 @@ impl Engine {
             assert_eq!(findings[0]["operations"][0], fault.site().tensor_name(), "{bug}");
             for finding in findings {
                 let (key, certainty) = (&finding["cause"]["key"], &finding["cause"]["certainty"]);
-                assert_eq!((key, certainty), (&fault.cause.into(), &"proven".into()), "{bug}");
+                assert_eq!(
+                    (key, certainty),
+                    (&fault.cause.name().into(), &"proven".into()),
+                    "{bug}"
+                );
             }
         }
     }

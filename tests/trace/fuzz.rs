@@ -28,9 +28,10 @@ pub fn fuzz(seed: u64, goes_on: &mut dyn FnMut(u64) -> bool) -> Tally {
         for _ in 0..=random.below(2) {
             damage_file(trace, whole, of == 0, &mut random);
         }
-        match exercise(trace) {
-            true => tally.opened += 1,
-            false => tally.refused += 1,
+        if exercise(trace) {
+            tally.opened += 1;
+        } else {
+            tally.refused += 1;
         }
         for (path, bytes) in whole {
             fs::write(path, bytes).unwrap();

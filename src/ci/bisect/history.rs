@@ -89,9 +89,10 @@ impl History {
             folder: self.folder.clone(),
             detail,
         };
-        let tree = match self.folder.as_os_str().is_empty() {
-            true => format!("{hash}:"),
-            false => format!("{hash}:{}", self.folder.display()),
+        let tree = if self.folder.as_os_str().is_empty() {
+            format!("{hash}:")
+        } else {
+            format!("{hash}:{}", self.folder.display())
         };
         let listed = git(&self.repository, &["ls-tree", "-r", "-z", "--name-only", &tree])
             .map_err(|_| folder("it is not there".to_string()))?;

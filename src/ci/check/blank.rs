@@ -8,7 +8,7 @@ use crate::{
     core::exit::Exit,
     diagnosis::{Certainty, Diagnosis, Finding, Verdict},
     engine::{EngineSpec, fault::Faults},
-    graph::site::{Site, Stage},
+    graph::site::Stage,
     model::Model,
     report::ci::{CaseResult, Guilty, Place},
 };
@@ -89,8 +89,7 @@ impl Config {
 /// The step and stage of a finding's first operation.
 fn guilty_stage(finding: &Finding) -> Option<(u32, Stage)> {
     let step = finding.worst.as_ref().map_or(0, |worst| worst.step);
-    let site = Site::from_tensor_name(step, finding.operations.first()?)?;
-    Some((step, site.stage))
+    Some((step, finding.operations.first()?.stage))
 }
 
 /// `q and k rotation, all layers: pairs ... (proven)`.

@@ -44,7 +44,7 @@ pub enum ConfigError {
     #[error("{path}: kernels: {source}")]
     Kernels { path: PathBuf, source: KernelError },
     #[error("{path}: models: {name}: {source}")]
-    Synth { path: PathBuf, name: String, source: SynthError },
+    Synth { path: PathBuf, name: String, source: Box<SynthError> },
 }
 
 /// The file as it is written.
@@ -267,9 +267,10 @@ impl Reader<'_> {
         entries: Vec<T>,
         read: impl Fn(T) -> Result<U, ConfigError>,
     ) -> Result<Vec<U>, ConfigError> {
-        match entries.is_empty() {
-            true => Err(self.value(format!("{what} is empty; give at least one"))),
-            false => entries.into_iter().map(read).collect(),
+        if entries.is_empty() {
+            Err(self.value(format!("{what} is empty; give at least one")))
+        } else {
+            entries.into_iter().map(read).collect()
         }
     }
 
@@ -294,7 +295,7 @@ impl Reader<'_> {
                 let spec = Spec::preset(&preset).map_err(|source| ConfigError::Synth {
                     path: self.path.to_path_buf(),
                     name: preset.clone(),
-                    source,
+                    source: Box::new(source),
                 })?;
                 (preset, Source::Synth(Spec { seed: seed.unwrap_or(spec.seed), ..spec }))
             }
@@ -342,9 +343,10 @@ impl Reader<'_> {
                 }
             }
         }
-        match variants.is_empty() {
-            true => Err(self.value("variants is empty; give at least one".to_string())),
-            false => Ok(variants),
+        if variants.is_empty() {
+            Err(self.value("variants is empty; give at least one".to_string()))
+        } else {
+            Ok(variants)
         }
     }
 

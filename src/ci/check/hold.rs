@@ -7,7 +7,6 @@ use crate::{
         ratchet::{Changes, accuracies_of, inputs},
     },
     core::exit::Exit,
-    graph::site::Site,
     report::ci::{CaseResult, Change, Guilty, Place},
 };
 
@@ -56,9 +55,10 @@ pub fn hold(
 
 /// `regressed 14 x`.
 fn headword(change: &Change) -> String {
-    match change.was > 0.0 {
-        true => format!("regressed {} x", significant(change.times())),
-        false => "regressed from exact".to_string(),
+    if change.was > 0.0 {
+        format!("regressed {} x", significant(change.times()))
+    } else {
+        "regressed from exact".to_string()
     }
 }
 
@@ -79,11 +79,7 @@ fn more(count: usize) -> String {
 fn guilty(config: &Config, case: &Case, ran: &Ran<'_>, regressed: &[Change]) -> Vec<Guilty> {
     let mut kernels: Vec<(Option<Place>, &Change, usize)> = Vec::new();
     for change in regressed {
-        let site = Site::from_tensor_name(0, &change.operation);
-        let place = site.and_then(|site| {
-            let stage = site.stage;
-            config.place(ran.model, case, ran.steps, 0, stage)
-        });
+        let place = config.place(ran.model, case, ran.steps, 0, change.operation.stage);
         match kernels.iter_mut().find(|(same, ..)| *same == place) {
             Some((_, _, count)) => *count += 1,
             None => kernels.push((place, change, 0)),

@@ -13,7 +13,7 @@ use crate::{
         lock::{Level, Locked, LockedCase},
     },
     core::task::Task,
-    diagnosis::replay::{Accuracy, Recording, accuracies},
+    diagnosis::replay::{Accuracy, Operation, Recording, accuracies},
     engine::EngineSpec,
     model::Model,
     report::ci::Change,
@@ -54,10 +54,9 @@ impl Changes {
                 changes.unmatched.push(name);
                 continue;
             };
-            changes.compare(
-                &name,
-                [("rms", locked.rms, accuracy.rms), ("peak", locked.peak, { accuracy.peak })],
-            );
+            let (rms, peak) = (accuracy.rms, accuracy.peak);
+            let measures = [("rms", locked.rms, rms), ("peak", locked.peak, peak)];
+            changes.compare(accuracy.operation, measures);
         }
         changes.unmatched.extend(rest.into_keys().map(str::to_string));
         changes.regressed.sort_by(|a, b| b.times().total_cmp(&a.times()));
@@ -66,9 +65,9 @@ impl Changes {
     }
 
     /// At most one change an operation: of the whole, else of its worst element.
-    fn compare(&mut self, name: &str, measures: [(&str, Level, f64); 2]) {
+    fn compare(&mut self, operation: Operation, measures: [(&str, Level, f64); 2]) {
         let change = |(measure, level, now): (&str, Level, f64)| Change {
-            operation: name.to_string(),
+            operation,
             measure: measure.to_string(),
             was: level.value,
             now,

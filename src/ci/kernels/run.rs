@@ -234,9 +234,10 @@ fn wrong(
     for output in outputs {
         if let Some(i) = farthest(output) {
             let (name, found, wanted) = (output.name, output.values[i], output.reference[i]);
-            let wanted = match wanted.is_nan() {
-                true => "must not be written".to_string(),
-                false => format!("{wanted:.8} by its formula in f64"),
+            let wanted = if wanted.is_nan() {
+                "must not be written".to_string()
+            } else {
+                format!("{wanted:.8} by its formula in f64")
             };
             let text = format!("{file}: {}: {name}[{i}] is {found:.8}, and {wanted}", case.dtype);
             return Some((Kind::Numbers, text));

@@ -54,9 +54,10 @@ impl Subject {
 
     /// `attention.cu, scale=pre,...`.
     pub fn name(&self) -> String {
-        match self.variant.is_empty() {
-            true => self.file.to_string(),
-            false => format!("{}, {}", self.file, self.variant),
+        if self.variant.is_empty() {
+            self.file.to_string()
+        } else {
+            format!("{}, {}", self.file, self.variant)
         }
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::{
     ci::progress::{Saved, SavedError},
-    core::exit::Exit,
-    diagnosis::{Diagnosis, Finding, Verdict},
+    core::{cause_key::CauseKey, exit::Exit},
+    diagnosis::{Diagnosis, Finding, Verdict, replay::Operation},
     report::{grouped, named},
 };
 
@@ -78,17 +78,17 @@ fn of_reference(finding: &Finding) -> bool {
 /// Whether two findings are on the same operations, or on some that may be the same: those whose
 /// results were not recorded are blamed together with the next.
 fn overlap(a: &Finding, b: &Finding) -> bool {
-    let reach = |finding: &Finding, name: &String| {
-        finding.operations.contains(name) || finding.spanned.contains(name)
+    let reach = |finding: &Finding, operation: &Operation| {
+        finding.operations.contains(operation) || finding.spanned.contains(operation)
     };
     of_reference(a) == of_reference(b)
-        && a.operations.iter().chain(&a.spanned).any(|name| reach(b, name))
+        && a.operations.iter().chain(&a.spanned).any(|operation| reach(b, operation))
 }
 
 /// The guilty operations of a side.
-fn guilty(diagnosis: &Diagnosis, of_the_reference: bool) -> BTreeSet<&str> {
+fn guilty(diagnosis: &Diagnosis, of_the_reference: bool) -> BTreeSet<Operation> {
     let findings = diagnosis.findings.iter().filter(|f| of_reference(f) == of_the_reference);
-    findings.flat_map(|finding| finding.operations.iter().map(String::as_str)).collect()
+    findings.flat_map(|finding| finding.operations.iter().copied()).collect()
 }
 
 /// Both reports with their diagnoses.
@@ -115,12 +115,9 @@ impl<'a> Reports<'a> {
     /// A cause that the new report does not have.
     fn gone(&self, was: &'a Finding) -> Change<'a> {
         let seen = Seen::of(self.new, self.diagnoses.1, Some(self.old));
-        let unseen: Vec<&str> = was
-            .operations
-            .iter()
-            .map(String::as_str)
-            .filter(|name| !seen.has(name, of_reference(was)))
-            .collect();
+        let operations = was.operations.iter().copied();
+        let unseen: Vec<Operation> =
+            operations.filter(|&operation| !seen.has(operation, of_reference(was))).collect();
         let (kind, details) = match unseen.as_slice() {
             [] => (Kind::Fixed, Vec::new()),
             unseen => {
@@ -136,7 +133,7 @@ impl<'a> Reports<'a> {
         let side = of_reference(now);
         if before.is_empty() {
             let seen = Seen::of(self.old, self.diagnoses.0, None);
-            let known = now.operations.iter().any(|name| seen.has(name, side));
+            let known = now.operations.iter().any(|&operation| seen.has(operation, side));
             let unseen = "the old report has no results of it, so it may be older";
             let details = if known { Vec::new() } else { vec![unseen.to_string()] };
             return Change { kind: Kind::New, finding: now, details, shrunk: false };
@@ -145,7 +142,7 @@ impl<'a> Reports<'a> {
         let same = before.iter().any(|was| was.cause.key == now.cause.key);
         let alike = before.iter().any(|was| was.cause.text == now.cause.text);
         // The nearest of an unknown cause changes with every input.
-        let still_unknown = same && now.cause.key.is_empty();
+        let still_unknown = same && now.cause.key == CauseKey::Unknown;
         if !alike && !still_unknown {
             details.push(format!("before: {}: {}", before[0].what, before[0].cause.text));
         }
@@ -160,12 +157,13 @@ impl<'a> Reports<'a> {
         let (was_guilty, is_guilty) =
             (guilty(self.diagnoses.0, side), guilty(self.diagnoses.1, side));
         let seen = Seen::of(self.new, self.diagnoses.1, Some(self.old));
-        let operations = before.iter().flat_map(|was| was.operations.iter().map(String::as_str));
-        let operations: Vec<&str> = operations.collect();
-        let right = |name: &&str| !is_guilty.contains(name) && seen.has(name, side);
-        let fixed: Vec<&str> = operations.iter().copied().filter(right).collect();
-        let names = now.operations.iter().map(String::as_str);
-        let added: Vec<&str> = names.filter(|name| !was_guilty.contains(name)).collect();
+        let operations = before.iter().flat_map(|was| was.operations.iter().copied());
+        let operations: Vec<Operation> = operations.collect();
+        let is_right =
+            |operation: &Operation| !is_guilty.contains(operation) && seen.has(*operation, side);
+        let fixed: Vec<Operation> = operations.iter().copied().filter(is_right).collect();
+        let is_added = |operation: &Operation| !was_guilty.contains(operation);
+        let added: Vec<Operation> = now.operations.iter().copied().filter(is_added).collect();
         if !fixed.is_empty() {
             let (few, all) = (fixed.len(), operations.len());
             details
@@ -205,12 +203,13 @@ impl<'a> Seen<'a> {
         Seen { diagnosis, lost: lost.map(tensor).collect() }
     }
 
-    fn has(&self, operation: &str, of_the_reference: bool) -> bool {
-        let side = match of_the_reference {
-            true => self.diagnosis.reference.as_ref(),
-            false => Some(&self.diagnosis.engine),
+    fn has(&self, operation: Operation, of_the_reference: bool) -> bool {
+        let side = if of_the_reference {
+            self.diagnosis.reference.as_ref()
+        } else {
+            Some(&self.diagnosis.engine)
         };
-        let recorded = side.is_some_and(|side| !side.unmeasured.iter().any(|u| u == operation));
-        recorded && !self.lost.contains(operation)
+        let recorded = side.is_some_and(|side| !side.unmeasured.contains(&operation));
+        recorded && !self.lost.contains(operation.result().as_str())
     }
 }

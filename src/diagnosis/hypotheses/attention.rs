@@ -4,6 +4,7 @@
 use std::{ops::Range, sync::Arc};
 
 use crate::{
+    core::cause_key::CauseKey,
     diagnosis::{
         hypotheses::{likeness, projection::other_layers},
         replay::{Operand, Operation, ReplayError, ops},
@@ -71,7 +72,7 @@ pub fn scores<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Rep
         // Fitted to what the right heads give.
         let fitted = fitted.iter().filter(|_| map_text.is_empty());
         for (scale_text, other) in std::iter::once(&right_scale).chain(&scales).chain(fitted) {
-            let key = if map_text.is_empty() { "score-scale" } else { "head-map" };
+            let key = if map_text.is_empty() { CauseKey::ScoreScale } else { CauseKey::HeadMap };
             let texts: Vec<&str> =
                 [&*map_text, scale_text].into_iter().filter(|text| !text.is_empty()).collect();
             if !texts.is_empty() {
@@ -83,14 +84,14 @@ pub fn scores<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Rep
     for n in [heads.dim / 2, heads.dim / 4, 32, 64, heads.dim - 1] {
         if 0 < n && n < heads.dim {
             let text = format!("only the first {n} of {} dims are summed", heads.dim);
-            with("inner-truncated", &text, &score(&right, scale, 0..n), &own, 1)?;
+            with(CauseKey::InnerTruncated, &text, &score(&right, scale, 0..n), &own, 1)?;
         }
     }
     for query in [Stage::QNorm, Stage::Q] {
         if scene.config().stages().contains(&query) {
             let keys = Keys { query, ..own };
             let text = format!("the query is {} instead of q_rope", query.name());
-            with("query-source", &text, &score(&right, scale, 0..heads.dim), &keys, 1)?;
+            with(CauseKey::QuerySource, &text, &score(&right, scale, 0..heads.dim), &keys, 1)?;
         }
     }
     for (key, text, keys) in other_keys(scene, Stage::KCache)? {
@@ -153,10 +154,10 @@ pub(super) type OtherKeys = Vec<Arc<Operand>>;
 pub(super) fn other_keys(
     scene: &Scene<'_, '_>,
     cache: Stage,
-) -> Result<Vec<(&'static str, String, OtherKeys)>, ReplayError> {
+) -> Result<Vec<(CauseKey, String, OtherKeys)>, ReplayError> {
     let steps = 0..scene.replay.recording.steps.len() as u32;
     let own = scene.operation.at(cache);
-    let mut list: Vec<(&'static str, String, OtherKeys)> = Vec::new();
+    let mut list: Vec<(CauseKey, String, OtherKeys)> = Vec::new();
     let mut whole = |key, text: String, operation: Operation| -> Result<(), ReplayError> {
         let of = |step| scene.replay.cache(operation, step);
         list.push((key, text, steps.clone().map(of).collect::<Result<_, _>>()?));
@@ -166,12 +167,12 @@ pub(super) fn other_keys(
         Stage::KCache => (Stage::VCache, "the values' cache is read in place of the keys'"),
         _ => (Stage::KCache, "the keys' cache is read in place of the values'"),
     };
-    whole("values-source", what.to_string(), scene.operation.at(other))?;
+    whole(CauseKey::ValuesSource, what.to_string(), scene.operation.at(other))?;
     for layer in other_layers(scene) {
         let operation = Operation { layer: Some(layer), stage: cache };
         if scene.replay.has(operation, 0) {
             whole(
-                "cache-layer",
+                CauseKey::CacheLayer,
                 format!("reads the cache of {}", scene.layer_name(layer)),
                 operation,
             )?;
@@ -192,13 +193,21 @@ pub(super) fn other_keys(
         steps.clone().map(of).collect()
     };
     let late = slots(&|slot, length| (slot + 1 < length).then_some(slot))?;
-    list.push(("cache-unwritten", "read before this step's last slot is written".into(), late));
     list.push((
-        "cache-slot",
+        CauseKey::CacheUnwritten,
+        "read before this step's last slot is written".into(),
+        late,
+    ));
+    list.push((
+        CauseKey::CacheSlot,
         "slots read one too low".into(),
         slots(&|slot, _| slot.checked_sub(1))?,
     ));
-    list.push(("cache-slot", "slots read one too high".into(), slots(&|slot, _| Some(slot + 1))?));
+    list.push((
+        CauseKey::CacheSlot,
+        "slots read one too high".into(),
+        slots(&|slot, _| Some(slot + 1))?,
+    ));
     let dim = scene.heads().dim;
     let reversed = |step: u32| {
         let own = scene.replay.cache(own, step)?;
@@ -206,7 +215,7 @@ pub(super) fn other_keys(
         Ok::<_, ReplayError>(Arc::new(Operand { width: own.width, value, spread: None }))
     };
     let reversed = steps.clone().map(reversed).collect::<Result<_, _>>()?;
-    list.push(("dims-reversed", "dims read in reverse order".into(), reversed));
+    list.push((CauseKey::DimsReversed, "dims read in reverse order".into(), reversed));
     let transposed = |step: u32| {
         let own = scene.replay.cache(own, step)?;
         let (slots, width) = (own.rows(), own.width);
@@ -221,7 +230,7 @@ pub(super) fn other_keys(
     };
     let transposed = steps.map(transposed).collect::<Result<_, _>>()?;
     let text = "each head's [position][dim] read as [dim][position]";
-    list.push(("cache-transposed", text.into(), transposed));
+    list.push((CauseKey::CacheTransposed, text.into(), transposed));
     Ok(list)
 }
 
@@ -248,13 +257,13 @@ pub fn weighted_sums<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<
     // Where the attention is one operation, what follows is tried with the rest of it.
     let fused = scene.steps.iter().all(|&step| scene.replay.is_fused(scene.operation, step));
     for (text, map) in head_maps(scene).into_iter().filter(|_| !fused) {
-        with("head-map", &format!("values: {text}"), (&*map, 0..usize::MAX), None)?;
+        with(CauseKey::HeadMap, &format!("values: {text}"), (&*map, 0..usize::MAX), None)?;
     }
     for n in [1, 16, 31, 32, 64, 128, 256] {
         let text = format!("only the first {n} keys are summed");
-        with("values-truncated", &text, (&right, 0..n), None)?;
+        with(CauseKey::ValuesTruncated, &text, (&right, 0..n), None)?;
     }
-    with("values-truncated", "the first key is left out", (&right, 1..usize::MAX), None)?;
+    with(CauseKey::ValuesTruncated, "the first key is left out", (&right, 1..usize::MAX), None)?;
     if fused {
         return Ok(());
     }

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use crate::{
-    core::attending::{Attending, Calls, Current},
+    core::{
+        attending::{Attending, Calls, Current},
+        cause_key::CauseKey,
+    },
     diagnosis::{
         cause::{Cause, Certainty},
         explain::explain,
@@ -81,9 +84,10 @@ pub fn appends<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Re
     let mut nth = 0;
     each_append(scene, &mut |named, append| {
         nth += usize::from(append.is_swept);
-        match append.is_swept && nth == nearest {
-            true => offer(scene, named, append, probed(scene, append).is_enough(), visit),
-            false => Ok(()),
+        if append.is_swept && nth == nearest {
+            offer(scene, named, append, probed(scene, append).is_enough(), visit)
+        } else {
+            Ok(())
         }
     })
 }
@@ -120,7 +124,7 @@ pub fn found(
 /// Takes appends one by one, each with its key, its text and how many mistakes it takes.
 type Take<'f> = &'f mut dyn FnMut(Named, &Append<'_>) -> Result<(), ReplayError>;
 
-type Named = (&'static str, String, usize);
+type Named = (CauseKey, String, usize);
 
 fn each_append(scene: &Scene<'_, '_>, take: Take<'_>) -> Result<(), ReplayError> {
     let heads = scene.heads();
@@ -133,18 +137,18 @@ fn each_append(scene: &Scene<'_, '_>, take: Take<'_>) -> Result<(), ReplayError>
     let own = own_source(scene, scene.stage())?;
     let stale = stale(&own);
     let text = "decode steps append the row of the step before".to_string();
-    take(("cache-stale", text, 1), &Append::of(&stale, roomy, &straight))?;
+    take((CauseKey::CacheStale, text, 1), &Append::of(&stale, roomy, &straight))?;
     let text = "read before the step's own slots are written".to_string();
     let late = Append { is_late: true, ..Append::of(&own, roomy, &straight) };
-    take(("cache-late", text, 1), &late)?;
+    take((CauseKey::CacheLate, text, 1), &late)?;
     let slots = slots(heads.kv, roomy);
     for (key, text, slot) in &slots {
-        take((key, text.clone(), 1), &Append::of(&own, roomy, slot))?;
+        take((*key, text.clone(), 1), &Append::of(&own, roomy, slot))?;
     }
     let heads_apart = if heads.kv > 1 { heads.kv } else { 0 };
     for unwritten in 0..heads_apart {
         let lost = format!("KV head {unwritten} never written");
-        let straight = ("cache-unwritten", String::new(), Box::new(straight) as BoxedSlot);
+        let straight = (CauseKey::CacheUnwritten, String::new(), Box::new(straight) as BoxedSlot);
         for (key, text, slot) in std::iter::once(&straight).chain(&slots) {
             let only =
                 |h: usize, p: usize, step: Step| (h != unwritten).then(|| slot(h, p, step))?;
@@ -167,45 +171,45 @@ fn each_append(scene: &Scene<'_, '_>, take: Take<'_>) -> Result<(), ReplayError>
         let one_by_one = scene.replay.recording.attention.calls == Calls::Token;
         for slot in slots.into_iter().take(if one_by_one { 3 } else { 1 }) {
             let append = Append { is_swept: true, ..Append::of(&own, capacity, slot) };
-            take(("cache-stride", text.into(), 1), &append)?;
+            take((CauseKey::CacheStride, text.into(), 1), &append)?;
         }
     }
     let text = "laid out as [position][head] and read as [head][position]";
     let interleaved = |h: usize, p: usize, _: Step| Some(p * heads.kv + h);
     let append = Append::of(&own, positions, &interleaved);
-    take(("cache-stride", text.into(), 1), &append)
+    take((CauseKey::CacheStride, text.into(), 1), &append)
 }
 
 /// Slots that an append may go to by mistake, in a memory of `roomy` positions a head.
-fn slots(kv_heads: usize, roomy: usize) -> Vec<(&'static str, String, BoxedSlot)> {
-    let mut list: Vec<(&'static str, String, BoxedSlot)> = Vec::new();
+fn slots(kv_heads: usize, roomy: usize) -> Vec<(CauseKey, String, BoxedSlot)> {
+    let mut list: Vec<(CauseKey, String, BoxedSlot)> = Vec::new();
     let mut add = |key, text: &str, slot: BoxedSlot| list.push((key, text.to_string(), slot));
-    add("cache-unwritten", "never written", Box::new(|_, _, _| None));
+    add(CauseKey::CacheUnwritten, "never written", Box::new(|_, _, _| None));
     let prompt = move |h, p, step: Step| (step.index == 0).then_some(h * roomy + p);
-    add("cache-unwritten", "decode steps are never appended", Box::new(prompt));
+    add(CauseKey::CacheUnwritten, "decode steps are never appended", Box::new(prompt));
     let decode = move |h, p, step: Step| (step.index > 0).then_some(h * roomy + p);
-    add("cache-unwritten", "the prompt is never appended", Box::new(decode));
+    add(CauseKey::CacheUnwritten, "the prompt is never appended", Box::new(decode));
     let not_last = move |h, p, step: Step| (p + 1 < step.length).then_some(h * roomy + p);
-    add("cache-unwritten", "a step's last token is not appended", Box::new(not_last));
+    add(CauseKey::CacheUnwritten, "a step's last token is not appended", Box::new(not_last));
     if kv_heads > 2 {
         let only_first = |h, p, _: Step| (h == 0).then_some(p);
-        add("cache-unwritten", "only KV head 0 is written", Box::new(only_first));
+        add(CauseKey::CacheUnwritten, "only KV head 0 is written", Box::new(only_first));
     }
     let late = move |h, p, _: Step| Some(h * roomy + p + 1);
-    add("cache-slot", "written one slot late", Box::new(late));
+    add(CauseKey::CacheSlot, "written one slot late", Box::new(late));
     let early = move |h, p: usize, _: Step| Some(h * roomy + p.checked_sub(1)?);
-    add("cache-slot", "written one slot early", Box::new(early));
+    add(CauseKey::CacheSlot, "written one slot early", Box::new(early));
     let before = move |h, p, step: Step| Some(h * roomy + p - usize::from(step.index > 0));
-    add("cache-slot", "decode steps overwrite the slot before", Box::new(before));
+    add(CauseKey::CacheSlot, "decode steps overwrite the slot before", Box::new(before));
     let after = move |h, p, step: Step| Some(h * roomy + p + usize::from(step.index > 0));
-    add("cache-slot", "decode steps are written one slot late", Box::new(after));
+    add(CauseKey::CacheSlot, "decode steps are written one slot late", Box::new(after));
     let again = move |h, p, step: Step| Some(h * roomy + p - step.first);
-    add("cache-slot", "every step is written from slot 0 on", Box::new(again));
+    add(CauseKey::CacheSlot, "every step is written from slot 0 on", Box::new(again));
     if kv_heads > 1 {
         let reverse = move |h, p, _: Step| Some((kv_heads - 1 - h) * roomy + p);
-        add("cache-head", "KV heads in reverse order", Box::new(reverse));
+        add(CauseKey::CacheHead, "KV heads in reverse order", Box::new(reverse));
         let shifted = move |h: usize, p, _: Step| Some((h + 1) % kv_heads * roomy + p);
-        add("cache-head", "every KV head shifted by one", Box::new(shifted));
+        add(CauseKey::CacheHead, "every KV head shifted by one", Box::new(shifted));
     }
     list
 }
@@ -226,7 +230,7 @@ fn source(scene: &Scene<'_, '_>, operation: Operation) -> Result<Vec<Arc<Operand
     all_steps(scene).iter().map(|&step| scene.replay.operand(operation, &[step])).collect()
 }
 
-type Source = (&'static str, String, Vec<Arc<Operand>>);
+type Source = (CauseKey, String, Vec<Arc<Operand>>);
 
 /// What else may have been appended.
 fn sources(scene: &Scene<'_, '_>) -> Result<Vec<Source>, ReplayError> {
@@ -236,7 +240,7 @@ fn sources(scene: &Scene<'_, '_>) -> Result<Vec<Source>, ReplayError> {
         let operation = Operation { layer: Some(layer), ..right };
         if scene.replay.has(operation, 0) {
             let text = format!("holds {} of {}", right.stage.name(), scene.layer_name(layer));
-            list.push(("cache-layer", text, source(scene, operation)?));
+            list.push((CauseKey::CacheLayer, text, source(scene, operation)?));
         }
     }
     for stage in [Stage::KNorm, Stage::K, Stage::KRope, Stage::V] {
@@ -245,9 +249,11 @@ fn sources(scene: &Scene<'_, '_>) -> Result<Vec<Source>, ReplayError> {
             continue;
         }
         let (key, text) = match (scene.stage(), stage) {
-            (Stage::KCache, Stage::V) => ("cache-source", "holds the values".to_string()),
-            (Stage::KCache, _) => ("cache-before-rope", "appended before the rotation".to_string()),
-            _ => ("cache-source", format!("appended from {}", stage.name())),
+            (Stage::KCache, Stage::V) => (CauseKey::CacheSource, "holds the values".to_string()),
+            (Stage::KCache, _) => {
+                (CauseKey::CacheBeforeRope, "appended before the rotation".to_string())
+            }
+            _ => (CauseKey::CacheSource, format!("appended from {}", stage.name())),
         };
         list.push((key, text, source(scene, operation)?));
     }
@@ -354,9 +360,10 @@ fn offer<'a>(
     explains: bool,
     visit: Visit<'_, 'a>,
 ) -> Result<(), ReplayError> {
-    let candidate = match explains || scene.probe.rows.is_empty() {
-        true => Candidate::mistake(key, text, parts(scene, append)?),
-        false => Candidate::refuted(key, text),
+    let candidate = if explains || scene.probe.rows.is_empty() {
+        Candidate::mistake(key, text, parts(scene, append)?)
+    } else {
+        Candidate::refuted(key, text)
     };
     visit(candidate.of_mistakes(mistakes))
 }
@@ -375,7 +382,7 @@ pub fn other_layers_cache<'a>(
             Ok(ops::copy(&*scene.replay.cache(operation, step)?, scene.rounding()))
         })?;
         let text = format!("reads the cache of {}", scene.layer_name(layer));
-        visit(Candidate::mistake("cache-layer", text, parts))?;
+        visit(Candidate::mistake(CauseKey::CacheLayer, text, parts))?;
     }
     Ok(())
 }

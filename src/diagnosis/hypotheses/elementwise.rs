@@ -1,6 +1,7 @@
 //! What goes wrong in the embedding, the residuals and SwiGLU.
 
 use crate::{
+    core::cause_key::CauseKey,
     diagnosis::{
         hypotheses::projection::candidates_of_width,
         replay::{Operand, Operation, ReplayError, ops},
@@ -29,16 +30,26 @@ pub fn residuals<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), 
         spread: operand.spread.clone(),
     };
     let missing = |operation: Operation| format!("{} is not added", scene.named(operation));
-    with("residual-missing", missing(input), &scaled(&x, 0.0), &y)?;
-    with("residual-missing", missing(branch), &x, &scaled(&y, 0.0))?;
-    with("residual-twice", format!("{} is added twice", scene.named(input)), &scaled(&x, 2.0), &y)?;
+    with(CauseKey::ResidualMissing, missing(input), &scaled(&x, 0.0), &y)?;
+    with(CauseKey::ResidualMissing, missing(branch), &x, &scaled(&y, 0.0))?;
     with(
-        "residual-twice",
+        CauseKey::ResidualTwice,
+        format!("{} is added twice", scene.named(input)),
+        &scaled(&x, 2.0),
+        &y,
+    )?;
+    with(
+        CauseKey::ResidualTwice,
         format!("{} is added twice", scene.named(branch)),
         &x,
         &scaled(&y, 2.0),
     )?;
-    with("residual-sign", format!("{} is subtracted", scene.named(branch)), &x, &scaled(&y, -1.0))?;
+    with(
+        CauseKey::ResidualSign,
+        format!("{} is subtracted", scene.named(branch)),
+        &x,
+        &scaled(&y, -1.0),
+    )?;
     for (other, z) in candidates_of_width(scene, scene.width())? {
         if other == input || other == branch {
             continue;
@@ -46,8 +57,8 @@ pub fn residuals<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), 
         let instead = |of: Operation| {
             format!("{} is added instead of {}", scene.named(other), scene.named(of))
         };
-        with("residual-source", instead(input), &z, &y)?;
-        with("residual-source", instead(branch), &x, &z)?;
+        with(CauseKey::ResidualSource, instead(input), &z, &y)?;
+        with(CauseKey::ResidualSource, instead(branch), &x, &z)?;
     }
     Ok(())
 }
@@ -64,25 +75,41 @@ pub fn swiglu<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Rep
     let tanh_gelu = |x: f64| {
         0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
     };
-    with("gate-up-swapped", "gate and up exchanged: silu(up) * gate", &up, &gate, &ops::silu)?;
-    with("activation", "GELU (tanh) instead of SiLU", &gate, &up, &tanh_gelu)?;
-    with("activation", "GELU (erf) instead of SiLU", &gate, &up, &|x| x * normal_cdf(x))?;
-    with("activation", "quick GELU instead of SiLU", &gate, &up, &|x| x * sigmoid(1.702 * x))?;
-    with("activation", "ReLU instead of SiLU", &gate, &up, &|x: f64| x.max(0.0))?;
-    with("activation", "squared ReLU instead of SiLU", &gate, &up, &|x: f64| x.max(0.0).powi(2))?;
-    with("activation", "no activation: gate * up", &gate, &up, &|x| x)?;
-    with("activation", "sigmoid(gate) * up: SiLU without its factor", &gate, &up, &sigmoid)?;
-    with("activation", "tanh instead of SiLU", &gate, &up, &f64::tanh)?;
+    with(
+        CauseKey::GateUpSwapped,
+        "gate and up exchanged: silu(up) * gate",
+        &up,
+        &gate,
+        &ops::silu,
+    )?;
+    with(CauseKey::Activation, "GELU (tanh) instead of SiLU", &gate, &up, &tanh_gelu)?;
+    with(CauseKey::Activation, "GELU (erf) instead of SiLU", &gate, &up, &|x| x * normal_cdf(x))?;
+    with(CauseKey::Activation, "quick GELU instead of SiLU", &gate, &up, &|x| {
+        x * sigmoid(1.702 * x)
+    })?;
+    with(CauseKey::Activation, "ReLU instead of SiLU", &gate, &up, &|x: f64| x.max(0.0))?;
+    with(CauseKey::Activation, "squared ReLU instead of SiLU", &gate, &up, &|x: f64| {
+        x.max(0.0).powi(2)
+    })?;
+    with(CauseKey::Activation, "no activation: gate * up", &gate, &up, &|x| x)?;
+    with(
+        CauseKey::Activation,
+        "sigmoid(gate) * up: SiLU without its factor",
+        &gate,
+        &up,
+        &sigmoid,
+    )?;
+    with(CauseKey::Activation, "tanh instead of SiLU", &gate, &up, &f64::tanh)?;
     let ones = Operand { width: gate.width, value: vec![1.0; gate.value.len()], spread: None };
-    with("up-missing", "up is left out: silu(gate)", &gate, &ones, &ops::silu)?;
-    with("gate-missing", "gate is left out: silu(up)", &up, &ones, &ops::silu)?;
-    with("gate-twice", "silu(gate) * gate", &gate, &gate, &ops::silu)?;
-    with("gate-twice", "silu(up) * up", &up, &up, &ops::silu)?;
+    with(CauseKey::UpMissing, "up is left out: silu(gate)", &gate, &ones, &ops::silu)?;
+    with(CauseKey::GateMissing, "gate is left out: silu(up)", &up, &ones, &ops::silu)?;
+    with(CauseKey::GateTwice, "silu(gate) * gate", &gate, &gate, &ops::silu)?;
+    with(CauseKey::GateTwice, "silu(up) * up", &up, &up, &ops::silu)?;
     let activated: Vec<f64> = gate.value.iter().map(|&x| ops::silu(x)).collect();
     let activated = Operand { width: gate.width, value: activated, spread: gate.spread.clone() };
     let parts = scene.whole(ops::add(&activated, &up, scene.rounding()));
     let text = "silu(gate) + up instead of silu(gate) * up".to_string();
-    visit(Candidate::mistake("activation", text, parts))
+    visit(Candidate::mistake(CauseKey::Activation, text, parts))
 }
 
 /// The standard normal distribution, to 1e-16: the integral of its density by Gauss-Legendre would
@@ -128,7 +155,7 @@ pub fn embeddings<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(),
     let mut with = |text: &str, values: Vec<f32>| {
         let parts =
             scene.whole(ops::copy(&Operand::captured(table.inputs, &values), scene.rounding()));
-        visit(Candidate::mistake("embedding-row", text, parts))
+        visit(Candidate::mistake(CauseKey::EmbeddingRow, text, parts))
     };
     for (text, other) in &others {
         let mut values = Vec::new();

@@ -4,7 +4,10 @@
 use std::{collections::HashMap, sync::Arc};
 
 use crate::{
-    core::attending::{Calls, Current},
+    core::{
+        attending::{Calls, Current},
+        cause_key::CauseKey,
+    },
     diagnosis::{
         hypotheses::{
             attention::{head_maps, other_keys, right_map, scales},
@@ -100,7 +103,7 @@ impl<'s, 'r, 'a> Tried<'s, 'r, 'a> {
 
     fn candidate(
         &self,
-        key: &'static str,
+        key: CauseKey,
         text: &str,
         mistake: &Mistake<'_>,
     ) -> Result<Candidate<'a>, ReplayError> {
@@ -145,33 +148,37 @@ fn of_scores<'a>(
     let (scales, maps) = (scales(scene), head_maps(scene));
     for (text, scale) in &scales {
         let mistake = Mistake { scale: *scale, ..right };
-        visit(tried.candidate("score-scale", text, &mistake)?)?;
+        visit(tried.candidate(CauseKey::ScoreScale, text, &mistake)?)?;
     }
     for (text, map) in &maps {
         let both = Mistake { map, value_map: map, ..right };
-        visit(tried.candidate("head-map", text, &both)?)?;
+        visit(tried.candidate(CauseKey::HeadMap, text, &both)?)?;
         for (name, mistake) in
             [("keys", Mistake { map, ..right }), ("values", Mistake { value_map: map, ..right })]
         {
-            visit(tried.candidate("head-map", &format!("{name}: {text}"), &mistake)?)?;
+            visit(tried.candidate(CauseKey::HeadMap, &format!("{name}: {text}"), &mistake)?)?;
         }
         for (scale_text, scale) in &scales {
             let text = format!("{text}, and {scale_text}");
             let mistake = Mistake { scale: *scale, ..both };
-            visit(tried.candidate("head-map", &text, &mistake)?.of_mistakes(2))?;
+            visit(tried.candidate(CauseKey::HeadMap, &text, &mistake)?.of_mistakes(2))?;
         }
     }
     let dim = scene.heads().dim;
     for n in [dim / 2, dim / 4, 32, 64, dim - 1] {
         if 0 < n && n < dim {
             let text = format!("only the first {n} of {dim} dims are summed");
-            visit(tried.candidate("inner-truncated", &text, &Mistake { dims: n, ..right })?)?;
+            visit(tried.candidate(
+                CauseKey::InnerTruncated,
+                &text,
+                &Mistake { dims: n, ..right },
+            )?)?;
         }
     }
     for query in [Stage::QNorm, Stage::Q] {
         if scene.config().stages().contains(&query) {
             let text = format!("the query is {} instead of q_rope", query.name());
-            visit(tried.candidate("query-source", &text, &Mistake { query, ..right })?)?;
+            visit(tried.candidate(CauseKey::QuerySource, &text, &Mistake { query, ..right })?)?;
         }
     }
     Ok(())
@@ -193,7 +200,7 @@ fn of_single_keys<'a>(
         Reading { keys: keys_too, values: values_too, visible: 0..keys + 1 }
     };
     let text = "a query's own key and value count twice";
-    visit(tried.candidate("key-twice", text, &Mistake { misread: &twice, ..right })?)?;
+    visit(tried.candidate(CauseKey::KeyTwice, text, &Mistake { misread: &twice, ..right })?)?;
     let dim = tried.scene.heads().dim;
     let longest = tried.scene.positions().last().map_or(0, |last| last + 1);
     for block in [1024, 512, 256, 128, 64, 32] {
@@ -203,17 +210,16 @@ fn of_single_keys<'a>(
                 let keys = keys_of_threads(&reading.keys, block, dim);
                 Reading { keys: Arc::new(keys), ..reading }
             };
-            let text = match block < longest {
-                true => format!(
+            let text = if block < longest {
+                format!(
                     "q lies in registers, not in shared memory: of key j only the dims of thread j % \
-                     {block} count"
-                ),
-                false => {
-                    "q lies in registers, not in shared memory: of key j only dim j counts".into()
-                }
+                 {block} count"
+                )
+            } else {
+                "q lies in registers, not in shared memory: of key j only dim j counts".into()
             };
             let mistake = Mistake { misread: &own, ..right };
-            visit(tried.candidate("query-in-registers", &text, &mistake)?)?;
+            visit(tried.candidate(CauseKey::QueryInRegisters, &text, &mistake)?)?;
         }
     }
     Ok(())
@@ -254,9 +260,8 @@ fn of_caches<'a>(
         };
         let both = |reading, position| of_values(of_keys(reading, position), position);
         let alike = text == values_text;
-        let named = |what: &str, text: &str| match alike {
-            true => format!("{what}: {text}"),
-            false => text.to_string(),
+        let named = |what: &str, text: &str| {
+            if alike { format!("{what}: {text}") } else { text.to_string() }
         };
         let swapped = "keys and values are swapped".to_string();
         for (text, misread) in [
@@ -264,7 +269,7 @@ fn of_caches<'a>(
             (named("keys", text), &of_keys),
             (named("values", values_text), &of_values),
         ] {
-            visit(tried.candidate(key, &text, &Mistake { misread, ..right })?)?;
+            visit(tried.candidate(*key, &text, &Mistake { misread, ..right })?)?;
         }
     }
     Ok(())
@@ -305,9 +310,10 @@ fn of_strides<'a>(
                 };
                 let own = (attention.current == Current::Argument).then_some(position);
                 let read = |operand: &Operand| {
-                    let from = |head: usize, slot: usize| match own == Some(slot) {
-                        true => Some((head, slot)),
-                        false => {
+                    let from = |head: usize, slot: usize| {
+                        if own == Some(slot) {
+                            Some((head, slot))
+                        } else {
                             let flat = head * stride + slot;
                             (flat % capacity < written)
                                 .then_some((flat / capacity, flat % capacity))
@@ -320,7 +326,7 @@ fn of_strides<'a>(
             };
             let text = format!("{what} when read");
             let mistake = Mistake { misread: &misread, ..right };
-            visit(tried.candidate("cache-stride", &text, &mistake)?)?;
+            visit(tried.candidate(CauseKey::CacheStride, &text, &mistake)?)?;
         }
         let slot =
             |head, position, step: Step| Some(head * stride(position, step.length) + position);
@@ -335,7 +341,7 @@ fn of_strides<'a>(
         };
         let text = format!("{what}, written and read");
         let mistake = Mistake { misread: &misread, ..right };
-        visit(tried.candidate("cache-stride", &text, &mistake)?)?;
+        visit(tried.candidate(CauseKey::CacheStride, &text, &mistake)?)?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::{collections::HashMap, ops::Range};
 use half::{bf16, f16};
 
 use crate::{
-    core::tensor::DType,
+    core::{cause_key::CauseKey, tensor::DType},
     diagnosis::{
         hypotheses::projection::candidates_of_width,
         replay::{Piece, ReplayError, Rounding, ops},
@@ -21,11 +21,11 @@ pub fn constants<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), 
         let parts = scene.changed(|_, _| value);
         visit(Candidate::likeness(key, text, parts))
     };
-    with("zero", "the result is zero".to_string(), 0.0)?;
+    with(CauseKey::Zero, "the result is zero".to_string(), 0.0)?;
     let recorded: Vec<f32> = scene.recorded().filter(|x| x.is_finite()).collect();
     match recorded.first() {
         Some(&first) if first != 0.0 && recorded.iter().all(|&x| x == first) => {
-            with("constant", format!("every element is {first}"), f64::from(first))
+            with(CauseKey::Constant, format!("every element is {first}"), f64::from(first))
         }
         _ => Ok(()),
     }
@@ -50,7 +50,7 @@ pub fn multiples<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), 
     }
     for (factor, text) in fitted {
         let parts = scene.changed(|piece, index| factor * piece.expected.value[index]);
-        visit(Candidate::likeness("scaled", text, parts))?;
+        visit(Candidate::likeness(CauseKey::Scaled, text, parts))?;
     }
     Ok(())
 }
@@ -85,7 +85,7 @@ pub fn other_tensors<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<
     for (operation, operand) in candidates_of_width(scene, scene.width())? {
         let text = format!("equals {}", scene.named(operation));
         let parts = scene.whole(ops::copy(&operand, scene.rounding()));
-        visit(Candidate::likeness("other-tensor", text, parts))?;
+        visit(Candidate::likeness(CauseKey::OtherTensor, text, parts))?;
     }
     let mut rows = |key, text: &str, from: &dyn Fn(usize) -> usize| {
         let parts = scene.rearranged(|row, column| (from(row), column));
@@ -93,17 +93,19 @@ pub fn other_tensors<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<
     };
     let steps = steps_of_rows(scene);
     let last = steps.len() - 1;
-    rows("token-before", "each row is the right one of the token before", &|r| {
+    rows(CauseKey::TokenBefore, "each row is the right one of the token before", &|r| {
         r.saturating_sub(1)
     })?;
-    rows("token-after", "each row is the right one of the token after", &|r| (r + 1).min(last))?;
-    rows("rows-equal", "every row is the first one", &|_| 0)?;
+    rows(CauseKey::TokenAfter, "each row is the right one of the token after", &|r| {
+        (r + 1).min(last)
+    })?;
+    rows(CauseKey::RowsEqual, "every row is the first one", &|_| 0)?;
     let first = &steps[0];
-    rows("rows-equal", "every row of a step is its first one", &|r| steps[r].start)?;
-    rows("previous-step", "decode steps have the right result of the step before", &|r| {
+    rows(CauseKey::RowsEqual, "every row of a step is its first one", &|r| steps[r].start)?;
+    rows(CauseKey::PreviousStep, "decode steps have the right result of the step before", &|r| {
         if r < first.end { r } else { steps[r].start - 1 }
     })?;
-    rows("previous-step", "every decode step has the prompt's last result", &|r| {
+    rows(CauseKey::PreviousStep, "every decode step has the prompt's last result", &|r| {
         r.min(first.end - 1)
     })
 }
@@ -134,7 +136,7 @@ pub fn permutations<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(
     let heads = width / dim;
     let mut with = |text: &str, from: &dyn Fn(usize, usize) -> (usize, usize)| {
         let parts = scene.rearranged(from);
-        visit(Candidate::mistake("heads-permuted", text, parts))
+        visit(Candidate::mistake(CauseKey::HeadsPermuted, text, parts))
     };
     if scene.stage().axes().len() == 3 {
         with("heads in reverse order", &|r, c| (r, (heads - 1 - c / dim) * dim + c % dim))?;
@@ -166,7 +168,7 @@ pub fn permutations<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(
             order.iter().enumerate().find(|(to, from)| to != *from).map_or(0, |(_, &from)| from)
         );
         let parts = scene.rearranged(|row, column| (row, order[column]));
-        visit(Candidate::likeness("rows-permuted", text, parts))?;
+        visit(Candidate::likeness(CauseKey::RowsPermuted, text, parts))?;
     }
     Ok(())
 }
@@ -207,7 +209,7 @@ pub fn offsets<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Re
     // It is told by elements that are rounded themselves.
     let size: f64 = pairs.iter().map(|(_, recorded)| f64::from(recorded.abs())).sum();
     let uncertain = scene.rounding().storage * size / pairs.len() as f64;
-    visit(Candidate::likeness("offset", text, scene.shifted(median, uncertain)))
+    visit(Candidate::likeness(CauseKey::Offset, text, scene.shifted(median, uncertain)))
 }
 
 /// The right values stored, or summed, in a coarser format than declared.
@@ -232,13 +234,13 @@ pub fn arithmetic<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(),
         let coarser = dtype.unit_roundoff() > declared.storage.unit_roundoff();
         if coarser && stored_as(round) {
             let text = format!("stored as {dtype}, but declared {}", declared.storage);
-            with("stored-coarser", text, Rounding::new(declared.accumulator, dtype), order)?;
+            with(CauseKey::StoredCoarser, text, Rounding::new(declared.accumulator, dtype), order)?;
         }
     }
     for (order, dtype) in (3..).zip([DType::F16, DType::Bf16]) {
         if dtype.unit_roundoff() > declared.accumulator.unit_roundoff() {
             let text = format!("summed in {dtype}, but declared {}", declared.accumulator);
-            with("f16-accumulation", text, Rounding::new(dtype, declared.storage), order)?;
+            with(CauseKey::F16Accumulation, text, Rounding::new(dtype, declared.storage), order)?;
         }
     }
     Ok(())
@@ -261,5 +263,5 @@ pub fn overflows<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), 
         if overflows { f64::NAN } else { right }
     });
     let text = format!("overflows f16, whose largest number is {largest}");
-    visit(Candidate::mistake("overflow", text, parts))
+    visit(Candidate::mistake(CauseKey::Overflow, text, parts))
 }

@@ -1,6 +1,7 @@
 //! What goes wrong in an RMS norm.
 
 use crate::{
+    core::cause_key::CauseKey,
     diagnosis::{
         hypotheses::projection::{candidates_of_width, other_layers},
         replay::{Operation, ReplayError, norm_weight, ops},
@@ -14,8 +15,8 @@ const EPSILONS: [f64; 8] = [0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1e-2];
 
 /// What a group's elements are multiplied by.
 type ScaleOf<'f> = Box<dyn Fn(&[f64]) -> f64 + 'f>;
-/// A scale that may have been used: its key, its name, its function.
-type Scale<'f> = (&'static str, String, ScaleOf<'f>);
+/// A scale that may have been used: its key if it is a wrong one, its name, its function.
+type Scale<'f> = (Option<CauseKey>, String, ScaleOf<'f>);
 
 /// Another weight, another scale, and one of each together.
 pub fn norms<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
@@ -23,7 +24,11 @@ pub fn norms<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Repl
     let weights = weights(scene)?;
     let scales = scales(scene, weights[0].2.len());
     let left_out = scene.whole(ops::copy(&x, scene.rounding()));
-    visit(Candidate::mistake("norm-missing", "left out: the result is its input", left_out))?;
+    visit(Candidate::mistake(
+        CauseKey::NormMissing,
+        "left out: the result is its input",
+        left_out,
+    ))?;
     let mut with = |weight: &Weight, scale: &Scale<'_>, centred: bool| {
         let (weight_key, weight_text, weight) = weight;
         let (scale_key, scale_text, scale) = scale;
@@ -33,8 +38,7 @@ pub fn norms<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Repl
         let centre_text = if centred { "the mean is subtracted, as LayerNorm does" } else { "" };
         let mut texts = vec![weight_text.as_str(), scale_text.as_str(), centre_text];
         texts.retain(|text| !text.is_empty());
-        let mut keys = [weight_key, scale_key, &"mean-subtracted"].into_iter();
-        let key = keys.find(|key| !key.is_empty()).expect("the last one is not empty");
+        let key = weight_key.or(*scale_key).unwrap_or(CauseKey::MeanSubtracted);
         let norm = ops::Norm { weight, centre, scale: &**scale };
         let candidate = scene.candidate(key, texts.join(", and "), |_, rows| {
             let few = rows.map(|rows| x.select(rows));
@@ -60,19 +64,23 @@ pub fn norms<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), Repl
     Ok(())
 }
 
-/// A weight that may have been used: its key, its name, its values.
-type Weight = (&'static str, String, Vec<f64>);
+/// A weight that may have been used: its key if it is a wrong one, its name, its values.
+type Weight = (Option<CauseKey>, String, Vec<f64>);
 
 fn weights(scene: &Scene<'_, '_>) -> Result<Vec<Weight>, ReplayError> {
     let wide = |weight: Vec<f32>| weight.into_iter().map(f64::from).collect::<Vec<f64>>();
     let part = norm_weight(scene.stage()).expect("called for a norm");
     let own = wide(scene.replay.norm_weight(scene.operation)?);
     let length = own.len();
-    let mut list = vec![("", String::new(), own.clone())];
-    list.push(("norm-weight-missing", "weight missing".to_string(), vec![1.0; length]));
+    let mut list = vec![(None, String::new(), own.clone())];
+    list.push((Some(CauseKey::NormWeightMissing), "weight missing".to_string(), vec![1.0; length]));
     let plus_one = own.iter().map(|w| w + 1.0).collect();
-    list.push(("norm-weight-plus-one", "1 added to the weight".to_string(), plus_one));
-    list.push(("norm-weight-zero", "the weight is all zero".to_string(), vec![0.0; length]));
+    list.push((Some(CauseKey::NormWeightPlusOne), "1 added to the weight".to_string(), plus_one));
+    list.push((
+        Some(CauseKey::NormWeightZero),
+        "the weight is all zero".to_string(),
+        vec![0.0; length],
+    ));
     let mut others: Vec<(String, String)> = Vec::new();
     for layer in other_layers(scene) {
         let tensor = Operation { layer: Some(layer), stage: scene.stage() }.tensor(part);
@@ -90,7 +98,7 @@ fn weights(scene: &Scene<'_, '_>) -> Result<Vec<Weight>, ReplayError> {
     }
     for (tensor, text) in others {
         if let Some(other) = scene.replay.vector(&tensor)?.filter(|other| other.len() == length) {
-            list.push(("norm-weight-of-other", text, wide(other)));
+            list.push((Some(CauseKey::NormWeightOfOther), text, wide(other)));
         }
     }
     Ok(list)
@@ -101,26 +109,30 @@ fn scales<'f>(scene: &Scene<'_, '_>, length: usize) -> Vec<Scale<'f>> {
     let stored = scene.config().rms_eps;
     let eps = f64::from(stored);
     let mut list: Vec<Scale<'f>> =
-        vec![("", String::new(), Box::new(move |x| ops::inverse_rms(x, eps)))];
+        vec![(None, String::new(), Box::new(move |x| ops::inverse_rms(x, eps)))];
     for other in EPSILONS.into_iter().filter(|&other| other as f32 != stored) {
         list.push(other_eps(other, stored));
     }
     let squares = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>();
     let mut add = |key, text: &str, scale: ScaleOf<'f>| {
-        list.push((key, text.to_string(), scale));
+        list.push((Some(key), text.to_string(), scale));
     };
     let outside = move |x: &[f64]| 1.0 / ((squares(x) / x.len() as f64).sqrt() + eps);
-    add("eps", "eps added after the square root", Box::new(outside));
+    add(CauseKey::Eps, "eps added after the square root", Box::new(outside));
     let sum = move |x: &[f64]| 1.0 / (squares(x) + eps).sqrt();
-    add("not-averaged", "the squares are summed, not averaged", Box::new(sum));
+    add(CauseKey::NotAveraged, "the squares are summed, not averaged", Box::new(sum));
     let less_one =
         move |x: &[f64]| 1.0 / (squares(x) / (x.len() as f64 - 1.0).max(1.0) + eps).sqrt();
-    add("not-averaged", "the squares are divided by n - 1", Box::new(less_one));
+    add(CauseKey::NotAveraged, "the squares are divided by n - 1", Box::new(less_one));
     let no_root = move |x: &[f64]| 1.0 / (squares(x) / x.len() as f64 + eps);
-    add("root-missing", "divided by the mean square, without its root", Box::new(no_root));
+    add(CauseKey::RootMissing, "divided by the mean square, without its root", Box::new(no_root));
     let absolute = |x: &[f64]| x.len() as f64 / x.iter().map(|x| x.abs()).sum::<f64>();
-    add("not-squared", "divided by the mean magnitude instead of the RMS", Box::new(absolute));
-    add("norm-missing", "not normalised, only multiplied by the weight", Box::new(|_| 1.0));
+    add(
+        CauseKey::NotSquared,
+        "divided by the mean magnitude instead of the RMS",
+        Box::new(absolute),
+    );
+    add(CauseKey::NormMissing, "not normalised, only multiplied by the weight", Box::new(|_| 1.0));
     // A longer block is as good as all of the elements.
     let blocks = [(64, 32), (128, 32), (256, 32), (512, 32), (1024, 32)];
     for (block, first) in blocks.into_iter().filter(|&(block, _)| block < length) {
@@ -131,19 +143,19 @@ fn scales<'f>(scene: &Scene<'_, '_>, length: usize) -> Vec<Scale<'f>> {
             let seen = x.iter().enumerate().filter(|(i, _)| i % block < first);
             1.0 / (seen.map(|(_, x)| x * x).sum::<f64>() / x.len() as f64 + eps).sqrt()
         };
-        list.push(("partial-sum", text, Box::new(partial)));
+        list.push((Some(CauseKey::PartialSum), text, Box::new(partial)));
     }
     for first in [32, 64, 128, 256, 512].into_iter().filter(|&first| first < length) {
         let text = format!("only the first {first} elements are summed");
         let partial = move |x: &[f64]| 1.0 / (squares(&x[..first]) / x.len() as f64 + eps).sqrt();
-        list.push(("partial-sum", text, Box::new(partial)));
+        list.push((Some(CauseKey::PartialSum), text, Box::new(partial)));
     }
     list
 }
 
 fn other_eps<'f>(eps: f64, stored: f32) -> Scale<'f> {
     let text = format!("eps {eps:e} instead of {stored:e}");
-    ("eps", text, Box::new(move |x| ops::inverse_rms(x, eps)))
+    (Some(CauseKey::Eps), text, Box::new(move |x| ops::inverse_rms(x, eps)))
 }
 
 /// The eps that the recorded values speak of, to three digits: from y = x w / sqrt(ms + eps).
@@ -185,7 +197,7 @@ pub fn other_input<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<()
         let names = (scene.named(operation), scene.named(right));
         let text = format!("its input is {} instead of {}", names.0, names.1);
         visit(Candidate::mistake(
-            "input-of-other",
+            CauseKey::InputOfOther,
             text,
             scene.whole(ops::norm(&x, &norm, scene.rounding())),
         ))?;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
+    core::cause_key::CauseKey,
     diagnosis::{
         replay::{Expected, Matrix, Operand, Operation, ReplayError, Spread, ops, projection},
         scene::{Candidate, Scene, Visit},
@@ -12,13 +13,14 @@ use crate::{
 
 /// A weight or a bias that may have been used, and how to say so.
 struct Named<T> {
-    key: &'static str,
+    /// `None` of what is right.
+    key: Option<CauseKey>,
     text: String,
     value: T,
 }
 
-fn named<T>(key: &'static str, text: impl Into<String>, value: T) -> Named<T> {
-    Named { key, text: text.into(), value }
+fn named<T>(key: CauseKey, text: impl Into<String>, value: T) -> Named<T> {
+    Named { key: Some(key), text: text.into(), value }
 }
 
 /// Other biases, other weights, and one of each together.
@@ -30,24 +32,21 @@ pub fn weights_and_biases<'a>(
     let own = scene.replay.weight(scene.operation)?;
     let right = scene.replay.bias(scene.operation)?;
     let biases = biases(scene, right.as_deref())?;
-    let right = named("", "", right);
-    let own_weight = std::iter::once(named("", "", own.clone()));
+    let right = Named { key: None, text: String::new(), value: right };
+    let own_weight = Named { key: None, text: String::new(), value: own.clone() };
     let all: Vec<usize> = (0..scene.width()).collect();
     let probe = scene.probe.cells.first();
     let few_rows = probe.map(|cells| Arc::new(x.select(&cells.rows)));
-    for weight in own_weight.chain(weights(scene, &own)?) {
+    for weight in std::iter::once(own_weight).chain(weights(scene, &own)?) {
         let few = few_rows.as_ref().zip(probe).map(|(x, cells)| {
             ops::linear(x, &weight.value.select(&cells.columns), None, scene.rounding())
         });
         let (few, mut whole) = (few.transpose()?, None);
         for bias in std::iter::once(&right).chain(&biases) {
-            if weight.key.is_empty() && bias.key.is_empty() {
-                continue;
-            }
-            let both = !weight.key.is_empty() && !bias.key.is_empty();
+            let Some(key) = weight.key.or(bias.key) else { continue };
+            let both = weight.key.is_some() && bias.key.is_some();
             let texts = [weight.text.as_str(), bias.text.as_str()];
             let text = if both { texts.join(", and ") } else { texts.concat() };
-            let key = if weight.key.is_empty() { bias.key } else { weight.key };
             let bias = bias.value.as_deref();
             let refuted = few.as_ref().zip(probe).is_some_and(|(few, cells)| {
                 !scene.explains(cells, &with_bias(few, bias, &cells.columns))
@@ -91,19 +90,23 @@ fn biases(
     let outputs = scene.width();
     if let Some(right) = right {
         let dim = scene.heads().dim;
-        list.push(named("bias-missing", "bias missing", None));
+        list.push(named(CauseKey::BiasMissing, "bias missing", None));
         let first_head = (0..outputs).map(|i| right[i % dim.min(outputs)]).collect();
         list.push(named(
-            "bias-broadcast",
+            CauseKey::BiasBroadcast,
             "the first head's bias added to every head",
             Some(first_head),
         ));
         let first = vec![right[0]; outputs];
-        list.push(named("bias-broadcast", "the first bias added to every output", Some(first)));
+        list.push(named(
+            CauseKey::BiasBroadcast,
+            "the first bias added to every output",
+            Some(first),
+        ));
         let twice = right.iter().map(|b| 2.0 * b).collect();
-        list.push(named("bias-twice", "bias added twice", Some(twice)));
+        list.push(named(CauseKey::BiasTwice, "bias added twice", Some(twice)));
         let negated = right.iter().map(|b| -b).collect();
-        list.push(named("bias-negated", "bias subtracted", Some(negated)));
+        list.push(named(CauseKey::BiasNegated, "bias subtracted", Some(negated)));
     }
     for stage in [Stage::Q, Stage::K, Stage::V] {
         let (_, part) = projection(stage).expect("q, k and v are projections");
@@ -113,7 +116,7 @@ fn biases(
             && other.len() >= outputs
         {
             let text = format!("{part} added in place of its own bias");
-            list.push(named("bias-of-other", text, Some(other[..outputs].to_vec())));
+            list.push(named(CauseKey::BiasOfOther, text, Some(other[..outputs].to_vec())));
         }
     }
     if let Some((_, part)) = projection(scene.stage())
@@ -123,7 +126,7 @@ fn biases(
             let tensor = Operation { layer: Some(layer), stage: scene.stage() }.tensor(part);
             if let Some(other) = scene.replay.vector(&tensor)? {
                 let text = format!("the bias of {}", scene.layer_name(layer));
-                list.push(named("bias-of-other-layer", text, Some(other)));
+                list.push(named(CauseKey::BiasOfOtherLayer, text, Some(other)));
             }
         }
     }
@@ -152,7 +155,7 @@ fn weights<'a>(
     let (outputs, inputs) = (own.outputs, own.inputs);
     let mut list = Vec::new();
     let zero = Matrix::of_elements(outputs, inputs, |_, _| 0.0);
-    list.push(named("weight-zero", "the weight is all zero", zero));
+    list.push(named(CauseKey::WeightZero, "the weight is all zero", zero));
     others(scene, own, &mut list)?;
     // What follows reads a weight in any order, so it is held whole: not that of a large
     // vocabulary.
@@ -168,7 +171,7 @@ fn weights<'a>(
     };
     let transposed = element(Box::new(move |o, i| Some(i * outputs + o)));
     list.push(named(
-        "weight-transposed",
+        CauseKey::WeightTransposed,
         "weight read transposed, as (inputs, outputs)",
         transposed,
     ));
@@ -180,9 +183,9 @@ fn weights<'a>(
     for stride in strides.into_iter().filter(|&stride| stride != inputs) {
         let text = format!("rows of the weight read at a stride of {stride} instead of {inputs}");
         let wraps = element(Box::new(move |o, i| Some((o * stride + i) % length)));
-        list.push(named("weight-leading-dimension", text.clone(), wraps));
+        list.push(named(CauseKey::WeightLeadingDimension, text.clone(), wraps));
         let ends = element(Box::new(move |o, i| Some(o * stride + i)));
-        list.push(named("weight-leading-dimension", text, ends));
+        list.push(named(CauseKey::WeightLeadingDimension, text, ends));
     }
     let mut lengths: Vec<usize> = vec![inputs / 2, inputs / 4, 3 * inputs / 4, inputs - 1];
     lengths.extend([32, 64, 128, 256].map(|step| inputs / step * step));
@@ -192,14 +195,14 @@ fn weights<'a>(
     for n in lengths.into_iter().filter(|&n| 0 < n && n < inputs) {
         let text = format!("only the first {n} of {inputs} inputs are summed");
         let cut = element(Box::new(move |o, i| (i < n).then_some(o * inputs + i)));
-        list.push(named("inner-truncated", text, cut));
+        list.push(named(CauseKey::InnerTruncated, text, cut));
     }
     let dim = c.head_dim;
     if outputs.is_multiple_of(dim) && scene.operation.layer.is_some() {
         for (by, what) in [(dim, "one head"), (outputs - dim, "one head back"), (1, "one row")] {
             let text = format!("rows of the weight shifted by {what}");
             let shifted = element(Box::new(move |o, i| Some((o + by) % outputs * inputs + i)));
-            list.push(named("rows-permuted", text, shifted));
+            list.push(named(CauseKey::RowsPermuted, text, shifted));
         }
     }
     Ok(list)
@@ -225,7 +228,7 @@ pub fn fewer_outputs<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<
         let parts = scene.whole(ops::linear(&x, &cut, added.as_deref(), scene.rounding())?);
         let text =
             format!("only the first {n} of {outputs} outputs are computed, the rest is {what}");
-        visit(Candidate::mistake("outputs-truncated", text, parts))?;
+        visit(Candidate::mistake(CauseKey::OutputsTruncated, text, parts))?;
     }
     Ok(())
 }
@@ -241,7 +244,7 @@ fn others<'a>(
         let tensor = Operation { layer: Some(layer), stage: scene.stage() }.tensor(part);
         if let Some(other) = scene.matrix_like(&tensor, own)? {
             let text = format!("the weight of {}", scene.layer_name(layer));
-            list.push(named("weight-of-other-layer", text, other));
+            list.push(named(CauseKey::WeightOfOtherLayer, text, other));
         }
     }
     let stages = Stage::ALL.into_iter().filter(|&stage| stage != scene.stage());
@@ -252,7 +255,7 @@ fn others<'a>(
         }
         if let Some(other) = scene.matrix_like(&tensor, own)? {
             list.push(named(
-                "weight-of-other",
+                CauseKey::WeightOfOther,
                 format!("{part} in place of its own weight"),
                 other,
             ));
@@ -261,7 +264,7 @@ fn others<'a>(
     if scene.stage() == Stage::Logits && scene.replay.model.has("output.weight") {
         let text = "token_embd.weight in place of output.weight: the output is not tied";
         let tied = scene.replay.matrix("token_embd.weight")?;
-        list.push(named("tied-output", text, tied));
+        list.push(named(CauseKey::TiedOutput, text, tied));
     }
     Ok(())
 }
@@ -286,12 +289,12 @@ pub fn other_input<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<()
             let own: Option<Vec<f32>> = own.map(Iterator::collect);
             let few = product(&few, &weight.select(&cells.columns), own.as_deref())?;
             if !scene.explains(cells, &few) {
-                visit(Candidate::refuted("input-of-other", text))?;
+                visit(Candidate::refuted(CauseKey::InputOfOther, text))?;
                 continue;
             }
         }
         let parts = scene.whole(product(&x, &weight, bias.as_deref())?);
-        visit(Candidate::mistake("input-of-other", text, parts))?;
+        visit(Candidate::mistake(CauseKey::InputOfOther, text, parts))?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! What goes wrong in a rotation: pairs, theta, positions, and how many dims rotate.
 
 use crate::{
+    core::cause_key::CauseKey,
     diagnosis::{
         replay::{ReplayError, ops},
         scene::{Scene, Visit},
@@ -14,7 +15,8 @@ const THETAS: [f64; 7] = [1e4, 2.5e5, 5e5, 1e6, 5e6, 1e7, 1e5];
 /// One way to rotate.
 #[derive(Clone)]
 struct Way {
-    key: &'static str,
+    /// `None` of the right one.
+    key: Option<CauseKey>,
     texts: Vec<String>,
     pairs: RopePairs,
     /// The pairs are of transformers' order of a llama's rows, in which i and i + d/2 belong together.
@@ -38,14 +40,9 @@ enum Factors {
 
 impl Way {
     /// The way with one mistake more.
-    fn with(
-        &self,
-        key: &'static str,
-        text: impl Into<String>,
-        change: impl FnOnce(&mut Way),
-    ) -> Way {
+    fn with(&self, key: CauseKey, text: impl Into<String>, change: impl FnOnce(&mut Way)) -> Way {
         let mut way = self.clone();
-        way.key = if self.key.is_empty() { key } else { self.key };
+        way.key = self.key.or(Some(key));
         way.texts.push(text.into());
         change(&mut way);
         way
@@ -56,7 +53,7 @@ impl Way {
 pub fn rotations<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
     let c = scene.config();
     let right = Way {
-        key: "",
+        key: None,
         texts: Vec::new(),
         pairs: c.rope_pairs,
         unpermuted: false,
@@ -71,11 +68,11 @@ pub fn rotations<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), 
         RopePairs::Neox => (RopePairs::Norm, "pairs (2i, 2i+1) instead of (i, i+d/2)"),
         RopePairs::Norm => (RopePairs::Neox, "pairs (i, i+d/2) instead of (2i, 2i+1)"),
     };
-    let swapped = right.with("rope-pairs", text, |way| way.pairs = other);
+    let swapped = right.with(CauseKey::RopePairs, text, |way| way.pairs = other);
     try_way(scene, &swapped, visit)?;
     if c.rope_pairs == RopePairs::Norm {
         let text = "pairs (2i, 2i+1) instead of (i, i+d/2) in transformers' order of rows";
-        try_way(scene, &right.with("rope-pairs", text, |way| way.unpermuted = true), visit)?;
+        try_way(scene, &right.with(CauseKey::RopePairs, text, |way| way.unpermuted = true), visit)?;
     }
     for base in [right, swapped] {
         for way in mistakes(scene, &base) {
@@ -91,43 +88,43 @@ fn mistakes(scene: &Scene<'_, '_>, base: &Way) -> Vec<Way> {
     let fitted = fitted_thetas(scene, base);
     for theta in THETAS.into_iter().chain(fitted).filter(|&theta| theta != base.theta) {
         let text = format!("theta {theta} instead of {}", base.theta);
-        ways.push(base.with("rope-theta", text, |way| way.theta = theta));
+        ways.push(base.with(CauseKey::RopeTheta, text, |way| way.theta = theta));
     }
-    let halved =
-        base.with("rope-theta", "exponent i/d instead of 2i/d", |way| way.exponent = 2 * dim);
+    let halved = base
+        .with(CauseKey::RopeTheta, "exponent i/d instead of 2i/d", |way| way.exponent = 2 * dim);
     ways.push(halved);
     let positions = |ways: &mut Vec<Way>, key, text: String, of: &dyn Fn(f64) -> f64| {
         ways.push(base.with(key, text, |way| way.positions.iter_mut().for_each(|p| *p = of(*p))));
     };
-    if base.key.is_empty() {
+    if base.key.is_none() {
         let text = "not rotated (as if every position were 0)".to_string();
-        positions(&mut ways, "rope-missing", text, &|_| 0.0);
+        positions(&mut ways, CauseKey::RopeMissing, text, &|_| 0.0);
     }
     for offset in [-2.0, -1.0, 1.0, 2.0] {
         let text = format!("positions off by {offset:+}");
-        positions(&mut ways, "rope-position", text, &|p| p + offset);
+        positions(&mut ways, CauseKey::RopePosition, text, &|p| p + offset);
     }
     for factor in [2.0, 4.0, 8.0, 0.5, 0.25, 0.125] {
         let text = format!("positions times {factor}");
-        positions(&mut ways, "rope-position", text, &|p| p * factor);
+        positions(&mut ways, CauseKey::RopePosition, text, &|p| p * factor);
     }
     // A decode step's tokens counted from 0 (or 1), and the prompt's right.
     let prompt = scene.replay.recording.steps[0].len() as f64;
     for first in [0.0, 1.0] {
         let text = format!("positions of decode steps count from {first}");
         let of = |p: f64| if p < prompt { p } else { p - prompt + first };
-        positions(&mut ways, "rope-position", text, &of);
+        positions(&mut ways, CauseKey::RopePosition, text, &of);
         let text = format!("every decode step rotates at position {first}");
         let of = |p: f64| if p < prompt { p } else { first };
-        positions(&mut ways, "rope-position", text, &of);
+        positions(&mut ways, CauseKey::RopePosition, text, &of);
     }
     for offset in [-1.0, 1.0] {
         let text = format!("positions of decode steps off by {offset:+}");
         let of = |p: f64| if p < prompt { p } else { p + offset };
-        positions(&mut ways, "rope-position", text, &of);
+        positions(&mut ways, CauseKey::RopePosition, text, &of);
     }
     let backwards = "rotated backwards (sine negated)";
-    ways.push(base.with("rope-direction", backwards, |way| way.direction = -1.0));
+    ways.push(base.with(CauseKey::RopeDirection, backwards, |way| way.direction = -1.0));
     // Whole pairs.
     let mut parts = [dim / 4, dim / 2, 3 * dim / 4, dim - 2].map(|n| n / 2 * 2).to_vec();
     parts.dedup();
@@ -135,7 +132,7 @@ fn mistakes(scene: &Scene<'_, '_>, base: &Way) -> Vec<Way> {
         for exponent in [dim, rotated] {
             let of = if exponent == dim { "" } else { ", at the angles of a head of that size" };
             let text = format!("only {rotated} of {dim} dims rotate{of}");
-            ways.push(base.with("rope-partial", text, |way| {
+            ways.push(base.with(CauseKey::RopePartial, text, |way| {
                 (way.rotated, way.exponent) = (rotated, exponent);
             }));
         }
@@ -145,13 +142,14 @@ fn mistakes(scene: &Scene<'_, '_>, base: &Way) -> Vec<Way> {
             (Factors::Ignored, "frequency factors ignored"),
             (Factors::Multiplied, "multiplied by the frequency factors instead of divided"),
         ] {
-            ways.push(base.with("rope-factors", text, |way| way.factors = factors));
+            ways.push(base.with(CauseKey::RopeFactors, text, |way| way.factors = factors));
         }
     }
     ways
 }
 
 fn try_way<'a>(scene: &Scene<'_, 'a>, way: &Way, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
+    let Some(key) = way.key else { return Ok(()) };
     let x = scene.input()?;
     let dim = scene.config().head_dim;
     let factors = scene.replay.rope_factors()?;
@@ -173,9 +171,8 @@ fn try_way<'a>(scene: &Scene<'_, 'a>, way: &Way, visit: Visit<'_, 'a>) -> Result
     // With (i, i + d/2), the first pairs of a partial rotation may also be those of the rotated part.
     for inner in [dim, way.rotated] {
         let of_order = rope_pair(way.pairs, inner);
-        let place = |element: usize| match way.unpermuted {
-            true => element % (dim / 2) * 2 + element / (dim / 2),
-            false => element,
+        let place = |element: usize| {
+            if way.unpermuted { element % (dim / 2) * 2 + element / (dim / 2) } else { element }
         };
         let pair = |i: usize| {
             let (first, second) = of_order(i);
@@ -184,7 +181,7 @@ fn try_way<'a>(scene: &Scene<'_, 'a>, way: &Way, visit: Visit<'_, 'a>) -> Result
         let within = inner < dim && way.pairs == RopePairs::Neox;
         let of_inner = if within { ", in pairs among themselves" } else { "" };
         let text = way.texts.join(", and ") + of_inner;
-        let candidate = scene.candidate(way.key, text, |_, rows| {
+        let candidate = scene.candidate(key, text, |_, rows| {
             let position = |row: usize| way.positions[rows.map_or(row, |rows| rows[row])];
             let angle = |row: usize, pair: usize| angle(position(row), pair);
             let rotation = ops::Rotation { head_dim: dim, pair: &pair, angle: &angle };

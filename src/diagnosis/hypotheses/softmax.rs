@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::{
+    core::cause_key::CauseKey,
     diagnosis::{
         hypotheses::attention::right_map,
         replay::{Expected, Operand, Piece, ReplayError, Rounding, Spread, Width, ops},
@@ -40,7 +41,7 @@ pub(super) type Divisor = Box<dyn Fn(&[f64], f64) -> f64>;
 
 /// One way to take a softmax over the keys.
 pub(super) struct Way {
-    pub key: &'static str,
+    pub key: CauseKey,
     pub text: String,
     /// The keys that the query of a position sees, given how many there are.
     pub visible: Box<dyn Fn(usize, usize) -> Range<usize>>,
@@ -50,7 +51,7 @@ pub(super) struct Way {
 }
 
 impl Way {
-    fn right(key: &'static str, text: impl Into<String>) -> Way {
+    fn right(key: CauseKey, text: impl Into<String>) -> Way {
         Way {
             key,
             text: text.into(),
@@ -99,20 +100,20 @@ pub(super) fn ways(scene: &Scene<'_, '_>) -> impl Iterator<Item = Way> {
 
 fn masks(scene: &Scene<'_, '_>) -> Vec<Way> {
     let mut list = vec![
-        Way::right("mask-missing", "mask missing: every key of the step is seen")
+        Way::right(CauseKey::MaskMissing, "mask missing: every key of the step is seen")
             .sees(|_, end| 0..end),
-        Way::right("mask-off-by-one", "mask off by one: a query does not see its own key")
+        Way::right(CauseKey::MaskOffByOne, "mask off by one: a query does not see its own key")
             .sees(|position, _| 0..position.max(1)),
         Way::right(
-            "mask-off-by-one",
+            CauseKey::MaskOffByOne,
             "mask off by one: a query does not see its own key, and the first one sees none",
         )
         .sees(|position, _| 0..position),
-        Way::right("mask-off-by-one", "mask off by one: a query sees the next key")
+        Way::right(CauseKey::MaskOffByOne, "mask off by one: a query sees the next key")
             .sees(|position, end| 0..(position + 2).min(end)),
     ];
     for window in windows(scene) {
-        let way = Way::right("window", format!("only the last {window} keys are seen"));
+        let way = Way::right(CauseKey::Window, format!("only the last {window} keys are seen"));
         list.push(way.sees(move |p, _| (p + 1).saturating_sub(window)..p + 1));
     }
     list
@@ -133,14 +134,14 @@ fn divisors(scene: &Scene<'_, '_>) -> Vec<Way> {
             let seen = terms.iter().enumerate().filter(|(j, _)| j % block < first);
             seen.map(|(_, term)| term).sum()
         };
-        list.push(Way::right("softmax-partial-sum", text).divides(seen));
+        list.push(Way::right(CauseKey::SoftmaxPartialSum, text).divides(seen));
     }
     for first in [1, 16, 32, 64, 128, 256] {
         let text = format!("divided by the terms of the first {first} keys only");
         let seen = move |terms: &[f64], _| -> f64 { terms.iter().take(first).sum() };
-        list.push(Way::right("softmax-partial-sum", text).divides(seen));
+        list.push(Way::right(CauseKey::SoftmaxPartialSum, text).divides(seen));
     }
-    let way = Way::right("softmax-partial-sum", "its own key is left out of the sum");
+    let way = Way::right(CauseKey::SoftmaxPartialSum, "its own key is left out of the sum");
     list.push(way.divides(|terms, _| terms.iter().take(terms.len().saturating_sub(1)).sum()));
     for multiple in [8, 16, 32, 64, 128, 256] {
         let text = format!(
@@ -150,9 +151,9 @@ fn divisors(scene: &Scene<'_, '_>) -> Vec<Way> {
             let padding = terms.len().next_multiple_of(multiple) - terms.len();
             terms.iter().sum::<f64>() + padding as f64 * (-maximum).exp()
         };
-        list.push(Way::right("softmax-padding", text).divides(padded));
+        list.push(Way::right(CauseKey::SoftmaxPadding, text).divides(padded));
     }
-    let way = |text: &str| Way::right("softmax-unnormalised", text);
+    let way = |text: &str| Way::right(CauseKey::SoftmaxUnnormalised, text);
     list.push(way("not divided by the sum").divides(|_, _| 1.0));
     list.push(way("divided by the number of keys").divides(|terms, _| terms.len() as f64));
     list
@@ -162,7 +163,7 @@ fn temperatures(scene: &Scene<'_, '_>) -> Vec<Way> {
     let own = f64::from(scene.config().attention_scale);
     let way = |(temperature, text): (f64, &str)| Way {
         temperature,
-        ..Way::right("softmax-temperature", text)
+        ..Way::right(CauseKey::SoftmaxTemperature, text)
     };
     let list = [
         (0.5, "scores halved"),
@@ -189,14 +190,21 @@ fn other_axes<'a>(
             let keys = scores.width / scene.heads().query;
             let sees = |index: usize| index % keys <= piece.positions[index / scores.width];
             // What one sum takes: a key of a head, or a key of a token.
-            let group = |index: usize| match over_tokens {
-                true => index % scores.width,
-                false => index / scores.width * keys + index % keys,
+            let group = |index: usize| {
+                if over_tokens {
+                    index % scores.width
+                } else {
+                    index / scores.width * keys + index % keys
+                }
             };
             (piece.steps.clone(), grouped(scores, &sees, &group, scene.rounding()))
         };
         let parts = scene.pieces.iter().zip(scores).map(of).collect();
-        visit(Candidate::mistake("softmax-axis", text, (Width::Keys(scene.heads().query), parts)))?;
+        visit(Candidate::mistake(
+            CauseKey::SoftmaxAxis,
+            text,
+            (Width::Keys(scene.heads().query), parts),
+        ))?;
     }
     Ok(())
 }
@@ -265,7 +273,7 @@ fn without_maximum<'a>(
             }
         }
         let text = format!("the maximum is not subtracted: exp leaves the range of {format}");
-        visit(Candidate::mistake("softmax-overflow", text, parts))?;
+        visit(Candidate::mistake(CauseKey::SoftmaxOverflow, text, parts))?;
     }
     Ok(())
 }

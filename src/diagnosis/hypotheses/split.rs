@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
+    core::cause_key::CauseKey,
     diagnosis::{
         replay::{Matrix, ReplayError, ops, projection},
         scene::{Candidate, Scene, Visit},
@@ -10,7 +11,7 @@ use crate::{
     graph::site::Stage,
 };
 
-const KEY: &str = "rank-split";
+const KEY: CauseKey = CauseKey::RankSplit;
 /// At most this many ranks are tried.
 const MAX_RANKS: usize = 16;
 /// Larger weights are not held whole.

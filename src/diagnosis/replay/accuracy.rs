@@ -80,10 +80,7 @@ fn of_element(piece: &Piece<'_>, index: usize) -> Sums {
     if !(piece.counts(index) && value.is_finite()) {
         return Sums::default();
     }
-    let error = match actual.is_finite() {
-        true => (f64::from(actual) - value).abs(),
-        false => f64::INFINITY,
-    };
+    let error = if actual.is_finite() { (f64::from(actual) - value).abs() } else { f64::INFINITY };
     let bound = piece.expected.most_bound(index);
     Sums { squared_error: error * error, squared_bound: bound * bound, peak: error / bound }
 }

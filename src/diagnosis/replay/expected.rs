@@ -142,7 +142,7 @@ pub struct Expected<'a> {
     pub rounding: Rounding,
 }
 
-impl Expected<'_> {
+impl<'a> Expected<'a> {
     /// The bound of an element's single roundings on the way.
     #[inline]
     pub fn single_of(&self, index: usize) -> f64 {
@@ -151,7 +151,7 @@ impl Expected<'_> {
 
     /// The part of an element's bound that needs no sum.
     #[inline]
-    fn fixed(&self, index: usize) -> f64 {
+    pub fn fixed(&self, index: usize) -> f64 {
         let Rounding { storage, smallest, .. } = self.rounding;
         self.single_of(index) + storage * self.value[index].abs() + smallest
     }
@@ -218,6 +218,37 @@ impl Expected<'_> {
     /// |actual - value| in units of the bound, exactly.
     pub fn exact_times_bound(&self, index: usize, actual: f32) -> f64 {
         (f64::from(actual) - self.value[index]).abs() / self.bound(index)
+    }
+
+    /// The same elements in another order, each taken from the place listed, times a factor.
+    pub fn rearranged(self, from: Vec<usize>, factor: f64) -> Expected<'a> {
+        let in_order = from.len() == self.value.len() && from.iter().copied().eq(0..from.len());
+        if in_order && factor == 1.0 {
+            return self;
+        }
+        let size = factor.abs();
+        let Expected { value, spread, single, rounding } = self;
+        let taken = |values: &[f64], factor: f64| -> Vec<f64> {
+            from.iter().map(|&at| values[at] * factor).collect()
+        };
+        let (value, single) =
+            (taken(&value, factor), if single.is_empty() { single } else { taken(&single, size) });
+        let spread = match spread {
+            Spread::None => Spread::None,
+            Spread::Each(each) => Spread::Each(taken(&each, size)),
+            Spread::Product { factor, most, exact, inherited } => {
+                let inherited = inherited.map(|inherited| taken(&inherited, size));
+                let places = std::sync::Arc::new(from);
+                let (of_most, of_exact) = (std::sync::Arc::clone(&places), places);
+                Spread::Product {
+                    factor,
+                    most: Box::new(move |i| size * most(of_most[i])),
+                    exact: Box::new(move |i| size * exact(of_exact[i])),
+                    inherited,
+                }
+            }
+        };
+        Expected { value, spread, single, rounding }
     }
 
     /// The result as the input of another operation.

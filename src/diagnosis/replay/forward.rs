@@ -312,9 +312,10 @@ impl<'a> Replay<'a> {
             }
             let last = *steps.last().expect("a piece has steps");
             let is_cache = matches!(operation.stage, Stage::KCache | Stage::VCache);
-            let positions = match is_cache {
-                true => (0..self.recording.positions(last).end).collect(),
-                false => self.recording.rows(&steps),
+            let positions = if is_cache {
+                (0..self.recording.positions(last).end).collect()
+            } else {
+                self.recording.rows(&steps)
             };
             let end = self.recording.positions(last).end;
             let keys = (operation.stage == Stage::Scores).then_some(end);
@@ -423,9 +424,12 @@ impl<'a> Replay<'a> {
     /// The operation whose result is the main input of a norm, a projection or a rotation.
     pub fn input(&self, operation: Operation) -> Operation {
         use Stage::*;
-        let normed = |stage, plain| match self.model.config.stages().contains(&stage) {
-            true => operation.at(stage),
-            false => operation.at(plain),
+        let normed = |stage, plain| {
+            if self.model.config.stages().contains(&stage) {
+                operation.at(stage)
+            } else {
+                operation.at(plain)
+            }
         };
         match operation.stage {
             AttnNorm | FinalNorm => operation.hidden(&self.model.config),

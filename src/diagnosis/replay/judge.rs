@@ -11,6 +11,7 @@ use crate::{
         forward::{Piece, Recording, Replay, ReplayError},
         operation::Operation,
     },
+    graph::site::{Axis, Stage},
     model::Model,
 };
 
@@ -76,9 +77,9 @@ struct Tally {
 }
 
 impl Tally {
-    fn drift(&self, pieces: &[Piece<'_>]) -> f64 {
+    fn drift(&self) -> f64 {
         let bound = LAMBDA * self.independent.sqrt() + self.common;
-        if bound > 0.0 && tells_more(pieces) { self.along.abs() / bound } else { 0.0 }
+        if bound > 0.0 { self.along.abs() / bound } else { 0.0 }
     }
 
     /// Adds an element of a piece, if it counts.
@@ -134,7 +135,7 @@ pub fn drift(pieces: &[Piece<'_>]) -> f64 {
         return 0.0;
     }
     let tallies = pieces.iter().map(|piece| tally(piece, true));
-    tallies.fold(Tally::default(), Tally::add).drift(pieces)
+    tallies.fold(Tally::default(), Tally::add).drift()
 }
 
 /// Judges every operation that a side recorded, in canonical order; layers in parallel.
@@ -158,24 +159,83 @@ pub fn judge(replay: &Replay<'_>, operation: Operation) -> Result<Option<Judged>
         return Ok(None);
     }
     let spanned = replay.take_spanned();
-    let (mut total, mut worst, mut pattern) = (Tally::default(), None, None);
-    let drifts = tells_more(&pieces);
+    let stage = operation.stage;
+    let axes = Axes { axes: stage.axes(), masked: is_masked(stage) };
+    let mut trial = Trial::new(operation);
     for piece in &pieces {
-        let tally = tally(piece, drifts);
+        trial.add(piece, replay.recording, axes, &|step| shape(replay, operation, step));
+    }
+    Ok(Some(Judged { spanned, ..trial.verdict() }))
+}
+
+/// Which elements of a piece are beyond their bounds.
+pub fn wrong_elements(piece: &Piece<'_>) -> Vec<bool> {
+    let is_wrong = |index: usize| {
+        let times_bound = || piece.expected.times_bound(index, piece.captured[index]);
+        piece.counts(index) && times_bound().is_some_and(|times| times > 1.0)
+    };
+    (0..piece.captured.len()).into_par_iter().map(is_wrong).collect()
+}
+
+/// Whether keys after a query's position do not count.
+pub fn is_masked(stage: Stage) -> bool {
+    matches!(stage, Stage::Scores | Stage::Probs)
+}
+
+/// What the axes of a result count.
+#[derive(Clone, Copy)]
+pub struct Axes<'a> {
+    pub axes: &'a [Axis],
+    /// Whether keys after a query's position do not count.
+    pub masked: bool,
+}
+
+/// The verdict on an operation as its pieces come in.
+pub struct Trial {
+    operation: Operation,
+    total: Tally,
+    worst: Option<Worst>,
+    pattern: Option<String>,
+    drifts: bool,
+}
+
+impl Trial {
+    pub fn new(operation: Operation) -> Trial {
+        let (total, worst, pattern) = (Tally::default(), None, None);
+        Trial { operation, total, worst, pattern, drifts: false }
+    }
+
+    /// Judges one piece; whether any of it is beyond its bound.
+    pub fn add(
+        &mut self,
+        piece: &Piece<'_>,
+        recording: Recording<'_>,
+        axes: Axes<'_>,
+        shape: &dyn Fn(u32) -> Vec<usize>,
+    ) -> bool {
+        self.drifts |= tells_more(std::slice::from_ref(piece));
+        let tally = tally(piece, self.drifts);
         if let Some((flat, _)) = tally.worst {
-            let found = locate(replay, operation, piece, flat);
-            if worst.as_ref().is_none_or(|worst: &Worst| found.times_bound > worst.times_bound) {
-                worst = Some(found);
+            let found = locate(recording, shape, piece, flat);
+            let is_worse = |worst: &Worst| found.times_bound > worst.times_bound;
+            if self.worst.as_ref().is_none_or(is_worse) {
+                self.worst = Some(found);
             }
         }
-        if tally.beyond > 0 && pattern.is_none() {
-            pattern = Some(pattern_of(replay, operation, piece));
+        if tally.beyond > 0 && self.pattern.is_none() {
+            self.pattern = Some(pattern_of(recording, axes, shape, piece));
         }
-        total = total.add(tally);
+        self.total = self.total.add(tally);
+        tally.beyond > 0
     }
-    let drift = total.drift(&pieces);
-    let (elements, beyond) = (total.elements, total.beyond);
-    Ok(Some(Judged { operation, elements, beyond, worst, drift, pattern, spanned }))
+
+    /// The verdict on all pieces.
+    pub fn verdict(self) -> Judged {
+        let Trial { operation, total, worst, pattern, drifts } = self;
+        let drift = if drifts { total.drift() } else { 0.0 };
+        let (elements, beyond) = (total.elements, total.beyond);
+        Judged { operation, elements, beyond, worst, drift, pattern, spanned: Vec::new() }
+    }
 }
 
 fn tally(piece: &Piece<'_>, drifts: bool) -> Tally {
@@ -224,13 +284,19 @@ impl Piece<'_> {
     }
 }
 
-fn locate(replay: &Replay<'_>, operation: Operation, piece: &Piece<'_>, flat: usize) -> Worst {
-    let (step, within) = piece.place(replay.recording, flat);
-    let shape = shape(replay, operation, step);
+fn locate(
+    recording: Recording<'_>,
+    shape: &dyn Fn(u32) -> Vec<usize>,
+    piece: &Piece<'_>,
+    flat: usize,
+) -> Worst {
+    let (step, within) = piece.place(recording, flat);
+    let shape = shape(step);
     let recorded = piece.captured[flat];
-    let times_bound = match recorded.is_finite() {
-        true => piece.expected.exact_times_bound(flat, recorded),
-        false => f64::INFINITY,
+    let times_bound = if recorded.is_finite() {
+        piece.expected.exact_times_bound(flat, recorded)
+    } else {
+        f64::INFINITY
     };
     let expected = piece.expected.value[flat];
     Worst { step, index: Tensor::unravel(within, &shape), recorded, expected, times_bound }
@@ -242,17 +308,21 @@ fn shape(replay: &Replay<'_>, operation: Operation, step: u32) -> Vec<usize> {
 }
 
 /// Which elements are beyond their bound, in the piece's first step that has any.
-fn pattern_of(replay: &Replay<'_>, operation: Operation, piece: &Piece<'_>) -> String {
-    let recording = replay.recording;
+fn pattern_of(
+    recording: Recording<'_>,
+    axes: Axes<'_>,
+    shape: &dyn Fn(u32) -> Vec<usize>,
+    piece: &Piece<'_>,
+) -> String {
     let beyond: Vec<(u32, usize)> = (0..piece.captured.len())
         .into_par_iter()
         .filter(|&index| piece.times_bound(index).is_some_and(|times| times > 1.0))
         .map(|index| piece.place(recording, index))
         .collect();
     let step = beyond[0].0;
-    let shape = shape(replay, operation, step);
-    let first = replay.recording.positions(step).start;
-    let pattern = Pattern::of(operation.stage, &shape, first, |mark| {
+    let shape = shape(step);
+    let first = recording.positions(step).start;
+    let pattern = Pattern::along(axes.axes, axes.masked, (&shape, first), |mark| {
         for (_, flat) in beyond.iter().filter(|(of_step, _)| *of_step == step) {
             mark(&Tensor::unravel(*flat, &shape));
         }

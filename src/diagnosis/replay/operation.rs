@@ -9,8 +9,9 @@ use crate::{
     model::Config,
 };
 
-/// The operation that makes a stage of a layer, in every step.
+/// The operation that makes a stage of a layer, in every step; serialised as its result's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Operation {
     pub layer: Option<u32>,
     pub stage: Stage,
@@ -94,6 +95,12 @@ impl Operation {
         self.site(0).tensor_name()
     }
 
+    /// The operation whose result has that name.
+    pub fn of_result(name: &str) -> Option<Operation> {
+        let site = Site::from_tensor_name(0, name)?;
+        Some(Operation { layer: site.layer, stage: site.stage })
+    }
+
     /// The operation in words, without its layer.
     pub fn name(self) -> &'static str {
         name(self.stage)
@@ -156,6 +163,20 @@ pub fn norm_weight(stage: Stage) -> Option<&'static str> {
         Stage::FinalNorm => "output_norm.weight",
         _ => return None,
     })
+}
+
+impl From<Operation> for String {
+    fn from(operation: Operation) -> String {
+        operation.result()
+    }
+}
+
+impl TryFrom<String> for Operation {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Operation, String> {
+        Operation::of_result(&name).ok_or_else(|| format!("{name:?} is no name of a result"))
+    }
 }
 
 impl fmt::Display for Operation {

@@ -5,22 +5,20 @@
 
 use std::{ops::Range, sync::Arc};
 
-use ndarray::{Array2, ArrayView2, Axis, s};
+use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 
 use crate::{
     diagnosis::replay::{
         expected::{Expected, Operand, Rounding, Spread},
         matrix::Matrix,
-        product::Rows,
+        products::{Factor, Pair, Product},
     },
     model::gguf::GgufError,
 };
 
-/// Outputs of a product computed by one task. Fixed, so that results do not depend on the threads.
-const COLUMNS: usize = 128;
 /// What a function such as exp, and the few operations beside it, may be off, in unit roundoffs.
-const FUNCTION: f64 = 16.0;
+pub const FUNCTION: f64 = 16.0;
 
 /// The heads of an attention operation.
 #[derive(Clone, Copy, Debug)]
@@ -40,21 +38,6 @@ fn view(operand: &Operand) -> ArrayView2<'_, f64> {
 
 fn norms(rows: ArrayView2<'_, f64>) -> Vec<f64> {
     rows.outer_iter().map(|row| row.dot(&row).sqrt()).collect()
-}
-
-/// The sum over a row of weights, in as many partial sums as are formed at once.
-fn sum_of(weights: &[f32], term: impl Fn(usize, f64) -> f64) -> f64 {
-    const LANES: usize = 8;
-    let (whole, rest) = weights.as_chunks::<LANES>();
-    let mut sums = [0.0; LANES];
-    for (chunk, weights) in whole.iter().enumerate() {
-        for (lane, sum) in sums.iter_mut().enumerate() {
-            *sum += term(chunk * LANES + lane, f64::from(weights[lane]));
-        }
-    }
-    let first = whole.len() * LANES;
-    let rest = rest.iter().enumerate().map(|(lane, &w)| term(first + lane, f64::from(w)));
-    sums.into_iter().sum::<f64>() + rest.sum::<f64>()
 }
 
 /// The values as they are: embedding rows, cache slots.
@@ -87,61 +70,25 @@ pub fn linear<'a>(
     bias: Option<&[f32]>,
     rounding: Rounding,
 ) -> Result<Expected<'a>, GgufError> {
-    let (rows, outputs) = (x.rows(), weight.outputs);
-    let squares = x.spread.as_ref().map(|spread| {
-        let squares: Vec<f64> = spread.iter().map(|s| s * s).collect();
-        Rows::new(x.width, &squares)
-    });
-    let values = Rows::new(x.width, &x.value);
-    let mut value = Array2::zeros((rows, outputs));
-    let mut inherited = squares.is_some().then(|| Array2::zeros((rows, outputs)));
-    let mut of_outputs = vec![0.0; outputs];
-    let inherited_blocks: Vec<_> = match &mut inherited {
-        Some(inherited) => inherited.axis_chunks_iter_mut(Axis(1), COLUMNS).map(Some).collect(),
-        None => (0..outputs).step_by(COLUMNS).map(|_| None).collect(),
+    let outputs = weight.outputs;
+    let product = Product {
+        x: Arc::clone(x),
+        factor: Factor::Weight(weight.clone()),
+        outputs,
+        pairs: Pair::rows(x.rows()),
+        of_terms: 0.0,
     };
-    let blocks = value.axis_chunks_iter_mut(Axis(1), COLUMNS).into_par_iter();
-    let blocks = blocks.zip(of_outputs.par_chunks_mut(COLUMNS)).zip(inherited_blocks);
-    blocks.enumerate().try_for_each(|(block, ((value, norms), inherited))| {
-        let first = block * COLUMNS;
-        weight.with_rows(first..first + norms.len(), |weights| {
-            for (norm, weights) in norms.iter_mut().zip(weights.chunks_exact(x.width)) {
-                *norm = sum_of(weights, |_, w| w * w).sqrt();
-            }
-            values.times(weights, |w| w, value);
-            if let (Some(squares), Some(inherited)) = (&squares, inherited) {
-                squares.times(weights, |w| w * w, inherited);
-            }
-        })
-    })?;
-    let mut value = value.into_raw_vec_and_offset().0;
-    let mut single = Vec::new();
+    let mut expected = product.expected(rounding)?;
     if let Some(bias) = bias {
+        let Expected { value, single, .. } = &mut expected;
         single.resize(value.len(), 0.0);
-        for (index, (value, single)) in value.iter_mut().zip(&mut single).enumerate() {
+        for (index, (value, single)) in value.iter_mut().zip(single).enumerate() {
             *single = rounding.storage * value.abs();
             *value += f64::from(bias[index % outputs]);
             *single += rounding.sum * value.abs();
         }
     }
-    let inherited = inherited
-        .map(|squares| squares.into_raw_vec_and_offset().0.into_iter().map(f64::sqrt).collect());
-    let of_rows = norms(view(x));
-    let (x, weight) = (Arc::clone(x), weight.clone());
-    let factor = (x.width as f64).sqrt() * rounding.sum;
-    let exact = move |index: usize| {
-        let row = x.row(index / outputs);
-        let output = index % outputs;
-        let sum = |weights: &[f32]| sum_of(weights, |input, w| (row[input] * w).abs());
-        weight.with_rows(output..output + 1, sum).expect("the same row was read for the product")
-    };
-    let spread = Spread::Product {
-        factor,
-        most: Box::new(move |index| of_rows[index / outputs] * of_outputs[index % outputs]),
-        exact: Box::new(exact),
-        inherited,
-    };
-    Ok(Expected { value, spread, single, rounding })
+    Ok(expected)
 }
 
 /// How a norm treats a group of elements: a hidden vector, or a head.
@@ -260,10 +207,8 @@ pub fn scores(
         view(operand).slice(s![.., dims]).to_owned()
     };
     let mut q_norms = Vec::with_capacity(heads.query);
-    let norms_of = |head: usize| match map.contains(&head) {
-        true => norms(of_head(k, head).view()),
-        false => Vec::new(),
-    };
+    let norms_of =
+        |head: usize| if map.contains(&head) { norms(of_head(k, head).view()) } else { Vec::new() };
     let k_norms: Vec<Vec<f64>> = (0..heads.kv).map(norms_of).collect();
     for (head, &kv_head) in map.iter().enumerate() {
         let (q, k) = (of_head(q, head), of_head(k, kv_head));

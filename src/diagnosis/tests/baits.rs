@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use half::{bf16, f16};
 
 use crate::{
-    core::tensor::Tensor,
+    core::{cause_key::CauseKey, tensor::Tensor},
     diagnosis::{
         replay::{Operation, Replay, projection},
         tests::subject::Subject,
@@ -15,7 +15,7 @@ use crate::{
 
 /// A wrong result that some hypotheses only propose where they see it.
 struct Bait {
-    key: &'static str,
+    key: CauseKey,
     applies: fn(Stage) -> bool,
     /// Changes a step's right values, given the length of a row.
     change: fn(&mut [f32], usize),
@@ -27,50 +27,50 @@ fn is_plain(stage: Stage) -> bool {
 
 const BAITS: [Bait; 10] = [
     Bait {
-        key: "outputs-truncated",
+        key: CauseKey::OutputsTruncated,
         applies: |stage| projection(stage).is_some(),
         change: |values, width| {
             values.chunks_mut(width).for_each(|row| row[width - width / 4..].fill(0.0));
         },
     },
-    Bait { key: "constant", applies: is_plain, change: |values, _| values.fill(1.5) },
+    Bait { key: CauseKey::Constant, applies: is_plain, change: |values, _| values.fill(1.5) },
     Bait {
-        key: "scaled",
+        key: CauseKey::Scaled,
         applies: is_plain,
         change: |values, _| values.iter_mut().for_each(|x| *x *= 1.001),
     },
     Bait {
-        key: "scaled",
+        key: CauseKey::Scaled,
         applies: is_plain,
         change: |values, _| values.iter_mut().for_each(|x| *x *= -3.7),
     },
     Bait {
-        key: "offset",
+        key: CauseKey::Offset,
         applies: is_plain,
         change: |values, _| values.iter_mut().for_each(|x| *x += 0.37),
     },
     Bait {
-        key: "rows-permuted",
+        key: CauseKey::RowsPermuted,
         applies: is_plain,
         change: |values, width| values.chunks_mut(width).for_each(|row| row.rotate_left(3)),
     },
     Bait {
-        key: "stored-coarser",
+        key: CauseKey::StoredCoarser,
         applies: is_plain,
         change: |values, _| values.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
     },
     Bait {
-        key: "stored-coarser",
+        key: CauseKey::StoredCoarser,
         applies: is_plain,
         change: |values, _| values.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
     },
     Bait {
-        key: "overflow",
+        key: CauseKey::Overflow,
         applies: |stage| stage == Stage::AttnResidual,
         change: |values, _| values.iter_mut().filter(|x| x.abs() > 65504.0).for_each(overflow),
     },
     Bait {
-        key: "window",
+        key: CauseKey::Window,
         applies: |stage| stage == Stage::Probs,
         change: |values, keys| {
             for row in values.chunks_mut(keys) {
@@ -90,7 +90,7 @@ fn overflow(x: &mut f32) {
 pub type Results = BTreeMap<Site, Tensor>;
 
 /// Wrong results of an operation, each with the key of its cause.
-pub fn baits(subject: &Subject, operation: Operation) -> Vec<(&'static str, Results)> {
+pub fn baits(subject: &Subject, operation: Operation) -> Vec<(CauseKey, Results)> {
     let right =
         |step: u32| (operation.site(step), subject.tensors.own[&operation.site(step)].clone());
     let steps = 0..subject.steps.len() as u32;
@@ -108,11 +108,11 @@ pub fn baits(subject: &Subject, operation: Operation) -> Vec<(&'static str, Resu
     }
     let of_other = |key| (key, subject.computed(&subject.other, operation));
     match operation.stage {
-        Stage::QRope | Stage::KRope => list.push(of_other("rope-theta")),
-        Stage::AttnNorm | Stage::QNorm | Stage::FinalNorm => list.push(of_other("eps")),
-        Stage::Scores => list.push(of_other("score-scale")),
-        Stage::OProj => list.push(("f16-accumulation", summed_in_f16(subject, operation))),
-        Stage::Probs => list.push(("softmax-overflow", without_maximum(subject, operation))),
+        Stage::QRope | Stage::KRope => list.push(of_other(CauseKey::RopeTheta)),
+        Stage::AttnNorm | Stage::QNorm | Stage::FinalNorm => list.push(of_other(CauseKey::Eps)),
+        Stage::Scores => list.push(of_other(CauseKey::ScoreScale)),
+        Stage::OProj => list.push((CauseKey::F16Accumulation, summed_in_f16(subject, operation))),
+        Stage::Probs => list.push((CauseKey::SoftmaxOverflow, without_maximum(subject, operation))),
         _ => {}
     }
     list.retain(|(_, results)| subject.cause(operation, &subject.with(results.clone())).is_some());

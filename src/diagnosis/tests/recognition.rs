@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use crate::{
     core::{
         attending::{Attending, Calls, Current},
+        cause_key::CauseKey,
         tensor::Tensor,
     },
     diagnosis::{
@@ -28,7 +29,7 @@ use crate::{
 /// A candidate's name and result.
 struct Planted {
     hypothesis: usize,
-    key: &'static str,
+    key: CauseKey,
     text: String,
     rank: Rank,
     mistakes: u8,
@@ -60,7 +61,7 @@ fn proposed(subject: &Subject, operation: Operation, tensors: &Tensors<'_>) -> V
 #[derive(Default)]
 struct Tested {
     /// Hypotheses, by their place in the table, and keys that were recognised.
-    recognised: BTreeSet<(usize, &'static str)>,
+    recognised: BTreeSet<(usize, CauseKey)>,
     planted: usize,
     without_effect: usize,
     /// Likenesses and combinations of which a part alone gives the same numbers.
@@ -72,14 +73,14 @@ struct Tested {
 const COMBINED: usize = 12;
 
 /// Plants what is proposed for an operation, or only what has one of the keys.
-fn tested(subject: &Subject, operation: Operation, keys: Option<&[&str]>, seed: u64) -> Tested {
+fn tested(subject: &Subject, operation: Operation, keys: Option<&[CauseKey]>, seed: u64) -> Tested {
     let mut tested = Tested::default();
     let mut state = seed;
     let mut seen = BTreeSet::new();
-    let wanted = |key: &str| keys.is_none_or(|keys| keys.contains(&key));
+    let wanted = |key: CauseKey| keys.is_none_or(|keys| keys.contains(&key));
     let mut plant = |mut candidates: Vec<Planted>, tested: &mut Tested| {
         candidates.retain(|planted| wanted(planted.key));
-        let new: BTreeSet<(&str, String)> =
+        let new: BTreeSet<(CauseKey, String)> =
             candidates.iter().map(|planted| (planted.key, planted.text.clone())).collect();
         let new: BTreeSet<_> = new.difference(&seen).cloned().collect();
         for planted in &candidates {
@@ -91,7 +92,7 @@ fn tested(subject: &Subject, operation: Operation, keys: Option<&[&str]>, seed: 
         seen.extend(new);
     };
     plant(proposed(subject, operation, &subject.tensors), &mut tested);
-    for (key, results) in baits(subject, operation).into_iter().filter(|(key, _)| wanted(key)) {
+    for (key, results) in baits(subject, operation).into_iter().filter(|(key, _)| wanted(*key)) {
         let tensors = subject.with(results);
         let cause = subject.cause(operation, &tensors).unwrap();
         if cause.certainty != Certainty::Proven || cause.key != key {
@@ -110,7 +111,7 @@ fn tested(subject: &Subject, operation: Operation, keys: Option<&[&str]>, seed: 
 }
 
 /// Likenesses that give a number.
-const FITTED: [&str; 2] = ["scaled", "offset"];
+const FITTED: [CauseKey; 2] = [CauseKey::Scaled, CauseKey::Offset];
 
 /// Plants a candidate's own result, and asks for the cause.
 fn recognise(
@@ -211,7 +212,7 @@ fn every_hypothesis_is_recognised_as_itself_or_listed_as_the_same_numbers() {
         &[(Stage::Embd, 1e6), (Stage::Scores, 200.0)],
     );
     let operations = |subject: &Subject| Operation::all(subject.config());
-    let mut work: Vec<(&Subject, Operation, Option<&[&str]>)> = Vec::new();
+    let mut work: Vec<(&Subject, Operation, Option<&[CauseKey]>)> = Vec::new();
     for subject in &subjects {
         let all = operations(subject).into_iter().filter(|o| o.layer.is_none_or(|l| l == 1));
         work.extend(all.map(|operation| (subject, operation, None)));
@@ -221,8 +222,8 @@ fn every_hypothesis_is_recognised_as_itself_or_listed_as_the_same_numbers() {
     // In a run of numbers this large other causes are no longer told apart.
     let layer_0 = operations(&large).into_iter().filter(|operation| operation.layer == Some(0));
     work.extend(layer_0.filter_map(|operation| match operation.stage {
-        Stage::AttnResidual => Some((&large, operation, Some(&["overflow"][..]))),
-        Stage::Probs => Some((&large, operation, Some(&["softmax-overflow"][..]))),
+        Stage::AttnResidual => Some((&large, operation, Some(&[CauseKey::Overflow][..]))),
+        Stage::Probs => Some((&large, operation, Some(&[CauseKey::SoftmaxOverflow][..]))),
         _ => None,
     }));
     let tested: Vec<Tested> = work

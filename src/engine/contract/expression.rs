@@ -75,9 +75,10 @@ impl Expression {
     pub fn parse(text: &str, names: &[&str]) -> Result<Expression, String> {
         let mut parser = Parser { rest: text.trim(), names };
         let tree = parser.choice(0)?;
-        match parser.rest.is_empty() {
-            true => Ok(Expression { text: text.trim().to_string(), tree }),
-            false => Err(format!("\"{}\" is one too many", parser.rest)),
+        if parser.rest.is_empty() {
+            Ok(Expression { text: text.trim().to_string(), tree })
+        } else {
+            Err(format!("\"{}\" is one too many", parser.rest))
         }
     }
 
@@ -158,10 +159,12 @@ impl Parser<'_> {
     }
 
     fn needs(&mut self, word: &str) -> Result<(), String> {
-        match self.take(word) {
-            true => Ok(()),
-            false if self.rest.is_empty() => Err(format!("\"{word}\" is missing at its end")),
-            false => Err(format!("\"{word}\" is missing before \"{}\"", self.rest)),
+        if self.take(word) {
+            Ok(())
+        } else if self.rest.is_empty() {
+            Err(format!("\"{word}\" is missing at its end"))
+        } else {
+            Err(format!("\"{word}\" is missing before \"{}\"", self.rest))
         }
     }
 

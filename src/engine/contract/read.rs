@@ -334,9 +334,10 @@ impl Reader<'_> {
                 _ => Err(self.invalid(format!("entry has f32 and f16, not {dtype}; leave it out"))),
             }
         };
-        match written.is_empty() {
-            true => Err(self.invalid("entry is empty; name one for f32 or f16")),
-            false => written.iter().map(of).collect(),
+        if written.is_empty() {
+            Err(self.invalid("entry is empty; name one for f32 or f16"))
+        } else {
+            written.iter().map(of).collect()
         }
     }
 
@@ -464,16 +465,15 @@ impl Reader<'_> {
         let kept: Vec<Axis> = axes.iter().copied().filter(|axis| *axis != Axis::Batch).collect();
         let once = |axis: &Axis| kept.iter().filter(|other| *other == axis).count() == 1;
         let right = kept.len() == place.axes.len() && place.axes.iter().all(once);
-        match right {
-            true => Ok(kept),
-            false => {
-                let own: Vec<String> =
-                    place.axes.iter().map(|axis| format!("{axis:?}").to_lowercase()).collect();
-                let own = if own.is_empty() { "no".to_string() } else { own.join(", ") };
-                let own = own.replace("kvhead", "kv_head");
-                let text = format!("parameter {name} has the axes {own}, each once; mend its axes");
-                Err(self.invalid(text))
-            }
+        if right {
+            Ok(kept)
+        } else {
+            let own: Vec<String> =
+                place.axes.iter().map(|axis| format!("{axis:?}").to_lowercase()).collect();
+            let own = if own.is_empty() { "no".to_string() } else { own.join(", ") };
+            let own = own.replace("kvhead", "kv_head");
+            let text = format!("parameter {name} has the axes {own}, each once; mend its axes");
+            Err(self.invalid(text))
         }
     }
 

@@ -47,9 +47,10 @@ impl Spec {
     /// Every tensor, in file order.
     pub(super) fn tensors(&self) -> Vec<TensorSpec> {
         let (e, v) = (self.n_embd, self.n_vocab);
-        let embedding = match self.tied_output {
-            true => projection(e, LOGIT_GAIN),
-            false => Draw::Normal { mean: 0.0, deviation: 1.0 },
+        let embedding = if self.tied_output {
+            projection(e, LOGIT_GAIN)
+        } else {
+            Draw::Normal { mean: 0.0, deviation: 1.0 }
         };
         let mut list = vec![
             tensor("token_embd.weight", &[e, v], embedding),

@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{compare::verdict::Coverage, core::exit::Exit, report::Headline};
+use crate::{
+    compare::verdict::Coverage, core::exit::Exit, diagnosis::replay::Operation, report::Headline,
+};
 
 /// Raised when a field is added, removed or changes its meaning.
 pub const CHECK_VERSION: u32 = 3;
@@ -62,8 +64,7 @@ pub struct CaseResult {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
-    /// The result, such as `blk.0.q_rope`.
-    pub operation: String,
+    pub operation: Operation,
     /// `rms` over all elements, or the `peak` of one.
     pub measure: String,
     /// Errors in units of the bound, and the most that chance explains.
@@ -82,12 +83,14 @@ impl Change {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Change { operation, measure, was, now, most } = self;
-        match *was > 0.0 {
-            true => write!(
+        let operation = operation.result();
+        if *was > 0.0 {
+            write!(
                 f,
                 "{operation} {measure} error {was:.3} -> {now:.3} x bound (chance explains {most:.3})"
-            ),
-            false => write!(f, "{operation} was exact, {measure} error {now:.3} x bound now"),
+            )
+        } else {
+            write!(f, "{operation} was exact, {measure} error {now:.3} x bound now")
         }
     }
 }

@@ -427,9 +427,10 @@ impl Alignment {
         let rivals = rivals(fits);
         let all: Vec<Site> = rivals.iter().map(|fit| fit.site).collect();
         let Some(&fit) = rivals.iter().find(|fit| self.is_free(fit.site)) else {
-            match all.is_empty() {
-                true => self.unmatched.push(name),
-                false => self.ambiguous.push((name, all)),
+            if all.is_empty() {
+                self.unmatched.push(name)
+            } else {
+                self.ambiguous.push((name, all))
             }
             return;
         };

@@ -78,9 +78,10 @@ impl Dump {
             }
         }
         arrays.sort_by(|a: &Array, b| a.name.cmp(&b.name));
-        match arrays.is_empty() {
-            true => Err(DumpError::Empty { path: folder.into() }),
-            false => Ok(Dump { arrays }),
+        if arrays.is_empty() {
+            Err(DumpError::Empty { path: folder.into() })
+        } else {
+            Ok(Dump { arrays })
         }
     }
 }

@@ -37,9 +37,10 @@ pub(super) fn entry(path: &Path, index: usize, offset: u64, bytes: usize) -> io:
     // It grows as it is read: a length that is only stated takes no memory.
     let mut data = Vec::new();
     file.take(bytes as u64 + 1).read_to_end(&mut data)?;
-    match data.len() == bytes {
-        true => Ok(data),
-        false => Err(io::Error::other("its length is not the stated one")),
+    if data.len() == bytes {
+        Ok(data)
+    } else {
+        Err(io::Error::other("its length is not the stated one"))
     }
 }
 

@@ -139,9 +139,10 @@ impl<'a> Tokens<'a> {
             let first = if of_cache { step.positions() - 1 } else { step.first_position };
             for position in (first..step.positions()).take_while(|&p| p < self.arrays.len()) {
                 let array = self.arrays[position];
-                let values = match of_cache {
-                    true => Source::Whole(array, reading.clone()).read(shape.clone())?.data,
-                    false => row(array, reading, &shape)?,
+                let values = if of_cache {
+                    Source::Whole(array, reading.clone()).read(shape.clone())?.data
+                } else {
+                    row(array, reading, &shape)?
                 };
                 read.push((site, position, values));
             }

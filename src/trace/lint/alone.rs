@@ -147,9 +147,10 @@ fn check_byte_order(trace: &TraceReader, site: Site, tensor: &Tensor) -> Result<
         return Ok(());
     }
     let swapped = trace.byte_swapped(site)?;
-    match swapped.is_some_and(|swapped| is_sane(&swapped.data)) {
-        true => Err(TraceError::ByteOrder { path: trace.path(site.step), site }),
-        false => Ok(()),
+    if swapped.is_some_and(|swapped| is_sane(&swapped.data)) {
+        Err(TraceError::ByteOrder { path: trace.path(site.step), site })
+    } else {
+        Ok(())
     }
 }
 

@@ -98,9 +98,10 @@ impl CudaDevice {
             (a.x.address, a.inner, a.input, a.output) == (b.x.address, b.inner, b.input, b.output)
         };
         for same in gemms.chunk_by(|a, b| is_gemv(a) && is_gemv(b) && alike(a, b)) {
-            match is_gemv(&same[0]) {
-                true => same.chunks(GROUP).try_for_each(|group| self.gemv(group))?,
-                false => self.multiply(&same[0])?,
+            if is_gemv(&same[0]) {
+                same.chunks(GROUP).try_for_each(|group| self.gemv(group))?
+            } else {
+                self.multiply(&same[0])?
             }
         }
         Ok(())

@@ -136,9 +136,10 @@ impl CudaDevice {
 
     fn checked(&self, buffer: &Buffer, offset: usize, bytes: usize) -> Result<u64, DeviceError> {
         let inside = offset.checked_add(bytes).is_some_and(|end| end <= buffer.bytes);
-        match inside {
-            true => Ok(buffer.address + offset as u64),
-            false => Err(DeviceError::Bounds { offset, bytes, length: buffer.bytes }),
+        if inside {
+            Ok(buffer.address + offset as u64)
+        } else {
+            Err(DeviceError::Bounds { offset, bytes, length: buffer.bytes })
         }
     }
 }

@@ -130,13 +130,14 @@ impl Compiler {
         let output = run(Command::new(&self.path).arg(format!("-print-file-name={name}")))?;
         let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
         // A compiler without it repeats the name.
-        match path.is_absolute() && path.exists() {
-            true => Ok(path),
-            false => Err(DeviceError::Tool {
+        if path.is_absolute() && path.exists() {
+            Ok(path)
+        } else {
+            Err(DeviceError::Tool {
                 tool: format!("{} -print-file-name={name}", self.path.display()),
                 detail: "it has no AddressSanitizer of its own; install g++ and set CXX=g++"
                     .to_string(),
-            }),
+            })
         }
     }
 
@@ -215,9 +216,10 @@ impl Wrapper {
         );
         let key = key(compiler, &recipe.kernel_flags, &text);
         let table = format!("cuda_host_table_{}", &key[..16]);
-        let entries = match entries.is_empty() {
-            true => "{nullptr, nullptr, nullptr}".to_string(),
-            false => entries.join(", "),
+        let entries = if entries.is_empty() {
+            "{nullptr, nullptr, nullptr}".to_string()
+        } else {
+            entries.join(", ")
         };
         let text = format!("{text}CUDA_HOST_TABLE({table}, {entries})\n");
         Wrapper { file: source.file.clone(), key, text, table }
@@ -284,12 +286,13 @@ impl Unit<'_> {
     }
 
     fn checked(&self, output: Output) -> Result<(), DeviceError> {
-        match output.status.success() {
-            true => Ok(()),
-            false => Err(DeviceError::Compile {
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(DeviceError::Compile {
                 file: self.kernel.unwrap_or("cuda_host_runtime.cpp").to_string(),
                 message: shortened(&String::from_utf8_lossy(&output.stderr)),
-            }),
+            })
         }
     }
 }
@@ -300,12 +303,13 @@ fn rename_bss(folder: &Path) -> Result<(), DeviceError> {
     let mut command = Command::new("objcopy");
     command.args(["--rename-section", ".bss=cudashm", "unit.o"]).current_dir(folder);
     let output = run(&mut command)?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(DeviceError::Tool {
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(DeviceError::Tool {
             tool: "objcopy".to_string(),
             detail: shortened(&String::from_utf8_lossy(&output.stderr)),
-        }),
+        })
     }
 }
 

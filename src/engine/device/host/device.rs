@@ -89,9 +89,10 @@ impl HostDevice {
             None => compile::compiler()?,
         };
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        let workers = match options.checked || options.sanitized {
-            true => 1,
-            false => options.workers.unwrap_or(cores).max(1),
+        let workers = if options.checked || options.sanitized {
+            1
+        } else {
+            options.workers.unwrap_or(cores).max(1)
         };
         let regions = options.checked.then(Regions::default);
         Ok(HostDevice { options, compiler, workers, sources: Vec::new(), module: None, regions })
@@ -111,9 +112,10 @@ impl HostDevice {
         bytes: usize,
     ) -> Result<*mut u8, DeviceError> {
         let inside = offset.checked_add(bytes).is_some_and(|end| end <= buffer.bytes);
-        match inside {
-            true => Ok((buffer.address as *mut u8).wrapping_add(offset)),
-            false => Err(DeviceError::Bounds { offset, bytes, length: buffer.bytes }),
+        if inside {
+            Ok((buffer.address as *mut u8).wrapping_add(offset))
+        } else {
+            Err(DeviceError::Bounds { offset, bytes, length: buffer.bytes })
         }
     }
 

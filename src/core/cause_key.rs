@@ -1,0 +1,123 @@
+//! The kinds of causes: what a guilty operation can be guilty of, and what a planted fault must be blamed
+//! for.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Makes the enum, the list of its variants and their names of one table.
+macro_rules! cause_keys {
+    ($($key:ident = $name:literal,)*) => {
+        /// The kind of a cause, as in `docs/diagnosis.md`; serialised by its name.
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize
+        )]
+        pub enum CauseKey {
+            $(#[serde(rename = $name)] $key,)*
+        }
+
+        impl CauseKey {
+            /// Its name; empty where the cause is unknown.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(CauseKey::$key => $name,)*
+                }
+            }
+        }
+    };
+}
+
+cause_keys! {
+    Unknown = "",
+    EmbeddingRow = "embedding-row",
+    NormMissing = "norm-missing",
+    NormWeightMissing = "norm-weight-missing",
+    NormWeightPlusOne = "norm-weight-plus-one",
+    NormWeightZero = "norm-weight-zero",
+    NormWeightOfOther = "norm-weight-of-other",
+    Eps = "eps",
+    MeanSubtracted = "mean-subtracted",
+    NotAveraged = "not-averaged",
+    RootMissing = "root-missing",
+    NotSquared = "not-squared",
+    PartialSum = "partial-sum",
+    InputOfOther = "input-of-other",
+    BiasMissing = "bias-missing",
+    BiasBroadcast = "bias-broadcast",
+    BiasTwice = "bias-twice",
+    BiasNegated = "bias-negated",
+    BiasOfOther = "bias-of-other",
+    BiasOfOtherLayer = "bias-of-other-layer",
+    WeightZero = "weight-zero",
+    WeightTransposed = "weight-transposed",
+    WeightLeadingDimension = "weight-leading-dimension",
+    WeightOfOther = "weight-of-other",
+    WeightOfOtherLayer = "weight-of-other-layer",
+    TiedOutput = "tied-output",
+    InnerTruncated = "inner-truncated",
+    RowsPermuted = "rows-permuted",
+    OutputsTruncated = "outputs-truncated",
+    RankSplit = "rank-split",
+    RopeMissing = "rope-missing",
+    RopePairs = "rope-pairs",
+    RopeTheta = "rope-theta",
+    RopePosition = "rope-position",
+    RopeDirection = "rope-direction",
+    RopePartial = "rope-partial",
+    RopeFactors = "rope-factors",
+    CacheUnwritten = "cache-unwritten",
+    CacheLate = "cache-late",
+    CacheStale = "cache-stale",
+    CacheSlot = "cache-slot",
+    CacheHead = "cache-head",
+    CacheStride = "cache-stride",
+    CacheLayer = "cache-layer",
+    CacheSource = "cache-source",
+    CacheBeforeRope = "cache-before-rope",
+    ScoreScale = "score-scale",
+    HeadMap = "head-map",
+    QuerySource = "query-source",
+    ValuesSource = "values-source",
+    CacheTransposed = "cache-transposed",
+    DimsReversed = "dims-reversed",
+    MaskMissing = "mask-missing",
+    MaskOffByOne = "mask-off-by-one",
+    Window = "window",
+    SoftmaxPartialSum = "softmax-partial-sum",
+    SoftmaxPadding = "softmax-padding",
+    SoftmaxUnnormalised = "softmax-unnormalised",
+    SoftmaxTemperature = "softmax-temperature",
+    SoftmaxAxis = "softmax-axis",
+    SoftmaxOverflow = "softmax-overflow",
+    ValuesTruncated = "values-truncated",
+    QueryInRegisters = "query-in-registers",
+    KeyTwice = "key-twice",
+    ResidualMissing = "residual-missing",
+    ResidualTwice = "residual-twice",
+    ResidualSign = "residual-sign",
+    ResidualSource = "residual-source",
+    GateUpSwapped = "gate-up-swapped",
+    Activation = "activation",
+    UpMissing = "up-missing",
+    GateMissing = "gate-missing",
+    GateTwice = "gate-twice",
+    Overflow = "overflow",
+    HeadsPermuted = "heads-permuted",
+    Zero = "zero",
+    Constant = "constant",
+    Scaled = "scaled",
+    OtherTensor = "other-tensor",
+    TokenBefore = "token-before",
+    TokenAfter = "token-after",
+    RowsEqual = "rows-equal",
+    PreviousStep = "previous-step",
+    Offset = "offset",
+    StoredCoarser = "stored-coarser",
+    F16Accumulation = "f16-accumulation",
+}
+
+impl fmt::Display for CauseKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}

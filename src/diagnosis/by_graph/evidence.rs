@@ -1,0 +1,182 @@
+//! A guilty site with its inputs and its wrong results, in every step where it was recorded.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    core::{cause_key::CauseKey, tensor::Tensor},
+    diagnosis::{
+        cause::Tried,
+        explain::{Explained, Place, Trial},
+        replay::{
+            Edit, Expected, GraphRun, Machine, Observed, Piece, ReplayError, Spread, wrong_elements,
+        },
+        scene::Rank,
+    },
+    graph::{Graph, NodeId, SiteSpec, site::Axis},
+};
+
+/// One step of a guilty site.
+pub struct StepEvidence<'a> {
+    /// The memory as the site's node found it.
+    pub machine: Machine<'a>,
+    /// What the site must give, beside what it gave.
+    pub observed: Observed<'a>,
+    /// The nodes that make it from what was recorded; its own last.
+    pub cone: Vec<NodeId>,
+}
+
+/// A guilty site.
+pub struct Evidence<'a> {
+    pub run: GraphRun<'a>,
+    /// Its place among the sites.
+    pub place: usize,
+    pub steps: Vec<StepEvidence<'a>>,
+    /// Which elements of each step are beyond their bounds.
+    pub wrong: Vec<Vec<bool>>,
+}
+
+/// Gathers the evidence on sites: the run is computed once more.
+pub fn gather<'a>(
+    run: GraphRun<'a>,
+    places: &BTreeSet<usize>,
+) -> Result<Vec<Evidence<'a>>, ReplayError> {
+    let mut found: BTreeMap<usize, Vec<StepEvidence<'a>>> = BTreeMap::new();
+    let mut machine = Machine::new(run);
+    for step in 0..run.recording.steps.len() as u32 {
+        machine.step(step, &mut |machine, observed| {
+            let place = observed.place;
+            if places.contains(&place) {
+                let cone = machine.cone(place);
+                let machine = machine.for_cone(place, &cone);
+                found.entry(place).or_default().push(StepEvidence { machine, observed, cone });
+            }
+            Ok(())
+        })?;
+    }
+    let evidence = |(place, steps): (usize, Vec<StepEvidence<'a>>)| {
+        let wrong = steps.iter().map(|step| wrong_elements(&step.observed.piece)).collect();
+        Evidence { run, place, steps, wrong }
+    };
+    Ok(found.into_iter().map(evidence).collect())
+}
+
+impl<'a> Evidence<'a> {
+    pub fn spec(&self) -> &'a SiteSpec {
+        &self.run.model.sites.specs()[self.place]
+    }
+
+    pub fn graph(&self) -> &'a Graph {
+        &self.run.model.graph
+    }
+
+    /// The nodes that make the site, its own last.
+    pub fn cone(&self) -> &[NodeId] {
+        &self.steps[0].cone
+    }
+
+    /// The nodes of the cone that are wanted.
+    pub fn nodes(&self, wanted: impl Fn(&crate::graph::Node) -> bool) -> Vec<NodeId> {
+        let graph = self.graph();
+        self.cone().iter().copied().filter(|&id| wanted(graph.node(id))).collect()
+    }
+
+    /// A mistake in what nodes compute.
+    pub fn mistake(
+        &self,
+        key: CauseKey,
+        text: impl Into<String>,
+        edit: &dyn Edit,
+    ) -> Result<Option<Tried>, ReplayError> {
+        let mut predicted = Vec::with_capacity(self.steps.len());
+        for step in &self.steps {
+            let Some(expected) = step.machine.again(self.place, &step.cone, edit)? else {
+                return Ok(None);
+            };
+            if expected.value.len() != step.observed.piece.captured.len() {
+                return Ok(None);
+            }
+            predicted.push(expected);
+        }
+        Ok(Some(self.tried(key, text.into(), Rank::Mistake, predicted)))
+    }
+
+    /// Other values in the place of the right ones, step by step, as precise as these are.
+    pub fn replaced(
+        &self,
+        key: CauseKey,
+        text: impl Into<String>,
+        rank: Rank,
+        of: impl Fn(&StepEvidence<'a>) -> Option<Vec<f64>>,
+    ) -> Option<Tried> {
+        let mut predicted = Vec::with_capacity(self.steps.len());
+        for step in &self.steps {
+            let value = of(step)?;
+            let right = &step.observed.piece.expected;
+            if value.len() != right.value.len() {
+                return None;
+            }
+            predicted.push(like(right, value));
+        }
+        Some(self.tried(key, text.into(), rank, predicted))
+    }
+
+    /// What a predicted result explains.
+    fn tried(
+        &self,
+        key: CauseKey,
+        text: String,
+        rank: Rank,
+        predicted: Vec<Expected<'a>>,
+    ) -> Tried {
+        let piece = |(step, expected): (&StepEvidence<'a>, Expected<'a>)| {
+            let piece = &step.observed.piece;
+            let (steps, positions) = (piece.steps.clone(), piece.positions.clone());
+            let captured = piece.captured.clone();
+            Piece { steps, positions, width: piece.width, keys: piece.keys, expected, captured }
+        };
+        let predicted: Vec<Piece<'_>> = self.steps.iter().zip(predicted).map(piece).collect();
+        let axes: Vec<Axis> = self.spec().axes.iter().map(|axis| axis.axis).collect();
+        let place = |at: usize, flat: usize| {
+            let step = &self.steps[at];
+            let index = Tensor::unravel(flat, &step.observed.shape);
+            let first_position = step.machine.first_position;
+            Place { step: step.observed.step, first_position, index }
+        };
+        let trial = Trial { axes: &axes, wrong: &self.wrong, place: &place };
+        let explained: Explained = trial.explained(&predicted);
+        Tried { key, text, rank, mistakes: 1, explained }
+    }
+
+    /// The right value beside the recorded one of every element that counts.
+    pub fn pairs(&self) -> Vec<(f64, f64)> {
+        let of = |step: &StepEvidence<'a>| {
+            let piece = &step.observed.piece;
+            let pairs = piece.expected.value.iter().zip(&piece.captured);
+            let pairs = pairs.map(|(&right, &x)| (right, f64::from(x)));
+            pairs.filter(|(right, x)| right.is_finite() && x.is_finite()).collect::<Vec<_>>()
+        };
+        self.steps.iter().flat_map(of).collect()
+    }
+
+    /// What was recorded of another site in each step, or of the same site in another layer.
+    pub fn recorded(&self, step: &StepEvidence<'a>, place: usize) -> Option<Vec<f64>> {
+        let spec = self.run.model.sites.specs().get(place)?;
+        let tensor = self.run.recording.tensors.tensor(spec.site(step.observed.step));
+        let tensor = tensor.ok().flatten()?;
+        Some(tensor.data.iter().map(|&x| f64::from(x)).collect())
+    }
+}
+
+/// Values with the bounds of a right result, in proportion, and room for the operation that changed them.
+fn like<'a>(right: &Expected<'a>, value: Vec<f64>) -> Expected<'a> {
+    const CHANGE: f64 = 4.0;
+    let ratio = |i: usize| match right.value[i].abs() {
+        0.0 => 1.0,
+        size => (value[i].abs() / size).clamp(0.0, 1e6),
+    };
+    let rounding = right.rounding;
+    let spread = (0..value.len()).map(|i| right.most_spread(i) * ratio(i)).collect();
+    let change = |i: usize| CHANGE * rounding.sum * value[i].abs();
+    let single = (0..value.len()).map(|i| right.single_of(i) * ratio(i) + change(i)).collect();
+    Expected { value, spread: Spread::Each(spread), single, rounding }
+}

@@ -1,0 +1,745 @@
+//! A side's run through its graph again, node by node in f64, each from what the side itself recorded.
+//!
+//! Memory is as ggml has it: a tensor of its own is a root, and what a window shows lies in its root. What
+//! was recorded takes the place of what was computed; what was not is computed, with the standard deviation
+//! of its error, until the next recording judges both.
+
+use std::{borrow::Cow, collections::BTreeSet, rc::Rc};
+
+use super::{
+    Matrix, Recording,
+    expected::{Expected, Rounding, Spread},
+    forward::{Piece, ReplayError},
+    rules::{self, Argument, Call, Logits, Values},
+};
+use crate::{
+    core::tensor::DType,
+    graph::{Extent, Graph, Kind, ModelGraph, NodeId, Op, Params, SequenceInputs, SiteSpec, Sizes},
+    model::ModelFile,
+};
+
+/// What a graph is replayed with.
+#[derive(Clone, Copy)]
+pub struct GraphRun<'a> {
+    pub file: &'a ModelFile,
+    pub model: &'a ModelGraph,
+    pub inputs: &'a SequenceInputs,
+    pub recording: Recording<'a>,
+    /// Whether GELU and its kin come from ggml's tables of f16 values.
+    pub has_tables: bool,
+}
+
+/// The values of a root.
+#[derive(Clone, Default)]
+pub struct Root {
+    /// In ggml's order.
+    pub value: Vec<f64>,
+    /// The standard deviation of each element's error; `None` where all are known.
+    pub spread: Option<Vec<f64>>,
+    /// Sites, by their places, that were computed on the way because they were not recorded.
+    pub through: BTreeSet<usize>,
+}
+
+/// The values of every root, by its place in the graph; `None` where they are not known.
+pub type Memory = Vec<Option<Rc<Root>>>;
+
+/// A site's result beside what was recorded of it.
+pub struct Observed<'a> {
+    /// Its place among the sites.
+    pub place: usize,
+    pub step: u32,
+    pub shape: Vec<usize>,
+    pub piece: Piece<'a>,
+    /// Sites that it is judged together with.
+    pub spanned: BTreeSet<usize>,
+    /// Where the result is a choice: how far it is from a right one, in units of what the errors of what it
+    /// chooses among allow. Above 0 another choice was as good.
+    pub choice: Option<f64>,
+}
+
+/// What is given every recorded site, with the memory as its node found it.
+pub type Observe<'o, 'a> = &'o mut dyn FnMut(&Machine<'a>, Observed<'a>) -> Result<(), ReplayError>;
+
+/// A change of what nodes compute, for a hypothesis.
+pub trait Edit {
+    /// Changes a node before it is computed.
+    fn change<'a>(
+        &self,
+        machine: &Machine<'a>,
+        id: NodeId,
+        call: &mut Call<'_, 'a>,
+    ) -> Result<(), ReplayError>;
+
+    /// Changes a node's result.
+    fn result(&self, _machine: &Machine<'_>, _id: NodeId, _result: &mut Expected<'_>) {}
+}
+
+/// No change.
+pub struct AsItIs;
+
+impl Edit for AsItIs {
+    fn change<'a>(
+        &self,
+        _: &Machine<'a>,
+        _: NodeId,
+        _: &mut Call<'_, 'a>,
+    ) -> Result<(), ReplayError> {
+        Ok(())
+    }
+}
+
+/// The replay of one side, step after step.
+#[derive(Clone)]
+pub struct Machine<'a> {
+    pub run: GraphRun<'a>,
+    pub memory: Memory,
+    pub extent: Extent,
+    pub step: u32,
+    pub first_position: usize,
+    /// Nodes that no rule is known for, by their places.
+    pub without_rule: BTreeSet<NodeId>,
+    /// The site at each tensor.
+    site_at: Rc<Vec<Option<usize>>>,
+}
+
+impl<'a> Machine<'a> {
+    pub fn new(run: GraphRun<'a>) -> Machine<'a> {
+        let n = run.model.graph.nodes.len();
+        let mut site_at = vec![None; n];
+        for (place, spec) in run.model.sites.specs().iter().enumerate() {
+            site_at[spec.node.index()] = Some(place);
+        }
+        Machine {
+            run,
+            memory: vec![None; n],
+            extent: Extent { tokens: 0, cells: 0, is_first: true },
+            step: 0,
+            first_position: 0,
+            without_rule: BTreeSet::new(),
+            site_at: Rc::new(site_at),
+        }
+    }
+
+    pub fn graph(&self) -> &'a Graph {
+        &self.run.model.graph
+    }
+
+    /// Computes the next step; `observe` is given every recorded site.
+    pub fn step(&mut self, step: u32, observe: Observe<'_, 'a>) -> Result<(), ReplayError> {
+        let positions = self.run.recording.positions(step);
+        self.step = step;
+        self.first_position = positions.start;
+        self.extent = Extent {
+            tokens: positions.len(),
+            cells: positions.end,
+            is_first: positions.start == 0,
+        };
+        self.forget();
+        for id in self.graph().ids() {
+            let node = self.graph().node(id);
+            for &place in self.run.model.read_at(id) {
+                let spec = &self.run.model.sites.specs()[place];
+                if spec.node != id {
+                    self.see_window(place, observe)?;
+                }
+            }
+            match node.kind {
+                Kind::Input => self.memory[id.index()] = self.input(id),
+                Kind::State if self.memory[id.index()].is_none() => {
+                    let value = vec![0.0; node.sizes(self.extent).elements()];
+                    self.memory[id.index()] = Some(Rc::new(Root { value, ..Root::default() }));
+                }
+                Kind::Computed if node.op.is_window() => {
+                    let own = self.site_at[id.index()];
+                    let is_own = |&place: &usize| self.run.model.sites.specs()[place].reader == id;
+                    if let Some(place) = own.filter(is_own) {
+                        self.see_window(place, observe)?;
+                    }
+                }
+                Kind::Computed => self.node(id, observe)?,
+                Kind::Weight | Kind::Skipped | Kind::State => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets all but the states.
+    fn forget(&mut self) {
+        for (root, node) in self.memory.iter_mut().zip(&self.run.model.graph.nodes) {
+            if node.kind != Kind::State {
+                *root = None;
+            }
+        }
+    }
+
+    fn input(&self, id: NodeId) -> Option<Rc<Root>> {
+        let value = self.run.inputs.at(self.graph(), id, self.extent, self.first_position)?;
+        Some(Rc::new(Root { value, ..Root::default() }))
+    }
+
+    /// Computes a node, judges it by what was recorded, and stores either.
+    fn node(&mut self, id: NodeId, observe: Observe<'_, 'a>) -> Result<(), ReplayError> {
+        let node = self.graph().node(id);
+        if node.op == Op::SetRows {
+            self.set_rows(id);
+            return Ok(());
+        }
+        let own = self.site_at[id.index()];
+        let recorded = match own {
+            Some(place) => self.recorded(place)?,
+            None => None,
+        };
+        let computed = self.compute(id, &AsItIs)?;
+        if computed.is_none() {
+            self.without_rule_if_fed(id);
+        }
+        let mut through = self.through(id);
+        let sizes = node.sizes(self.extent);
+        let root = match (computed, recorded, own) {
+            (Some(expected), Some(recorded), Some(place)) => {
+                let root = known(&self.run.model.sites.specs()[place], &sizes, &recorded);
+                let spec = &self.run.model.sites.specs()[place];
+                let (mut expected, choice) = self.held_to_choice(id, expected, &root)?;
+                let mut root = root;
+                self.leave_out_unseen(id, &mut expected, &mut root);
+                let shape = self.shape(spec);
+                let piece = self.piece(spec, &shape, expected, recorded);
+                let spanned = through;
+                let step = self.step;
+                observe(self, Observed { place, step, shape, piece, spanned, choice })?;
+                Some(root)
+            }
+            (None, Some(recorded), Some(place)) => {
+                Some(known(&self.run.model.sites.specs()[place], &sizes, &recorded))
+            }
+            (Some(expected), _, _) => {
+                through.extend(own);
+                Some(Root { through, ..uncertain(expected) })
+            }
+            (None, _, _) => None,
+        };
+        self.store(id, root);
+        Ok(())
+    }
+
+    /// A node that is not computed though all of its sources are there has no rule.
+    fn without_rule_if_fed(&mut self, id: NodeId) {
+        let sources = self.graph().node(id).sources.iter().flatten();
+        let known = |&source: &NodeId| {
+            let root = self.graph().root(source);
+            self.graph().node(root).kind == Kind::Weight || self.memory[root.index()].is_some()
+        };
+        if sources.into_iter().all(known) {
+            self.without_rule.insert(id);
+        }
+    }
+
+    /// The sites that were computed on the way to a node's sources.
+    fn through(&self, id: NodeId) -> BTreeSet<usize> {
+        let sources = self.graph().node(id).sources.iter().flatten();
+        let roots = sources.filter_map(|&s| self.memory[self.graph().root(s).index()].as_ref());
+        roots.flat_map(|root| root.through.iter().copied()).collect()
+    }
+
+    /// What a node must give; `None` where it has no rule, or a source is not known.
+    pub fn compute(
+        &self,
+        id: NodeId,
+        edit: &dyn Edit,
+    ) -> Result<Option<Expected<'a>>, ReplayError> {
+        let node = self.graph().node(id);
+        let mut arguments = Vec::with_capacity(node.sources.len());
+        for source in &node.sources {
+            match source {
+                None => arguments.push(None),
+                Some(source) => match self.argument(*source)? {
+                    Some(argument) => arguments.push(Some(argument)),
+                    None => return Ok(None),
+                },
+            }
+        }
+        let mut call = Call {
+            op: node.op,
+            params: node.params(self.extent),
+            ne: node.sizes(self.extent).ne,
+            arguments,
+            rounding: self.rounding(id),
+            has_tables: self.run.has_tables,
+        };
+        edit.change(self, id, &mut call)?;
+        let mut result = rules::compute(&call)?;
+        if let Some(result) = &mut result {
+            edit.result(self, id, result);
+        }
+        Ok(result)
+    }
+
+    /// The nodes that make a site from what is known: in order, the site's own last.
+    pub fn cone(&self, place: usize) -> Vec<NodeId> {
+        let graph = self.graph();
+        let own = graph.root(self.run.model.sites.specs()[place].node);
+        let mut found = BTreeSet::new();
+        let mut waiting = vec![own];
+        while let Some(id) = waiting.pop() {
+            let node = graph.node(id);
+            if node.kind != Kind::Computed || !found.insert(id) {
+                continue;
+            }
+            for source in node.sources.iter().flatten() {
+                let root = graph.root(*source);
+                let known = self.memory[root.index()].as_ref();
+                // What was recorded is certain.
+                if root != own && known.is_none_or(|root| root.spread.is_some()) {
+                    waiting.push(root);
+                }
+            }
+        }
+        found.into_iter().collect()
+    }
+
+    /// Computes a cone again, changed; what its site must then give, in the site's order.
+    pub fn again(
+        &self,
+        place: usize,
+        cone: &[NodeId],
+        edit: &dyn Edit,
+    ) -> Result<Option<Expected<'a>>, ReplayError> {
+        let spec = &self.run.model.sites.specs()[place];
+        let mut branch = self.clone();
+        for &id in cone {
+            let Some(expected) = branch.compute(id, edit)? else { return Ok(None) };
+            if id == spec.node {
+                return Ok(Some(branch.in_site_order(spec, expected)));
+            }
+            let root = Root { through: BTreeSet::new(), ..uncertain(expected) };
+            branch.store(id, Some(root));
+        }
+        // The site is a window on the last of them.
+        let Some(Argument { values: Values::Dense { value, spread }, .. }) =
+            branch.argument(spec.node)?
+        else {
+            return Ok(None);
+        };
+        let rounding = Rounding::of(self.run.recording.arithmetic, spec.stage);
+        let spread = spread.map_or(Spread::None, |spread| Spread::Each(spread.into_owned()));
+        let value = value.into_owned();
+        let expected = Expected { value, spread, single: Vec::new(), rounding };
+        Ok(Some(branch.in_site_order(spec, expected)))
+    }
+
+    /// A result in the order of its site.
+    fn in_site_order(&self, spec: &SiteSpec, expected: Expected<'a>) -> Expected<'a> {
+        let ne = self.graph().node(spec.node).sizes(self.extent).ne;
+        let order = site_order(spec, &self.shape(spec), ne);
+        expected.rearranged(order, f64::from(spec.factor))
+    }
+
+    /// The same machine with only what a cone is computed from.
+    pub fn for_cone(&self, place: usize, cone: &[NodeId]) -> Machine<'a> {
+        let graph = self.graph();
+        let own = graph.root(self.run.model.sites.specs()[place].node);
+        let mut kept = BTreeSet::from([own]);
+        for &id in cone {
+            kept.extend(graph.node(id).sources.iter().flatten().map(|&source| graph.root(source)));
+        }
+        let keep =
+            |(id, root): (NodeId, &Option<Rc<Root>>)| root.clone().filter(|_| kept.contains(&id));
+        let memory = graph.ids().zip(&self.memory).map(keep).collect();
+        Machine { memory, ..self.clone() }
+    }
+
+    /// The declared roundings of a node's result.
+    fn rounding(&self, id: NodeId) -> Rounding {
+        let arithmetic = self.run.recording.arithmetic;
+        let specs = self.run.model.sites.specs();
+        if let Some(place) = self.site_at[id.index()] {
+            return Rounding::of(arithmetic, specs[place].stage);
+        }
+        // Within an operation nothing is stored, unless it says so.
+        let sum = arithmetic.default.accumulator;
+        let between = arithmetic.between.unwrap_or(sum);
+        Rounding::new(sum, between)
+    }
+
+    /// A source's values, dense.
+    pub fn argument(&self, id: NodeId) -> Result<Option<Argument<'_, 'a>>, ReplayError> {
+        let (graph, node) = (self.graph(), self.graph().node(id));
+        let sizes = node.sizes(self.extent);
+        let root_id = graph.root(id);
+        if graph.node(root_id).kind == Kind::Weight {
+            return self.weight(root_id, id, sizes).map(Some);
+        }
+        let Some(root) = &self.memory[root_id.index()] else { return Ok(None) };
+        if node.window.is_none() {
+            let value = Cow::Borrowed(&root.value[..]);
+            let spread = root.spread.as_deref().map(Cow::Borrowed);
+            return Ok(Some(Argument { ne: sizes.ne, values: Values::Dense { value, spread } }));
+        }
+        let Some(places) = Places::of(node.format.size(), &sizes) else { return Ok(None) };
+        let value = Cow::Owned(places.gathered(&root.value));
+        let spread = root.spread.as_ref().map(|spread| Cow::Owned(places.gathered(spread)));
+        Ok(Some(Argument { ne: sizes.ne, values: Values::Dense { value, spread } }))
+    }
+
+    fn weight(
+        &self,
+        root: NodeId,
+        id: NodeId,
+        sizes: Sizes,
+    ) -> Result<Argument<'_, 'a>, ReplayError> {
+        let graph = self.graph();
+        let arithmetic = self.run.recording.arithmetic;
+        let root_node = graph.node(root);
+        let is_vector = root_node.ne[1..].iter().all(|size| size.fixed == 1);
+        let dtype = match is_vector {
+            true => arithmetic.vectors.unwrap_or(DType::F32),
+            false => arithmetic.weights,
+        };
+        let matrix = Matrix::of_file(self.run.file, &root_node.name, dtype)?;
+        let node = graph.node(id);
+        let same = node.window.is_none_or(|_| sizes.ne == root_node.sizes(self.extent).ne);
+        if same {
+            return Ok(Argument { ne: sizes.ne, values: Values::Weight(matrix) });
+        }
+        let all: Vec<f64> = matrix.flat()?.into_iter().map(f64::from).collect();
+        let places = Places::of(node.format.size().or(Some(4)), &sizes);
+        let value = places.map_or_else(Vec::new, |places| places.gathered(&all));
+        let value = Cow::Owned(value);
+        Ok(Argument { ne: sizes.ne, values: Values::Dense { value, spread: None } })
+    }
+
+    /// Writes rows into a state, or into another tensor's memory.
+    fn set_rows(&mut self, id: NodeId) {
+        let graph = self.graph();
+        let node = graph.node(id);
+        let (Some(rows), Some(places), Some(window)) =
+            (node.source(0), node.source(1), node.window)
+        else {
+            return;
+        };
+        let through = self.through(id);
+        let (Ok(Some(rows)), Ok(Some(indices))) = (self.argument(rows), self.argument(places))
+        else {
+            self.memory[window.root.index()] = None;
+            return;
+        };
+        let sizes = node.sizes(self.extent);
+        let Some(target) = Places::of(node.format.size(), &sizes) else { return };
+        let [_, per_group, per_outer, _] = indices.ne;
+        let (Values::Dense { value, spread }, Ok(indices)) = (&rows.values, indices.value()) else {
+            return;
+        };
+        let [length, n, groups, outer] = rows.ne;
+        let is_uncertain = spread.is_some();
+        let mut writes = Vec::with_capacity(value.len());
+        for i3 in 0..outer {
+            for i2 in 0..groups {
+                for i1 in 0..n {
+                    let group = i3 % per_outer.max(1) * per_group + i2 % per_group.max(1);
+                    let Some(&row) = indices.get(group * n + i1) else { continue };
+                    let row = row as usize;
+                    let from = ((i3 * groups + i2) * n + i1) * length;
+                    for i0 in 0..length {
+                        let at = target.place([i0, row, i2, i3]);
+                        writes.push((at, value[from + i0], spread.as_ref().map(|s| s[from + i0])));
+                    }
+                }
+            }
+        }
+        let Some(root) = &mut self.memory[window.root.index()] else { return };
+        let root = Rc::make_mut(root);
+        if is_uncertain && root.spread.is_none() {
+            root.spread = Some(vec![0.0; root.value.len()]);
+        }
+        for (at, value, spread) in writes {
+            if at < root.value.len() {
+                root.value[at] = value;
+                if let Some(all) = &mut root.spread {
+                    all[at] = spread.unwrap_or(0.0);
+                }
+            }
+        }
+        root.through.extend(through);
+    }
+
+    /// Stores a node's values: its own, or in the memory that it lies in.
+    fn store(&mut self, id: NodeId, root: Option<Root>) {
+        let node = self.graph().node(id);
+        let Some(window) = node.window else {
+            self.memory[id.index()] = root.map(Rc::new);
+            return;
+        };
+        let places = Places::of(node.format.size(), &node.sizes(self.extent));
+        let (Some(values), Some(places)) = (root, places) else {
+            self.memory[window.root.index()] = None;
+            return;
+        };
+        let Some(root) = &mut self.memory[window.root.index()] else { return };
+        let root = Rc::make_mut(root);
+        if values.spread.is_some() && root.spread.is_none() {
+            root.spread = Some(vec![0.0; root.value.len()]);
+        }
+        let mut flat = 0;
+        places.each(|at| {
+            root.value[at] = values.value[flat];
+            if let Some(spread) = &mut root.spread {
+                spread[at] = values.spread.as_ref().map_or(0.0, |spread| spread[flat]);
+            }
+            flat += 1;
+        });
+        root.through.extend(values.through);
+    }
+
+    /// The shape of a site's tensor in this step.
+    fn shape(&self, spec: &SiteSpec) -> Vec<usize> {
+        spec.shape(self.extent.tokens, self.extent.cells)
+    }
+
+    /// What the side recorded of a site in this step.
+    fn recorded(&self, place: usize) -> Result<Option<Vec<f32>>, ReplayError> {
+        let spec = &self.run.model.sites.specs()[place];
+        let tensor = self.run.recording.tensors.tensor(spec.site(self.step))?;
+        let shape = self.shape(spec);
+        Ok(tensor.filter(|tensor| tensor.shape == shape).map(|tensor| tensor.data))
+    }
+
+    /// A result in the order of its site, beside what was recorded.
+    fn piece(
+        &self,
+        spec: &SiteSpec,
+        shape: &[usize],
+        expected: Expected<'a>,
+        captured: Vec<f32>,
+    ) -> Piece<'a> {
+        let expected = self.in_site_order(spec, expected);
+        let tokens = self.extent.tokens;
+        let rows = shape.first().copied().unwrap_or(1);
+        let positions: Vec<usize> = if rows == tokens && tokens != self.extent.cells {
+            (0..rows).map(|row| self.first_position + row).collect()
+        } else {
+            (0..rows).collect()
+        };
+        Piece {
+            steps: vec![self.step],
+            positions,
+            width: captured.len() / rows.max(1),
+            keys: None,
+            expected,
+            captured,
+        }
+    }
+
+    /// Scores of keys that a query does not see are nobody's result: they are not judged, and the softmax
+    /// takes them as computed.
+    fn leave_out_unseen(&self, id: NodeId, expected: &mut Expected<'a>, root: &mut Root) {
+        let graph = self.graph();
+        let softmax = graph.iter().skip(id.index()).find(|(_, node)| {
+            node.op == Op::SoftMax && node.source(0).map(|source| graph.root(source)) == Some(id)
+        });
+        let mask = softmax.and_then(|(_, node)| node.source(1));
+        let Some(Ok(Some(Argument { ne, values: Values::Dense { value: mask, .. } }))) =
+            mask.map(|mask| self.argument(mask))
+        else {
+            return;
+        };
+        let [keys, tokens, _, _] = graph.node(id).sizes(self.extent).ne;
+        if ne[0] != keys {
+            return;
+        }
+        for flat in 0..expected.value.len() {
+            let (key, token) = (flat % keys, flat / keys % tokens);
+            if mask[token * keys + key] == f64::NEG_INFINITY {
+                root.value[flat] = expected.value[flat];
+                expected.value[flat] = f64::NAN;
+            }
+        }
+    }
+
+    /// A choice is right where its own order of the values is; then it is what is expected.
+    fn held_to_choice(
+        &self,
+        id: NodeId,
+        expected: Expected<'a>,
+        recorded: &Root,
+    ) -> Result<(Expected<'a>, Option<f64>), ReplayError> {
+        let node = self.graph().node(id);
+        if !node.op.is_choice() {
+            return Ok((expected, None));
+        }
+        let Some(source) = node.source(0) else { return Ok((expected, None)) };
+        let Some(from) = self.argument(source)? else { return Ok((expected, None)) };
+        let params = node.params(self.extent);
+        let (values, spread) = (from.value()?, from.spread());
+        let logits = Logits { width: from.ne[0], values: &values, spread };
+        let choice = rules::is_choice_of(&node.op, params, logits, &recorded.value);
+        let is_right = choice.is_some_and(|times| times <= 1.0);
+        let value = if is_right { recorded.value.clone() } else { expected.value };
+        Ok((Expected { value, ..expected }, choice))
+    }
+
+    /// Judges a site that is a window by what was recorded, which takes its place.
+    fn see_window(&mut self, place: usize, observe: Observe<'_, 'a>) -> Result<(), ReplayError> {
+        let spec = &self.run.model.sites.specs()[place];
+        let Some(recorded) = self.recorded(place)? else {
+            self.pass(place);
+            return Ok(());
+        };
+        let root_id = self.graph().root(spec.node);
+        let sizes = self.graph().node(spec.node).sizes(self.extent);
+        let known = known(spec, &sizes, &recorded);
+        if let Some(Argument { values: Values::Dense { value, spread }, .. }) =
+            self.argument(spec.node)?
+        {
+            let rounding = Rounding::of(self.run.recording.arithmetic, spec.stage);
+            let spread = spread.map_or(Spread::None, |spread| Spread::Each(spread.into_owned()));
+            let value = value.into_owned();
+            let expected = Expected { value, spread, single: Vec::new(), rounding };
+            let (expected, choice) = self.window_choice(spec.node, expected, &known)?;
+            let shape = self.shape(spec);
+            let piece = self.piece(spec, &shape, expected, recorded);
+            let spanned = match &self.memory[root_id.index()] {
+                Some(root) => root.through.clone(),
+                None => BTreeSet::new(),
+            };
+            let step = self.step;
+            observe(self, Observed { place, step, shape, piece, spanned, choice })?;
+        }
+        let places = Places::of(self.graph().node(spec.node).format.size(), &sizes);
+        if let (Some(root), Some(places)) = (&mut self.memory[root_id.index()], places) {
+            let root = Rc::make_mut(root);
+            let mut flat = 0;
+            places.each(|at| {
+                root.value[at] = known.value[flat];
+                if let Some(spread) = &mut root.spread {
+                    spread[at] = 0.0;
+                }
+                flat += 1;
+            });
+            if root.spread.as_ref().is_some_and(|spread| spread.iter().all(|&s| s == 0.0)) {
+                root.spread = None;
+                root.through.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// The ids that a window shows of a choice.
+    fn window_choice(
+        &self,
+        id: NodeId,
+        expected: Expected<'a>,
+        recorded: &Root,
+    ) -> Result<(Expected<'a>, Option<f64>), ReplayError> {
+        let root = self.graph().node(self.graph().root(id));
+        let Some(source) = root.source(0).filter(|_| root.op.is_choice()) else {
+            return Ok((expected, None));
+        };
+        let Some(from) = self.argument(source)? else { return Ok((expected, None)) };
+        let (values, spread) = (from.value()?, from.spread());
+        let logits = Logits { width: from.ne[0], values: &values, spread };
+        let choice = rules::is_choice_of(&Op::TopK, Params::default(), logits, &recorded.value);
+        let is_right = choice.is_some_and(|times| times <= 1.0);
+        let value = if is_right { recorded.value.clone() } else { expected.value };
+        Ok((Expected { value, ..expected }, choice))
+    }
+
+    /// A site that is a window and was not recorded.
+    fn pass(&mut self, place: usize) {
+        let root = self.graph().root(self.run.model.sites.specs()[place].node);
+        if let Some(root) = &mut self.memory[root.index()]
+            && root.spread.is_some()
+        {
+            Rc::make_mut(root).through.insert(place);
+        }
+    }
+}
+
+/// A result as it was computed, with its error.
+fn uncertain(expected: Expected<'_>) -> Root {
+    let spread = |i| expected.most_spread(i) + expected.fixed(i);
+    let spread = Some((0..expected.value.len()).map(spread).collect());
+    Root { value: expected.value, spread, through: BTreeSet::new() }
+}
+
+/// The place in a node's own order of each element of its site.
+fn site_order(spec: &SiteSpec, shape: &[usize], ne: [usize; 4]) -> Vec<usize> {
+    let mut order = Vec::with_capacity(shape.iter().product());
+    spec.each_index(shape, |at| {
+        order.push(((at[3] * ne[2] + at[2]) * ne[1] + at[1]) * ne[0] + at[0]);
+    });
+    order
+}
+
+/// A site's recorded values in its node's own order.
+fn known(spec: &SiteSpec, sizes: &Sizes, recorded: &[f32]) -> Root {
+    let mut value = vec![0.0; sizes.elements()];
+    let factor = f64::from(spec.factor);
+    // The recorded values have the shape of the site in this step.
+    let shape: Vec<usize> = spec
+        .axes
+        .iter()
+        .map(
+            |axis| {
+                if axis.size.is_fixed() { axis.size.fixed as usize } else { sizes.ne[axis.along] }
+            },
+        )
+        .collect();
+    for (at, &x) in site_order(spec, &shape, sizes.ne).into_iter().zip(recorded) {
+        value[at] = f64::from(x) / factor;
+    }
+    Root { value, ..Root::default() }
+}
+
+/// Where the elements of a window lie in its root.
+struct Places {
+    ne: [usize; 4],
+    /// In elements.
+    strides: [usize; 4],
+    first: usize,
+}
+
+impl Places {
+    /// `None` of blocks of elements.
+    fn of(element: Option<usize>, sizes: &Sizes) -> Option<Places> {
+        let element = element?;
+        let strides = sizes.nb.map(|bytes| bytes / element);
+        Some(Places { ne: sizes.ne, strides, first: sizes.offset / element })
+    }
+
+    fn place(&self, index: [usize; 4]) -> usize {
+        self.first + index.iter().zip(&self.strides).map(|(i, stride)| i * stride).sum::<usize>()
+    }
+
+    /// Calls `of` with the place of each element, in ggml's order.
+    fn each(&self, mut of: impl FnMut(usize)) {
+        let [n0, n1, n2, n3] = self.ne;
+        for i3 in 0..n3 {
+            for i2 in 0..n2 {
+                for i1 in 0..n1 {
+                    let row = self.place([0, i1, i2, i3]);
+                    (0..n0).for_each(|i0| of(row + i0 * self.strides[0]));
+                }
+            }
+        }
+    }
+
+    /// The elements, dense; zero where the root has none.
+    fn gathered(&self, values: &[f64]) -> Vec<f64> {
+        let mut dense = Vec::with_capacity(self.ne.iter().product());
+        let [n0, n1, n2, n3] = self.ne;
+        for i3 in 0..n3 {
+            for i2 in 0..n2 {
+                for i1 in 0..n1 {
+                    let row = self.place([0, i1, i2, i3]);
+                    match values.get(row..row + n0).filter(|_| self.strides[0] == 1) {
+                        Some(run) => dense.extend_from_slice(run),
+                        None => dense.extend((0..n0).map(|i0| {
+                            values.get(row + i0 * self.strides[0]).copied().unwrap_or(0.0)
+                        })),
+                    }
+                }
+            }
+        }
+        dense
+    }
+}

@@ -1,0 +1,136 @@
+//! Operations of one rounding an element, and those of none.
+
+use std::borrow::Cow;
+
+use super::{
+    Argument, Call, LAMBDA, Op, Point,
+    place::{place, repeated, row_of},
+};
+use crate::{diagnosis::replay::Expected, model::gguf::GgufError};
+
+/// The result of an operation of one rounding at most; `None` for any other.
+pub fn compute(call: &Call<'_, '_>) -> Result<Option<Expected<'static>>, GgufError> {
+    let u = call.rounding.sum;
+    let float = |param: usize| f64::from(call.params.float(param));
+    let (first, second) = (float(0), float(1));
+    Ok(Some(match call.op {
+        Op::Add | Op::Add1 => {
+            pairs(call, |a, b| rounded(u, a.value + b.value, a.spread, b.spread))?
+        }
+        Op::Sub => pairs(call, |a, b| rounded(u, a.value - b.value, a.spread, b.spread))?,
+        Op::Mul => pairs(call, |a, b| {
+            rounded(u, a.value * b.value, a.spread * b.value, b.spread * a.value)
+        })?,
+        Op::Div => pairs(call, |a, b| {
+            let y = a.value / b.value;
+            rounded(u, y, a.spread / b.value, b.spread * y / b.value)
+        })?,
+        Op::AddId => added_by_id(call)?,
+        Op::Scale => map(call, |x, spread| {
+            let y = first * x + second;
+            let product = if second == 0.0 { 0.0 } else { u * (first * x).abs() };
+            Point { single: u * y.abs() + product, ..rounded(u, y, first * spread, 0.0) }
+        })?,
+        Op::Sqr => map(call, |x, spread| rounded(u, x * x, 2.0 * x * spread, 0.0))?,
+        Op::Sqrt => map(call, |x, spread| {
+            // A root is steep at zero, but no steeper than that of the error itself.
+            let steep = if spread == 0.0 { 0.0 } else { 0.5 * spread / x.max(0.0).sqrt() };
+            rounded(u, x.sqrt(), steep.min(spread.sqrt()), 0.0)
+        })?,
+        Op::Clamp => map(call, |x, spread| passed(x.min(second).max(first), spread))?,
+        Op::Abs => map(call, |x, spread| passed(x.abs(), spread))?,
+        Op::Neg => map(call, |x, spread| passed(-x, spread))?,
+        Op::Relu => map(call, |x, spread| passed(relu(x), spread))?,
+        Op::LeakyRelu => map(call, |x, spread| {
+            let y = if x > 0.0 { x } else { first * x };
+            rounded(u, y, spread * first.abs().max(1.0), 0.0)
+        })?,
+        Op::Sgn => map(call, |x, spread| stepped(sign, x, spread))?,
+        Op::Step => map(call, |x, spread| stepped(|x| f64::from(u8::from(x > 0.0)), x, spread))?,
+        Op::Floor => map(call, |x, spread| stepped(f64::floor, x, spread))?,
+        Op::Ceil => map(call, |x, spread| stepped(f64::ceil, x, spread))?,
+        Op::Round => map(call, |x, spread| stepped(f64::round, x, spread))?,
+        Op::Trunc => map(call, |x, spread| stepped(f64::trunc, x, spread))?,
+        _ => return Ok(None),
+    }))
+}
+
+/// max(x, 0).
+pub fn relu(x: f64) -> f64 {
+    if x > 0.0 { x } else { 0.0 }
+}
+
+fn sign(x: f64) -> f64 {
+    if x == 0.0 { 0.0 } else { x.signum() }
+}
+
+/// Each element of the only source, given with its spread.
+pub fn map(
+    call: &Call<'_, '_>,
+    of: impl Fn(f64, f64) -> Point + Send + Sync,
+) -> Result<Expected<'static>, GgufError> {
+    let x = call.argument(0);
+    let values = x.value()?;
+    Ok(call.each(|i| of(values[i], x.spread_of(i))))
+}
+
+/// A value that is rounded once, of two inputs whose errors are independent.
+fn rounded(u: f64, value: f64, first: f64, second: f64) -> Point {
+    Point { value, spread: first.hypot(second), single: u * value.abs() }
+}
+
+/// A value that is not rounded.
+fn passed(value: f64, spread: f64) -> Point {
+    Point { value, spread, single: 0.0 }
+}
+
+/// A step function: an uncertain input may be on either side of a step.
+fn stepped(step: impl Fn(f64) -> f64, x: f64, spread: f64) -> Point {
+    if spread == 0.0 {
+        return Point::exact(step(x));
+    }
+    let (below, above) = (step(x - LAMBDA * spread), step(x + LAMBDA * spread));
+    Point { value: step(x), spread: 0.0, single: (above - below).abs() }
+}
+
+/// A source that is repeated to fill the result.
+struct Filling<'f> {
+    argument: &'f Argument<'f, 'f>,
+    values: Cow<'f, [f64]>,
+    ne: [usize; 4],
+}
+
+impl<'f> Filling<'f> {
+    fn of(argument: &'f Argument<'f, 'f>, ne: [usize; 4]) -> Result<Filling<'f>, GgufError> {
+        Ok(Filling { argument, values: argument.value()?, ne })
+    }
+
+    fn at(&self, index: usize) -> Point {
+        let element = repeated(self.ne, self.argument.ne, index);
+        passed(self.values[element], self.argument.spread_of(element))
+    }
+}
+
+/// Each element of both sources.
+fn pairs(
+    call: &Call<'_, '_>,
+    of: impl Fn(Point, Point) -> Point + Send + Sync,
+) -> Result<Expected<'static>, GgufError> {
+    let first = Filling::of(call.argument(0), call.ne)?;
+    let second = Filling::of(call.argument(1), call.ne)?;
+    Ok(call.each(|i| of(first.at(i), second.at(i))))
+}
+
+/// src0 (n, slots, tokens) plus the rows of src1 (n, experts) that src2 (slots, tokens) names.
+fn added_by_id(call: &Call<'_, '_>) -> Result<Expected<'static>, GgufError> {
+    let (x, rows, ids) = (call.argument(0), call.argument(1), call.argument(2));
+    let (values, added, names) = (x.value()?, rows.value()?, ids.value()?);
+    Ok(call.each(|i| {
+        let [column, slot, token, _] = place(call.ne, i);
+        let Some(row) = row_of(names[token * ids.ne[0] + slot], rows.ne[1]) else {
+            return Point::exact(f64::NAN);
+        };
+        let at = row * rows.ne[0] + column;
+        rounded(call.rounding.sum, values[i] + added[at], x.spread_of(i), rows.spread_of(at))
+    }))
+}

@@ -1,0 +1,95 @@
+//! Groups of elements, each divided by its size.
+
+use rayon::prelude::*;
+
+use super::{Call, FUNCTION, Op, Point};
+use crate::{diagnosis::replay::Expected, model::gguf::GgufError};
+
+/// How the elements of a group are normalised.
+struct Norm {
+    eps: f64,
+    /// Whether their mean is subtracted first.
+    is_centred: bool,
+    /// Whether they are divided by the root of their squares' sum, not of their mean.
+    is_unit: bool,
+}
+
+impl Norm {
+    /// What the elements, less their mean, are multiplied by.
+    fn scale(&self, squares: f64, count: usize) -> f64 {
+        if self.is_unit {
+            return 1.0 / squares.sqrt().max(self.eps);
+        }
+        1.0 / (squares / count as f64 + self.eps).sqrt()
+    }
+
+    /// The elements of a group; `spread` is that of each, or none.
+    fn points(&self, elements: &[f64], spread: Option<&[f64]>, call: &Call<'_, '_>) -> Vec<Point> {
+        let (count, u) = (elements.len(), call.rounding.sum);
+        let mean_of = |sum: f64| sum / count as f64;
+        let centre = if self.is_centred { mean_of(elements.iter().sum()) } else { 0.0 };
+        let magnitude = mean_of(elements.iter().map(|x| x.abs()).sum());
+        let squares: f64 = elements.iter().map(|x| (x - centre).powi(2)).sum();
+        let scale = self.scale(squares, count);
+        // What uncertain elements do to the scale, relative to it, and to the mean.
+        let spread_of = |i: usize| spread.map_or(0.0, |spread| spread[i]);
+        let moment = |i: usize| ((elements[i] - centre) * spread_of(i)).powi(2);
+        let (mut of_scale, mut of_mean) = (0.0, 0.0);
+        if spread.is_some() && squares > 0.0 {
+            of_scale = (0..count).map(moment).sum::<f64>().sqrt() / squares;
+        }
+        if spread.is_some() && self.is_centred {
+            of_mean = mean_of((0..count).map(|i| spread_of(i).powi(2)).sum::<f64>().sqrt());
+        }
+        let own = 0.5 * (count as f64).sqrt() * u;
+        let of_centre = if self.is_centred { 2.0 * magnitude } else { 0.0 };
+        let once = FUNCTION * u + call.rounding.between;
+        let point = |(i, x): (usize, &f64)| {
+            let value = (x - centre) * scale;
+            let inherited = (scale * spread_of(i)).hypot(scale * of_mean);
+            Point {
+                value,
+                spread: (value.abs() + scale * of_centre) * own + inherited.hypot(value * of_scale),
+                single: once * (value.abs() + (scale * centre).abs()),
+            }
+        };
+        elements.iter().enumerate().map(point).collect()
+    }
+}
+
+/// The result of a norm. A mean is a sum too: what it loses is lost by every element.
+pub fn compute(call: &Call<'_, '_>) -> Result<Expected<'static>, GgufError> {
+    let x = call.argument(0);
+    let float = |param: usize| f64::from(call.params.float(param));
+    let norm = match call.op {
+        Op::GroupNorm => Norm { eps: float(1), is_centred: true, is_unit: false },
+        Op::Norm => Norm { eps: float(0), is_centred: true, is_unit: false },
+        Op::L2Norm => Norm { eps: float(0), is_centred: false, is_unit: true },
+        _ => Norm { eps: float(0), is_centred: false, is_unit: false },
+    };
+    let values = x.value()?;
+    let starts = starts(call);
+    let ends = starts.iter().skip(1).copied().chain([values.len()]);
+    let groups: Vec<_> = starts.iter().copied().zip(ends).map(|(from, to)| from..to).collect();
+    let points = groups.into_par_iter().map(|group| {
+        let spread = x.spread().map(|spread| &spread[group.clone()]);
+        norm.points(&values[group], spread, call)
+    });
+    Ok(call.expected(&points.collect::<Vec<_>>().concat()))
+}
+
+/// Where each group starts: a row, or some channels of ne[0] ne[1] elements, of which a batch's last
+/// group may have fewer.
+fn starts(call: &Call<'_, '_>) -> Vec<usize> {
+    let [width, rows, channels, batches] = call.ne;
+    if call.op != Op::GroupNorm {
+        return (0..call.elements()).step_by(width).collect();
+    }
+    let groups = call.params.int(0).max(1) as usize;
+    let together = channels.div_ceil(groups);
+    let of_batch = |batch: usize| {
+        let channel = (0..channels).step_by(together);
+        channel.map(move |channel| (batch * channels + channel) * width * rows)
+    };
+    (0..batches).flat_map(of_batch).collect()
+}
