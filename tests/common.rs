@@ -90,7 +90,8 @@ impl Bench {
         Bench::open(&path)
     }
 
-    fn open(path: &Path) -> Bench {
+    /// The model of a file.
+    pub fn open(path: &Path) -> Bench {
         let file = ModelFile::open(path).unwrap();
         let reference = Reference::load(&file, ReferenceOptions::default()).unwrap();
         let model = run::planned(file, &reference, 0).unwrap();

@@ -4,12 +4,8 @@ use std::{
 };
 
 use firstdiff::{
-    model::gguf::Gguf,
     model::llama,
-    model::synth::{
-        SynthError, WeightType,
-        arch::{ArchModel, ArchSpec, Architecture, Setting, Value, architectures},
-    },
+    model::synth::arch::{ArchModel, ArchSpec, architectures},
 };
 use llama_cpp_sys_2 as sys;
 
@@ -85,10 +81,6 @@ fn assert_runs(spec: &ArchSpec) {
         let deviation = deviation(&logits);
         assert!((0.01..100.0).contains(&deviation), "{}: {deviation}", spec.name);
     }
-}
-
-fn setting(text: &str) -> Setting {
-    Setting::parse(text).unwrap()
 }
 
 #[test]

@@ -55,3 +55,41 @@ fn positions(values: &[f64], inputs: &SequenceInputs) -> Option<String> {
     let right = (0..inputs.tokens).map(|position| position as f64);
     (!values.iter().copied().eq(right)).then(|| "ROPE with other positions".to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The mask of five tokens over eight cells, where `sees` says.
+    fn of(sees: impl Fn(usize, usize) -> bool) -> Option<String> {
+        let value = |i: usize| if sees(i / 8, i % 8) { 0.0 } else { f64::NEG_INFINITY };
+        let values: Vec<f64> = (0..40).map(value).collect();
+        mask(&values, &SequenceInputs { tokens: 5, cells: 8, ..SequenceInputs::default() })
+    }
+
+    #[test]
+    fn a_mask_that_is_not_causal_is_told_by_the_first_pair_that_it_gets_wrong() {
+        assert_eq!(of(|query, key| key <= query), None);
+        let window = of(|query, key| key <= query && query - key < 3).unwrap();
+        assert_eq!(window, "SOFT_MAX with a window: position 3 does not see position 0");
+        let chunks = of(|query, key| key <= query && key / 2 == query / 2).unwrap();
+        assert_eq!(chunks, "SOFT_MAX with a window: position 2 does not see position 0");
+        let all = of(|_, key| key < 5).unwrap();
+        assert_eq!(all, "SOFT_MAX that is not causal: position 0 sees position 1");
+    }
+
+    #[test]
+    fn a_mask_that_adds_numbers_or_is_not_known_is_no_causal_one() {
+        let inputs = SequenceInputs { tokens: 1, cells: 2, ..SequenceInputs::default() };
+        let added = mask(&[-0.5, f64::NEG_INFINITY], &inputs).unwrap();
+        assert_eq!(added, "SOFT_MAX with a mask that adds -0.5");
+        assert!(mask(&[], &inputs).is_some());
+    }
+
+    #[test]
+    fn positions_are_those_of_the_tokens() {
+        let inputs = SequenceInputs { tokens: 3, cells: 8, ..SequenceInputs::default() };
+        assert_eq!(positions(&[0.0, 1.0, 2.0], &inputs), None);
+        assert!(positions(&[0.0, 2.0, 4.0], &inputs).is_some());
+    }
+}
