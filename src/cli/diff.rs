@@ -58,7 +58,7 @@ pub fn report(
     } else {
         engine
     };
-    let all = longer.model_sites()?;
+    let all = longer.model_sites();
     filter.check(&all)?;
     let sites: Vec<Site> = all.iter().copied().filter(|&site| filter.wants(site)).collect();
     // Before the comparison: a foreign byte order is a refusal.
@@ -77,7 +77,7 @@ pub fn report(
         factor: rule.factor,
         formula: run::formula(rule.factor),
         coverage,
-        layers: longer.manifest().model.shapes.n_layer,
+        layers: longer.list().layers(),
         prompt_tokens,
         decode_steps: longer.manifest().steps.len() - 1,
         rows: None,

@@ -27,9 +27,10 @@ const PROMPT: &str = include_str!("../../fixtures/tiny-qwen2/prompt-long.txt");
 /// A prompt file longer than this is no prompt.
 const MAX_PROMPT_BYTES: u64 = 1 << 20;
 
-/// A model loaded on the reference's side, and the prompt's ids.
-pub struct Inputs {
-    pub model: Model,
+/// A model loaded on the reference's side, and the prompt's ids. The model is a [`Model`] where an engine
+/// runs too, else any [`ModelFile`].
+pub struct Inputs<M = Model> {
+    pub model: M,
     pub reference: Reference,
     pub prompt: String,
     pub ids: Vec<i32>,
@@ -39,13 +40,20 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Opens the model, loads the reference and tokenises the prompt.
+    /// Opens a model that our engine can run, loads the reference and tokenises the prompt.
     pub fn load(args: &ModelArgs) -> Result<Inputs, Error> {
-        let path = match &args.model {
-            Some(path) => path.clone(),
-            None => fixture()?,
-        };
-        let file = ModelFile::open(&path)?;
+        let any = Inputs::load_any(args)?;
+        let positions = any.task().positions();
+        let Inputs { model, reference, prompt, ids, decode, notes } = any;
+        let model = run::planned(model, &reference, positions)?;
+        Ok(Inputs { model, reference, prompt, ids, decode, notes })
+    }
+}
+
+impl Inputs<ModelFile> {
+    /// The same for a model of any architecture, which no engine runs.
+    pub fn load_any(args: &ModelArgs) -> Result<Inputs<ModelFile>, Error> {
+        let model = ModelFile::open(&path(args)?)?;
         let prompt = prompt(args)?;
         let precision = match args.reference {
             PrecisionArg::F32 => Precision::F32,
@@ -53,11 +61,11 @@ impl Inputs {
         };
         let mut notes = Vec::new();
         let options = ReferenceOptions { precision, threads: args.threads };
-        let reference = match Reference::load(&file, options) {
+        let reference = match Reference::load(&model, options) {
             Err(ReferenceError::Widen(error)) => {
                 notes.push(format!("{error}; the reference runs the file as it is instead"));
                 let options = ReferenceOptions { precision: Precision::Native, ..options };
-                Reference::load(&file, options)?
+                Reference::load(&model, options)?
             }
             loaded => loaded?,
         };
@@ -66,20 +74,25 @@ impl Inputs {
             return Err(Error::Usage("the prompt has no tokens; give one with -p or -f".into()));
         }
         let wanted = Task { prompt: &ids, decode: args.n_predict }.positions();
-        if let Some(most) = file.trained_positions().filter(|&most| wanted > most) {
+        if let Some(most) = model.trained_positions().filter(|&most| wanted > most) {
             return Err(Error::Usage(format!(
                 "prompt and -n need {wanted} positions, but {} was trained for {most}; shorten them",
-                path.display()
+                model.path.display()
             )));
         }
-        let model = run::planned(file, &reference, wanted)?;
         Ok(Inputs { model, reference, prompt, ids, decode: args.n_predict, notes })
     }
+}
 
+impl<M> Inputs<M> {
     /// What both sides are to run.
     pub fn task(&self) -> Task<'_> {
         Task { prompt: &self.ids, decode: self.decode }
     }
+}
+
+fn path(args: &ModelArgs) -> Result<PathBuf, Error> {
+    args.model.clone().map_or_else(fixture, Ok)
 }
 
 /// The engine that the flags describe, on one device.

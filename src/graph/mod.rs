@@ -8,13 +8,17 @@ mod order;
 mod roles;
 mod rope;
 pub mod site;
+mod site_list;
 mod sites;
 pub mod size;
+mod size_text;
 
 pub use inputs::SequenceInputs;
 pub use model_graph::ModelGraph;
 pub use node::{Format, Graph, Kind, Node, NodeId, Params, Sizes, Window};
 pub use op::Op;
 pub use rope::RopeParams;
+pub use site_list::{ListedSite, SiteList};
 pub use sites::{SiteAxis, SiteSpec, Sites};
 pub use size::{Extent, Sample, Size};
+pub use size_text::SizeError;

@@ -196,7 +196,7 @@ fn distance(
         for &(other, noise) in others {
             let (mut sink, side) = channel(Arc::clone(&wanted), 0);
             let (token_sender, tokens) = mpsc::channel();
-            other_sides.push(Aligner::new(side));
+            other_sides.push(Aligner::patient(side));
             token_senders.push(token_sender);
             other_runs.push(scope.spawn(move || {
                 let session = other.session_of(sessions, positions, batch)?;
@@ -212,7 +212,7 @@ fn distance(
                 sent.then_some(token)
             })
         });
-        let mut clean_side = Aligner::new(clean_side);
+        let mut clean_side = Aligner::patient(clean_side);
         let mut floor = Floor::default();
         for site in clean.graph().sites.of_run(task.decode + 1) {
             let Some(clean) = clean_side.next(site) else { break };

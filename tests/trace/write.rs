@@ -277,7 +277,7 @@ fn a_run_too_large_to_read_back_is_not_begun() {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("trace");
     let mut large = manifest();
-    large.model.shapes.n_layer = 1 << 30;
+    large.model.sites[1].layers = vec![1 << 30];
     let error = TraceWriter::create(&folder, large, false).unwrap_err();
     assert!(matches!(error, TraceError::OverLimit { limit: Limit::Layers, .. }), "{error}");
 }

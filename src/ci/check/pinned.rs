@@ -333,7 +333,7 @@ mod tests {
         refused(&again("[[5,6]", "[[]"), "its steps are no prompt and single tokens");
         refused(&again("[7]", "[7],[8]"), "its steps or dtypes are not those of a run");
         refused(&again(",\"f16\"]", "]"), "0/embd is no site with its digest");
-        refused(&again("0/embd", "0/embed"), "0/embed is no site with its digest");
+        refused(&again("0/embd", "0/em bd"), "0/em bd is no site with its digest");
         refused(&again("0/embd\": \"", "0/embd\": \"?"), "0/embd is no site with its digest");
     }
 }

@@ -28,7 +28,7 @@ pub fn import(
     storage: DType,
     to: &Path,
 ) -> Result<Imported, DumpError> {
-    let (mut sources, mut unmapped) = (Sources::new(reference)?, Vec::new());
+    let (mut sources, mut unmapped) = (Sources::new(reference), Vec::new());
     for array in &dump.arrays {
         match mapping.reading(array)? {
             Some(reading) => sources.add(array, reading)?,

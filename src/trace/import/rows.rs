@@ -5,14 +5,17 @@ use std::collections::BTreeMap;
 use super::{Array, DumpError, map::Reading};
 use crate::{
     core::tensor::Tensor,
-    graph::site::{Axis, Site},
-    trace::{Step, TraceError, TraceReader},
+    graph::{
+        SiteList,
+        site::{Axis, Site},
+    },
+    trace::{Step, TraceReader},
 };
 
 /// What is known of each site while the arrays of a dump are looked at.
 pub(super) struct Sources<'a> {
     /// Of the run that the dump is of.
-    sites: Vec<Site>,
+    list: &'a SiteList,
     steps: &'a [Step],
     found: BTreeMap<Site, Source<'a>>,
 }
@@ -25,9 +28,9 @@ pub(super) enum Source<'a> {
 }
 
 impl<'a> Sources<'a> {
-    pub fn new(reference: &'a TraceReader) -> Result<Sources<'a>, TraceError> {
-        let (sites, steps) = (reference.model_sites()?, &reference.manifest().steps);
-        Ok(Sources { sites, steps, found: BTreeMap::new() })
+    pub fn new(reference: &'a TraceReader) -> Sources<'a> {
+        let (list, steps) = (reference.list(), &reference.manifest().steps);
+        Sources { list, steps, found: BTreeMap::new() }
     }
 
     /// Adds an array as its line says.
@@ -44,14 +47,15 @@ impl<'a> Sources<'a> {
             };
             site.step = step as u32;
             let last = position + 1 == self.steps[step].positions();
-            match site.stage.axes()[0] {
+            match self.list.axes(site)[0] {
                 Axis::Token => row = Some(position - self.steps[step].first_position),
                 // A cache that grows: that of the last token is the whole.
                 _ if !last => return Ok(()),
                 _ => {}
             }
         }
-        if !self.sites.contains(&site) {
+        let has_step = (site.step as usize) < self.steps.len();
+        if !has_step || self.list.get(site).is_none() {
             return wrong(format!("is to be {site}, which the reference's run has not"));
         }
         let other = match (row, self.found.get_mut(&site)) {
