@@ -26,9 +26,9 @@ use firstdiff::{
     },
     model::{Config, Model, ModelFile},
     reference::{Precision, Reference, ReferenceOptions, Vocabulary},
-    report::{Headline, REPORT_VERSION, Report, StepRow, answer, guilt},
+    report::{Headline, ModelSummary, Report, answer, guilt},
     run::baseline::Baseline,
-    trace::{Manifest, Side, Step, TraceError, TraceReader, comparable, lint},
+    trace::{Manifest, Side, TraceError, TraceReader, comparable, lint},
 };
 
 use super::{args::ExplainArgs, diff, error::Error, inputs, output, run};
@@ -69,9 +69,9 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
             };
             bar.set_message("comparing sites");
             let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
-            diff::report(&engine, reference, SiteFilter::default(), rule, &floor)?
+            Report::of_traces(&engine, reference, SiteFilter::default(), rule, &floor)?
         }
-        None => alone(&engine)?,
+        None => Report::of_trace(&engine)?,
     };
     match lint::ranks(&engine)? {
         None => {
@@ -94,7 +94,7 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     let text = |token| vocabulary.as_ref().map_or(String::new(), |loaded| loaded.text(token));
     report.notes.extend(lint::embedding(&engine, file, &text)?);
     if let Subject::Engine(model) = &model {
-        report.model = Some(run::model_summary(model)?);
+        report.model = Some(ModelSummary::of(model)?);
     }
     report.seconds = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
@@ -216,36 +216,6 @@ fn measured_floor(
         ));
     }
     Ok(baseline.floor)
-}
-
-/// The report of an engine that is compared with nothing; its headline is yet to come.
-fn alone(trace: &TraceReader) -> Result<Report, Error> {
-    let manifest = trace.manifest();
-    let row = |(index, step): (usize, &Step)| {
-        let engine = trace.choice(index)?;
-        Ok(StepRow {
-            tokens: step.tokens.clone(),
-            reference: None,
-            engine,
-            reference_text: None,
-            engine_text: engine.map(|choice| format!("#{}", choice.token)),
-        })
-    };
-    Ok(Report {
-        report_version: REPORT_VERSION,
-        devices: None,
-        firstdiff: env!("CARGO_PKG_VERSION").to_string(),
-        headline: Headline::of(Exit::NotMeasured, String::new()),
-        model: None,
-        engine: diff::summary(manifest),
-        reference: None,
-        compared: None,
-        diagnosis: None,
-        steps: manifest.steps.iter().enumerate().map(row).collect::<Result<_, Error>>()?,
-        notes: lint::alone(trace)?,
-        sites: Vec::new(),
-        seconds: 0.0,
-    })
 }
 
 /// Replays the engine, and the reference where it ran in f32: only then is its arithmetic known.

@@ -1,4 +1,4 @@
-//! Runs: the engine beside the reference, the engine on two devices, and what is measured before.
+//! Runs: the engine beside the reference, the engine on two devices, two traces, and what is measured before.
 
 pub mod acceptance;
 pub mod baseline;
@@ -7,8 +7,10 @@ mod error;
 mod measure_floor;
 mod open;
 mod two_sides;
+mod two_traces;
 
 pub use cross_device::CrossCheck;
 pub use error::RunError;
 pub use open::{open, planned};
 pub use two_sides::{Finished, Kept, Run, run_engine};
+pub use two_traces::judge_traces;
