@@ -9,8 +9,8 @@ use crate::{
     run::RunError,
 };
 
-/// Positions over which masks are read where nobody says how many will be run.
-const POSITIONS: usize = 300;
+/// Positions over which masks are read, where no more will be run.
+pub const PLANNED_POSITIONS: usize = 300;
 
 /// Opens a model to be run, without keeping llama.cpp's copy.
 pub fn open(path: &Path) -> Result<Model, RunError> {
@@ -26,6 +26,6 @@ pub fn planned(
     reference: &Reference,
     positions: usize,
 ) -> Result<Model, RunError> {
-    let (graph, inputs) = reference.import(&vec![0; positions.max(POSITIONS)])?;
+    let (graph, inputs) = reference.import(&vec![0; positions.max(PLANNED_POSITIONS)])?;
     Ok(Plan::model(file, &graph, &inputs)?)
 }

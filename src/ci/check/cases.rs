@@ -21,7 +21,7 @@ use crate::{
     engine::EngineSpec,
     graph::site::Site,
     model::{
-        Model,
+        Model, ModelFile,
         synth::{self, Spec},
     },
     reference::{Reference, ReferenceOptions},
@@ -29,7 +29,7 @@ use crate::{
         Compared, SiteRow, answer,
         ci::{CaseResult, Results},
     },
-    run::{self, Finished, Run},
+    run::{self, Finished, Run, RunError},
     trace::recording::Spool,
 };
 
@@ -180,6 +180,11 @@ impl Runner<'_> {
         let (config, prompt) = (self.config, &self.config.prompts[case.prompt]);
         let ids = tokens(config, self.model, self.reference, case.model, prompt)?;
         let task = Task { prompt: &ids, decode: config.steps };
+        if task.positions() > run::PLANNED_POSITIONS {
+            // A window that is wider than what the plan was made for.
+            let file = ModelFile::open(&self.model.path).map_err(RunError::from)?;
+            run::planned(file, self.reference, task.positions())?;
+        }
         let engine = config.engine(case);
         let run = Run {
             model: self.model,
