@@ -159,11 +159,12 @@ pub fn sites_of(
         waiting.extend(&readers[id.index()]);
         let node = graph.node(id);
         if let Some(window) = node.window.filter(|_| !node.op.is_window()) {
-            let same_memory = graph.ids().filter(|&other| graph.root(other) == window.root);
-            let read = same_memory.flat_map(|other| readers[other.index()].iter().copied());
-            waiting.extend(
-                read.filter(|&reader| reader != id && graph.node(reader).op != Op::SetRows),
-            );
+            let reads = |reader: &NodeId| *reader != id && graph.node(*reader).op != Op::SetRows;
+            let of_root = readers[window.root.index()].iter().copied();
+            let windows = graph.ids().filter(|&other| {
+                graph.root(other) == window.root && graph.node(other).op.is_window()
+            });
+            waiting.extend(of_root.chain(windows).filter(reads));
         }
     }
     found
