@@ -17,6 +17,9 @@ macro_rules! cause_keys {
         }
 
         impl CauseKey {
+            /// Every key.
+            pub const ALL: &[CauseKey] = &[$(CauseKey::$key,)*];
+
             /// Its name; empty where the cause is unknown.
             pub const fn name(self) -> &'static str {
                 match self {
@@ -103,6 +106,40 @@ cause_keys! {
     GateTwice = "gate-twice",
     Overflow = "overflow",
     HeadsPermuted = "heads-permuted",
+    NormWeightMinusOne = "norm-weight-minus-one",
+    NormWeightTwice = "norm-weight-twice",
+    NormGroups = "norm-groups",
+    WeightFunction = "weight-function",
+    RopeScaling = "rope-scaling",
+    RopeMagnitude = "rope-magnitude",
+    RopeSections = "rope-sections",
+    SoftCap = "soft-cap",
+    Sinks = "sinks",
+    Alibi = "alibi",
+    Clamp = "clamp",
+    Factor = "factor",
+    FactorMissing = "factor-missing",
+    TermMissing = "term-missing",
+    TermSource = "term-source",
+    OperationOther = "operation-other",
+    NotDivided = "not-normalised",
+    ExpertIds = "expert-ids",
+    ExpertRank = "expert-rank",
+    ExpertsSwapped = "experts-swapped",
+    ExpertChoice = "expert-choice",
+    RouterFunction = "gating-function",
+    RouterSource = "router-source",
+    ExpertNorm = "expert-norm",
+    PartsSwapped = "parts-swapped",
+    PartsLayout = "parts-layout",
+    StateZero = "state-zero",
+    StateStale = "state-stale",
+    StateTransposed = "state-transposed",
+    StateLayer = "state-layer",
+    KernelReversed = "kernel-reversed",
+    StateShifted = "state-shifted",
+    ArgumentsSwapped = "arguments-swapped",
+    ArgumentMissing = "argument-missing",
     Zero = "zero",
     Constant = "constant",
     Scaled = "scaled",
@@ -119,5 +156,18 @@ cause_keys! {
 impl fmt::Display for CauseKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CauseKey;
+
+    #[test]
+    fn every_key_is_documented() {
+        let document = include_str!("../../docs/diagnosis.md");
+        for key in CauseKey::ALL.iter().filter(|&&key| key != CauseKey::Unknown) {
+            assert!(document.contains(&format!("`{key}`")), "{key}");
+        }
     }
 }

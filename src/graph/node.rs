@@ -146,6 +146,10 @@ impl Params {
         f32::from_bits(self.0[index] as u32)
     }
 
+    pub fn set_int(&mut self, index: usize, value: i32) {
+        self.0[index] = value;
+    }
+
     pub fn set_float(&mut self, index: usize, value: f32) {
         self.0[index] = value.to_bits() as i32;
     }

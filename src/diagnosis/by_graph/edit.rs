@@ -3,12 +3,16 @@
 use std::borrow::Cow;
 
 use crate::{
+    core::tensor::DType,
     diagnosis::replay::{
-        Edit, Expected, Machine, Matrix, ReplayError,
+        Edit, Expected, Machine, Matrix, ReplayError, Spread,
         rules::{Argument, Call, Values},
     },
     graph::{NodeId, Op, Params},
 };
+
+/// New values of a source, of those that it has and their number along each axis.
+type NewValues<'c> = Box<dyn Fn(&Machine<'_>, &[f64], [usize; 4]) -> Option<Vec<f64>> + 'c>;
 
 /// What is changed of a node.
 pub enum Change<'c> {
@@ -21,15 +25,55 @@ pub enum Change<'c> {
     /// Two sources change places.
     Swapped(usize, usize),
     /// A source's values are others.
-    Values(usize, Box<dyn Fn(&Machine<'_>, &[f64], [usize; 4]) -> Option<Vec<f64>> + 'c>),
+    Values(usize, NewValues<'c>),
     /// A source is another weight of the file.
     Weight(usize, String),
+    /// A source is a matrix of nothing but zeros.
+    ZeroWeight(usize),
     /// A source is another tensor of the graph.
     Source(usize, NodeId),
+    /// A source is what was recorded of a site, given by its place.
+    Recorded(usize, usize),
     /// It does nothing: its result is that source.
     LeftOut(usize),
+    /// Anything.
+    Call(Box<dyn Fn(&mut Call<'_, '_>) + 'c>),
     /// Its result is changed.
     Result(Box<dyn Fn(&mut [f64], [usize; 4]) + 'c>),
+    /// Each element of its result is another of it.
+    Order(Box<dyn Fn(usize, [usize; 4]) -> usize + 'c>),
+}
+
+impl<'c> Change<'c> {
+    /// A function of each element of a source.
+    pub fn each(source: usize, of: impl Fn(f64) -> f64 + 'c) -> Change<'c> {
+        let values = move |_: &Machine<'_>, values: &[f64], _| {
+            Some(values.iter().map(|&x| of(x)).collect::<Vec<f64>>())
+        };
+        Change::Values(source, Box::new(values))
+    }
+
+    /// A source's elements in another order: each is that from the place given.
+    pub fn moved(
+        source: usize,
+        from: impl Fn(usize, [usize; 4]) -> Option<usize> + 'c,
+    ) -> Change<'c> {
+        let values = move |_: &Machine<'_>, values: &[f64], ne| {
+            let of = |i| from(i, ne).and_then(|i| values.get(i).copied()).unwrap_or(0.0);
+            Some((0..values.len()).map(of).collect::<Vec<f64>>())
+        };
+        Change::Values(source, Box::new(values))
+    }
+
+    /// A parameter is another number.
+    pub fn float(index: usize, value: f64) -> Change<'c> {
+        Change::Params(Box::new(move |params| params.set_float(index, value as f32)))
+    }
+
+    /// A parameter is another whole number.
+    pub fn int(index: usize, value: i32) -> Change<'c> {
+        Change::Params(Box::new(move |params| params.set_int(index, value)))
+    }
 }
 
 /// Changes of several nodes.
@@ -38,11 +82,6 @@ pub struct Edits<'c>(pub Vec<(NodeId, Change<'c>)>);
 impl<'c> Edits<'c> {
     pub fn one(id: NodeId, change: Change<'c>) -> Edits<'c> {
         Edits(vec![(id, change)])
-    }
-
-    /// The same change of several nodes.
-    pub fn of_all(ids: &[NodeId], change: impl Fn() -> Change<'c>) -> Edits<'c> {
-        Edits(ids.iter().map(|&id| (id, change())).collect())
     }
 }
 
@@ -54,7 +93,7 @@ impl Edit for Edits<'_> {
         call: &mut Call<'_, 'a>,
     ) -> Result<(), ReplayError> {
         for (_, change) in self.0.iter().filter(|(of, _)| *of == id) {
-            apply(change, machine, call)?;
+            apply(change, machine, id, call)?;
         }
         Ok(())
     }
@@ -62,8 +101,19 @@ impl Edit for Edits<'_> {
     fn result(&self, machine: &Machine<'_>, id: NodeId, result: &mut Expected<'_>) {
         let ne = machine.graph().node(id).sizes(machine.extent).ne;
         for (_, change) in self.0.iter().filter(|(of, _)| *of == id) {
-            if let Change::Result(of) = change {
-                of(&mut result.value, ne);
+            match change {
+                Change::Result(of) => of(&mut result.value, ne),
+                Change::Order(from) => {
+                    let n = result.value.len();
+                    let order: Vec<usize> = (0..n).map(|i| from(i, ne)).collect();
+                    if order.iter().all(|&from| from < n) {
+                        let (value, single) = Default::default();
+                        let rounding = result.rounding;
+                        let nothing = Expected { value, spread: Spread::None, single, rounding };
+                        *result = std::mem::replace(result, nothing).rearranged(order, 1.0);
+                    }
+                }
+                _ => {}
             }
         }
     }
@@ -72,6 +122,7 @@ impl Edit for Edits<'_> {
 fn apply<'a>(
     change: &Change<'_>,
     machine: &Machine<'a>,
+    id: NodeId,
     call: &mut Call<'_, 'a>,
 ) -> Result<(), ReplayError> {
     match change {
@@ -92,14 +143,33 @@ fn apply<'a>(
         }
         Change::Weight(source, name) => {
             let Some(Some(argument)) = call.arguments.get_mut(*source) else { return Ok(()) };
-            let weights = machine.run.recording.arithmetic.weights;
-            let matrix = Matrix::of_file(machine.run.file, name, weights)?;
+            let arithmetic = machine.run.recording.arithmetic;
+            let is_vector = argument.ne[1..].iter().all(|&n| n == 1);
+            let of_vectors = arithmetic.vectors.unwrap_or(DType::F32);
+            let dtype = if is_vector { of_vectors } else { arithmetic.weights };
+            let matrix = Matrix::of_file(machine.run.file, name, dtype)?;
+            if matrix.outputs * matrix.inputs == argument.elements() {
+                argument.values = Values::Weight(matrix);
+            }
+        }
+        Change::ZeroWeight(source) => {
+            let Some(Some(argument)) = call.arguments.get_mut(*source) else { return Ok(()) };
+            let matrix = Matrix::of_elements(argument.rows(), argument.ne[0], |_, _| 0.0);
             argument.values = Values::Weight(matrix);
         }
-        Change::Source(source, id) => {
-            let owned = machine.argument(*id)?.map(owned);
+        Change::Source(source, other) => {
+            let owned = machine.argument(*other)?.map(owned);
             if let (Some(place), Some(argument)) = (call.arguments.get_mut(*source), owned) {
                 *place = Some(argument);
+            }
+        }
+        Change::Recorded(source, place) => {
+            let own = machine.graph().node(id).source(*source);
+            let (Some(Some(argument)), Some(own)) = (call.arguments.get_mut(*source), own) else {
+                return Ok(());
+            };
+            if let Some(value) = machine.recorded_as(*place, own, argument.ne)? {
+                argument.values = Values::Dense { value: Cow::Owned(value), spread: None };
             }
         }
         Change::LeftOut(source) => {
@@ -107,7 +177,8 @@ fn apply<'a>(
             call.op = Op::Dup;
             call.arguments = vec![kept];
         }
-        Change::Result(_) => {}
+        Change::Call(of) => of(call),
+        Change::Result(_) | Change::Order(_) => {}
     }
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! A guilty site with its inputs and its wrong results, in every step where it was recorded.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use crate::{
     core::{cause_key::CauseKey, tensor::Tensor},
@@ -8,7 +11,8 @@ use crate::{
         cause::Tried,
         explain::{Explained, Place, Trial},
         replay::{
-            Edit, Expected, GraphRun, Machine, Observed, Piece, ReplayError, Spread, wrong_elements,
+            Edit, Expected, GraphRun, Machine, Observed, Piece, ReplayError, Rounding, Spread,
+            wrong_elements,
         },
         scene::Rank,
     },
@@ -87,17 +91,103 @@ impl<'a> Evidence<'a> {
         text: impl Into<String>,
         edit: &dyn Edit,
     ) -> Result<Option<Tried>, ReplayError> {
+        self.edited(key, text.into(), Rank::Mistake, edit)
+    }
+
+    /// What a result looks like when nodes compute otherwise.
+    pub fn edited(
+        &self,
+        key: CauseKey,
+        text: String,
+        rank: Rank,
+        edit: &dyn Edit,
+    ) -> Result<Option<Tried>, ReplayError> {
+        let first = self.first_tried();
+        let again = |at: usize| {
+            let step = &self.steps[at];
+            let expected = step.machine.again(self.place, &step.cone, edit)?;
+            let fits = |expected: &Expected<'_>| {
+                expected.value.len() == step.observed.piece.captured.len()
+            };
+            Ok::<_, ReplayError>(expected.filter(fits))
+        };
+        let Some(probe) = again(first)? else { return Ok(None) };
+        if !self.explains_some(first, &probe) {
+            return Ok(Some(self.refuted(key, text, rank)));
+        }
+        let mut probe = Some(probe);
         let mut predicted = Vec::with_capacity(self.steps.len());
-        for step in &self.steps {
-            let Some(expected) = step.machine.again(self.place, &step.cone, edit)? else {
+        for at in 0..self.steps.len() {
+            let known = if at == first { probe.take() } else { None };
+            let Some(expected) = known.map_or_else(|| again(at), |e| Ok(Some(e)))? else {
                 return Ok(None);
             };
-            if expected.value.len() != step.observed.piece.captured.len() {
-                return Ok(None);
-            }
             predicted.push(expected);
         }
-        Ok(Some(self.tried(key, text.into(), Rank::Mistake, predicted)))
+        Ok(Some(self.tried(key, text, rank, predicted)))
+    }
+
+    /// The step that hypotheses are tried on first: the smallest that has enough wrong elements.
+    fn first_tried(&self) -> usize {
+        const ENOUGH: usize = 16;
+        let wrong = |at: usize| self.wrong[at].iter().filter(|&&wrong| wrong).count();
+        let enough = (0..self.steps.len()).filter(|&at| wrong(at) >= ENOUGH);
+        let smallest = enough.min_by_key(|&at| self.wrong[at].len());
+        let most = || (0..self.steps.len()).max_by_key(|&at| (wrong(at), Reverse(at)));
+        smallest.or_else(most).unwrap_or(0)
+    }
+
+    /// Whether a result gives at least a tenth of a step's wrong elements.
+    fn explains_some(&self, at: usize, expected: &Expected<'_>) -> bool {
+        let captured = &self.steps[at].observed.piece.captured;
+        let gives = |&i: &usize| {
+            expected.times_bound(i, captured[i]).is_some_and(|times| times <= 1.0)
+                || !(expected.value[i].is_finite() || captured[i].is_finite())
+        };
+        let wrong: Vec<usize> = (0..captured.len()).filter(|&i| self.wrong[at][i]).collect();
+        wrong.is_empty() || wrong.iter().filter(|i| gives(i)).count() * 10 >= wrong.len()
+    }
+
+    /// A hypothesis that a few elements refute.
+    fn refuted(&self, key: CauseKey, text: String, rank: Rank) -> Tried {
+        let explained = Explained {
+            wrong: self.count_wrong() as u64,
+            explained: 0,
+            contradicted: 0,
+            region: None,
+            residual: 0.0,
+        };
+        Tried { key, text, rank, mistakes: 1, explained }
+    }
+
+    /// How many elements are beyond their bounds.
+    pub fn count_wrong(&self) -> usize {
+        self.wrong.iter().flatten().filter(|&&wrong| wrong).count()
+    }
+
+    /// Whether enough elements are wrong for a number to be fitted to them.
+    pub fn may_fit(&self) -> bool {
+        const LEAST: usize = 16;
+        self.count_wrong() >= LEAST
+    }
+
+    /// What a changed result must be multiplied by to be nearest to the recorded one, in the step that is
+    /// tried first.
+    pub fn ratio(&self, edit: &dyn Edit) -> Result<Option<f64>, ReplayError> {
+        let step = &self.steps[self.first_tried()];
+        let Some(expected) = step.machine.again(self.place, &step.cone, edit)? else {
+            return Ok(None);
+        };
+        let captured = step.observed.piece.captured.iter();
+        let pairs =
+            expected.value.iter().zip(captured).filter(|(x, y)| x.is_finite() && y.is_finite());
+        let (mut along, mut squares) = (0.0, 0.0);
+        for (x, &y) in pairs {
+            along += x * f64::from(y);
+            squares += x * x;
+        }
+        let ratio = along / squares;
+        Ok(ratio.is_finite().then_some(ratio))
     }
 
     /// Other values in the place of the right ones, step by step, as precise as these are.
@@ -118,6 +208,21 @@ impl<'a> Evidence<'a> {
             predicted.push(like(right, value));
         }
         Some(self.tried(key, text.into(), rank, predicted))
+    }
+
+    /// The right values, rounded more coarsely than declared.
+    pub fn coarser(&self, key: CauseKey, text: String, rounding: Rounding) -> Tried {
+        let coarse = |step: &StepEvidence<'a>| {
+            let right = &step.observed.piece.expected;
+            let times = (rounding.sum / right.rounding.sum).max(1.0);
+            let n = right.value.len();
+            let spread = (0..n).map(|i| right.most_spread(i) * times).collect();
+            let single = (0..n).map(|i| right.single_of(i) * times).collect();
+            let value = right.value.clone();
+            Expected { value, spread: Spread::Each(spread), single, rounding }
+        };
+        let predicted = self.steps.iter().map(coarse).collect();
+        self.tried(key, text, Rank::Arithmetic, predicted)
     }
 
     /// What a predicted result explains.

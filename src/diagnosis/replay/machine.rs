@@ -491,12 +491,12 @@ impl<'a> Machine<'a> {
     }
 
     /// The shape of a site's tensor in this step.
-    fn shape(&self, spec: &SiteSpec) -> Vec<usize> {
+    pub(super) fn shape(&self, spec: &SiteSpec) -> Vec<usize> {
         spec.shape(self.extent.tokens, self.extent.cells)
     }
 
     /// What the side recorded of a site in this step.
-    fn recorded(&self, place: usize) -> Result<Option<Vec<f32>>, ReplayError> {
+    pub(super) fn recorded(&self, place: usize) -> Result<Option<Vec<f32>>, ReplayError> {
         let spec = &self.run.model.sites.specs()[place];
         let tensor = self.run.recording.tensors.tensor(spec.site(self.step))?;
         let shape = self.shape(spec);

@@ -14,6 +14,7 @@ pub mod machine;
 mod matrix;
 mod operation;
 pub mod ops;
+mod others;
 mod product;
 mod products;
 mod reading;

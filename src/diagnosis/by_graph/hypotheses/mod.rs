@@ -1,6 +1,19 @@
-//! The hypotheses by the operations that they may explain.
+//! The hypotheses by the operations that they may explain: a family a file.
 
+mod activation;
+mod attention;
+mod cache;
+mod elementwise;
+mod embedding;
+mod experts;
+mod likeness;
+mod near;
 mod norm;
+mod parts;
+mod product;
+mod recurrent;
+mod rope;
+mod softmax;
 
 use super::Evidence;
 use crate::diagnosis::{cause::Tried, replay::ReplayError};
@@ -8,7 +21,26 @@ use crate::diagnosis::{cause::Tried, replay::ReplayError};
 /// Takes what was tried.
 pub type Visit<'v> = &'v mut dyn FnMut(Option<Tried>);
 
+type Family = fn(&Evidence<'_>, Visit<'_>) -> Result<(), ReplayError>;
+
+/// The families; each finds its operations among the nodes that make a site.
+const FAMILIES: [Family; 12] = [
+    embedding::lookups,
+    norm::norms,
+    product::products,
+    rope::rotations,
+    attention::products,
+    softmax::attention,
+    activation::functions,
+    elementwise::operations,
+    experts::mixtures,
+    recurrent::recurrences,
+    parts::parts,
+    likeness::likenesses,
+];
+
 /// Every hypothesis that applies to a site.
 pub fn all(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
-    norm::norms(evidence, visit)
+    cache::caches(evidence, visit);
+    FAMILIES.iter().try_for_each(|family| family(evidence, visit))
 }

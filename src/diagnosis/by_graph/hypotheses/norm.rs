@@ -1,54 +1,171 @@
 //! Mistakes in a norm.
 
-use super::Visit;
+use super::{Visit, near::WeightSource};
 use crate::{
     core::cause_key::CauseKey,
     diagnosis::{
         by_graph::{Change, Edits, Evidence},
-        replay::ReplayError,
+        replay::{ReplayError, rules::Call},
     },
-    graph::{Node, NodeId, Op},
+    graph::{Extent, NodeId, Op},
 };
 
 /// Epsilons in use.
-const EPSILONS: [f32; 7] = [0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-3, 1e-2];
+const EPSILONS: [f64; 9] = [0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2];
 
-/// Norms with another epsilon, weight or centre.
+/// Norms with another epsilon, centre, groups, input or weight, or without them.
 pub fn norms(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
-    let graph = evidence.graph();
-    for norm in evidence.nodes(|node| node.op.is_norm()) {
-        let node = graph.node(norm);
-        let own = f32::from_bits(node.params.first().map_or(0, |eps| eps.fixed as i32 as u32));
-        for eps in EPSILONS.into_iter().filter(|&eps| eps != own) {
-            let edit = Change::Params(Box::new(move |params| params.set_float(0, eps)));
-            let text = format!("eps {eps:e} instead of {own:e}");
-            visit(evidence.mistake(CauseKey::Eps, text, &Edits::one(norm, edit))?);
-        }
-        let (key, op) = match node.op {
-            Op::RmsNorm => (CauseKey::MeanSubtracted, Op::Norm),
-            _ => continue,
-        };
-        let text = "the mean is subtracted, as LayerNorm does";
-        visit(evidence.mistake(key, text, &Edits::one(norm, Change::Op(op)))?);
+    let norms = evidence.nodes(|node| node.op.is_norm());
+    for &norm in &norms {
+        epsilons(evidence, norm, visit)?;
+        other_kinds(evidence, norm, visit)?;
+        groups(evidence, norm, visit)?;
+        evidence.other_inputs(norm, 0, &|_| CauseKey::InputOfOther, visit)?;
     }
-    for factor in evidence.nodes(|node: &Node| node.op == Op::Mul) {
+    if norms.is_empty() {
+        return Ok(());
+    }
+    for factor in evidence.nodes(|node| node.op == Op::Mul) {
         weights(evidence, factor, visit)?;
+    }
+    for bias in evidence.nodes(|node| node.op == Op::Add) {
+        super::product::biases(evidence, bias, visit)?;
     }
     Ok(())
 }
 
-/// The weight of a norm missing, or with one more or less.
-fn weights(evidence: &Evidence<'_>, factor: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
-    if evidence.graph().weight_of(factor).is_none() {
+fn eps_index(op: Op) -> usize {
+    usize::from(op == Op::GroupNorm)
+}
+
+fn epsilons(evidence: &Evidence<'_>, norm: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let node = evidence.graph().node(norm);
+    let index = eps_index(node.op);
+    let own = f64::from(node.params(Extent { tokens: 1, cells: 1, is_first: true }).float(index));
+    let mut list = EPSILONS.to_vec();
+    list.extend([own * 10.0, own / 10.0]);
+    list.extend(solved(evidence, norm, index)?);
+    let differs = |eps: &f64| (*eps as f32) != own as f32;
+    for eps in list.into_iter().filter(differs) {
+        let edit = Edits::one(norm, Change::float(index, eps));
+        let text = format!("eps {eps:e} instead of {:e}", own as f32);
+        visit(evidence.mistake(CauseKey::Eps, text, &edit)?);
+    }
+    Ok(())
+}
+
+/// The epsilon that gives results of the recorded size, to three digits: more of it makes them smaller.
+fn solved(evidence: &Evidence<'_>, norm: NodeId, index: usize) -> Result<Option<f64>, ReplayError> {
+    const HALVINGS: usize = 48;
+    if !evidence.may_fit() {
+        return Ok(None);
+    }
+    let ratio = |log: f64| evidence.ratio(&Edits::one(norm, Change::float(index, log.exp())));
+    let (mut low, mut high) = (1e-13f64.ln(), 1e3f64.ln());
+    for _ in 0..HALVINGS {
+        let middle = 0.5 * (low + high);
+        let Some(ratio) = ratio(middle)? else { return Ok(None) };
+        if ratio < 1.0 {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    let eps = (0.5 * (low + high)).exp();
+    Ok(format!("{eps:.2e}").parse().ok())
+}
+
+fn other_kinds(evidence: &Evidence<'_>, norm: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let op = evidence.graph().node(norm).op;
+    let others: &[(CauseKey, &str, Op)] = match op {
+        Op::RmsNorm => &[
+            (CauseKey::MeanSubtracted, "the mean is subtracted, as LayerNorm does", Op::Norm),
+            (CauseKey::NotAveraged, "divided by the root of the sum of squares", Op::L2Norm),
+        ],
+        Op::Norm => &[
+            (CauseKey::MeanSubtracted, "the mean is not subtracted, as in RMSNorm", Op::RmsNorm),
+            (CauseKey::NotAveraged, "divided by the root of the sum of squares", Op::L2Norm),
+        ],
+        Op::L2Norm => {
+            &[(CauseKey::NotAveraged, "divided by the root of the mean of squares", Op::RmsNorm)]
+        }
+        _ => &[],
+    };
+    for &(key, text, op) in others {
+        visit(evidence.mistake(key, text, &Edits::one(norm, Change::Op(op)))?);
+    }
+    let left_out = Edits::one(norm, Change::LeftOut(0));
+    visit(evidence.mistake(CauseKey::NormMissing, "not normalised", &left_out)?);
+    // The norm with its factor and its bias.
+    let mut all = vec![(norm, Change::LeftOut(0))];
+    let weighted = |id: &NodeId| *id > norm && evidence.weight_source(*id).is_some();
+    let after = evidence.nodes(|node| matches!(node.op, Op::Mul | Op::Add));
+    for id in after.into_iter().filter(weighted) {
+        let source = 1 - evidence.weight_source(id).map_or(1, |weight| weight.source.min(1));
+        all.push((id, Change::LeftOut(source)));
+    }
+    if all.len() > 1 {
+        let text = "the norm is left out, with its weight";
+        visit(evidence.mistake(CauseKey::NormMissing, text, &Edits(all))?);
+    }
+    Ok(())
+}
+
+/// Groups of another size: all heads of a token at once, or each head by itself.
+fn groups(evidence: &Evidence<'_>, norm: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let node = evidence.graph().node(norm);
+    if node.op == Op::GroupNorm {
+        let text = "all groups are normalised as one";
+        let edit = Edits::one(norm, Change::int(0, 1));
+        visit(evidence.mistake(CauseKey::NormGroups, text, &edit)?);
         return Ok(());
     }
-    let left_out = Edits::one(factor, Change::LeftOut(0));
-    visit(evidence.mistake(CauseKey::NormWeightMissing, "the weight is missing", &left_out)?);
-    let moved = |by: f64| {
-        let change = move |value: &[f64]| value.iter().map(|x| x + by).collect();
-        Change::Values(1, Box::new(move |_, value, _| Some(change(value))))
-    };
-    let plus = Edits::one(factor, moved(1.0));
-    visit(evidence.mistake(CauseKey::NormWeightPlusOne, "the weight plus one", &plus)?);
+    let (width, heads) = (node.ne[0], node.ne[1]);
+    let mut widths = Vec::new();
+    if width.is_fixed() && heads.is_fixed() && heads.fixed > 1 {
+        let all = (width.fixed * heads.fixed) as usize;
+        widths.push((all, "all heads of a token are normalised at once".to_string()));
+    }
+    let own = width.fixed.max(1) as usize;
+    let mut parts = evidence.head_dims();
+    parts.extend([2, 4, 8].map(|n| own / n));
+    parts.retain(|&dim| dim > 1 && dim < own && own.is_multiple_of(dim));
+    parts.sort_unstable();
+    parts.dedup();
+    widths.extend(parts.into_iter().map(|dim| {
+        (dim, format!("each {dim} elements are normalised by themselves, not all {own}"))
+    }));
+    for (width, text) in widths {
+        let regrouped = move |call: &mut Call<'_, '_>| {
+            let ne = [width, call.elements() / width, 1, 1];
+            call.ne = ne;
+            if let Some(Some(argument)) = call.arguments.first_mut() {
+                argument.ne = ne;
+            }
+        };
+        let edit = Edits::one(norm, Change::Call(Box::new(regrouped)));
+        visit(evidence.mistake(CauseKey::NormGroups, text, &edit)?);
+    }
     Ok(())
+}
+
+/// The weight of a norm missing, changed, or of another norm.
+fn weights(evidence: &Evidence<'_>, factor: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let Some(WeightSource { source, name }) = evidence.weight_source(factor) else {
+        return Ok(());
+    };
+    let edit = Edits::one(factor, Change::LeftOut(1 - source.min(1)));
+    visit(evidence.mistake(CauseKey::NormWeightMissing, format!("{name} is missing"), &edit)?);
+    let changes: [(CauseKey, &str, fn(f64) -> f64); 5] = [
+        (CauseKey::NormWeightPlusOne, "the weight plus one", |w| w + 1.0),
+        (CauseKey::NormWeightMinusOne, "the weight less one", |w| w - 1.0),
+        (CauseKey::NormWeightTwice, "multiplied by the weight twice", |w| w * w),
+        (CauseKey::NormWeightTwice, "the weight doubled", |w| 2.0 * w),
+        (CauseKey::NormWeightZero, "the weight is zero", |_| 0.0),
+    ];
+    for (key, text, of) in changes {
+        let edit = Edits::one(factor, Change::each(source, of));
+        visit(evidence.mistake(key, text, &edit)?);
+    }
+    evidence.of_other_weights(factor, [CauseKey::NormWeightOfOther; 2], visit)
 }

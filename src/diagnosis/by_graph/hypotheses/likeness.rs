@@ -1,0 +1,330 @@
+//! What a wrong result looks like, for any operation: zeros, a multiple, another tensor, a permutation of
+//! the right values.
+
+use std::collections::HashMap;
+
+use half::{bf16, f16};
+
+use super::{Visit, elementwise::snapped, near::short, product::orders};
+use crate::{
+    core::{cause_key::CauseKey, tensor::DType},
+    diagnosis::{
+        by_graph::{Change, Edits, Evidence, StepEvidence},
+        replay::{ReplayError, Rounding},
+        scene::Rank,
+    },
+    graph::{NodeId, Op, site::Axis},
+};
+
+/// Every likeness.
+pub fn likenesses(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
+    constants(evidence, visit);
+    multiples(evidence, visit);
+    multiples_of_rows(evidence, visit);
+    offsets(evidence, visit);
+    left_out(evidence, visit)?;
+    rows(evidence, visit);
+    columns(evidence, visit);
+    permutations(evidence, visit);
+    others(evidence, visit);
+    overflows(evidence, visit);
+    arithmetic(evidence, visit);
+    Ok(())
+}
+
+fn constants(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    let all = |value: f64| {
+        move |step: &StepEvidence<'_>| Some(vec![value; step.observed.piece.captured.len()])
+    };
+    let text = "the result is zero";
+    visit(evidence.replaced(CauseKey::Zero, text, Rank::Likeness, all(0.0)));
+    let mut recorded = evidence.steps.iter().flat_map(|step| &step.observed.piece.captured);
+    let Some(&first) = recorded.next() else { return };
+    if first != 0.0 && first.is_finite() && evidence.may_fit() && recorded.all(|&x| x == first) {
+        let text = format!("every element is {first}");
+        visit(evidence.replaced(CauseKey::Constant, text, Rank::Likeness, all(f64::from(first))));
+    }
+}
+
+/// c times the right values: as all of them tell, and as the wrong ones do.
+fn multiples(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    if !evidence.may_fit() {
+        return;
+    }
+    let wrong = wrong_pairs(evidence);
+    let mut found: Vec<f64> = Vec::new();
+    for pairs in [evidence.pairs(), wrong] {
+        let along: f64 = pairs.iter().map(|(right, recorded)| right * recorded).sum();
+        let squares: f64 = pairs.iter().map(|(right, _)| right * right).sum();
+        let factor = snapped(along / squares);
+        let is_new = found.iter().all(|known| (known / factor - 1.0).abs() > 1e-6);
+        if factor.is_finite() && (factor - 1.0).abs() > 1e-7 && factor.abs() > 1e-6 && is_new {
+            found.push(factor);
+        }
+    }
+    for factor in found {
+        let text = format!("{} times the right values", short(factor));
+        visit(evidence.replaced(CauseKey::Scaled, text, Rank::Likeness, |step| {
+            Some(step.observed.piece.expected.value.iter().map(|x| factor * x).collect())
+        }));
+    }
+}
+
+/// Each row times a factor of its own: one number is fitted to each, which must be long.
+fn multiples_of_rows(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    const LEAST_WIDTH: usize = 32;
+    let starts_with_tokens =
+        evidence.spec().axes.first().is_some_and(|axis| axis.axis == Axis::Token);
+    let is_long = evidence.steps.iter().all(|step| row_width(step) >= LEAST_WIDTH);
+    if !evidence.may_fit() || !starts_with_tokens || !is_long {
+        return;
+    }
+    let text = "each token's right values times a factor of the token's own";
+    visit(evidence.replaced(CauseKey::Scaled, text, Rank::Likeness, |step| {
+        let piece = &step.observed.piece;
+        let width = row_width(step);
+        let rows = piece.expected.value.chunks_exact(width).zip(piece.captured.chunks_exact(width));
+        let scaled = |(right, recorded): (&[f64], &[f32])| {
+            let along: f64 = right.iter().zip(recorded).map(|(a, &b)| a * f64::from(b)).sum();
+            let squares: f64 = right.iter().map(|a| a * a).sum();
+            let factor = if squares > 0.0 { along / squares } else { 1.0 };
+            right.iter().map(|x| x * factor).collect::<Vec<f64>>()
+        };
+        Some(rows.flat_map(scaled).collect())
+    }));
+}
+
+/// The right value beside the recorded one of every wrong element.
+fn wrong_pairs(evidence: &Evidence<'_>) -> Vec<(f64, f64)> {
+    let of = |(step, wrong): (&StepEvidence<'_>, &Vec<bool>)| {
+        let piece = &step.observed.piece;
+        let pairs = piece.expected.value.iter().zip(&piece.captured).zip(wrong);
+        let pairs =
+            pairs.filter(|((right, x), wrong)| **wrong && right.is_finite() && x.is_finite());
+        pairs.map(|((&right, &x), _)| (right, f64::from(x))).collect::<Vec<_>>()
+    };
+    evidence.steps.iter().zip(&evidence.wrong).flat_map(of).collect()
+}
+
+/// A number added to all: the median, which a few odd elements leave as it is.
+fn offsets(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    let mut differences: Vec<f64> = wrong_pairs(evidence).iter().map(|(a, b)| b - a).collect();
+    if !evidence.may_fit() || differences.is_empty() {
+        return;
+    }
+    let middle = differences.len() / 2;
+    let (_, &mut median, _) = differences.select_nth_unstable_by(middle, f64::total_cmp);
+    let text = format!("{median:.2e} is added to every element");
+    visit(evidence.replaced(CauseKey::Offset, text, Rank::Likeness, |step| {
+        Some(step.observed.piece.expected.value.iter().map(|x| x + median).collect())
+    }));
+}
+
+/// Any operation whose result has the size of a source does nothing.
+fn left_out(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let graph = evidence.graph();
+    for id in evidence.cone().iter().copied() {
+        let node = graph.node(id);
+        if node.op.is_layout() {
+            continue;
+        }
+        for (source, of) in node.sources.iter().enumerate() {
+            if of.is_some_and(|of| graph.node(of).ne == node.ne) {
+                let name = of.map_or(String::new(), |of| evidence.name_of(of));
+                let text = format!("{} does nothing: its result is {name}", node.op);
+                let edit = Edits::one(id, Change::LeftOut(source));
+                let key = CauseKey::OtherTensor;
+                visit(evidence.edited(key, text, Rank::Likeness, &edit)?);
+            }
+        }
+        whole_cone(evidence, id, visit)?;
+    }
+    Ok(())
+}
+
+/// The cone's last node does nothing.
+fn whole_cone(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let is_sum = evidence.graph().node(id).op == Op::MulMat;
+    if !is_sum || evidence.cone().last() == Some(&id) {
+        return Ok(());
+    }
+    // A product alone, without what follows it in the same operation.
+    let graph = evidence.graph();
+    let own = graph.node(id).ne;
+    let after = evidence.cone().iter().copied().filter(|&after| after > id);
+    let after: Vec<NodeId> = after.filter(|&after| graph.node(after).ne == own).collect();
+    let left_out = |&after: &NodeId| {
+        let node = graph.node(after);
+        let source = (0..node.sources.len())
+            .find(|&s| node.source(s).is_some_and(|s| graph.node(s).ne == own))?;
+        Some((after, Change::LeftOut(source)))
+    };
+    let edit = Edits(after.iter().filter_map(left_out).collect());
+    let text = "nothing follows the product".to_string();
+    visit(evidence.edited(CauseKey::TermMissing, text, Rank::Likeness, &edit)?);
+    Ok(())
+}
+
+/// The length of a row of a step: of a token, or of a position; else all.
+fn row_width(step: &StepEvidence<'_>) -> usize {
+    let spec = &step.machine.run.model.sites.specs()[step.observed.place];
+    let has_rows =
+        spec.axes.first().is_some_and(|axis| matches!(axis.axis, Axis::Token | Axis::Position));
+    step.observed.shape.iter().skip(usize::from(has_rows)).product::<usize>().max(1)
+}
+
+fn rows(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    if evidence.spec().axes.first().is_none_or(|axis| axis.axis != Axis::Token) {
+        return;
+    }
+    let orders: [(CauseKey, &str, fn(usize, usize) -> usize); 4] = [
+        (CauseKey::TokenBefore, "each row is the right one of the token before", |t, _| {
+            t.saturating_sub(1)
+        }),
+        (CauseKey::TokenAfter, "each row is the right one of the token after", |t, n| {
+            (t + 1).min(n - 1)
+        }),
+        (CauseKey::RowsEqual, "every row of a step is its first one", |_, _| 0),
+        (CauseKey::RowsEqual, "every row of a step is its last one", |_, n| n - 1),
+    ];
+    for (key, text, order) in orders {
+        visit(evidence.replaced(key, text, Rank::Likeness, |step| {
+            let (width, value) = (row_width(step), &step.observed.piece.expected.value);
+            let tokens = value.len() / width;
+            let of = |i: usize| value[order(i / width, tokens) * width + i % width];
+            Some((0..value.len()).map(of).collect())
+        }));
+    }
+}
+
+/// Rows in an order that people mistake for another: heads and halves.
+fn columns(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    let Some(first) = evidence.steps.first() else { return };
+    let width = row_width(first);
+    if evidence.steps.iter().any(|step| row_width(step) != width) || width < 2 {
+        return;
+    }
+    let mut dims = evidence.heads().map_or_else(|| evidence.head_dims(), |heads| vec![heads.dim]);
+    dims.extend([width, width / 2]);
+    dims.extend(first.observed.shape.last().copied());
+    dims.sort_unstable();
+    dims.dedup();
+    for (text, place) in orders(width, &dims) {
+        let text = text.replace("rows", "elements");
+        visit(evidence.replaced(CauseKey::HeadsPermuted, text, Rank::Likeness, |step| {
+            let value = &step.observed.piece.expected.value;
+            let of = |i: usize| value[i / width * width + place(i % width)];
+            Some((0..value.len()).map(of).collect())
+        }));
+    }
+}
+
+/// Any fixed order of a row, found by the values of the last one.
+fn permutations(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    const LEAST_ROWS: usize = 4;
+    let Some(last) = evidence.steps.last() else { return };
+    let width = row_width(last);
+    let rows: usize = evidence.wrong.iter().map(|wrong| wrong.len() / width).sum();
+    let is_ragged = evidence.steps.iter().any(|step| row_width(step) != width);
+    // As many numbers are fitted as a row has elements.
+    if is_ragged || rows < LEAST_ROWS || width < 2 {
+        return;
+    }
+    let Some(order) = order_of_row(last, width) else { return };
+    let moved = order.iter().enumerate().filter(|(to, from)| to != *from).count();
+    let text = format!("the right values in another order: {moved} of {width} elements moved");
+    visit(evidence.replaced(CauseKey::RowsPermuted, text, Rank::Likeness, |step| {
+        let value = &step.observed.piece.expected.value;
+        let of = |i: usize| value[i / width * width + order[i % width]];
+        Some((0..value.len()).map(of).collect())
+    }));
+}
+
+/// The place whose right value each recorded element of the last row has, if every one has one.
+fn order_of_row(step: &StepEvidence<'_>, width: usize) -> Option<Vec<usize>> {
+    let piece = &step.observed.piece;
+    let last = piece.captured.len().checked_sub(width)?;
+    let mut right: Vec<(f64, usize)> =
+        piece.expected.value[last..].iter().copied().enumerate().map(|(i, x)| (x, i)).collect();
+    right.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut recorded: Vec<(f64, usize)> =
+        piece.captured[last..].iter().enumerate().map(|(i, &x)| (f64::from(x), i)).collect();
+    recorded.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut order = HashMap::new();
+    for ((value, from), (held, to)) in right.iter().zip(&recorded) {
+        if (value - held).abs() > piece.expected.bound(last + from) {
+            return None;
+        }
+        order.insert(*to, *from);
+    }
+    let order: Vec<usize> = (0..width).map(|to| order[&to]).collect();
+    order.iter().enumerate().any(|(to, &from)| to != from).then_some(order)
+}
+
+/// One other recorded tensor of the same shape.
+fn others(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    let specs = evidence.run.model.sites.specs();
+    for place in evidence.other_sites(evidence.spec().node) {
+        let text = format!("equals {}", specs[place].site(0).tensor_name());
+        visit(evidence.replaced(CauseKey::OtherTensor, text, Rank::Likeness, |step| {
+            evidence.recorded(step, place)
+        }));
+    }
+    let text = "equals itself in the step before";
+    visit(evidence.replaced(CauseKey::PreviousStep, text, Rank::Likeness, |step| {
+        let before = step.observed.step.checked_sub(1);
+        let before = before
+            .and_then(|before| evidence.steps.iter().find(|other| other.observed.step == before));
+        let own = &step.observed.piece.expected.value;
+        let Some(before) = before else { return Some(own.clone()) };
+        let value = &before.observed.piece.expected.value;
+        let width = row_width(step).min(value.len());
+        let is_one_row = own.len() == width;
+        Some(if is_one_row { value[value.len() - width..].to_vec() } else { own.clone() })
+    }));
+}
+
+/// Infinities where the right value is beyond f16's largest.
+fn overflows(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    let largest = f64::from(f16::MAX.to_f32());
+    let overflows = |right: f64, x: f32| right.abs() > largest && !x.is_finite();
+    let any = |step: &StepEvidence<'_>| {
+        let piece = &step.observed.piece;
+        piece.expected.value.iter().zip(&piece.captured).any(|(&right, &x)| overflows(right, x))
+    };
+    if !evidence.steps.iter().any(any) {
+        return;
+    }
+    let text = format!("overflows f16, whose largest number is {largest}");
+    visit(evidence.replaced(CauseKey::Overflow, text, Rank::Mistake, |step| {
+        let piece = &step.observed.piece;
+        let pairs = piece.expected.value.iter().zip(&piece.captured);
+        // An expectation that is no number is met by anything.
+        Some(pairs.map(|(&right, &x)| if overflows(right, x) { f64::NAN } else { right }).collect())
+    }));
+}
+
+/// The right values stored, or summed, in a coarser format than declared.
+fn arithmetic(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    let declared = evidence.run.recording.arithmetic.of(evidence.spec().stage);
+    let recorded = || evidence.steps.iter().flat_map(|step| &step.observed.piece.captured);
+    let stored_as = |test: fn(f32) -> f32| recorded().all(|x| !x.is_finite() || test(*x) == *x);
+    let rounds: [(DType, fn(f32) -> f32); 2] = [
+        (DType::F16, |x| f16::from_f32(x).to_f32()),
+        (DType::Bf16, |x| bf16::from_f32(x).to_f32()),
+    ];
+    for (dtype, round) in rounds {
+        if dtype.unit_roundoff() > declared.storage.unit_roundoff() && stored_as(round) {
+            let text = format!("stored as {dtype}, but declared {}", declared.storage);
+            let rounding = Rounding::new(declared.accumulator, dtype);
+            visit(Some(evidence.coarser(CauseKey::StoredCoarser, text, rounding)));
+        }
+    }
+    for dtype in [DType::F16, DType::Bf16] {
+        if dtype.unit_roundoff() > declared.accumulator.unit_roundoff() {
+            let text = format!("summed in {dtype}, but declared {}", declared.accumulator);
+            let rounding = Rounding::new(dtype, declared.storage);
+            visit(Some(evidence.coarser(CauseKey::F16Accumulation, text, rounding)));
+        }
+    }
+}
