@@ -1,6 +1,7 @@
 /* firstdiff.h: records your engine's tensors, for `firstdiff explain` to compare with llama.cpp.
  *
- * C99 and C++11; no dependency, nothing to link. docs/trace-format.md says what each site means.
+ * C99 and C++11; no dependency, nothing to link. The sites are those of the plan, which `firstdiff sites`
+ * lists too; docs/trace-format.md says what they mean.
  *
  *     firstdiff capture reference -m model.gguf -p "Once upon a time" -o ref
  *
@@ -27,7 +28,7 @@
  *     firstdiff_device(fd, to_host);                      // synchronise your own streams in it
  *
  * A process of several, each with its part of the model, says which and how its sites are split: an
- * axis (head, neuron, vocab, token, position) for all sites that have it, SITE=AXIS for one,
+ * axis (head, neuron, vocab, token, position, ...) for all sites that have it, SITE=AXIS for one,
  * SITE=partial for partial sums before an all-reduce; the others are whole on every rank:
  *
  *     firstdiff_begin_rank("mine", "ref/plan.txt", "my engine", rank, world,
@@ -53,11 +54,15 @@ typedef struct firstdiff_trace firstdiff_trace;
 /* The format of the elements in memory; they are written as they are. */
 typedef enum { FIRSTDIFF_F32, FIRSTDIFF_F16, FIRSTDIFF_BF16, FIRSTDIFF_F64 } firstdiff_dtype;
 
-/* Where the elements lie: counts and strides, in elements, of a site's axes in the site's own order
- * (rows, width) or (rows, heads, dim). The strides say how they lie in memory. */
+/* The most axes of a site. */
+#define FIRSTDIFF_AXES 5
+
+/* Where the elements lie: counts and strides, in elements, of a site's axes in the site's own order,
+ * such as (rows, width) or (rows, heads, dim). The strides say how they lie in memory. Axes that a site
+ * has not count 1. */
 typedef struct {
-    size_t n[3];
-    ptrdiff_t stride[3];
+    size_t n[FIRSTDIFF_AXES];
+    ptrdiff_t stride[FIRSTDIFF_AXES];
 } firstdiff_axes;
 
 /* Copies from a device to the host; 0 if it did. */
@@ -71,6 +76,9 @@ static inline firstdiff_axes firstdiff_strided(size_t n0, ptrdiff_t stride0, siz
                                                ptrdiff_t stride1, size_t n2, ptrdiff_t stride2)
 {
     firstdiff_axes axes;
+    int i;
+    for (i = 3; i < FIRSTDIFF_AXES; i++)
+        axes.n[i] = 1, axes.stride[i] = 1;
     axes.n[0] = n0, axes.n[1] = n1, axes.n[2] = n2;
     axes.stride[0] = stride0, axes.stride[1] = stride1, axes.stride[2] = stride2;
     return axes;
@@ -126,31 +134,40 @@ static inline firstdiff_axes firstdiff_heads(size_t rows, size_t heads, size_t d
 #endif
 
 /* The version of docs/trace-format.md that is written. */
-#define FIRSTDIFF_FORMAT_VERSION 2
-#define FIRSTDIFF_SHARD_VERSION 3
-#define FIRSTDIFF_STAGES 24
+#define FIRSTDIFF_FORMAT_VERSION 4
 #define FIRSTDIFF_PATH 1024
-/* Room in a step file's header for an entry: its longest name, three counts and two offsets. */
-#define FIRSTDIFF_ENTRY 192
+/* Bytes of a site's name with its layer, and of its entry in a step file's header. */
+#define FIRSTDIFF_NAME 144
+#define FIRSTDIFF_ENTRY (FIRSTDIFF_NAME + 52 + 21 * (FIRSTDIFF_AXES + 2))
 /* Bytes that are held back, so that small tensors are written together. */
 #define FIRSTDIFF_PENDING 65536
 
 typedef unsigned long long firstdiff_u64;
 
+/* The sites of a name that are alike: a line of the plan, whose words these are. */
+typedef struct {
+    char *name, *layers, *axes, *sizes;
+    int section;              /* whether its layers come after those of all groups before */
+    const char *split;        /* how it is split, or NULL where it is whole */
+    firstdiff_u64 first, count; /* of its entries */
+} firstdiff_group;
+
 /* A tensor of the open step. */
 typedef struct {
     int dtype; /* a firstdiff_dtype, or -1 where it is not recorded */
-    firstdiff_u64 n[3];
+    firstdiff_u64 n[FIRSTDIFF_AXES];
     firstdiff_u64 offset; /* of its first byte after the header */
     firstdiff_u64 rows;   /* written so far */
 } firstdiff_entry;
 
 struct firstdiff_trace {
     char folder[FIRSTDIFF_PATH];
-    char engine[256], name[256], blake3[80], architecture[32], run[40];
-    firstdiff_u64 n_layer, n_embd, n_head, n_head_kv, head_dim, n_ff, n_vocab;
-    int rank, world;                   /* a world of 0 where there are no ranks */
-    const char *split[FIRSTDIFF_STAGES]; /* how each stage is split, or NULL where it is whole */
+    char engine[256], name[256], blake3[80], architecture[64], run[40];
+    firstdiff_u64 n_vocab;
+    char *plan;                /* the text that the groups' words lie in */
+    firstdiff_group *groups;   /* in the order of the plan */
+    size_t n_groups, last;     /* last: the group that was found last */
+    int rank, world;           /* a world of 0 where there are no ranks */
     firstdiff_dtype storage;
     firstdiff_copy copy;
     int failed;
@@ -162,45 +179,98 @@ struct firstdiff_trace {
     firstdiff_u64 n_tokens, first_position;
     firstdiff_u64 room, data; /* bytes of header, and of tensors so far */
     firstdiff_u64 at;         /* of the data, where the file stands */
-    firstdiff_entry *entries; /* [layer][stage], global stages under layer 0 */
+    firstdiff_entry *entries; /* of each group, one for each of its layers */
+    size_t n_entries;
     unsigned char *buffer, *host;
     size_t buffer_size, host_size;
     char *pending; /* what stdio holds back of the open step's file */
 };
 
-/* The stages in the order of a forward pass; the first letter is the shape: E (tokens, n_embd),
- * Q (tokens, n_head, head_dim), K (tokens, n_head_kv, head_dim), C (positions, n_head_kv,
- * head_dim), S (tokens, n_head, positions), F (tokens, n_ff); outside of layers e, which is as E,
- * and V (tokens, n_vocab). */
-static inline const char *firstdiff_stage(int index)
+/* The place of a word in a list of words with commas, or -1; `length` of the word. */
+static inline int firstdiff_word(const char *list, const char *word, size_t length)
 {
-    static const char *const stages[FIRSTDIFF_STAGES] = {
-        "eembd",      "Eattn_norm",     "Qq",        "Kk",         "Kv",        "Qq_norm",
-        "Kk_norm",    "Qq_rope",        "Kk_rope",   "Ck_cache",   "Cv_cache",  "Sscores",
-        "Sprobs",     "Qattn_out",      "Eo_proj",   "Eattn_residual", "Effn_norm", "Fffn_gate",
-        "Fffn_up",    "Fffn_act",       "Effn_down", "Elayer_out", "efinal_norm", "Vlogits"};
-    return stages[index];
-}
-
-static inline int firstdiff_is_global(int stage)
-{
-    char shape = firstdiff_stage(stage)[0];
-    return shape == 'e' || shape == 'V';
-}
-
-/* Which axis of a stage is cut in a split of that name: 0, 1, or -1 where the stage has none. */
-static inline int firstdiff_cut(const char *split, int stage)
-{
-    char shape = firstdiff_stage(stage)[0];
-    if (!split)
-        return -1;
-    if (!strcmp(split, "head"))
-        return strchr("QKCS", shape) ? 1 : -1;
-    if (!strcmp(split, "neuron") || !strcmp(split, "vocab"))
-        return shape == (*split == 'n' ? 'F' : 'V') ? 1 : -1;
-    if (!strcmp(split, "token") || !strcmp(split, "position"))
-        return (shape == 'C') == (*split == 'p') ? 0 : -1;
+    int place;
+    for (place = 0; *list; place++) {
+        size_t own = strcspn(list, ",");
+        if (own == length && !strncmp(list, word, own))
+            return place;
+        list += own + (list[own] == ',');
+    }
     return -1;
+}
+
+/* How many axes a group has. */
+static inline int firstdiff_n_axes(const firstdiff_group *group)
+{
+    const char *at = group->axes;
+    int n = 1;
+    while ((at = strchr(at, ',')))
+        n++, at++;
+    return n;
+}
+
+/* Which axis of a group is cut by its split; -1 where it is whole or a partial sum. */
+static inline int firstdiff_cut(const firstdiff_group *group)
+{
+    return group->split ? firstdiff_word(group->axes, group->split, strlen(group->split)) : -1;
+}
+
+/* The place of a layer among those of a group, "0-3,5"; -1 where it has not that layer. A site outside of
+ * layers has "-" and the place 0 whatever the layer. `count` becomes the number of layers. */
+static inline long long firstdiff_layer(const firstdiff_group *group, int layer, firstdiff_u64 *count)
+{
+    const char *at = group->layers;
+    long long place = -1;
+    *count = 1;
+    if (*at == '-')
+        return 0;
+    for (*count = 0; *at;) {
+        char *end;
+        long first = strtol(at, &end, 10), last = *end == '-' ? strtol(end + 1, &end, 10) : first;
+        if (layer >= first && layer <= last)
+            place = (long long)*count + layer - first;
+        *count += last >= first ? (firstdiff_u64)(last - first + 1) : 0;
+        at = *end == ',' ? end + 1 : "";
+    }
+    return place;
+}
+
+/* The layer at a place of a group; -1 outside of layers. */
+static inline long firstdiff_layer_at(const firstdiff_group *group, firstdiff_u64 place)
+{
+    const char *at = group->layers;
+    while (*at && *at != '-') {
+        char *end;
+        long first = strtol(at, &end, 10), last = *end == '-' ? strtol(end + 1, &end, 10) : first;
+        if (place <= (firstdiff_u64)(last - first))
+            return first + (long)place;
+        place -= (firstdiff_u64)(last - first + 1);
+        at = *end == ',' ? end + 1 : "";
+    }
+    return -1;
+}
+
+/* The number that a size such as 64, T or 2*T+3 stands for; `end` becomes the place after it. */
+static inline long long firstdiff_size(const char *at, long long tokens, long long positions,
+                                       const char **end)
+{
+    long long sum = 0;
+    while (*at && *at != ',') {
+        long long term = *at == '-' ? -1 : 1;
+        at += *at == '-' || *at == '+';
+        while (*at && !strchr(",+-", *at)) {
+            char *after = (char *)at + 1;
+            term *= *at == 'T'   ? tokens
+                    : *at == 'P' ? positions
+                    : *at == 'F' ? tokens == positions
+                    : *at == '*' ? 1
+                                 : (long long)strtoull(at, &after, 10);
+            at = after > at ? after : at + 1;
+        }
+        sum += term;
+    }
+    *end = at + (*at == ',');
+    return sum;
 }
 
 /* Prints the first mistake; from then on nothing is recorded. */
@@ -245,62 +315,103 @@ static inline void firstdiff_json(char *out, size_t room, const char *text)
     out[at] = 0;
 }
 
-/* Takes a line of the plan, "key value"; lines of other keys are not for the writer. */
-static inline void firstdiff_plan_line(firstdiff_trace *fd, const char *line)
+/* Takes the words of a site in the plan, "NAME LAYERS AXES SIZES". */
+static inline void firstdiff_plan_site(firstdiff_trace *fd, char *line, int section)
 {
-    const char *value = strchr(line, ' ');
-    size_t key = value ? (size_t)(value - line) : 0;
-    struct {
-        const char *key;
-        firstdiff_u64 *count;
-    } counts[7];
+    firstdiff_group group, *groups;
+    char **words[4];
     int i;
-    counts[0].key = "n_layer", counts[0].count = &fd->n_layer;
-    counts[1].key = "n_embd", counts[1].count = &fd->n_embd;
-    counts[2].key = "n_head", counts[2].count = &fd->n_head;
-    counts[3].key = "n_head_kv", counts[3].count = &fd->n_head_kv;
-    counts[4].key = "head_dim", counts[4].count = &fd->head_dim;
-    counts[5].key = "n_ff", counts[5].count = &fd->n_ff;
-    counts[6].key = "n_vocab", counts[6].count = &fd->n_vocab;
-    if (!value++)
+    memset(&group, 0, sizeof group);
+    words[0] = &group.name, words[1] = &group.layers;
+    words[2] = &group.axes, words[3] = &group.sizes;
+    for (i = 0; i < 4 && line; i++) {
+        *words[i] = line;
+        line = strchr(line, ' ');
+        if (line)
+            *line++ = 0;
+    }
+    if (i < 4 || line || firstdiff_n_axes(&group) > FIRSTDIFF_AXES ||
+        strlen(group.name) + 16 > FIRSTDIFF_NAME) {
+        firstdiff_fail(fd, "the plan has a site %s that this header cannot read; take the header of the "
+                           "firstdiff that wrote the plan", group.name);
         return;
-    if (key == 5 && !strncmp(line, "model", key))
-        firstdiff_json(fd->name, sizeof fd->name, value);
-    if (key == 6 && !strncmp(line, "blake3", key))
-        firstdiff_json(fd->blake3, sizeof fd->blake3, value);
-    if (key == 12 && !strncmp(line, "architecture", key))
-        firstdiff_json(fd->architecture, sizeof fd->architecture, value);
-    for (i = 0; i < 7; i++)
-        if (strlen(counts[i].key) == key && !strncmp(line, counts[i].key, key))
-            *counts[i].count = strtoull(value, NULL, 10);
+    }
+    group.section = section;
+    group.first = fd->n_entries;
+    firstdiff_layer(&group, 0, &group.count);
+    fd->n_entries += (size_t)group.count;
+    /* Room for twice as many whenever their number is a power of two. */
+    if (!(fd->n_groups & (fd->n_groups - 1))) {
+        size_t room = fd->n_groups ? 2 * fd->n_groups : 1;
+        groups = (firstdiff_group *)realloc(fd->groups, room * sizeof group);
+        if (!groups) {
+            firstdiff_fail(fd, "out of memory");
+            return;
+        }
+        fd->groups = groups;
+    }
+    fd->groups[fd->n_groups++] = group;
 }
 
-/* Reads which model is run. */
+/* Takes a line of the plan, "key value"; token ids are not for the writer. */
+static inline void firstdiff_plan_line(firstdiff_trace *fd, char *line, int *section)
+{
+    char *value = strchr(line, ' ');
+    if (!strcmp(line, "section"))
+        *section = 1;
+    if (!value)
+        return;
+    *value++ = 0;
+    if (!strcmp(line, "model"))
+        firstdiff_json(fd->name, sizeof fd->name, value);
+    if (!strcmp(line, "blake3"))
+        firstdiff_json(fd->blake3, sizeof fd->blake3, value);
+    if (!strcmp(line, "architecture"))
+        firstdiff_json(fd->architecture, sizeof fd->architecture, value);
+    if (!strcmp(line, "n_vocab"))
+        fd->n_vocab = strtoull(value, NULL, 10);
+    if (!strcmp(line, "site")) {
+        firstdiff_plan_site(fd, value, *section);
+        *section = 0;
+    }
+}
+
+/* Reads which model is run, and its sites. */
 static inline void firstdiff_read_plan(firstdiff_trace *fd, const char *path)
 {
     FILE *file = path ? fopen(path, "rb") : NULL;
-    char line[512];
-    size_t length = 0;
-    int next;
+    size_t length = 0, room = 0, got = 1;
+    char *line;
+    int section = 0;
     if (!file) {
         firstdiff_fail(fd, "cannot read the plan %s; give the plan.txt of a reference's trace",
                        path ? path : "(null)");
         return;
     }
-    do {
-        next = fgetc(file);
-        if (next != '\n' && next != EOF) {
-            /* Only lines of token ids are longer, and those are not for the writer. */
-            if (length + 1 < sizeof line)
-                line[length++] = (char)next;
-            continue;
-        }
-        line[length] = 0, length = 0;
-        firstdiff_plan_line(fd, line);
-    } while (next != EOF);
+    while (got) {
+        char *plan;
+        room = 2 * room + 65536;
+        plan = (char *)realloc(fd->plan, room);
+        if (!plan)
+            break;
+        fd->plan = plan;
+        got = fread(fd->plan + length, 1, room - length - 1, file);
+        length += got;
+    }
     fclose(file);
-    if (!fd->n_layer || !fd->n_embd || !fd->n_head || !fd->n_head_kv || !fd->head_dim ||
-        !fd->n_ff || !fd->n_vocab || !fd->blake3[0] || fd->n_layer > 1024)
+    if (!fd->plan || got) {
+        firstdiff_fail(fd, "out of memory");
+        return;
+    }
+    fd->plan[length] = 0;
+    for (line = fd->plan; line && !fd->failed;) {
+        char *next = strchr(line, '\n');
+        if (next)
+            *next++ = 0;
+        firstdiff_plan_line(fd, line, &section);
+        line = next;
+    }
+    if (!fd->failed && (!fd->n_groups || !fd->n_vocab || !fd->blake3[0]))
         firstdiff_fail(fd, "%s is no plan of firstdiff; give the plan.txt of a reference's trace",
                        path);
 }
@@ -362,21 +473,22 @@ static inline void firstdiff_make_folder(const char *folder)
 /* Takes one word of how sites are split: AXIS, SITE=AXIS, SITE=partial or SITE=replicated. */
 static inline void firstdiff_split_word(firstdiff_trace *fd, const char *word, size_t length)
 {
-    static const char *const names[7] = {"head",     "neuron",  "vocab",     "token",
-                                         "position", "partial", "replicated"};
+    static const char *const names[13] = {"partial", "replicated", "token",  "position", "head",
+                                          "dim",     "key",        "channel", "neuron",  "vocab",
+                                          "expert",  "slot",       "element"};
     const char *equal = (const char *)memchr(word, '=', length);
-    size_t site = equal ? (size_t)(equal - word) : 0, skip = equal ? site + 1 : 0;
-    int stage, i, fits = 0;
-    for (i = 0; i < (equal ? 7 : 5); i++) {
+    size_t site = equal ? (size_t)(equal - word) : 0, skip = equal ? site + 1 : 0, at;
+    int i, fits = 0;
+    for (i = equal ? 0 : 2; i < 13; i++) {
         if (strlen(names[i]) != length - skip || strncmp(names[i], word + skip, length - skip))
             continue;
-        for (stage = 0; stage < FIRSTDIFF_STAGES; stage++) {
-            const char *name = firstdiff_stage(stage) + 1;
-            if (equal && (strlen(name) != site || strncmp(name, word, site)))
+        for (at = 0; at < fd->n_groups; at++) {
+            firstdiff_group *group = &fd->groups[at];
+            if (equal && (strlen(group->name) != site || strncmp(group->name, word, site)))
                 continue;
-            if (i < 5 && firstdiff_cut(names[i], stage) < 0)
+            if (i > 1 && firstdiff_word(group->axes, names[i], strlen(names[i])) < 0)
                 continue;
-            fd->split[stage] = names[i];
+            group->split = names[i];
             fits = 1;
         }
     }
@@ -395,6 +507,18 @@ static inline void firstdiff_split(firstdiff_trace *fd, const char *words)
     }
 }
 
+/* Bytes of a step file's header where every site is recorded. */
+static inline firstdiff_u64 firstdiff_header_room(const firstdiff_trace *fd)
+{
+    firstdiff_u64 bytes = 0;
+    size_t i;
+    for (i = 0; i < fd->n_groups; i++) {
+        size_t name = strlen(fd->groups[i].name) + 16;
+        bytes += fd->groups[i].count * (FIRSTDIFF_ENTRY - FIRSTDIFF_NAME + name);
+    }
+    return bytes;
+}
+
 /* Starts the trace of one rank, of `world` that all name the same folder; `split` says how its sites
  * are split. Else as firstdiff_begin. */
 static inline firstdiff_trace *firstdiff_begin_rank(const char *folder, const char *plan,
@@ -402,7 +526,7 @@ static inline firstdiff_trace *firstdiff_begin_rank(const char *folder, const ch
                                                     const char *split)
 {
     firstdiff_trace *fd;
-    size_t entries, i;
+    size_t i;
     const int one = 1;
     if (!folder)
         return NULL;
@@ -416,23 +540,23 @@ static inline firstdiff_trace *firstdiff_begin_rank(const char *folder, const ch
     if (world && (rank < 0 || rank >= world))
         firstdiff_fail(fd, "there is no rank %d of %d", rank, world);
     fd->rank = rank, fd->world = world;
-    firstdiff_split(fd, world ? split : NULL);
     if (!*(const char *)&one)
         firstdiff_fail(fd, "this machine is big-endian, a trace little-endian");
     if (!fd->failed)
         firstdiff_read_plan(fd, plan);
+    if (!fd->failed)
+        firstdiff_split(fd, world ? split : NULL);
     if (fd->failed)
         return fd;
-    entries = (size_t)fd->n_layer * FIRSTDIFF_STAGES;
-    fd->entries = (firstdiff_entry *)malloc(entries * sizeof *fd->entries);
+    fd->entries = (firstdiff_entry *)malloc(fd->n_entries * sizeof *fd->entries);
     if (!fd->entries) {
         firstdiff_fail(fd, "out of memory");
         return fd;
     }
-    for (i = 0; i < entries; i++)
+    for (i = 0; i < fd->n_entries; i++)
         fd->entries[i].dtype = -1;
     /* The data begin a page of the file: a write across pages costs more. */
-    fd->room = (8 + entries * FIRSTDIFF_ENTRY + 256 + 4095) / 4096 * 4096 - 8;
+    fd->room = (8 + firstdiff_header_room(fd) + 256 + 4095) / 4096 * 4096 - 8;
     fd->pending = (char *)malloc(FIRSTDIFF_PENDING); /* without it, stdio has its own */
     firstdiff_name_run(fd);
     firstdiff_make_folder(folder);
@@ -483,15 +607,54 @@ static inline size_t firstdiff_dtype_size(int dtype)
 
 static inline void firstdiff_write_shard(firstdiff_trace *fd)
 {
-    int stage, named = 0;
+    size_t i, j;
+    int named = 0;
     if (!fd->world)
         return;
     fprintf(fd->manifest, "\"shard\": {\"rank\": %d, \"world\": %d, \"split\": {", fd->rank, fd->world);
-    for (stage = 0; stage < FIRSTDIFF_STAGES; stage++)
-        if (fd->split[stage])
-            fprintf(fd->manifest, "%s\"%s\": \"%s\"", named++ ? ", " : "",
-                    firstdiff_stage(stage) + 1, fd->split[stage]);
+    for (i = 0; i < fd->n_groups; i++) {
+        const firstdiff_group *group = &fd->groups[i];
+        /* The groups of one name are split alike. */
+        for (j = 0; j < i && (!fd->groups[j].split || strcmp(fd->groups[j].name, group->name)); j++)
+            ;
+        if (group->split && j == i)
+            fprintf(fd->manifest, "%s\"%s\": \"%s\"", named++ ? ", " : "", group->name,
+                    group->split);
+    }
     fprintf(fd->manifest, "}},\n");
+}
+
+/* Writes words with commas as a JSON list of strings, or of numbers where they are. */
+static inline void firstdiff_write_words(FILE *file, const char *words)
+{
+    const char *before = "";
+    while (*words) {
+        size_t length = strcspn(words, ",");
+        const char *quote = strspn(words, "0123456789") >= length ? "" : "\"";
+        fprintf(file, "%s%s%.*s%s", before, quote, (int)length, words, quote);
+        words += length + (words[length] == ',');
+        before = ", ";
+    }
+}
+
+/* Writes the sites that the model has. */
+static inline void firstdiff_write_groups(firstdiff_trace *fd)
+{
+    size_t i;
+    for (i = 0; i < fd->n_groups; i++) {
+        const firstdiff_group *group = &fd->groups[i];
+        firstdiff_u64 place;
+        fprintf(fd->manifest, "%s{\"name\": \"%s\"", i ? ",\n" : "", group->name);
+        if (*group->layers != '-')
+            fprintf(fd->manifest, ", \"layers\": [");
+        for (place = 0; *group->layers != '-' && place < group->count; place++)
+            fprintf(fd->manifest, "%s%ld", place ? ", " : "", firstdiff_layer_at(group, place));
+        fprintf(fd->manifest, "%s, \"axes\": [", *group->layers == '-' ? "" : "]");
+        firstdiff_write_words(fd->manifest, group->axes);
+        fprintf(fd->manifest, "], \"shape\": [");
+        firstdiff_write_words(fd->manifest, group->sizes);
+        fprintf(fd->manifest, "]%s}", group->section ? ", \"section\": true" : "");
+    }
 }
 
 /* Writes all of the manifest but its steps. */
@@ -503,12 +666,11 @@ static inline void firstdiff_open_manifest(firstdiff_trace *fd)
             "{\n\"format_version\": %d,\n\"run\": \"%s\",\n"
             "\"producer\": {\"name\": \"%s\", \"version\": \"firstdiff.h\"},\n"
             "\"side\": \"engine\",\n\"model\": {\"name\": \"%s\", \"blake3\": \"%s\", "
-            "\"architecture\": \"%s\",\n\"shapes\": {\"n_layer\": %llu, \"n_embd\": %llu, "
-            "\"n_head\": %llu, \"n_head_kv\": %llu, \"head_dim\": %llu, \"n_ff\": %llu, "
-            "\"n_vocab\": %llu}},\n",
-            fd->world ? FIRSTDIFF_SHARD_VERSION : FIRSTDIFF_FORMAT_VERSION, fd->run, fd->engine, fd->name, fd->blake3, fd->architecture,
-            fd->n_layer, fd->n_embd, fd->n_head, fd->n_head_kv, fd->head_dim, fd->n_ff,
-            fd->n_vocab);
+            "\"architecture\": \"%s\", \"n_vocab\": %llu,\n\"sites\": [\n",
+            FIRSTDIFF_FORMAT_VERSION, fd->run, fd->engine, fd->name, fd->blake3,
+            fd->architecture, fd->n_vocab);
+    firstdiff_write_groups(fd);
+    fprintf(fd->manifest, "]},\n");
     fprintf(fd->manifest,
             "\"arithmetic\": {\"weights\": \"%s\", \"default\": {\"storage\": \"%s\", "
             "\"accumulator\": \"f32\"}",
@@ -587,41 +749,49 @@ static inline char *firstdiff_put_u64(char *end, firstdiff_u64 value)
     return end;
 }
 
+/* Writes the entry of a tensor; how many bytes. */
+static inline firstdiff_u64 firstdiff_write_entry(firstdiff_trace *fd, const firstdiff_group *group,
+                                                  long layer, const firstdiff_entry *entry)
+{
+    char line[FIRSTDIFF_ENTRY + 8], *end = line;
+    firstdiff_u64 elements = 1;
+    int i, axes = firstdiff_n_axes(group);
+    if (entry->rows != entry->n[0])
+        firstdiff_fail(fd, "step %llu: %s of layer %ld has %llu of %llu rows; record every token, or none",
+                       fd->steps - 1, group->name, layer, entry->rows, entry->n[0]);
+    end = firstdiff_put(end, ",\"");
+    if (layer >= 0) {
+        end = firstdiff_put_u64(firstdiff_put(end, "blk."), (firstdiff_u64)layer);
+        end = firstdiff_put(end, ".");
+    }
+    end = firstdiff_put(firstdiff_put(end, group->name), "\":{\"dtype\":\"");
+    end = firstdiff_put(firstdiff_put(end, firstdiff_dtype_name(entry->dtype, 1)), "\",\"shape\":[");
+    for (i = 0; i < axes; i++) {
+        end = firstdiff_put_u64(firstdiff_put(end, i ? "," : ""), entry->n[i]);
+        elements *= entry->n[i];
+    }
+    end = firstdiff_put_u64(firstdiff_put(end, "],\"data_offsets\":["), entry->offset);
+    elements *= firstdiff_dtype_size(entry->dtype);
+    end = firstdiff_put_u64(firstdiff_put(end, ","), entry->offset + elements);
+    end = firstdiff_put(end, "]}");
+    return fwrite(line, 1, (size_t)(end - line), fd->file);
+}
+
 /* Writes the entries of the tensors that were recorded, and forgets them; how many there are. */
 static inline firstdiff_u64 firstdiff_write_entries(firstdiff_trace *fd, firstdiff_u64 *written)
 {
-    firstdiff_u64 sites = 0;
-    firstdiff_u64 i;
-    for (i = 0; i < fd->n_layer * FIRSTDIFF_STAGES; i++) {
-        firstdiff_entry *entry = &fd->entries[i];
-        int stage = (int)(i % FIRSTDIFF_STAGES);
-        char line[FIRSTDIFF_ENTRY], *end = line;
-        firstdiff_u64 bytes;
-        if (entry->dtype < 0)
-            continue;
-        if (entry->rows != entry->n[0])
-            firstdiff_fail(fd, "step %llu: %s of layer %llu has %llu of %llu rows; record every token, or none",
-                           fd->steps - 1, firstdiff_stage(stage) + 1, i / FIRSTDIFF_STAGES,
-                           entry->rows, entry->n[0]);
-        bytes = entry->n[0] * entry->n[1] * entry->n[2] * firstdiff_dtype_size(entry->dtype);
-        end = firstdiff_put(end, ",\"");
-        if (!firstdiff_is_global(stage)) {
-            end = firstdiff_put_u64(firstdiff_put(end, "blk."), i / FIRSTDIFF_STAGES);
-            end = firstdiff_put(end, ".");
+    firstdiff_u64 sites = 0, place;
+    size_t i;
+    for (i = 0; i < fd->n_groups; i++) {
+        const firstdiff_group *group = &fd->groups[i];
+        for (place = 0; place < group->count; place++) {
+            firstdiff_entry *entry = &fd->entries[group->first + place];
+            if (entry->dtype < 0)
+                continue;
+            *written += firstdiff_write_entry(fd, group, firstdiff_layer_at(group, place), entry);
+            entry->dtype = -1;
+            sites++;
         }
-        end = firstdiff_put(end, firstdiff_stage(stage) + 1);
-        end = firstdiff_put(firstdiff_put(end, "\":{\"dtype\":\""),
-                            firstdiff_dtype_name(entry->dtype, 1));
-        end = firstdiff_put_u64(firstdiff_put(end, "\",\"shape\":["), entry->n[0]);
-        end = firstdiff_put_u64(firstdiff_put(end, ","), entry->n[1]);
-        if (!strchr("eEFV", firstdiff_stage(stage)[0]))
-            end = firstdiff_put_u64(firstdiff_put(end, ","), entry->n[2]);
-        end = firstdiff_put_u64(firstdiff_put(end, "],\"data_offsets\":["), entry->offset);
-        end = firstdiff_put_u64(firstdiff_put(end, ","), entry->offset + bytes);
-        end = firstdiff_put(end, "]}");
-        *written += fwrite(line, 1, (size_t)(end - line), fd->file);
-        entry->dtype = -1;
-        sites++;
     }
     return sites;
 }
@@ -686,18 +856,17 @@ static inline void firstdiff_step(firstdiff_trace *fd, const int32_t *tokens, si
         setvbuf(fd->file, fd->pending, _IOFBF, FIRSTDIFF_PENDING);
 }
 
-/* The shape that a stage has in the open step. */
-static inline void firstdiff_shape(const firstdiff_trace *fd, int stage, firstdiff_u64 n[3])
+/* The shape that a site has in the open step; axes that it has not count 1. */
+static inline void firstdiff_shape(const firstdiff_trace *fd, const firstdiff_group *group,
+                                   firstdiff_u64 n[FIRSTDIFF_AXES])
 {
-    firstdiff_u64 positions = fd->first_position + fd->n_tokens;
-    char shape = firstdiff_stage(stage)[0];
-    n[0] = shape == 'C' ? positions : fd->n_tokens;
-    n[1] = shape == 'Q' || shape == 'S'   ? fd->n_head
-           : shape == 'K' || shape == 'C' ? fd->n_head_kv
-           : shape == 'F'                 ? fd->n_ff
-           : shape == 'V'                 ? fd->n_vocab
-                                          : fd->n_embd;
-    n[2] = shape == 'S' ? positions : strchr("QKC", shape) ? fd->head_dim : 1;
+    long long positions = (long long)(fd->first_position + fd->n_tokens);
+    const char *at = group->sizes;
+    int i;
+    for (i = 0; i < FIRSTDIFF_AXES; i++) {
+        long long size = *at ? firstdiff_size(at, (long long)fd->n_tokens, positions, &at) : 1;
+        n[i] = size > 0 ? (firstdiff_u64)size : 0;
+    }
 }
 
 /* Room of at least that many bytes, or NULL. */
@@ -720,7 +889,7 @@ static inline const unsigned char *firstdiff_on_host(firstdiff_trace *fd, const 
     int i;
     if (!fd->copy)
         return (const unsigned char *)data;
-    for (i = 0; i < 3; i++) {
+    for (i = 0; i < FIRSTDIFF_AXES; i++) {
         ptrdiff_t reach = (ptrdiff_t)(axes->n[i] - 1) * axes->stride[i];
         *(reach < 0 ? &low : &high) += reach;
     }
@@ -736,44 +905,71 @@ static inline const unsigned char *firstdiff_on_host(firstdiff_trace *fd, const 
     return fd->host - low * (ptrdiff_t)size;
 }
 
-/* Puts a row's elements one after another; keys that were not given are 0. */
-static inline void firstdiff_gather(unsigned char *out, const unsigned char *row,
-                                    const firstdiff_axes *axes, const firstdiff_u64 n[3],
-                                    size_t size)
+/* The last axis that counts more than 1, or the first after the rows. */
+static inline int firstdiff_inner(const firstdiff_u64 n[FIRSTDIFF_AXES])
 {
-    size_t i, j;
-    for (i = 0; i < axes->n[1]; i++) {
-        unsigned char *to = out + i * (size_t)n[2] * size;
-        const unsigned char *from = row + (ptrdiff_t)i * axes->stride[1] * (ptrdiff_t)size;
-        if (axes->stride[2] == 1) {
-            memcpy(to, from, axes->n[2] * size);
-            continue;
-        }
-        for (j = 0; j < axes->n[2]; j++)
-            memcpy(to + j * size, from + (ptrdiff_t)j * axes->stride[2] * (ptrdiff_t)size, size);
+    int inner = FIRSTDIFF_AXES - 1;
+    while (inner > 1 && n[inner] == 1)
+        inner--;
+    return inner;
+}
+
+/* Puts the elements of an axis and of those after it one after another; keys that were not given are 0. */
+static inline void firstdiff_gather(unsigned char *out, const unsigned char *from,
+                                    const firstdiff_axes *axes, const firstdiff_u64 n[FIRSTDIFF_AXES],
+                                    int axis, size_t size)
+{
+    int inner = firstdiff_inner(n), i;
+    size_t width = size, at;
+    for (i = axis + 1; i < FIRSTDIFF_AXES; i++)
+        width *= (size_t)n[i];
+    if (axis == inner && axes->stride[axis] == 1) {
+        memcpy(out, from, axes->n[axis] * size);
+        return;
     }
+    for (at = 0; at < axes->n[axis]; at++) {
+        const unsigned char *next = from + (ptrdiff_t)at * axes->stride[axis] * (ptrdiff_t)size;
+        if (axis == inner)
+            memcpy(out + at * size, next, size);
+        else
+            firstdiff_gather(out + at * width, next, axes, n, axis + 1, size);
+    }
+}
+
+/* Whether the rows lie one after another, each in the site's own order. */
+static inline int firstdiff_is_dense(const firstdiff_axes *axes, const firstdiff_u64 n[FIRSTDIFF_AXES])
+{
+    ptrdiff_t stride = 1;
+    int i;
+    for (i = FIRSTDIFF_AXES - 1; i >= 0; i--) {
+        if (i && axes->n[i] != n[i])
+            return 0;
+        if (axes->n[i] != 1 && axes->stride[i] != stride)
+            return 0;
+        stride *= (ptrdiff_t)n[i];
+    }
+    return 1;
 }
 
 /* Writes the rows of one call after those that are there. */
 static inline void firstdiff_write_rows(firstdiff_trace *fd, firstdiff_entry *entry,
                                         const void *data, const firstdiff_axes *axes)
 {
-    size_t size = firstdiff_dtype_size(entry->dtype), i;
-    size_t width = (size_t)(entry->n[1] * entry->n[2]) * size;
+    size_t size = firstdiff_dtype_size(entry->dtype), width = size, i;
     const unsigned char *host = firstdiff_on_host(fd, data, axes, size);
-    int whole = axes->n[2] == entry->n[2] && (entry->n[2] == 1 || axes->stride[2] == 1) &&
-                axes->stride[1] == (ptrdiff_t)entry->n[2];
     int broken;
     if (!host)
         return;
+    for (i = 1; i < FIRSTDIFF_AXES; i++)
+        width *= (size_t)entry->n[i];
     broken = firstdiff_seek(fd, entry->offset + entry->rows * width, axes->n[0] * width);
-    if (whole && axes->stride[0] == (ptrdiff_t)(entry->n[1] * entry->n[2])) {
+    if (firstdiff_is_dense(axes, entry->n)) {
         broken |= fwrite(host, width, axes->n[0], fd->file) != axes->n[0];
     } else if (firstdiff_room(&fd->buffer, &fd->buffer_size, width)) {
         for (i = 0; i < axes->n[0] && !broken; i++) {
             memset(fd->buffer, 0, width);
             firstdiff_gather(fd->buffer, host + (ptrdiff_t)i * axes->stride[0] * (ptrdiff_t)size,
-                             axes, entry->n, size);
+                             axes, entry->n, 1, size);
             broken |= fwrite(fd->buffer, width, 1, fd->file) != 1;
         }
     } else {
@@ -784,55 +980,78 @@ static inline void firstdiff_write_rows(firstdiff_trace *fd, firstdiff_entry *en
         firstdiff_fail(fd, "cannot write step %llu; free space on the disk", fd->steps - 1);
 }
 
-/* The place of a site, or NULL where there is none of that name and layer. */
-static inline firstdiff_entry *firstdiff_find(firstdiff_trace *fd, const char *site, int layer,
-                                              int *stage)
+/* The group of a site and its entry, or NULL where the plan has none of that name and layer. A site
+ * outside of layers is found whatever the layer, unless one of that name is in it. */
+static inline firstdiff_group *firstdiff_find(firstdiff_trace *fd, const char *site, int layer,
+                                              firstdiff_entry **entry)
 {
-    for (*stage = 0; *stage < FIRSTDIFF_STAGES; ++*stage)
-        if (!strcmp(firstdiff_stage(*stage) + 1, site)) {
-            if (firstdiff_is_global(*stage))
-                return &fd->entries[*stage];
-            if (layer < 0 || (firstdiff_u64)layer >= fd->n_layer)
-                break;
-            return &fd->entries[(firstdiff_u64)layer * FIRSTDIFF_STAGES + (firstdiff_u64)*stage];
+    firstdiff_group *global = NULL;
+    size_t i;
+    /* Sites are recorded in the order of the plan, more or less. */
+    for (i = 0; i < fd->n_groups; i++) {
+        size_t at = (fd->last + i) % fd->n_groups;
+        firstdiff_group *group = &fd->groups[at];
+        firstdiff_u64 count;
+        long long place;
+        if (strcmp(group->name, site))
+            continue;
+        place = firstdiff_layer(group, layer, &count);
+        if (place < 0)
+            continue;
+        if (*group->layers == '-' && layer >= 0) {
+            global = group;
+            continue;
         }
-    firstdiff_fail(fd, "there is no site %s of layer %d; see docs/trace-format.md", site, layer);
-    return NULL;
+        fd->last = at;
+        *entry = &fd->entries[group->first + (firstdiff_u64)place];
+        return group;
+    }
+    if (global)
+        *entry = &fd->entries[global->first];
+    else
+        firstdiff_fail(fd, "the plan has no site %s of layer %d; `firstdiff sites` lists them", site,
+                       layer);
+    return global;
 }
 
 /* Records a tensor of the open step, or some of its rows. `layer` counts from 0 and is ignored for
- * embd, final_norm and logits. Scores and probs may have fewer keys than there are positions after
+ * sites outside of layers. Scores and probs may have fewer keys than there are positions after
  * the step: the later ones are masked. A k_cache or v_cache with fewer positions is left out, so
  * that one that grows token by token is recorded once, when it is whole. */
 static inline void firstdiff_tensor(firstdiff_trace *fd, const char *site, int layer,
                                     firstdiff_dtype dtype, const void *data, firstdiff_axes axes)
 {
-    firstdiff_entry *entry;
-    firstdiff_u64 n[3];
-    int stage, fits, cut;
+    firstdiff_entry *entry = NULL;
+    firstdiff_group *group;
+    firstdiff_u64 n[FIRSTDIFF_AXES], elements = 1;
+    int cut, key, fits, i;
     if (!fd || fd->failed)
         return;
     if (!fd->file) {
         firstdiff_fail(fd, "%s was recorded before a step began; call firstdiff_step", site);
         return;
     }
-    entry = firstdiff_find(fd, site, layer, &stage);
-    if (!entry)
+    group = firstdiff_find(fd, site, layer, &entry);
+    if (!group)
         return;
-    firstdiff_shape(fd, stage, n);
-    cut = firstdiff_cut(fd->split[stage], stage);
+    firstdiff_shape(fd, group, n);
+    cut = firstdiff_cut(group);
+    key = firstdiff_word(group->axes, "key", 3);
     if (cut >= 0 && (entry->dtype >= 0 || (axes.n[cut] && axes.n[cut] <= n[cut])))
         n[cut] = entry->dtype < 0 ? axes.n[cut] : entry->n[cut];
     if (cut == 0 && !axes.n[0])
         return; /* none of the step's tokens are this rank's */
-    fits = axes.n[0] > 0 && axes.n[1] == n[1] &&
-           (firstdiff_stage(stage)[0] == 'S' ? axes.n[2] <= n[2] : axes.n[2] == n[2]);
-    if (fits && firstdiff_stage(stage)[0] == 'C' && axes.n[0] < n[0])
+    fits = axes.n[0] > 0;
+    for (i = 1; i < FIRSTDIFF_AXES; i++)
+        fits = fits && (i == key ? axes.n[i] <= n[i] : axes.n[i] == n[i]);
+    if (fits && !firstdiff_word(group->axes, "position", 8) && axes.n[0] < n[0])
         return;
     if (fits && entry->dtype < 0) {
         entry->dtype = (int)dtype, entry->rows = 0, entry->offset = fd->data;
         memcpy(entry->n, n, sizeof n);
-        fd->data += n[0] * n[1] * n[2] * firstdiff_dtype_size((int)dtype);
+        for (i = 0; i < FIRSTDIFF_AXES; i++)
+            elements *= n[i];
+        fd->data += elements * firstdiff_dtype_size((int)dtype);
     }
     if (!fits || axes.n[0] > n[0] - entry->rows || entry->dtype != (int)dtype) {
         firstdiff_fail(fd,
@@ -852,21 +1071,29 @@ static inline void firstdiff_tensor(firstdiff_trace *fd, const char *site, int l
 static inline void firstdiff_f32(firstdiff_trace *fd, const char *site, int layer,
                                  const float *data, size_t rows)
 {
-    firstdiff_u64 n[3];
-    int stage;
-    if (!fd || fd->failed || !firstdiff_find(fd, site, layer, &stage))
+    firstdiff_u64 n[FIRSTDIFF_AXES];
+    firstdiff_entry *entry = NULL;
+    firstdiff_group *group;
+    firstdiff_axes axes;
+    ptrdiff_t stride = 1;
+    int cut, i;
+    if (!fd || fd->failed || !(group = firstdiff_find(fd, site, layer, &entry)))
         return;
-    firstdiff_shape(fd, stage, n);
-    if (firstdiff_cut(fd->split[stage], stage) == 1) {
+    firstdiff_shape(fd, group, n);
+    cut = firstdiff_cut(group);
+    if (cut > 0) {
         firstdiff_u64 world = (firstdiff_u64)fd->world;
-        if (n[1] % world && n[1] > world) {
+        if (n[cut] % world && n[cut] > world) {
             firstdiff_fail(fd, "%s is not the same share on every rank; call firstdiff_tensor", site);
             return;
         }
-        n[1] = n[1] < world ? 1 : n[1] / world;
+        n[cut] = n[cut] < world ? 1 : n[cut] / world;
     }
-    firstdiff_tensor(fd, site, layer, FIRSTDIFF_F32, data,
-                     firstdiff_heads(rows, (size_t)n[1], (size_t)n[2]));
+    for (i = FIRSTDIFF_AXES - 1; i >= 0; i--) {
+        axes.n[i] = i ? (size_t)n[i] : rows, axes.stride[i] = stride;
+        stride *= (ptrdiff_t)axes.n[i];
+    }
+    firstdiff_tensor(fd, site, layer, FIRSTDIFF_F32, data, axes);
 }
 
 /* Ends the trace and frees it. 0 where the folder holds a whole trace, or nothing was to be
@@ -891,6 +1118,8 @@ static inline int firstdiff_end(firstdiff_trace *fd)
         firstdiff_fail(fd, "cannot rename %s to manifest.json", from);
     failed = fd->failed;
     free(fd->tokens);
+    free(fd->plan);
+    free(fd->groups);
     free(fd->entries);
     free(fd->buffer);
     free(fd->host);

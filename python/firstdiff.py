@@ -1,6 +1,7 @@
 """Records the tensors of your engine, for `firstdiff explain` to compare with llama.cpp.
 
-One file; needs numpy. docs/trace-format.md says what each site means.
+One file; needs numpy. The sites are those of the plan, which `firstdiff sites` lists too;
+docs/trace-format.md says what they mean.
 
     firstdiff capture reference -m model.gguf -p "Once upon a time" -o ref
 
@@ -37,57 +38,102 @@ from pathlib import Path
 
 import numpy as np
 
-FORMAT_VERSION = 2
-SHARD_VERSION = 3  # of a rank
-SHAPES = ("n_layer", "n_embd", "n_head", "n_head_kv", "head_dim", "n_ff", "n_vocab")
+FORMAT_VERSION = 4
 DTYPES = {"float32": "F32", "float16": "F16", "uint16": "BF16", "float64": "F64"}
-# The axes of each site, in the order in which they are written.
-AXES = {
-    "token channel": "embd attn_norm o_proj attn_residual ffn_norm ffn_down layer_out final_norm",
-    "token neuron": "ffn_gate ffn_up ffn_act",
-    "token vocab": "logits",
-    "token head dim": "q q_norm q_rope attn_out",
-    "token kv_head dim": "k v k_norm k_rope",
-    "position kv_head dim": "k_cache v_cache",
-    "token head key": "scores probs",
-}
-AXES = {site: axes.split() for axes, sites in AXES.items() for site in sites.split()}
-SPLITS = ("head", "neuron", "vocab", "token", "position", "partial", "replicated")
-GLOBAL = ("embd", "final_norm", "logits")
-ROOM = 192  # bytes that the entry of a tensor may take in a step file's header
+AXES = ("token", "position", "head", "dim", "key", "channel", "neuron", "vocab", "expert", "slot",
+        "element")  # fmt: skip
+SPLITS = (*AXES, "partial", "replicated")
+ROOM = 350  # bytes that the entry of a tensor may take in a step file's header
+
+
+class Site:
+    """A tensor of every step: its name there, the axes and the sizes as texts in T and P."""
+
+    def __init__(self, name, axes, sizes):
+        self.name, self.axes, self.sizes = name, axes, sizes
+
+    def shape(self, tokens, positions):
+        """In a step of that many tokens, with that many positions in the cache after it."""
+        numbers = {"T": tokens, "P": positions, "F": int(tokens == positions)}
+        return [_size(text, numbers) for text in self.sizes]
+
+
+def _size(text, numbers):
+    """The number that a size such as 64, T or 2*T+3 stands for."""
+    total = 0
+    for term in text.replace("-", "+-").split("+"):
+        if term:
+            factors = term.lstrip("-").split("*")
+            product = -1 if term.startswith("-") else 1
+            for factor in factors:
+                product *= numbers[factor] if factor in numbers else int(factor)
+            total += product
+    return total
+
+
+def _layers(text):
+    """The layers of a plan's line, such as 0-3,5; [None] for a site outside of layers."""
+    if text == "-":
+        return [None]
+    runs = [run.split("-") for run in text.split(",")]
+    return [layer for run in runs for layer in range(int(run[0]), int(run[-1]) + 1)]
 
 
 class Plan:
-    """What to run, as the plan.txt of a reference's trace says: model and token ids of each step."""
+    """What to run, as the plan.txt of a reference's trace says: model, sites, token ids of each step."""
 
     def __init__(self, path):
-        self.keys, self.steps = {}, []
+        self.keys, self.steps, self.groups, self.sites = {}, [], [], {}
+        section = False
         for line in Path(path).read_text().splitlines():
             key, _, value = line.partition(" ")
             if key == "tokens":
                 self.steps.append([int(token) for token in value.split()])
+            elif key == "section":
+                section = True
+            elif key == "site":
+                self._add(value, section)
+                section = False
             else:
                 self.keys[key] = value
         try:
-            self.shapes = {key: int(self.keys[key]) for key in SHAPES}
             names = {"name": "model", "blake3": "blake3", "architecture": "architecture"}
             self.model = {field: self.keys[key] for field, key in names.items()}
+            self.model["n_vocab"] = int(self.keys["n_vocab"])
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path} is no plan of firstdiff; give a reference's plan.txt") from error
-        self.model["shapes"] = self.shapes
+        self.model["sites"] = self.groups
+
+    def _add(self, line, section):
+        name, layers, axes, sizes = line.split(" ")
+        layers, axes, sizes = _layers(layers), axes.split(","), sizes.split(",")
+        group = {"name": name, "layers": layers} if layers != [None] else {"name": name}
+        shape = [int(size) if size.isdigit() else size for size in sizes]
+        group |= {"axes": axes, "shape": shape}
+        self.groups.append(group | {"section": True} if section else group)
+        for layer in layers:
+            of_step = name if layer is None else f"blk.{layer}.{name}"
+            self.sites[name, layer] = Site(of_step, axes, sizes)
+
+    def site(self, name, layer=None):
+        """The site of that name; one outside of layers is found whatever the layer."""
+        found = self.sites.get((name, layer)) or self.sites.get((name, None))
+        if found is None:
+            raise ValueError(f"the plan has no site {name} of layer {layer}; `firstdiff sites` lists them")
+        return found
 
 
-def split_sites(words):
+def split_sites(words, groups):
     """How each site is split, as words say it: AXIS, SITE=AXIS, SITE=partial, SITE=replicated."""
     splits = {}
     for word in words.split():
         site, _, split = word.rpartition("=")
         whole = site and split in ("partial", "replicated")
-        fits = lambda name: whole or _cut(split, AXES[name]) is not None
-        sites = [name for name in AXES if site in ("", name) and fits(name)]
+        fits = lambda group: whole or split in group["axes"]
+        sites = {g["name"]: split for g in groups if site in ("", g["name"]) and fits(g)}
         if split not in SPLITS or not sites:
             raise ValueError(f"{word!r} does not say how a site is split; see docs/trace-format.md")
-        splits.update((name, split) for name in sites)
+        splits.update(sites)
     return splits
 
 
@@ -102,7 +148,7 @@ class Trace:
         if not self.on:
             return
         rank, world, words = shard or (0, 1, "")
-        self.split = split_sites(words)
+        self.split = split_sites(words, self.plan.groups)
         if not 0 <= rank < world:
             raise ValueError(f"there is no rank {rank} of {world}")
         self.folder = Path(folder) / f"rank{rank}" if shard else Path(folder)
@@ -123,7 +169,7 @@ class Trace:
                 wide = {"storage": "f32", "accumulator": "f32"}
                 arithmetic["stages"] = {stage: wide for stage in ("scores", "probs", "logits")}
         self.manifest = {
-            "format_version": SHARD_VERSION if shard else FORMAT_VERSION,
+            "format_version": FORMAT_VERSION,
             "run": self.run,
             "producer": {"name": engine, "version": "firstdiff.py"},
             "side": "engine",
@@ -184,8 +230,7 @@ class Trace:
 
 def _cut(split, axes):
     """The place of the axis that a site is split by; None where it is whole."""
-    plain = [axis.removeprefix("kv_") for axis in axes]
-    return plain.index(split) if split in plain else None
+    return axes.index(split) if split in axes else None
 
 
 class _Step:
@@ -194,14 +239,8 @@ class _Step:
     def __init__(self, folder, index, tokens, trace):
         self.index, self.tokens, self.trace = index, tokens, trace
         self.name = f"step-{index:04}.safetensors"
-        shapes = trace.plan.shapes
-        positions = trace.first_position + len(tokens)
-        self.counts = {
-            "token": len(tokens), "position": positions, "key": positions,
-            "head": shapes["n_head"], "kv_head": shapes["n_head_kv"], "dim": shapes["head_dim"],
-            "channel": shapes["n_embd"], "neuron": shapes["n_ff"], "vocab": shapes["n_vocab"],
-        }  # fmt: skip
-        self.room = 256 + ROOM * len(AXES) * shapes["n_layer"]
+        self.positions = trace.first_position + len(tokens)
+        self.room = 256 + ROOM * len(trace.plan.sites)
         self.file = open(folder / self.name, "wb")
         self.file.seek(8 + self.room)
         metadata = {"run": trace.run, "step": str(index)}
@@ -209,17 +248,17 @@ class _Step:
         self.header, self.rows, self.data = {"__metadata__": metadata}, {}, 0
 
     def put(self, site, layer, axes, array):
-        name = self._name(site, layer)
-        wanted = AXES[site]
-        order = axes.split() if axes else wanted
-        # A user's "head" may be the KV heads'.
-        order = ["kv_head" if axis == "head" and "kv_head" in wanted else axis for axis in order]
+        place = self.trace.plan.site(site, layer)
+        name, wanted = place.name, place.axes
+        order = axes.split() if axes else list(wanted)
+        # A user's "token" may be the cache's.
         order = ["position" if axis == "token" and "position" in wanted else axis for axis in order]
         if sorted(order) != sorted(wanted) or array.ndim != len(wanted):
             said = f"axes {' '.join(order)!r} and {array.ndim} of them"
             raise ValueError(f"{name} has the axes {' '.join(wanted)!r}, not {said}")
-        array = array.transpose([order.index(axis) for axis in wanted])
-        shape = [self.counts[axis] for axis in wanted]
+        if order != wanted:
+            array = array.transpose([order.index(axis) for axis in wanted])
+        shape = place.shape(len(self.tokens), self.positions)
         cut = _cut(self.trace.split.get(site), wanted)
         if cut == 0 and len(array) == 0:
             return  # none of the step's tokens are this rank's
@@ -229,7 +268,7 @@ class _Step:
             return  # a cache that grows token by token; it is recorded when it is whole
         if wanted[-1] == "key" and array.shape[-1] < shape[-1]:
             # Later keys are masked.
-            array = np.pad(array, [(0, 0), (0, 0), (0, shape[-1] - array.shape[-1])])
+            array = np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, shape[-1] - array.shape[-1])])
         rows = self.rows.setdefault(name, [])
         there = sum(map(len, rows))
         fits = list(array.shape[1:]) == shape[1:] and 0 < len(array) <= shape[0] - there
@@ -258,15 +297,6 @@ class _Step:
             "bytes": 8 + self.room + self.data,
             "sites": len(self.header) - 1,
         }
-
-    def _name(self, site, layer):
-        if site not in AXES:
-            raise ValueError(f"there is no site {site}; see docs/trace-format.md")
-        if site in GLOBAL:
-            return site
-        if layer is None or not 0 <= layer < self.trace.plan.shapes["n_layer"]:
-            raise ValueError(f"{site} of layer {layer}: the model has no such layer")
-        return f"blk.{layer}.{site}"
 
     def _write(self, name, shape, rows):
         start = self.data

@@ -1,4 +1,5 @@
-"""Records a llama, qwen2, qwen3 or mistral model of transformers, for `firstdiff explain`.
+"""Records a model of transformers, for `firstdiff explain`: llama, mistral, qwen2, qwen3, qwen3_moe, gemma3,
+gpt_oss, qwen3_next, and those whose modules are called as theirs.
 
 Needs firstdiff.py beside it, torch, and transformers 4.48 or later. Nothing is named by hand:
 
@@ -17,7 +18,9 @@ Needs firstdiff.py beside it, torch, and transformers 4.48 or later. Nothing is 
             model(torch.tensor([ids]), ...)
 
 What is recorded is what the model computes, with the functions and modules that it has when recording
-starts. A site that cannot be seen is an error. Only eager attention shows scores and probs; with another
+starts. A module's output is the site of the plan that its name and its size say; a site of the plan that no
+module shows, such as one inside of fused experts, is left out. A module that is there and is not called is an
+error. Only eager attention shows scores and probs; with another
 they are left out, with a warning, and the attention is judged as one operation.
 
 transformers rotates the pairs (i, i + d/2) of a head, llama.cpp those (2i, 2i + 1) of a llama, whose
@@ -35,26 +38,59 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 STORAGE = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
-# Of each module the site of its output, and that of its input. A layer's own output is "".
+# Of each module the sites that its output may be, and those that its input may be: the first of them that the
+# plan has in that layer, in that size.
 MODEL = {
-    "model.embed_tokens": ("embd", None),
-    "model.norm": ("final_norm", None),
-    "lm_head": ("logits", None),
+    "embed_tokens": (("inp_scaled", "embd"), ()),  # gemma's module scales
+    "norm": (("final_norm",), ()),
 }
 LAYER = {
-    "input_layernorm": ("attn_norm", None),
-    "self_attn.q_proj": ("q", None),
-    "self_attn.k_proj": ("k", None),
-    "self_attn.v_proj": ("v", None),
-    "self_attn.o_proj": ("o_proj", "attn_out"),
-    "post_attention_layernorm": ("ffn_norm", "attn_residual"),
-    "mlp.gate_proj": ("ffn_gate", None),
-    "mlp.up_proj": ("ffn_up", None),
-    "mlp.down_proj": ("ffn_down", "ffn_act"),
-    "": ("layer_out", None),
+    "input_layernorm": (("attn_norm",), ()),
+    "self_attn.q_proj": (("q", "Qcur_full"), ()),  # with a gate in the same product
+    "self_attn.k_proj": (("k",), ()),
+    "self_attn.v_proj": (("v",), ()),
+    "self_attn.q_norm": (("q_norm",), ()),
+    "self_attn.k_norm": (("k_norm",), ()),
+    "self_attn.o_proj": (("o_proj",), ("attn_gated", "attn_out")),
+    "linear_attn.in_proj_ba": (("linear_attn_mixed_ba",), ()),
+    "linear_attn.out_proj": (("linear_attn_out",), ()),
+    "post_attention_layernorm": (("ffn_norm",), ("attn_residual",)),
+    "mlp.gate_proj": (("ffn_gate",), ()),
+    "mlp.up_proj": (("ffn_up",), ()),
+    "mlp.down_proj": (("ffn_down",), ("ffn_act",)),
+    "mlp.gate": (("ffn_moe_logits",), ()),
+    "mlp.shared_expert.gate_proj": (("ffn_gate.2",), ()),
+    "mlp.shared_expert.up_proj": (("ffn_up.2",), ()),
+    "mlp.shared_expert.down_proj": (("ffn_shexp",), ("ffn_swiglu",)),
+    "": (("layer_out",), ()),
 }
-QK_NORM = {"self_attn.q_norm": ("q_norm", None), "self_attn.k_norm": ("k_norm", None)}
+# Where norms stand on both sides of the attention and of the feed-forward network.
+AROUND = {
+    "post_attention_layernorm": (("attn_post_norm",), ()),
+    "pre_feedforward_layernorm": (("ffn_norm",), ("attn_residual",)),
+    "post_feedforward_layernorm": (("ffn_post_norm",), ()),
+}
+# A mixture of experts as a whole.
+EXPERTS = {"mlp": (("ffn_out", "ffn_moe_out"), ())}
+# Sites that are never left out.
+NEEDED = ("attn_norm", "q", "k", "v", "o_proj", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
+OF_ATTENTION = ("q_rope", "k_rope", "k_cache", "v_cache", "scores", "probs")
 PERMUTED = ("q", "k", "q_rope", "k_rope", "k_cache")
+
+
+def parts(names, plan, layer):
+    """Of the modules of those names in a layer, each with the sites of the plan that it may show."""
+    known = LAYER | AROUND if "pre_feedforward_layernorm" in names else dict(LAYER)
+    for path, (of_output, _) in known.items():
+        needed = of_output[0] in NEEDED and (of_output[0], layer) in plan.sites
+        if needed and path not in names:
+            raise ValueError(f"layer {layer} has no {path}, so {of_output[0]} cannot be seen; record "
+                             "it by hand, with firstdiff.py")
+    if "mlp" in names and "mlp.down_proj" not in names:
+        known |= EXPERTS
+    has = lambda sites: tuple(site for site in sites if (site, layer) in plan.sites)
+    found = {path: tuple(map(has, sites)) for path, sites in known.items() if path in names}
+    return {path: sites for path, sites in found.items() if any(sites)}
 
 
 def record(model, folder, plan):
@@ -93,34 +129,38 @@ class _Hooks:
 
     def __init__(self, model, recorded):
         self.model, self.trace, self.layer, self.seen = model, recorded, None, set()
-        self.shapes = recorded.plan.shapes
-        architecture = recorded.plan.model["architecture"]
-        self.permuted = PERMUTED if architecture == "llama" else ()
-        self.parts = LAYER | QK_NORM if architecture == "qwen3" else LAYER
+        self.plan = recorded.plan
+        self.permuted = PERMUTED if self.plan.model["architecture"] == "llama" else ()
         attention = model.config._attn_implementation
         self.eager = attention == "eager"
         if not self.eager:
             warnings.warn(f"{attention} attention shows no scores and probs; to record them, load "
                           'the model with attn_implementation="eager"', stacklevel=5)
-        sites = {site for pair in self.parts.values() for site in pair if site}
-        sites |= {"q_rope", "k_rope", "k_cache", "v_cache"}
-        self.expected = sites | {"scores", "probs"} if self.eager else sites
+        # Of each layer, the modules and sites that must be seen in a step.
+        self.expected = []
 
     def attach(self, undo):
         """Hooks modules and functions; `undo` takes them off again."""
-        layers = getattr(getattr(self.model, "model", None), "layers", ())
-        if len(layers) != self.shapes["n_layer"]:
+        base = getattr(self.model, "model", None)
+        base = getattr(base, "language_model", base)
+        layers = getattr(base, "layers", ())
+        wanted = {layer for _, layer in self.plan.sites if layer is not None}
+        if len(layers) != len(wanted):
             raise ValueError(f"{type(self.model).__name__} has {len(layers)} of the plan's "
-                             f"{self.shapes['n_layer']} layers in model.layers; give the plan of "
-                             "its GGUF, and a llama, qwen2, qwen3 or mistral model")
+                             f"{len(wanted)} layers in model.layers; give the plan of its GGUF, and "
+                             "a model whose layers are there")
         undo.callback(self.model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
         for path, sites in MODEL.items():
-            self._hook_module(undo, self.model, path, sites)
+            self._hook_module(undo, base, path, sites)
+        self._hook_module(undo, self.model, "lm_head", (("logits",), ()))
         for index, layer in enumerate(layers):
             enter = lambda *_, index=index: self._enter(index)
             undo.callback(layer.register_forward_pre_hook(enter).remove)
-            for path, sites in self.parts.items():
+            names = {name for name, _ in layer.named_modules()}
+            shown = parts(names, self.plan, index)
+            for path, sites in shown.items():
                 self._hook_module(undo, layer, path, sites)
+            self.expected.append({path or "layer" for path in shown} | self._of_attention(names, index))
             undo.callback(layer.register_forward_hook(self._leave).remove)
         undo.callback(self.model.register_forward_hook(self._end).remove)
         wraps = {
@@ -128,22 +168,36 @@ class _Hooks:
             "eager_attention_forward": self._attention,
             "ALL_ATTENTION_FUNCTIONS": lambda own: _Attentions(own, self._attention),
         }
-        for file in {type(layer.self_attn).__module__ for layer in layers}:
+        attentions = [layer.self_attn for layer in layers if hasattr(layer, "self_attn")]
+        for file in {type(attention).__module__ for attention in attentions}:
             for name, wrap in wraps.items():
                 self._hook_function(undo, sys.modules[file], name, wrap)
+
+    def _of_attention(self, names, layer):
+        """The sites that a layer's attention functions show."""
+        shown = OF_ATTENTION if self.eager else OF_ATTENTION[:4]
+        if "self_attn" not in names:
+            return set()
+        return {site for site in shown if (site, layer) in self.plan.sites}
 
     def _hook_module(self, undo, root, path, sites):
         of_output, of_input = sites
         try:
             module = root.get_submodule(path)
         except AttributeError as error:
-            raise ValueError(f"{type(root).__name__} has no {path}, so {of_output} cannot be seen; "
-                             "give a llama, qwen2, qwen3 or mistral model") from error
+            raise ValueError(f"{type(root).__name__} has no {path}, so {of_output[-1]} cannot be "
+                             "seen; record it by hand, with firstdiff.py") from error
         if of_input:
             before = lambda _, args: self._put_rows(of_input, args[0])
             undo.callback(module.register_forward_pre_hook(before).remove)
-        # A layer of transformers 4 gives a tuple.
-        after = lambda _, __, out: self._put_rows(of_output, out[0] if type(out) is tuple else out)
+
+        def after(_, __, out):
+            # A layer of transformers 4 gives a tuple; so does a router, of something else.
+            own = out[0] if type(out) is tuple and path in ("", "mlp") else out
+            if type(own) is not tuple and of_output:
+                self._put_rows(of_output, own)
+            self.seen.add(path or "layer")
+
         undo.callback(module.register_forward_hook(after).remove)
 
     def _hook_function(self, undo, module, name, wrap):
@@ -162,15 +216,17 @@ class _Hooks:
         self.layer, self.seen = None, set()
 
     def _enter(self, index):
-        self.layer, self.seen = index, self.seen - self.expected
+        self.layer = index
+        self.seen -= self.expected[index]
 
     def _leave(self, *_):
-        self._check(self.expected)
+        # The layer's own hook runs before this one.
+        self._check(self.expected[self.layer])
         self.layer, self.seen = None, self.seen | {f"layer {self.layer}"}
 
     def _end(self, *_):
-        layers = {f"layer {index}" for index in range(self.shapes["n_layer"])}
-        self._check(layers | {"embd", "final_norm", "logits"})
+        layers = {f"layer {index}" for index in range(len(self.expected))}
+        self._check(layers | {"embed_tokens", "norm", "lm_head"})
 
     def _check(self, wanted):
         missing = sorted(wanted - self.seen)
@@ -179,12 +235,20 @@ class _Hooks:
             raise ValueError(f"{where} has not shown {', '.join(missing)}: its forward calls other "
                              "modules or functions; record these by hand, with firstdiff.py")
 
-    def _put_rows(self, site, tensor):
-        """tensor: (1, T, ...), heads side by side."""
-        tensor = tensor[0]
-        if "dim" in firstdiff.AXES[site]:
-            tensor = tensor.reshape(len(tensor), -1, self.shapes["head_dim"])
-        self._put(site, tensor, None)
+    def _put_rows(self, sites, tensor):
+        """tensor: (1, T, ...) or (T, ...), heads side by side: the first of the sites that has its size."""
+        tokens, positions = len(self.trace.open.tokens), self.trace.open.positions
+        shapes = []
+        for site in sites:
+            if (site, self.layer) not in self.plan.sites and (site, None) not in self.plan.sites:
+                continue
+            shapes.append(self.plan.site(site, self.layer).shape(tokens, positions))
+            if tensor.numel() == np.prod(shapes[-1]):
+                self._put(site, tensor.reshape(shapes[-1]), None)
+                return
+        if shapes:
+            raise ValueError(f"layer {self.layer}: {sites[0]} came as {tuple(tensor.shape)}, the plan has "
+                             f"{shapes[0]}; give the plan of the model's GGUF")
 
     def _put(self, site, tensor, axes):
         if site in self.permuted:
@@ -195,14 +259,15 @@ class _Hooks:
             array = tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
         else:
             array = tensor.numpy()
-        self.trace.put(None if site in firstdiff.GLOBAL else self.layer, axes, **{site: array})
+        self.trace.put(self.layer, axes, **{site: array})
         self.seen.add(site)
 
     def _rotary(self, own):
         def rotary(*args, **kwargs):
             q, k = own(*args, **kwargs)
-            self._put("q_rope", q[0], "head token dim")
-            self._put("k_rope", k[0], "head token dim")
+            for site, tensor in (("q_rope", q), ("k_rope", k)):
+                if (site, self.layer) in self.plan.sites:
+                    self._put(site, tensor[0], "head token dim")
             return q, k
 
         return rotary
@@ -212,17 +277,27 @@ class _Hooks:
             return own
 
         def attention(module, query, key, value, *args, **kwargs):
-            positions = self.trace.open.counts["position"]
-            if key.shape[2] < positions:
+            positions = self.trace.open.positions
+            whole = key.shape[2] >= positions
+            if not whole and not getattr(module, "sliding_window", None):
                 raise ValueError(f"the attention of layer {self.layer} reads {key.shape[2]} of "
-                                 f"{positions} positions; run with a cache and no sliding window")
-            # A cache of fixed size has room after them.
-            self._put("k_cache", key[0, :, :positions], "head position dim")
-            self._put("v_cache", value[0, :, :positions], "head position dim")
+                                 f"{positions} positions; run with a cache")
+            if not whole:
+                # A cache that keeps a window only.
+                self.seen |= {"k_cache", "v_cache", "scores", "probs"}
+            elif ("k_cache", self.layer) in self.plan.sites:
+                # A cache of fixed size has room after them.
+                self._put("k_cache", key[0, :, :positions], "head position dim")
+                self._put("v_cache", value[0, :, :positions], "head position dim")
             with _Scores() as shown:
                 out, probs = own(module, query, key, value, *args, **kwargs)
-            if self.eager and shown.scores is not None and probs is not None:
-                self._put("scores", shown.scores[0, :, :, :positions], "head token key")
+            if whole and self.eager and probs is not None:
+                scores = shown.scores
+                # With sinks the softmax is given more, and less than the scores.
+                if scores is not None and scores.shape[-1] == key.shape[2]:
+                    self._put("scores", scores[0, :, :, :positions], "head token key")
+                elif hasattr(module, "sinks"):
+                    self.seen.add("scores")
                 self._put("probs", probs[0, :, :, :positions], "head token key")
             return out, probs
 
@@ -241,7 +316,8 @@ class _Scores(TorchFunctionMode):
         if name in ("add", "__add__", "add_", "__iadd__"):
             self.sum = (out, args[0])
         elif name == "softmax":
-            self.scores = self.sum[1] if args[0] is self.sum[0] else args[0]
+            masked = self.sum[0] is not None and args[0].shape[:-1] == self.sum[0].shape[:-1]
+            self.scores = self.sum[1] if masked else args[0]
         return out
 
 

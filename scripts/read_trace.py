@@ -22,7 +22,8 @@ def main():
     manifest = json.loads((folder / "manifest.json").read_text())
     model = manifest["model"]
     print(f"{manifest['side']} by {manifest['producer']['name']} on {manifest['device']}")
-    print(f"{model['name']}, {model['architecture']}, {model['shapes']['n_layer']} layers")
+    layers = {layer for group in model["sites"] for layer in group.get("layers", [])}
+    print(f"{model['name']}, {model['architecture']}, {len(layers)} layers")
     for number, step in enumerate(manifest["steps"]):
         first = step["first_position"]
         print(f"step {number}: {len(step['tokens'])} tokens from position {first}")

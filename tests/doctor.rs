@@ -2,6 +2,8 @@
 
 use firstdiff::doctor::{Need, Probe, Status, healthy, probes, render};
 
+use crate::cli::firstdiff;
+
 fn named<'a>(probes: &'a [Probe], name: &str) -> &'a Probe {
     probes.iter().find(|probe| probe.name == name).unwrap()
 }
@@ -43,6 +45,17 @@ fn a_machine_that_built_firstdiff_can_run_the_host_device() {
     assert!(llama.contains("ggml 0.") && llama.contains("CPU: "), "{llama}");
     let compiler = &named(&probes, "C++ compiler").detail;
     assert!(compiler.contains('/') && !compiler.contains("unknown"), "{compiler}");
+}
+
+#[test]
+fn a_compiler_behind_a_launcher_is_the_same_for_doctor_and_run() {
+    let [doctor, run] = [&["doctor"][..], &["run", "-p", "Once", "-n", "0"]].map(|arguments| {
+        let output = firstdiff(arguments).env("CXX", "env c++").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    });
+    assert!(doctor.contains("ok   C++ compiler       env c++ "), "{doctor}");
+    assert!(run.starts_with("equal within the floor: "), "{run}");
 }
 
 #[test]

@@ -2,7 +2,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::cli::{SHORT, outcome, path, refused};
+use crate::{
+    cli::{SHORT, outcome, path, refused},
+    trace::support::shape_of,
+};
 
 const TWO_BUGS: [&str; 4] = ["--fault", "qkv-bias-zero", "--fault", "rope-pairs-interleaved"];
 
@@ -239,7 +242,7 @@ fn what_cannot_be_explained_gets_one_line_with_the_next_step() {
     let (exit, _, err) = outcome(&["explain", &other, "-m", synth]);
     assert_eq!(exit, 4, "the model that was recorded is taken: {err}");
 
-    edit_manifest(&other, |manifest| manifest["model"]["shapes"]["n_ff"] = 8.into());
+    edit_manifest(&other, |manifest| shape_of(manifest, "ffn_up")[1] = 8.into());
     refused(&["explain", &other, "-m", synth], 3, "states other shapes than");
     let step = Path::new(&engine).join("step-0001.safetensors");
     let whole = std::fs::read(&step).unwrap();

@@ -8,13 +8,29 @@ const PLAN: &str = "\
 model bench.gguf
 blake3 abababababababababababababababababababababababababababababababab
 architecture qwen2
-n_layer 6
-n_embd 896
-n_head 14
-n_head_kv 2
-head_dim 64
-n_ff 4864
 n_vocab 1000
+site embd - token,channel T,896
+site attn_norm 0-5 token,channel T,896
+site q 0-5 token,head,dim T,14,64
+site k 0-5 token,head,dim T,2,64
+site v 0-5 token,head,dim T,2,64
+site q_rope 0-5 token,head,dim T,14,64
+site k_rope 0-5 token,head,dim T,2,64
+site k_cache 0-5 position,head,dim P,2,64
+site v_cache 0-5 position,head,dim P,2,64
+site scores 0-5 token,head,key T,14,P
+site probs 0-5 token,head,key T,14,P
+site attn_out 0-5 token,head,dim T,14,64
+site o_proj 0-5 token,channel T,896
+site attn_residual 0-5 token,channel T,896
+site ffn_norm 0-5 token,channel T,896
+site ffn_gate 0-5 token,neuron T,4864
+site ffn_up 0-5 token,neuron T,4864
+site ffn_act 0-5 token,neuron T,4864
+site ffn_down 0-5 token,channel T,896
+site layer_out 0-5 token,channel T,896
+site final_norm - token,channel T,896
+site logits - token,vocab T,1000
 ";
 const REPEATS: usize = 21;
 /// Recording may cost this much more than the copy.

@@ -11,7 +11,7 @@ use firstdiff::{
         arithmetic::Arithmetic,
         tensor::{DType, Tensor},
     },
-    graph::site::{Site, Stage},
+    graph::{ListedSite, site::Stage},
     trace::{Manifest, Plan, Side, TraceWriter},
 }; //+
 
@@ -27,20 +27,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     let plan = Plan::open(Path::new(plan))?; //+
     let arithmetic = Arithmetic::engine(DType::F32); //+
     let manifest = Manifest::new(Side::Engine, plan.model, arithmetic, "rust_writer".into()); //+
-    let shapes = manifest.model.shapes;
     let mut trace = TraceWriter::create(Path::new(trace), manifest, true)?; //+
     let mut first = 0;
     for (step, ids) in plan.steps.iter().enumerate() {
         trace.begin_step(ids, first)?; //+
-        for layer in 0..shapes.n_layer {
-            let shape = [ids.len(), shapes.n_head, shapes.head_dim];
-            let q = values(&shape, step + layer);
-            let site = Site::in_layer(step as u32, layer as u32, Stage::Q); //+
-            trace.put(site, &Tensor::new(shape, q))?; //+
+        // What this engine has: of all sites of the plan, q of each layer and the logits.
+        let all = trace.list().sites().iter();
+        let has = |site: &&ListedSite| matches!(site.stage, Stage::Q | Stage::Logits);
+        let own: Vec<ListedSite> = all.filter(has).cloned().collect();
+        for site in own {
+            let shape = site.shape(ids.len(), first + ids.len());
+            let values = values(&shape, step + site.layer.unwrap_or(0) as usize);
+            trace.put(site.site(step as u32), &Tensor::new(shape, values))?; //+
         }
-        let shape = [ids.len(), shapes.n_vocab];
-        let logits = values(&shape, step);
-        trace.put(Site::global(step as u32, Stage::Logits), &Tensor::new(shape, logits))?; //+
         trace.end_step()?; //+
         first += ids.len();
     }

@@ -9,15 +9,21 @@ use firstdiff::{
         exit::Exit,
         floor::DeclaredFloor,
         sink::{Choice, Sink, Stopped},
-        task::first_position,
+        task::{Task, first_position},
         tensor::{DType, Tensor},
     },
     engine::{EngineSpec, kernels::KernelSet},
-    graph::site::{Site, Stage},
-    reference::Precision,
+    graph::{
+        SiteList,
+        site::{Site, Stage},
+    },
+    model::ModelFile,
+    reference::{Precision, Reference},
     run::baseline::Baseline,
     trace::{Manifest, ModelId, Settings, Side, TraceWriter},
 };
+
+use indicatif::ProgressBar;
 
 use super::{
     args::{CaptureArgs, SideArg},
@@ -50,89 +56,114 @@ pub fn capture(args: &CaptureArgs) -> Result<Exit, Error> {
     let engine = inputs::engine(&args.engine)?;
     let filter = inputs::filter(args.sites.as_deref())?;
     let bar = output::progress(None, "loading the model and the reference");
-    let inputs = Inputs::load(&args.model)?;
-    inputs::check_faults(&engine, &inputs)?;
-    filter.check(&inputs.model.config.sites(inputs.decode + 1))?;
-    bar.set_message("measuring the floor");
-    let floors = floors(&inputs, &engine, args.side)?;
-    let baseline = &floors[0].1;
-    let manifest = manifest(&inputs, &engine, args.side, &floors)?;
-    interrupt::unfinished(&args.output);
-    let mut writer = TraceWriter::create(&args.output, manifest, args.overwrite)?;
-    bar.set_message("recording");
-    match args.side {
-        SideArg::Reference => record_reference(&inputs, baseline, &filter, &mut writer)?,
-        SideArg::Engine => record_engine(&inputs, &engine, baseline, &filter, &mut writer)?,
-    }
-    writer.finish()?;
+    let steps = match args.side {
+        SideArg::Reference => capture_reference(args, &filter, &bar)?,
+        SideArg::Engine => capture_engine(args, &engine, &filter, &bar)?,
+    };
     bar.finish_and_clear();
     let side = if args.side == SideArg::Reference { "reference" } else { "engine" };
-    let steps = baseline.steps.len();
     output::print(&format!("recorded {steps} steps of the {side} in {}\n", args.output.display()))?;
     Ok(Exit::Equal)
 }
 
-/// The floors to record: the engine's own, or, with the reference, those of every engine of ours.
-fn floors(
-    inputs: &Inputs,
-    engine: &EngineSpec,
-    side: SideArg,
-) -> Result<Vec<(Arithmetic, Baseline)>, Error> {
-    let arithmetics = match side {
-        SideArg::Engine => vec![engine.arithmetic()],
-        SideArg::Reference => Arithmetic::engines().to_vec(),
+/// Records llama.cpp over a model of any architecture, with its graph and the floors of every engine of
+/// ours; how many steps.
+fn capture_reference(
+    args: &CaptureArgs,
+    filter: &SiteFilter,
+    bar: &ProgressBar,
+) -> Result<usize, Error> {
+    let inputs = Inputs::load_any(&args.model)?;
+    filter.check(&inputs.reference.graph().sites.of_run(inputs.decode + 1))?;
+    bar.set_message("measuring the floor");
+    let (mut floors, mut steps) = (Vec::new(), Vec::new());
+    for arithmetic in Arithmetic::engines() {
+        let baseline = baseline(&inputs.reference, &inputs.model, inputs.task(), &arithmetic)?;
+        floors.push(DeclaredFloor { arithmetic, floor: baseline.floor });
+        steps = baseline.steps;
+    }
+    let id = model_id(&inputs.reference, &inputs.model);
+    let device = "llama.cpp on the CPU".to_string();
+    let manifest = Manifest {
+        settings: settings(&inputs.reference),
+        prompt: Some(inputs.prompt.clone()),
+        floors,
+        ..Manifest::new(Side::Reference, id, Arithmetic::engine(DType::F32), device)
     };
-    let measured = arithmetics.into_iter().map(|arithmetic| {
-        let (reference, model) = (&inputs.reference, &inputs.model);
-        let every = SiteFilter::default();
-        let baseline = Baseline::of(reference, model, inputs.task(), &arithmetic, &every)?;
-        Ok((arithmetic, baseline))
-    });
-    measured.collect()
+    interrupt::unfinished(&args.output);
+    let mut writer = TraceWriter::create(&args.output, manifest, args.overwrite)?;
+    bar.set_message("recording");
+    let (graph, values) = inputs.reference.import(&steps.concat())?;
+    writer.put_graph(&graph, &values)?;
+    let task = inputs.task();
+    let mut session = inputs.reference.session(task.positions(), task.prompt.len())?;
+    let filtered = Filtered { writer: &mut writer, filter, recomputed: Vec::new() };
+    record(&steps, filtered, |step, tokens, sink| Ok(session.step(step, tokens, sink, None)?))?;
+    writer.finish()?;
+    Ok(steps.len())
 }
 
-fn manifest(
-    inputs: &Inputs,
+/// Records our engine over the reference's tokens; how many steps.
+fn capture_engine(
+    args: &CaptureArgs,
     engine: &EngineSpec,
-    side: SideArg,
-    floors: &[(Arithmetic, Baseline)],
-) -> Result<Manifest, Error> {
-    let model = &inputs.model;
-    let name = model.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let id = ModelId::new(name, model.hash(), &model.config);
-    let precision = match inputs.reference.options().precision {
+    filter: &SiteFilter,
+    bar: &ProgressBar,
+) -> Result<usize, Error> {
+    let inputs = Inputs::load(&args.model)?;
+    inputs::check_faults(engine, &inputs)?;
+    filter.check(&inputs.model.config.sites(inputs.decode + 1))?;
+    bar.set_message("measuring the floor");
+    let arithmetic = engine.arithmetic();
+    let Baseline { steps, floor, .. } =
+        baseline(&inputs.reference, &inputs.model, inputs.task(), &arithmetic)?;
+    let id = model_id(&inputs.reference, &inputs.model);
+    let faults: Vec<&str> = engine.faults.0.iter().map(|fault| fault.name).collect();
+    let manifest = Manifest {
+        kernels: kernel_hashes(engine)?,
+        settings: Settings {
+            dtype: Some(engine.storage),
+            attention: Some(engine.attention.to_string()),
+            fault: (!faults.is_empty()).then(|| faults.join(",")),
+            ..settings(&inputs.reference)
+        },
+        prompt: Some(inputs.prompt.clone()),
+        floors: vec![DeclaredFloor { arithmetic: arithmetic.clone(), floor }],
+        ..Manifest::new(Side::Engine, id, arithmetic, engine.device.open()?.name())
+    };
+    interrupt::unfinished(&args.output);
+    let mut writer = TraceWriter::create(&args.output, manifest, args.overwrite)?;
+    bar.set_message("recording");
+    let mut built = engine.build(&inputs.model, inputs.task())?;
+    let filtered = Filtered { writer: &mut writer, filter, recomputed: engine.recomputed() };
+    record(&steps, filtered, |step, tokens, sink| Ok(built.step(step, tokens, sink)?))?;
+    writer.finish()?;
+    Ok(steps.len())
+}
+
+/// The tokens and the floor of every site.
+fn baseline(
+    reference: &Reference,
+    file: &ModelFile,
+    task: Task<'_>,
+    arithmetic: &Arithmetic,
+) -> Result<Baseline, Error> {
+    Ok(Baseline::of(reference, file, task, arithmetic, &SiteFilter::default())?)
+}
+
+fn model_id(reference: &Reference, file: &ModelFile) -> ModelId {
+    let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let sites = SiteList::from(&reference.graph().sites);
+    let (architecture, n_vocab) = (file.architecture.clone(), reference.n_vocab());
+    ModelId::new(name, file.hash(), architecture, n_vocab, &sites)
+}
+
+fn settings(reference: &Reference) -> Settings {
+    let precision = match reference.options().precision {
         Precision::F32 => "f32",
         Precision::Native => "native",
     };
-    let mut manifest = match side {
-        SideArg::Reference => Manifest::new(
-            Side::Reference,
-            id,
-            Arithmetic::engine(DType::F32),
-            "llama.cpp on the CPU".to_string(),
-        ),
-        SideArg::Engine => {
-            let device = engine.device.open()?.name();
-            let mut manifest = Manifest::new(Side::Engine, id, engine.arithmetic(), device);
-            manifest.kernels = kernel_hashes(engine)?;
-            manifest
-        }
-    };
-    let of_engine = side == SideArg::Engine;
-    let faults: Vec<&str> = engine.faults.0.iter().map(|fault| fault.name).collect();
-    manifest.settings = Settings {
-        reference_precision: Some(precision.to_string()),
-        dtype: of_engine.then_some(engine.storage),
-        attention: of_engine.then(|| engine.attention.to_string()),
-        fault: (!faults.is_empty()).then(|| faults.join(",")),
-    };
-    manifest.prompt = Some(inputs.prompt.clone());
-    let declared = floors.iter().map(|(arithmetic, baseline)| DeclaredFloor {
-        arithmetic: arithmetic.clone(),
-        floor: baseline.floor.clone(),
-    });
-    manifest.floors = declared.collect();
-    Ok(manifest)
+    Settings { reference_precision: Some(precision.to_string()), ..Settings::default() }
 }
 
 fn kernel_hashes(engine: &EngineSpec) -> Result<BTreeMap<String, String>, Error> {
@@ -152,43 +183,14 @@ fn kernel_hashes(engine: &EngineSpec) -> Result<BTreeMap<String, String>, Error>
     Ok(hashes)
 }
 
-fn record_reference(
-    inputs: &Inputs,
-    baseline: &Baseline,
-    filter: &SiteFilter,
-    writer: &mut TraceWriter,
-) -> Result<(), Error> {
-    let task = inputs.task();
-    let mut session = inputs.reference.session(task.positions(), task.prompt.len())?;
-    let filtered = Filtered { writer, filter, recomputed: Vec::new() };
-    record(task.prompt.len(), baseline, filtered, |step, tokens, sink| {
-        Ok(session.step(step, tokens, sink, None)?)
-    })
-}
-
-fn record_engine(
-    inputs: &Inputs,
-    spec: &EngineSpec,
-    baseline: &Baseline,
-    filter: &SiteFilter,
-    writer: &mut TraceWriter,
-) -> Result<(), Error> {
-    let mut engine = spec.build(&inputs.model, inputs.task())?;
-    let filtered = Filtered { writer, filter, recomputed: spec.recomputed() };
-    record(inputs.ids.len(), baseline, filtered, |step, tokens, sink| {
-        Ok(engine.step(step, tokens, sink)?)
-    })
-}
-
 /// Runs the steps, each into the writer.
 fn record(
-    prompt: usize,
-    baseline: &Baseline,
+    steps: &[Vec<i32>],
     mut filtered: Filtered<'_>,
     mut run: impl FnMut(u32, &[i32], &mut dyn Sink) -> Result<Option<Choice>, Error>,
 ) -> Result<(), Error> {
-    for (step, tokens) in baseline.steps.iter().enumerate() {
-        let step = step as u32;
+    let prompt = steps.first().map_or(0, Vec::len);
+    for (step, tokens) in (0u32..).zip(steps) {
         filtered.writer.begin_step(tokens, first_position(prompt, step))?;
         let choice = match run(step, tokens, &mut filtered) {
             Ok(choice) => choice,

@@ -16,13 +16,19 @@ use firstdiff::{
         task::Task,
         tensor::DType,
     },
-    diagnosis::{Diagnosis, replay::Recording},
-    graph::site::{Site, Stage},
-    model::Model,
+    diagnosis::{
+        Diagnosis,
+        replay::{GraphRun, Recording},
+    },
+    graph::{
+        ModelGraph, SiteList,
+        site::{Site, Stage},
+    },
+    model::{Config, Model, ModelFile},
     reference::{Precision, Reference, ReferenceOptions, Vocabulary},
-    report::{Headline, REPORT_VERSION, Report, StepRow, answer, guilt},
+    report::{Headline, ModelSummary, Report, answer, guilt},
     run::baseline::Baseline,
-    trace::{Manifest, ModelId, Side, Step, TraceError, TraceReader, comparable, lint},
+    trace::{Manifest, Side, TraceError, TraceReader, comparable, lint},
 };
 
 use super::{args::ExplainArgs, diff, error::Error, inputs, output, run};
@@ -30,6 +36,9 @@ use super::{args::ExplainArgs, diff, error::Error, inputs, output, run};
 /// What a reader must know where the ranks disagree.
 const NOT_REPLAYED: &str = "no operation was replayed, as the ranks ran on different values: find \
                             their disagreement first";
+
+/// What another file may be.
+const ALIKE: &str = ", which have the same shapes: another quantisation or fine-tune";
 
 /// What a reader must know of a trace that lacks results.
 const SPANNED: &str = "a result that was not recorded is judged together with the next one that \
@@ -43,9 +52,10 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     let engine = open(&args.trace, Side::Engine)?;
     let reference = args.reference.as_deref().map(|path| open(path, Side::Reference));
     let reference = reference.transpose()?;
-    let model = model(args, engine.manifest())?;
+    let model = model(args, &engine)?;
+    let file = model.file();
     if let Some(reference) = &reference {
-        same_tokens(&engine, reference, &model)?;
+        same_tokens(&engine, reference, file)?;
     }
     let mut report = match &reference {
         Some(reference) => {
@@ -54,14 +64,14 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
                 Some(floor) => Cow::Borrowed(floor),
                 None => {
                     bar.set_message("measuring the floor");
-                    Cow::Owned(measured_floor(&of_engine.arithmetic, manifest, &model)?)
+                    Cow::Owned(measured_floor(&of_engine.arithmetic, manifest, file)?)
                 }
             };
             bar.set_message("comparing sites");
             let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
-            diff::report(&engine, reference, SiteFilter::default(), rule, &floor)?
+            Report::of_traces(&engine, reference, SiteFilter::default(), rule, &floor)?
         }
-        None => alone(&engine)?,
+        None => Report::of_trace(&engine)?,
     };
     match lint::ranks(&engine)? {
         None => {
@@ -80,10 +90,12 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
         }
     }
     bar.set_message("looking for what was recorded wrongly");
-    let vocabulary = LazyCell::new(|| Vocabulary::load(&model));
+    let vocabulary = LazyCell::new(|| Vocabulary::load(file));
     let text = |token| vocabulary.as_ref().map_or(String::new(), |loaded| loaded.text(token));
-    report.notes.extend(lint::embedding(&engine, &model, &text)?);
-    report.model = Some(run::model_summary(&model)?);
+    report.notes.extend(lint::embedding(&engine, file, &text)?);
+    if let Subject::Engine(model) = &model {
+        report.model = Some(ModelSummary::of(model)?);
+    }
     report.seconds = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
     run::finish(&report, args.json.as_deref())
@@ -108,33 +120,74 @@ fn open(path: &Path, side: Side) -> Result<TraceReader, Error> {
     }))
 }
 
+/// The model that was recorded.
+enum Subject {
+    /// One that our engine runs too.
+    Engine(Box<Model>),
+    /// Any other: llama.cpp's graph says what is computed.
+    Graph(ModelFile),
+}
+
+impl Subject {
+    fn file(&self) -> &ModelFile {
+        match self {
+            Subject::Engine(model) => model,
+            Subject::Graph(file) => file,
+        }
+    }
+}
+
 /// The model that was recorded, refused where it is another one.
-fn model(args: &ExplainArgs, manifest: &Manifest) -> Result<Model, Error> {
-    let (trace, id) = (args.trace.display(), &manifest.model);
+fn model(args: &ExplainArgs, engine: &TraceReader) -> Result<Subject, Error> {
+    let (trace, id, list) = (args.trace.display(), &engine.manifest().model, engine.list());
     let path: Option<PathBuf> = match &args.model {
         Some(path) => Some(path.clone()),
         None => inputs::fixture_of(&id.blake3)?,
     };
     let recorded = format!("{trace} was recorded from {:?} (blake3 {})", id.name, id.blake3);
     let path = path.ok_or_else(|| Error::Usage(format!("{recorded}; name that file with -m")))?;
-    let model = Model::open(&path)?;
-    let found = ModelId::new(id.name.clone(), model.hash(), &model.config);
-    if found.blake3 != id.blake3 {
-        let other = format!("{} has blake3 {}{}", path.display(), found.blake3, id.alike(&found));
-        return Err(Error::Refused(format!("{recorded}, {other}; name the first with -m")));
+    let file = ModelFile::open(&path)?;
+    let hash = file.hash();
+    let other = |alike: &str| {
+        let other = format!("{} has blake3 {hash}{alike}", path.display());
+        Err(Error::Refused(format!("{recorded}, {other}; name the first with -m")))
+    };
+    let Ok(model) = Model::of(file) else {
+        return if hash == id.blake3 {
+            Ok(Subject::Graph(ModelFile::open(&path)?))
+        } else {
+            other("")
+        };
+    };
+    if hash != id.blake3 {
+        return other(if has_shapes(list, &model.config) { ALIKE } else { "" });
     }
     // The shapes of the tensors were checked by the manifest's: they must be the model's own.
-    if found != *id {
+    if id.n_vocab != model.config.n_vocab || !has_shapes(list, &model.config) {
         return Err(Error::Refused(format!(
             "{trace} states other shapes than {} has; fix the program that wrote it",
             path.display()
         )));
     }
-    Ok(model)
+    Ok(Subject::Engine(Box::new(model)))
+}
+
+/// Whether the sites of a trace that a model of ours has are as long as the model's.
+fn has_shapes(list: &SiteList, config: &Config) -> bool {
+    // Numbers of tokens and of positions that no size of a model is.
+    let (tokens, positions) = (100_003, 200_003);
+    list.sites().iter().all(|site| {
+        let own = config.shape(site.stage, tokens, positions);
+        matches!(site.stage, Stage::Other(_)) || site.shape(tokens, positions) == own
+    })
 }
 
 /// Refuses other token ids with their texts, which a trace alone does not have.
-fn same_tokens(engine: &TraceReader, reference: &TraceReader, model: &Model) -> Result<(), Error> {
+fn same_tokens(
+    engine: &TraceReader,
+    reference: &TraceReader,
+    model: &ModelFile,
+) -> Result<(), Error> {
     match comparable(engine.manifest(), reference.manifest()) {
         Err(error @ TraceError::OtherTokens { a, b, .. }) => {
             let vocabulary = Vocabulary::load(model)?;
@@ -149,7 +202,7 @@ fn same_tokens(engine: &TraceReader, reference: &TraceReader, model: &Model) -> 
 fn measured_floor(
     arithmetic: &Arithmetic,
     reference: &Manifest,
-    model: &Model,
+    model: &ModelFile,
 ) -> Result<Floor, Error> {
     let precision = match reference.settings.reference_precision.as_deref() {
         Some("native") => Precision::Native,
@@ -171,39 +224,9 @@ fn measured_floor(
     Ok(baseline.floor)
 }
 
-/// The report of an engine that is compared with nothing; its headline is yet to come.
-fn alone(trace: &TraceReader) -> Result<Report, Error> {
-    let manifest = trace.manifest();
-    let row = |(index, step): (usize, &Step)| {
-        let engine = trace.choice(index)?;
-        Ok(StepRow {
-            tokens: step.tokens.clone(),
-            reference: None,
-            engine,
-            reference_text: None,
-            engine_text: engine.map(|choice| format!("#{}", choice.token)),
-        })
-    };
-    Ok(Report {
-        report_version: REPORT_VERSION,
-        devices: None,
-        firstdiff: env!("CARGO_PKG_VERSION").to_string(),
-        headline: Headline::of(Exit::NotMeasured, String::new()),
-        model: None,
-        engine: diff::summary(manifest),
-        reference: None,
-        compared: None,
-        diagnosis: None,
-        steps: manifest.steps.iter().enumerate().map(row).collect::<Result<_, Error>>()?,
-        notes: lint::alone(trace)?,
-        sites: Vec::new(),
-        seconds: 0.0,
-    })
-}
-
 /// Replays the engine, and the reference where it ran in f32: only then is its arithmetic known.
 fn diagnose(
-    model: &Model,
+    model: &Subject,
     engine: &TraceReader,
     reference: Option<&TraceReader>,
 ) -> Result<Diagnosis, Error> {
@@ -213,6 +236,7 @@ fn diagnose(
     let is_f32 = |trace: &&TraceReader| {
         trace.manifest().settings.reference_precision.as_deref() == Some("f32")
     };
+    let carried = reference.map(TraceReader::graph).transpose()?.flatten();
     let reference = reference.filter(is_f32).map(|trace| (trace, steps(trace)));
     let (own, f32) = (&engine.manifest().arithmetic, Arithmetic::engine(DType::F32));
     let (steps_of_engine, attention) = (steps(engine), Default::default());
@@ -223,7 +247,27 @@ fn diagnose(
         arithmetic: &f32,
         attention,
     });
-    Ok(Diagnosis::of(model, engine, reference)?)
+    let file = match model {
+        Subject::Engine(model) => return Ok(Diagnosis::of(model, engine, reference)?),
+        Subject::Graph(file) => file,
+    };
+    let (graph, inputs) = match carried {
+        Some(carried) => carried,
+        None => {
+            let tokens: Vec<i32> = steps_of_engine.iter().flatten().copied().collect();
+            let llama = Reference::load(file, ReferenceOptions::default())?;
+            let (graph, inputs) = llama.import(&tokens)?;
+            (ModelGraph::clone(&graph), inputs)
+        }
+    };
+    let run = |recording, has_tables| GraphRun {
+        file,
+        model: &graph,
+        inputs: &inputs,
+        recording,
+        has_tables,
+    };
+    Ok(Diagnosis::by_graph(run(engine, false), reference.map(|reference| run(reference, true)))?)
 }
 
 fn headline(report: &Report, diagnosis: &Diagnosis, engine: &TraceReader) -> Headline {

@@ -11,7 +11,7 @@ use firstdiff::{
         fault::{self, Faults, Subject},
         kernels::KernelSet,
     },
-    model::Model,
+    model::{Model, ModelFile},
     reference::{Precision, Reference, ReferenceError, ReferenceOptions},
 };
 
@@ -26,9 +26,10 @@ const PROMPT: &str = include_str!("../../fixtures/tiny-qwen2/prompt-long.txt");
 /// A prompt file longer than this is no prompt.
 const MAX_PROMPT_BYTES: u64 = 1 << 20;
 
-/// A model loaded on the reference's side, and the prompt's ids.
-pub struct Inputs {
-    pub model: Model,
+/// A model loaded on the reference's side, and the prompt's ids. The model is a [`Model`] where an engine
+/// runs too, else any [`ModelFile`].
+pub struct Inputs<M = Model> {
+    pub model: M,
     pub reference: Reference,
     pub prompt: String,
     pub ids: Vec<i32>,
@@ -38,13 +39,23 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Opens the model, loads the reference and tokenises the prompt.
+    /// Opens a model that our engine can run, loads the reference and tokenises the prompt.
     pub fn load(args: &ModelArgs) -> Result<Inputs, Error> {
-        let path = match &args.model {
-            Some(path) => path.clone(),
-            None => fixture()?,
-        };
-        let model = Model::open(&path)?;
+        let model = Model::open(&path(args)?)?;
+        Inputs::of(model, |model| model, args)
+    }
+}
+
+impl Inputs<ModelFile> {
+    /// The same for a model of any architecture, which no engine runs.
+    pub fn load_any(args: &ModelArgs) -> Result<Inputs<ModelFile>, Error> {
+        let model = ModelFile::open(&path(args)?)?;
+        Inputs::of(model, |model| model, args)
+    }
+}
+
+impl<M> Inputs<M> {
+    fn of(model: M, file: fn(&M) -> &ModelFile, args: &ModelArgs) -> Result<Inputs<M>, Error> {
         let prompt = prompt(args)?;
         let precision = match args.reference {
             PrecisionArg::F32 => Precision::F32,
@@ -52,11 +63,11 @@ impl Inputs {
         };
         let mut notes = Vec::new();
         let options = ReferenceOptions { precision, threads: args.threads };
-        let reference = match Reference::load(&model, options) {
+        let reference = match Reference::load(file(&model), options) {
             Err(ReferenceError::Widen(error)) => {
                 notes.push(format!("{error}; the reference runs the file as it is instead"));
                 let options = ReferenceOptions { precision: Precision::Native, ..options };
-                Reference::load(&model, options)?
+                Reference::load(file(&model), options)?
             }
             loaded => loaded?,
         };
@@ -64,21 +75,30 @@ impl Inputs {
         if ids.is_empty() {
             return Err(Error::Usage("the prompt has no tokens; give one with -p or -f".into()));
         }
-        let inputs = Inputs { model, reference, prompt, ids, decode: args.n_predict, notes };
-        let (wanted, most) = (inputs.task().positions(), inputs.model.config.n_ctx_train);
-        if wanted > most {
+        let (wanted, most) = (ids.len() + args.n_predict as usize, context_length(file(&model)));
+        if let Some(most) = most.filter(|&most| wanted > most) {
             return Err(Error::Usage(format!(
                 "prompt and -n need {wanted} positions, but {} was trained for {most}; shorten them",
-                path.display()
+                file(&model).path.display()
             )));
         }
-        Ok(inputs)
+        Ok(Inputs { model, reference, prompt, ids, decode: args.n_predict, notes })
     }
 
     /// What both sides are to run.
     pub fn task(&self) -> Task<'_> {
         Task { prompt: &self.ids, decode: self.decode }
     }
+}
+
+fn path(args: &ModelArgs) -> Result<PathBuf, Error> {
+    args.model.clone().map_or_else(fixture, Ok)
+}
+
+/// Positions that a model was trained for, where its file says so.
+fn context_length(file: &ModelFile) -> Option<usize> {
+    let length = file.gguf().number(&format!("{}.context_length", file.architecture))?;
+    (length >= 1.0).then_some(length as usize)
 }
 
 /// The engine that the flags describe, on one device.

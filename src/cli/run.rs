@@ -1,19 +1,14 @@
 //! `firstdiff run`: the main job.
 
 use firstdiff::{
-    compare::{SiteFilter, verdict::Rule},
-    core::{exit::Exit, sink::Choice, task::first_position},
+    compare::verdict::Rule,
+    core::{exit::Exit, task::first_position},
     engine::{
         EngineSpec,
         contract::{Op, Role},
     },
-    model::{Ledger, Model},
-    reference::Precision,
-    report::{
-        Compared, DevicesSummary, ModelSummary, REPORT_VERSION, Report, SideSummary, SiteRow,
-        StepRow, answer, render,
-    },
-    run::{Finished, Kept, Run},
+    report::{DevicesSummary, Report, render},
+    run::{Kept, Run},
 };
 
 use super::{
@@ -84,7 +79,7 @@ pub fn verdict(
         }
         None => None,
     };
-    let mut report = report(inputs, engine, (compare.factor, &filter), finished)?;
+    let mut report = Report::of_run(&run, finished, inputs.notes.clone())?;
     if let Some(devices) = devices {
         report.with_devices(devices);
     }
@@ -100,122 +95,4 @@ pub fn finish(report: &Report, json: Option<&std::path::Path>) -> Result<Exit, E
         output::print(&render(report))?;
     }
     Ok(report.headline.exit)
-}
-
-/// The report of a finished run.
-fn report(
-    inputs: &Inputs,
-    engine: &EngineSpec,
-    (factor, filter): (f64, &SiteFilter),
-    finished: Finished,
-) -> Result<Report, Error> {
-    let model = &inputs.model;
-    let sites: Vec<SiteRow> = finished.sites.into_iter().map(SiteRow::from).collect();
-    let engine_choices = finished.engine_choices.iter().copied().chain(std::iter::repeat(None));
-    let steps = finished.baseline.steps.iter().zip(&finished.baseline.choices).zip(engine_choices);
-    let text = |choice: Option<Choice>| choice.map(|c| inputs.reference.text(&[c.token]));
-    let steps = steps.map(|((tokens, &reference), engine)| StepRow {
-        tokens: tokens.clone(),
-        reference,
-        engine,
-        reference_text: text(reference),
-        engine_text: text(engine),
-    });
-    let steps: Vec<StepRow> = steps.collect();
-    let mut notes = inputs.notes.clone();
-    if steps.len() <= inputs.decode as usize {
-        notes.push(format!(
-            "llama.cpp's own logits are no numbers after step {}, so decoding ends there: see weights",
-            steps.len() - 1
-        ));
-    }
-    if let (Some(contract), [_, ..]) =
-        (engine.kernels.contract(Op::Attention), &engine.recomputed()[..])
-    {
-        let stages = engine.recomputed();
-        let stages: Vec<&str> = stages.iter().map(|stage| stage.name()).collect();
-        notes.push(format!(
-            "{} keeps {} to itself: they are recomputed by our kernel from the q and the caches that it \
-             left, and say nothing of it; its own results are attn_out and what it appends",
-            contract.source.display(),
-            stages.join(" and ")
-        ));
-    }
-    let compared = Compared {
-        factor,
-        formula: formula(factor),
-        coverage: finished.coverage,
-        layers: model.config.n_layer,
-        prompt_tokens: inputs.ids.len(),
-        decode_steps: steps.len() - 1,
-        rows: filter.prompt_queries().map(<[usize]>::to_vec),
-        hooks_leave_logits: finished.hooks_leave_logits,
-        runs_repeat: finished.runs_repeat,
-    };
-    Ok(Report {
-        report_version: REPORT_VERSION,
-        firstdiff: env!("CARGO_PKG_VERSION").to_string(),
-        headline: answer(&sites, &compared, finished.diagnosis.as_ref()),
-        model: Some(model_summary(model)?),
-        engine: engine_summary(engine, finished.device),
-        reference: Some(reference_summary(inputs)),
-        compared: Some(compared),
-        diagnosis: finished.diagnosis,
-        devices: None,
-        steps,
-        notes,
-        sites,
-        seconds: finished.seconds,
-    })
-}
-
-/// The model, and which of its weights are suspicious.
-pub fn model_summary(model: &Model) -> Result<ModelSummary, Error> {
-    Ok(ModelSummary {
-        path: model.path.display().to_string(),
-        blake3: model.hash(),
-        config: model.config.clone(),
-        parameters: model.parameters(),
-        ledger: Ledger::read(model)?,
-    })
-}
-
-/// The tolerance in words.
-pub fn formula(factor: f64) -> String {
-    format!(
-        "|engine - reference| <= {factor} x floor x max|reference| of the token's row, and relative \
-         L2 <= {factor} x its floor; floors measured with rounding-sized noise"
-    )
-}
-
-fn engine_summary(engine: &EngineSpec, device: String) -> SideSummary {
-    let mut settings = vec![
-        ("dtype".to_string(), engine.storage.to_string()),
-        ("attention".to_string(), engine.attention.to_string()),
-    ];
-    if let Some(folder) = engine.kernels.folder() {
-        settings.push(("kernels".to_string(), folder.display().to_string()));
-    }
-    for contract in engine.kernels.contracts() {
-        settings.push((format!("{} kernel", contract.op), contract.path.display().to_string()));
-    }
-    for fault in &engine.faults.0 {
-        settings.push(("planted fault".to_string(), fault.name.to_string()));
-    }
-    SideSummary { name: device, settings, arithmetic: Some(engine.arithmetic()) }
-}
-
-/// How the reference ran.
-pub fn reference_summary(inputs: &Inputs) -> SideSummary {
-    let options = inputs.reference.options();
-    let precision = match options.precision {
-        Precision::F32 => "weights widened to f32, f32 KV cache",
-        Precision::Native => "the file as it is, f16 KV cache",
-    };
-    let threads = inputs.reference.threads();
-    let settings = vec![
-        ("precision".to_string(), precision.to_string()),
-        ("threads".to_string(), threads.to_string()),
-    ];
-    SideSummary { name: "llama.cpp".to_string(), settings, arithmetic: None }
 }

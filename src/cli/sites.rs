@@ -4,7 +4,7 @@ use clap::Args;
 use comfy_table::{Table, presets};
 use firstdiff::{
     core::exit::Exit,
-    graph::{ModelGraph, SiteSpec, Size, site::Axis},
+    graph::{ModelGraph, SiteSpec, site::Axis},
     model::ModelFile,
     reference::{Reference, ReferenceOptions},
 };
@@ -65,29 +65,11 @@ fn row(model: &ModelGraph, spec: &SiteSpec) -> Row {
         name: spec.site(0).tensor_name(),
         op: spec.op.to_string(),
         axes: spec.axes.iter().map(|axis| axis.axis).collect(),
-        shape: spec.axes.iter().map(|axis| size(axis.size)).collect(),
+        shape: spec.axes.iter().map(|axis| axis.size.to_string()).collect(),
         weight: spec.weight.clone(),
         inputs: spec.inputs.clone(),
         node: model.graph.node(spec.node).name.clone(),
     }
-}
-
-/// A length in T and P: `T`, `64`, `T + 3`.
-fn size(size: Size) -> String {
-    let term = |factor: i64, of: &str| match (factor, of) {
-        (0, _) => None,
-        (factor, "") => Some(factor.to_string()),
-        (1, of) => Some(of.to_string()),
-        (factor, of) => Some(format!("{factor} {of}")),
-    };
-    let terms = [
-        term(size.per_both, "T P"),
-        term(size.per_token, "T"),
-        term(size.per_cell, "P"),
-        term(size.fixed, ""),
-    ];
-    let terms: Vec<String> = terms.into_iter().flatten().collect();
-    if terms.is_empty() { "0".to_string() } else { terms.join(" + ") }
 }
 
 fn table(rows: &[Row]) -> Table {

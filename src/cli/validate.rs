@@ -4,9 +4,10 @@ use std::{collections::BTreeSet, fmt::Write};
 
 use firstdiff::{
     core::{arithmetic::Arithmetic, exit::Exit},
-    diagnosis::replay::Operation,
-    graph::site::{Site, Stage},
-    model::Config,
+    graph::{
+        ListedSite, SiteList,
+        site::{Site, Stage},
+    },
     trace::{
         Inspection, MANIFEST_FILE, Manifest, Shard, Side, Split, TraceError, TraceReader,
         UNFINISHED_FILE, lint,
@@ -63,7 +64,7 @@ fn headline(found: &Inspection) -> String {
     format!(
         "{state}: {there} of {all} sites ({} layers, {prompt} prompt tokens, {decode} decode \
          steps), recorded by {} {} from {}\n",
-        found.config().n_layer,
+        found.list().layers(),
         manifest.producer.name,
         manifest.producer.version,
         manifest.model.name,
@@ -87,7 +88,7 @@ fn unfinished(found: &Inspection) -> String {
 fn contents(found: &Inspection) -> String {
     let (mut recorded, mut in_part, mut missing) = (Vec::new(), Vec::new(), Vec::new());
     let all = found.model_sites();
-    for stage in found.config().stages() {
+    for stage in found.list().stages() {
         let of_stage = |site: &&Site| site.stage == stage;
         let total = all.iter().filter(of_stage).count();
         let there = found.sites.iter().filter(of_stage).count();
@@ -110,7 +111,7 @@ fn contents(found: &Inspection) -> String {
 /// How the recorded stages were put together.
 fn ranks(shard: &Shard, found: &Inspection) -> String {
     let mut by_split: Vec<(Split, Vec<&str>)> = Vec::new();
-    for stage in found.config().stages() {
+    for stage in found.list().stages() {
         if !found.sites.iter().any(|site| site.stage == stage) {
             continue;
         }
@@ -135,29 +136,67 @@ fn ranks(shard: &Shard, found: &Inspection) -> String {
 /// What `diff` and `explain` can say from the sites that are there.
 fn verdicts(found: &Inspection) -> String {
     let there = Recorded { sites: &found.sites, steps: found.manifest.steps.len() as u32 };
-    let config = found.config();
+    let list = found.list();
     let mut text = String::new();
-    let diff = refusal(&found.manifest).unwrap_or_else(|| divergence(&there, config));
+    let diff = refusal(&found.manifest).unwrap_or_else(|| divergence(&there, list));
     let _ = writeln!(text, "  diff       {diff}");
-    let operations = Operation::all(config);
-    let judged: Vec<Operation> =
-        operations.iter().copied().filter(|&operation| there.some(operation)).collect();
-    let alone =
-        |operation: &&Operation| operation.inputs(config).into_iter().all(|input| there.all(input));
+    let operations = list.sites();
+    let judged: Vec<&ListedSite> = operations.iter().filter(|site| there.some(site)).collect();
+    let alone = |site: &&&ListedSite| inputs(list, site).into_iter().all(|input| there.all(input));
     let alone = judged.iter().filter(alone).count();
     let _ = write!(text, "  explain    {alone} of {} operations judged alone", operations.len());
-    match judged.len() - alone {
-        0 => {}
-        spanning => {
-            let _ = write!(text, ", {spanning} together with those before them that are missing");
-        }
+    if judged.len() > alone {
+        let spanning = judged.len() - alone;
+        let _ = write!(text, ", {spanning} together with those before them that are missing");
     }
-    let to_the_end = there.all(Operation { layer: None, stage: Stage::Logits });
-    if !to_the_end {
+    let logits = list.get(Site::global(0, Stage::Logits));
+    if !logits.is_some_and(|logits| there.all(logits)) {
         text.push_str("; never green, as the logits are not there");
     }
     text.push('\n');
     text
+}
+
+/// The sites whose tensors a site is computed from, as far as the list says it: by the roles, and for a
+/// tensor without one, that before it.
+fn inputs<'a>(list: &'a SiteList, site: &ListedSite) -> Vec<&'a ListedSite> {
+    use Stage::*;
+    let own = |stages: &[Stage]| {
+        let at = |stage: &Stage| list.get(Site { stage: *stage, ..site.site(0) });
+        stages.iter().find_map(at)
+    };
+    let hidden = || {
+        let layers = (0..site.layer.unwrap_or(u32::MAX).min(list.layers() as u32)).rev();
+        let mut outputs = layers.filter_map(|layer| list.get(Site::in_layer(0, layer, LayerOut)));
+        outputs.next().or_else(|| list.get(Site::global(0, Embd)))
+    };
+    let found: &[Option<&ListedSite>] = match site.stage {
+        Embd => &[],
+        AttnNorm | FinalNorm => &[hidden()],
+        Q | K | V => &[own(&[AttnNorm])],
+        QNorm => &[own(&[Q])],
+        KNorm => &[own(&[K])],
+        QRope => &[own(&[QNorm, Q])],
+        KRope => &[own(&[KNorm, K])],
+        KCache => &[own(&[KRope, KNorm, K])],
+        VCache => &[own(&[V])],
+        Scores => &[own(&[QRope, QNorm, Q]), own(&[KCache])],
+        Probs => &[own(&[Scores])],
+        AttnOut => &[own(&[Probs]), own(&[VCache])],
+        OProj => &[own(&[AttnOut])],
+        AttnResidual => &[own(&[OProj]), hidden()],
+        FfnNorm => &[own(&[AttnResidual])],
+        FfnGate | FfnUp => &[own(&[FfnNorm])],
+        FfnAct => &[own(&[FfnGate]), own(&[FfnUp])],
+        FfnDown => &[own(&[FfnAct])],
+        LayerOut => &[own(&[FfnDown]), own(&[AttnResidual])],
+        Logits => &[own(&[FinalNorm])],
+        Other(_) => {
+            let place = list.place(site.site(0)).and_then(|place| place.checked_sub(1));
+            &[place.map(|place| &list.sites()[place])]
+        }
+    };
+    found.iter().flatten().copied().collect()
 }
 
 /// Why `diff` will not compare the trace, if it will not.
@@ -173,13 +212,12 @@ fn refusal(manifest: &Manifest) -> Option<String> {
     })
 }
 
-fn divergence(there: &Recorded<'_>, config: &Config) -> String {
-    let operations = Operation::all(config);
-    if operations.iter().all(|&operation| there.all(operation)) {
+fn divergence(there: &Recorded<'_>, list: &SiteList) -> String {
+    if list.sites().iter().all(|site| there.all(site)) {
         return "the first tensor that differs".to_string();
     }
-    let layer = |layer| Operation { layer: Some(layer), stage: Stage::LayerOut };
-    let without = (0..config.n_layer as u32).filter(|&index| !there.all(layer(index))).count();
+    let outputs = list.sites().iter().filter(|site| site.stage == Stage::LayerOut);
+    let without = outputs.filter(|site| !there.all(site)).count();
     match without {
         _ if there.sites.is_empty() => "nothing".to_string(),
         0 => "the first layer that differs, and the first recorded tensor in it".to_string(),
@@ -194,11 +232,11 @@ struct Recorded<'a> {
 }
 
 impl Recorded<'_> {
-    fn all(&self, operation: Operation) -> bool {
-        self.steps > 0 && (0..self.steps).all(|step| self.sites.contains(&operation.site(step)))
+    fn all(&self, site: &ListedSite) -> bool {
+        self.steps > 0 && (0..self.steps).all(|step| self.sites.contains(&site.site(step)))
     }
 
-    fn some(&self, operation: Operation) -> bool {
-        (0..self.steps).any(|step| self.sites.contains(&operation.site(step)))
+    fn some(&self, site: &ListedSite) -> bool {
+        (0..self.steps).any(|step| self.sites.contains(&site.site(step)))
     }
 }

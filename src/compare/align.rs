@@ -1,7 +1,7 @@
 //! Brings two sides together, site by site, with bounded memory.
 //!
 //! Each side runs in its own thread and sends what it computes through a channel of bounded room.
-//! The comparison asks for the sites in canonical order; tensors of the same layer that come
+//! The comparison asks for the sites in the order of the graph; tensors of the same layer that come
 //! earlier wait in a small stash, so the two sides may differ in order within a layer.
 
 use std::{
@@ -18,7 +18,7 @@ use crate::{
         sink::{Sink, Stopped},
         tensor::Tensor,
     },
-    graph::site::Site,
+    graph::site::{Site, Stage},
 };
 
 /// Tensors that may be under way in any channel: enough that a side seldom waits for the comparison.
@@ -116,24 +116,34 @@ impl Sink for ChannelSink {
 pub struct Aligner {
     side: Side,
     stash: HashMap<Site, Tensor>,
+    /// Whether a site may still come while its step goes on, wherever the side is.
+    is_patient: bool,
     ended: bool,
 }
 
 impl Aligner {
     pub fn new(side: Side) -> Aligner {
-        Aligner { side, stash: HashMap::new(), ended: false }
+        Aligner { side, stash: HashMap::new(), is_patient: false, ended: false }
     }
 
-    /// The tensor of a site, or `None` if the side does not provide it. Sites must be asked for in
-    /// canonical order.
+    /// The same for a side that leaves no site out, in an order of its own within each step.
+    pub fn patient(side: Side) -> Aligner {
+        Aligner { is_patient: true, ..Aligner::new(side) }
+    }
+
+    /// The tensor of a site, or `None` if the side does not provide it. Steps must be asked for in order,
+    /// and in each the layers.
     pub fn next(&mut self, wanted: Site) -> Option<Tensor> {
-        // What is behind the canonical order was never asked for.
-        self.stash.retain(|&site, _| site >= wanted);
+        // What is left of an earlier step was never asked for.
+        self.stash.retain(|&site, _| site.step >= wanted.step);
         loop {
             if let Some(tensor) = self.stash.remove(&wanted) {
                 return Some(tensor);
             }
-            if self.ended || self.stash.keys().any(|&site| is_in_later_block(site, wanted)) {
+            let is_over = |&site: &Site| {
+                if self.is_patient { site.step > wanted.step } else { is_past(site, wanted) }
+            };
+            if self.ended || self.stash.keys().any(is_over) {
                 return None;
             }
             match self.side.receiver.recv() {
@@ -147,15 +157,20 @@ impl Aligner {
     }
 }
 
-/// Whether a side that sends `site` is past the layer of `wanted`.
-fn is_in_later_block(site: Site, wanted: Site) -> bool {
-    site > wanted && (site.step, site.layer) != (wanted.step, wanted.layer)
+/// Whether a side that sends `site` will not send `wanted` any more: it is in a later step, or at a role
+/// of a later layer. A tensor without a role may be computed long before its place.
+fn is_past(site: Site, wanted: Site) -> bool {
+    let is_other = |site: Site| matches!(site.stage, Stage::Other(_));
+    if site.step != wanted.step || is_other(site) {
+        return site.step > wanted.step;
+    }
+    let is_placed = wanted.layer.is_some() || !is_other(wanted);
+    is_placed && site.layer != wanted.layer && site > wanted
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::site::Stage;
 
     fn sites() -> Vec<Site> {
         let mut sites = Vec::new();

@@ -7,6 +7,7 @@ pub(crate) mod lanes;
 mod pattern;
 mod queries;
 pub(crate) mod rows;
+mod seen;
 mod stats;
 pub mod verdict;
 
@@ -15,4 +16,5 @@ pub use digest::{Digest, SAMPLES, SUMS};
 pub use filter::{FilterError, SiteFilter};
 pub use pattern::{Pattern, axis_phrase};
 pub use queries::{Queries, QueriesError, RowTokens};
+pub use seen::SeenKeys;
 pub use stats::{Difference, Element, NonFinite, compare};

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::graph::site::{Axis, Stage};
+use crate::graph::site::Axis;
 
 /// Of a set this full, the share is not worth a word.
 const FULL: f64 = 0.9;
@@ -40,26 +40,15 @@ pub struct AxisSet {
 }
 
 impl Pattern {
-    /// The pattern of the elements that `each` marks by their index. `first_position` is the
+    /// The pattern of the elements that `each` marks by their index, on axes that count `own`.
+    /// `first_position` is the
     /// position of token 0.
     pub fn of(
-        stage: Stage,
+        own: &[Axis],
         shape: &[usize],
         first_position: usize,
         each: impl FnOnce(&mut dyn FnMut(&[usize])),
     ) -> Pattern {
-        let masked = matches!(stage, Stage::Scores | Stage::Probs);
-        Pattern::along(stage.axes(), masked, (shape, first_position), each)
-    }
-
-    /// The same along any axes. `masked` says that keys after a query's position do not count.
-    pub fn along(
-        axes: &[Axis],
-        masked: bool,
-        extent: (&[usize], usize),
-        each: impl FnOnce(&mut dyn FnMut(&[usize])),
-    ) -> Pattern {
-        let (shape, first_position) = extent;
         let mut hit: Vec<Vec<bool>> = shape.iter().map(|&n| vec![false; n]).collect();
         let mut marked = 0u64;
         each(&mut |index: &[usize]| {
@@ -68,10 +57,8 @@ impl Pattern {
                 hit[axis][i] = true;
             }
         });
-        let share = marked as f64 / product(masked, &hit, first_position).max(1) as f64;
-        let axes: Vec<AxisSet> = axes
-            .iter()
-            .zip(&hit)
+        let share = marked as f64 / product(own, &hit, first_position).max(1) as f64;
+        let axes: Vec<AxisSet> = (own.iter().zip(&hit))
             .map(|(&axis, hit)| AxisSet::new(axis, hit, first_position))
             .collect();
         let text = phrase(&axes, share);
@@ -86,15 +73,14 @@ impl fmt::Display for Pattern {
 }
 
 /// Elements in the product of the axes' sets; keys after a query's position do not count.
-fn product(masked: bool, hit: &[Vec<bool>], first_position: usize) -> u64 {
+fn product(axes: &[Axis], hit: &[Vec<bool>], first_position: usize) -> u64 {
     let count = |hit: &[bool]| hit.iter().filter(|&&hit| hit).count() as u64;
-    if !masked {
+    let ([Axis::Token, .., Axis::Key], [tokens, heads @ .., keys]) = (axes, hit) else {
         return hit.iter().map(|hit| count(hit)).product();
-    }
-    let (tokens, heads, keys) = (&hit[0], &hit[1], &hit[2]);
+    };
     let seen_by = |token: usize| count(&keys[..(first_position + token + 1).min(keys.len())]);
     let hit_tokens = (0..tokens.len()).filter(|&token| tokens[token]);
-    hit_tokens.map(seen_by).sum::<u64>() * count(heads)
+    hit_tokens.map(seen_by).sum::<u64>() * heads.iter().map(|heads| count(heads)).product::<u64>()
 }
 
 fn phrase(axes: &[AxisSet], share: f64) -> String {
@@ -157,8 +143,10 @@ impl AxisSet {
         if let Some(stride) = self.stride() {
             return Some(stride);
         }
-        let range =
-            |&(a, b): &(usize, usize)| if a == b { a.to_string() } else { format!("{a}-{b}") };
+        let range = |&(a, b): &(usize, usize)| match a == b {
+            true => a.to_string(),
+            false => format!("{a}-{b}"),
+        };
         let named: Vec<String> = self.ranges.iter().take(MAX_NAMED).map(range).collect();
         if self.ranges.len() <= MAX_NAMED {
             return Some(format!("{axis}s {}", named.join(", ")));
@@ -210,10 +198,11 @@ fn enumerated(names: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::site::Stage;
 
     /// The pattern of the elements of (10 tokens, 14 heads, 16 dims) that `differs` picks.
     fn pattern(differs: impl Fn(usize, usize, usize) -> bool) -> String {
-        let pattern = Pattern::of(Stage::QRope, &[10, 14, 16], 0, |mark| {
+        let pattern = Pattern::of(Stage::QRope.axes(), &[10, 14, 16], 0, |mark| {
             for token in 0..10 {
                 for head in 0..14 {
                     for dim in (0..16).filter(|&dim| differs(token, head, dim)) {
@@ -244,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_long_axis_that_differs_nearly_everywhere_is_not_mentioned() {
-        let pattern = Pattern::of(Stage::Logits, &[2, 1000], 7, |mark| {
+        let pattern = Pattern::of(Stage::Logits.axes(), &[2, 1000], 7, |mark| {
             (0..1000).filter(|id| id % 40 != 0).for_each(|id| mark(&[1, id]));
         });
         assert_eq!(pattern.text, "positions >= 8");
@@ -253,7 +242,7 @@ mod tests {
 
     #[test]
     fn keys_that_a_query_does_not_see_are_not_missed_in_the_share() {
-        let pattern = Pattern::of(Stage::Probs, &[4, 2, 6], 2, |mark| {
+        let pattern = Pattern::of(Stage::Probs.axes(), &[4, 2, 6], 2, |mark| {
             for token in 0..4 {
                 (0..=token + 2).for_each(|key| mark(&[token, 1, key]));
             }

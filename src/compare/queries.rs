@@ -1,6 +1,8 @@
 //! Which queries of a prompt have their scores and probs looked at: those grow with its square.
 
-use std::{str::FromStr, sync::Arc};
+use std::{ops::Range, str::FromStr, sync::Arc};
+
+use crate::graph::site::Axis;
 
 /// Rows of scores and probs to be chosen: `last`, `every:16`, or a list such as `0,5,100-120`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,13 +68,17 @@ impl Queries {
     }
 }
 
-/// Which tokens of its step the rows of a tensor are, and where the step begins.
+/// Which tokens of its step the rows of a tensor are, where the step begins, and what of a row counts.
 #[derive(Clone, Copy, Debug)]
 pub struct RowTokens<'a> {
     /// The position of the step's first token.
     pub first_position: usize,
     /// The token of each row; `None` where every token has one.
     pub chosen: Option<&'a [usize]>,
+    /// What the tensor's axes count; `None` where they are those of the role.
+    pub axes: Option<&'a [Axis]>,
+    /// The keys that each token of the step sees; `None` where those up to its own position.
+    pub seen: Option<&'a [Range<usize>]>,
 }
 
 impl RowTokens<'_> {
@@ -85,11 +91,18 @@ impl RowTokens<'_> {
     pub fn position(&self, row: usize) -> usize {
         self.first_position + self.token(row)
     }
+
+    /// The keys that a row's token sees, of so many.
+    pub fn seen(&self, row: usize, keys: usize) -> Range<usize> {
+        let listed = self.seen.and_then(|seen| seen.get(self.token(row)));
+        let Range { start, end } = listed.cloned().unwrap_or(0..self.position(row) + 1);
+        start.min(keys)..end.min(keys)
+    }
 }
 
 impl From<usize> for RowTokens<'static> {
     fn from(first_position: usize) -> RowTokens<'static> {
-        RowTokens { first_position, chosen: None }
+        RowTokens { first_position, chosen: None, axes: None, seen: None }
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::{
     compare::{lanes::Totals, queries::RowTokens},
     core::tensor::Tensor,
-    graph::site::Stage,
+    graph::site::{Axis, Stage},
 };
 
 /// The rows of a tensor: one for each index of its first axis, a token or a position.
@@ -13,7 +13,7 @@ pub struct Rows<'a> {
     pub count: usize,
     pub length: usize,
     pub tokens: RowTokens<'a>,
-    /// Keys of one head's row, where only those up to the query's position count.
+    /// Keys of one head's row, where only those that the query sees count.
     keys: Option<usize>,
 }
 
@@ -21,7 +21,8 @@ impl<'a> Rows<'a> {
     pub fn new(stage: Stage, shape: &[usize], tokens: RowTokens<'a>) -> Rows<'a> {
         let count = shape[0];
         let length = shape[1..].iter().product();
-        let masked = matches!(stage, Stage::Scores | Stage::Probs);
+        let axes = tokens.axes.unwrap_or(stage.axes());
+        let masked = axes.first() == Some(&Axis::Token) && axes.last() == Some(&Axis::Key);
         let keys = masked.then(|| shape[shape.len() - 1]);
         Rows { count, length, tokens, keys }
     }
@@ -42,7 +43,7 @@ impl<'a> Rows<'a> {
 
     /// Whether the element at `column` of a row counts.
     pub fn counts(&self, row: usize, column: usize) -> bool {
-        self.keys.is_none_or(|keys| column % keys <= self.tokens.position(row))
+        self.keys.is_none_or(|keys| self.tokens.seen(row, keys).contains(&(column % keys)))
     }
 
     /// The element at a place in row-major order, or where it does not count another key of its row.
@@ -50,17 +51,18 @@ impl<'a> Rows<'a> {
         let (row, column) = (flat / self.length, flat % self.length);
         match self.keys {
             Some(keys) if !self.counts(row, column) => {
-                flat - column % keys + column % keys % (self.tokens.position(row) + 1)
+                let seen = self.tokens.seen(row, keys);
+                flat - column % keys + seen.start + column % keys % seen.len().max(1)
             }
             _ => flat,
         }
     }
 
-    /// The columns of a row that count: all, or of each head's keys those up to the query's position.
+    /// The columns of a row that count: all, or of each head's keys those that the query sees.
     pub fn runs(&self, row: usize) -> impl Iterator<Item = Range<usize>> + use<> {
         let length = self.keys.unwrap_or(self.length);
-        let counted = self.keys.map_or(length, |keys| keys.min(self.tokens.position(row) + 1));
-        (0..self.length).step_by(length.max(1)).map(move |start| start..start + counted)
+        let Range { start, end } = self.keys.map_or(0..length, |keys| self.tokens.seen(row, keys));
+        (0..self.length).step_by(length.max(1)).map(move |head| head + start..head + end)
     }
 
     /// The totals of a row; `None` if an element that counts is NaN or infinite.

@@ -185,7 +185,7 @@ fn finish(
     };
     let pattern = (total.beyond > 0).then(|| {
         Pattern::of(
-            site.stage,
+            rows.tokens.axes.unwrap_or(site.stage.axes()),
             &rows.whole_shape(&engine.shape),
             rows.tokens.first_position,
             |mark| {

@@ -83,8 +83,15 @@ pub fn judge<'a>(
             ((Some(e), Some(r)), Some(floor)) => {
                 let tokens = tokens(site);
                 let difference = compare(site, &e, &r, tokens, floor, rule.factor);
+                let outcome = match Outcome::of(&difference, rule.factor) {
+                    // A mask: infinite everywhere, with the same signs.
+                    Outcome::Unmeasured(_) if r.data.iter().all(|r| r.is_infinite()) => {
+                        Outcome::Equal
+                    }
+                    outcome => outcome,
+                };
                 [e, r].into_iter().for_each(pool::done);
-                (Outcome::of(&difference, rule.factor), Some(difference))
+                (outcome, Some(difference))
             }
         };
         let report = SiteReport { site, outcome, difference, floor };

@@ -6,49 +6,43 @@ use std::{
 };
 
 use super::{guard, probes::Finding};
-use crate::core::{cache, places};
+use crate::{
+    core::{cache, places},
+    engine::device::host::{CompilerCall, compiler_names},
+};
 
 const SETUP: &str = "run scripts/setup.sh";
 
 /// A compiler that makes a library this process can load: `$CXX` if set, else the first of c++,
 /// g++ and clang++ that there is.
 pub(super) fn cxx_compiler() -> Finding {
-    let chosen = std::env::var("CXX").ok().filter(|value| !value.trim().is_empty());
-    let names = match &chosen {
-        Some(command) => vec![command.as_str()],
-        None => vec!["c++", "g++", "clang++"],
-    };
+    let names = compiler_names();
     let mut failures = Vec::new();
-    for name in names {
-        // $CXX may hold arguments or a launcher: `ccache g++`.
-        let words: Vec<_> = name.split_whitespace().collect();
-        let Some(path) = words.first().and_then(|program| places::program(program)) else {
-            continue;
-        };
-        match try_compiler(&path, &words) {
-            Ok(detail) => return Finding::ok(detail),
+    for call in names.iter().filter_map(|name| CompilerCall::named(name)) {
+        // The host device takes the first that answers, too.
+        match guard::output(call.command().arg("--version")) {
+            Ok(answer) => return builds(&call, &version_in(&answer)),
             Err(failure) => failures.push(failure),
         }
     }
-    match (chosen, failures.is_empty()) {
-        (_, false) => Finding::failed(failures.join("; ")).next(SETUP),
-        (Some(name), true) => Finding::missing(format!("CXX is {name}, which is not there"))
+    match &names[..] {
+        _ if !failures.is_empty() => Finding::failed(failures.join("; ")).next(SETUP),
+        [chosen] => Finding::missing(format!("CXX is {chosen}, which is not there"))
             .next("unset it or set it to a C++ compiler"),
-        (None, true) => Finding::missing("no c++, g++ or clang++ on PATH")
+        _ => Finding::missing("no c++, g++ or clang++ on PATH")
             .next("run scripts/setup.sh, or install g++"),
     }
 }
 
-/// The compiler in words, once it has made a library.
-fn try_compiler(path: &Path, words: &[&str]) -> Result<String, String> {
-    let command = || {
-        let mut command = Command::new(path);
-        command.args(&words[1..]);
-        command
-    };
-    let version = version_in(&guard::output(command().arg("--version"))?);
-    compile(command()).map_err(|failure| format!("cannot build a library: {failure}"))?;
-    Ok(format!("{} {version} ({})", words.join(" "), path.display()))
+/// Whether it makes a library.
+fn builds(call: &CompilerCall, version: &str) -> Finding {
+    let CompilerCall { name, program, .. } = call;
+    match compile(call.command()) {
+        Ok(()) => Finding::ok(format!("{name} {version} ({})", program.display())),
+        Err(failure) => {
+            Finding::failed(format!("{name} cannot build a library: {failure}")).next(SETUP)
+        }
+    }
 }
 
 /// Compiles and loads a library where the host device keeps its own: headers may be missing, the
@@ -150,6 +144,7 @@ fn version_in(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::Status;
 
     #[test]
     fn versions_are_found_in_what_compilers_print() {
@@ -184,8 +179,8 @@ mod tests {
     #[test]
     fn a_compiler_that_builds_nothing_is_no_compiler() {
         // `true` accepts every argument, prints no version and writes no library.
-        let path = places::program("true").unwrap();
-        let failure = try_compiler(&path, &["true"]).unwrap_err();
-        assert!(failure.contains("does not load"), "{failure}");
+        let finding = builds(&CompilerCall::named("true").unwrap(), "1.0");
+        assert_eq!(finding.status, Status::Failed);
+        assert!(finding.detail.contains("does not load"), "{}", finding.detail);
     }
 }

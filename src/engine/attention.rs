@@ -8,6 +8,7 @@ use crate::{
         fault::Wiring,
         hooks::Pass,
         kernels::launch::{self, CacheView},
+        step::CacheLayout,
         variant::{Decode, Prefill, Softmax},
     },
     graph::site::Stage,
@@ -104,9 +105,12 @@ impl Engine {
         if pass.step == 0 || !faults.has(Wiring::DecodeNeverAppended) {
             self.append(&cache, kv, positions, pass.tokens, dtype)?;
         }
-        let kept = (self.capacity, dtype);
-        pass.emit_cache(layer, Stage::KCache, cache.k, kept)?;
-        pass.emit_cache(layer, Stage::VCache, cache.v, kept)
+        pass.emit_cache(layer, Stage::KCache, cache.k, self.cache_layout())?;
+        pass.emit_cache(layer, Stage::VCache, cache.v, self.cache_layout())
+    }
+
+    pub(super) fn cache_layout(&self) -> CacheLayout {
+        CacheLayout { capacity: self.capacity, dtype: self.options.storage }
     }
 
     pub(super) fn cache_view(&self, layer: usize, length: usize) -> CacheView<'_> {

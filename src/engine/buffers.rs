@@ -81,7 +81,8 @@ impl Integers {
         device: &dyn Device,
         faults: &Faults,
         step: u32,
-        (tokens, first): (&[i32], usize),
+        tokens: &[i32],
+        first: usize,
     ) -> Result<(), EngineError> {
         let mut all = tokens.to_vec();
         for user in [Stage::QRope, Stage::KRope, Stage::KCache, Stage::Probs] {
@@ -107,7 +108,8 @@ impl Activations {
     fn new(
         device: &dyn Device,
         config: &Config,
-        (tokens, storage): (usize, DType),
+        tokens: usize,
+        storage: DType,
     ) -> Result<Activations, EngineError> {
         let mut buffers = vec![None; Stage::ALL.len()];
         for stage in config.stages().into_iter().filter(is_activation) {
@@ -148,7 +150,7 @@ impl Scratch {
         let integers = device.alloc(4 * USERS * options.tokens, "token ids and positions")?;
         Ok(Scratch {
             integers: Integers { buffer: integers },
-            activations: Activations::new(device, config, (options.tokens, options.storage))?,
+            activations: Activations::new(device, config, options.tokens, options.storage)?,
             logits: device.alloc(4 * config.n_vocab, "logits")?,
             splits: Splits::new(device, config)?,
         })

@@ -11,9 +11,9 @@ use crate::{
         device::{Buffer, Device, DeviceError, Download, Strided},
         hooks::Pass,
         reads::parts,
+        step::{CacheLayout, Target},
     },
     graph::site::{Site, Stage},
-    model::Config,
 };
 
 /// Where a capture begins in the buffer, which is a copy's best start.
@@ -40,11 +40,12 @@ pub struct Captures {
 impl Captures {
     /// Room for the sites, in a cache of `capacity` positions.
     pub fn new(
-        (device, config): (&dyn Device, &Config),
+        Target { device, config }: Target<'_>,
         scratch: &Scratch,
         sites: Vec<Site>,
-        (capacity, storage): (usize, DType),
+        layout: CacheLayout,
     ) -> Result<Captures, DeviceError> {
+        let CacheLayout { capacity, dtype: storage } = layout;
         let bytes = |site: &Site| {
             let elements: usize = config.shape(site.stage, 1, capacity).iter().product();
             elements * dtype(storage, site.stage).size()
@@ -63,7 +64,7 @@ impl Captures {
         let unwanted_scores = probs.then(|| device.alloc(row, Stage::Scores.name())).transpose()?;
         let buffer = device.alloc(end, "captures")?;
         let activations = |layer: Option<u32>| {
-            let place = |stage| place_of((&sites, &places), &buffer, (layer, stage));
+            let place = |stage| place_of(&sites, &places, &buffer, Site { step: 0, layer, stage });
             scratch.activations.with(place)
         };
         let layers = (0..config.n_layer as u32).map(|layer| activations(Some(layer))).collect();
@@ -98,7 +99,8 @@ impl Captures {
     pub fn keep_cache(
         &self,
         device: &dyn Device,
-        (layer, stage): (usize, Stage),
+        layer: usize,
+        stage: Stage,
         cache: &Buffer,
     ) -> Result<(), DeviceError> {
         let place = self.place(Some(layer as u32), stage);
@@ -106,7 +108,7 @@ impl Captures {
     }
 
     fn place(&self, layer: Option<u32>, stage: Stage) -> Option<Buffer> {
-        place_of((&self.sites, &self.places), &self.buffer, (layer, stage))
+        place_of(&self.sites, &self.places, &self.buffer, Site { step: 0, layer, stage })
     }
 
     /// Offers what a repetition has left. `cache` gives a layer's keys or values.
@@ -121,8 +123,8 @@ impl Captures {
         for (site, place) in self.sites.iter().zip(&self.places) {
             let layer = site.layer.map_or(0, |layer| layer as usize);
             if is_cache(site.stage) && place.is_empty() {
-                let kept = (capacity, self.storage);
-                pass.emit_cache(layer, site.stage, cache(layer, site.stage), kept)?;
+                let layout = CacheLayout { capacity, dtype: self.storage };
+                pass.emit_cache(layer, site.stage, cache(layer, site.stage), layout)?;
                 continue;
             }
             let dtype = dtype(self.storage, site.stage);
@@ -146,13 +148,14 @@ impl Captures {
     }
 }
 
-/// The place of a site in the buffer, if it has one.
+/// The place of a site of step 0 in the buffer, if it has one.
 fn place_of(
-    (sites, places): (&[Site], &[Range<usize>]),
+    sites: &[Site],
+    places: &[Range<usize>],
     buffer: &Buffer,
-    (layer, stage): (Option<u32>, Stage),
+    site: Site,
 ) -> Option<Buffer> {
-    let at = sites.binary_search(&Site { step: 0, layer, stage }).ok()?;
+    let at = sites.binary_search(&site).ok()?;
     Some(places[at].clone()).filter(|place| !place.is_empty()).map(|place| buffer.part(place))
 }
 

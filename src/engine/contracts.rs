@@ -197,9 +197,9 @@ impl Engine {
                 self.append_part(part, pass)?;
             }
         }
-        let kept = (self.capacity, self.options.storage);
-        pass.emit_cache(layer, Stage::KCache, &self.caches[layer].k, kept)?;
-        pass.emit_cache(layer, Stage::VCache, &self.caches[layer].v, kept)?;
+        let layout = self.cache_layout();
+        pass.emit_cache(layer, Stage::KCache, &self.caches[layer].k, layout)?;
+        pass.emit_cache(layer, Stage::VCache, &self.caches[layer].v, layout)?;
         self.recompute(contract, layer, pass)
     }
 

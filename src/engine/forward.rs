@@ -21,6 +21,7 @@ use crate::{
             KernelError, KernelSet,
             launch::{self, Splits},
         },
+        step::{StepShape, Target},
         variant::{Decode, Prefill},
         weights::{Layer, Linear, Weights},
     },
@@ -188,9 +189,10 @@ impl Engine {
             return Err(EngineError::Token { id, n_vocab });
         }
         let (device, faults) = (&*self.device, &self.options.faults);
-        self.scratch.integers.upload(device, faults, step, (tokens, first))?;
-        let model = (device, &self.config);
-        let mut pass = Pass::new(model, &self.scratch, sink, step, (tokens.len(), length));
+        self.scratch.integers.upload(device, faults, step, tokens, first)?;
+        let shape = StepShape { tokens: tokens.len(), positions: length };
+        let target = Target { device, config: &self.config };
+        let mut pass = Pass::new(target, &self.scratch, sink, step, shape);
         let choice = if tokens.len() == 1 && self.repeats {
             self.repeated(&mut pass)?
         } else {
@@ -237,10 +239,11 @@ impl Engine {
 
     /// Records a decode step that captures these sites.
     fn record(&self, step: u32, sites: Vec<Site>) -> Result<Repeated, EngineError> {
-        let (model, kept) = ((&*self.device, &self.config), (self.capacity, self.options.storage));
-        let captures = Captures::new(model, &self.scratch, sites, kept)?;
-        let (mut none, at) = (NoSink, (step, self.capacity));
-        let mut pass = Pass::recorded(model, &self.scratch, &mut none, at, &captures);
+        let target = Target { device: &*self.device, config: &self.config };
+        let scratch = &self.scratch;
+        let captures = Captures::new(target, scratch, sites, self.cache_layout())?;
+        let mut none = NoSink;
+        let mut pass = Pass::recorded(target, scratch, &mut none, step, self.capacity, &captures);
         let mut outcome = Ok(());
         let recorded = self.device.record(&mut || {
             match self.layers(&mut pass).and_then(|hidden| self.last_logits(&mut pass, hidden)) {
@@ -321,7 +324,7 @@ impl Engine {
         self.linear(&a[Stage::AttnOut], pass.tokens, &[(projected, &weights.o)])?;
         pass.emit(at, Stage::OProj, projected, dtype)?;
         let (faults, out) = (&self.options.faults, &a[Stage::AttnResidual]);
-        let residual = a.residual(device, faults, (Stage::AttnResidual, hidden))?;
+        let residual = a.residual(device, faults, Stage::AttnResidual, hidden)?;
         self.add_residual(out, (residual, projected), shape.0 * shape.1)?;
         pass.emit(at, Stage::AttnResidual, out, dtype)?;
         Ok(out)
@@ -399,7 +402,7 @@ impl Engine {
         pass.emit(at, Stage::FfnAct, act, dtype)?;
         self.linear(act, tokens, &[(down, &weights.down)])?;
         pass.emit(at, Stage::FfnDown, down, dtype)?;
-        let residual = a.residual(device, &self.options.faults, (Stage::LayerOut, hidden))?;
+        let residual = a.residual(device, &self.options.faults, Stage::LayerOut, hidden)?;
         self.add_residual(out, (residual, down), tokens * n_embd)?;
         pass.emit(at, Stage::LayerOut, out, dtype)?;
         Ok(out)
@@ -418,7 +421,7 @@ impl Engine {
         }
         let bytes = 4 * pass.tokens * c.n_vocab;
         let logits = self.device.alloc(bytes, Stage::Logits.name())?;
-        self.logits_of(pass, (hidden, 0), &logits)?;
+        self.logits_of(pass, hidden, 0, &logits)?;
         pass.emit(None, Stage::Logits, &logits, DType::F32)?;
         self.choice(&logits, bytes - 4 * c.n_vocab)
     }
@@ -426,7 +429,7 @@ impl Engine {
     /// The logits of the last token.
     fn last_logits(&self, pass: &mut Pass<'_>, hidden: &Buffer) -> Result<Buffer, EngineError> {
         let logits = pass.last_logits();
-        self.logits_of(pass, (hidden, pass.tokens - 1), &logits)?;
+        self.logits_of(pass, hidden, pass.tokens - 1, &logits)?;
         Ok(logits)
     }
 
@@ -434,7 +437,8 @@ impl Engine {
     fn logits_of(
         &self,
         pass: &mut Pass<'_>,
-        (hidden, first): (&Buffer, usize),
+        hidden: &Buffer,
+        first: usize,
         logits: &Buffer,
     ) -> Result<(), EngineError> {
         let (c, dtype) = (&self.config, self.options.storage);

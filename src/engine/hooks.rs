@@ -16,6 +16,7 @@ use crate::{
         captures::Captures,
         device::{Buffer, Device, Download, Strided, read_now},
         reads::{Read, UnderWay, parts, received},
+        step::{CacheLayout, StepShape, Target},
     },
     graph::site::{Site, Stage},
     model::Config,
@@ -53,22 +54,22 @@ const PIECE: usize = 16 << 20;
 
 impl<'a> Pass<'a> {
     pub fn new(
-        (device, config): (&'a dyn Device, &'a Config),
+        target: Target<'a>,
         scratch: &'a Scratch,
         sink: &'a mut dyn Sink,
         step: u32,
-        (tokens, length): (usize, usize),
+        shape: StepShape,
     ) -> Pass<'a> {
         let at = Site { step, layer: Some(0), stage: Stage::Scores };
         let chosen = sink.queries(at).map(<[usize]>::to_vec);
         Pass {
-            device,
-            config,
+            device: target.device,
+            config: target.config,
             scratch,
             sink,
             step,
-            tokens,
-            length,
+            tokens: shape.tokens,
+            length: shape.positions,
             taps: [None, None],
             chosen,
             recording: None,
@@ -77,15 +78,16 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// A step of one token that is being recorded, in a cache of `length` positions.
+    /// A step of one token that is being recorded, in a cache of that many positions.
     pub fn recorded(
-        model: (&'a dyn Device, &'a Config),
+        target: Target<'a>,
         scratch: &'a Scratch,
         sink: &'a mut NoSink,
-        (step, length): (u32, usize),
+        step: u32,
+        positions: usize,
         captures: &'a Captures,
     ) -> Pass<'a> {
-        let pass = Pass::new(model, scratch, sink, step, (1, length));
+        let pass = Pass::new(target, scratch, sink, step, StepShape { tokens: 1, positions });
         Pass { recording: Some(captures), ..pass }
     }
 
@@ -159,19 +161,20 @@ impl<'a> Pass<'a> {
         let parts = (0..bytes.max(1)).step_by(PIECE);
         let parts = parts.map(|at| Strided::whole(at, PIECE.min(bytes - at)));
         let pieces = parts.map(|part| self.start(buffer, part)).collect::<Result<_, _>>()?;
-        self.push_shaped((self.site(layer, stage), shape), dtype, pieces);
+        self.push_shaped(self.site(layer, stage), shape, dtype, pieces);
         self.pass_on()
     }
 
     /// Offers what is on its way, as pieces that follow one another.
     pub fn push(&mut self, site: Site, dtype: DType, pieces: Vec<Box<dyn Download>>) {
         let shape = self.config.shape(site.stage, self.tokens, self.length);
-        self.push_shaped((Site { step: self.step, ..site }, shape), dtype, pieces);
+        self.push_shaped(Site { step: self.step, ..site }, shape, dtype, pieces);
     }
 
     fn push_shaped(
         &mut self,
-        (site, shape): (Site, Vec<usize>),
+        site: Site,
+        shape: Vec<usize>,
         dtype: DType,
         pieces: Vec<Box<dyn Download>>,
     ) {
@@ -185,14 +188,15 @@ impl<'a> Pass<'a> {
         layer: usize,
         stage: Stage,
         cache: &Buffer,
-        (capacity, dtype): (usize, DType),
+        layout: CacheLayout,
     ) -> Result<(), EngineError> {
         if let Some(captures) = self.recording {
-            return Ok(captures.keep_cache(self.device, (layer, stage), cache)?);
+            return Ok(captures.keep_cache(self.device, layer, stage, cache)?);
         }
         if !self.wants(Some(layer), stage) {
             return Ok(());
         }
+        let CacheLayout { capacity, dtype } = layout;
         let row = self.config.head_dim * dtype.size();
         let (count, bytes, pitch) = (self.config.n_head_kv, self.length * row, capacity * row);
         let heads: Arc<dyn Download> =

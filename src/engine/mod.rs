@@ -13,6 +13,7 @@ pub mod kernels;
 mod operations;
 mod reads;
 mod spec;
+mod step;
 pub mod variant;
 mod weights;
 mod wiring;

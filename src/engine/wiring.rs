@@ -27,7 +27,8 @@ impl Activations {
         &'a self,
         device: &dyn Device,
         faults: &Faults,
-        (stage, input): (Stage, &'a Buffer),
+        stage: Stage,
+        input: &'a Buffer,
     ) -> Result<&'a Buffer, DeviceError> {
         let of_attention = stage == Stage::AttnResidual;
         let missing =

@@ -8,7 +8,7 @@ use super::{Graph, NodeId, Sites};
 
 /// A model's graph, its sites, and the nodes in the order in which llama.cpp computes them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(from = "Stored", into = "Stored")]
+#[serde(try_from = "Stored", into = "Stored")]
 pub struct ModelGraph {
     pub graph: Graph,
     pub sites: Sites,
@@ -25,9 +25,17 @@ struct Stored {
     asked: Vec<Option<NodeId>>,
 }
 
-impl From<Stored> for ModelGraph {
-    fn from(stored: Stored) -> ModelGraph {
-        ModelGraph::new(stored.graph, stored.asked)
+impl TryFrom<Stored> for ModelGraph {
+    type Error = String;
+
+    fn try_from(stored: Stored) -> Result<ModelGraph, String> {
+        stored.graph.check()?;
+        let nodes = stored.graph.nodes.len();
+        if stored.asked.len() > nodes || stored.asked.iter().flatten().any(|id| id.index() >= nodes)
+        {
+            return Err("nodes are computed that the graph does not have".to_string());
+        }
+        Ok(ModelGraph::new(stored.graph, stored.asked))
     }
 }
 

@@ -7,6 +7,11 @@ use super::{
     size::{Extent, Size},
 };
 
+/// The most nodes of a graph, and sources and bytes of the name of one.
+const MOST_NODES: usize = 1 << 20;
+const MOST_SOURCES: usize = 16;
+const MOST_NAME: usize = 256;
+
 /// A tensor of a [`Graph`], by its place in [`Graph::nodes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -196,6 +201,42 @@ impl Graph {
             }
         }
         readers
+    }
+
+    /// Says what is wrong with a graph that a file holds: all that is derived from one relies on this.
+    ///
+    /// # Errors
+    /// The first node that is none, by its place.
+    pub fn check(&self) -> Result<(), String> {
+        if self.nodes.len() > MOST_NODES {
+            return Err(format!("{} nodes are more than {MOST_NODES}", self.nodes.len()));
+        }
+        for (id, node) in self.iter() {
+            let root = node.window.map(|window| window.root);
+            let mut before = node.sources.iter().flatten().copied().chain(root);
+            let is_late = |other: NodeId| other >= id;
+            let is_window =
+                root.filter(|&root| !is_late(root)).and_then(|root| self.node(root).window);
+            let offset = node.window.map(|window| window.offset);
+            let mut sizes = node.ne.iter().chain(&node.nb).chain(&offset);
+            let fault = if before.any(is_late) {
+                "reads a node that comes after it"
+            } else if is_window.is_some() {
+                "is a window on a window"
+            } else if node.sources.len() > MOST_SOURCES
+                || node.params.len() > Params::default().0.len()
+            {
+                "has too many sources or parameters"
+            } else if node.name.len() > MOST_NAME {
+                "has too long a name"
+            } else if sizes.any(|size| !size.is_sane()) {
+                "has a size beyond all"
+            } else {
+                continue;
+            };
+            return Err(format!("node {} {fault}", id.0));
+        }
+        Ok(())
     }
 
     /// The name of the weight among a node's sources, seen through windows.

@@ -136,6 +136,11 @@ ops! {
     RwkvWkv6 "RWKV_WKV6",
     RwkvWkv7 "RWKV_WKV7",
     SolveTri "SOLVE_TRI",
+    // One family's own
+    LightningIndexer "LIGHTNING_INDEXER",
+    HyperMix "DSV4_HC_COMB",
+    HyperRead "DSV4_HC_PRE",
+    HyperWrite "DSV4_HC_POST",
 }
 
 impl Op {

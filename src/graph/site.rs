@@ -117,7 +117,7 @@ impl TryFrom<String> for Stage {
 }
 
 /// What one axis of a stage's tensor counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Axis {
     /// Tokens of the step; token t sits at position `first position of the step + t`.
@@ -145,6 +145,31 @@ pub enum Axis {
 }
 
 impl Axis {
+    pub const ALL: [Axis; 11] = [
+        Axis::Token,
+        Axis::Position,
+        Axis::Head,
+        Axis::Dim,
+        Axis::Key,
+        Axis::Channel,
+        Axis::Neuron,
+        Axis::Vocab,
+        Axis::Expert,
+        Axis::Slot,
+        Axis::Element,
+    ];
+
+    /// The one word used in files.
+    pub fn word(self) -> &'static str {
+        let name = self.name();
+        name.split_once(' ').map_or(name, |(word, _)| word)
+    }
+
+    /// The axis of a word.
+    pub fn from_word(word: &str) -> Option<Axis> {
+        Axis::ALL.into_iter().find(|axis| axis.word() == word)
+    }
+
     /// The word used in coordinates and patterns, in the singular.
     pub fn name(self) -> &'static str {
         match self {

@@ -334,15 +334,19 @@ impl Lengths {
             let weights = node.source(0).filter(|_| node.op == Op::MulMatId)?;
             Some(graph.node(weights).ne[2])
         };
+        let length = |size: Size| {
+            let length = usize::try_from(size.fixed).ok().filter(|&length| length > 0);
+            length.filter(|_| size.is_fixed())
+        };
         let of = |stage: Stage| roles.iter().filter(move |(_, role)| role.stage == stage);
         let keys = of(Stage::Scores).filter_map(|(&id, role)| {
             let node = graph.node(product_below(graph, id)?);
             let dim = graph.node(node.source(0)?).ne[0];
-            dim.is_fixed().then_some((role.layer, dim.fixed as usize))
+            length(dim).map(|dim| (role.layer, dim))
         });
         let values = of(Stage::AttnOut).filter_map(|(&id, role)| {
             let dim = graph.node(id).ne[0];
-            dim.is_fixed().then_some((role.layer, dim.fixed as usize))
+            length(dim).map(|dim| (role.layer, dim))
         });
         Lengths {
             hidden: first(Stage::Embd),
@@ -377,12 +381,12 @@ fn axes(graph: &Graph, id: NodeId, role: (Stage, Option<u32>), lengths: &Lengths
         CELLS if !has_tokens => 0,
         _ => 1,
     };
-    let mut along: Vec<usize> = (0..4).rev().filter(|&axis| node.ne[axis] != ONE).collect();
-    // A cache may lie transposed: its heads are the slowest axis, whichever its dims are.
-    if matches!(stage, Stage::KCache | Stage::VCache) && node.ne[2] == ONE {
-        along.push(2);
-        along.sort_by_key(|&axis| std::cmp::Reverse(axis));
-    }
+    // A role has all of its axes, also where there is one head.
+    let roles_own = if matches!(stage, Stage::Other(_)) { 0 } else { stage.axes().len() };
+    let is_flat = matches!(stage, Stage::Q | Stage::K | Stage::V) && node.ne[1] == TOKENS;
+    let own = if is_flat { 2 } else { roles_own };
+    let mut along: Vec<usize> =
+        (0..4).rev().filter(|&axis| axis < own || node.ne[axis] != ONE).collect();
     along.sort_by_key(|&axis| rank(node.ne[axis]));
     let wide = along.len();
     let mut axes = Vec::new();

@@ -68,6 +68,13 @@ impl Size {
         Size { fixed, per_token: 0, per_cell: 0, per_both: 0, per_square: 0, first: 0 }
     }
 
+    /// Whether no term is larger than any memory.
+    pub fn is_sane(self) -> bool {
+        let Size { fixed, per_token, per_cell, per_both, per_square, first } = self;
+        let terms = [fixed, per_token, per_cell, per_both, per_square, first];
+        terms.iter().all(|term| term.unsigned_abs() <= 1 << 44)
+    }
+
     /// Whether it is the same number in every step.
     pub fn is_fixed(self) -> bool {
         self == Size::fixed(self.fixed)
@@ -87,12 +94,16 @@ impl Size {
     pub fn at(self, extent: Extent) -> i64 {
         let (tokens, cells) = (extent.tokens as i64, extent.cells as i64);
         let first = if extent.is_first { self.first } else { 0 };
-        self.fixed
-            + self.per_token * tokens
-            + self.per_cell * cells
-            + self.per_both * tokens * cells
-            + self.per_square * tokens * tokens
-            + first
+        let of = |factor: i64, by: i64| factor.saturating_mul(by);
+        let terms = [
+            of(self.per_token, tokens),
+            of(self.per_cell, cells),
+            of(self.per_both, tokens.saturating_mul(cells)),
+            of(self.per_square, tokens.saturating_mul(tokens)),
+            first,
+        ];
+        // A file may state any factors.
+        terms.into_iter().fold(self.fixed, i64::saturating_add)
     }
 
     /// The size that gives all samples: of steps that are not a run's first, 1, 2 and 3 tokens with few cells

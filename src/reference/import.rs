@@ -268,6 +268,8 @@ impl Importer {
         if code != 2 && code != 0 {
             return Err(self.failed(&format!("code {code}")));
         }
+        // What llama.cpp says of a decode that was ended on purpose is no error.
+        crate::model::llama::take_errors();
         match snapshot.failure.take() {
             Some(failure) => Err(self.failed(&failure)),
             None => Ok(snapshot),

@@ -8,7 +8,10 @@ use crate::{
         random::{self, splitmix64},
         tensor::{DType, Tensor},
     },
-    graph::{Extent, Graph, Node, Op, RopeParams, SiteSpec, site::Site},
+    graph::{
+        Extent, Graph, Node, Op, RopeParams, SiteSpec,
+        site::{Site, Stage},
+    },
 };
 
 /// How large the noise on one stage is.
@@ -121,8 +124,7 @@ impl Noise {
     pub fn change(&self, site: Site, place: Place<'_>, tensor: &mut Tensor) -> bool {
         let turns = place.spec.op == Op::Rope && self.turn(place, tensor);
         let amplitude = self.amplitude(place);
-        let row_length = tensor.shape.last().copied().unwrap_or(1);
-        self.add_to(site, amplitude, &mut tensor.data, row_length);
+        self.add_to(site, amplitude, tensor);
         turns || amplitude.relative != 0.0 || amplitude.additive != 0.0
     }
 
@@ -156,18 +158,24 @@ impl Noise {
         n > 2
     }
 
-    /// Adds the noise of a site to its tensor; a row is `row_length` elements.
-    pub fn add_to(&self, site: Site, amplitude: Amplitude, values: &mut [f32], row_length: usize) {
+    /// Adds the noise of a site to its tensor.
+    fn add_to(&self, site: Site, amplitude: Amplitude, tensor: &mut Tensor) {
         if amplitude.relative == 0.0 && amplitude.additive == 0.0 {
             return;
         }
-        let key = random::key(self.seed, &format!("{}/{}", site.step, site.tensor_name()));
-        let row_length = row_length.max(1);
-        values.par_chunks_mut(row_length).enumerate().for_each(|(row, values)| {
+        let random = random::key(self.seed, &format!("{}/{}", site.step, site.tensor_name()));
+        let row_length = tensor.shape.last().copied().unwrap_or(1).max(1);
+        // Rows of a head follow one another in llama.cpp's scores and probabilities.
+        let heads_first = match (site.stage, &tensor.shape[..]) {
+            (Stage::Scores | Stage::Probs, &[tokens, heads, _]) => Some((tokens, heads)),
+            _ => None,
+        };
+        tensor.data.par_chunks_mut(row_length).enumerate().for_each(|(row, values)| {
+            let row = heads_first.map_or(row, |(tokens, heads)| row % heads * tokens + row / heads);
             let squares: f64 = values.iter().map(|&value| f64::from(value).powi(2)).sum();
             let rms = (squares / values.len() as f64).sqrt();
             for (column, value) in values.iter_mut().enumerate() {
-                let bits = splitmix64(key, (row * row_length + column) as u64);
+                let bits = splitmix64(random, (row * row_length + column) as u64);
                 let sign = |bit: u32| if bits >> bit & 1 == 0 { 1.0 } else { -1.0 };
                 let own = amplitude.relative * f64::from(*value).abs();
                 let noise = sign(0) * own + sign(1) * amplitude.additive * rms;

@@ -142,6 +142,11 @@ impl Reference {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Entries of the vocabulary.
+    pub fn n_vocab(&self) -> usize {
+        self.model.n_vocab() as usize
+    }
+
     /// Threads that a session uses.
     pub fn threads(&self) -> usize {
         self.threads as usize

@@ -3,11 +3,15 @@
 mod blame;
 pub mod ci;
 mod devices;
+mod of_run;
+mod of_traces;
 mod schema;
+mod summaries;
 mod terminal;
 
 pub use blame::{answer, guilt};
 pub(crate) use blame::{grouped, named, whose};
+use schema::formula;
 pub use schema::{
     Compared, DevicesSummary, Headline, ModelSummary, REPORT_VERSION, Report, SideSummary, SiteRow,
     StepRow,

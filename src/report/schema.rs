@@ -40,6 +40,25 @@ pub struct Report {
 }
 
 impl Report {
+    /// A report of this version with nothing in it but an engine and an answer.
+    pub(super) fn of_engine(headline: Headline, engine: SideSummary) -> Report {
+        Report {
+            report_version: REPORT_VERSION,
+            firstdiff: env!("CARGO_PKG_VERSION").to_string(),
+            headline,
+            model: None,
+            engine,
+            reference: None,
+            compared: None,
+            diagnosis: None,
+            devices: None,
+            steps: Vec::new(),
+            notes: Vec::new(),
+            sites: Vec::new(),
+            seconds: 0.0,
+        }
+    }
+
     /// Adds what a second device gave. An engine that two devices run differently is not equal.
     pub fn with_devices(&mut self, devices: DevicesSummary) {
         let headline = &mut self.headline;
@@ -119,6 +138,14 @@ pub struct Compared {
     pub hooks_leave_logits: Option<bool>,
     /// Whether the engine gives the same logits bit by bit when it is run again, if checked.
     pub runs_repeat: Option<bool>,
+}
+
+/// The tolerance in words.
+pub(super) fn formula(factor: f64) -> String {
+    format!(
+        "|engine - reference| <= {factor} x floor x max|reference| of the token's row, and relative \
+         L2 <= {factor} x its floor; floors measured with rounding-sized noise"
+    )
 }
 
 impl Compared {

@@ -36,14 +36,14 @@ pub fn headline(
         let place = first_position(row.place.step);
         return match (&difference.first, &difference.worst) {
             (Some(first), _) => {
-                format!("first divergence: {} {}", row.place, element(row.place, first, place))
+                format!("first divergence: {} {}", row.place, element(row, first, place))
             }
             (None, Some(worst)) => format!(
                 "first divergence: {} as a whole: relative L2 {:.2e}, {} x floor; worst element {}",
                 row.place,
                 difference.relative_l2,
                 number(difference.l2_times_floor),
-                element(row.place, worst, place)
+                element(row, worst, place)
             ),
             (None, None) => format!("first divergence: {}", row.place),
         };
@@ -74,14 +74,23 @@ pub fn headline(
 }
 
 /// `[position 1, head 0, dim 3] engine 0.118 reference -5.201, 3.1e5 x floor`
-fn element(site: Site, element: &Element, first_position: usize) -> String {
+fn element(row: &SiteRow, element: &Element, first_position: usize) -> String {
     format!(
         "[{}] engine {} reference {}, {} x floor",
-        coordinates(site, &element.index, first_position),
+        of_row(row, &element.index, first_position),
         element.engine,
         element.reference,
         number(element.times_floor)
     )
+}
+
+/// The coordinates of an element of a row, by what its pattern says of the axes.
+pub(super) fn of_row(row: &SiteRow, index: &[usize], first_position: usize) -> String {
+    let pattern = row.difference.as_ref().and_then(|difference| difference.pattern.as_ref());
+    let Some(pattern) = pattern else { return coordinates(row.place, index, first_position) };
+    let named = pattern.axes.iter().zip(index);
+    let named = named.map(|(axis, index)| format!("{} {}", axis.axis, axis.first + index));
+    named.collect::<Vec<_>>().join(", ")
 }
 
 /// `position 1, head 0, dim 3`
@@ -143,7 +152,7 @@ fn divergence(text: &mut String, report: &Report, row: &SiteRow, difference: &Di
     let counts = format!("{} of {} elements, {share:.1} %", difference.beyond, difference.elements);
     line(text, "which", &format!("{pattern} ({counts})"));
     if let Some(worst) = &difference.worst {
-        line(text, "worst", &element(row.place, worst, first_position));
+        line(text, "worst", &element(row, worst, first_position));
     }
     line(
         text,

@@ -16,7 +16,7 @@ use crate::{
         tensor::DType,
     },
     graph::{
-        Extent, ModelGraph,
+        Extent, ModelGraph, SiteList,
         site::{Site, Stage},
     },
     model::{ModelFile, gguf::TensorInfo},
@@ -196,7 +196,7 @@ fn distance(
         for &(other, noise) in others {
             let (mut sink, side) = channel(Arc::clone(&wanted), 0);
             let (token_sender, tokens) = mpsc::channel();
-            other_sides.push(Aligner::new(side));
+            other_sides.push(Aligner::patient(side));
             token_senders.push(token_sender);
             other_runs.push(scope.spawn(move || {
                 let session = other.session_of(sessions, positions, batch)?;
@@ -212,11 +212,13 @@ fn distance(
                 sent.then_some(token)
             })
         });
-        let mut clean_side = Aligner::new(clean_side);
+        let mut clean_side = Aligner::patient(clean_side);
         let mut floor = Floor::default();
+        let list = SiteList::from(&clean.graph().sites);
         for site in clean.graph().sites.of_run(task.decode + 1) {
             let Some(clean) = clean_side.next(site) else { break };
             let tokens = row_tokens(filter, task.prompt.len(), site);
+            let tokens = RowTokens { axes: Some(list.axes(site)), ..tokens };
             let step_tokens = if site.step == 0 { task.prompt.len() } else { 1 };
             let amplitude = amplitude(site, step_tokens, task.prompt.len() + site.step as usize);
             let measured = other_sides.iter_mut().map(|side| {
@@ -259,7 +261,8 @@ fn query_heads(model: &ModelGraph) -> usize {
 
 /// The tokens of a site's rows after a prompt of that length.
 pub fn row_tokens(filter: &SiteFilter, prompt: usize, site: Site) -> RowTokens<'_> {
-    RowTokens { first_position: first_position(prompt, site.step), chosen: filter.queries(site) }
+    let chosen = filter.queries(site);
+    RowTokens { chosen, ..first_position(prompt, site.step).into() }
 }
 
 /// Whether rounding the model's matrices to a type changes any of them.

@@ -1,4 +1,4 @@
-//! Runs: the engine beside the reference, the engine on two devices, and what is measured before.
+//! Runs: the engine beside the reference, the engine on two devices, two traces, and what is measured before.
 
 pub mod acceptance;
 pub mod baseline;
@@ -6,7 +6,9 @@ mod cross_device;
 mod error;
 mod measure_floor;
 mod two_sides;
+mod two_traces;
 
 pub use cross_device::CrossCheck;
 pub use error::RunError;
 pub use two_sides::{Finished, Kept, Run, run_engine};
+pub use two_traces::judge_traces;

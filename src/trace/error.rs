@@ -17,8 +17,12 @@ pub enum Limit {
     Ranks,
     /// Layers of the model.
     Layers,
-    /// Any other hyperparameter of the model.
+    /// Entries of the vocabulary, or another size of the model.
     Dimension,
+    /// Sites of a step.
+    Sites,
+    /// Bytes of `graph.json`.
+    GraphBytes,
     /// Tensors of all steps together.
     Tensors,
     /// Bytes of a step file's safetensors header.
@@ -37,9 +41,11 @@ impl Limit {
             Limit::Ranks => 1 << 10,
             Limit::Layers => 1 << 10,
             Limit::Dimension => 1 << 24,
+            Limit::Sites => 1 << 17,
+            Limit::GraphBytes => 256 << 20,
             Limit::Tensors => 1 << 22,
-            // 1024 layers of 21 stages at under 200 bytes an entry.
-            Limit::HeaderBytes => 16 << 20,
+            // All sites of a step at under 512 bytes an entry.
+            Limit::HeaderBytes => 64 << 20,
             Limit::Elements => 1 << 32,
         }
     }
@@ -54,6 +60,8 @@ impl fmt::Display for Limit {
             Limit::Ranks => "ranks",
             Limit::Layers => "layers",
             Limit::Dimension => "entries of a model dimension",
+            Limit::Sites => "sites",
+            Limit::GraphBytes => "bytes of graph",
             Limit::Tensors => "tensors",
             Limit::HeaderBytes => "bytes of safetensors header",
             Limit::Elements => "elements of a tensor",
@@ -173,8 +181,6 @@ pub enum TraceError {
     #[error("{path}: {site} {reason}; record it whole on every rank, or on none")]
     Stitch { path: PathBuf, site: Site, reason: String },
 
-    #[error("the traces have format versions {a} and {b}; record both with the same firstdiff")]
-    OtherVersion { a: u32, b: u32 },
     #[error(
         "the traces are of different models, {a} and {b}{alike}; record both from the same file"
     )]
@@ -185,7 +191,7 @@ pub enum TraceError {
         alike: &'static str,
     },
     #[error("the traces disagree on {what}, {a} and {b}; record both from the same file")]
-    OtherShapes { what: &'static str, a: String, b: String },
+    OtherShapes { what: String, a: String, b: String },
     #[error(
         "the traces went through different token ids: step {step}, position {position} \
          has {a} and {b}; record both with the same prompt and decoded tokens"

@@ -1,13 +1,14 @@
 //! What a tensor of a wrong shape may be.
 
-use crate::{
-    graph::site::{Axis, Site, Stage},
-    model::Config,
+use crate::graph::{
+    SiteList, Size,
+    site::{Axis, Site, Stage},
 };
 
 /// The layout in which a wrong shape would fit, in words that follow the two shapes; empty if none.
-pub(super) fn fits(site: Site, found: &[usize], expected: &[usize], config: &Config) -> String {
-    let axes: Vec<&str> = site.stage.axes().iter().map(|axis| axis.name()).collect();
+pub(super) fn fits(site: Site, found: &[usize], expected: &[usize], list: &SiteList) -> String {
+    let own_axes = list.axes(site);
+    let axes: Vec<&str> = own_axes.iter().map(|axis| axis.name()).collect();
     let own = axes.join(", ");
     let elements = |shape: &[usize]| shape.iter().fold(1usize, |all, &n| all.saturating_mul(n));
     if let Some(order) = permutation(found, expected) {
@@ -24,14 +25,13 @@ pub(super) fn fits(site: Site, found: &[usize], expected: &[usize], config: &Con
     if logits && (same_row && rows == 1 || *found == expected[1..]) {
         return " which is one token's: record all rows of the prompt".into();
     }
-    let fused = (config.n_head + 2 * config.n_head_kv) * config.head_dim;
-    if matches!(site.stage, Stage::Q | Stage::K | Stage::V) && rest == fused {
+    if matches!(site.stage, Stage::Q | Stage::K | Stage::V) && Some(rest) == fused(site, list) {
         return " which fits a fused qkv: write q, k and v of it".into();
     }
     let axis = axes[0];
     match (same_row, rows) {
         (true, rows) if rows + 1 == expected[0] => {
-            let early = match site.stage.axes()[0] {
+            let early = match own_axes[0] {
                 Axis::Position => ": it was recorded before this step's were added",
                 _ => "",
             };
@@ -43,6 +43,16 @@ pub(super) fn fits(site: Site, found: &[usize], expected: &[usize], config: &Con
         }
         _ => String::new(),
     }
+}
+
+/// Elements that q, k and v of a token have together.
+fn fused(site: Site, list: &SiteList) -> Option<usize> {
+    let width = |stage: Stage| {
+        let sizes = list.get(Site { stage, ..site })?.sizes.get(1..)?;
+        let fixed = |size: &Size| usize::try_from(size.fixed).ok();
+        sizes.iter().map(fixed).try_fold(1usize, |all, n| all.checked_mul(n?))
+    };
+    width(Stage::Q)?.checked_add(width(Stage::K)?)?.checked_add(width(Stage::V)?)
 }
 
 /// Which axis of the expected shape each of the found one is, where they are the same in another

@@ -202,12 +202,14 @@ impl StepFile<'_> {
         let (tokens, positions) = (self.step.tokens.len(), self.step.positions());
         let expected = self.layout.shape(&path, site, tokens, positions)?;
         let found = info.shape.clone();
-        let is_part = |shard: &Shard| shard.is_part(site.stage, &found, &expected);
+        let listed = self.layout.list().get(site);
+        let is_part =
+            |shard: &Shard| listed.is_some_and(|listed| shard.is_part(listed, &found, &expected));
         if !self.shard.map_or(found == expected, is_part) {
             let split = self.shard.map_or(Split::Replicated, |shard| shard.of(site.stage));
             let fits = match split.axis() {
                 Some(_) => format!(" which is no part by {split} of all ranks'"),
-                None => fits(site, &found, &expected, self.layout.config()),
+                None => fits(site, &found, &expected, self.layout.list()),
             };
             let fits = fits.into();
             return Err(TraceError::TensorShape { path, name, expected, found, fits });

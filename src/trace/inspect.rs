@@ -11,7 +11,7 @@ use super::{
     shard::Shard,
     stitch::stitch,
 };
-use crate::{graph::site::Site, model::Config};
+use crate::graph::{SiteList, site::Site};
 
 /// What is in a trace.
 #[derive(Debug)]
@@ -87,14 +87,14 @@ impl Inspection {
         self.shard.as_ref()
     }
 
-    /// Every site that the model has in the steps of the manifest, in canonical order.
+    /// Every site that the model has in the steps of the manifest, in order.
     pub fn model_sites(&self) -> Vec<Site> {
-        self.layout.config().sites(self.manifest.steps.len() as u32)
+        self.layout.list().of_run(self.manifest.steps.len() as u32)
     }
 
-    /// The shapes and stages of the model.
-    pub fn config(&self) -> &Config {
-        self.layout.config()
+    /// The sites of the model.
+    pub fn list(&self) -> &SiteList {
+        self.layout.list()
     }
 }
 

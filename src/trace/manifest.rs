@@ -1,6 +1,6 @@
 //! `manifest.json`: what was run, and what every step file must agree with.
 //!
-//! All serialised types of the format are here, and in `shard`. A new field means a new version.
+//! All serialised types of the format are here, in `groups` and in `shard`. A new field means a new version.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -8,17 +8,17 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     error::{Limit, TraceError},
+    groups::{SiteGroup, grouped},
+    layout::Layout,
     shard::Shard,
 };
 use crate::{
     core::{arithmetic::Arithmetic, floor::DeclaredFloor, sink::Choice, tensor::DType},
-    model::{Arch, Config},
+    graph::SiteList,
 };
 
-/// The version of a whole trace.
-pub const FORMAT_VERSION: u32 = 2;
-/// The version of a rank's trace, which has one field more. Others are not read.
-pub const SHARD_VERSION: u32 = 3;
+/// The version that is written. Versions 2 and 3 are read too, as if they were this one.
+pub const FORMAT_VERSION: u32 = 4;
 /// The manifest's file name.
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// The manifest's name while the run that writes it goes on. It lists the steps that are whole.
@@ -60,6 +60,9 @@ pub struct Manifest {
     /// Where this is one rank's part of a trace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shard: Option<Shard>,
+    /// The model's graph and the values of its inputs, in files beside the manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub graph: Option<GraphFiles>,
     /// Measured floors, one for each arithmetic that an engine may declare.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub floors: Vec<DeclaredFloor>,
@@ -90,22 +93,31 @@ pub struct ModelId {
     pub name: String,
     /// blake3 of the whole GGUF file, 64 lowercase hex digits.
     pub blake3: String,
-    /// `llama`, `qwen2` or `qwen3`: decides which stages exist.
+    /// `general.architecture` of the file, for people.
     pub architecture: String,
-    pub shapes: Shapes,
+    /// Entries of the vocabulary.
+    pub n_vocab: usize,
+    /// Every tensor that a step may have, in the order of the model's graph.
+    pub sites: Vec<SiteGroup>,
 }
 
-/// The hyperparameters that fix every tensor's shape, named as in [`Config`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The graph beside a reference's trace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Shapes {
-    pub n_layer: usize,
-    pub n_embd: usize,
-    pub n_head: usize,
-    pub n_head_kv: usize,
-    pub head_dim: usize,
-    pub n_ff: usize,
-    pub n_vocab: usize,
+pub struct GraphFiles {
+    /// `graph.json`.
+    pub nodes: FileSeal,
+    /// `inputs.safetensors`.
+    pub inputs: FileSeal,
+}
+
+/// What a file must be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileSeal {
+    pub bytes: u64,
+    /// 64 lowercase hex digits.
+    pub blake3: String,
 }
 
 /// Settings of the run that change its numbers; those that do not apply to the side are absent.
@@ -167,6 +179,7 @@ impl Manifest {
             kernels: BTreeMap::new(),
             settings: Settings::default(),
             shard: None,
+            graph: None,
             floors: Vec::new(),
             steps: Vec::new(),
         }
@@ -174,19 +187,24 @@ impl Manifest {
 
     /// The same of one rank: its trace is to lie in `TRACE/rankN`.
     pub fn of_rank(self, shard: Shard) -> Manifest {
-        Manifest { format_version: SHARD_VERSION, shard: Some(shard), ..self }
+        Manifest { shard: Some(shard), ..self }
     }
 
-    /// Parses a manifest and checks its version, before any other field is looked at.
+    /// Parses a manifest of any version that is read, and checks that before any other field is looked at.
     #[cfg(feature = "full")]
     pub(super) fn parse(path: &Path, json: &[u8]) -> Result<Manifest, TraceError> {
+        use super::old;
         #[derive(Deserialize)]
         struct Version {
             format_version: u64,
         }
         let syntax = |source| TraceError::Manifest { path: path.into(), source };
         let Version { format_version: found } = serde_json::from_slice(json).map_err(syntax)?;
-        if ![FORMAT_VERSION, SHARD_VERSION].map(u64::from).contains(&found) {
+        if [old::WHOLE, old::RANK].contains(&found) {
+            let old = serde_json::from_slice(json).map_err(syntax)?;
+            return serde_json::from_value(old::upgraded(path, old, found)?).map_err(syntax);
+        }
+        if found != u64::from(FORMAT_VERSION) {
             return Err(TraceError::Version {
                 path: path.into(),
                 found,
@@ -207,12 +225,16 @@ impl Manifest {
 
     /// Checks what a writer states before its first step.
     pub(super) fn check_all_but_steps(&self, path: &Path) -> Result<(), TraceError> {
-        self.model.check(path)?;
-        if self.shard.is_some() != (self.format_version == SHARD_VERSION) {
-            let reason = format!("is for version {SHARD_VERSION}, which is one rank's");
-            return Err(field(path, "shard".into(), reason));
+        let layout = Layout::new(path, &self.model)?;
+        self.shard.as_ref().map_or(Ok(()), |shard| shard.check(path, layout.list()))?;
+        if let Some(GraphFiles { nodes, inputs }) = &self.graph {
+            for (name, FileSeal { blake3, .. }) in [("nodes", nodes), ("inputs", inputs)] {
+                if !is_hash(blake3) {
+                    let reason = format!("is {blake3:?}, not 64 lowercase hex digits");
+                    return Err(field(path, format!("graph.{name}.blake3"), reason));
+                }
+            }
         }
-        self.shard.as_ref().map_or(Ok(()), |shard| shard.check(path))?;
         match &self.run {
             Some(run) if !is_run(run) => {
                 let reason = format!("is {run:?}, not 1 to 64 letters, digits, - or _");
@@ -231,7 +253,7 @@ impl Manifest {
         within(path, Limit::Tokens, sum(|step| step.tokens.len()))?;
         within(path, Limit::Tensors, sum(|step| step.sites))?;
         let mut position = 0;
-        let (n_vocab, hashed) = (self.model.shapes.n_vocab, self.run.is_none());
+        let (n_vocab, hashed) = (self.model.n_vocab, self.run.is_none());
         for (index, step) in self.steps.iter().enumerate() {
             let expected = StepPlace { index, position, n_vocab, hashed };
             step.check(path, expected)?;
@@ -242,68 +264,41 @@ impl Manifest {
 }
 
 impl ModelId {
-    /// The identity of a model file from its config.
-    pub fn new(name: impl Into<String>, blake3: impl Into<String>, config: &Config) -> ModelId {
-        let shapes = Shapes {
-            n_layer: config.n_layer,
-            n_embd: config.n_embd,
-            n_head: config.n_head,
-            n_head_kv: config.n_head_kv,
-            head_dim: config.head_dim,
-            n_ff: config.n_ff,
-            n_vocab: config.n_vocab,
-        };
-        let (name, blake3) = (name.into(), blake3.into());
-        let architecture = config.arch.name().to_string();
-        ModelId { name, blake3, architecture, shapes }
+    /// The identity of a model file, whose steps have those sites.
+    pub fn new(
+        name: impl Into<String>,
+        blake3: impl Into<String>,
+        architecture: impl Into<String>,
+        n_vocab: usize,
+        sites: &SiteList,
+    ) -> ModelId {
+        let (name, blake3, architecture) = (name.into(), blake3.into(), architecture.into());
+        ModelId { name, blake3, architecture, n_vocab, sites: grouped(sites) }
     }
 
     /// What another file's model has in common with this one, to follow the names of both.
     pub fn alike(&self, other: &ModelId) -> &'static str {
-        if self.architecture == other.architecture && self.shapes == other.shapes {
+        if self.architecture == other.architecture && self.sites == other.sites {
             ", which have the same shapes: another quantisation or fine-tune"
         } else {
             ""
         }
     }
 
-    /// Checks the model's own fields.
+    /// Checks the model's own fields, but for the sites.
     pub(super) fn check(&self, path: &Path) -> Result<(), TraceError> {
         let refuse = |name: &str, reason: String| Err(field(path, format!("model.{name}"), reason));
         if !is_hash(&self.blake3) {
             return refuse("blake3", format!("is {:?}, not 64 lowercase hex digits", self.blake3));
         }
-        if Arch::from_name(&self.architecture).is_none() {
-            let found = &self.architecture;
-            return refuse("architecture", format!("is {found:?}, not llama, qwen2 or qwen3"));
+        within(path, Limit::Dimension, self.n_vocab as u64)?;
+        if self.n_vocab == 0 {
+            return refuse("n_vocab", "is 0".into());
         }
-        for (name, value) in self.shapes.named() {
-            let limit = if name == "n_layer" { Limit::Layers } else { Limit::Dimension };
-            within(path, limit, value as u64)?;
-            if value == 0 {
-                return refuse(&format!("shapes.{name}"), "is 0".into());
-            }
+        if self.sites.is_empty() {
+            return refuse("sites", "is empty".into());
         }
-        let Shapes { n_head, n_head_kv, .. } = self.shapes;
-        match n_head % n_head_kv {
-            0 => Ok(()),
-            _ => refuse("shapes.n_head_kv", format!("is {n_head_kv}, no divisor of {n_head}")),
-        }
-    }
-}
-
-impl Shapes {
-    /// Each hyperparameter with its name.
-    pub(super) fn named(&self) -> [(&'static str, usize); 7] {
-        [
-            ("n_layer", self.n_layer),
-            ("n_embd", self.n_embd),
-            ("n_head", self.n_head),
-            ("n_head_kv", self.n_head_kv),
-            ("head_dim", self.head_dim),
-            ("n_ff", self.n_ff),
-            ("n_vocab", self.n_vocab),
-        ]
+        Ok(())
     }
 }
 

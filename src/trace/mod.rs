@@ -8,6 +8,9 @@ mod error;
 #[cfg(feature = "full")]
 mod fits;
 #[cfg(feature = "full")]
+mod graph_files;
+mod groups;
+#[cfg(feature = "full")]
 mod header;
 #[cfg(feature = "full")]
 pub mod import;
@@ -17,6 +20,8 @@ mod layout;
 #[cfg(feature = "full")]
 pub mod lint;
 mod manifest;
+#[cfg(feature = "full")]
+mod old;
 mod plan;
 #[cfg(feature = "full")]
 mod ranks;
@@ -34,11 +39,12 @@ mod write;
 #[cfg(feature = "full")]
 pub use comparable::{Common, Longer, comparable};
 pub use error::{Kind, Limit, TraceError};
+pub use groups::{Length, SiteGroup};
 #[cfg(feature = "full")]
 pub use inspect::Inspection;
 pub use manifest::{
-    CHECKSUM_FILE, FORMAT_VERSION, MANIFEST_FILE, Manifest, ModelId, Producer, SHARD_VERSION,
-    Settings, Shapes, Side, Step, UNFINISHED_FILE, step_file,
+    CHECKSUM_FILE, FORMAT_VERSION, FileSeal, GraphFiles, MANIFEST_FILE, Manifest, ModelId,
+    Producer, Settings, Side, Step, UNFINISHED_FILE, step_file,
 };
 pub use plan::{PLAN_FILE, Plan};
 #[cfg(feature = "full")]

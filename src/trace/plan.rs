@@ -6,14 +6,17 @@
 use std::{collections::HashMap, fmt::Write, fs, path::Path};
 
 use super::{
-    error::TraceError,
-    manifest::{Manifest, ModelId, Shapes, field},
+    error::{Limit, TraceError},
+    groups::{Length, SiteGroup},
+    layout::Layout,
+    manifest::{Manifest, ModelId, field},
 };
+use crate::graph::site::{Axis, Stage};
 
 /// The plan's file name.
 pub const PLAN_FILE: &str = "plan.txt";
 
-/// The model and the token ids of every step as text.
+/// The model, its sites and the token ids of every step as text.
 pub(super) fn plan(manifest: &Manifest) -> String {
     let model = &manifest.model;
     let mut text = String::new();
@@ -23,8 +26,12 @@ pub(super) fn plan(manifest: &Manifest) -> String {
     for (key, value) in keys {
         let _ = writeln!(text, "{key} {value}");
     }
-    for (key, value) in model.shapes.named() {
-        let _ = writeln!(text, "{key} {value}");
+    let _ = writeln!(text, "n_vocab {}", model.n_vocab);
+    for group in &model.sites {
+        if group.section {
+            text.push_str("section\n");
+        }
+        let _ = writeln!(text, "site {}", site_line(group));
     }
     for step in &manifest.steps {
         text.push_str("tokens");
@@ -34,6 +41,45 @@ pub(super) fn plan(manifest: &Manifest) -> String {
         text.push('\n');
     }
     text
+}
+
+/// `q 0-3,5 token,head,dim T,14,64`: name, layers or `-`, axes and sizes without spaces.
+fn site_line(group: &SiteGroup) -> String {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for &layer in &group.layers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == layer => *last = layer,
+            _ => runs.push((layer, layer)),
+        }
+    }
+    let run = |&(first, last): &(u32, u32)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    };
+    let layers: Vec<String> = runs.iter().map(run).collect();
+    let layers = if layers.is_empty() { "-".to_string() } else { layers.join(",") };
+    let axes: Vec<&str> = group.axes.iter().map(|axis| axis.word()).collect();
+    let sizes: Vec<String> =
+        group.shape.iter().map(|length| length.0.to_string().replace(' ', "")).collect();
+    format!("{} {layers} {} {}", group.name.name(), axes.join(","), sizes.join(","))
+}
+
+/// The group of such a line.
+fn site_group(line: &str, section: bool) -> Option<SiteGroup> {
+    let words: Vec<&str> = line.split(' ').collect();
+    let [name, layers, axes, sizes] = words[..] else { return None };
+    let mut all = Vec::new();
+    for run in layers.split(',').filter(|run| *run != "-") {
+        let (first, last) = run.split_once('-').unwrap_or((run, run));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        if u64::from(last) > Limit::Layers.max() {
+            return None;
+        }
+        all.extend(first..=last);
+    }
+    let axes = axes.split(',').map(Axis::from_word).collect::<Option<Vec<Axis>>>()?;
+    let sizes = sizes.split(',').map(|size| size.parse().ok().map(Length));
+    let shape = sizes.collect::<Option<Vec<Length>>>()?;
+    Some(SiteGroup { name: Stage::from_name(name)?, layers: all, axes, shape, section })
 }
 
 /// What an engine is to run.
@@ -51,14 +97,22 @@ impl Plan {
     /// It cannot be read, or lacks a key or a number.
     pub fn open(path: &Path) -> Result<Plan, TraceError> {
         let text = fs::read_to_string(path).map_err(TraceError::io("read", path))?;
-        let (mut keys, mut steps) = (HashMap::new(), Vec::new());
-        for (key, value) in text.lines().filter_map(|line| line.split_once(' ')) {
-            if key == "tokens" {
-                let ids = value.split(' ').map(str::parse).collect::<Result<Vec<i32>, _>>();
-                let wrong = |_| field(path, "tokens".into(), format!("is {value:?}, no ids"));
-                steps.push(ids.map_err(wrong)?);
-            } else {
-                keys.insert(key, value);
+        let (mut keys, mut steps, mut sites) = (HashMap::new(), Vec::new(), Vec::new());
+        let mut section = false;
+        for line in text.lines() {
+            let (key, value) = line.split_once(' ').unwrap_or((line, ""));
+            let wrong = |what: &str| field(path, key.into(), format!("is {value:?}, no {what}"));
+            match key {
+                "tokens" => {
+                    let ids = value.split(' ').map(str::parse).collect::<Result<Vec<i32>, _>>();
+                    steps.push(ids.map_err(|_| wrong("ids"))?);
+                }
+                "section" => section = true,
+                "site" => {
+                    sites.push(site_group(value, section).ok_or_else(|| wrong("site"))?);
+                    section = false;
+                }
+                _ => drop(keys.insert(key, value)),
             }
         }
         let text = |key: &str| {
@@ -66,21 +120,12 @@ impl Plan {
                 || field(path, key.into(), "is missing: name a reference's plan.txt".into());
             keys.get(key).copied().ok_or_else(missing)
         };
-        let count = |key: &str| {
-            let wrong = |_| field(path, key.into(), "is no number".into());
-            text(key)?.parse::<usize>().map_err(wrong)
-        };
-        let shapes = Shapes {
-            n_layer: count("n_layer")?,
-            n_embd: count("n_embd")?,
-            n_head: count("n_head")?,
-            n_head_kv: count("n_head_kv")?,
-            head_dim: count("head_dim")?,
-            n_ff: count("n_ff")?,
-            n_vocab: count("n_vocab")?,
-        };
+        let n_vocab = text("n_vocab")?.parse();
+        let n_vocab = n_vocab.map_err(|_| field(path, "n_vocab".into(), "is no number".into()))?;
         let (name, blake3) = (text("model")?.to_string(), text("blake3")?.to_string());
         let architecture = text("architecture")?.to_string();
-        Ok(Plan { model: ModelId { name, blake3, architecture, shapes }, steps })
+        let model = ModelId { name, blake3, architecture, n_vocab, sites };
+        Layout::new(path, &model)?;
+        Ok(Plan { model, steps })
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use super::{
     comparable::comparable,
     error::TraceError,
-    manifest::{FORMAT_VERSION, MANIFEST_FILE, Manifest, UNFINISHED_FILE},
+    manifest::{MANIFEST_FILE, Manifest, UNFINISHED_FILE},
     shard::RANK,
 };
 
@@ -73,7 +73,7 @@ pub(super) fn join(trace: &Path, parts: &mut [Part]) -> Result<Manifest, TraceEr
         return Err(TraceError::MissingRank { path: trace.into(), rank, world });
     }
     let mut whole = first.manifest.clone();
-    (whole.format_version, whole.shard) = (FORMAT_VERSION, None);
+    whole.shard = None;
     whole.device = format!("{}, {world} ranks", whole.device);
     // A rank's own choice may be of a part of the vocabulary: the logits say it.
     whole.steps.iter_mut().for_each(|step| step.choice = None);

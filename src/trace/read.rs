@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     error::{Limit, TraceError},
+    graph_files,
     header::{ByteOrder, StepFile, open_file, read_bytes},
     layout::Layout,
     manifest::{CHECKSUM_FILE, MANIFEST_FILE, Manifest, UNFINISHED_FILE, within},
@@ -21,7 +22,10 @@ use crate::{
         sink::{Choice, Sink, Stopped},
         tensor::Tensor,
     },
-    graph::site::{Site, Stage},
+    graph::{
+        ModelGraph, SequenceInputs, SiteList,
+        site::{Site, Stage},
+    },
 };
 
 /// A trace whose every file has been checked; tensors are read one at a time. Those of several
@@ -31,6 +35,7 @@ pub struct TraceReader {
     folder: PathBuf,
     manifest: Manifest,
     parts: Vec<Part>,
+    layout: Layout,
     sites: BTreeMap<Site, Whole>,
 }
 
@@ -53,7 +58,7 @@ impl TraceReader {
         let places = parts.iter().map(places).collect::<Result<Vec<_>, TraceError>>()?;
         let sites = stitch(folder, &manifest, &layout, &parts, places);
         let sites = sites.into_iter().collect::<Result<_, _>>()?;
-        Ok(TraceReader { folder: folder.into(), manifest, parts, sites })
+        Ok(TraceReader { folder: folder.into(), manifest, parts, layout, sites })
     }
 
     /// What the trace says about the run.
@@ -61,23 +66,36 @@ impl TraceReader {
         &self.manifest
     }
 
-    /// Every site that the model has in the recorded steps, in canonical order.
-    pub fn model_sites(&self) -> Result<Vec<Site>, TraceError> {
-        let of_step = Layout::new(&self.folder, &self.manifest.model)?.sites();
-        let steps = 0..self.manifest.steps.len() as u32;
-        Ok(steps.flat_map(|step| of_step.iter().map(move |&site| Site { step, ..site })).collect())
+    /// The sites of the model.
+    pub fn list(&self) -> &SiteList {
+        self.layout.list()
     }
 
-    /// The recorded sites in canonical order.
+    /// Every site that the model has in the recorded steps, in the order of its graph.
+    pub fn model_sites(&self) -> Vec<Site> {
+        self.list().of_run(self.manifest.steps.len() as u32)
+    }
+
+    /// The recorded sites in the order of the graph.
     pub fn sites(&self) -> impl Iterator<Item = Site> + '_ {
-        self.sites.keys().copied()
+        let steps = 0..self.manifest.steps.len() as u32;
+        let all = steps.flat_map(|step| self.list().sites().iter().map(move |s| s.site(step)));
+        all.filter(|&site| self.has(site))
     }
 
     /// The shape of a site of the model in a recorded step.
     pub fn shape(&self, site: Site) -> Result<Vec<usize>, TraceError> {
         let step = &self.manifest.steps[site.step as usize];
-        let layout = Layout::new(&self.folder, &self.manifest.model)?;
-        layout.shape(&self.folder, site, step.tokens.len(), step.positions())
+        self.layout.shape(&self.folder, site, step.tokens.len(), step.positions())
+    }
+
+    /// The model's graph, and the values of its inputs over all tokens of the run, where the trace has them.
+    ///
+    /// # Errors
+    /// A file of it is missing or another one, or is of another model or run.
+    pub fn graph(&self) -> Result<Option<(ModelGraph, SequenceInputs)>, TraceError> {
+        let part = &self.parts[0];
+        graph_files::read(&part.folder, &part.manifest, self.list())
     }
 
     /// Whether the site was recorded.
@@ -92,8 +110,10 @@ impl TraceReader {
             return Ok(entry.choice);
         }
         let logits = self.tensor(Site::global(step as u32, Stage::Logits))?;
-        let last = self.manifest.model.shapes.n_vocab;
-        Ok(logits.and_then(|logits| Choice::of(&logits.data[logits.data.len() - last..])))
+        Ok(logits.and_then(|logits| {
+            let last = *logits.shape.last()?;
+            Choice::of(&logits.data[logits.data.len() - last..])
+        }))
     }
 
     /// Reads the tensor of a site as f32, or `None` if it was not recorded.
@@ -160,7 +180,7 @@ impl TraceReader {
     fn read(&self, site: Site, order: ByteOrder) -> Result<Option<Tensor>, TraceError> {
         let Some(whole) = self.sites.get(&site) else { return Ok(None) };
         let open = |rank: usize| File::open(self.parts[rank].path(site.step));
-        let read = whole.read(order, open, site.stage);
+        let read = whole.read(order, open);
         Ok(Some(read.map_err(TraceError::io("read", self.path(site.step)))?))
     }
 }
@@ -184,7 +204,7 @@ impl Part {
     }
 }
 
-/// Feeds a recorded run into a sink in canonical order, as a live side would.
+/// Feeds a recorded run into a sink in the order of the graph, as a live side would.
 pub fn feed(reader: &TraceReader, sink: &mut dyn Sink) -> Result<(), TraceError> {
     for site in reader.sites() {
         if !sink.wants(site) {

@@ -10,9 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     error::{Limit, TraceError},
-    manifest::{field, within},
+    groups::SiteGroup,
+    manifest::{ModelId, field, within},
 };
-use crate::graph::site::{Axis, Stage};
+use crate::graph::{
+    ListedSite, SiteList,
+    site::{Axis, Stage},
+};
 
 /// How the folder of a rank is called, before its number.
 pub(super) const RANK: &str = "rank";
@@ -23,64 +27,59 @@ pub fn rank_folder(trace: &Path, rank: usize) -> PathBuf {
 }
 
 /// How the ranks' tensors of a site make up the whole.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Split {
     /// Every rank has all of it.
     #[default]
     Replicated,
     /// Every rank has a partial sum, recorded before the all-reduce.
     Partial,
-    Head,
-    Neuron,
-    Vocab,
-    Token,
-    Position,
+    /// Every rank has a part along an axis.
+    Along(Axis),
 }
 
 impl Split {
-    const ALL: [Split; 7] = [
-        Split::Replicated,
-        Split::Partial,
-        Split::Head,
-        Split::Neuron,
-        Split::Vocab,
-        Split::Token,
-        Split::Position,
-    ];
-
     /// The word used in manifests and by the writers.
     pub fn name(self) -> &'static str {
         match self {
             Split::Replicated => "replicated",
             Split::Partial => "partial",
-            Split::Head => "head",
-            Split::Neuron => "neuron",
-            Split::Vocab => "vocab",
-            Split::Token => "token",
-            Split::Position => "position",
+            Split::Along(axis) => axis.word(),
         }
     }
 
     /// The axis that is cut, if one is.
     pub fn axis(self) -> Option<Axis> {
-        match self {
-            Split::Replicated | Split::Partial => None,
-            Split::Head => Some(Axis::Head),
-            Split::Neuron => Some(Axis::Neuron),
-            Split::Vocab => Some(Axis::Vocab),
-            Split::Token => Some(Axis::Token),
-            Split::Position => Some(Axis::Position),
-        }
+        if let Split::Along(axis) = self { Some(axis) } else { None }
     }
 
-    /// Whether a site of that stage can be split so.
-    fn fits(self, stage: Stage) -> bool {
-        self.axis().is_none_or(|axis| stage.axes().contains(&axis))
+    /// The place of the axis that is cut among those of a site.
+    pub(super) fn cut(self, axes: &[Axis]) -> Option<usize> {
+        let cut = self.axis()?;
+        axes.iter().position(|&axis| axis == cut)
     }
 
     fn from_name(name: &str) -> Option<Split> {
-        Split::ALL.into_iter().find(|split| split.name() == name)
+        match name {
+            "replicated" => Some(Split::Replicated),
+            "partial" => Some(Split::Partial),
+            word => Axis::from_word(word).map(Split::Along),
+        }
+    }
+}
+
+impl TryFrom<String> for Split {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Split, String> {
+        Split::from_name(&name).ok_or_else(|| format!("{name:?} is no axis, partial or replicated"))
+    }
+}
+
+impl From<Split> for String {
+    fn from(split: Split) -> String {
+        split.name().to_string()
     }
 }
 
@@ -103,13 +102,18 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// A rank whose sites are split as `words` say: an axis for all sites that have it, or
-    /// `SITE=AXIS`, `SITE=partial`, `SITE=replicated`; later words count. For tensor parallelism:
+    /// A rank of that model's engine whose sites are split as `words` say: an axis for all sites that have
+    /// it, or `SITE=AXIS`, `SITE=partial`, `SITE=replicated`; later words count. For tensor parallelism:
     /// `head neuron o_proj=partial ffn_down=partial`.
     ///
     /// # Errors
     /// A word says nothing, or a rank is not below `world`.
-    pub fn new(rank: usize, world: usize, words: &str) -> Result<Shard, TraceError> {
+    pub fn new(
+        rank: usize,
+        world: usize,
+        words: &str,
+        model: &ModelId,
+    ) -> Result<Shard, TraceError> {
         let mut shard = Shard { rank, world, split: BTreeMap::new() };
         let refuse = |why: String| Err(TraceError::Misuse(format!("the shard {why}")));
         if rank >= world {
@@ -117,19 +121,18 @@ impl Shard {
         }
         for word in words.split_whitespace() {
             let (site, split) = word.split_once('=').map_or((None, word), |(s, w)| (Some(s), w));
-            let stages: Vec<Stage> = match site {
-                Some(site) => Stage::from_name(site).into_iter().collect(),
-                None => Stage::ALL.into_iter().collect(),
-            };
             let Some(split) = Split::from_name(split) else {
                 return refuse(format!("is split by {word:?}, which is no axis"));
             };
-            let fitting = stages.into_iter().filter(|&stage| split.fits(stage));
-            let fitting: Vec<Stage> = fitting.collect();
-            if fitting.is_empty() || site.is_none() && split.axis().is_none() {
+            let fits = |group: &&SiteGroup| {
+                let is_named = site.is_none_or(|site| group.name.name() == site);
+                is_named && (split.axis().is_none() || split.cut(&group.axes).is_some())
+            };
+            let mut fitting = model.sites.iter().filter(fits).map(|group| group.name).peekable();
+            if fitting.peek().is_none() || site.is_none() && split.axis().is_none() {
                 return refuse(format!("is split by {word:?}, which fits no site"));
             }
-            shard.split.extend(fitting.into_iter().map(|stage| (stage, split)));
+            shard.split.extend(fitting.map(|stage| (stage, split)));
         }
         Ok(shard)
     }
@@ -139,35 +142,38 @@ impl Shard {
         self.split.get(&stage).copied().unwrap_or_default()
     }
 
-    pub(super) fn check(&self, path: &Path) -> Result<(), TraceError> {
+    pub(super) fn check(&self, path: &Path, list: &SiteList) -> Result<(), TraceError> {
         let refuse = |name: String, reason| Err(field(path, format!("shard.{name}"), reason));
         within(path, Limit::Ranks, self.world as u64)?;
         if self.rank >= self.world {
             return refuse("rank".into(), format!("is {} of {}", self.rank, self.world));
         }
-        match self.split.iter().find(|(stage, split)| !split.fits(**stage)) {
-            Some((stage, split)) => {
-                let axes: Vec<&str> = stage.axes().iter().map(|axis| axis.name()).collect();
-                let axes = axes.join(", ");
-                let reason = format!("is {split:?}, of which {} has no axis: {axes}", stage.name());
-                refuse(format!("split.{}", stage.name()), reason.to_lowercase())
+        for (&stage, &split) in &self.split {
+            let mut sites = list.sites().iter().filter(|site| site.stage == stage).peekable();
+            let Some(first) = sites.peek() else {
+                if matches!(stage, Stage::Other(_)) {
+                    let name = format!("split.{}", stage.name());
+                    return refuse(name, "is no site of the model".into());
+                }
+                // A role that this model does not have.
+                continue;
+            };
+            let axes: Vec<&str> = first.axes.iter().map(|axis| axis.name()).collect();
+            if split.axis().is_some() && sites.all(|site| split.cut(&site.axes).is_none()) {
+                let (name, axes) = (stage.name(), axes.join(", "));
+                let reason = format!("is {split}, of which {name} has no axis: {axes}");
+                return refuse(format!("split.{name}"), reason);
             }
-            None => Ok(()),
         }
+        Ok(())
     }
 
     /// Whether a rank's tensor of that shape can be its part of the whole.
-    pub(super) fn is_part(&self, stage: Stage, found: &[usize], whole: &[usize]) -> bool {
-        let cut = cut(self.of(stage), stage);
+    pub(super) fn is_part(&self, site: &ListedSite, found: &[usize], whole: &[usize]) -> bool {
+        let cut = self.of(site.stage).cut(&site.axes);
         let axis = |(axis, (&found, &whole)): (usize, (&usize, &usize))| {
             if cut == Some(axis) { 1 <= found && found <= whole } else { found == whole }
         };
         found.len() == whole.len() && found.iter().zip(whole).enumerate().all(axis)
     }
-}
-
-/// The place of the axis that is cut.
-pub(super) fn cut(split: Split, stage: Stage) -> Option<usize> {
-    let axis = split.axis()?;
-    stage.axes().iter().position(|&own| own == axis)
 }

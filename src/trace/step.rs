@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     core::{sink::Choice, tensor::Tensor},
-    graph::site::Site,
+    graph::{ListedSite, site::Site},
 };
 
 /// Elements converted to bytes at a time.
@@ -103,7 +103,10 @@ impl StepWriter {
         let positions = self.first_position + self.tokens.len();
         let expected = layout.shape(&self.path, site, self.tokens.len(), positions)?;
         let elements: usize = tensor.shape.iter().product();
-        let is_part = |shard: &Shard| shard.is_part(site.stage, &tensor.shape, &expected);
+        let listed = layout.list().get(site);
+        let is_part = |shard: &Shard| {
+            listed.is_some_and(|listed| shard.is_part(listed, &tensor.shape, &expected))
+        };
         let fits = self.shard.as_ref().map_or(tensor.shape == expected, is_part);
         if !fits || tensor.data.len() != elements {
             return Err(TraceError::PutShape { site, expected, found: tensor.shape.clone() });
@@ -154,9 +157,10 @@ impl StepWriter {
 
 /// Bytes that the header of a step with every site may take, a multiple of 8 as is customary.
 fn header_room(layout: &Layout) -> usize {
-    // `"":{"dtype":"F32","shape":[,,],"data_offsets":[,]},` and five numbers of up to 20 digits.
-    let entry = |site: &Site| site.tensor_name().len() + 52 + 5 * 20;
-    let entries: usize = layout.sites().iter().map(entry).sum();
+    // `"":{"dtype":"F32","shape":[],"data_offsets":[,]},`, and numbers of up to 20 digits with commas.
+    let entry =
+        |site: &ListedSite| site.site(0).tensor_name().len() + 52 + (site.axes.len() + 2) * 21;
+    let entries: usize = layout.list().sites().iter().map(entry).sum();
     // And the names of the run and the step.
     (256 + entries).next_multiple_of(8)
 }

@@ -8,11 +8,11 @@ use super::{
     layout::Layout,
     manifest::Manifest,
     ranks::Part,
-    shard::{Shard, Split, cut},
+    shard::{Shard, Split},
 };
 use crate::{
     core::tensor::Tensor,
-    graph::site::{Site, Stage},
+    graph::site::{Axis, Site, Stage},
 };
 
 /// A rank's tensor of a site.
@@ -29,6 +29,8 @@ pub(super) struct Piece {
 pub(super) struct Whole {
     pub shape: Vec<usize>,
     pub split: Split,
+    /// The place of the axis that is cut.
+    pub cut: Option<usize>,
     /// In the order of the ranks, not empty.
     pub pieces: Vec<Piece>,
 }
@@ -52,11 +54,24 @@ pub(super) fn stitch(
         let step = &manifest.steps[site.step as usize];
         let shape = layout.shape(trace, site, step.tokens.len(), step.positions())?;
         let split = shard.of(site.stage);
-        let pieces = arrange(site, &shape, split, shard.world, places)
-            .map_err(|reason| TraceError::Stitch { path: trace.into(), site, reason })?;
-        Ok((site, Whole { shape, split, pieces }))
+        let of = Arranged { site, axes: layout.list().axes(site), split, world: shard.world };
+        let pieces = arrange(of, &shape, places).map_err(|reason| TraceError::Stitch {
+            path: trace.into(),
+            site,
+            reason,
+        })?;
+        Ok((site, Whole { shape, split, cut: split.cut(of.axes), pieces }))
     };
     by_site.into_iter().map(whole).collect()
+}
+
+/// A site whose pieces are to be arranged.
+#[derive(Clone, Copy)]
+struct Arranged<'a> {
+    site: Site,
+    axes: &'a [Axis],
+    split: Split,
+    world: usize,
 }
 
 /// Where each rank's tensor begins.
@@ -64,17 +79,16 @@ pub(super) fn stitch(
 /// # Errors
 /// What keeps them from being the whole, in words.
 fn arrange(
-    site: Site,
+    of: Arranged<'_>,
     shape: &[usize],
-    split: Split,
-    world: usize,
     places: Vec<(usize, Place)>,
 ) -> Result<Vec<Piece>, String> {
+    let Arranged { site, axes, split, world } = of;
     let at = |starts: Vec<usize>| {
         let pieces = places.iter().cloned().zip(starts);
         pieces.map(|((rank, place), start)| Piece { rank, place, start }).collect()
     };
-    let Some(axis) = cut(split, site.stage) else {
+    let Some(axis) = split.cut(axes) else {
         if split == Split::Partial && places.len() != world {
             return Err(format!("has partial sums of {} of {world} ranks", places.len()));
         }
@@ -91,12 +105,12 @@ fn arrange(
         return Ok(at(starts.collect()));
     }
     // Fewer KV heads than ranks: each rank has one, and those beside it have copies.
-    let copied = is_of_kv_heads(site.stage) && split == Split::Head && world > all;
+    let copied = is_of_kv_heads(site.stage) && split == Split::Along(Axis::Head) && world > all;
     if copied && sum == world && world.is_multiple_of(all) && sizes.iter().all(|&size| size == 1) {
         return Ok(at(places.iter().map(|(rank, _)| rank * all / world).collect()));
     }
     let sizes: Vec<String> = sizes.iter().map(usize::to_string).collect();
-    let name = site.stage.axes()[axis].name();
+    let name = axes[axis].name();
     Err(format!("does not add up: {} {name}s of ranks are not {all}", sizes.join(" + ")))
 }
 
@@ -113,11 +127,10 @@ impl Whole {
         &self,
         order: ByteOrder,
         open: impl Fn(usize) -> std::io::Result<File>,
-        stage: Stage,
     ) -> std::io::Result<Tensor> {
         let read = |piece: &Piece| piece.place.read(open(piece.rank)?, order);
         let first = &self.pieces[0];
-        let data = match (self.split, cut(self.split, stage)) {
+        let data = match (self.split, self.cut) {
             (Split::Partial, _) => {
                 let mut sum = vec![0f64; self.shape.iter().product()];
                 for piece in &self.pieces {

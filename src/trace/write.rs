@@ -22,7 +22,7 @@ use crate::{
         sink::{Choice, Sink, Stopped},
         tensor::Tensor,
     },
-    graph::site::Site,
+    graph::{SiteList, site::Site},
 };
 
 /// Writes a trace step by step; a tensor goes to disk as it is put, so memory holds one at most.
@@ -71,13 +71,14 @@ impl TraceWriter {
         let folder = match &manifest.shard {
             None => within.to_path_buf(),
             Some(shard) => {
-                shard.check(&path)?;
+                shard.check(&path, layout.list())?;
                 fs::create_dir_all(within).map_err(TraceError::io("create", within))?;
                 rank_folder(within, shard.rank)
             }
         };
         check_target(&folder, overwrite)?;
         manifest.steps.clear();
+        manifest.graph = None;
         manifest.run = manifest.run.or_else(seal::run_name);
         let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new("."));
@@ -98,9 +99,28 @@ impl TraceWriter {
         })
     }
 
+    /// The sites that a step may have, with their shapes.
+    pub fn list(&self) -> &SiteList {
+        self.layout.list()
+    }
+
     /// The manifest, for what is known only during the run, such as floors.
     pub fn manifest_mut(&mut self) -> &mut Manifest {
         &mut self.manifest
+    }
+
+    /// Writes the model's graph beside the trace, with the values of its inputs over all tokens of the run.
+    #[cfg(feature = "full")]
+    pub fn put_graph(
+        &mut self,
+        graph: &crate::graph::ModelGraph,
+        inputs: &crate::graph::SequenceInputs,
+    ) -> Result<(), TraceError> {
+        self.guard(|writer| {
+            let folder = draft(&writer.temporary);
+            writer.manifest.graph = Some(super::graph_files::write(&folder, graph, inputs)?);
+            Ok(())
+        })
     }
 
     /// Starts the next step, which runs `tokens` from `first_position` on.
@@ -256,7 +276,7 @@ fn check_target(folder: &Path, overwrite: bool) -> Result<(), TraceError> {
         empty = false;
         match &*name {
             MANIFEST_FILE | CHECKSUM_FILE => marks += 1,
-            PLAN_FILE => {}
+            PLAN_FILE | "graph.json" | "inputs.safetensors" => {}
             name if name.starts_with("step-") && name.ends_with(".safetensors") => steps += 1,
             // Never delete a folder with a file in it that no trace has.
             _ => return Err(occupied()),

@@ -243,7 +243,7 @@ fn a_mapping_by_hand_names_sites_by_groups_and_layouts_by_axes() {
         (&[&format!("{{ {q}, axes = 'head token depth' }}")], "has axes \"head token depth\""),
         (&["{ match = '.*q_proj', site = 'blk.0.q' }"], "are both to be step 0 layer 0 q"),
         (&["{ match = '.*', site = '9/embd' }"], "which the reference's run has not"),
-        (&["{ match = '.*', site = 'blk.0.query' }"], "\"blk.0.query\", which is no site"),
+        (&["{ match = '.*', site = 'blk.0.query' }"], "which the reference's run has not"),
         (&[embed, "{ match = 'step0.*', site = 'logits' }"], "fits two expressions"),
         (&["{ match = '(', site = 'embd' }"], "\"(\" is no regular expression"),
         (&["{ match = 'x', site = 'embd', axis = '1' }"], "map.toml: line 1: unknown field `axis`"),

@@ -18,13 +18,31 @@ pub const PLAN: &str = "\
 model small \"quoted\".gguf
 blake3 abababababababababababababababababababababababababababababababab
 architecture qwen3
-n_layer 2
-n_embd 9
-n_head 6
-n_head_kv 2
-head_dim 4
-n_ff 11
 n_vocab 13
+site embd - token,channel T,9
+site attn_norm 0-1 token,channel T,9
+site q 0-1 token,head,dim T,6,4
+site k 0-1 token,head,dim T,2,4
+site v 0-1 token,head,dim T,2,4
+site q_norm 0-1 token,head,dim T,6,4
+site k_norm 0-1 token,head,dim T,2,4
+site q_rope 0-1 token,head,dim T,6,4
+site k_rope 0-1 token,head,dim T,2,4
+site k_cache 0-1 position,head,dim P,2,4
+site v_cache 0-1 position,head,dim P,2,4
+site scores 0-1 token,head,key T,6,P
+site probs 0-1 token,head,key T,6,P
+site attn_out 0-1 token,head,dim T,6,4
+site o_proj 0-1 token,channel T,9
+site attn_residual 0-1 token,channel T,9
+site ffn_norm 0-1 token,channel T,9
+site ffn_gate 0-1 token,neuron T,11
+site ffn_up 0-1 token,neuron T,11
+site ffn_act 0-1 token,neuron T,11
+site ffn_down 0-1 token,channel T,9
+site layer_out 0-1 token,channel T,9
+site final_norm - token,channel T,9
+site logits - token,vocab T,13
 tokens 1 2 3 4 5
 tokens 6
 ";
@@ -133,8 +151,8 @@ fn a_mistake_is_said_once_and_its_trace_is_refused() {
     let cases = [
         ("early", "embd was recorded before a step began; call firstdiff_step"),
         ("empty", "step 0 has no tokens"),
-        ("site", "there is no site query of layer 0"),
-        ("layer", "there is no site q of layer 2"),
+        ("site", "the plan has no site query of layer 0"),
+        ("layer", "the plan has no site q of layer 2"),
         ("shape", "q of layer 0 came as f32 (1, 4, 6); it has (1, 6, 4)"),
         ("twice", "logits of layer 0 came as f32 (1, 13, 1)"),
         ("rows", "step 2: q of layer 0 has 1 of 2 rows; record every token, or none"),

@@ -2,7 +2,7 @@
 
 mod dump;
 mod engines;
-mod header;
+pub mod header;
 mod python;
 mod ranks;
 mod schema;

@@ -95,8 +95,8 @@ except ValueError as error: sys.exit('holds a reference' not in str(error))
 #[test]
 fn a_mistake_in_python_is_an_error_and_its_trace_is_refused() {
     let cases = [
-        ("t.put(0, query=v(1, 1, 6, 4))", "there is no site query"),
-        ("t.put(2, q=v(1, 1, 6, 4))", "q of layer 2: the model has no such layer"),
+        ("t.put(0, query=v(1, 1, 6, 4))", "the plan has no site query"),
+        ("t.put(2, q=v(1, 1, 6, 4))", "the plan has no site q of layer 2"),
         ("t.put(0, q=v(1, 1, 4, 6))", "blk.0.q came as float32 (1, 4, 6); it has [1, 6, 4]"),
         ("t.put(0, q=v(1, 1, 24))", "blk.0.q has the axes 'token head dim', not"),
         ("t.put(0, axes='token head key', q=v(1, 1, 6, 4))", "not axes 'token head key'"),

@@ -100,7 +100,8 @@ fn rewrite(
     let (right, wrong) = (source("right"), source("wrong"));
     for rank in 0..2 {
         let manifest = Manifest { run: None, ..right.manifest().clone() };
-        let manifest = manifest.of_rank(Shard::new(rank, 2, words).unwrap());
+        let shard = Shard::new(rank, 2, words, &manifest.model).unwrap();
+        let manifest = manifest.of_rank(shard);
         let mut writer = TraceWriter::create(Path::new(&folder), manifest, false).unwrap();
         for (index, step) in right.manifest().steps.iter().enumerate() {
             writer.begin_step(&step.tokens, step.first_position).unwrap();

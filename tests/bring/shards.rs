@@ -136,9 +136,11 @@ fn a_split_that_a_writer_cannot_mean_is_said() {
             assert!(!output.status.success() && err.contains(says), "{by} {arguments:?}: {err}");
         }
     }
-    let error = Shard::new(0, 2, "embd=head").unwrap_err().to_string();
+    let model = manifest().model;
+    let shard = |rank, words| Shard::new(rank, 2, words, &model);
+    let error = shard(0, "embd=head").unwrap_err().to_string();
     assert!(error.contains("\"embd=head\", which fits no site"), "{error}");
-    assert!(Shard::new(2, 2, "head").is_err() && Shard::new(0, 2, "heads").is_err());
+    assert!(shard(2, "head").is_err() && shard(0, "heads").is_err());
 }
 
 const WORDS: &str = "head neuron vocab o_proj=partial ffn_down=partial";
@@ -170,7 +172,7 @@ fn part(site: Site, tensor: &Tensor, shard: &Shard) -> Tensor {
 fn two_ranks(folder: &Path, edit: impl Fn(&mut Manifest)) -> Result<(), TraceError> {
     let all = tensors(1);
     for rank in 0..2 {
-        let shard = Shard::new(rank, 2, WORDS)?;
+        let shard = Shard::new(rank, 2, WORDS, &manifest().model)?;
         let mut manifest = manifest().of_rank(shard.clone());
         edit(&mut manifest);
         let mut writer = TraceWriter::create(folder, manifest, false)?;
@@ -201,7 +203,8 @@ fn ranks_of_the_rust_writer_are_the_whole_run() {
     }
     assert_eq!(config().sites(3).len(), trace.sites().count());
     let wrong = Tensor::new(vec![5, 7, 4], vec![0.0; 140]);
-    let manifest = manifest().of_rank(Shard::new(0, 2, WORDS).unwrap());
+    let shard = Shard::new(0, 2, WORDS, &manifest().model).unwrap();
+    let manifest = manifest().of_rank(shard);
     let mut writer = TraceWriter::create(&parent.path().join("other"), manifest, false).unwrap();
     writer.begin_step(STEPS[0], 0).unwrap();
     let error = writer.put(Site::in_layer(0, 0, Stage::Q), &wrong).unwrap_err();
@@ -299,10 +302,7 @@ fn ranks_that_are_not_the_parts_of_one_run_are_refused_by_name() {
 fn one_rank_alone_a_part_of_another_shape_and_a_killed_rank_are_said() {
     let ranks = Ranks::new();
     refused(&["validate", path(&ranks.rank(1))], 2, "rank1 is rank 1 of 2 only; name the folder");
-    let whole = |m: &mut Value| {
-        m["format_version"] = 2.into();
-        m.as_object_mut().unwrap().remove("shard");
-    };
+    let whole = |m: &mut Value| drop(m.as_object_mut().unwrap().remove("shard"));
     ranks.edit(1, whole);
     // Its parts are no whole tensors: the place of a rank is said first.
     let error = TraceReader::open(&ranks.folder).unwrap_err();
@@ -317,7 +317,7 @@ fn one_rank_alone_a_part_of_another_shape_and_a_killed_rank_are_said() {
     let ranks = Ranks::new();
     ranks.edit(0, |m| m["shard"] = Value::Null);
     let error = TraceReader::open(&ranks.folder).unwrap_err().to_string();
-    assert!(error.contains("shard is for version 3"), "{error}");
+    assert!(error.contains("is in the place of a rank, but not recorded as one"), "{error}");
 
     let ranks = Ranks::new();
     ranks.edit(1, |m| drop(m["steps"].as_array_mut().unwrap().pop()));

@@ -32,6 +32,50 @@ fn explained(engine: &Engine, of: &Recorded, name: &str, bug: Option<&str>) -> (
     (exit, out + &err)
 }
 
+/// Which site each module of a layer is, without torch.
+const PARTS: &str = "
+import sys, types
+torch = types.ModuleType('torch')
+torch.float32, torch.float16, torch.bfloat16 = 1, 2, 3
+torch.overrides = types.ModuleType('torch.overrides')
+torch.overrides.TorchFunctionMode = object
+sys.modules |= {'torch': torch, 'torch.overrides': torch.overrides}
+import firstdiff, firstdiff_transformers as ft
+plan = firstdiff.Plan(sys.argv[1])
+attention = ['self_attn'] + ['self_attn.' + part for part in ('q_proj', 'k_proj', 'v_proj', 'o_proj')]
+norms = ['', 'input_layernorm', 'post_attention_layernorm', 'mlp']
+for path, (out, before) in sorted(ft.parts({*norms, *attention, *sys.argv[2:]}, plan, 0).items()):
+    print(path or 'layer', *out, *('<' + site for site in before))
+try: ft.parts({*norms, *attention[1:]} - {'self_attn.k_proj'}, plan, 0)
+except ValueError as error: print(error)
+";
+
+#[test]
+fn modules_of_experts_are_the_sites_that_the_plan_has() {
+    let parts = |name: &str, modules: &[&str]| {
+        let mut command = Command::new(crate::trace::python::python());
+        command.args(["-B", "-c", PARTS]).arg(crate::trace::any::plan(name)).args(modules);
+        let output = command.env("PYTHONPATH", project().join("python")).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let missing = "layer 0 has no self_attn.k_proj, so k cannot be seen; record it by hand, with \
+                   firstdiff.py\n";
+    let common = "input_layernorm attn_norm\nlayer layer_out\nmlp ffn_moe_out\n";
+    let attention = "self_attn.k_proj k\n";
+    let said = parts("gpt-oss", &["mlp.router", "mlp.experts"]);
+    assert!(
+        said.starts_with(common) && said.contains(attention) && said.ends_with(missing),
+        "{said}"
+    );
+    assert!(said.contains("post_attention_layernorm ffn_norm <attn_residual\n"), "{said}");
+    let norms = ["mlp.gate", "mlp.experts", "self_attn.q_norm", "self_attn.k_norm"];
+    let said = parts("qwen3moe", &norms);
+    assert!(said.contains("mlp.gate ffn_moe_logits\n"), "{said}");
+    assert!(said.contains("self_attn.q_norm q_norm\nself_attn.q_proj q\n"), "{said}");
+    assert!(said.contains("self_attn.o_proj o_proj <attn_out\n"), "{said}");
+}
+
 #[test]
 #[ignore = "needs torch and transformers: make transformers-test"]
 fn models_of_transformers_are_equal_to_llama_cpp() {

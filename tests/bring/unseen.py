@@ -54,12 +54,12 @@ attention, layers = model.model.layers[1].self_attn, model.model.layers
 names = ("apply_rotary_pos_emb", "eager_attention_forward", "ALL_ATTENTION_FUNCTIONS")
 before = [getattr(code, name) for name in names]
 with refused("has 4 of the plan's 5 layers"):
-    firstdiff_transformers.record(model, bad, of(("n_layer 4", "n_layer 5")))
-with refused("has no mlp.gate_proj, so ffn_gate cannot be seen"), replaced(
+    firstdiff_transformers.record(model, bad, of(("site attn_norm 0-3", "site attn_norm 0-4")))
+with refused("layer 2 has no mlp.gate_proj, so ffn_gate cannot be seen"), replaced(
     layers[2], "mlp", torch.nn.Identity()
 ):
     firstdiff_transformers.record(model, bad, plan)
-with refused("layer 1 has not shown attn_out, k, k_cache"), replaced(
+with refused("layer 1 has not shown k_cache, k_rope, probs"), replaced(
     attention, "forward", lambda hidden_states, **_: (hidden_states, None)
 ):
     firstdiff_transformers.record(model, bad, plan)
@@ -74,7 +74,7 @@ with refused("the model has not shown layer 3:"), replaced(
 ):
     firstdiff_transformers.record(model, bad, plan)
 last = model.lm_head.register_forward_pre_hook(lambda _, args: args[0][:, -1:])
-with refused("logits lacks rows"), firstdiff_transformers.trace(model, bad, plan):
+with refused("logits came as"), firstdiff_transformers.trace(model, bad, plan):
     model(torch.tensor([[1, 2, 3]]))
 last.remove()
 with refused("input_ids of shape (1, tokens)"), firstdiff_transformers.trace(model, bad, plan):

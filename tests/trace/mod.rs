@@ -1,8 +1,10 @@
 //! The trace format.
 
+pub mod any;
 mod compare;
 mod corrupt;
 pub mod fuzz;
+mod old;
 pub mod python;
 mod refuse;
 pub mod support;

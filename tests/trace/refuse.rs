@@ -9,7 +9,7 @@ use firstdiff::{
 };
 use serde_json::{Value, json};
 
-use super::support::{Recorded, named};
+use super::support::{Recorded, group, named, shape_of};
 
 #[test]
 fn what_is_no_trace_is_bad_input() {
@@ -121,12 +121,17 @@ fn swapped_step_files_and_entries_are_refused() {
 #[test]
 fn a_manifest_field_that_does_not_fit_is_named() {
     type Edit = fn(&mut Value);
-    let edits: [(&str, Edit); 16] = [
+    let edits: [(&str, Edit); 22] = [
         ("model.blake3 is \"AB\"", |m| m["model"]["blake3"] = "AB".into()),
-        ("model.architecture is \"gpt2\"", |m| m["model"]["architecture"] = "gpt2".into()),
-        ("model.shapes.n_ff is 0", |m| m["model"]["shapes"]["n_ff"] = 0.into()),
-        ("model.shapes.n_head_kv is 4, no divisor of 6", |m| {
-            m["model"]["shapes"]["n_head_kv"] = 4.into();
+        ("model.n_vocab is 0", |m| m["model"]["n_vocab"] = 0.into()),
+        ("model.sites is empty", |m| m["model"]["sites"] = json!([])),
+        ("(q) has another number of axes", |m| *shape_of(m, "q") = json!(["T", 24])),
+        ("(q) has layers that do not ascend", |m| group(m, "q")["layers"] = json!([1, 0])),
+        ("(q) is outside of layers", |m| group(m, "q")["layers"] = json!([])),
+        ("model.sites has blk.0.q twice", |m| group(m, "k")["name"] = "q".into()),
+        ("\"T*\" is no size", |m| shape_of(m, "q")[0] = "T*".into()),
+        ("which is one token too many instead of [4, 6, 4]", |m| {
+            shape_of(m, "q")[0] = "T - 1".into();
         }),
         ("steps is empty", |m| m["steps"] = json!([])),
         ("steps[1].tokens is empty", |m| m["steps"][1]["tokens"] = json!([])),
@@ -146,6 +151,10 @@ fn a_manifest_field_that_does_not_fit_is_named() {
             m.as_object_mut().unwrap().remove("device");
         }),
         ("expected usize", |m| m["steps"][0]["sites"] = (-1).into()),
+        ("graph.nodes.blake3 is \"\"", |m| {
+            let seal = json!({ "bytes": 1, "blake3": "" });
+            m["graph"] = json!({ "nodes": seal, "inputs": seal });
+        }),
         ("it has 45 tensors, the manifest says 44", |m| m["steps"][1]["sites"] = 44.into()),
     ];
     for (message, edit) in edits {
@@ -160,9 +169,9 @@ fn a_manifest_field_that_does_not_fit_is_named() {
 fn a_stated_length_above_its_limit_is_refused_before_it_is_used() {
     type Edit = fn(&mut Value);
     let edits: [(Limit, Edit); 7] = [
-        (Limit::Layers, |m| m["model"]["shapes"]["n_layer"] = (1u64 << 40).into()),
-        (Limit::Dimension, |m| m["model"]["shapes"]["n_embd"] = u64::MAX.into()),
-        (Limit::Dimension, |m| m["model"]["shapes"]["n_vocab"] = (1u64 << 25).into()),
+        (Limit::Layers, |m| group(m, "q")["layers"] = json!([1 << 30])),
+        (Limit::Sites, |m| m["model"]["sites"] = vec![group(m, "logits").clone(); 140_000].into()),
+        (Limit::Dimension, |m| m["model"]["n_vocab"] = (1u64 << 25).into()),
         (Limit::Tensors, |m| m["steps"][0]["sites"] = u64::MAX.into()),
         (Limit::Tokens, |m| m["steps"][0]["tokens"] = vec![1; (1 << 20) + 1].into()),
         (Limit::Steps, |m| {
@@ -172,9 +181,7 @@ fn a_stated_length_above_its_limit_is_refused_before_it_is_used() {
         }),
         // 5 tokens of 2^24 heads of 2^24 elements.
         (Limit::Elements, |m| {
-            for name in ["n_head", "n_head_kv", "head_dim"] {
-                m["model"]["shapes"][name] = (1 << 24).into();
-            }
+            *shape_of(m, "q") = json!(["T", 1 << 24, 1 << 24]);
         }),
     ];
     for (expected, edit) in edits {
@@ -189,7 +196,7 @@ fn a_stated_length_above_its_limit_is_refused_before_it_is_used() {
 #[test]
 fn a_manifest_or_header_too_long_is_refused_unread() {
     let recorded = Recorded::new();
-    for length in [(16 << 20) + 1, u64::MAX] {
+    for length in [(64 << 20) + 1, u64::MAX] {
         let header = u64::to_le_bytes(length);
         recorded.replace_step(0, &[&header[..], b"{}"].concat());
         let error = recorded.refusal();
@@ -228,11 +235,11 @@ fn a_tensor_that_the_model_has_not_is_named() {
         let named = matches!(&error, TraceError::UnknownTensor { name: n, .. } if n == name);
         assert!(named, "{error}");
     }
-    // A stage of another architecture.
+    // A site of another model.
     let q_norm = r#"{"blk.0.q_norm":{"dtype":"F32","shape":[1,6,4],"data_offsets":[0,96]}}"#;
     recorded.replace_header(1, q_norm, &[0; 96]);
-    TraceReader::open(&recorded.folder).expect("qwen3 has it");
-    recorded.edit_manifest(|manifest| manifest["model"]["architecture"] = "qwen2".into());
+    TraceReader::open(&recorded.folder).expect("the list has it");
+    recorded.edit_manifest(|manifest| group(manifest, "q_norm")["name"] = "other".into());
     assert!(recorded.refusal().to_string().contains("q_norm"));
 }
 

@@ -10,7 +10,10 @@ use firstdiff::{
         arithmetic::Arithmetic,
         tensor::{DType, Tensor},
     },
-    graph::site::Site,
+    graph::{
+        ListedSite, SiteList, Size,
+        site::{Axis, Site},
+    },
     model::{Arch, Config, RopePairs},
     trace::{
         CHECKSUM_FILE, MANIFEST_FILE, Manifest, ModelId, Side, TraceError, TraceReader,
@@ -42,8 +45,29 @@ pub fn config() -> Config {
 }
 
 pub fn manifest() -> Manifest {
-    let model = ModelId::new("small.gguf", "ab".repeat(32), &config());
+    let model = model_id("small.gguf", &config());
     Manifest::new(Side::Engine, model, Arithmetic::engine(DType::F16), "host (test)".into())
+}
+
+/// The identity of a model of ours.
+pub fn model_id(name: &str, config: &Config) -> ModelId {
+    let list = site_list(config);
+    ModelId::new(name, "ab".repeat(32), config.arch.name(), config.n_vocab, &list)
+}
+
+/// The sites of a model of ours, with their sizes in T and P.
+pub fn site_list(config: &Config) -> SiteList {
+    let listed = |site: Site| {
+        let axes = site.stage.axes().to_vec();
+        let size = |(axis, n): (&Axis, usize)| match axis {
+            Axis::Token => Size { per_token: 1, ..Size::default() },
+            Axis::Position | Axis::Key => Size { per_cell: 1, ..Size::default() },
+            _ => Size::fixed(n as i64),
+        };
+        let sizes = axes.iter().zip(config.shape(site.stage, 1, 1)).map(size).collect();
+        ListedSite { layer: site.layer, stage: site.stage, axes, sizes }
+    };
+    SiteList::new(config.sites(1).into_iter().map(listed).collect())
 }
 
 /// splitmix64: as random as tests need, and the same everywhere.
@@ -190,6 +214,17 @@ pub fn named(file: &[u8], run: &str, step: usize) -> Vec<u8> {
     header["__metadata__"] = json!({ "run": run, "step": step.to_string() });
     let header = serde_json::to_vec(&header).unwrap();
     [&(header.len() as u64).to_le_bytes()[..], &header, &file[length..]].concat()
+}
+
+/// The entry of a name among the sites of a manifest.
+pub fn group<'a>(manifest: &'a mut Value, name: &str) -> &'a mut Value {
+    let groups = manifest["model"]["sites"].as_array_mut().unwrap();
+    groups.iter_mut().find(|group| group["name"] == name).unwrap()
+}
+
+/// Its shape.
+pub fn shape_of<'a>(manifest: &'a mut Value, name: &str) -> &'a mut Value {
+    &mut group(manifest, name)["shape"]
 }
 
 /// Names of all that lies in a folder.

@@ -124,7 +124,7 @@ pub fn run(
     })?;
     let partition = asked.partition.map(|partition| partition.to_string());
     let reference = asked.reference.map(Pinned::described);
-    Ok(Results::of((config.hash.clone(), reference), partition, hashes, plan, results))
+    Ok(Results::of(config.hash.clone(), reference, partition, hashes, plan, results))
 }
 
 /// The ids of all cases, and those of a part.

@@ -3,13 +3,12 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write,
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use crate::graph::site::Site;
+use crate::{ci::check::lines, graph::site::Site};
 
 /// Raised when the meaning of the file changes.
 const LOCK_VERSION: u32 = 1;
@@ -26,7 +25,7 @@ pub enum LockError {
 }
 
 /// A baseline.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lock {
     lock_version: u32,
@@ -35,7 +34,7 @@ pub struct Lock {
 }
 
 /// What is known of one case.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LockedCase {
     /// The blake3 of the model.
@@ -47,7 +46,7 @@ pub struct LockedCase {
 }
 
 /// The accuracy of an operation, in units of its rounding bound.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Locked {
     pub rms: Level,
@@ -55,8 +54,8 @@ pub struct Locked {
 }
 
 /// An error that was measured, and the most that it may be by chance.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(from = "(f64, f64)")]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "(f64, f64)", into = "(f64, f64)")]
 pub struct Level {
     pub value: f64,
     pub most: f64,
@@ -65,6 +64,12 @@ pub struct Level {
 impl From<(f64, f64)> for Level {
     fn from((value, most): (f64, f64)) -> Level {
         Level { value, most }
+    }
+}
+
+impl From<Level> for (f64, f64) {
+    fn from(level: Level) -> (f64, f64) {
+        (level.value, level.most)
     }
 }
 
@@ -100,33 +105,9 @@ impl Lock {
         Ok(lock)
     }
 
-    /// The file's text: an operation a line, so that a review shows which one moved.
+    /// The file's text: an operation a line.
     pub fn text(&self) -> String {
-        let quoted = |text: &str| serde_json::Value::from(text).to_string();
-        let mut text = format!("{{\n\"lock_version\": {LOCK_VERSION},\n\"cases\": {{");
-        for (index, (id, case)) in self.cases.iter().enumerate() {
-            let comma = if index > 0 { "," } else { "" };
-            let [id, model, inputs] = [id, &case.model, &case.inputs].map(|text| quoted(text));
-            let _ = write!(
-                text,
-                "{comma}\n{id}: {{\"model\": {model}, \"inputs\": {inputs}, \"operations\": {{"
-            );
-            for (index, (name, locked)) in case.operations.iter().enumerate() {
-                let comma = if index > 0 { "," } else { "" };
-                let Locked { rms, peak } = locked;
-                let _ = write!(
-                    text,
-                    "{comma}\n  {}: {{\"rms\": [{:e}, {:e}], \"peak\": [{:e}, {:e}]}}",
-                    quoted(name),
-                    rms.value,
-                    rms.most,
-                    peak.value,
-                    peak.most
-                );
-            }
-            text += "\n}}";
-        }
-        text + "\n}\n}\n"
+        lines::text(self, &[(1, ""), (2, ""), (4, "  ")])
     }
 }
 
@@ -152,6 +133,12 @@ mod tests {
     fn a_baseline_is_read_as_it_was_written() {
         assert_eq!(read(&lock().text()), Ok(lock()));
         assert_eq!(read(&Lock::new().text()), Ok(Lock::new()));
+    }
+
+    #[test]
+    fn a_committed_baseline_is_written_as_it_stands() {
+        let text = include_str!("../../../fixtures/check/quick.lock.json");
+        assert_eq!(read(text).map(|lock| lock.text()).as_deref(), Ok(text));
     }
 
     #[test]

@@ -104,5 +104,5 @@ pub fn merge(parts: Vec<(PathBuf, Results)>) -> Result<Results, MergeError> {
         return Err(MergeError::Gap { id: id.to_string(), more });
     }
     let cases = plan.iter().filter_map(|id| found.remove(id)).map(|(_, case)| case).collect();
-    Ok(Results::of((config, reference), None, models, plan, cases))
+    Ok(Results::of(config, reference, None, models, plan, cases))
 }

@@ -15,6 +15,7 @@ mod config;
 mod error;
 mod hold;
 mod kernel;
+mod lines;
 mod lock;
 mod matrix;
 mod merge;

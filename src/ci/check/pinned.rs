@@ -3,15 +3,15 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write,
     path::{Path, PathBuf},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD as BASE64};
 use half::bf16;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
+    ci::check::lines,
     compare::{Digest, SAMPLES, SUMS},
     core::{floor::SiteFloor, tensor::DType},
     graph::site::Site,
@@ -96,33 +96,34 @@ struct Versioned {
 }
 
 /// The file as it is written.
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    #[serde(rename = "reference_version")]
-    _reference_version: u32,
+    reference_version: u32,
     llama_cpp: String,
     precision: Precision,
     models: BTreeMap<String, FileModel>,
-    #[serde(rename = "checksum")]
+    /// Of the text before it, so it is written after the rest.
+    #[serde(rename = "checksum", skip_serializing)]
     _checksum: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileModel {
     blake3: String,
     prompts: BTreeMap<String, FilePrompt>,
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FilePrompt {
     text: String,
     decode: u32,
-    steps: Vec<Vec<i32>>,
     dtypes: Vec<DType>,
-    sites: BTreeMap<String, String>,
+    steps: Vec<Vec<i32>>,
+    /// In the order of a forward pass.
+    sites: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Tells a prompt's text from others.
@@ -163,29 +164,21 @@ impl Pinned {
         })
     }
 
-    /// The file's text: a site a line, so that a review shows which one moved.
+    /// The file's text: a site a line.
     pub fn text(&self) -> String {
-        let quoted = |text: &str| serde_json::Value::from(text).to_string();
-        let mut text = format!("{{\n\"reference_version\": {REFERENCE_VERSION},\n");
-        let precision = match self.precision {
-            Precision::F32 => "f32",
-            Precision::Native => "native",
+        let models = self.models.iter().map(|(name, model)| (name.clone(), FileModel::of(model)));
+        let file = File {
+            reference_version: REFERENCE_VERSION,
+            llama_cpp: self.llama_cpp.clone(),
+            precision: self.precision,
+            models: models.collect(),
+            _checksum: String::new(),
         };
-        let _ = writeln!(text, "\"llama_cpp\": {},", quoted(&self.llama_cpp));
-        let _ = write!(text, "\"precision\": \"{precision}\",\n\"models\": {{");
-        for (index, (name, model)) in self.models.iter().enumerate() {
-            let comma = if index > 0 { "," } else { "" };
-            let [name, blake3] = [name, &model.blake3].map(|text| quoted(text));
-            let _ = write!(text, "{comma}\n{name}: {{\"blake3\": {blake3}, \"prompts\": {{");
-            for (index, (name, prompt)) in model.prompts.iter().enumerate() {
-                let comma = if index > 0 { "," } else { "" };
-                let _ = write!(text, "{comma}\n{}: {}", quoted(name), prompt.text());
-            }
-            text += "\n}}";
-        }
-        text += "\n},\n";
-        let end = ending(&text);
-        text + &end
+        let text = lines::text(&file, &[(1, ""), (2, ""), (4, ""), (6, "")]);
+        let body = text.strip_suffix("\n}\n").expect("its last line ends the file's object");
+        let body = format!("{body},\n");
+        let end = ending(&body);
+        body + &end
     }
 
     /// `llama-cpp-sys-2 0.1.161, 6 elements and 8 sums of each tensor`
@@ -199,30 +192,13 @@ fn ending(body: &str) -> String {
     format!("{CHECKSUM}{}\"\n}}\n", &blake3::hash(body.as_bytes()).to_hex()[..32])
 }
 
-impl PinnedPrompt {
-    fn text(&self) -> String {
-        let steps = serde_json::json!(self.steps);
-        let dtypes = serde_json::json!(self.dtypes);
-        let mut text = format!(
-            "{{\"text\": \"{}\", \"decode\": {}, \"dtypes\": {dtypes},\n\"steps\": {steps},\n\
-             \"sites\": {{",
-            self.text, self.decode
-        );
-        for (index, (site, pinned)) in self.sites.iter().enumerate() {
-            let comma = if index > 0 { "," } else { "" };
-            let mut bytes = pinned.digest.to_bytes();
-            for floor in &pinned.floors {
-                bytes.extend(bf16::from_f64(floor.elementwise).to_le_bytes());
-                bytes.extend(bf16::from_f64(floor.relative_l2).to_le_bytes());
-            }
-            let (step, name) = (site.step, site.tensor_name());
-            let _ = write!(text, "{comma}\n\"{step}/{name}\": \"{}\"", BASE64.encode(&bytes));
-        }
-        text + "\n}}"
-    }
-}
-
 impl FileModel {
+    fn of(model: &PinnedModel) -> FileModel {
+        let prompts = model.prompts.iter();
+        let prompts = prompts.map(|(name, prompt)| (name.clone(), FilePrompt::of(prompt)));
+        FileModel { blake3: model.blake3.clone(), prompts: prompts.collect() }
+    }
+
     fn opened(self) -> Result<PinnedModel, String> {
         let prompts = self.prompts.into_iter().map(|(name, prompt)| match prompt.opened() {
             Ok(prompt) => Ok((name, prompt)),
@@ -233,6 +209,25 @@ impl FileModel {
 }
 
 impl FilePrompt {
+    fn of(prompt: &PinnedPrompt) -> FilePrompt {
+        let site = |(site, pinned): (&Site, &PinnedSite)| {
+            let mut bytes = pinned.digest.to_bytes();
+            for floor in &pinned.floors {
+                bytes.extend(bf16::from_f64(floor.elementwise).to_le_bytes());
+                bytes.extend(bf16::from_f64(floor.relative_l2).to_le_bytes());
+            }
+            let name = format!("{}/{}", site.step, site.tensor_name());
+            (name, BASE64.encode(&bytes).into())
+        };
+        FilePrompt {
+            text: prompt.text.clone(),
+            decode: prompt.decode,
+            dtypes: prompt.dtypes.clone(),
+            steps: prompt.steps.clone(),
+            sites: prompt.sites.iter().map(site).collect(),
+        }
+    }
+
     fn opened(self) -> Result<PinnedPrompt, String> {
         let FilePrompt { text, decode, steps, dtypes, sites } = self;
         let later = steps.get(1..).unwrap_or_default();
@@ -247,7 +242,8 @@ impl FilePrompt {
             let site = name
                 .split_once('/')
                 .and_then(|(step, tensor)| Site::from_tensor_name(step.parse().ok()?, tensor));
-            let pinned = BASE64.decode(&text).ok().and_then(|bytes| opened(&bytes, dtypes.len()));
+            let pinned = BASE64.decode(text.as_str().unwrap_or_default()).ok();
+            let pinned = pinned.and_then(|bytes| opened(&bytes, dtypes.len()));
             site.zip(pinned).ok_or_else(|| format!("{name} is no site with its digest"))
         });
         let sites = opened.collect::<Result<_, _>>()?;
@@ -304,6 +300,8 @@ mod tests {
     #[test]
     fn a_snapshot_is_read_as_it_was_written() {
         assert_eq!(read(&pinned().text()), Ok(pinned()));
+        let committed = read(include_str!("../../../fixtures/check/quick.ref.json")).unwrap();
+        assert_eq!(read(&committed.text()), Ok(committed));
     }
 
     #[test]
@@ -315,7 +313,7 @@ mod tests {
         };
         let edited = "was edited or cut off";
         refused(&text[..text.len() / 2], edited);
-        refused(&text.replace("[5,6]", "[5,7]"), edited);
+        refused(&text.replace("[5, 6]", "[5, 7]"), edited);
         refused(&text.replace("\"decode\": 1", "\"decode\": 2"), edited);
         refused("{}", "is no snapshot of `firstdiff bless --reference`: missing field");
         refused("", "is no snapshot");
@@ -330,10 +328,10 @@ mod tests {
         // Another version has other fields.
         let old = ["_version\": 2,", "_version\": 1,\n\"date\": \"2026-11-25\","];
         refused(&again(old[0], old[1]), "version 1, and this reads 2");
-        refused(&again("[[5,6]", "[[]"), "its steps are no prompt and single tokens");
+        refused(&again("[[5, 6]", "[[]"), "its steps are no prompt and single tokens");
         refused(&again("[7]", "[7],[8]"), "its steps or dtypes are not those of a run");
-        refused(&again(",\"f16\"]", "]"), "0/embd is no site with its digest");
-        refused(&again("0/embd", "0/embed"), "0/embed is no site with its digest");
+        refused(&again(", \"f16\"]", "]"), "0/embd is no site with its digest");
+        refused(&again("0/embd", "0/blk.0.embd"), "0/blk.0.embd is no site with its digest");
         refused(&again("0/embd\": \"", "0/embd\": \"?"), "0/embd is no site with its digest");
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     Judged,
     forward::ReplayError,
-    judge::{Axes, Trial, is_masked},
+    judge::Trial,
     machine::{GraphRun, Machine},
     operation::Operation,
 };
@@ -37,9 +37,8 @@ pub fn judge_graph(run: GraphRun<'_>) -> Result<GraphVerdict, ReplayError> {
             let place = observed.place;
             let trial = trials.entry(place).or_insert_with(|| Trial::new(operation(place)));
             let axes: Vec<Axis> = specs[place].axes.iter().map(|axis| axis.axis).collect();
-            let axes = Axes { axes: &axes, masked: is_masked(specs[place].stage) };
             let shape = |_| observed.shape.clone();
-            trial.add(&observed.piece, run.recording, axes, &shape);
+            trial.add(&observed.piece, run.recording, &axes, &shape);
             spanned.entry(place).or_default().extend(&observed.spanned);
             if observed.choice.is_some_and(|times| times > 0.0) {
                 near_ties.insert(operation(place));

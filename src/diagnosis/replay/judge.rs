@@ -11,7 +11,7 @@ use crate::{
         forward::{Piece, Recording, Replay, ReplayError},
         operation::Operation,
     },
-    graph::site::{Axis, Stage},
+    graph::site::Axis,
     model::Model,
 };
 
@@ -159,8 +159,7 @@ pub fn judge(replay: &Replay<'_>, operation: Operation) -> Result<Option<Judged>
         return Ok(None);
     }
     let spanned = replay.take_spanned();
-    let stage = operation.stage;
-    let axes = Axes { axes: stage.axes(), masked: is_masked(stage) };
+    let axes = operation.stage.axes();
     let mut trial = Trial::new(operation);
     for piece in &pieces {
         trial.add(piece, replay.recording, axes, &|step| shape(replay, operation, step));
@@ -175,19 +174,6 @@ pub fn wrong_elements(piece: &Piece<'_>) -> Vec<bool> {
         piece.counts(index) && times_bound().is_some_and(|times| times > 1.0)
     };
     (0..piece.captured.len()).into_par_iter().map(is_wrong).collect()
-}
-
-/// Whether keys after a query's position do not count.
-pub fn is_masked(stage: Stage) -> bool {
-    matches!(stage, Stage::Scores | Stage::Probs)
-}
-
-/// What the axes of a result count.
-#[derive(Clone, Copy)]
-pub struct Axes<'a> {
-    pub axes: &'a [Axis],
-    /// Whether keys after a query's position do not count.
-    pub masked: bool,
 }
 
 /// The verdict on an operation as its pieces come in.
@@ -210,7 +196,7 @@ impl Trial {
         &mut self,
         piece: &Piece<'_>,
         recording: Recording<'_>,
-        axes: Axes<'_>,
+        axes: &[Axis],
         shape: &dyn Fn(u32) -> Vec<usize>,
     ) -> bool {
         self.drifts |= tells_more(std::slice::from_ref(piece));
@@ -310,7 +296,7 @@ fn shape(replay: &Replay<'_>, operation: Operation, step: u32) -> Vec<usize> {
 /// Which elements are beyond their bound, in the piece's first step that has any.
 fn pattern_of(
     recording: Recording<'_>,
-    axes: Axes<'_>,
+    axes: &[Axis],
     shape: &dyn Fn(u32) -> Vec<usize>,
     piece: &Piece<'_>,
 ) -> String {
@@ -322,7 +308,7 @@ fn pattern_of(
     let step = beyond[0].0;
     let shape = shape(step);
     let first = recording.positions(step).start;
-    let pattern = Pattern::along(axes.axes, axes.masked, (&shape, first), |mark| {
+    let pattern = Pattern::of(axes, &shape, first, |mark| {
         for (_, flat) in beyond.iter().filter(|(of_step, _)| *of_step == step) {
             mark(&Tensor::unravel(*flat, &shape));
         }

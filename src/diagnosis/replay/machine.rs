@@ -391,10 +391,8 @@ impl<'a> Machine<'a> {
         let arithmetic = self.run.recording.arithmetic;
         let root_node = graph.node(root);
         let is_vector = root_node.ne[1..].iter().all(|size| size.fixed == 1);
-        let dtype = match is_vector {
-            true => arithmetic.vectors.unwrap_or(DType::F32),
-            false => arithmetic.weights,
-        };
+        let own = arithmetic.vectors.unwrap_or(DType::F32);
+        let dtype = if is_vector { own } else { arithmetic.weights };
         let matrix = Matrix::of_file(self.run.file, &root_node.name, dtype)?;
         let node = graph.node(id);
         let same = node.window.is_none_or(|_| sizes.ne == root_node.sizes(self.extent).ne);

@@ -35,15 +35,10 @@ pub enum SynthError {
     Architecture { name: String, nearest: String },
     #[error("{name} needs the key {key}, which has no default; give it with --set {key}=VALUE")]
     MissingKey { name: String, key: String },
-    #[error("llama.cpp makes no {name} with these keys: {detail}; change a key with --set")]
-    Refused { name: String, detail: String },
-    #[error(
-        "llama.cpp ended on {name} ({status}); it last said: {detail}; change a size, or a key with \
-         --set"
-    )]
-    Crashed { name: String, status: String, detail: String },
-    #[error("llama.cpp does not run the {name} that it planned: {detail}; change a key with --set")]
-    Trial { name: String, detail: String },
+    #[error("llama.cpp does not run {name}: {detail}; {next_step}")]
+    Refused { name: String, detail: String, next_step: &'static str },
+    #[error("llama.cpp ended on {name} ({detail}); {next_step}")]
+    Crashed { name: String, detail: String, next_step: &'static str },
     /// The message of another of these errors, from the child process.
     #[error("{0}")]
     Child(String),

@@ -89,7 +89,7 @@ mod tests {
 
     fn results(cases: Vec<CaseResult>) -> Results {
         let plan = cases.iter().map(|case| case.id.clone()).collect();
-        Results::of(("hash".to_string(), None), None, BTreeMap::new(), plan, cases)
+        Results::of("hash".to_string(), None, None, BTreeMap::new(), plan, cases)
     }
 
     #[test]

@@ -127,7 +127,8 @@ impl Results {
     /// The results of some cases of a plan, of a configuration against a reference. Nothing checked is no
     /// success.
     pub fn of(
-        (config, reference): (String, Option<String>),
+        config: String,
+        reference: Option<String>,
         partition: Option<String>,
         models: BTreeMap<String, String>,
         plan: Vec<String>,
@@ -278,7 +279,7 @@ pub(super) mod tests {
     fn a_divergence_counts_more_than_a_failure_and_nothing_is_no_success() {
         let exit = |exits: &[Exit]| {
             let cases = exits.iter().map(|&exit| case("m/p", exit)).collect();
-            Results::of((String::new(), None), None, BTreeMap::new(), vec![], cases).headline.exit
+            Results::of(String::new(), None, None, BTreeMap::new(), vec![], cases).headline.exit
         };
         assert_eq!(exit(&[Exit::Equal, Exit::Device, Exit::Diverged]), Exit::Diverged);
         assert_eq!(exit(&[Exit::Equal, Exit::Device, Exit::NotMeasured]), Exit::Device);

@@ -74,7 +74,7 @@ mod tests {
             ..case(&format!("m/{i}"), Exit::Diverged)
         };
         let cases: Vec<CaseResult> = (0..2000).map(failed).collect();
-        let results = Results::of(("hash".to_string(), None), None, BTreeMap::new(), vec![], cases);
+        let results = Results::of("hash".to_string(), None, None, BTreeMap::new(), vec![], cases);
         let text = summary(&results);
         assert!(text.len() < 1 << 20, "{}", text.len());
         assert!(text.contains("more are left out here"));

@@ -69,6 +69,7 @@ pub struct Alignment {
 /// A site of the reference.
 struct Candidate {
     site: Site,
+    axes: Vec<Axis>,
     shape: Vec<usize>,
     first_position: usize,
     /// Absent for scores, of which a part does not count.
@@ -159,7 +160,7 @@ fn stack(
     let (mut found, mut all) = (None, Vec::new());
     for stack in tokens.stacks(prompt)? {
         let of_stack = |fit: &Fit| {
-            let axis = fit.site.stage.axes()[0];
+            let axis = reference.list().axes(fit.site)[0];
             let fits = fit.site.step == 0 && axis == stack.first_axis && fit.rows.is_none();
             fits && alignment.is_free(fit.site)
         };
@@ -217,7 +218,8 @@ fn first_other(
         let start = if whole { 0 } else { (position - first) * ours.len() };
         let mut shape = theirs.shape;
         shape[0] = shape[0] * ours.len() / theirs.data.len();
-        let place = Candidate { site, shape, first_position: position, signature: None };
+        let axes = reference.list().axes(site).to_vec();
+        let place = Candidate { site, axes, shape, first_position: position, signature: None };
         let theirs = counted(&place, theirs.data[start..start + ours.len()].to_vec());
         let (_, distance) = scaled_distance(&counted(&place, ours), &theirs, &place.shape);
         if distance >= SURE {
@@ -231,12 +233,14 @@ fn candidates(reference: &TraceReader) -> Result<Vec<Candidate>, DumpError> {
     let mut candidates = Vec::new();
     for site in reference.sites() {
         let Some(tensor) = reference.tensor(site)? else { continue };
-        let masked = site.stage == Stage::Scores;
+        let axes = reference.list().axes(site).to_vec();
+        let masked = is_masked(site, &axes);
         let signature = Signature::of(&tensor.data);
         if masked || signature.is_some() {
             let first_position = reference.manifest().steps[site.step as usize].first_position;
             let signature = signature.filter(|_| !masked);
-            candidates.push(Candidate { site, shape: tensor.shape, first_position, signature });
+            let shape = tensor.shape;
+            candidates.push(Candidate { site, axes, shape, first_position, signature });
         }
     }
     Ok(candidates)
@@ -276,10 +280,17 @@ fn fits_of(
     Ok(fits)
 }
 
+/// Whether keys after a query's position do not count; in probs they are 0.
+fn is_masked(site: Site, axes: &[Axis]) -> bool {
+    site.stage != Stage::Probs && axes[0] == Axis::Token && axes.last() == Some(&Axis::Key)
+}
+
 /// The values with those that do not count as 0.
 fn counted(candidate: &Candidate, mut values: Vec<f32>) -> Vec<f32> {
-    if candidate.site.stage == Stage::Scores {
-        let (heads, keys) = (candidate.shape[1], candidate.shape[2]);
+    if is_masked(candidate.site, &candidate.axes) {
+        let last = candidate.shape.len() - 1;
+        let heads = candidate.shape[1..last].iter().product::<usize>();
+        let keys = candidate.shape[last];
         for (row, scores) in values.chunks_mut(keys).enumerate() {
             let seen = candidate.first_position + row / heads + 1;
             scores[seen.min(keys)..].fill(0.0);
@@ -297,7 +308,7 @@ fn fits_as(
     most: f64,
 ) -> Vec<Fit> {
     let site = candidate.site;
-    let names = names(site.stage);
+    let names = names(&candidate.axes);
     let mut seen: Vec<Vec<usize>> = Vec::new();
     let mut fits = Vec::new();
     for axes in permutations(names.len()) {
@@ -332,10 +343,13 @@ fn fits_as(
 
 fn permutations(n: usize) -> Vec<Vec<usize>> {
     match n {
+        0 | 1 => vec![(0..n).collect()],
         2 => vec![vec![0, 1], vec![1, 0]],
-        _ => [[0, 1, 2], [1, 0, 2], [0, 2, 1], [1, 2, 0], [2, 0, 1], [2, 1, 0]]
+        3 => [[0, 1, 2], [1, 0, 2], [0, 2, 1], [1, 2, 0], [2, 0, 1], [2, 1, 0]]
             .map(|axes| axes.to_vec())
             .to_vec(),
+        // More axes than programs swap.
+        _ => vec![(0..n).collect()],
     }
 }
 

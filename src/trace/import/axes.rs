@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use crate::graph::site::Stage;
+use crate::graph::site::Axis;
 
 /// The axes of an array, by their place in the site's own shape.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,10 +13,9 @@ pub struct Order {
     names: Vec<&'static str>,
 }
 
-/// The names of a stage's axes, each one word.
-pub(super) fn names(stage: Stage) -> Vec<&'static str> {
-    let word = |name: &'static str| name.split(' ').next().unwrap_or(name);
-    stage.axes().iter().map(|axis| word(axis.name())).collect()
+/// The names of a site's axes, each one word.
+pub(super) fn names(axes: &[Axis]) -> Vec<&'static str> {
+    axes.iter().map(|axis| axis.word()).collect()
 }
 
 impl Order {

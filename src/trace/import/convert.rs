@@ -28,9 +28,9 @@ pub fn import(
     storage: DType,
     to: &Path,
 ) -> Result<Imported, DumpError> {
-    let (mut sources, mut unmapped) = (Sources::new(reference)?, Vec::new());
+    let (mut sources, mut unmapped) = (Sources::new(reference), Vec::new());
     for array in &dump.arrays {
-        match mapping.reading(array)? {
+        match mapping.reading(array, reference.list())? {
             Some(reading) => sources.add(array, reading)?,
             None => unmapped.push(array.name.clone()),
         }
@@ -43,7 +43,8 @@ pub fn import(
     for (index, step) in reference.manifest().steps.iter().enumerate() {
         writer.begin_step(&step.tokens, step.first_position)?;
         for (site, source) in found.iter().filter(|(site, _)| site.step as usize == index) {
-            writer.put(*site, &source.read(reference.shape(*site)?)?)?;
+            writer
+                .put(*site, &source.read(reference.list().axes(*site), reference.shape(*site)?)?)?;
         }
         writer.end_step()?;
     }

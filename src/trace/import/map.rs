@@ -10,7 +10,10 @@ use super::{
     error::DumpError,
     files::Array,
 };
-use crate::graph::site::{Axis, Site};
+use crate::graph::{
+    SiteList,
+    site::{Axis, Site},
+};
 
 /// Longer mapping files are none.
 const MAX_BYTES: u64 = 64 << 20;
@@ -88,7 +91,11 @@ impl Mapping {
     }
 
     /// How an array is read; `None` if no line names it.
-    pub(super) fn reading(&self, array: &Array) -> Result<Option<Reading>, DumpError> {
+    pub(super) fn reading(
+        &self,
+        array: &Array,
+        list: &SiteList,
+    ) -> Result<Option<Reading>, DumpError> {
         let name = array.name.as_str();
         let wrong = |reason: String| DumpError::Line { name: name.into(), reason };
         let mut found = self.lines.iter().filter_map(|(regex, line)| {
@@ -117,12 +124,13 @@ impl Mapping {
         let (step, tensor) = text.split_once('/').unwrap_or(("0", &text));
         let site = step.parse().ok().and_then(|step| Site::from_tensor_name(step, tensor));
         let site = site.ok_or_else(|| wrong(format!("is to be {text:?}, which is no site")))?;
-        let mut names = names(site.stage);
+        let own = list.axes(site);
+        let mut names = names(own);
         let without = match &line.axes {
             Some(axes) => !axes.split([' ', '(', ')']).any(|axis| axis == names[0]),
             None => array.shape.len() + 1 == names.len(),
         };
-        if position.is_some() && site.stage.axes()[0] == Axis::Token && without {
+        if position.is_some() && own[0] == Axis::Token && without {
             names.remove(0);
         }
         let order = match &line.axes {

@@ -5,14 +5,17 @@ use std::collections::BTreeMap;
 use super::{Array, DumpError, map::Reading};
 use crate::{
     core::tensor::Tensor,
-    graph::site::{Axis, Site},
-    trace::{Step, TraceError, TraceReader},
+    graph::{
+        SiteList,
+        site::{Axis, Site},
+    },
+    trace::{Step, TraceReader},
 };
 
 /// What is known of each site while the arrays of a dump are looked at.
 pub(super) struct Sources<'a> {
     /// Of the run that the dump is of.
-    sites: Vec<Site>,
+    list: &'a SiteList,
     steps: &'a [Step],
     found: BTreeMap<Site, Source<'a>>,
 }
@@ -25,9 +28,9 @@ pub(super) enum Source<'a> {
 }
 
 impl<'a> Sources<'a> {
-    pub fn new(reference: &'a TraceReader) -> Result<Sources<'a>, TraceError> {
-        let (sites, steps) = (reference.model_sites()?, &reference.manifest().steps);
-        Ok(Sources { sites, steps, found: BTreeMap::new() })
+    pub fn new(reference: &'a TraceReader) -> Sources<'a> {
+        let (list, steps) = (reference.list(), &reference.manifest().steps);
+        Sources { list, steps, found: BTreeMap::new() }
     }
 
     /// Adds an array as its line says.
@@ -44,14 +47,15 @@ impl<'a> Sources<'a> {
             };
             site.step = step as u32;
             let last = position + 1 == self.steps[step].positions();
-            match site.stage.axes()[0] {
+            match self.list.axes(site)[0] {
                 Axis::Token => row = Some(position - self.steps[step].first_position),
                 // A cache that grows: that of the last token is the whole.
                 _ if !last => return Ok(()),
                 _ => {}
             }
         }
-        if !self.sites.contains(&site) {
+        let has_step = (site.step as usize) < self.steps.len();
+        if !has_step || self.list.get(site).is_none() {
             return wrong(format!("is to be {site}, which the reference's run has not"));
         }
         let other = match (row, self.found.get_mut(&site)) {
@@ -98,13 +102,13 @@ impl<'a> Sources<'a> {
 
 impl Source<'_> {
     /// The values in the site's own shape.
-    pub fn read(&self, shape: Vec<usize>) -> Result<Tensor, DumpError> {
+    pub fn read(&self, axes: &[Axis], shape: Vec<usize>) -> Result<Tensor, DumpError> {
         let data = match self {
             Source::Whole(array, reading) => values(array, reading, &shape)?,
             Source::Rows(rows) => {
                 let mut data = Vec::with_capacity(shape.iter().product());
                 for (array, reading) in rows.values() {
-                    data.extend(row(array, reading, &shape)?);
+                    data.extend(row(array, reading, axes, &shape)?);
                 }
                 data
             }
@@ -117,22 +121,24 @@ impl Source<'_> {
 pub(super) fn row(
     array: &Array,
     reading: &Reading,
+    axes: &[Axis],
     shape: &[usize],
 ) -> Result<Vec<f32>, DumpError> {
     let mut own = shape.to_vec();
     own[0] = 1;
-    let keys = shape[shape.len() - 1];
-    if reading.site.stage.axes().contains(&Axis::Key) {
+    let last = shape.len() - 1;
+    let keys = shape[last];
+    if axes.last() == Some(&Axis::Key) {
         // As many keys as the token sees, or more: later ones are masked.
-        let there = array.elements() / own[1];
-        own[2] = there.clamp(1, keys);
+        let there = array.elements() / own[..last].iter().product::<usize>().max(1);
+        own[last] = there.clamp(1, keys);
     }
     let values = values(array, reading, &own)?;
-    if own[own.len() - 1] == keys {
+    if own[last] == keys {
         return Ok(values);
     }
     let padded = |row: &[f32]| [row, &vec![0.0; keys - row.len()]].concat();
-    Ok(values.chunks(own[2]).flat_map(padded).collect())
+    Ok(values.chunks(own[last]).flat_map(padded).collect())
 }
 
 /// An array's values in a shape of the site's axes, of which the first may be left out of its order.

@@ -130,7 +130,8 @@ impl<'a> Tokens<'a> {
         reading: &Reading,
         reference: &TraceReader,
     ) -> Result<Vec<(Site, usize, Vec<f32>)>, DumpError> {
-        let of_cache = reading.site.stage.axes()[0] == Axis::Position;
+        let axes = reference.list().axes(reading.site);
+        let of_cache = axes[0] == Axis::Position;
         let mut read = Vec::new();
         for (index, step) in reference.manifest().steps.iter().enumerate() {
             let site = Site { step: index as u32, ..reading.site };
@@ -140,9 +141,9 @@ impl<'a> Tokens<'a> {
             for position in (first..step.positions()).take_while(|&p| p < self.arrays.len()) {
                 let array = self.arrays[position];
                 let values = if of_cache {
-                    Source::Whole(array, reading.clone()).read(shape.clone())?.data
+                    Source::Whole(array, reading.clone()).read(axes, shape.clone())?.data
                 } else {
-                    row(array, reading, &shape)?
+                    row(array, reading, axes, &shape)?
                 };
                 read.push((site, position, values));
             }

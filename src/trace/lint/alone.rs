@@ -5,7 +5,10 @@ use std::collections::HashMap;
 use super::notes::Notes;
 use crate::{
     core::tensor::Tensor,
-    graph::site::{Axis, Site, Stage},
+    graph::{
+        SiteList,
+        site::{Axis, Site, Stage},
+    },
     trace::{Step, TraceError, TraceReader},
 };
 
@@ -30,18 +33,25 @@ pub fn alone(trace: &TraceReader) -> Result<Vec<String>, TraceError> {
         for site in trace.sites().filter(|site| site.step as usize == index) {
             let Some(tensor) = trace.tensor(site)? else { continue };
             check_byte_order(trace, site, &tensor)?;
-            if let Some(what) = zeros(site, &tensor) {
+            // Of a tensor without a role nothing says what it may hold.
+            if matches!(site.stage, Stage::Other(_)) {
+                continue;
+            }
+            let axes = trace.list().axes(site);
+            if let Some(what) = zeros(site, axes, &tensor) {
                 notes.add(what, site);
             }
             let Some(found) = Seen::of(&tensor) else { continue };
             let twins = by_values.entry(found.whole).or_default();
-            if let Some(twin) = twins.iter().find(|&&twin| !may_be_equal(twin, site, step)) {
+            if let Some(twin) =
+                twins.iter().find(|&&twin| !may_be_equal(trace.list(), twin, site, step))
+            {
                 notes.add(twin_text(*twin, site), site);
             }
             twins.push(site);
             let previous = Site { step: site.step.wrapping_sub(1), ..site };
             if let (Some(before), Some(old)) = (before, last.get(&previous))
-                && is_stale(site, (old, before), (&found, step))
+                && is_stale(site, axes, (old, before), (&found, step))
             {
                 notes.add(stale_text(site.stage), site);
             }
@@ -65,14 +75,14 @@ impl Seen {
 }
 
 /// Zeros where a computation leaves none: everywhere, or whole rows of one of several heads.
-fn zeros(site: Site, tensor: &Tensor) -> Option<String> {
+fn zeros(site: Site, axes: &[Axis], tensor: &Tensor) -> Option<String> {
     let width = tensor.data.len() / tensor.shape[0];
     let is_zero = |row: &[f32]| row.iter().all(|value| *value == 0.0);
     let rows: Vec<usize> = (tensor.data.chunks(width).enumerate())
         .filter(|(_, row)| is_zero(row))
         .map(|(index, _)| index)
         .collect();
-    let axis = site.stage.axes()[0].name();
+    let axis = axes[0].name();
     match (rows.as_slice(), tensor.shape[0]) {
         ([], _) => None,
         (rows, all) if rows.len() == all => {
@@ -92,14 +102,17 @@ fn zeros(site: Site, tensor: &Tensor) -> Option<String> {
 }
 
 /// Whether two sites of a step hold the same values in a right engine.
-fn may_be_equal(a: Site, b: Site, step: &Step) -> bool {
+fn may_be_equal(list: &SiteList, a: Site, b: Site, step: &Step) -> bool {
     use Stage::*;
     // At position 0 nothing turns, and a query sees one value only.
     let only_first = step.positions() == 1;
+    // The last of the keys' operations that the layer has: without rope it is the norm, or the product.
+    let has = |stage: &Stage| list.get(Site { stage: *stage, ..a }).is_some();
+    let last = [KRope, KNorm].into_iter().find(has).unwrap_or(K);
     a.layer == b.layer
         && match (a.stage, b.stage) {
             (K | KNorm | KRope | KCache, K | KNorm | KRope | KCache) => {
-                step.first_position == 0 && (only_first || a.stage >= KRope && b.stage >= KRope)
+                step.first_position == 0 && (only_first || a.stage >= last && b.stage >= last)
             }
             (V, VCache) | (VCache, V) => step.first_position == 0,
             (Q | QNorm, QRope) => only_first,
@@ -120,8 +133,12 @@ fn twin_text(twin: Site, site: Site) -> String {
 }
 
 /// Whether the last row of a step is that of the step before, though it depends on what changed.
-fn is_stale(site: Site, (old, before): (&Seen, &Step), (new, step): (&Seen, &Step)) -> bool {
-    let axes = site.stage.axes();
+fn is_stale(
+    site: Site,
+    axes: &[Axis],
+    (old, before): (&Seen, &Step),
+    (new, step): (&Seen, &Step),
+) -> bool {
     if axes[0] != Axis::Token || axes.contains(&Axis::Key) || old.shape[1..] != new.shape[1..] {
         return false;
     }

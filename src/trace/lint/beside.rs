@@ -34,7 +34,7 @@ pub fn beside(
         if ours.shape != theirs.shape || distance(&ours.data, &theirs.data) < OTHER {
             continue;
         }
-        if let Some(what) = replaced(site, &ours, &theirs) {
+        if let Some(what) = replaced(reference.list().axes(site), &ours, &theirs) {
             notes.add(what, site);
         }
         if let Some(what) = other_name(reference, site, &ours)? {
@@ -61,9 +61,9 @@ pub(super) fn distance(a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// Exact zeros where the reference has none, in a tensor that is not all zeros.
-fn replaced(site: Site, ours: &Tensor, theirs: &Tensor) -> Option<String> {
+fn replaced(axes: &[Axis], ours: &Tensor, theirs: &Tensor) -> Option<String> {
     // Masks leave zeros, and one that is wrong is the engine's bug.
-    if site.stage.axes().contains(&Axis::Key) {
+    if axes.contains(&Axis::Key) {
         return None;
     }
     let largest = theirs.data.iter().fold(0f32, |largest, value| largest.max(value.abs()));
@@ -106,7 +106,7 @@ fn other_token(
     ours: &Tensor,
     theirs: &Tensor,
 ) -> Result<Option<String>, TraceError> {
-    let axes = site.stage.axes();
+    let axes = reference.list().axes(site);
     if axes.contains(&Axis::Key) {
         return Ok(None);
     }

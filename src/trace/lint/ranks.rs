@@ -177,18 +177,22 @@ impl Ranks<'_> {
 
     /// The sums between the last copies that agree and a site; empty where there are none.
     fn summed_before(&self, site: Site) -> String {
+        let list = self.trace.list();
+        let place = |site: Site| list.place(site);
         let before = |&&other: &&Site| {
-            other < site
-                && other.step == site.step
+            other.step == site.step
+                && place(other) < place(site)
                 && self.trace.split(other.stage) == Split::Replicated
         };
-        let agreed = self.sites.iter().rfind(before);
-        let layers = 0..self.trace.manifest().model.shapes.n_layer as u32;
-        let all = layers.flat_map(|layer| {
-            [Stage::OProj, Stage::FfnDown].map(|stage| Site::in_layer(site.step, layer, stage))
-        });
-        let between = all.filter(|sum| *sum < site && agreed.is_none_or(|agreed| sum > agreed));
-        let names: BTreeSet<Stage> = between.map(|sum| sum.stage).collect();
+        let agreed = self.sites.iter().rfind(before).and_then(|&agreed| place(agreed));
+        let start = agreed.map_or(0, |place| place + 1);
+        let end = place(site).unwrap_or(start).max(start);
+        let is_sum = |stage: &Stage| {
+            let is_role = matches!(stage, Stage::OProj | Stage::FfnDown);
+            is_role || self.trace.split(*stage) == Split::Partial
+        };
+        let between = list.sites()[start..end].iter().map(|site| site.stage);
+        let names: BTreeSet<Stage> = between.filter(is_sum).collect();
         names.into_iter().map(Stage::name).collect::<Vec<_>>().join(" or ")
     }
 }

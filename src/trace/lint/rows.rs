@@ -3,7 +3,7 @@
 use super::{beside::distance, error::LintError};
 use crate::{
     graph::site::{Site, Stage},
-    model::{Model, ModelError},
+    model::{ModelError, ModelFile},
     trace::TraceReader,
 };
 
@@ -20,7 +20,7 @@ const OTHER: f64 = 0.5;
 /// The trace or the model cannot be read.
 pub fn embedding(
     trace: &TraceReader,
-    model: &Model,
+    model: &ModelFile,
     text: &dyn Fn(i32) -> String,
 ) -> Result<Option<String>, LintError> {
     let info = model.info(EMBEDDING)?;
@@ -63,7 +63,7 @@ pub fn embedding(
 }
 
 /// The id whose row that is, if it is one.
-fn nearest(model: &Model, found: &[f32]) -> Result<Option<i32>, LintError> {
+fn nearest(model: &ModelFile, found: &[f32]) -> Result<Option<i32>, LintError> {
     let info = model.info(EMBEDDING)?;
     let (width, all) = (info.row_length(), info.rows());
     for start in (0..all).step_by(CHUNK) {

@@ -52,7 +52,7 @@ pub fn is_choice_of(op: &Op, params: Params, logits: Logits<'_>, ids: &[f64]) ->
         return None;
     }
     let rows = logits.values.len() / logits.width.max(1);
-    if rows == 0 || ids.len() % rows != 0 || ids.len() / rows > logits.width {
+    if rows == 0 || !ids.len().is_multiple_of(rows) || ids.len() / rows > logits.width {
         return Some(if rows == 0 && ids.is_empty() { 0.0 } else { f64::INFINITY });
     }
     let chosen = ids.len() / rows;
@@ -116,5 +116,90 @@ impl Ranking<'_> {
         let left = (0..self.values.len()).filter(|&id| is_left[id]);
         let Some(lowest) = lowest else { return 0.0 };
         left.map(|id| self.between(lowest, id)).fold(worst, f64::max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::testing::{Given, Node},
+        *,
+    };
+
+    const LOGITS: [f64; 5] = [1.0, 3.0, 3.0, -1.0, 2.0];
+
+    fn excess(op: Op, ids: &[f64], spread: Option<&[f64]>) -> f64 {
+        let logits = Logits { width: 5, values: &LOGITS, spread };
+        is_choice_of(&op, Node::new(op.clone(), [1; 4]).int(0, 1).params, logits, ids).unwrap()
+    }
+
+    #[test]
+    fn the_order_is_that_of_f64_and_is_a_choice() {
+        let x = Given::random([17, 3, 1, 1], 1);
+        let logits = Logits { width: 17, values: &x.value, spread: None };
+        for (op, width) in [(Op::ArgSort, 17), (Op::TopK, 4), (Op::ArgMax, 1)] {
+            for order in [0, 1] {
+                let ne = if op == Op::ArgMax { [3, 1, 1, 1] } else { [width, 3, 1, 1] };
+                let node = Node::new(op.clone(), ne).int(0, order);
+                let ids = node.value(&[x.clone()]);
+                assert_eq!(is_choice_of(&op, node.params, logits, &ids), Some(0.0));
+                let is_ascending = op == Op::ArgSort && order == 0;
+                for (row, ids) in ids.chunks(width).enumerate() {
+                    let mut sorted = x.value[row * 17..(row + 1) * 17].to_vec();
+                    sorted
+                        .sort_by(|a, b| if is_ascending { a.total_cmp(b) } else { b.total_cmp(a) });
+                    for (id, value) in ids.iter().zip(sorted) {
+                        assert_eq!(x.value[row * 17 + *id as usize], value);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ties_may_be_in_any_order_and_others_in_none() {
+        assert_eq!(excess(Op::ArgSort, &[1.0, 2.0, 4.0, 0.0, 3.0], None), 0.0);
+        assert_eq!(excess(Op::ArgSort, &[2.0, 1.0, 4.0, 0.0, 3.0], None), 0.0);
+        assert_eq!(excess(Op::ArgSort, &[2.0, 1.0, 4.0], None), 0.0);
+        assert_eq!(excess(Op::ArgSort, &[2.0, 4.0, 1.0, 0.0, 3.0], None), f64::INFINITY);
+        assert_eq!(excess(Op::TopK, &[4.0, 2.0, 1.0], None), 0.0);
+        assert_eq!(excess(Op::TopK, &[4.0, 2.0], None), f64::INFINITY);
+        assert_eq!(excess(Op::ArgMax, &[2.0], None), 0.0);
+        assert_eq!(excess(Op::ArgMax, &[4.0], None), f64::INFINITY);
+    }
+
+    #[test]
+    fn ids_must_be_of_the_row_and_differ() {
+        for ids in [[1.0, 1.0], [1.0, 5.0], [1.0, -1.0], [1.0, 1.5], [1.0, f64::NAN]] {
+            assert_eq!(excess(Op::TopK, &ids, None), f64::INFINITY, "{ids:?}");
+        }
+        assert_eq!(excess(Op::TopK, &[1.0; 6], None), f64::INFINITY);
+    }
+
+    #[test]
+    fn logits_that_may_be_off_may_be_in_another_order() {
+        // 4 and 1 differ by 1: as much as their errors together allow at a spread of 1/12.
+        let near =
+            |spread: f64| excess(Op::ArgSort, &[2.0, 4.0, 1.0, 0.0, 3.0], Some(&[spread; 5]));
+        assert!(near(0.09) < 1.0 && near(0.08) > 1.0);
+        let near = |spread: f64| excess(Op::TopK, &[2.0, 4.0], Some(&[spread; 5]));
+        assert!(near(0.09) < 1.0 && near(0.08) > 1.0);
+        // A logit that may be anything may be anywhere; the others may not.
+        let wide = [10.0, 0.0, 0.0, 0.0, 0.0];
+        assert!(excess(Op::ArgSort, &[0.0, 1.0, 2.0, 4.0, 3.0], Some(&wide)) < 1.0);
+        assert_eq!(excess(Op::ArgSort, &[0.0, 1.0, 4.0, 2.0, 3.0], Some(&wide)), f64::INFINITY);
+    }
+
+    #[test]
+    fn masked_logits_are_ties() {
+        let values = [f64::NEG_INFINITY, 0.5, f64::NEG_INFINITY];
+        let logits = Logits { width: 3, values: &values, spread: None };
+        let params = Node::new(Op::ArgSort, [1; 4]).int(0, 1).params;
+        assert_eq!(is_choice_of(&Op::ArgSort, params, logits, &[1.0, 2.0, 0.0]), Some(0.0));
+        assert_eq!(
+            is_choice_of(&Op::ArgSort, params, logits, &[2.0, 1.0, 0.0]),
+            Some(f64::INFINITY)
+        );
+        assert_eq!(is_choice_of(&Op::Add, params, logits, &[]), None);
     }
 }

@@ -12,8 +12,9 @@
 //! propagated, by the norm of M.
 
 use super::{
-    Call, FUNCTION, LAMBDA, Op, Point, Source,
-    states::{Head, Recurrence, exponential},
+    Argument, Call, FUNCTION, LAMBDA, Op, Point, Source,
+    point::exponential,
+    states::{Head, Recurrence},
 };
 use crate::{diagnosis::replay::Expected, model::gguf::GgufError};
 
@@ -42,7 +43,7 @@ struct State {
 
 /// The result of the rule. `None` where states are kept for several tokens.
 pub fn compute(call: &Call<'_, '_>) -> Result<Option<Expected<'static>>, GgufError> {
-    let sources = (0..call.arguments.len()).map(|index| call.argument(index).source());
+    let sources = call.arguments.iter().flatten().map(Argument::source);
     let sources = sources.collect::<Result<Vec<_>, _>>()?;
     let is_gated = call.op == Op::GatedDeltaNet;
     if is_gated && call.params.int(0) > 1 {
@@ -265,4 +266,155 @@ fn norm(w: &[Point], a: &[Point], b: &[Point]) -> f64 {
         }
     }
     high.sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::testing::{Given, Node, Random, assert_near},
+        *,
+    };
+
+    const N: usize = 5;
+    const HEADS: usize = 4;
+    const TOKENS: usize = 7;
+
+    fn unit(given: Given) -> Given {
+        let lengths: Vec<f64> =
+            given.value.chunks(N).map(|row| row.iter().map(|x| x * x).sum()).collect();
+        let mut given = given;
+        given.value.iter_mut().enumerate().for_each(|(i, x)| *x /= lengths[i / N].sqrt());
+        given
+    }
+
+    /// Four heads of values, two of keys; gates of a head or of each element.
+    fn gated_sources(gates: usize) -> Vec<Given> {
+        vec![
+            unit(Given::random([N, 2, TOKENS, 1], 1)),
+            unit(Given::random([N, 2, TOKENS, 1], 2)),
+            Given::random([N, HEADS, TOKENS, 1], 3),
+            Given::random([gates, HEADS, TOKENS, 1], 4).map(|x| 0.2 * (x - 1.0)),
+            Given::random([1, HEADS, TOKENS, 1], 5).map(|x| 0.5 + 0.5 * x),
+            Given::random([N, N, HEADS, 1], 6),
+        ]
+    }
+
+    fn gated_node() -> Node {
+        Node::new(Op::GatedDeltaNet, [N * HEADS, TOKENS + N, 1, 1]).int(0, 1)
+    }
+
+    #[test]
+    fn the_gated_delta_rule_is_its_recurrence() {
+        for gates in [1, N] {
+            let sources = gated_sources(gates);
+            let [q, k, v, g, beta, s] = std::array::from_fn(|i| &sources[i].value);
+            let (mut state, mut expected) = (s.clone(), Vec::new());
+            for row in 0..TOKENS * HEADS {
+                let (token, head) = (row / HEADS, row % HEADS);
+                let shared = (token * 2 + head % 2) * N;
+                for j in 0..N {
+                    let s = &mut state[(head * N + j) * N..][..N];
+                    (0..N).for_each(|i| s[i] *= g[row * gates + i % gates].exp());
+                    let held: f64 = (0..N).map(|i| s[i] * k[shared + i]).sum();
+                    let delta = beta[row] * (v[row * N + j] - held);
+                    (0..N).for_each(|i| s[i] += delta * k[shared + i]);
+                    let read: f64 = (0..N).map(|i| s[i] * q[shared + i]).sum();
+                    expected.push(read / (N as f64).sqrt());
+                }
+            }
+            expected.extend(state);
+            assert_near(&gated_node().value(&sources), &expected, "GATED_DELTA_NET");
+            for source in 0..6 {
+                let mut sources = sources.clone();
+                sources[source] = sources[source].clone().uncertain(1e-4);
+                gated_node().propagates(&sources);
+            }
+        }
+        assert!(gated_node().int(0, 2).try_compute(&gated_sources(1)).is_none());
+    }
+
+    fn wkv_sources(tokens: usize) -> Vec<Given> {
+        let row = [N, HEADS, tokens, 1];
+        let key = unit(Given::random(row, 5));
+        let rate = Given::random(row, 6).map(|x| 0.5 + 0.4 * x);
+        let both = key.value.iter().zip(&rate.value).map(|(k, a)| k * a).collect();
+        vec![
+            Given::random(row, 1),
+            Given::random(row, 2).map(|x| 0.8 + 0.2 * x),
+            Given::random(row, 3),
+            Given::random(row, 4),
+            key.clone().map(|k| -k),
+            Given::of(row, both),
+            Given::random([N * N * HEADS, 1, 1, 1], 7),
+        ]
+    }
+
+    fn wkv_node(tokens: usize) -> Node {
+        Node::new(Op::RwkvWkv7, [N * HEADS, tokens + N, 1, 1])
+    }
+
+    #[test]
+    fn rwkv_7_is_its_recurrence() {
+        let sources = wkv_sources(TOKENS);
+        let [r, w, k, v, a, b, s] = std::array::from_fn(|i| &sources[i].value);
+        let (mut state, mut expected) = (s.clone(), Vec::new());
+        for row in 0..TOKENS * HEADS {
+            let at = row * N;
+            for i in 0..N {
+                let s = &mut state[(row % HEADS * N + i) * N..][..N];
+                let held: f64 = (0..N).map(|j| s[j] * a[at + j]).sum();
+                for j in 0..N {
+                    s[j] = s[j] * w[at + j] + v[at + i] * k[at + j] + held * b[at + j];
+                }
+                expected.push((0..N).map(|j| s[j] * r[at + j]).sum());
+            }
+        }
+        expected.extend(state);
+        assert_near(&wkv_node(TOKENS).value(&sources), &expected, "RWKV_WKV7");
+        for source in 0..7 {
+            let mut sources = sources.clone();
+            sources[source] = sources[source].clone().uncertain(1e-4);
+            wkv_node(TOKENS).propagates(&sources);
+        }
+    }
+
+    #[test]
+    fn bounds_stay_near_roundings_however_many_tokens_there_are() {
+        let tokens = 400;
+        let mut sources = wkv_sources(tokens);
+        sources[3] = sources[3].clone().uncertain(1e-6);
+        let expected = wkv_node(tokens).compute(&sources);
+        let widest = (0..expected.value.len()).map(|i| expected.bound(i)).fold(0.0, f64::max);
+        assert!(widest < 1e-3, "{widest}");
+    }
+
+    #[test]
+    fn the_norm_is_that_of_the_matrix() {
+        let mut random = Random(3);
+        for n in [1, 2, 7, 31] {
+            for size in [0.0, 0.3, 2.0] {
+                let mut vector = |scale: f64| -> Vec<Point> {
+                    (0..n).map(|_| Point::exact(scale * random.number())).collect()
+                };
+                let (w, a, b) = (vector(1.0), vector(size), vector(1.0));
+                let mut x: Vec<f64> = (0..n).map(|i| 1.0 + i as f64 / 7.0).collect();
+                let mut largest = 0.0;
+                for _ in 0..2000 {
+                    // x (W + a b^T), then the transpose.
+                    let times = |x: &[f64], a: &[Point], b: &[Point]| -> Vec<f64> {
+                        let dot: f64 = x.iter().zip(a).map(|(x, a)| x * a.value).sum();
+                        (0..n).map(|i| x[i] * w[i].value + dot * b[i].value).collect()
+                    };
+                    x = times(&times(&x, &a, &b), &b, &a);
+                    largest = x.iter().map(|x| x * x).sum::<f64>().sqrt();
+                    x.iter_mut().for_each(|x| *x /= largest);
+                }
+                let (norm, largest) = (norm(&w, &a, &b), f64::sqrt(largest));
+                assert!(norm >= largest * (1.0 - 1e-9), "{n} {size}: {norm} {largest}");
+                // Below the largest w it is not looked for.
+                let most = w.iter().fold(largest, |most: f64, w| most.max(w.value.abs()));
+                assert!(norm <= most * 1.01 + 1e-9, "{n} {size}: {norm} {largest}");
+            }
+        }
+    }
 }

@@ -134,3 +134,90 @@ fn added_by_id(call: &Call<'_, '_>) -> Result<Expected<'static>, GgufError> {
         rounded(call.rounding.sum, values[i] + added[at], x.spread_of(i), rows.spread_of(at))
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::testing::{Given, Node, assert_near},
+        *,
+    };
+
+    #[test]
+    fn the_second_source_is_repeated() {
+        let (ne, of) = ([6, 5, 2, 3], [3, 1, 2, 1]);
+        let sources = [Given::random(ne, 1), Given::random(of, 2).map(|x| x + 2.0)];
+        let ops: [(Op, fn(f64, f64) -> f64); 4] = [
+            (Op::Add, |a, b| a + b),
+            (Op::Sub, |a, b| a - b),
+            (Op::Mul, |a, b| a * b),
+            (Op::Div, |a, b| a / b),
+        ];
+        for (op, of_both) in ops {
+            let mut expected = Vec::new();
+            for i in 0..ne.iter().product() {
+                let (i0, i2) = (i % 6, i / 30 % 2);
+                expected.push(of_both(sources[0].value[i], sources[1].value[i2 * 3 + i0 % 3]));
+            }
+            let node = Node::new(op, ne);
+            assert_near(&node.value(&sources), &expected, node.op.name());
+            node.propagates(&[sources[0].clone().uncertain(1e-3), sources[1].clone()]);
+            node.propagates(&[sources[0].clone(), sources[1].clone().uncertain(1e-3)]);
+        }
+        let one = [sources[0].clone(), Given::of([1; 4], vec![2.5])];
+        let expected: Vec<f64> = sources[0].value.iter().map(|x| x + 2.5).collect();
+        assert_near(&Node::new(Op::Add1, ne).value(&one), &expected, "ADD1");
+    }
+
+    #[test]
+    fn each_slot_of_a_token_is_added_the_row_that_its_id_names() {
+        let (x, rows) = (Given::random([3, 2, 2, 1], 1), Given::random([3, 5, 1, 1], 2));
+        let ids = Given::of([2, 2, 1, 1], vec![4.0, 0.0, 2.0, 9.0]);
+        let node = Node::new(Op::AddId, x.ne);
+        let value = node.value(&[x.clone(), rows.clone(), ids.clone()]);
+        for (i, value) in value[..9].iter().enumerate() {
+            let row = ids.value[i / 3] as usize;
+            assert_eq!(*value, x.value[i] + rows.value[row * 3 + i % 3]);
+        }
+        assert!(value[9..].iter().all(|x| x.is_nan()));
+    }
+
+    #[test]
+    fn functions_of_one_rounding_are_what_they_are_called() {
+        let x = Given::random([11, 3, 1, 1], 3).map(|x| 3.0 * x);
+        let node = |op| Node::new(op, x.ne).float(0, -1.5).float(1, 0.75);
+        let ops: [(Op, fn(f64) -> f64); 12] = [
+            (Op::Scale, |x| -1.5 * x + 0.75),
+            (Op::Sqr, |x| x * x),
+            (Op::Clamp, |x| x.clamp(-1.5, 0.75)),
+            (Op::Abs, f64::abs),
+            (Op::Neg, |x| -x),
+            (Op::Relu, |x| x.max(0.0)),
+            (Op::LeakyRelu, |x| if x > 0.0 { x } else { -1.5 * x }),
+            (Op::Sgn, f64::signum),
+            (Op::Step, |x| f64::from(x > 0.0)),
+            (Op::Floor, f64::floor),
+            (Op::Round, f64::round),
+            (Op::Trunc, f64::trunc),
+        ];
+        for (op, of) in ops {
+            let expected: Vec<f64> = x.value.iter().map(|&x| of(x)).collect();
+            let is_stepped = matches!(op, Op::Sgn | Op::Step | Op::Floor | Op::Round | Op::Trunc);
+            let node = node(op);
+            assert_near(&node.value(&[x.clone()]), &expected, node.op.name());
+            if !is_stepped {
+                node.propagates(&[x.clone().uncertain(1e-3)]);
+            }
+        }
+        let roots = Given::random([7, 1, 1, 1], 4).map(|x| x * x);
+        Node::new(Op::Sqrt, roots.ne).propagates(&[roots.uncertain(1e-6)]);
+    }
+
+    #[test]
+    fn an_uncertain_input_may_be_on_either_side_of_a_step() {
+        let x = Given { spread: Some(vec![1e-3; 2]), ..Given::of([2, 1, 1, 1], vec![0.001, 0.5]) };
+        for op in [Op::Step, Op::Sgn, Op::Floor] {
+            let expected = Node::new(op, x.ne).compute(&[x.clone()]);
+            assert!(expected.bound(0) >= 1.0 && expected.bound(1) < 1e-6);
+        }
+    }
+}

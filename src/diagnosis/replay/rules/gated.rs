@@ -71,3 +71,61 @@ pub fn compute(call: &Call<'_, '_>) -> Result<Option<Expected<'static>>, GgufErr
         gating.at(gate, up, &arithmetic)
     })))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Given, Node, assert_near};
+    use crate::graph::Op;
+
+    #[test]
+    fn halves_are_gated_as_two_tensors_are() {
+        use Op::*;
+        let (gate, up) = (Given::random([5, 3, 2, 1], 1), Given::random([5, 3, 2, 1], 2));
+        let gate = gate.map(|x| 3.0 * x);
+        let joined = |first: &Given, second: &Given| {
+            let rows = first.value.chunks(5).zip(second.value.chunks(5));
+            Given::of([10, 3, 2, 1], rows.flat_map(|(a, b)| [a, b].concat()).collect())
+        };
+        for op in [Reglu, Geglu, Swiglu, SwigluOai, SwigluClamp, GegluErf, GegluQuick] {
+            let node = Node::new(op, gate.ne).float(2, 1.702).float(3, 0.5);
+            let value = node.value(&[gate.clone(), up.clone()]);
+            assert_eq!(node.value(&[joined(&gate, &up)]), value, "{}", node.op);
+            let swapped = node.clone().int(1, 1);
+            assert_eq!(swapped.value(&[joined(&up, &gate)]), value, "{}", node.op);
+            node.propagates(&[gate.clone().uncertain(1e-3), up.clone()]);
+            node.propagates(&[gate.clone(), up.clone().uncertain(1e-3)]);
+        }
+    }
+
+    #[test]
+    fn a_gated_function_is_the_function_times_up() {
+        let (gate, up) = (Given::random([7, 1, 1, 1], 3), Given::random([7, 1, 1, 1], 4));
+        let gate = gate.map(|x| 3.0 * x);
+        let pairs = [(Op::Swiglu, Op::Silu), (Op::Geglu, Op::Gelu), (Op::GegluErf, Op::GeluErf)];
+        for (gated, function) in pairs {
+            let product = Node::new(function, gate.ne).given(&[gate.clone()]);
+            let product = Node::new(Op::Mul, gate.ne).value(&[product, up.clone()]);
+            assert_near(
+                &Node::new(gated, gate.ne).value(&[gate.clone(), up.clone()]),
+                &product,
+                "",
+            );
+        }
+        let limited = |x: f64, y: f64| {
+            let (x, y) = (x.min(0.5), y.clamp(-0.5, 0.5));
+            x / (1.0 + (-x).exp()) * y
+        };
+        let expected: Vec<f64> =
+            gate.value.iter().zip(&up.value).map(|(x, y)| limited(*x, *y)).collect();
+        let node = Node::new(Op::SwigluClamp, gate.ne).float(3, 0.5);
+        assert_near(&node.value(&[gate.clone(), up.clone()]), &expected, "SWIGLU_CLAMP");
+        let oai = |x: f64, y: f64| {
+            let (x, y) = (x.min(0.5), y.clamp(-0.5, 0.5));
+            x / (1.0 + (-1.5 * x).exp()) * (y + 1.0)
+        };
+        let expected: Vec<f64> =
+            gate.value.iter().zip(&up.value).map(|(x, y)| oai(*x, *y)).collect();
+        let node = Node::new(Op::SwigluOai, gate.ne).float(2, 1.5).float(3, 0.5);
+        assert_near(&node.value(&[gate, up]), &expected, "SWIGLU_OAI");
+    }
+}

@@ -237,3 +237,97 @@ fn part_set(call: &Call<'_, '_>) -> Result<Expected<'static>, GgufError> {
     }
     Ok(call.exact(value, spread))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::testing::{Given, Node},
+        *,
+    };
+
+    fn counted(ne: [usize; 4]) -> Given {
+        Given::of(ne, (1..=ne.iter().product()).map(|i| i as f64).collect())
+    }
+
+    #[test]
+    fn rows_that_are_set_are_the_rows_that_are_taken() {
+        let table = Given::random([3, 7, 2, 5], 1).uncertain(1e-3);
+        let rows = Given::random([3, 2, 2, 5], 2);
+        let ids = Given::of([2, 1, 5, 1], vec![6.0, 0.0, 1.0, 2.0, 3.0, 1.0, 5.0, 4.0, 2.0, 0.0]);
+        let set = Node::new(Op::SetRows, table.ne);
+        let set = set.compute(&[rows.clone(), ids.clone(), table.clone()]);
+        let filled = Given::of(table.ne, set.value.clone());
+        let shared = |i: usize| ids.value[i / 4 * 2 + i % 2];
+        let all = Given::of([2, 2, 5, 1], (0..20).map(shared).collect());
+        assert_eq!(Node::new(Op::GetRows, rows.ne).value(&[filled, all]), rows.value);
+        let changed = set.value.iter().zip(&table.value).filter(|(a, b)| a != b).count();
+        assert_eq!(changed, rows.value.len());
+        for (i, value) in set.value.iter().enumerate() {
+            assert_eq!(set.most_spread(i) > 0.0, *value == table.value[i], "{i}");
+        }
+    }
+
+    #[test]
+    fn rows_of_a_weight_are_those_of_a_tensor_and_unknown_ids_give_nothing() {
+        let table = Given::random([5, 4, 1, 1], 3);
+        let ids = Given::of([3, 1, 1, 1], vec![3.0, 4.0, 0.0]);
+        let node = Node::new(Op::GetRows, [5, 3, 1, 1]);
+        let dense = node.value(&[table.clone(), ids.clone()]);
+        let of_weight = node.value(&[table.clone().weight(), ids]);
+        assert_eq!(dense[..5], table.value[15..]);
+        assert!(dense[5..10].iter().all(|x| x.is_nan()));
+        assert_eq!(dense[10..], table.value[..5]);
+        assert_eq!(format!("{dense:?}"), format!("{of_weight:?}"));
+    }
+
+    #[test]
+    fn a_part_is_set_where_its_strides_say() {
+        let (whole, part) = (counted([4, 3, 1, 1]), Given::of([2, 2, 1, 1], vec![-1.0; 4]));
+        let node = Node::new(Op::Set, whole.ne).int(0, 16).int(1, 48).int(2, 48).int(3, 20);
+        let expected = [1., 2., 3., 4., 5., -1., -1., 8., 9., -1., -1., 12.];
+        assert_eq!(node.value(&[whole, part]), expected);
+    }
+
+    #[test]
+    fn parts_are_joined_along_any_axis_and_repeated() {
+        for axis in 0..4 {
+            let (mut first, mut second) = ([2, 3, 1, 2], [2, 3, 1, 2]);
+            (first[axis], second[axis]) = (3, 1);
+            let mut ne = first;
+            ne[axis] = 4;
+            let sources = [Given::random(first, 4), Given::random(second, 5)];
+            let joined = Node::new(Op::Concat, ne).int(0, axis as i32).value(&sources);
+            for (i, value) in joined.iter().enumerate() {
+                let mut at = place(ne, i);
+                let source = usize::from(at[axis] >= 3);
+                at[axis] -= 3 * source;
+                assert_eq!(*value, sources[source].value[index(sources[source].ne, at)]);
+            }
+        }
+        let row = Node::new(Op::Repeat, [4, 2, 1, 1]).value(&[counted([2, 1, 1, 1])]);
+        assert_eq!(row, [1., 2., 1., 2., 1., 2., 1., 2.]);
+    }
+
+    #[test]
+    fn rows_are_padded_turned_cut_and_filled() {
+        let row = counted([3, 1, 1, 1]);
+        let padded = Node::new(Op::Pad, [6, 1, 1, 1]).int(0, 1).int(1, 2);
+        assert_eq!(padded.value(&[row.clone()]), [0., 1., 2., 3., 0., 0.]);
+        assert_eq!(padded.int(8, 1).value(&[row.clone()]), [3., 1., 2., 3., 1., 2.]);
+        let turned = Node::new(Op::Roll, row.ne).int(0, 1);
+        assert_eq!(turned.value(&[row.clone()]), [3., 1., 2.]);
+        assert_eq!(turned.int(0, -1).value(&[row.clone()]), [2., 3., 1.]);
+        let diagonal = Node::new(Op::Diag, [3, 3, 1, 1]).value(&[row]);
+        assert_eq!(diagonal, [1., 0., 0., 0., 2., 0., 0., 0., 3.]);
+        let square = counted([2, 2, 1, 1]);
+        let kept = [[1., 2., 0., 4.], [0., 2., 0., 0.], [1., 0., 3., 4.], [0., 0., 3., 0.]];
+        for (kind, expected) in kept.into_iter().enumerate() {
+            let node = Node::new(Op::Tri, square.ne).int(0, kind as i32);
+            assert_eq!(node.value(&[square.clone()]), expected);
+        }
+        let filled = Node::new(Op::Fill, [3, 1, 1, 1]).float(0, 0.5);
+        assert_eq!(filled.value(&[]), [0.5; 3]);
+        let range = Node::new(Op::Arange, [3, 1, 1, 1]).float(0, 1.0).float(2, 0.5);
+        assert_eq!(range.value(&[]), [1.0, 1.5, 2.0]);
+    }
+}

@@ -93,3 +93,57 @@ fn starts(call: &Call<'_, '_>) -> Vec<usize> {
     };
     (0..batches).flat_map(of_batch).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::testing::{Given, Node, assert_near},
+        *,
+    };
+
+    #[test]
+    fn groups_have_the_mean_and_the_size_that_a_norm_gives() {
+        for width in [1, 2, 7, 64] {
+            let x = Given::random([width, 5, 1, 1], 1).map(|x| 3.0 * x + 1.0);
+            for op in [Op::Norm, Op::RmsNorm, Op::L2Norm] {
+                let node = Node::new(op, x.ne);
+                let node = node.float(0, if width == 1 { 1.0 } else { 1e-9 });
+                let y = node.value(&[x.clone()]);
+                for row in y.chunks(width).filter(|_| width > 1) {
+                    let mean =
+                        |of: fn(f64) -> f64| row.iter().map(|y| of(*y)).sum::<f64>() / width as f64;
+                    let size = if node.op == Op::L2Norm { 1.0 / width as f64 } else { 1.0 };
+                    assert!((mean(|y| y * y) - size).abs() < 1e-6, "{} {width}", node.op);
+                    assert!(node.op != Op::Norm || mean(|y| y).abs() < 1e-12);
+                }
+                if width > 2 {
+                    node.propagates(&[x.clone().uncertain(1e-3)]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_epsilon_is_added_to_the_mean_square_or_limits_the_length() {
+        let x = Given::of([2, 1, 1, 1], vec![0.6, 0.8]);
+        let node = |op| Node::new(op, x.ne).float(0, 0.5).value(&[x.clone()]);
+        assert_near(&node(Op::RmsNorm), &[0.6, 0.8], "RMS_NORM");
+        assert_near(&node(Op::L2Norm), &[0.6, 0.8], "L2_NORM");
+        let scale = 1.0 / (0.01f64 + 0.5).sqrt();
+        assert_near(&node(Op::Norm), &[-0.1 * scale, 0.1 * scale], "NORM");
+    }
+
+    #[test]
+    fn a_group_is_some_channels() {
+        let x = Given::random([3, 2, 5, 2], 2);
+        let node = Node::new(Op::GroupNorm, x.ne).int(0, 2).float(1, 1e-5);
+        let y = node.value(&[x.clone()]);
+        // Three channels of 6 elements, then the two that are left.
+        for (from, count) in [(0, 18), (18, 12), (30, 18), (48, 12)] {
+            let group = Given::of([count, 1, 1, 1], x.value[from..from + count].to_vec());
+            let norm = Node::new(Op::Norm, group.ne).float(0, 1e-5).value(&[group]);
+            assert_near(&y[from..from + count], &norm, "GROUP_NORM");
+        }
+        node.propagates(&[x.uncertain(1e-3)]);
+    }
+}

@@ -100,3 +100,113 @@ fn of_terms(x: &Operand) -> f64 {
     let is_probability = |x: &f64| (0.0..=1.0 + 1e-3).contains(x);
     if x.value.iter().all(is_probability) { FUNCTION } else { 1.0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::testing::{Given, Node, assert_near},
+        *,
+    };
+    use crate::{diagnosis::replay::Spread, graph::Op};
+
+    /// The sums, and the sums of their terms' magnitudes.
+    fn naive(a: &Given, x: &Given) -> [Vec<f64>; 2] {
+        let ([k, m, a2, a3], [_, n, b2, b3]) = (a.ne, x.ne);
+        let mut sums = [Vec::new(), Vec::new()];
+        for at in 0..m * n * b2 * b3 {
+            let [output, row, i2, i3] = place([m, n, b2, b3], at);
+            let term = |i: usize| {
+                let from = [i, output, i2 / (b2 / a2), i3 / (b3 / a3)];
+                a.value[index(a.ne, from)] * x.value[index(x.ne, [i, row, i2, i3])]
+            };
+            sums[0].push((0..k).map(term).sum());
+            sums[1].push((0..k).map(|i| term(i).abs()).sum());
+        }
+        sums
+    }
+
+    #[test]
+    fn batches_of_weights_and_of_tensors_are_multiplied_alike() {
+        let shapes = [
+            ([1, 1, 1, 1], [1, 1, 1, 1]),
+            ([5, 3, 1, 1], [5, 7, 1, 1]),
+            ([64, 131, 1, 1], [64, 2, 1, 1]),
+            ([6, 4, 2, 1], [6, 3, 6, 1]),
+            ([7, 5, 2, 3], [7, 1, 4, 3]),
+        ];
+        for (of_a, of_x) in shapes {
+            let (a, x) = (Given::random(of_a, 1), Given::random(of_x, 2));
+            let [sums, magnitudes] = naive(&a, &x);
+            let node = Node::new(Op::MulMat, [of_a[1], of_x[1], of_x[2], of_x[3]]);
+            for a in [a.clone(), a.clone().weight()] {
+                let expected = node.compute(&[a.clone(), x.clone()]);
+                assert_near(&expected.value, &sums, "MUL_MAT");
+                let Spread::Product { factor, most, exact, .. } = &expected.spread else {
+                    panic!()
+                };
+                assert!(*factor >= (of_a[0] as f64).sqrt() * 2f64.powi(-24));
+                for (i, magnitude) in magnitudes.iter().enumerate() {
+                    assert!((exact(i) - magnitude).abs() <= 1e-12 && most(i) >= exact(i) - 1e-12);
+                }
+                // Where src1 is a weight it is read as a tensor.
+                let other = node.value(&[a.clone(), x.clone().weight()]);
+                assert_near(&other, &sums, "MUL_MAT of two weights");
+                node.propagates(&[a, x.clone().uncertain(1e-3)]);
+            }
+            node.propagates(&[a.uncertain(1e-3), x]);
+        }
+    }
+
+    #[test]
+    fn a_probability_is_only_known_to_some_roundings() {
+        let (v, p) = (Given::random([9, 3, 1, 1], 1), Given::random([9, 2, 1, 1], 2));
+        let node = Node::new(Op::MulMat, [3, 2, 1, 1]);
+        let factor = |x: Given| match node.compute(&[v.clone(), x]).spread {
+            Spread::Product { factor, .. } => factor,
+            _ => panic!(),
+        };
+        assert!(factor(p.clone().map(f64::abs)) > 4.0 * factor(p));
+    }
+
+    #[test]
+    fn each_slot_of_a_token_goes_to_its_expert() {
+        let (k, m, experts, slots, tokens) = (5, 3, 4, 2, 3);
+        let a = Given::random([k, m, experts, 1], 1);
+        let names = [3.0, 1.0, 0.0, 3.0, 2.0, 7.0];
+        let ids = Given::of([slots, tokens, 1, 1], names.to_vec());
+        let node = Node::new(Op::MulMatId, [m, slots, tokens, 1]);
+        for of_slots in [1, slots] {
+            let x = Given::random([k, of_slots, tokens, 1], 2);
+            for a in [a.clone(), a.clone().weight()] {
+                let value = node.value(&[a.clone(), x.clone(), ids.clone()]);
+                for (row, values) in value.chunks(m).enumerate() {
+                    if names[row] >= experts as f64 {
+                        assert!(values.iter().all(|y| y.is_nan()));
+                        continue;
+                    }
+                    let expert = names[row] as usize * m * k;
+                    let part = Given::of([k, m, 1, 1], a.value[expert..expert + m * k].to_vec());
+                    let from = (row / slots * of_slots + row % slots % of_slots) * k;
+                    let token = Given::of([k, 1, 1, 1], x.value[from..from + k].to_vec());
+                    let single = Node::new(Op::MulMat, [m, 1, 1, 1]).value(&[part, token]);
+                    assert_near(values, &single, "MUL_MAT_ID");
+                }
+                let known = Given::of(ids.ne, names.iter().map(|name| name % 4.0).collect());
+                node.propagates(&[a, x.clone().uncertain(1e-3), known]);
+            }
+        }
+    }
+
+    #[test]
+    fn an_outer_product_sums_over_rows() {
+        let (a, x) = (Given::random([3, 7, 1, 1], 1), Given::random([2, 7, 2, 1], 2));
+        let node = Node::new(Op::OutProd, [3, 2, 2, 1]);
+        let value = node.value(&[a.clone(), x.clone()]);
+        for (at, value) in value.iter().enumerate() {
+            let [i0, i1, i2, _] = place(node.ne, at);
+            let term = |t: usize| a.value[t * 3 + i0] * x.value[(i2 * 7 + t) * 2 + i1];
+            assert!((value - (0..7).map(term).sum::<f64>()).abs() < 1e-12);
+        }
+        node.propagates(&[a.uncertain(1e-3), x]);
+    }
+}

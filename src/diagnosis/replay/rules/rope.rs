@@ -143,3 +143,107 @@ pub fn compute(call: &Call<'_, '_>) -> Result<Option<Expected<'static>>, GgufErr
     }
     Ok(Some(call.expected(&points)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::testing::{Given, Node, assert_near},
+        *,
+    };
+    use crate::graph::Op;
+
+    const NE: [usize; 4] = [12, 2, 3, 1];
+
+    fn node(mode: i32, dims: i32) -> Node {
+        let node = Node::new(Op::Rope, NE).int(1, dims).int(2, mode).int(4, 64);
+        node.float(5, 100.0).float(6, 1.0).float(8, 1.0).float(9, 32.0).float(10, 1.0)
+    }
+
+    fn positions(of: [i32; 3]) -> Given {
+        Given::of([3, 1, 1, 1], of.map(f64::from).to_vec())
+    }
+
+    #[test]
+    fn pairs_turn_by_the_position_times_their_frequency() {
+        let x = Given::random(NE, 1);
+        for mode in [NORMAL, NEOX] {
+            let y = node(mode, 8).int(15, 2).value(&[x.clone(), positions([0, 1, 7])]);
+            assert_eq!(y[..24], x.value[..24]);
+            for (row, position) in [(2, 1.0), (5, 7.0f64)] {
+                let (x, y) = (&x.value[row * 12..], &y[row * 12..]);
+                assert_eq!([y[0], y[1], y[10], y[11]], [x[0], x[1], x[10], x[11]]);
+                for i in 0..4 {
+                    let (a, b) =
+                        if mode == NORMAL { (2 + 2 * i, 3 + 2 * i) } else { (2 + i, 6 + i) };
+                    let (sine, cosine) = (position * 10f64.powf(-(i as f64) / 2.0)).sin_cos();
+                    let turned = [x[a] * cosine - x[b] * sine, x[a] * sine + x[b] * cosine];
+                    assert_near(&[y[a], y[b]], &turned, "ROPE");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn turning_twice_is_turning_by_the_sum() {
+        let x = Given::random(NE, 2);
+        for mode in [NORMAL, NEOX] {
+            let node = node(mode, 12);
+            let once = node.given(&[x.clone(), positions([1, 5, 3])]);
+            let twice = node.value(&[once, positions([4, -5, 20])]);
+            assert_near(&twice, &node.value(&[x.clone(), positions([5, 0, 23])]), "ROPE");
+            node.propagates(&[x.clone().uncertain(1e-3), positions([1, 5, 3])]);
+        }
+    }
+
+    #[test]
+    fn sections_turn_with_their_own_positions() {
+        let x = Given::random(NE, 3);
+        let given = |of: [f64; 4]| {
+            Given::of([12, 1, 1, 1], of.into_iter().flat_map(|p| [p, p + 1.0, p + 2.0]).collect())
+        };
+        for (mode, sections) in [
+            (MROPE, [0, 0, 1, 2, 2, 3]),
+            // Each third pair, while its section lasts; then the fourth position.
+            (IMROPE, [0, 1, 2, 0, 3, 2]),
+        ] {
+            let node = node(mode, 12).int(11, 2).int(12, 1).int(13, 2).int(14, 1);
+            let plain = |position| {
+                let neox = super::tests::node(NEOX, 12);
+                neox.value(&[x.clone(), positions([position, position + 1, position + 2])])
+            };
+            assert_near(&node.value(&[x.clone(), given([9.0; 4])]), &plain(9), "equal positions");
+            let mixed = node.value(&[x.clone(), given([3.0, 5.0, 7.0, 11.0])]);
+            for (i, section) in sections.into_iter().enumerate() {
+                let alone = plain([3, 5, 7, 11][section]);
+                for row in 0..6 {
+                    for element in [row * 12 + i, row * 12 + 6 + i] {
+                        assert_eq!(mixed[element], alone[element], "{mode} pair {i}");
+                    }
+                }
+            }
+        }
+        assert!(node(24, 6).try_compute(&[x, given([0.0; 4])]).is_none());
+    }
+
+    #[test]
+    fn frequencies_are_divided_scaled_and_mixed() {
+        let x = Given::random(NE, 4);
+        let (near, far) = (positions([1, 2, 3]), positions([4, 8, 12]));
+        let plain = node(NEOX, 12).value(&[x.clone(), near]);
+        let scaled = node(NEOX, 12).float(6, 0.25);
+        assert_near(&scaled.value(&[x.clone(), far.clone()]), &plain, "linear scaling");
+        let factors = Given::of([6, 1, 1, 1], vec![4.0; 6]);
+        let divided = node(NEOX, 12).value(&[x.clone(), far.clone(), factors.weight()]);
+        assert_near(&divided, &plain, "frequency factors");
+        // YaRN: the fastest pair turns as without scaling, the slowest as with; all grow.
+        let mixed = scaled.clone().float(7, 1.0).value(&[x.clone(), far.clone()]);
+        let grown = 1.0 + 0.1 * 4f64.ln();
+        let unscaled = node(NEOX, 12).value(&[x.clone(), far.clone()]);
+        for (pair, like) in [(0, unscaled), (5, plain)] {
+            for element in [pair, pair + 6] {
+                assert!((mixed[element] - grown * like[element]).abs() < 1e-12, "pair {pair}");
+            }
+        }
+        scaled.float(7, 1.0).propagates(&[x.uncertain(1e-3), far]);
+    }
+}

@@ -123,14 +123,79 @@ pub fn compute(call: &Call<'_, '_>) -> Result<Expected<'static>, GgufError> {
 
 #[cfg(test)]
 mod tests {
-    use super::slope;
+    use super::{
+        super::testing::{Given, Node, assert_near},
+        *,
+    };
+    use crate::graph::Op;
+
+    const NONE: f64 = f64::NEG_INFINITY;
+
+    fn naive(scores: &[f64]) -> Vec<f64> {
+        let sum: f64 = scores.iter().map(|score| score.exp()).sum();
+        scores.iter().map(|score| score.exp() / sum).collect()
+    }
 
     #[test]
     fn slopes_are_powers_of_two_and_those_between() {
-        let slopes =
-            |heads: usize| -> Vec<f64> { (0..heads).map(|h| slope(8.0, heads, h)).collect() };
+        let slopes = |heads| -> Vec<f64> { (0..heads).map(|h| slope(8.0, heads, h)).collect() };
         assert_eq!(slopes(4), [0.25, 0.0625, 2f64.powi(-6), 2f64.powi(-8)]);
         assert_eq!(slopes(6)[4..], [0.5, 0.125]);
         assert_eq!(slope(0.0, 6, 5), 1.0);
+    }
+
+    #[test]
+    fn a_mask_is_added_with_each_heads_slope_and_its_infinities_give_zero() {
+        // keys, queries, heads, batches; the mask has rows to spare.
+        let x = Given::random([5, 3, 6, 2], 1).map(|x| 4.0 * x);
+        let mut mask = Given::random([5, 4, 1, 1], 2);
+        for (i, masked) in mask.value.iter_mut().enumerate() {
+            if i % 5 > i / 5 + 1 {
+                *masked = NONE;
+            }
+        }
+        for bias in [0.0, 8.0] {
+            let node = Node::new(Op::SoftMax, x.ne).float(0, 0.5).float(1, bias);
+            let expected = node.compute(&[x.clone(), mask.clone()]);
+            for (row, values) in expected.value.chunks(5).enumerate() {
+                let slope = slope(f64::from(bias), 6, row / 3 % 6);
+                let score =
+                    |i: usize| 0.5 * x.value[row * 5 + i] + slope * mask.value[row % 3 * 5 + i];
+                let scores: Vec<f64> = (0..5).map(score).collect();
+                assert_near(values, &naive(&scores), "SOFT_MAX");
+                for i in (0..5).filter(|&i| scores[i] == NONE) {
+                    assert_eq!(expected.times_bound(row * 5 + i, 0.0), Some(0.0));
+                    assert!(expected.times_bound(row * 5 + i, 1e-30).is_some_and(|x| x > 1.0));
+                }
+            }
+            node.propagates(&[x.clone().uncertain(1e-3), mask.clone()]);
+        }
+    }
+
+    #[test]
+    fn a_sink_takes_its_share() {
+        let x = Given::random([3, 1, 2, 1], 3);
+        // No mask: the sinks are the third source, after one that adds nothing.
+        let mask = Given::of([3, 1, 1, 1], vec![0.0; 3]);
+        let sinks = Given::of([2, 1, 1, 1], vec![2.0, -1.0]);
+        let node = Node::new(Op::SoftMax, x.ne).float(0, 1.0);
+        let value = node.value(&[x.clone(), mask, sinks.clone().weight()]);
+        for (head, values) in value.chunks(3).enumerate() {
+            let mut scores = x.value[head * 3..(head + 1) * 3].to_vec();
+            scores.push(sinks.value[head]);
+            assert_near(values, &naive(&scores)[..3], "SOFT_MAX");
+        }
+    }
+
+    #[test]
+    fn nothing_is_expected_of_a_row_that_sees_nothing() {
+        let x = Given::random([4, 2, 1, 1], 4).uncertain(1e-3);
+        let mut mask = Given::of([4, 2, 1, 1], vec![NONE; 8]);
+        mask.value[7] = 0.0;
+        let expected = Node::new(Op::SoftMax, x.ne).float(0, 1.0).compute(&[x, mask]);
+        for i in 0..4 {
+            assert_eq!(expected.times_bound(i, f32::NAN), None);
+        }
+        assert_eq!(expected.value[4..], [0.0, 0.0, 0.0, 1.0]);
     }
 }

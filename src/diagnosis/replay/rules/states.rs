@@ -5,7 +5,10 @@
 
 use rayon::prelude::*;
 
-use super::{Call, FUNCTION, Op, Point, Source, functions};
+use super::{
+    Call, FUNCTION, Op, Point, Source, functions,
+    point::{Dot, exponential},
+};
 use crate::{diagnosis::replay::Expected, model::gguf::GgufError};
 
 /// The sizes of a recurrence.
@@ -50,27 +53,6 @@ impl Recurrence {
         }
         points.extend(heads.iter().flat_map(|head| &head.state));
         call.expected(&points)
-    }
-}
-
-/// A sum of products that are not rounded on their own, in any order.
-#[derive(Clone, Copy, Debug, Default)]
-struct Dot {
-    sum: Point,
-    magnitude: f64,
-    count: usize,
-}
-
-impl Dot {
-    fn add(&mut self, term: Point) {
-        self.sum = self.sum.plus(term);
-        self.magnitude += term.value.abs();
-        self.count += 1;
-    }
-
-    fn point(self, u: f64) -> Point {
-        let own = (self.count as f64).sqrt() * u * self.magnitude;
-        Point { spread: self.sum.spread.hypot(own), ..self.sum }
     }
 }
 
@@ -160,13 +142,6 @@ fn step_size(dt: Point, u: f64) -> Point {
     Point { value, spread: slope * dt.spread, single: u * (FUNCTION * value + 4.0) }
 }
 
-/// exp(x) of an x that has errors.
-pub fn exponential(x: Point, u: f64) -> Point {
-    let value = x.value.exp();
-    let own = u * (FUNCTION + 2.0 * x.value.abs());
-    Point { value, spread: value * x.spread, single: value * (x.single + own) }
-}
-
 /// RWKV 6 and gated linear attention: states of a head are (width, width), the rows decay.
 ///
 /// RWKV_WKV6 has k, v, r, the bonus, the decay and the states; GATED_LINEAR_ATTN has k, v, q, the
@@ -235,5 +210,123 @@ impl LinearAttention<'_> {
             outputs.extend(dots.into_iter().map(|dot| dot.point(u)));
         }
         Head { outputs, state }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::testing::{Given, Node, assert_near},
+        *,
+    };
+
+    const N: usize = 5;
+    const WIDTH: usize = 3;
+    const HEADS: usize = 4;
+    const TOKENS: usize = 6;
+
+    fn scan_sources(tokens: usize, sequences: usize) -> Vec<Given> {
+        let of_groups = [N, 2, tokens, sequences];
+        let ids = (0..sequences).rev().map(|id| id as f64).collect();
+        vec![
+            Given::random([N, WIDTH, HEADS, sequences], 1),
+            Given::random([WIDTH, HEADS, tokens, sequences], 2),
+            Given::random([HEADS, tokens, sequences, 1], 3),
+            Given::random([N, HEADS, 1, 1], 4).map(|x| x - 1.5).weight(),
+            Given::random(of_groups, 5),
+            Given::random(of_groups, 6),
+            Given::of([sequences, 1, 1, 1], ids),
+        ]
+    }
+
+    fn scan_node(tokens: usize, sequences: usize) -> Node {
+        let state = N * WIDTH * HEADS * sequences;
+        Node::new(Op::SsmScan, [WIDTH * HEADS * tokens * sequences + state, 1, 1, 1]).int(0, 1)
+    }
+
+    #[test]
+    fn a_scan_is_its_recurrence() {
+        let (sequences, sources) = (2, scan_sources(TOKENS, 2));
+        let [s, x, dt, a, b, c] = std::array::from_fn(|i| &sources[i].value);
+        let value = scan_node(TOKENS, sequences).value(&sources);
+        let (outputs, states) = value.split_at(WIDTH * HEADS * TOKENS * sequences);
+        for at in 0..N * WIDTH * HEADS * sequences {
+            let (j, i, head) = (at % N, at / N % WIDTH, at / N / WIDTH % HEADS);
+            let sequence = at / N / WIDTH / HEADS;
+            let mut state = s[at % (N * WIDTH * HEADS) + (1 - sequence) * N * WIDTH * HEADS];
+            for token in 0..TOKENS {
+                let row = (sequence * TOKENS + token) * HEADS + head;
+                let step = (1.0 + dt[row].exp()).ln();
+                let group = ((sequence * TOKENS + token) * 2 + head / 2) * N + j;
+                state =
+                    state * (step * a[head * N + j]).exp() + b[group] * x[row * WIDTH + i] * step;
+            }
+            assert!((states[at] - state).abs() < 1e-12, "state {at}");
+        }
+        // The last output reads the last state.
+        let last = (sequences * TOKENS - 1) * HEADS + HEADS - 1;
+        let group = ((sequences * TOKENS - 1) * 2 + 1) * N;
+        let dot: f64 = (0..N).map(|j| states[states.len() - N + j] * c[group + j]).sum();
+        assert!((outputs[last * WIDTH + WIDTH - 1] - dot).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_scan_passes_on_what_any_of_its_sources_may_be_off() {
+        for source in [0, 1, 2, 4, 5] {
+            let mut sources = scan_sources(TOKENS, 1);
+            sources[source] = sources[source].clone().uncertain(1e-4);
+            scan_node(TOKENS, 1).propagates(&sources);
+        }
+        let more = scan_node(TOKENS, 1).int(0, 2);
+        assert!(more.try_compute(&scan_sources(TOKENS, 1)).is_none());
+    }
+
+    fn attention_sources(op: &Op, tokens: usize) -> Vec<Given> {
+        let row = [WIDTH, HEADS, tokens, 1];
+        let decay = Given::random(row, 4).map(|x| 0.5 + 0.4 * x);
+        let mut sources: Vec<Given> = (1..4).map(|seed| Given::random(row, seed)).collect();
+        if *op == Op::RwkvWkv6 {
+            sources.push(Given::random([WIDTH, HEADS, 1, 1], 5).weight());
+        }
+        sources.extend([decay, Given::random([WIDTH * WIDTH * HEADS, 1, 1, 1], 6)]);
+        sources
+    }
+
+    fn attention_node(op: &Op, tokens: usize) -> Node {
+        Node::new(op.clone(), [WIDTH * HEADS, tokens + WIDTH, 1, 1]).float(0, 0.5)
+    }
+
+    #[test]
+    fn linear_attention_is_its_recurrence() {
+        for op in [Op::RwkvWkv6, Op::GatedLinearAttention] {
+            let sources = attention_sources(&op, TOKENS);
+            let is_wkv = op == Op::RwkvWkv6;
+            let decay = &sources[sources.len() - 2].value;
+            let [k, v, r] = std::array::from_fn(|i| &sources[i].value);
+            let mut state = sources[sources.len() - 1].value.clone();
+            let mut expected = vec![0.0; WIDTH * HEADS * TOKENS];
+            for token in 0..TOKENS {
+                for at in 0..state.len() {
+                    let (j, i, head) = (at % WIDTH, at / WIDTH % WIDTH, at / WIDTH / WIDTH);
+                    let row = (token * HEADS + head) * WIDTH;
+                    let added = k[row + i] * v[row + j];
+                    let next = state[at] * decay[row + i] + added;
+                    expected[row + j] += if is_wkv {
+                        r[row + i] * (state[at] + sources[3].value[head * WIDTH + i] * added)
+                    } else {
+                        0.5 * r[row + i] * next
+                    };
+                    state[at] = next;
+                }
+            }
+            expected.extend(state);
+            let node = attention_node(&op, TOKENS);
+            assert_near(&node.value(&sources), &expected, op.name());
+            for source in [0, 1, 2, sources.len() - 2, sources.len() - 1] {
+                let mut sources = sources.clone();
+                sources[source] = sources[source].clone().uncertain(1e-4);
+                node.propagates(&sources);
+            }
+        }
     }
 }

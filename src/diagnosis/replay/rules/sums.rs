@@ -135,3 +135,74 @@ fn solution(call: &Call<'_, '_>) -> Result<Expected<'static>, GgufError> {
     };
     Ok(call.expected(&(0..call.elements()).map(element).collect::<Vec<_>>()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::testing::{Given, Node, assert_near},
+        *,
+    };
+
+    #[test]
+    fn rows_and_all_are_summed() {
+        let x = Given::random([7, 3, 2, 1], 1);
+        let rows: Vec<f64> = x.value.chunks(7).map(|row| row.iter().sum()).collect();
+        let means: Vec<f64> = rows.iter().map(|sum| sum / 7.0).collect();
+        let nodes = [
+            (Node::new(Op::SumRows, [1, 3, 2, 1]), rows.clone()),
+            (Node::new(Op::Mean, [1, 3, 2, 1]), means),
+            (Node::new(Op::Sum, [1, 1, 1, 1]), vec![rows.iter().sum()]),
+        ];
+        for (node, expected) in nodes {
+            assert_near(&node.value(&[x.clone()]), &expected, node.op.name());
+            node.propagates(&[x.clone().uncertain(1e-3)]);
+        }
+        let running = Node::new(Op::CumSum, x.ne);
+        let sums = running.value(&[x.clone()]);
+        for (row, sums) in x.value.chunks(7).zip(sums.chunks(7)) {
+            assert_eq!(sums[0], row[0]);
+            assert_near(&sums[6..], &[row.iter().sum()], "CUMSUM");
+        }
+        running.propagates(&[x.uncertain(1e-3)]);
+    }
+
+    #[test]
+    fn a_kernel_slides_over_the_tokens_of_its_channel() {
+        let (k, tokens, channels, sequences) = (4, 5, 3, 2);
+        let x = Given::random([k - 1 + tokens, channels, sequences, 1], 1);
+        let kernel = Given::random([k, channels, 1, 1], 2);
+        let node = Node::new(Op::SsmConv, [channels, tokens, sequences, 1]);
+        let mut expected = Vec::new();
+        for sequence in 0..sequences {
+            for token in 0..tokens {
+                for channel in 0..channels {
+                    let row = &x.value[(sequence * channels + channel) * 8 + token..];
+                    let taps = &kernel.value[channel * k..(channel + 1) * k];
+                    expected.push(row.iter().zip(taps).map(|(x, w)| x * w).sum());
+                }
+            }
+        }
+        assert_near(&node.value(&[x.clone(), kernel.clone().weight()]), &expected, "SSM_CONV");
+        node.propagates(&[x.uncertain(1e-3), kernel]);
+    }
+
+    #[test]
+    fn a_solution_solves_its_system() {
+        let (n, columns) = (7, 3);
+        let shapes = ([n, n, 2, 1], [columns, n, 2, 1]);
+        let mut a = Given::random(shapes.0, 1).map(|x| 0.5 * x);
+        (0..2 * n).for_each(|row| a.value[row * n + row % n] += 2.0);
+        let b = Given::random(shapes.1, 2);
+        let node = Node::new(Op::SolveTri, b.ne);
+        let x = node.value(&[a.clone(), b.clone()]);
+        for (i, b) in b.value.iter().enumerate() {
+            let [column, row, batch, _] = place(node.ne, i);
+            let term = |t: usize| {
+                a.value[(batch * n + row) * n + t] * x[(batch * n + t) * columns + column]
+            };
+            assert!(((0..=row).map(term).sum::<f64>() - b).abs() < 1e-12);
+        }
+        node.propagates(&[a.clone().uncertain(1e-4), b.clone()]);
+        node.propagates(&[a, b.uncertain(1e-4)]);
+    }
+}

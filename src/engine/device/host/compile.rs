@@ -1,7 +1,6 @@
 //! From `.cu` text to a shared library, through the system C++ compiler; cached by content.
 
 use std::{
-    ffi::OsString,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -10,7 +9,10 @@ use rayon::prelude::*;
 
 use crate::{
     core::cache,
-    engine::device::{DeviceError, KernelSource, host::assembly},
+    engine::device::{
+        DeviceError, KernelSource,
+        host::{Compiler, assembly},
+    },
 };
 
 const HEADER: &str = include_str!("../../../../kernels/host/cuda_host.h");
@@ -92,65 +94,6 @@ const TARGET_FLAGS: &[&str] = if cfg!(target_feature = "f16c") { &["-mf16c"] } e
 
 /// Lines of a compiler's message that are worth showing.
 const MESSAGE_LINES: usize = 12;
-
-/// A C++ compiler.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Compiler {
-    pub path: PathBuf,
-    /// The first line of `--version`.
-    pub version: String,
-}
-
-/// The C++ compiler that kernels are built with: `$CXX`, else c++, g++ or clang++.
-pub fn compiler() -> Result<Compiler, DeviceError> {
-    let named = std::env::var_os("CXX").filter(|name| !name.is_empty());
-    let candidates: Vec<OsString> = match named {
-        Some(name) => vec![name],
-        None => ["c++", "g++", "clang++"].map(OsString::from).to_vec(),
-    };
-    let found = candidates.iter().find_map(|name| Compiler::at(Path::new(name)));
-    found.ok_or_else(|| {
-        let tried: Vec<_> = candidates.iter().map(|name| name.to_string_lossy()).collect();
-        DeviceError::NoCompiler { tried: tried.join(", ") }
-    })
-}
-
-impl Compiler {
-    /// The compiler of that name or path, if it answers.
-    pub fn at(path: &Path) -> Option<Compiler> {
-        let output = Command::new(path).arg("--version").output().ok()?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let version = text.lines().next()?.to_string();
-        output.status.success().then(|| Compiler { path: path.to_path_buf(), version })
-    }
-
-    /// The library of AddressSanitizer, which a process must have from its start.
-    pub fn address_sanitizer(&self) -> Result<PathBuf, DeviceError> {
-        let name = "libasan.so";
-        let output = run(Command::new(&self.path).arg(format!("-print-file-name={name}")))?;
-        let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-        // A compiler without it repeats the name.
-        if path.is_absolute() && path.exists() {
-            Ok(path)
-        } else {
-            Err(DeviceError::Tool {
-                tool: format!("{} -print-file-name={name}", self.path.display()),
-                detail: "it has no AddressSanitizer of its own; install g++ and set CXX=g++"
-                    .to_string(),
-            })
-        }
-    }
-
-    fn takes(&self, flag: &str) -> bool {
-        let mut command = Command::new(&self.path);
-        command.args([flag, "-E", "-x", "c++", "/dev/null"]);
-        command.output().is_ok_and(|output| output.status.success())
-    }
-
-    fn run(&self, folder: &Path, arguments: &[&str]) -> Result<Output, DeviceError> {
-        run(Command::new(&self.path).args(arguments).current_dir(folder))
-    }
-}
 
 /// A compiled set of kernel files.
 #[derive(Clone, Debug)]
@@ -321,7 +264,7 @@ fn link(
     to: &Path,
 ) -> Result<(), DeviceError> {
     let scratch = scratch(folder)?;
-    let mut command = Command::new(&compiler.path);
+    let mut command = compiler.command();
     command.args(["-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", "-o", "unit.so"]);
     if watch == Watch::Sanitizers {
         command.arg("-fsanitize=address,undefined");
@@ -336,7 +279,7 @@ fn link(
     std::fs::rename(scratch.path().join("unit.so"), to).map_err(cache_error)
 }
 
-fn run(command: &mut Command) -> Result<Output, DeviceError> {
+pub(super) fn run(command: &mut Command) -> Result<Output, DeviceError> {
     // Where AddressSanitizer watches this process, the compiler is none of its business.
     if std::env::var_os("LD_PRELOAD").is_some_and(|set| set.to_string_lossy().contains("libasan")) {
         command.env_remove("LD_PRELOAD");
@@ -357,7 +300,7 @@ fn cache_error(error: std::io::Error) -> DeviceError {
 
 fn key(compiler: &Compiler, flags: &[&str], text: &str) -> String {
     let mut hasher = blake3::Hasher::new();
-    for part in [text, HEADER, FP16, CHECK, HOOKS, &compiler.version].iter().chain(flags) {
+    for part in [text, HEADER, FP16, CHECK, HOOKS, &compiler.identity()].iter().chain(flags) {
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
     }
     hasher.finalize().to_hex()[..32].to_string()

@@ -8,8 +8,9 @@ use std::{
 use crate::engine::device::{
     Arg, Buffer, Device, DeviceError, Gemm, KernelSource, Launch,
     host::{
-        compile::{self, Compiler, Watch},
-        gemm,
+        Compiler,
+        compile::{self, Watch},
+        compiler, gemm,
         module::{Module, ThreadOrder},
         regions::Regions,
     },
@@ -86,7 +87,7 @@ impl HostDevice {
     pub fn new(options: HostOptions) -> Result<HostDevice, DeviceError> {
         let compiler = match &options.compiler {
             Some(compiler) => compiler.clone(),
-            None => compile::compiler()?,
+            None => compiler()?,
         };
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let workers = if options.checked || options.sanitized {

@@ -2,12 +2,13 @@
 
 mod assembly;
 mod compile;
+mod compiler;
 mod device;
 mod gemm;
 mod lines;
 mod module;
 mod regions;
 
-pub use compile::{Compiler, compiler};
+pub use compiler::{Compiler, CompilerCall, compiler, compiler_names};
 pub use device::{HostDevice, HostOptions};
 pub use module::ThreadOrder;

@@ -21,7 +21,7 @@ pub(super) enum Question {
     /// The keys and tensors of a model.
     Plan(ArchSpec),
     /// Whether llama.cpp loads a file and decodes with it.
-    Trial { name: String, path: PathBuf },
+    Trial { spec: ArchSpec, path: PathBuf },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -39,7 +39,7 @@ pub fn serve() -> std::io::Result<()> {
     std::io::stdin().read_to_string(&mut question)?;
     let answer = match serde_json::from_str(&question)? {
         Question::Plan(spec) => plan::plan(&spec).map(Answer::Layout),
-        Question::Trial { name, path } => trial::trial(&name, &path).map(|()| Answer::Decoded),
+        Question::Trial { spec, path } => trial::trial(&spec, &path).map(|()| Answer::Decoded),
     };
     let answer = answer.unwrap_or_else(|error| Answer::Refused(error.to_string()));
     let mut out = std::io::stdout();
@@ -49,28 +49,29 @@ pub fn serve() -> std::io::Result<()> {
 
 /// The keys and tensors of a model.
 pub(super) fn layout(spec: &ArchSpec, program: &Path) -> Result<Layout, SynthError> {
-    match ask(&Question::Plan(spec.clone()), &spec.name, program)? {
+    match ask(&Question::Plan(spec.clone()), spec, program)? {
         Answer::Layout(layout) => Ok(layout),
-        _ => Err(SynthError::Refused { name: spec.name.clone(), detail: "no layout".into() }),
+        Answer::Decoded | Answer::Refused(_) => Err(spec.refused("it planned nothing".to_string())),
     }
 }
 
 /// Loads a file of an architecture in llama.cpp and decodes with it.
-pub(super) fn try_out(name: &str, path: &Path, program: &Path) -> Result<(), SynthError> {
-    let question = Question::Trial { name: name.to_string(), path: path.to_path_buf() };
-    ask(&question, name, program).map(|_| ())
+pub(super) fn try_out(spec: &ArchSpec, path: &Path, program: &Path) -> Result<(), SynthError> {
+    let question = Question::Trial { spec: spec.clone(), path: path.to_path_buf() };
+    ask(&question, spec, program).map(|_| ())
 }
 
-fn ask(question: &Question, name: &str, program: &Path) -> Result<Answer, SynthError> {
+fn ask(question: &Question, spec: &ArchSpec, program: &Path) -> Result<Answer, SynthError> {
     let failed = |source| SynthError::Program { program: program.to_path_buf(), source };
     let output = run(question, program).map_err(failed)?;
     match serde_json::from_slice(&output.stdout) {
         Ok(Answer::Refused(message)) => Err(SynthError::Child(message)),
         Ok(answer) => Ok(answer),
         Err(_) => {
-            let detail = log::complaint(&String::from_utf8_lossy(&output.stderr));
-            let status = output.status.to_string();
-            Err(SynthError::Crashed { name: name.to_string(), status, detail })
+            let said = log::complaint(&String::from_utf8_lossy(&output.stderr));
+            let detail = format!("{}; it last said: {said}", output.status);
+            let (name, next_step) = (spec.name.clone(), spec.next_step());
+            Err(SynthError::Crashed { name, detail, next_step })
         }
     }
 }

@@ -1,5 +1,5 @@
-//! llama.cpp's log in the child process: kept, and passed on to standard error for the parent, which
-//! reads it where llama.cpp has ended the process.
+//! llama.cpp's log in the child process: kept, and passed on to standard error for the parent,
+//! which reads it where llama.cpp has ended the process.
 
 use std::{
     ffi::{CStr, c_char, c_void},
@@ -43,8 +43,8 @@ pub(super) fn take() -> String {
     LOG.lock().map(|mut log| std::mem::take(&mut *log)).unwrap_or_default()
 }
 
-/// The line of a log that says what went wrong in the last attempt, without the paths of the machine
-/// that built llama.cpp.
+/// The line of a log that says what went wrong in the last attempt, without the paths of the
+/// machine that built llama.cpp.
 pub(super) fn complaint(log: &str) -> String {
     let log = log.rsplit_once(ATTEMPT).map_or(log, |(_, last)| last);
     let lines = log.lines().map(str::trim).filter(|line| line.chars().any(char::is_alphanumeric));

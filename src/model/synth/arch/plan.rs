@@ -44,8 +44,7 @@ pub(super) fn plan(spec: &ArchSpec) -> Result<Layout, SynthError> {
         let log = log::take();
         let mended = mended(spec, &keys, &log)?;
         let Some((key, value)) = mended else {
-            let detail = log::complaint(&log);
-            return Err(SynthError::Refused { name: spec.name.clone(), detail });
+            return Err(spec.refused(log::complaint(&log)));
         };
         keys.insert(key, value);
     }

@@ -14,6 +14,9 @@ use crate::model::synth::{MAX_SIZE, MIN_VOCAB, SynthError, WeightType, tokenizer
 /// Keys of a file by their whole names.
 pub(super) type Keys = BTreeMap<String, Value>;
 
+/// The vocabulary where an architecture dictates none.
+const VOCAB: usize = 320;
+
 /// How keys begin that carry no architecture.
 const GLOBAL: [&str; 3] = ["general.", "tokenizer.", "xielu."];
 
@@ -64,7 +67,7 @@ pub struct ArchSpec {
     /// As [`architectures`](super::architectures) names it.
     pub name: String,
     pub sizes: Sizes,
-    /// At least [`MIN_VOCAB`]; `None` is the architecture's own.
+    /// At least [`MIN_VOCAB`]; by default small.
     pub vocab: Option<usize>,
     /// Come last, in this order.
     pub settings: Vec<Setting>,
@@ -85,10 +88,11 @@ impl ArchSpec {
 
     /// Tokens of the vocabulary.
     pub(super) fn n_vocab(&self) -> Result<usize, SynthError> {
-        let value = self.vocab.unwrap_or(self.architecture()?.entry.vocab);
-        if !(MIN_VOCAB..=MAX_SIZE).contains(&value) {
-            let what = "vocabulary size";
-            return Err(SynthError::Size { what, value, min: MIN_VOCAB, max: MAX_SIZE });
+        let (what, entry) = ("vocabulary size", self.architecture()?.entry);
+        let min = entry.min_vocab.max(MIN_VOCAB);
+        let value = self.vocab.unwrap_or(min.max(VOCAB));
+        if !(min..=MAX_SIZE).contains(&value) {
+            return Err(SynthError::Size { what, value, min, max: MAX_SIZE });
         }
         Ok(value)
     }
@@ -120,7 +124,38 @@ impl ArchSpec {
                 None => keys.remove(&key),
             };
         }
+        self.check_heads(&keys)?;
         Ok(keys)
+    }
+
+    fn check_heads(&self, keys: &Keys) -> Result<(), SynthError> {
+        let count = |key: &str| match keys.get(&self.whole(key).ok()?) {
+            Some(Value::U32(count)) if *count > 0 => Some(*count as usize),
+            _ => None,
+        };
+        match (count("attention.head_count"), count("attention.head_count_kv")) {
+            (Some(n_head), Some(n_head_kv)) if !n_head.is_multiple_of(n_head_kv) => {
+                Err(SynthError::HeadRatio { n_head, n_head_kv })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// llama.cpp did not make or run the model, for that reason.
+    pub(super) fn refused(&self, detail: String) -> SynthError {
+        let next_step = self.next_step();
+        SynthError::Refused { name: self.name.clone(), detail, next_step }
+    }
+
+    /// What to change when llama.cpp cannot run the model.
+    pub(super) fn next_step(&self) -> &'static str {
+        if self.sizes.head_dim.is_some() {
+            "leave out --head-dim: in many architectures it is hidden size / query heads"
+        } else if self.sizes != Sizes::default() {
+            "change a size, or a key with --set"
+        } else {
+            "change a key with --set"
+        }
     }
 
     /// The value of a key that llama.cpp asks for, unless it was removed or has no default.
@@ -177,6 +212,7 @@ impl ArchSpec {
         };
         let (layers, embd) = (size("block_count")? as usize, size("embedding_length")?);
         let heads = size("attention.head_count")?.max(1);
-        Ok(Shape { layers, embd, head_dim: self.sizes.head_dim.unwrap_or(embd / heads) })
+        let head_dim = self.sizes.head_dim.unwrap_or(embd / heads);
+        Ok(Shape { layers, embd, heads, head_dim })
     }
 }

@@ -13,8 +13,8 @@ pub(super) struct Entry {
     pub(super) arch: &'static str,
     /// Later keys replace earlier ones.
     pub(super) keys: &'static [&'static [Key]],
-    /// Tokens of the vocabulary.
-    pub(super) vocab: usize,
+    /// The smallest vocabulary, where the architecture dictates one.
+    pub(super) min_vocab: usize,
     /// Tensors that its models have, of those that others lack: names without the layer.
     pub(super) kept: &'static [&'static str],
     /// Tensors that llama.cpp could use and its models lack.
@@ -36,8 +36,8 @@ impl Entry {
         Entry { is_fused: true, ..self }
     }
 
-    const fn vocab(self, vocab: usize) -> Entry {
-        Entry { vocab, ..self }
+    const fn vocab(self, min_vocab: usize) -> Entry {
+        Entry { min_vocab, ..self }
     }
 }
 
@@ -49,11 +49,8 @@ pub(super) struct Variant {
     pub(super) keys: &'static [Key],
 }
 
-/// The vocabulary where an architecture dictates none.
-const VOCAB: usize = 320;
-
 const fn arch(arch: &'static str, keys: &'static [&'static [Key]]) -> Entry {
-    Entry { arch, keys, vocab: VOCAB, kept: &[], left_out: &[], is_fused: false }
+    Entry { arch, keys, min_vocab: 0, kept: &[], left_out: &[], is_fused: false }
 }
 
 const fn variant(arch: &'static str, name: &'static str, keys: &'static [Key]) -> Variant {
@@ -66,7 +63,7 @@ const HEADS: &[Key] = &[
     ("attention.value_length", Head(0)),
     ("rope.dimension_count", Head(0)),
 ];
-const ALL_KV_HEADS: &[Key] = &[("attention.head_count_kv", U(4))];
+const ALL_KV_HEADS: &[Key] = &[("attention.head_count_kv", Heads)];
 const EXPERTS: &[Key] =
     &[("expert_count", U(8)), ("expert_used_count", U(2)), ("expert_feed_forward_length", U(128))];
 /// Experts, one more that every token takes, and a first layer without any.
@@ -83,7 +80,7 @@ const LATENT: &[Key] = &[
     ("rope.dimension_count", U(32)),
     ("attention.q_lora_rank", U(64)),
     ("attention.kv_lora_rank", U(64)),
-    ("attention.head_count_kv", U(4)),
+    ("attention.head_count_kv", Heads),
 ];
 /// The same with its own names for the sizes, and one KV head.
 const LATENT_ONE_KV: &[Key] = &[
@@ -109,16 +106,17 @@ const DELTA_LATENT: &[Key] = &[
     ("ssm.conv_kernel", U(4)),
 ];
 const WINDOW: &[Key] = &[("attention.sliding_window", U(16))];
-/// Three layers with a window, one without.
+/// Every second layer has a window.
 const WINDOW_PATTERN: &[Key] = &[
     ("attention.sliding_window", U(16)),
-    ("attention.sliding_window_pattern", LayerFlags(&[true, true, true, false])),
+    ("attention.sliding_window_pattern", LayerFlags(&[true, false])),
 ];
 /// A state-space layer of twice the hidden size.
 const STATE_SPACE: &[Key] =
     &[("ssm.conv_kernel", U(4)), ("ssm.inner_size", Embd(2)), ("ssm.state_size", U(16))];
 const HYPER: &[Key] = &[("hyper_connection.count", U(4)), ("hyper_connection.epsilon", F(1e-5))];
-/// Attention in every second layer.
+/// Attention in every second layer: said by an interval, or by the KV heads of each layer.
+const SECOND_FULL: &[Key] = &[("full_attention_interval", U(2))];
 const EVERY_SECOND: &[Key] = &[("attention.head_count_kv", Layers(&[0, 2]))];
 
 const QKV_BIAS: &[&str] = &["attn_qkv.bias", "attn_q.bias", "attn_k.bias", "attn_v.bias"];
@@ -169,14 +167,15 @@ pub(super) const TABLE: &[Entry] = &[
     arch("qwen2vl", &[]).keep(QKV_BIAS),
     arch("qwen3", &[]),
     arch("qwen3moe", &[EXPERTS]),
-    arch("qwen3next", &[EXPERTS, &[("expert_shared_feed_forward_length", U(128))]]),
+    arch("qwen3next", &[SECOND_FULL, EXPERTS, &[("expert_shared_feed_forward_length", U(128))]]),
     arch("qwen3vl", &[]),
     arch("qwen3vlmoe", &[EXPERTS]),
-    arch("qwen35", &[]),
-    arch("qwen35moe", &[EXPERTS, &[("expert_shared_feed_forward_length", U(128))]]),
+    arch("qwen35", &[SECOND_FULL]),
+    arch("qwen35moe", &[SECOND_FULL, EXPERTS, &[("expert_shared_feed_forward_length", U(128))]]),
     arch(
         "qwen4exp",
         &[
+            SECOND_FULL,
             HEADS,
             EXPERTS,
             &[
@@ -321,7 +320,13 @@ pub(super) const TABLE: &[Entry] = &[
     arch("exaone", &[]).keep(ROPE_FREQS),
     arch("exaone4", &[]).keep(ROPE_FREQS),
     arch("exaone-moe", &[EXPERTS, SHARED]),
-    arch("rwkv6", &[ALL_KV_HEADS]),
+    arch("rwkv6", &[&[("attention.head_count_kv", U(0))]]).leave_out(&[
+        "time_mix_lerp_w.weight",
+        "time_mix_lerp_k.weight",
+        "time_mix_lerp_v.weight",
+        "time_mix_lerp_r.weight",
+        "time_mix_lerp_g.weight",
+    ]),
     arch("rwkv6qwen2", &[&[("token_shift_count", U(1))]]).leave_out(&["time_mix_first.weight"]),
     arch("rwkv7", &[&[("feed_forward_length", Embd(4)), ("attention.gate_lora_rank", U(32))]]),
     arch("arwkv7", &[&[("token_shift_count", U(1)), ("attention.gate_lora_rank", U(32))]]),
@@ -367,7 +372,7 @@ pub(super) const TABLE: &[Entry] = &[
                 ("attention.value_length_swa", U(64)),
                 ("attention.key_length_mla_swa", Head(32)),
                 ("attention.value_length_mla_swa", Head(0)),
-                ("attention.indexer.types", LayerFlags(&[false, false, false, true])),
+                ("attention.indexer.types", LayerFlags(&[false, true])),
             ],
         ],
     ),
@@ -402,7 +407,7 @@ pub(super) const TABLE: &[Entry] = &[
     arch("seed_oss", &[]).keep(QKV_BIAS),
     arch("grovemoe", &[EXPERTS, &[("expert_group_scale", F(0.05)), ("experts_per_group", U(2))]]),
     arch("apertus", &[XIELU]).keep(ROPE_FREQS),
-    arch("minimax-01", &[EXPERTS, HEADS, &[("full_attention_interval", U(2))]]),
+    arch("minimax-01", &[EXPERTS, HEADS, SECOND_FULL]),
     arch(
         "hrm_text",
         &[&[("hrm.layers_per_stack", U(1)), ("hrm.h_cycles", U(2)), ("hrm.l_cycles", U(1))]],
@@ -459,7 +464,7 @@ pub(super) const TABLE: &[Entry] = &[
             HYPER,
             &[
                 ("rope.dimension_count", U(0)),
-                ("attention.key_length", Head(0)),
+                ("attention.key_length", U(64)),
                 ("attention.key_length_mla", Head(0)),
                 ("attention.indexer.kpool", U(4)),
                 ("hyper_connection.sinkhorn_iterations", U(4)),

@@ -12,7 +12,7 @@ const LOGIT_GAIN: f32 = 3.0;
 
 /// Parts of the names of matrices that llama.cpp's own quantiser leaves as they are, and of those
 /// that its operations read in f32 alone.
-const KEPT: [&str; 24] = [
+const KEPT: [&str; 20] = [
     "_norm.weight",
     "ffn_gate_inp",
     "ffn_gate_tid2eid",
@@ -27,10 +27,6 @@ const KEPT: [&str; 24] = [
     "compressor",
     "hc_",
     "time_mix_first",
-    "time_mix_w",
-    "time_mix_v",
-    "time_mix_a",
-    "time_mix_g",
     "time_mix_decay",
     "time_mix_lerp",
     "time_mix_r_k",
@@ -39,8 +35,8 @@ const KEPT: [&str; 24] = [
     "attn_rel_b",
 ];
 
-/// Tensors that llama.cpp could use in any architecture, and that models have only if their entry in
-/// the table says so.
+/// Tensors that llama.cpp could use in any architecture, and that models have only if their entry
+/// in the table says so.
 const OPTIONAL: [&str; 14] = [
     "attn_q.bias",
     "attn_k.bias",
@@ -71,8 +67,7 @@ pub(super) fn refined(asked: Vec<Asked>, entry: &Entry) -> Vec<Asked> {
                 let name = format!("{layer}ffn_{part}_exps.weight");
                 tensors.push(Asked { name, dims: vec![row, rows / 2, experts] });
             }
-        } else if entry.is_fused && fuse(&tensor, &mut tensors) {
-        } else {
+        } else if !(entry.is_fused && fuse(&tensor, &mut tensors)) {
             tensors.push(tensor);
         }
     }
@@ -114,18 +109,25 @@ pub(super) fn draw(tensor: &Asked, is_tied: bool) -> Draw {
     let name = tensor.name.as_str();
     let row = tensor.dims.first().copied().unwrap_or(1) as f32;
     let is_matrix = tensor.dims.get(1).is_some_and(|&rows| rows > 1);
-    let (mean, deviation) = match () {
-        () if name.ends_with("_norm.bias") => (0.0, 0.15),
-        () if name.contains("norm") && !name.ends_with("bias") => (1.0, 0.1),
-        () if name == "output.weight" => (0.0, LOGIT_GAIN / row.sqrt()),
-        () if name == "token_embd.weight" && is_tied => (0.0, LOGIT_GAIN / row.sqrt()),
-        () if name.contains("token_embd") || name.contains("position_embd") => (0.0, 1.0),
-        () if name.contains("ssm_a") => (-0.7, 0.14),
-        () if name.contains("rope_f") => (2.5, 0.4),
-        () if name.contains("sinks") => (0.0, 1.0),
-        () if name.contains("_scale") => (1.0, 0.1),
-        () if is_matrix => (0.0, 1.0 / row.sqrt()),
-        () => (0.0, 0.15),
+    let (mean, deviation) = if name.contains("norm") && !name.ends_with("bias") {
+        (1.0, 0.1)
+    } else if name == "output.weight" || (name == "token_embd.weight" && is_tied) {
+        (0.0, LOGIT_GAIN / row.sqrt())
+    } else if name.contains("token_embd") || name.contains("position_embd") {
+        (0.0, 1.0)
+    } else if name.contains("ssm_a") {
+        // The logarithm of a decay: at most 3.5 deviations from -0.7, so below 0.
+        (-0.7, 0.14)
+    } else if name.contains("rope_f") {
+        (2.5, 0.4)
+    } else if name.contains("sinks") {
+        (0.0, 1.0)
+    } else if name.contains("_scale") {
+        (1.0, 0.1)
+    } else if is_matrix {
+        (0.0, 1.0 / row.sqrt())
+    } else {
+        (0.0, 0.15)
     };
     Draw::Normal { mean, deviation }
 }
@@ -133,7 +135,10 @@ pub(super) fn draw(tensor: &Asked, is_tied: bool) -> Draw {
 /// The type that a tensor is stored in: the file's, or a wider one if its rows are no whole blocks.
 pub(super) fn stored(tensor: &Asked, weight_type: WeightType) -> sys::ggml_type {
     let is_matrix = tensor.dims.len() > 1 && tensor.name.ends_with(".weight");
-    if !is_matrix || KEPT.iter().any(|part| tensor.name.contains(part)) {
+    // Small matrices such as time_mix_w1.
+    let mix = tensor.name.split_once("time_mix_").map_or("", |(_, mix)| mix);
+    let is_small = mix.as_bytes().get(1).is_some_and(u8::is_ascii_digit);
+    if !is_matrix || is_small || KEPT.iter().any(|part| tensor.name.contains(part)) {
         return sys::GGML_TYPE_F32;
     }
     let fallbacks: &[WeightType] = match weight_type {

@@ -4,20 +4,19 @@ use std::{ffi::CString, os::unix::ffi::OsStrExt, path::Path};
 
 use llama_cpp_sys_2 as sys;
 
-use super::log;
+use super::{log, request::ArchSpec};
 use crate::model::synth::SynthError;
 
 /// Loads a file and decodes a few tokens with it.
-pub(super) fn trial(name: &str, path: &Path) -> Result<(), SynthError> {
+pub(super) fn trial(spec: &ArchSpec, path: &Path) -> Result<(), SynthError> {
     log::start();
     log::take();
-    let refused = |detail| SynthError::Trial { name: name.to_string(), detail };
-    let failed = || refused(log::complaint(&log::take()));
+    let failed = || spec.refused(log::complaint(&log::take()));
     let c_path = CString::new(path.as_os_str().as_bytes()).map_err(|_| failed())?;
     // A prompt and a token after it.
     let steps = [vec![0, 1, 2, 3], vec![4]];
-    // SAFETY: the model outlives the context, and both are freed once. The batch points at `tokens`,
-    // and llama.cpp owns n_vocab logits until the next decode.
+    // SAFETY: the model outlives the context, and both are freed once. The batch points at
+    // `tokens`, and llama.cpp owns n_vocab logits until the next decode.
     unsafe {
         let mut params = sys::llama_model_default_params();
         params.n_gpu_layers = 0;
@@ -42,7 +41,7 @@ pub(super) fn trial(name: &str, path: &Path) -> Result<(), SynthError> {
             }
             let logits = std::slice::from_raw_parts(logits, n_vocab);
             if !logits.iter().all(|logit| logit.is_finite()) {
-                return Err(refused("its logits are not finite".to_string()));
+                return Err(spec.refused("its logits are not finite".to_string()));
             }
         }
     }

@@ -86,8 +86,9 @@ pub(super) enum Given {
     Embd(u32),
     /// The head size and this much more.
     Head(u32),
-    /// One number a layer, repeated over the layers. A size from the command line replaces those
-    /// that are not 0.
+    /// As many as query heads.
+    Heads,
+    /// One number a layer, repeated over the layers.
     Layers(&'static [u32]),
     LayerFlags(&'static [bool]),
     LayerFloats(&'static [f32]),
@@ -99,22 +100,26 @@ pub(super) enum Given {
 pub(super) struct Shape {
     pub(super) layers: usize,
     pub(super) embd: u32,
+    pub(super) heads: u32,
     pub(super) head_dim: u32,
 }
 
 impl Given {
-    /// The value in a model of that shape; `wanted` is the size from the command line.
+    /// The value in a model of that shape. `wanted` is the size from the command line; it replaces
+    /// all but 0 and 1, which mean that an architecture has none or shares one.
     pub(super) fn resolve(self, shape: &Shape, wanted: Option<u32>) -> Value {
+        let size = |own: u32| if own > 1 { wanted.unwrap_or(own) } else { own };
         match self {
-            Given::U(value) => Value::U32(wanted.unwrap_or(value)),
+            Given::U(value) => Value::U32(size(value)),
             Given::F(value) => Value::F32(value),
             Given::B(value) => Value::Bool(value),
             Given::S(text) => Value::Text(text.to_string()),
             Given::Embd(times) => Value::U32(wanted.unwrap_or(times * shape.embd)),
             Given::Head(more) => Value::U32(shape.head_dim + more),
+            Given::Heads => Value::U32(shape.heads),
             Given::Layers(pattern) => {
-                let size = |&size: &u32| if size == 0 { 0 } else { wanted.unwrap_or(size) as i32 };
-                Value::I32s(pattern.iter().map(size).cycle().take(shape.layers).collect())
+                let sizes = pattern.iter().map(|&own| size(own) as i32);
+                Value::I32s(sizes.cycle().take(shape.layers).collect())
             }
             Given::LayerFlags(pattern) => Value::Bools(repeat(pattern, shape.layers)),
             Given::LayerFloats(pattern) => Value::F32s(repeat(pattern, shape.layers)),
@@ -156,9 +161,10 @@ mod tests {
 
     #[test]
     fn a_pattern_repeats_over_the_layers_and_keeps_its_zeros() {
-        let shape = Shape { layers: 5, embd: 256, head_dim: 64 };
+        let shape = Shape { layers: 5, embd: 256, heads: 4, head_dim: 64 };
         let pattern = Given::Layers(&[0, 2]);
         assert_eq!(pattern.resolve(&shape, None), Value::I32s(vec![0, 2, 0, 2, 0]));
         assert_eq!(pattern.resolve(&shape, Some(4)), Value::I32s(vec![0, 4, 0, 4, 0]));
+        assert_eq!(Given::U(1).resolve(&shape, Some(4)), Value::U32(1));
     }
 }

@@ -27,7 +27,8 @@ pub struct ArchModel {
 
 impl ArchModel {
     /// Asks llama.cpp, in a child process of `program`, for the keys and tensors of a model. The
-    /// program is firstdiff, or another that has the command [`CHILD_COMMAND`](super::CHILD_COMMAND).
+    /// program is firstdiff, or another that has the command
+    /// [`CHILD_COMMAND`](super::CHILD_COMMAND).
     ///
     /// # Errors
     /// An unknown architecture, or keys that llama.cpp makes no model with.
@@ -82,7 +83,7 @@ impl ArchModel {
                 write_tensor(info, values, out, progress)
             })
             .map_err(|error| failed(error.source))?;
-        child::try_out(&self.spec.name, &unfinished, program)?;
+        child::try_out(&self.spec, &unfinished, program)?;
         std::fs::rename(&unfinished, path).map_err(failed)?;
         Ok(())
     }
@@ -100,8 +101,8 @@ impl ArchModel {
         Ok(header)
     }
 
-    /// The type and the seed in words. Not the architecture: llama.cpp takes some names of models for
-    /// their tokenizer's.
+    /// The type and the seed in words. Not the architecture: llama.cpp takes some names of models
+    /// for their tokenizer's.
     fn title(&self) -> String {
         let ArchSpec { weight_type, seed, .. } = &self.spec;
         format!("firstdiff synth: {}, seed {seed}", weight_type.name())

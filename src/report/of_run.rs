@@ -1,0 +1,79 @@
+//! The report of a finished run.
+
+use crate::{
+    core::sink::Choice,
+    engine::{EngineSpec, contract::Op},
+    model::gguf::GgufError,
+    report::{Compared, ModelSummary, Report, SideSummary, SiteRow, StepRow, answer, formula},
+    run::{Finished, Run},
+};
+
+impl Report {
+    /// The report of a run, with the notes that are known before it.
+    pub fn of_run(
+        run: &Run<'_>,
+        finished: Finished,
+        mut notes: Vec<String>,
+    ) -> Result<Report, GgufError> {
+        let steps = steps(run, &finished);
+        let decode_steps = steps.len() - 1;
+        if decode_steps < run.task.decode as usize {
+            notes.push(format!(
+                "llama.cpp's own logits are no numbers after step {decode_steps}, so decoding ends \
+                 there: see weights"
+            ));
+        }
+        notes.extend(recomputed(run.engine));
+        let compared = Compared {
+            factor: run.rule.factor,
+            formula: formula(run.rule.factor),
+            coverage: finished.coverage,
+            layers: run.model.config.n_layer,
+            prompt_tokens: run.task.prompt.len(),
+            decode_steps,
+            rows: run.filter.prompt_queries().map(<[usize]>::to_vec),
+            hooks_leave_logits: finished.hooks_leave_logits,
+            runs_repeat: finished.runs_repeat,
+        };
+        let sites: Vec<SiteRow> = finished.sites.into_iter().map(SiteRow::from).collect();
+        let headline = answer(&sites, &compared, finished.diagnosis.as_ref());
+        Ok(Report {
+            model: Some(ModelSummary::of(run.model)?),
+            reference: Some(SideSummary::of_reference(run.reference)),
+            compared: Some(compared),
+            diagnosis: finished.diagnosis,
+            steps,
+            notes,
+            sites,
+            seconds: finished.seconds,
+            ..Report::of_engine(headline, SideSummary::of_engine(run.engine, finished.device))
+        })
+    }
+}
+
+/// The steps, with the choices as texts.
+fn steps(run: &Run<'_>, finished: &Finished) -> Vec<StepRow> {
+    let engine_choices = finished.engine_choices.iter().copied().chain(std::iter::repeat(None));
+    let steps = finished.baseline.steps.iter().zip(&finished.baseline.choices).zip(engine_choices);
+    let text = |choice: Option<Choice>| choice.map(|choice| run.reference.text(&[choice.token]));
+    let row = |((tokens, &reference), engine): ((&Vec<i32>, &Option<Choice>), Option<Choice>)| {
+        let (reference_text, engine_text) = (text(reference), text(engine));
+        StepRow { tokens: tokens.clone(), reference, engine, reference_text, engine_text }
+    };
+    steps.map(row).collect()
+}
+
+/// What a reader must know of an attention kernel that keeps some of its results to itself.
+fn recomputed(engine: &EngineSpec) -> Option<String> {
+    let contract = engine.kernels.contract(Op::Attention)?;
+    let stages = engine.recomputed();
+    let stages: Vec<&str> = stages.iter().map(|stage| stage.name()).collect();
+    (!stages.is_empty()).then(|| {
+        format!(
+            "{} keeps {} to itself: they are recomputed by our kernel from the q and the caches that it \
+             left, and say nothing of it; its own results are attn_out and what it appends",
+            contract.source.display(),
+            stages.join(" and ")
+        )
+    })
+}
