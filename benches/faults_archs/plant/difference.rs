@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use firstdiff::graph::{Graph, Kind, ModelGraph, Node, NodeId, Op, SequenceInputs};
+use firstdiff::graph::{Graph, Kind, ModelGraph, Node, NodeId, Op, SequenceInputs, SiteSpec};
 
 use super::{file::Edit, subject::Names};
 
@@ -112,7 +112,7 @@ fn id(index: usize) -> NodeId {
     NodeId(index as u32)
 }
 
-/// The sites that both have, and those of them whose factors differ.
+/// The sites that both have in one shape, and those of them whose factors differ.
 fn sites(
     right: &ModelGraph,
     edited: &ModelGraph,
@@ -124,6 +124,10 @@ fn sites(
         let Some(other) = edited.sites.specs().iter().find(|other| other.node == node) else {
             continue;
         };
+        let any = |spec: &SiteSpec| spec.shape(7, 11);
+        if any(other) != any(spec) {
+            continue;
+        }
         names.insert((other.layer, other.stage), (spec.layer, spec.stage));
         if other.factor != spec.factor {
             factors.insert(place);
