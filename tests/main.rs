@@ -27,6 +27,8 @@ mod engine;
 mod plan;
 // A recorded engine is blamed for what `run` blames it for.
 mod explain;
+// Faults planted in llama.cpp for a few architectures.
+mod faults_archs;
 // The same kernels on a GPU, where there is one and `make gpu-test` asks for them.
 mod gpu;
 // CUDA semantics on the CPU: barriers, warps, half, errors.

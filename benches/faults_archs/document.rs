@@ -11,7 +11,7 @@ const LEAST_GUILTY: f64 = 98.0;
 const LEAST_CAUSE: f64 = 85.0;
 
 /// What was measured of one architecture.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Row {
     pub name: String,
     /// Why it ended early.
@@ -144,11 +144,8 @@ fn shortfalls(rows: &[Row], text: &mut String) {
         for outcome in &row.outcomes {
             let missed = COLUMNS[..3].iter().find(|(_, hit)| !hit(outcome));
             if let Some((title, _)) = missed {
-                let Outcome { fault, expected, said, .. } = outcome;
-                lines.push(format!(
-                    "- {}, `{fault}`, not {title}: expected {expected}; said {said}",
-                    row.name
-                ));
+                let line = outcome.line();
+                lines.push(format!("- {}, not {title}: {line}", row.name));
             }
         }
     }

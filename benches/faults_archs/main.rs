@@ -12,10 +12,8 @@ mod pool;
 
 use std::{path::Path, process::ExitCode, time::Instant};
 
-use firstdiff::model::synth::arch::{ArchSpec, Sizes};
-
 use document::Row;
-use plant::{Outcome, Result, Subject};
+use plant::{MODELS, Outcome, Result, Subject, spec};
 
 const DOCUMENT: &str = "docs/faults-archs.md";
 /// The environment variable that makes this program the process of one architecture.
@@ -23,57 +21,17 @@ const ONE: &str = "FIRSTDIFF_FAULTS_ARCHS_ONE";
 /// Seeds of the models and prompts of clean runs.
 const SEEDS: u64 = 8;
 
-/// Each with as many layers as its pattern of layers needs; 0 are its own.
-const ARCHITECTURES: [(&str, u32); 36] = [
-    ("llama", 2),
-    ("llama4", 4),
-    ("gpt2", 2),
-    ("mpt", 2),
-    ("bloom", 2),
-    ("qwen2moe", 2),
-    ("qwen3moe", 2),
-    ("qwen3next", 4),
-    ("qwen35", 4),
-    ("qwen35moe", 4),
-    ("phi3", 2),
-    ("plamo2", 4),
-    ("minicpm3", 2),
-    ("gemma2", 2),
-    ("gemma3", 2),
-    ("gemma3n", 0),
-    ("starcoder2", 2),
-    ("mamba", 2),
-    ("mamba2", 2),
-    ("jamba", 4),
-    ("falcon-h1", 2),
-    ("cohere2", 4),
-    ("olmo2", 2),
-    ("deepseek2", 3),
-    ("glm4", 2),
-    ("glm4moe", 3),
-    ("nemotron", 2),
-    ("rwkv6", 2),
-    ("rwkv7", 2),
-    ("granitemoe", 2),
-    ("granitehybrid", 4),
-    ("ernie4_5-moe", 3),
-    ("hunyuan-moe", 3),
-    ("smollm3", 4),
-    ("gpt-oss", 2),
-    ("lfm2", 4),
-];
-
 fn main() -> Result<ExitCode> {
     // Cargo itself passes `--bench`.
     let mut arguments = std::env::args().skip(1).filter(|arg| !arg.starts_with('-'));
     let (only, fault) = (arguments.next(), arguments.next());
     if let Ok(name) = std::env::var(ONE) {
-        println!("{}", serde_json::to_string(&one(&name, fault.as_deref())?)?);
+        one(&name, fault.as_deref())?;
         return Ok(ExitCode::SUCCESS);
     }
     let start = Instant::now();
     let is_wanted = |name: &&str| only.as_ref().is_none_or(|only| name.contains(only.as_str()));
-    let names: Vec<&str> = ARCHITECTURES.iter().map(|&(name, _)| name).filter(is_wanted).collect();
+    let names: Vec<&str> = MODELS.iter().map(|&(name, _)| name).filter(is_wanted).collect();
     let rows = pool::rows(&names, fault.as_deref())?;
     let text = document::markdown(&rows, start.elapsed());
     print!("{text}");
@@ -83,15 +41,8 @@ fn main() -> Result<ExitCode> {
     Ok(if document::is_good(&rows) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The model of an architecture and a seed.
-fn spec(name: &str, seed: u64) -> ArchSpec {
-    let layers = ARCHITECTURES.iter().find(|(own, _)| *own == name).map(|&(_, layers)| layers);
-    let sizes = Sizes { layers: layers.filter(|&layers| layers > 0), ..Sizes::default() };
-    ArchSpec { sizes, seed, ..ArchSpec::new(name) }
-}
-
-/// What is measured of an architecture; `fault` is a part of the names of the wanted faults.
-fn one(name: &str, fault: Option<&str>) -> Result<Row> {
+/// Says what is measured of an architecture, after each fault anew; `fault` is a part of the names of the wanted faults.
+fn one(name: &str, fault: Option<&str>) -> Result<()> {
     let start = Instant::now();
     let mut row = Row { name: name.to_string(), ..Row::default() };
     let subject = Subject::new(&spec(name, 1))?;
@@ -105,8 +56,9 @@ fn one(name: &str, fault: Option<&str>) -> Result<Row> {
         match Outcome::of(&subject, &planted) {
             Ok(Some(outcome)) => row.outcomes.push(outcome),
             Ok(None) => row.without_effect.push(planted.name),
-            Err(error) => row.refused.push(format!("{}: {error}", planted.name)),
+            Err(error) => row.refused.push(format!("{name}, {}: {error}", planted.name)),
         }
+        println!("{}", serde_json::to_string(&row)?);
     }
     drop(subject);
     if fault.is_none() {
@@ -116,5 +68,6 @@ fn one(name: &str, fault: Option<&str>) -> Result<Row> {
         }
     }
     row.seconds = start.elapsed().as_secs_f64();
-    Ok(row)
+    println!("{}", serde_json::to_string(&row)?);
+    Ok(())
 }

@@ -51,12 +51,13 @@ fn in_child(name: &str, fault: Option<&str>) -> Row {
         Err(error) => return failed(error.to_string()),
     };
     let text = String::from_utf8_lossy(&output.stdout);
-    match serde_json::from_str(text.lines().last().unwrap_or_default()) {
-        Ok(row) if output.status.success() => row,
-        _ => {
-            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-            let lines: Vec<&str> = errors.lines().rev().take(3).collect();
-            failed(lines.into_iter().rev().collect::<Vec<_>>().join(" / "))
-        }
+    let row = serde_json::from_str::<Row>(text.lines().last().unwrap_or_default());
+    if let (true, Ok(row)) = (output.status.success(), row.as_ref()) {
+        return row.clone();
     }
+    // What was measured before the end counts.
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    let lines: Vec<&str> = errors.lines().rev().take(3).collect();
+    let detail = lines.into_iter().rev().collect::<Vec<_>>().join(" / ");
+    Row { failure: Some(detail.clone()), ..row.unwrap_or_else(|_| failed(detail)) }
 }

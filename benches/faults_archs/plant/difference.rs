@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use firstdiff::graph::{Graph, Kind, ModelGraph, Node, NodeId, Op, SequenceInputs};
+use firstdiff::graph::{Graph, Kind, ModelGraph, Node, NodeId, Op, SequenceInputs, SiteSpec};
 
 use super::{file::Edit, subject::Names};
 
@@ -112,7 +112,7 @@ fn id(index: usize) -> NodeId {
     NodeId(index as u32)
 }
 
-/// The sites that both have, and those of them whose factors differ.
+/// The sites that both have in one shape, and those of them whose factors differ.
 fn sites(
     right: &ModelGraph,
     edited: &ModelGraph,
@@ -124,6 +124,10 @@ fn sites(
         let Some(other) = edited.sites.specs().iter().find(|other| other.node == node) else {
             continue;
         };
+        let any = |spec: &SiteSpec| spec.shape(7, 11);
+        if any(other) != any(spec) {
+            continue;
+        }
         names.insert((other.layer, other.stage), (spec.layer, spec.stage));
         if other.factor != spec.factor {
             factors.insert(place);
@@ -159,11 +163,12 @@ pub fn sites_of(
         waiting.extend(&readers[id.index()]);
         let node = graph.node(id);
         if let Some(window) = node.window.filter(|_| !node.op.is_window()) {
-            let same_memory = graph.ids().filter(|&other| graph.root(other) == window.root);
-            let read = same_memory.flat_map(|other| readers[other.index()].iter().copied());
-            waiting.extend(
-                read.filter(|&reader| reader != id && graph.node(reader).op != Op::SetRows),
-            );
+            let reads = |reader: &NodeId| *reader != id && graph.node(*reader).op != Op::SetRows;
+            let of_root = readers[window.root.index()].iter().copied();
+            let windows = graph.ids().filter(|&other| {
+                graph.root(other) == window.root && graph.node(other).op.is_window()
+            });
+            waiting.extend(of_root.chain(windows).filter(reads));
         }
     }
     found

@@ -5,51 +5,74 @@ use super::{
     file::{Edit, Number},
 };
 
-const ROPE: &[&str] = &["rope-theta", "rope-factors", "rope-position", "rope-scaling"];
-const WINDOW: &[&str] = &["window", "mask-missing"];
-const CAP: &[&str] = &["softcap", "soft-cap", "score-cap", "cap"];
-const GATING: &[&str] = &["activation", "gating", "gating-function", "softmax-axis"];
-
 /// A key, and the value that it has instead, made of its own.
-type Row = (&'static str, &'static str, fn(f64) -> Number, &'static [&'static str]);
+struct Row {
+    name: &'static str,
+    key: &'static str,
+    /// Its value where the file does not have it. `None`: only files that have it are edited.
+    default: Option<f64>,
+    of: fn(f64) -> Number,
+    causes: Causes,
+}
+
+type Causes = &'static [&'static str];
+
+const ROPE: Causes = &["rope-theta"];
+const LINEAR: Causes = &["rope-scaling", "rope-position"];
+const YARN: Causes = &["rope-scaling", "rope-magnitude"];
+const WINDOW: Causes = &["window", "mask-missing"];
+const EXPERT_NORM: Causes = &["expert-norm", "not-normalised"];
+const SCALED: Causes = &["scaled", "factor", "factor-missing"];
+
+const fn row(name: &'static str, key: &'static str, of: fn(f64) -> Number, causes: Causes) -> Row {
+    Row { name, key, default: None, of, causes }
+}
+
+const fn or(default: f64, row: Row) -> Row {
+    Row { default: Some(default), ..row }
+}
+
+fn float(value: f64) -> Number {
+    Number::Float(value as f32)
+}
+
+fn whole(value: f64) -> Number {
+    Number::Whole(value as u32)
+}
 
 const ROWS: &[Row] = &[
-    ("rms-eps-1e-2", "attention.layer_norm_rms_epsilon", |_| Number::Float(1e-2), &["eps"]),
-    ("norm-eps-1e-2", "attention.layer_norm_epsilon", |_| Number::Float(1e-2), &["eps"]),
-    ("rope-theta-times-50", "rope.freq_base", |x| Number::Float(50.0 * x as f32), ROPE),
-    ("rope-theta-swa-times-50", "rope.freq_base_swa", |x| Number::Float(50.0 * x as f32), ROPE),
-    (
-        "rope-dims-halved",
-        "rope.dimension_count",
-        |x| Number::Whole(x as u32 / 2),
-        &["rope-partial"],
+    row("rms-eps-1e-2", "attention.layer_norm_rms_epsilon", |_| float(1e-2), &["eps"]),
+    row("norm-eps-1e-2", "attention.layer_norm_epsilon", |_| float(1e-2), &["eps"]),
+    row("group-norm-eps-1e-2", "attention.group_norm_epsilon", |_| float(1e-2), &["eps"]),
+    or(1e4, row("rope-theta-times-50", "rope.freq_base", |x| float(50.0 * x), ROPE)),
+    row("rope-theta-swa-times-50", "rope.freq_base_swa", |x| float(50.0 * x), ROPE),
+    row("rope-dims-halved", "rope.dimension_count", |x| whole(x / 2.0), &["rope-partial"]),
+    row("window-three-quarters", "attention.sliding_window", |x| whole(x * 0.75), WINDOW),
+    row("window-1000", "attention.sliding_window", |_| whole(1000.0), WINDOW),
+    row("attention-cap-1", "attn_logit_softcapping", |_| float(1.0), &["soft-cap"]),
+    row("final-cap-halved", "final_logit_softcapping", |x| float(0.5 * x), &["soft-cap"]),
+    or(0.125, row("attention-scale", "attention.scale", |x| float(1.5 * x), &["score-scale"])),
+    or(1.0, row("expert-scale", "expert_weights_scale", |x| float(1.6 * x), SCALED)),
+    or(0.0, row("expert-norm", "expert_weights_norm", |x| Number::Flag(x == 0.0), EXPERT_NORM)),
+    or(1.0, row("expert-gating", "expert_gating_func", other_gating, &["gating-function"])),
+    row(
+        "experts-fewer",
+        "expert_used_count",
+        |x| whole(x - 1.0),
+        &["expert-choice", "term-missing"],
     ),
-    ("window-12", "attention.sliding_window", |x| Number::Whole(x as u32 * 3 / 4), WINDOW),
-    ("window-1000", "attention.sliding_window", |_| Number::Whole(1000), WINDOW),
-    ("attention-cap-halved", "attn_logit_softcapping", |x| Number::Float(0.02 * x as f32), CAP),
-    ("final-cap-halved", "final_logit_softcapping", |x| Number::Float(0.5 * x as f32), CAP),
-    ("attention-scale", "attention.scale", |x| Number::Float(1.5 * x as f32), &["score-scale"]),
-    ("expert-scale", "expert_weights_scale", |x| Number::Float(1.6 * x as f32), &["scaled"]),
-    ("expert-norm-off", "expert_weights_norm", |_| Number::Flag(false), &["expert-norm"]),
-    (
-        "expert-gating-other",
-        "expert_gating_func",
-        |x| Number::Whole(if x == 1.0 { 2 } else { 1 }),
-        GATING,
-    ),
-    ("logit-scale", "logit_scale", |x| Number::Float(1.5 * x as f32), &["scaled"]),
-    ("residual-scale", "residual_scale", |x| Number::Float(1.2 * x as f32), &["scaled"]),
-    ("embedding-scale", "embedding_scale", |x| Number::Float(1.5 * x as f32), &["scaled"]),
-    ("clamp-lowered", "attention.clamp_kqv", |_| Number::Float(0.5), &["clamp", "clamped"]),
-    ("alibi-bias-4", "attention.max_alibi_bias", |x| Number::Float(0.5 * x as f32), &["alibi"]),
-    ("group-norm-eps", "attention.group_norm_epsilon", |_| Number::Float(1e-2), &["eps"]),
-    (
-        "temperature-length",
-        "attention.temperature_length",
-        |_| Number::Whole(16),
-        &["scaled", "attention-temperature"],
-    ),
+    or(1.0, row("logit-scale", "logit_scale", |x| float(1.5 * x), SCALED)),
+    or(1.0, row("residual-scale", "residual_scale", |x| float(1.2 * x), SCALED)),
+    or(1.0, row("embedding-scale", "embedding_scale", |x| float(1.5 * x), SCALED)),
+    row("clamp-lowered", "attention.clamp_kqv", |_| float(0.5), &["clamp"]),
+    row("alibi-bias-halved", "attention.max_alibi_bias", |x| float(0.5 * x), &["alibi"]),
+    row("temperature-length", "attention.temperature_length", |_| whole(16.0), SCALED),
 ];
+
+/// The sigmoid in the place of the softmax, or the other way round.
+fn other_gating(function: f64) -> Number {
+    Number::Whole(if function == 1.0 { 2 } else { 1 })
+}
 
 /// The keys of a scaling of the rotation, which few files have.
 fn scalings(subject: &Subject) -> Vec<Fault> {
@@ -72,16 +95,18 @@ fn scalings(subject: &Subject) -> Vec<Fault> {
         key("rope.scaling.factor", Number::Float(4.0)),
         key("rope.scaling.original_context_length", Number::Whole(512)),
     ]);
-    vec![Fault::of_file("rope-linear-4", linear, ROPE), Fault::of_file("rope-yarn-4", yarn, ROPE)]
+    vec![Fault::of_file("rope-linear-4", linear, LINEAR), Fault::of_file("rope-yarn-4", yarn, YARN)]
 }
 
 pub fn all(subject: &Subject) -> Vec<Fault> {
-    let row = |&(name, key, of, causes): &Row| {
-        let value = subject.number(key)?;
-        let edit = Edit { keys: vec![(subject.key(key), of(value))], ..Edit::default() };
-        Some(Fault::of_file(name, edit, causes))
+    let fault = |row: &Row| {
+        // What is no number is a flag that is set.
+        let flag = || subject.file.gguf().has_key(&subject.key(row.key)).then_some(1.0);
+        let value = subject.number(row.key).or_else(flag).or(row.default)?;
+        let edit = Edit { keys: vec![(subject.key(row.key), (row.of)(value))], ..Edit::default() };
+        Some(Fault::of_file(row.name, edit, row.causes))
     };
-    let mut faults: Vec<Fault> = ROWS.iter().filter_map(row).collect();
+    let mut faults: Vec<Fault> = ROWS.iter().filter_map(fault).collect();
     faults.extend(scalings(subject));
     faults
 }

@@ -4,6 +4,7 @@ mod difference;
 mod fault;
 mod file;
 mod keys;
+mod models;
 mod outcome;
 mod results;
 mod results_attention;
@@ -12,6 +13,7 @@ mod tamper;
 mod tensors;
 
 pub use fault::{Fault, all};
+pub use models::{MODELS, spec};
 pub use outcome::{Outcome, clean};
 pub use subject::Subject;
 

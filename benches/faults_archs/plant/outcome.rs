@@ -6,7 +6,7 @@ use firstdiff::{
     diagnosis::{Certainty, Diagnosis, Finding, Verdict, replay::Operation},
     model::ModelFile,
     reference::{Changes, Reference, ReferenceOptions},
-    trace::recording::Spool,
+    trace::recording::{Recorded, Spool},
 };
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +41,13 @@ struct Planted {
 }
 
 impl Outcome {
+    /// It in one line.
+    pub fn line(&self) -> String {
+        let Outcome { fault, mechanism, expected, said, seconds, .. } = self;
+        let proven = if self.proven { "proven" } else { "not proven" };
+        format!("{fault} ({mechanism}, {seconds:.1} s): expected {expected}; said {said}; {proven}")
+    }
+
     /// Plants a fault and diagnoses it; `None` where it changes nothing.
     pub fn of(subject: &Subject, fault: &Fault) -> Result<Option<Outcome>> {
         let start = Instant::now();
@@ -93,7 +100,27 @@ fn edited(subject: &Subject, edit: &Edit) -> Result<Option<Planted>> {
         return Ok(None);
     }
     let spool = subject.record(&reference, Some(&difference.names), Changes::default())?;
-    Ok(Some(Planted { spool, expected }))
+    Ok(differs(subject, &spool, &expected)?.then_some(Planted { spool, expected }))
+}
+
+/// Whether a recording differs at any of the sites from the right one by more than rounding.
+fn differs(subject: &Subject, spool: &Spool, places: &BTreeSet<usize>) -> Result<bool> {
+    const ROUNDING: f32 = 1e-6;
+    for step in 0..subject.steps.len() as u32 {
+        for &place in places {
+            let site = subject.model.sites.specs()[place].site(step);
+            let (Some(a), Some(b)) = (spool.tensor(site)?, subject.clean.tensor(site)?) else {
+                continue;
+            };
+            let most = b.data.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+            let mut pairs = a.data.iter().zip(&b.data);
+            if pairs.any(|(a, b)| !((a - b).abs() <= ROUNDING * most) && a.to_bits() != b.to_bits())
+            {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// Results are overwritten while llama.cpp runs the right file.

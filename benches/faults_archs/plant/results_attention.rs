@@ -97,8 +97,8 @@ pub fn all(subject: &Subject) -> Vec<Fault> {
         row.iter_mut().for_each(|x| *x = x.sqrt());
         normalise(row);
     };
-    let empty: &[&str] = &["cache-unwritten", "zero"];
-    let slot: &[&str] = &["cache-slot", "cache-unwritten", "cache-stale", "cache-late"];
+    let empty: &[&str] = &["cache-unwritten"];
+    let slot: &[&str] = &["cache-slot", "cache-stale"];
     let head_zero = zero_along(subject, Axis::Head, false);
     let reversed: Change = Box::new(|scene: &mut Scene<'_>| {
         let width = scene.ne[0];
@@ -114,7 +114,7 @@ pub fn all(subject: &Subject) -> Vec<Fault> {
         Fault::of_results(
             "softmax-unnormalised",
             stage(Stage::Probs),
-            &["softmax-unnormalised", "scaled"],
+            &["softmax-unnormalised"],
             of_rows(unnormalised),
         ),
         Fault::of_results("softmax-warm", plain(subject), &["softmax-temperature"], of_rows(warm)),

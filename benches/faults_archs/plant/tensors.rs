@@ -87,10 +87,10 @@ const ROWS_MOVED: Causes = &["rows-permuted", "heads-permuted"];
 const BIAS: Causes = &["bias-missing"];
 const NORM_PLUS_ONE: Causes = &["norm-weight-plus-one"];
 const OTHER_LAYER: Causes = &["weight-of-other-layer", "weight-of-other"];
-const GATE_UP: Causes = &["gate-up-swapped", "rows-permuted", "heads-permuted"];
-const EXPERTS: Causes = &["experts-permuted", "expert-of-other", "experts-swapped"];
+const GATE_UP: Causes = &["gate-up-swapped", "parts-swapped", "rows-permuted"];
+const EXPERTS: Causes = &["experts-swapped"];
 const SCALED: Causes = &["scaled"];
-const ZERO: Causes = &["weight-zero", "zero", "bias-missing"];
+const ZERO: Causes = &["weight-zero", "zero"];
 
 /// Parts of the names of a layer's tensors, and what is done with them.
 const LAYER: &[Row] = &[
@@ -120,7 +120,7 @@ const LAYER: &[Row] = &[
     ("attn_v.bias", Way::OtherLayer, &["bias-of-other-layer"]),
     ("attn_qkv.bias", Way::Zero, BIAS),
     ("attn_output.bias", Way::Zero, BIAS),
-    ("attn_sinks.weight", Way::Zero, &["sinks", "sinks-missing", "sinks-zero"]),
+    ("attn_sinks.weight", Way::Zero, &["sinks"]),
     ("ffn_up.bias", Way::Zero, BIAS),
     ("ffn_down.bias", Way::Negated, &["bias-negated"]),
     ("ffn_down.weight", Way::Times(1.01), SCALED),
@@ -138,20 +138,20 @@ const LAYER: &[Row] = &[
     ("ssm_out.weight", Way::OtherLayer, OTHER_LAYER),
     ("ssm_x.weight", Way::OtherLayer, OTHER_LAYER),
     ("ssm_dt.bias", Way::Zero, BIAS),
-    ("ssm_a", Way::Times(1.5), &["scaled", "state-decay", "decay"]),
-    ("ssm_d", Way::Zero, &["weight-zero", "zero", "skip-missing"]),
-    ("ssm_conv1d.weight", Way::ColumnsReversed, &["kernel-reversed", "conv-reversed"]),
+    ("ssm_a", Way::Times(1.5), &["scaled", "factor"]),
+    ("ssm_d", Way::Zero, &["weight-zero", "zero"]),
+    ("ssm_conv1d.weight", Way::ColumnsReversed, &["kernel-reversed"]),
     ("ssm_conv1d.bias", Way::Zero, BIAS),
     ("ssm_beta.weight", Way::OtherLayer, OTHER_LAYER),
     ("ssm_beta_alpha.weight", Way::RowPairs, ROWS_MOVED),
-    ("shortconv.conv.weight", Way::ColumnsReversed, &["kernel-reversed", "conv-reversed"]),
+    ("shortconv.conv.weight", Way::ColumnsReversed, &["kernel-reversed"]),
     ("shortconv.in_proj.weight", Way::RowPairs, ROWS_MOVED),
     ("shortconv.out_proj.weight", Way::OtherLayer, OTHER_LAYER),
     ("time_mix_key.weight", Way::OtherLayer, OTHER_LAYER),
     ("time_mix_receptance.weight", Way::RowPairs, ROWS_MOVED),
     ("time_mix_output.weight", Way::Transposed, &["weight-transposed"]),
     ("time_mix_lerp_fused.weight", Way::Zero, ZERO),
-    ("time_mix_w0.weight", Way::Zero, BIAS),
+    ("time_mix_w0.weight", Way::Zero, &["bias-missing", "term-missing"]),
     ("time_mix_r_k.weight", Way::OtherLayer, OTHER_LAYER),
     ("time_mix_ln.weight", Way::PlusOne, NORM_PLUS_ONE),
     ("channel_mix_key.weight", Way::OtherLayer, OTHER_LAYER),
@@ -163,7 +163,7 @@ const LAYER: &[Row] = &[
 /// Tensors of no layer.
 const GLOBAL: &[Row] = &[
     ("token_embd.weight", Way::RowsShifted, &["embedding-row"]),
-    ("position_embd.weight", Way::RowsShifted, &["embedding-row", "position-row"]),
+    ("position_embd.weight", Way::RowsShifted, &["embedding-row"]),
     ("token_embd_norm.weight", Way::PlusOne, NORM_PLUS_ONE),
     ("output_norm.weight", Way::PlusOne, NORM_PLUS_ONE),
     ("output_norm.bias", Way::Zero, BIAS),
