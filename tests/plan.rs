@@ -105,10 +105,10 @@ fn keys_that_llama_cpp_ignores_change_nothing() {
 
 #[test]
 fn numbers_are_those_that_llama_cpp_computes_with() {
-    let keys = "rope.freq_base=500 attention.layer_norm_rms_epsilon=0.01 attention.scale=0.3";
+    let keys = "rope.freq_base=500 attention.layer_norm_rms_epsilon=0.01";
     let model = opened(&format!("llama {keys}"));
     let c = &model.config;
-    assert_eq!((c.rope_theta, c.rms_eps, c.attention_scale), (500.0, 0.01, 0.3));
+    assert_eq!((c.rope_theta, c.rms_eps, c.attention_scale), (500.0, 0.01, 0.125));
     assert_eq!((c.n_layer, c.n_head, c.n_head_kv, c.head_dim), (2, 4, 2, 64));
     assert_eq!((c.rope_pairs, c.qk_norm), (RopePairs::Norm, false));
     assert_eq!(model.names.rope_factors.as_deref(), Some("rope_freqs.weight"));

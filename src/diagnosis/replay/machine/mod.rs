@@ -15,13 +15,13 @@ use places::Places;
 
 use super::{
     Matrix, Recording,
-    expected::{Expected, Rounding, Spread},
+    expected::{Expected, Rounding},
     forward::{Piece, ReplayError},
-    rules::{self, Argument, Call, Logits, Values},
+    rules::{self, Argument, Call, Values},
 };
 use crate::{
     core::tensor::DType,
-    graph::{Extent, Graph, Kind, ModelGraph, NodeId, Op, Params, SequenceInputs, SiteSpec, Sizes},
+    graph::{Extent, Graph, Kind, ModelGraph, NodeId, Op, SequenceInputs, SiteSpec, Sizes},
     model::ModelFile,
 };
 
