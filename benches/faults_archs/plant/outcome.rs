@@ -114,8 +114,8 @@ fn differs(subject: &Subject, spool: &Spool, places: &BTreeSet<usize>) -> Result
             };
             let most = b.data.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
             let mut pairs = a.data.iter().zip(&b.data);
-            if pairs.any(|(a, b)| !((a - b).abs() <= ROUNDING * most) && a.to_bits() != b.to_bits())
-            {
+            let is_near = |a: f32, b: f32| (a - b).abs() <= ROUNDING * most;
+            if pairs.any(|(&a, &b)| !is_near(a, b) && a.to_bits() != b.to_bits()) {
                 return Ok(true);
             }
         }
