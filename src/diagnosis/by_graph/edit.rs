@@ -65,6 +65,14 @@ impl<'c> Change<'c> {
         Change::Values(source, Box::new(values))
     }
 
+    /// Its result times a factor.
+    pub fn times(factor: f64) -> Change<'c> {
+        let times = move |values: &mut [f64], _: [usize; 4]| {
+            values.iter_mut().for_each(|x| *x *= factor);
+        };
+        Change::Result(Box::new(times))
+    }
+
     /// A parameter is another number.
     pub fn float(index: usize, value: f64) -> Change<'c> {
         Change::Params(Box::new(move |params| params.set_float(index, value as f32)))

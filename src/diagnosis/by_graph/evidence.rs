@@ -39,6 +39,12 @@ pub struct Evidence<'a> {
     pub wrong: Vec<Vec<bool>>,
 }
 
+/// Elements of a step, by their places, in the place of others.
+pub struct Moved {
+    pub step: usize,
+    pub order: Vec<usize>,
+}
+
 /// Gathers the evidence on sites: the run is computed once more.
 pub fn gather<'a>(
     run: GraphRun<'a>,
@@ -210,19 +216,74 @@ impl<'a> Evidence<'a> {
         Some(self.tried(key, text.into(), rank, predicted))
     }
 
-    /// The right values, rounded more coarsely than declared.
-    pub fn coarser(&self, key: CauseKey, text: String, rounding: Rounding) -> Tried {
+    /// Other right values in the place of the right ones, step by step, with their own bounds: each element
+    /// is the one that `from` names, of a step that it names.
+    pub fn moved(
+        &self,
+        key: CauseKey,
+        text: impl Into<String>,
+        rank: Rank,
+        from: impl Fn(usize) -> Option<Moved>,
+    ) -> Option<Tried> {
+        let mut predicted = Vec::with_capacity(self.steps.len());
+        for (at, step) in self.steps.iter().enumerate() {
+            let Moved { step: other, order } = from(at)?;
+            let right = &self.steps.get(other)?.observed.piece.expected;
+            let is_whole = order.len() == step.observed.piece.captured.len();
+            if !is_whole || order.iter().any(|&from| from >= right.value.len()) {
+                return None;
+            }
+            let value = order.iter().map(|&from| right.value[from]).collect();
+            let spread = order.iter().map(|&from| right.most_spread(from)).collect();
+            let single = order.iter().map(|&from| right.single_of(from)).collect();
+            let (spread, rounding) = (Spread::Each(spread), right.rounding);
+            predicted.push(Expected { value, spread, single, rounding });
+        }
+        Some(self.tried(key, text.into(), rank, predicted))
+    }
+
+    /// The right values stored more coarsely than declared.
+    pub fn stored_coarser(&self, text: String, rounding: Rounding) -> Tried {
         let coarse = |step: &StepEvidence<'a>| {
             let right = &step.observed.piece.expected;
-            let times = (rounding.sum / right.rounding.sum).max(1.0);
             let n = right.value.len();
-            let spread = (0..n).map(|i| right.most_spread(i) * times).collect();
-            let single = (0..n).map(|i| right.single_of(i) * times).collect();
-            let value = right.value.clone();
-            Expected { value, spread: Spread::Each(spread), single, rounding }
+            let spread = Spread::Each((0..n).map(|i| right.most_spread(i)).collect());
+            let (value, single) = (right.value.clone(), right.single.clone());
+            Expected { value, spread, single, rounding }
         };
         let predicted = self.steps.iter().map(coarse).collect();
-        self.tried(key, text, Rank::Arithmetic, predicted)
+        self.tried(CauseKey::StoredCoarser, text, Rank::Arithmetic, predicted)
+    }
+
+    /// The root mean square of the errors, relative to that of the right values.
+    pub fn relative_error(&self) -> f64 {
+        let (mut errors, mut values) = (0.0, 0.0);
+        for (right, recorded) in self.pairs() {
+            errors += (recorded - right).powi(2);
+            values += right * right;
+        }
+        (errors / values).sqrt()
+    }
+
+    /// What a part of the computation is multiplied by, as the recorded values tell, given the change that
+    /// doubles it: the result follows the part linearly, or the hypothesis fails.
+    pub fn factor_of(&self, doubled: &dyn Edit) -> Result<Option<f64>, ReplayError> {
+        let step = &self.steps[self.first_tried()];
+        let Some(other) = step.machine.again(self.place, &step.cone, doubled)? else {
+            return Ok(None);
+        };
+        let piece = &step.observed.piece;
+        let (mut along, mut squares) = (0.0, 0.0);
+        let pairs = piece.expected.value.iter().zip(&other.value).zip(&piece.captured);
+        for ((&right, &doubled), &recorded) in pairs {
+            let (slope, error) = (doubled - right, f64::from(recorded) - right);
+            if slope.is_finite() && error.is_finite() {
+                along += slope * error;
+                squares += slope * slope;
+            }
+        }
+        let factor = 1.0 + along / squares;
+        Ok((factor.is_finite() && (factor - 1.0).abs() > 1e-7).then_some(factor))
     }
 
     /// What a predicted result explains.

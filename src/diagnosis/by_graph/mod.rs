@@ -6,7 +6,7 @@ mod evidence;
 mod hypotheses;
 
 pub use edit::{Change, Edits};
-pub use evidence::{Evidence, StepEvidence, gather};
+pub use evidence::{Evidence, Moved, StepEvidence, gather};
 
 use super::{
     cause::{Cause, choose},

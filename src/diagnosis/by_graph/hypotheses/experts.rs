@@ -7,7 +7,7 @@ use crate::{
         by_graph::{Change, Edits, Evidence},
         replay::{ReplayError, rules::Call},
     },
-    graph::{NodeId, Op, site::Axis},
+    graph::{Kind, NodeId, Op, site::Axis},
 };
 
 /// The source that ids are of an operation.
@@ -26,6 +26,12 @@ pub fn mixtures(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayE
     if !users.is_empty() {
         ids(evidence, &users, visit)?;
     }
+    // The matrices alone, and the biases alone.
+    let has_both = users.len() > 1;
+    let matrices = users.iter().copied().filter(|&id| evidence.graph().node(id).op == Op::MulMatId);
+    for id in matrices.filter(|_| has_both) {
+        ids(evidence, &[id], visit)?;
+    }
     for id in users.into_iter().filter(|&id| evidence.graph().node(id).op == Op::AddId) {
         ids(evidence, &[id], visit)?;
         let by_slot = Change::moved(2, |_, _| None);
@@ -33,7 +39,9 @@ pub fn mixtures(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayE
         visit(evidence.mistake(CauseKey::BiasOfOther, text, &Edits::one(id, by_slot))?);
     }
     for id in evidence.nodes(|node| node.op == Op::GetRows) {
-        if evidence.is_of_computed(id) {
+        let graph = evidence.graph();
+        let table = graph.node(id).source(0).map(|table| graph.node(graph.root(table)).kind);
+        if table == Some(Kind::Computed) {
             ids(evidence, &[id], visit)?;
             chosen_weights(evidence, id, visit)?;
         }

@@ -9,8 +9,9 @@ use super::{Visit, elementwise::snapped, near::short, product::orders};
 use crate::{
     core::{cause_key::CauseKey, tensor::DType},
     diagnosis::{
-        by_graph::{Change, Edits, Evidence, StepEvidence},
-        replay::{ReplayError, Rounding},
+        by_graph::{Change, Edits, Evidence, Moved, StepEvidence},
+        cause::Tried,
+        replay::{ReplayError, Rounding, rules::Call},
         scene::Rank,
     },
     graph::{NodeId, Op, site::Axis},
@@ -21,6 +22,7 @@ pub fn likenesses(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), Repla
     constants(evidence, visit);
     multiples(evidence, visit);
     multiples_of_rows(evidence, visit);
+    multiples_within(evidence, visit)?;
     offsets(evidence, visit);
     left_out(evidence, visit)?;
     rows(evidence, visit);
@@ -28,8 +30,7 @@ pub fn likenesses(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), Repla
     permutations(evidence, visit);
     others(evidence, visit);
     overflows(evidence, visit);
-    arithmetic(evidence, visit);
-    Ok(())
+    arithmetic(evidence, visit)
 }
 
 fn constants(evidence: &Evidence<'_>, visit: Visit<'_>) {
@@ -68,6 +69,23 @@ fn multiples(evidence: &Evidence<'_>, visit: Visit<'_>) {
             Some(step.observed.piece.expected.value.iter().map(|x| factor * x).collect())
         }));
     }
+}
+
+/// A factor of a result within the operation: of a norm or a product before its bias.
+fn multiples_within(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
+    if !evidence.may_fit() {
+        return Ok(());
+    }
+    let graph = evidence.graph();
+    let within = evidence.cone().iter().rev().skip(1);
+    for &id in within.filter(|&&id| !graph.node(id).op.is_layout()) {
+        let doubled = Edits::one(id, Change::times(2.0));
+        let Some(factor) = evidence.factor_of(&doubled)?.map(snapped) else { continue };
+        let text = format!("{} times {}", graph.node(id).op, short(factor));
+        let edit = Edits::one(id, Change::times(factor));
+        visit(evidence.edited(CauseKey::Scaled, text, Rank::Likeness, &edit)?);
+    }
+    Ok(())
 }
 
 /// Each row times a factor of its own: one number is fitted to each, which must be long.
@@ -188,11 +206,12 @@ fn rows(evidence: &Evidence<'_>, visit: Visit<'_>) {
         (CauseKey::RowsEqual, "every row of a step is its last one", |_, n| n - 1),
     ];
     for (key, text, order) in orders {
-        visit(evidence.replaced(key, text, Rank::Likeness, |step| {
-            let (width, value) = (row_width(step), &step.observed.piece.expected.value);
-            let tokens = value.len() / width;
-            let of = |i: usize| value[order(i / width, tokens) * width + i % width];
-            Some((0..value.len()).map(of).collect())
+        visit(evidence.moved(key, text, Rank::Likeness, |at| {
+            let step = &evidence.steps[at];
+            let (width, n) = (row_width(step), step.observed.piece.captured.len());
+            let tokens = n / width;
+            let of = |i: usize| order(i / width, tokens) * width + i % width;
+            Some(Moved { step: at, order: (0..n).map(of).collect() })
         }));
     }
 }
@@ -211,10 +230,10 @@ fn columns(evidence: &Evidence<'_>, visit: Visit<'_>) {
     dims.dedup();
     for (text, place) in orders(width, &dims) {
         let text = text.replace("rows", "elements");
-        visit(evidence.replaced(CauseKey::HeadsPermuted, text, Rank::Likeness, |step| {
-            let value = &step.observed.piece.expected.value;
-            let of = |i: usize| value[i / width * width + place(i % width)];
-            Some((0..value.len()).map(of).collect())
+        visit(evidence.moved(CauseKey::HeadsPermuted, text, Rank::Likeness, |at| {
+            let n = evidence.steps[at].observed.piece.captured.len();
+            let of = |i: usize| i / width * width + place(i % width);
+            Some(Moved { step: at, order: (0..n).map(of).collect() })
         }));
     }
 }
@@ -233,10 +252,10 @@ fn permutations(evidence: &Evidence<'_>, visit: Visit<'_>) {
     let Some(order) = order_of_row(last, width) else { return };
     let moved = order.iter().enumerate().filter(|(to, from)| to != *from).count();
     let text = format!("the right values in another order: {moved} of {width} elements moved");
-    visit(evidence.replaced(CauseKey::RowsPermuted, text, Rank::Likeness, |step| {
-        let value = &step.observed.piece.expected.value;
-        let of = |i: usize| value[i / width * width + order[i % width]];
-        Some((0..value.len()).map(of).collect())
+    visit(evidence.moved(CauseKey::RowsPermuted, text, Rank::Likeness, |at| {
+        let n = evidence.steps[at].observed.piece.captured.len();
+        let of = |i: usize| i / width * width + order[i % width];
+        Some(Moved { step: at, order: (0..n).map(of).collect() })
     }));
 }
 
@@ -270,17 +289,20 @@ fn others(evidence: &Evidence<'_>, visit: Visit<'_>) {
             evidence.recorded(step, place)
         }));
     }
-    let text = "equals itself in the step before";
-    visit(evidence.replaced(CauseKey::PreviousStep, text, Rank::Likeness, |step| {
+    let text = "decode steps have the right result of the step before";
+    visit(evidence.moved(CauseKey::PreviousStep, text, Rank::Likeness, |at| {
+        let step = &evidence.steps[at];
+        let n = step.observed.piece.captured.len();
+        let width = row_width(step);
         let before = step.observed.step.checked_sub(1);
-        let before = before
-            .and_then(|before| evidence.steps.iter().find(|other| other.observed.step == before));
-        let own = &step.observed.piece.expected.value;
-        let Some(before) = before else { return Some(own.clone()) };
-        let value = &before.observed.piece.expected.value;
-        let width = row_width(step).min(value.len());
-        let is_one_row = own.len() == width;
-        Some(if is_one_row { value[value.len() - width..].to_vec() } else { own.clone() })
+        let before = evidence.steps.iter().position(|other| Some(other.observed.step) == before);
+        let last = |before: usize| evidence.steps[before].observed.piece.captured.len();
+        Some(match before.filter(|&before| n == width && last(before) >= n) {
+            Some(before) => {
+                Moved { step: before, order: (last(before) - n..last(before)).collect() }
+            }
+            None => Moved { step: at, order: (0..n).collect() },
+        })
     }));
 }
 
@@ -305,7 +327,13 @@ fn overflows(evidence: &Evidence<'_>, visit: Visit<'_>) {
 }
 
 /// The right values stored, or summed, in a coarser format than declared.
-fn arithmetic(evidence: &Evidence<'_>, visit: Visit<'_>) {
+fn arithmetic(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
+    /// Roundings of a function.
+    const FUNCTIONS: f64 = 16.0;
+    let graph = evidence.graph();
+    // A sum of n terms is a walk of n partial sums, each rounded: u sqrt(n / 6) of the result, and twice that.
+    let sources = evidence.cone().iter().flat_map(|&id| graph.node(id).sources.iter().flatten());
+    let longest = sources.map(|&id| graph.node(id).ne[0].fixed.max(1)).max().unwrap_or(1) as f64;
     let declared = evidence.run.recording.arithmetic.of(evidence.spec().stage);
     let recorded = || evidence.steps.iter().flat_map(|step| &step.observed.piece.captured);
     let stored_as = |test: fn(f32) -> f32| recorded().all(|x| !x.is_finite() || test(*x) == *x);
@@ -313,18 +341,31 @@ fn arithmetic(evidence: &Evidence<'_>, visit: Visit<'_>) {
         (DType::F16, |x| f16::from_f32(x).to_f32()),
         (DType::Bf16, |x| bf16::from_f32(x).to_f32()),
     ];
-    for (dtype, round) in rounds {
+    // Of two that explain the errors the sharper one is the cause: a coarse result before coarse sums, and
+    // the finer format first.
+    for (order, (dtype, round)) in (1..).zip(rounds) {
         if dtype.unit_roundoff() > declared.storage.unit_roundoff() && stored_as(round) {
             let text = format!("stored as {dtype}, but declared {}", declared.storage);
             let rounding = Rounding::new(declared.accumulator, dtype);
-            visit(Some(evidence.coarser(CauseKey::StoredCoarser, text, rounding)));
+            let tried = evidence.stored_coarser(text, rounding);
+            visit(Some(Tried { mistakes: order, ..tried }));
         }
     }
-    for dtype in [DType::F16, DType::Bf16] {
-        if dtype.unit_roundoff() > declared.accumulator.unit_roundoff() {
-            let text = format!("summed in {dtype}, but declared {}", declared.accumulator);
-            let rounding = Rounding::new(dtype, declared.storage);
-            visit(Some(evidence.coarser(CauseKey::F16Accumulation, text, rounding)));
+    for (order, dtype) in (3..).zip([DType::F16, DType::Bf16]) {
+        let u = dtype.unit_roundoff();
+        let is_coarser = u > declared.accumulator.unit_roundoff();
+        if !is_coarser || evidence.relative_error() > u * (FUNCTIONS + 1.2 * longest.sqrt()) {
+            continue;
         }
+        let coarse = |&id: &NodeId| {
+            let coarse = move |call: &mut Call<'_, '_>| call.rounding.sum = u;
+            (id, Change::Call(Box::new(coarse)))
+        };
+        let edit = Edits(evidence.cone().iter().map(coarse).collect());
+        let text = format!("summed in {dtype}, but declared {}", declared.accumulator);
+        let key = CauseKey::F16Accumulation;
+        let tried = evidence.edited(key, text, Rank::Arithmetic, &edit)?;
+        visit(tried.map(|tried| Tried { mistakes: order, ..tried }));
     }
+    Ok(())
 }

@@ -302,6 +302,12 @@ fn convolutions(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result
         let text = format!("the window is {text}");
         visit(evidence.mistake(CauseKey::StateShifted, text, &Edits::one(id, shifted))?);
     }
+    let before = Change::Order(Box::new(|i, ne: [usize; 4]| {
+        let token = i / ne[0] % ne[1];
+        if token > 0 { i - ne[0] } else { i }
+    }));
+    let text = "each token has the result of the token before";
+    visit(evidence.mistake(CauseKey::TokenBefore, text, &Edits::one(id, before))?);
     let graph = evidence.graph();
     let taps = graph.node(id).source(1).map_or(1, |kernel| graph.node(kernel).ne[0].fixed) as usize;
     let without = Change::moved(0, move |i, ne| (i % ne[0] + 1 >= taps).then_some(i));
