@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup setup-tests build demo test check bench faults faults-archs archs matrix mutants fuzz nvrtc examples fmt clean
-.PHONY: gpu-test gpu-bench gpu-sanitize gpu-bundle transformers-test
+.PHONY: gpu-test gpu-bench gpu-sanitize gpu-bundle transformers-test real-models
 unexport MAKEFLAGS MFLAGS
 
 FIRSTDIFF := $(or $(CARGO_TARGET_DIR),./target)/release/firstdiff
@@ -74,6 +74,10 @@ fuzz: setup ## read traces damaged at random for ten minutes
 
 nvrtc: ## compile the kernels with the real NVRTC for sm_80, sm_90 and sm_120; needs no GPU
 	scripts/nvrtc.sh
+
+real-models: setup ## compare our engine with llama.cpp on two real models, which are downloaded (570 MB)
+	cargo build --release --locked
+	scripts/real_models.sh
 
 transformers-test: setup ## record models of transformers; installs torch under target/ (some 5 GB)
 	scripts/transformers.sh

@@ -21,7 +21,7 @@ use firstdiff::{
     engine::{AttentionVariant, DeviceKind, EngineSpec, fault::Faults, kernels::KernelSet},
     graph::site::Site,
     model::{
-        Model,
+        Model, ModelFile,
         synth::{self, Spec},
     },
     reference::{Reference, ReferenceOptions},
@@ -104,7 +104,7 @@ fn whole_run(model: &Model, reference: &Reference, task: Task<'_>) -> Result<()>
 }
 
 fn split_of_a_run() -> Result<()> {
-    let model = Model::open(&fixture())?;
+    let model = firstdiff::run::open(&fixture())?;
     let reference = Reference::load(&model, ReferenceOptions::default())?;
     let text = std::fs::read_to_string(fixture().with_file_name("prompt-long.txt"))?;
     let ids: Vec<i32> = reference.tokenize(&text).into_iter().take(32).collect();
@@ -120,7 +120,7 @@ fn split_of_a_run() -> Result<()> {
         Ok(())
     };
     add("  open the model and load it in llama.cpp", &mut || {
-        let model = Model::open(&fixture())?;
+        let model = firstdiff::run::open(&fixture())?;
         Reference::load(&model, ReferenceOptions::default())?;
         Ok(())
     })?;
@@ -222,7 +222,7 @@ fn replay_beside_a_forward_pass() -> Result<()> {
     let tiny = Spec::preset("tiny-qwen2")?;
     let spec_of = Spec { n_layer: 4, n_embd: 896, n_head: 14, n_head_kv: 2, head_dim: 64, ..tiny };
     synth::write(&Spec { n_ff: 4864, n_vocab: 4096, ..spec_of }, &path, &mut |_| {})?;
-    let model = Model::open(&path)?;
+    let model = firstdiff::run::open(&path)?;
     for tokens in [16, 128] {
         let ids: Vec<i32> = (0..tokens).map(|i| i * 37 % 4000 + 10).collect();
         let steps = [ids.clone(), vec![7], vec![8]];
@@ -308,7 +308,7 @@ fn memory_over_layers_and_steps() -> Result<()> {
         let peak: f64 = text.trim().parse().map_err(|_| {
             format!("the child failed: {}", String::from_utf8_lossy(&output.stderr))
         })?;
-        let weights = 4.0 * Model::open(&path)?.parameters() as f64 / 1048576.0;
+        let weights = 4.0 * ModelFile::open(&path)?.parameters() as f64 / 1048576.0;
         let rest = peak - 2.0 * weights;
         println!("{layers:>6}  {decode:>12}  {weights:>15.1}  {peak:>8.1}  {rest:>31.1}");
     }
@@ -316,7 +316,7 @@ fn memory_over_layers_and_steps() -> Result<()> {
 }
 
 fn print_peak_memory(path: &Path, decode: u32) -> Result<()> {
-    let model = Model::open(path)?;
+    let model = firstdiff::run::open(path)?;
     let reference = Reference::load(&model, ReferenceOptions::default())?;
     let ids: Vec<i32> = reference.tokenize(&"a b c d ".repeat(8)).into_iter().take(64).collect();
     whole_run(&model, &reference, Task { prompt: &ids, decode })?;

@@ -23,8 +23,8 @@
 //!   llama.cpp's process-wide state
 //! - [`graph`]: the forward pass as data: nodes, operations, and the sites that they are
 //! - [`mod@reference`]: a side: llama.cpp, its nodes mapped to sites, noise for the floor
-//! - [`engine`]: a side: the forward pass over a device, its kernels, kernels that others wrote, planted
-//!   faults
+//! - [`engine`]: a side: llama.cpp's graph matched to our kernels, the forward pass over a device, kernels
+//!   that others wrote, planted faults
 //! - [`trace`]: a side: a run recorded to a folder or for the length of a run; dumps of other programs;
 //!   checks of a recording by itself
 //! - [`compare`]: two sides aligned; distances, tolerance, the verdict on each site

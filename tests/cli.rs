@@ -265,7 +265,7 @@ fn every_fault_variant_and_completion_is_listed() {
 fn nan_weights_are_found_in_the_ledger_and_in_the_tensors() {
     let folder = tempfile::tempdir().unwrap();
     let broken = folder.path().join("nan.gguf");
-    let model = firstdiff::model::Model::open(&crate::common::fixture()).unwrap();
+    let model = firstdiff::model::ModelFile::open(&crate::common::fixture()).unwrap();
     let norm = model.info("blk.1.ffn_norm.weight").unwrap();
     let mut bytes = std::fs::read(&model.path).unwrap();
     bytes[norm.offset + 4..norm.offset + 8].copy_from_slice(&f32::NAN.to_le_bytes());

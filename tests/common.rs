@@ -19,11 +19,11 @@ use firstdiff::{
     engine::{AttentionVariant, DeviceKind, EngineSpec, fault::Faults, kernels::KernelSet},
     graph::site::{Site, Stage},
     model::{
-        Model,
+        Model, ModelFile,
         synth::{self, Spec},
     },
     reference::{Reference, ReferenceOptions},
-    run::{Finished, Run},
+    run::{self, Finished, Run},
 };
 
 /// The trained fixture model, of the project or of a bundle of it.
@@ -90,9 +90,11 @@ impl Bench {
         Bench::open(&path)
     }
 
-    fn open(path: &Path) -> Bench {
-        let model = Model::open(path).unwrap();
-        let reference = Reference::load(&model, ReferenceOptions::default()).unwrap();
+    /// The model of a file.
+    pub fn open(path: &Path) -> Bench {
+        let file = ModelFile::open(path).unwrap();
+        let reference = Reference::load(&file, ReferenceOptions::default()).unwrap();
+        let model = run::planned(file, &reference, 0).unwrap();
         Bench { model, reference }
     }
 

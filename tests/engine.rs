@@ -12,10 +12,7 @@ use firstdiff::{
         kernels::KernelSet,
     },
     graph::site::{Site, Stage},
-    model::{
-        Arch,
-        synth::{Spec, WeightType},
-    },
+    model::synth::{Arch, Spec, WeightType},
     run::Run,
 };
 

@@ -15,8 +15,8 @@ use firstdiff::{
         },
     },
     model::{
-        Arch, Config,
-        synth::{Spec, WeightType},
+        Config,
+        synth::{Arch, Spec, WeightType},
     },
 };
 use half::f16;

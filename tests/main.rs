@@ -25,6 +25,8 @@ mod cross;
 mod doctor;
 // The engine on the host device against llama.cpp.
 mod engine;
+// Which models the engine runs, and what no kernel computes of others.
+mod plan;
 // A recorded engine is blamed for what `run` blames it for.
 mod explain;
 // Faults planted in llama.cpp for a few architectures.
@@ -37,6 +39,8 @@ mod host_device;
 mod layers;
 // GGUF files, good and hostile; the ledger.
 mod model;
+// No architecture is known by its name.
+mod names;
 // A reference that is committed, in place of llama.cpp.
 mod pinned;
 // What a change of the engine fixed, and what is not called fixed.

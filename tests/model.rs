@@ -1,10 +1,13 @@
 use std::path::{Path, PathBuf};
 
-use firstdiff::model::{Arch, Config, Ledger, Model, RopePairs};
+use firstdiff::{
+    model::{Config, Ledger, ModelFile, RopePairs},
+    run,
+};
 use half::f16;
 use tempfile::TempDir;
 
-use crate::common::fixture;
+use crate::{cli::refused, common::fixture};
 
 fn bytes() -> Vec<u8> {
     std::fs::read(fixture()).unwrap()
@@ -20,7 +23,13 @@ fn file(bytes: &[u8]) -> (TempDir, PathBuf) {
 
 fn open_error(bytes: &[u8]) -> String {
     let (_folder, path) = file(bytes);
-    Model::open(&path).err().map_or_else(String::new, |error| error.to_string())
+    ModelFile::open(&path).err().map_or_else(String::new, |error| error.to_string())
+}
+
+/// The same of a model that is to be run.
+fn run_error(bytes: &[u8]) -> String {
+    let (_folder, path) = file(bytes);
+    run::open(&path).err().map_or_else(String::new, |error| error.to_string())
 }
 
 /// Replaces the first occurrence of a byte string by another of the same length.
@@ -41,9 +50,9 @@ fn splitmix(state: &mut u64) -> u64 {
 
 #[test]
 fn the_fixtures_hyperparameters_are_read() {
-    let model = Model::open(&fixture()).unwrap();
+    let model = run::open(&fixture()).unwrap();
     let wanted = Config {
-        arch: Arch::Qwen2,
+        architecture: "qwen2".to_string(),
         n_layer: 4,
         n_embd: 224,
         n_head: 14,
@@ -51,7 +60,7 @@ fn the_fixtures_hyperparameters_are_read() {
         head_dim: 16,
         n_ff: 480,
         n_vocab: 2048,
-        n_ctx_train: 2048,
+        qk_norm: false,
         rope_theta: 1e6,
         rope_pairs: RopePairs::Neox,
         rms_eps: 1e-6,
@@ -60,11 +69,15 @@ fn the_fixtures_hyperparameters_are_read() {
     assert_eq!(model.config, wanted);
     assert_eq!(model.parameters(), 2_210_912);
     assert!(model.has_qkv_bias() && !model.has("output.weight"));
+    assert_eq!(model.trained_positions(), Some(2048));
+    let names = &model.names;
+    assert!(names.is_tied() && names.rope_factors.is_none());
+    assert_eq!(names.layers[2].k.bias.as_deref(), Some("blk.2.attn_k.bias"));
 }
 
 #[test]
 fn f16_and_f32_tensors_are_widened_exactly() {
-    let model = Model::open(&fixture()).unwrap();
+    let model = ModelFile::open(&fixture()).unwrap();
     let half = model.info("blk.2.attn_k.weight").unwrap();
     let stored: Vec<f32> = model
         .gguf()
@@ -86,7 +99,11 @@ fn what_is_no_gguf_is_refused_with_its_name() {
     assert!(open_error(b"PK\x03\x04 something else").contains("is not a GGUF file"));
     assert!(open_error(b"GGUF").contains("broken header"));
     assert!(
-        Model::open(Path::new("absent.gguf")).err().unwrap().to_string().contains("absent.gguf")
+        ModelFile::open(Path::new("absent.gguf"))
+            .err()
+            .unwrap()
+            .to_string()
+            .contains("absent.gguf")
     );
 }
 
@@ -128,49 +145,53 @@ fn a_flipped_bit_in_the_header_never_crashes() {
 #[test]
 fn a_missing_or_misshapen_tensor_is_named() {
     let whole = bytes();
-    let error = open_error(&patched(&whole, b"blk.2.attn_k.weight", b"blk.2.attn_x.weight"));
-    assert!(error.contains("lacks the tensor blk.2.attn_k.weight"), "{error}");
+    let error = run_error(&patched(&whole, b"blk.2.attn_k.weight", b"blk.2.attn_x.weight"));
+    assert!(error.contains("model.gguf") && error.contains("blk.2.attn_k.weight"), "{error}");
     // The dims follow the name and the number of axes; swapped, they take the same bytes.
     let dims = |first: u64, second: u64| {
         let sizes = [first.to_le_bytes(), second.to_le_bytes()].concat();
         [b"blk.1.ffn_down.weight", &2u32.to_le_bytes()[..], &sizes].concat()
     };
-    let error = open_error(&patched(&whole, &dims(480, 224), &dims(224, 480)));
-    assert!(error.contains("blk.1.ffn_down.weight has dims [224, 480]"), "{error}");
-    assert!(error.contains("[480, 224]"), "{error}");
+    let error = run_error(&patched(&whole, &dims(480, 224), &dims(224, 480)));
+    assert!(error.contains("blk.1.ffn_down.weight"), "{error}");
 }
 
 #[test]
-fn keys_that_the_engine_cannot_run_are_named() {
+fn keys_that_llama_cpp_refuses_are_named() {
     let whole = bytes();
-    // "qwen2" is the value of general.architecture before it is part of a key.
-    let error = open_error(&patched(&whole, b"qwen2", b"gemma"));
-    assert!(error.contains("architecture \"gemma\""), "{error}");
-    let error = open_error(&patched(&whole, b"qwen2.block_count", b"qwen2.block_xount"));
-    assert!(error.contains("lacks the key qwen2.block_count"), "{error}");
-    let error = open_error(&patched(&whole, b"qwen2.vocab_size", b"qwen2.expert_cou"));
-    assert!(error.is_empty() || error.contains("model.gguf"), "{error}");
+    let error = run_error(&patched(&whole, b"qwen2.block_count", b"qwen2.block_xount"));
+    assert!(error.contains("qwen2.block_count"), "{error}");
     let key = |name: &str, value: u32| {
         [name.as_bytes(), &4u32.to_le_bytes(), &value.to_le_bytes()].concat()
     };
     for (name, right, wrong, says) in [
-        ("qwen2.attention.head_count", 14, 0, "is 0, no size"),
-        ("qwen2.attention.head_count", 14, 15, "do not divide"),
-        ("qwen2.block_count", 4, 500, "tensors in all"),
+        ("qwen2.attention.head_count", 14, 0, "model.gguf"),
+        ("qwen2.attention.head_count", 14, 15, "blk.0.attn_"),
+        ("qwen2.block_count", 4, 500, "blk.4."),
         ("qwen2.block_count", 4, 600, "llama.cpp runs at most 512"),
     ] {
-        let error = open_error(&patched(&whole, &key(name, right), &key(name, wrong)));
+        let error = run_error(&patched(&whole, &key(name, right), &key(name, wrong)));
         assert!(error.contains(says), "{error}");
     }
 }
 
 #[test]
+fn what_ends_llama_cpp_is_one_line() {
+    let key = |value: u32| {
+        [&b"qwen2.block_count"[..], &4u32.to_le_bytes(), &value.to_le_bytes()].concat()
+    };
+    let (_folder, path) = file(&patched(&bytes(), &key(4), &key(0)));
+    let arguments = ["run", "-m", path.to_str().unwrap()];
+    refused(&arguments, 2, "llama.cpp cannot go on with");
+}
+
+#[test]
 fn the_ledger_finds_zeros_nan_unused_and_absent_tensors() {
-    let clean = Ledger::read(&Model::open(&fixture()).unwrap()).unwrap();
+    let mut model = run::open(&fixture()).unwrap();
+    let clean = Ledger::read(&model).unwrap();
     assert!(clean.is_clean());
     assert_eq!(clean.tensors, 50);
 
-    let model = Model::open(&fixture()).unwrap();
     let mut broken = bytes();
     let zeroed = model.info("blk.3.ffn_up.weight").unwrap();
     broken[zeroed.offset..zeroed.offset + zeroed.bytes].fill(0);
@@ -179,12 +200,15 @@ fn the_ledger_finds_zeros_nan_unused_and_absent_tensors() {
         let at = nan.offset + 2 * element;
         broken[at..at + 2].copy_from_slice(&f16::NAN.to_le_bytes());
     }
-    let broken = patched(&broken, b"blk.1.attn_v.bias", b"blk.1.attn_v.xyzw");
     let (_folder, path) = file(&broken);
-    let ledger = Ledger::read(&Model::open(&path).unwrap()).unwrap();
+    let ledger = Ledger::read(&run::open(&path).unwrap()).unwrap();
     assert_eq!(ledger.all_zero, ["blk.3.ffn_up.weight"]);
-    assert_eq!(ledger.unused, ["blk.1.attn_v.xyzw"]);
-    assert_eq!(ledger.absent, ["blk.1.attn_v.bias"]);
     let [found] = &ledger.non_finite[..] else { panic!("{:?}", ledger.non_finite) };
     assert_eq!((found.tensor.as_str(), found.count, found.first), ("blk.0.attn_q.weight", 2, 7));
+
+    // As of a graph that does not read it.
+    model.names.layers[1].v.bias = None;
+    let ledger = Ledger::read(&model).unwrap();
+    assert_eq!(ledger.unused, ["blk.1.attn_v.bias"]);
+    assert_eq!(ledger.absent, ["blk.1.attn_v.bias"]);
 }

@@ -14,7 +14,7 @@ use crate::common::{Keep, fixture};
 const PROMPT: &str = "Once upon a time there was a little girl";
 
 fn load() -> (Model, Reference) {
-    let model = Model::open(&fixture()).unwrap();
+    let model = firstdiff::run::open(&fixture()).unwrap();
     let reference = Reference::load(&model, ReferenceOptions::default()).unwrap();
     (model, reference)
 }

@@ -15,7 +15,7 @@ use firstdiff::{
         fault::{self, Faults},
     },
     graph::site::{Site, Stage},
-    model::{Arch, Model, synth::Spec},
+    model::{Model, synth::Spec},
     run::{Run, baseline},
     trace::{TraceError, recording::Recorded},
 };
@@ -117,7 +117,7 @@ fn bugs_of_an_f16_engine_are_proven_too() {
 #[test]
 fn every_fault_of_a_random_llama_is_proven_for_its_cause() {
     let bench = Bench::synth(&Spec { tied_output: false, ..Spec::preset("tiny-llama").unwrap() });
-    assert_eq!(bench.model.config.arch, Arch::Llama);
+    assert_eq!(bench.model.config.architecture, "llama");
     for name in [
         "embd-previous-row",
         "norm-mean-subtracted",

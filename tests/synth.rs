@@ -5,8 +5,8 @@ use std::{
 };
 
 use firstdiff::model::{
-    Arch, MAX_LAYERS, llama,
-    synth::{self, MAX_SIZE, PRESETS, Spec, SynthError, WeightType},
+    MAX_LAYERS, llama,
+    synth::{self, Arch, MAX_SIZE, PRESETS, Spec, SynthError, WeightType},
 };
 use llama_cpp_2::{
     context::{LlamaContext, params::LlamaContextParams},

@@ -12,11 +12,11 @@ use firstdiff::{
         kernels::KernelSet,
     },
     model::{
-        Arch, Model,
-        synth::{self, Spec},
+        Model,
+        synth::{self, Arch, Spec},
     },
     reference::{Reference, ReferenceOptions},
-    run::{Finished, Run},
+    run::{self, Finished, Run},
 };
 
 use crate::Result;
@@ -40,7 +40,7 @@ impl Bench {
     /// The trained fixture.
     pub fn fixture() -> Result<Bench> {
         let path = fixture();
-        let model = Model::open(&path)?;
+        let model = run::open(&path)?;
         let reference = Reference::load(&model, ReferenceOptions::default())?;
         let text = std::fs::read_to_string(path.with_file_name("prompt-long.txt"))?;
         let prompt: Vec<i32> = reference.tokenize(&text).into_iter().take(FIXTURE_TOKENS).collect();
@@ -75,7 +75,7 @@ impl Bench {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("synth.gguf");
         synth::write(spec, &path, &mut |_| {})?;
-        let model = Model::open(&path)?;
+        let model = run::open(&path)?;
         let reference = Reference::load(&model, ReferenceOptions::default())?;
         Ok(Bench { name, is_fixture: false, model, reference, prompt })
     }

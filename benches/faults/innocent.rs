@@ -5,7 +5,7 @@ use firstdiff::{
     compare::verdict::Outcome,
     core::tensor::DType,
     engine::{AttentionVariant, EngineSpec, kernels::KernelSet},
-    model::{Arch, synth::Spec},
+    model::synth::{Arch, Spec},
     reference::{Precision, Reference, ReferenceOptions},
     run::Finished,
 };

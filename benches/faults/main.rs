@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use firstdiff::model::Arch;
+use firstdiff::model::synth::Arch;
 
 use bench::Bench;
 

@@ -10,9 +10,9 @@ mod together;
 
 use std::{path::PathBuf, time::Instant};
 
-use firstdiff::model::{
-    Model,
-    synth::{self, Spec, WeightType},
+use firstdiff::{
+    model::synth::{self, Spec, WeightType},
+    run,
 };
 
 use crate::limits::Limits;
@@ -26,7 +26,7 @@ fn main() -> Result<()> {
     let path = folder.path().join("qwen2.5-0.5b.gguf");
     let spec = Spec { weight_type: WeightType::F16, ..Spec::preset("qwen2.5-0.5b")? };
     synth::write(&spec, &path, &mut |_| {})?;
-    let model = Model::open(&path)?;
+    let model = run::open(&path)?;
     let names: Vec<String> = std::env::args().skip(1).filter(|name| name != "--bench").collect();
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     if wanted("steps") {

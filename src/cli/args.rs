@@ -68,7 +68,7 @@ pub enum Command {
 
 #[derive(Args, Clone)]
 pub struct ModelArgs {
-    /// GGUF model: llama, qwen2 or qwen3 [default: the embedded fixture]
+    /// GGUF model [default: the embedded fixture]
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
     /// Prompt [default: an embedded one of 86 tokens]

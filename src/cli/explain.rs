@@ -148,20 +148,14 @@ fn model(args: &ExplainArgs, engine: &TraceReader) -> Result<Subject, Error> {
     let path = path.ok_or_else(|| Error::Usage(format!("{recorded}; name that file with -m")))?;
     let file = ModelFile::open(&path)?;
     let hash = file.hash();
-    let other = |alike: &str| {
-        let other = format!("{} has blake3 {hash}{alike}", path.display());
-        Err(Error::Refused(format!("{recorded}, {other}; name the first with -m")))
-    };
-    let Ok(model) = Model::of(file) else {
-        return if hash == id.blake3 {
-            Ok(Subject::Graph(ModelFile::open(&path)?))
-        } else {
-            other("")
-        };
-    };
+    let model = firstdiff::run::open(&path).ok();
     if hash != id.blake3 {
-        return other(if has_shapes(list, &model.config) { ALIKE } else { "" });
+        let is_alike = model.is_some_and(|model| has_shapes(list, &model.config));
+        let alike = if is_alike { ALIKE } else { "" };
+        let other = format!("{} has blake3 {hash}{alike}", path.display());
+        return Err(Error::Refused(format!("{recorded}, {other}; name the first with -m")));
     }
+    let Some(model) = model else { return Ok(Subject::Graph(file)) };
     // The shapes of the tensors were checked by the manifest's: they must be the model's own.
     if id.n_vocab != model.config.n_vocab || !has_shapes(list, &model.config) {
         return Err(Error::Refused(format!(

@@ -13,6 +13,7 @@ use firstdiff::{
     },
     model::{Model, ModelFile},
     reference::{Precision, Reference, ReferenceError, ReferenceOptions},
+    run,
 };
 
 use super::{
@@ -41,8 +42,11 @@ pub struct Inputs<M = Model> {
 impl Inputs {
     /// Opens a model that our engine can run, loads the reference and tokenises the prompt.
     pub fn load(args: &ModelArgs) -> Result<Inputs, Error> {
-        let model = Model::open(&path(args)?)?;
-        Inputs::of(model, |model| model, args)
+        let any = Inputs::load_any(args)?;
+        let positions = any.task().positions();
+        let Inputs { model, reference, prompt, ids, decode, notes } = any;
+        let model = run::planned(model, &reference, positions)?;
+        Ok(Inputs { model, reference, prompt, ids, decode, notes })
     }
 }
 
@@ -50,12 +54,6 @@ impl Inputs<ModelFile> {
     /// The same for a model of any architecture, which no engine runs.
     pub fn load_any(args: &ModelArgs) -> Result<Inputs<ModelFile>, Error> {
         let model = ModelFile::open(&path(args)?)?;
-        Inputs::of(model, |model| model, args)
-    }
-}
-
-impl<M> Inputs<M> {
-    fn of(model: M, file: fn(&M) -> &ModelFile, args: &ModelArgs) -> Result<Inputs<M>, Error> {
         let prompt = prompt(args)?;
         let precision = match args.reference {
             PrecisionArg::F32 => Precision::F32,
@@ -63,11 +61,11 @@ impl<M> Inputs<M> {
         };
         let mut notes = Vec::new();
         let options = ReferenceOptions { precision, threads: args.threads };
-        let reference = match Reference::load(file(&model), options) {
+        let reference = match Reference::load(&model, options) {
             Err(ReferenceError::Widen(error)) => {
                 notes.push(format!("{error}; the reference runs the file as it is instead"));
                 let options = ReferenceOptions { precision: Precision::Native, ..options };
-                Reference::load(file(&model), options)?
+                Reference::load(&model, options)?
             }
             loaded => loaded?,
         };
@@ -75,16 +73,18 @@ impl<M> Inputs<M> {
         if ids.is_empty() {
             return Err(Error::Usage("the prompt has no tokens; give one with -p or -f".into()));
         }
-        let (wanted, most) = (ids.len() + args.n_predict as usize, context_length(file(&model)));
-        if let Some(most) = most.filter(|&most| wanted > most) {
+        let wanted = Task { prompt: &ids, decode: args.n_predict }.positions();
+        if let Some(most) = model.trained_positions().filter(|&most| wanted > most) {
             return Err(Error::Usage(format!(
                 "prompt and -n need {wanted} positions, but {} was trained for {most}; shorten them",
-                file(&model).path.display()
+                model.path.display()
             )));
         }
         Ok(Inputs { model, reference, prompt, ids, decode: args.n_predict, notes })
     }
+}
 
+impl<M> Inputs<M> {
     /// What both sides are to run.
     pub fn task(&self) -> Task<'_> {
         Task { prompt: &self.ids, decode: self.decode }
@@ -93,12 +93,6 @@ impl<M> Inputs<M> {
 
 fn path(args: &ModelArgs) -> Result<PathBuf, Error> {
     args.model.clone().map_or_else(fixture, Ok)
-}
-
-/// Positions that a model was trained for, where its file says so.
-fn context_length(file: &ModelFile) -> Option<usize> {
-    let length = file.gguf().number(&format!("{}.context_length", file.architecture))?;
-    (length >= 1.0).then_some(length as usize)
 }
 
 /// The engine that the flags describe, on one device.

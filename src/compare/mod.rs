@@ -7,7 +7,6 @@ pub(crate) mod lanes;
 mod pattern;
 mod queries;
 pub(crate) mod rows;
-mod seen;
 mod stats;
 pub mod verdict;
 
@@ -16,5 +15,4 @@ pub use digest::{Digest, SAMPLES, SUMS};
 pub use filter::{FilterError, SiteFilter};
 pub use pattern::{Pattern, axis_phrase};
 pub use queries::{Queries, QueriesError, RowTokens};
-pub use seen::SeenKeys;
 pub use stats::{Difference, Element, NonFinite, compare};

@@ -143,10 +143,8 @@ impl AxisSet {
         if let Some(stride) = self.stride() {
             return Some(stride);
         }
-        let range = |&(a, b): &(usize, usize)| match a == b {
-            true => a.to_string(),
-            false => format!("{a}-{b}"),
-        };
+        let range =
+            |&(a, b): &(usize, usize)| if a == b { a.to_string() } else { format!("{a}-{b}") };
         let named: Vec<String> = self.ranges.iter().take(MAX_NAMED).map(range).collect();
         if self.ranges.len() <= MAX_NAMED {
             return Some(format!("{axis}s {}", named.join(", ")));

@@ -174,6 +174,11 @@ impl<'s, 'a> Scene<'s, 'a> {
         &self.replay.model.config
     }
 
+    /// Positions that the model was trained for; without end where its file does not say.
+    pub fn trained_positions(&self) -> usize {
+        self.replay.model.trained_positions().unwrap_or(usize::MAX)
+    }
+
     pub fn heads(&self) -> Heads {
         self.replay.heads()
     }

@@ -330,7 +330,7 @@ impl Engine {
         Ok(out)
     }
 
-    /// q, k and v of the normed hidden; norms (Qwen3) and rope of q and k.
+    /// q, k and v of the normed hidden; norms, if there are any, and rope of q and k.
     fn project_qkv(
         &self,
         layer: usize,

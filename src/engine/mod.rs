@@ -11,6 +11,7 @@ pub mod forward;
 mod hooks;
 pub mod kernels;
 mod operations;
+mod plan;
 mod reads;
 mod spec;
 mod step;
@@ -19,5 +20,6 @@ mod weights;
 mod wiring;
 
 pub use forward::{Engine, EngineError, EngineOptions};
+pub use plan::{Plan, PlanError};
 pub use spec::{DeviceKind, EngineSpec};
 pub use variant::AttentionVariant;

@@ -9,7 +9,7 @@ use crate::{
         device::{Buffer, Device, WIDENED},
         fault::Faults,
     },
-    model::{Config, Model, ModelError, gguf::TensorInfo},
+    model::{LayerNames, LinearNames, Model, ModelError, gguf::TensorInfo},
 };
 
 /// y = x W^T + bias; W is (outputs, inputs) in the storage type, the bias f32.
@@ -65,44 +65,42 @@ impl Weights {
         faults: &Faults,
     ) -> Result<Weights, EngineError> {
         let loader = Loader { device, model, storage, faults };
-        let config = &model.config;
-        let layers = (0..config.n_layer).map(|layer| loader.layer(config, layer));
-        let untied = model.has("output.weight");
+        let names = &model.names;
+        let layers = names.layers.iter().map(|layer| loader.layer(layer));
+        let output = (!names.is_tied()).then(|| loader.matrix(&names.output.weight));
         Ok(Weights {
-            embedding: loader.matrix("token_embd.weight")?,
+            embedding: loader.matrix(&names.embedding)?,
             layers: layers.collect::<Result<_, _>>()?,
-            final_norm: loader.vector("output_norm.weight")?,
-            output: untied.then(|| loader.matrix("output.weight")).transpose()?,
-            output_bias: loader.optional_vector("output.bias")?,
-            rope_factors: loader.optional_vector("rope_freqs.weight")?,
+            final_norm: loader.vector(&names.final_norm)?,
+            output: output.transpose()?,
+            output_bias: loader.optional_vector(&names.output.bias)?,
+            rope_factors: loader.optional_vector(&names.rope_factors)?,
         })
     }
 }
 
 impl Loader<'_> {
-    fn layer(&self, config: &Config, layer: usize) -> Result<Layer, EngineError> {
-        let name = |part: &str| format!("blk.{layer}.{part}");
-        let (e, f) = (config.n_embd, config.n_ff);
-        let q_width = config.n_head * config.head_dim;
-        let kv_width = config.n_head_kv * config.head_dim;
+    fn layer(&self, names: &LayerNames) -> Result<Layer, EngineError> {
         Ok(Layer {
-            attn_norm: self.vector(&name("attn_norm.weight"))?,
-            q: self.linear(&name("attn_q"), q_width, e)?,
-            k: self.linear(&name("attn_k"), kv_width, e)?,
-            v: self.linear(&name("attn_v"), kv_width, e)?,
-            q_norm: self.optional_vector(&name("attn_q_norm.weight"))?,
-            k_norm: self.optional_vector(&name("attn_k_norm.weight"))?,
-            o: self.linear(&name("attn_output"), e, q_width)?,
-            ffn_norm: self.vector(&name("ffn_norm.weight"))?,
-            gate: self.linear(&name("ffn_gate"), f, e)?,
-            up: self.linear(&name("ffn_up"), f, e)?,
-            down: self.linear(&name("ffn_down"), e, f)?,
+            attn_norm: self.vector(&names.attn_norm)?,
+            q: self.linear(&names.q)?,
+            k: self.linear(&names.k)?,
+            v: self.linear(&names.v)?,
+            q_norm: self.optional_vector(&names.q_norm)?,
+            k_norm: self.optional_vector(&names.k_norm)?,
+            o: self.linear(&names.o)?,
+            ffn_norm: self.vector(&names.ffn_norm)?,
+            gate: self.linear(&names.gate)?,
+            up: self.linear(&names.up)?,
+            down: self.linear(&names.down)?,
         })
     }
 
-    fn linear(&self, name: &str, outputs: usize, inputs: usize) -> Result<Linear, EngineError> {
-        let weight = self.matrix(&format!("{name}.weight"))?;
-        let bias = self.optional_vector(&format!("{name}.bias"))?;
+    fn linear(&self, names: &LinearNames) -> Result<Linear, EngineError> {
+        let info = self.model.info(&names.weight)?;
+        let (outputs, inputs) = (info.rows(), info.row_length());
+        let weight = self.matrix(&names.weight)?;
+        let bias = self.optional_vector(&names.bias)?;
         Ok(Linear { weight, bias, outputs, inputs })
     }
 
@@ -164,8 +162,8 @@ impl Loader<'_> {
         self.upload(name, bytemuck::cast_slice(&data))
     }
 
-    fn optional_vector(&self, name: &str) -> Result<Option<Buffer>, EngineError> {
-        self.model.has(name).then(|| self.vector(name)).transpose()
+    fn optional_vector(&self, name: &Option<String>) -> Result<Option<Buffer>, EngineError> {
+        name.as_ref().map(|name| self.vector(name)).transpose()
     }
 
     fn upload(&self, name: &str, bytes: &[u8]) -> Result<Buffer, EngineError> {

@@ -21,9 +21,9 @@ pub enum Stage {
     K,
     /// Value projection plus bias: (T, Hk, D).
     V,
-    /// Per-head query norm, Qwen3 only: (T, Hq, D).
+    /// Per-head query norm, of some models: (T, Hq, D).
     QNorm,
-    /// Per-head key norm, Qwen3 only: (T, Hk, D).
+    /// Per-head key norm, of some models: (T, Hk, D).
     KNorm,
     /// Query after rotation: (T, Hq, D).
     QRope,

@@ -1,32 +1,24 @@
-//! The hyperparameters of a model, and the shapes that they fix.
+//! The hyperparameters of a model that our engine can run, and the shapes that they fix.
 
 use serde::{Deserialize, Serialize};
 
 use crate::graph::site::{Site, Stage};
 
-/// An architecture that the engine can run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Arch {
-    Llama,
-    Qwen2,
-    Qwen3,
-}
-
 /// Which elements of a head rope rotates together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RopePairs {
-    /// (2i, 2i+1): llama.
+    /// (2i, 2i+1).
     Norm,
-    /// (i, i + D/2): qwen2, qwen3.
+    /// (i, i + D/2).
     Neox,
 }
 
 /// The hyperparameters that fix every shape and operation of a forward pass.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
-    pub arch: Arch,
+    /// `general.architecture`, for people: nothing follows from it.
+    pub architecture: String,
     pub n_layer: usize,
     /// E, hidden size.
     pub n_embd: usize,
@@ -40,29 +32,13 @@ pub struct Config {
     pub n_ff: usize,
     /// V, vocabulary size.
     pub n_vocab: usize,
-    /// Positions the model was trained for.
-    pub n_ctx_train: usize,
+    /// Whether each head of q and k has a norm before it is rotated.
+    pub qk_norm: bool,
     pub rope_theta: f32,
     pub rope_pairs: RopePairs,
     pub rms_eps: f32,
-    /// Factor on q.k: 1/sqrt(D) unless the file says otherwise.
+    /// Factor on q.k.
     pub attention_scale: f32,
-}
-
-impl Arch {
-    /// The name in `general.architecture`, which also prefixes the other keys.
-    pub fn name(self) -> &'static str {
-        match self {
-            Arch::Llama => "llama",
-            Arch::Qwen2 => "qwen2",
-            Arch::Qwen3 => "qwen3",
-        }
-    }
-
-    /// The architecture of that name.
-    pub fn from_name(name: &str) -> Option<Arch> {
-        [Arch::Llama, Arch::Qwen2, Arch::Qwen3].into_iter().find(|arch| arch.name() == name)
-    }
 }
 
 impl Config {
@@ -82,10 +58,9 @@ impl Config {
         }
     }
 
-    /// The stages this architecture has, in canonical order.
+    /// The stages that the model has, in canonical order.
     pub fn stages(&self) -> Vec<Stage> {
-        let qk_norm = self.arch == Arch::Qwen3;
-        let has = |stage: &Stage| qk_norm || !matches!(stage, Stage::QNorm | Stage::KNorm);
+        let has = |stage: &Stage| self.qk_norm || !matches!(stage, Stage::QNorm | Stage::KNorm);
         Stage::ALL.into_iter().filter(has).collect()
     }
 

@@ -1,5 +1,7 @@
 //! The weight ledger: what a model file holds that a forward pass would not miss.
 
+use std::collections::HashSet;
+
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -46,14 +48,14 @@ const CHUNK_ELEMENTS: usize = 1 << 20;
 impl Ledger {
     /// Reads every tensor once, a chunk at a time.
     pub fn read(model: &Model) -> Result<Ledger, GgufError> {
-        let expected = model.expected();
+        let names: HashSet<&str> = model.names.all().collect();
         let infos = model.gguf().tensors();
-        let known = |info: &&TensorInfo| expected.iter().any(|one| one.name == info.name);
+        let known = |info: &&TensorInfo| names.contains(info.name.as_str());
         let (used, unused): (Vec<_>, Vec<_>) = infos.iter().partition(known);
         let mut ledger = Ledger {
             tensors: infos.len(),
             unused: unused.into_iter().map(|info| info.name.clone()).collect(),
-            absent: absent(model),
+            absent: model.names.absent_biases(),
             ..Ledger::default()
         };
         let scans: Vec<Scan> =
@@ -80,27 +82,6 @@ impl Ledger {
             && self.all_zero.is_empty()
             && self.non_finite.is_empty()
     }
-}
-
-/// Optional tensors that another layer, or another projection of q, k and v, has.
-fn absent(model: &Model) -> Vec<String> {
-    let group = |name: &str| {
-        let part = name.splitn(3, '.').nth(2).unwrap_or(name).to_string();
-        if part.starts_with("attn_") && !part.starts_with("attn_output") {
-            return "qkv bias".to_string();
-        }
-        part
-    };
-    let optional: Vec<String> = model
-        .expected()
-        .into_iter()
-        .filter(|one| !one.required && one.name.starts_with("blk."))
-        .map(|one| one.name)
-        .collect();
-    let present: std::collections::BTreeSet<String> =
-        optional.iter().filter(|name| model.has(name)).map(|name| group(name)).collect();
-    let is_absent = |name: &String| !model.has(name) && present.contains(&group(name));
-    optional.into_iter().filter(is_absent).collect()
 }
 
 fn scan(model: &Model, info: &TensorInfo) -> Result<Scan, GgufError> {

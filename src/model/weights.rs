@@ -8,30 +8,25 @@ use std::{
 use crate::{
     core::cache,
     model::{
-        Arch, Config,
+        Config, WeightNames,
         gguf::{Gguf, GgufError, TensorInfo},
     },
 };
+
+/// llama.cpp's own limit (LLAMA_MAX_LAYERS), above which it aborts the process.
+pub const MAX_LAYERS: usize = 512;
 
 /// Why a file cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
-    #[error(
-        "{path} has architecture \"{architecture}\"; firstdiff runs llama, qwen2 and qwen3 models"
-    )]
-    Architecture { path: PathBuf, architecture: String },
     #[error("{path} lacks the key {key}; convert the model again")]
     MissingKey { path: PathBuf, key: String },
-    #[error("{path}: {key} {why}, which the engine cannot run; use a model without it")]
-    Unsupported { path: PathBuf, key: String, why: String },
-    #[error("{path} lacks the tensor {tensor}, which a {arch} model needs; convert it again")]
-    MissingTensor { path: PathBuf, tensor: String, arch: String },
-    #[error(
-        "{path}: tensor {tensor} has dims {found:?}, but the keys say {expected:?}; convert it again"
-    )]
-    WrongDims { path: PathBuf, tensor: String, found: Vec<u64>, expected: Vec<u64> },
+    #[error("{path}: {key} {why}; convert the model again")]
+    Key { path: PathBuf, key: String, why: String },
+    #[error("{path} lacks the tensor {tensor}, which its graph reads; convert it again")]
+    MissingTensor { path: PathBuf, tensor: String },
 }
 
 /// A GGUF file with a model of any architecture.
@@ -46,6 +41,7 @@ pub struct ModelFile {
 pub struct Model {
     file: ModelFile,
     pub config: Config,
+    pub names: WeightNames,
 }
 
 impl Deref for Model {
@@ -54,13 +50,6 @@ impl Deref for Model {
     fn deref(&self) -> &ModelFile {
         &self.file
     }
-}
-
-/// A tensor that the engine reads, and its dims in ggml's order.
-pub(super) struct Expected {
-    pub name: String,
-    pub dims: Vec<u64>,
-    pub required: bool,
 }
 
 impl ModelFile {
@@ -72,7 +61,27 @@ impl ModelFile {
             path: path.to_path_buf(),
             key: key.to_string(),
         })?;
-        Ok(ModelFile { path: path.to_path_buf(), architecture, gguf })
+        let file = ModelFile { path: path.to_path_buf(), architecture, gguf };
+        file.check_layers()?;
+        Ok(file)
+    }
+
+    /// Refuses more layers than llama.cpp runs: it would abort the process.
+    fn check_layers(&self) -> Result<(), ModelError> {
+        let key = format!("{}.block_count", self.architecture);
+        match self.gguf.number(&key) {
+            Some(layers) if layers > MAX_LAYERS as f64 => {
+                let why = format!("is {layers}; llama.cpp runs at most {MAX_LAYERS}");
+                Err(ModelError::Key { path: self.path.clone(), key, why })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Positions that the model was trained for, if the file says so.
+    pub fn trained_positions(&self) -> Option<usize> {
+        let positions = self.gguf.number(&format!("{}.context_length", self.architecture))?;
+        (positions >= 1.0).then_some(positions as usize)
     }
 
     /// The file itself.
@@ -127,81 +136,16 @@ impl ModelFile {
         self.gguf.tensor(tensor).ok_or_else(|| ModelError::MissingTensor {
             path: self.path.clone(),
             tensor: tensor.to_string(),
-            arch: self.architecture.clone(),
         })
     }
 }
 
 impl Model {
-    /// Opens a GGUF file and checks that every key and tensor the engine needs is there and fits.
-    pub fn open(path: &Path) -> Result<Model, ModelError> {
-        Model::of(ModelFile::open(path)?)
-    }
-
-    /// The model of a file, if the engine can run it.
-    pub fn of(file: ModelFile) -> Result<Model, ModelError> {
-        let config = Config::read(file.gguf())?;
-        let model = Model { file, config };
-        model.check_tensors()?;
-        Ok(model)
-    }
-
-    fn check_tensors(&self) -> Result<(), ModelError> {
-        for expected in self.expected() {
-            match self.gguf.tensor(&expected.name) {
-                Some(info) if info.dims == expected.dims => {}
-                Some(info) => {
-                    return Err(ModelError::WrongDims {
-                        path: self.path.clone(),
-                        tensor: expected.name,
-                        found: info.dims.clone(),
-                        expected: expected.dims,
-                    });
-                }
-                None if expected.required => {
-                    self.info(&expected.name)?;
-                }
-                None => {}
-            }
+    /// A file with what its graph makes of it: the hyperparameters, and the names of its weights.
+    pub fn new(file: ModelFile, config: Config, names: WeightNames) -> Result<Model, ModelError> {
+        for name in names.all() {
+            file.info(name)?;
         }
-        Ok(())
-    }
-
-    /// Every tensor that the engine reads if it is there.
-    pub(super) fn expected(&self) -> Vec<Expected> {
-        let c = &self.config;
-        let (e, f, v) = (c.n_embd as u64, c.n_ff as u64, c.n_vocab as u64);
-        let (d, hq, hk) = (c.head_dim as u64, c.n_head as u64, c.n_head_kv as u64);
-        let mut list = Vec::new();
-        let mut add = |name: String, dims: &[u64], required| {
-            list.push(Expected { name, dims: dims.to_vec(), required });
-        };
-        add("token_embd.weight".into(), &[e, v], true);
-        add("output_norm.weight".into(), &[e], true);
-        add("output.weight".into(), &[e, v], false);
-        add("output.bias".into(), &[v], false);
-        add("rope_freqs.weight".into(), &[d / 2], false);
-        for layer in 0..c.n_layer {
-            let mut add = |part: &str, dims: &[u64], required| {
-                add(format!("blk.{layer}.{part}"), dims, required);
-            };
-            add("attn_norm.weight", &[e], true);
-            for (part, outputs) in [("q", hq * d), ("k", hk * d), ("v", hk * d)] {
-                add(&format!("attn_{part}.weight"), &[e, outputs], true);
-                add(&format!("attn_{part}.bias"), &[outputs], false);
-            }
-            if c.arch == Arch::Qwen3 {
-                add("attn_q_norm.weight", &[d], true);
-                add("attn_k_norm.weight", &[d], true);
-            }
-            add("attn_output.weight", &[hq * d, e], true);
-            add("attn_output.bias", &[e], false);
-            add("ffn_norm.weight", &[e], true);
-            for (part, inputs, outputs) in [("gate", e, f), ("up", e, f), ("down", f, e)] {
-                add(&format!("ffn_{part}.weight"), &[inputs, outputs], true);
-                add(&format!("ffn_{part}.bias"), &[outputs], false);
-            }
-        }
-        list
+        Ok(Model { file, config, names })
     }
 }

@@ -133,7 +133,7 @@ impl Noise {
     /// The frequency of pair i is theta to a power, in f32 whatever the storage: i products, or one
     /// function with a rounded exponent. It is off alike for every token, head and layer, so the angle
     /// is off by some i u of itself, which grows with the position; that of pair 0 is the position.
-    /// Scaled frequencies (llama 3) are lower than taken here, but not those of the largest angles.
+    /// Scaled frequencies are lower than taken here, but not those of the largest angles.
     fn turn(&self, place: Place<'_>, tensor: &mut Tensor) -> bool {
         let rope = RopeParams::of(place.main().params(place.extent));
         let [_, heads, dim] = tensor.shape[..] else { return false };

@@ -102,12 +102,13 @@ impl Reference {
             Precision::Native => file.path.clone(),
         };
         let backend = llama::backend();
+        llama::answer_aborts(&file.path);
         llama::take_errors();
         let params = LlamaModelParams::default().with_n_gpu_layers(0);
         let model = LlamaModel::load_from_file(backend, &path, &params).map_err(|error| {
             let errors = llama::take_errors();
             let detail = if errors.is_empty() { error.to_string() } else { errors };
-            ReferenceError::Load { path: path.clone(), detail }
+            ReferenceError::Load { path: file.path.clone(), detail }
         })?;
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let small = file.parameters() < SMALL_MODEL_PARAMETERS;

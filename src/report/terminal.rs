@@ -318,14 +318,7 @@ fn sides(text: &mut String, report: &Report) {
     let c = &model.config;
     let shape = format!(
         "{}, {} layers, hidden {}, {}/{} heads of {}, ffn {}, vocab {}",
-        c.arch.name(),
-        c.n_layer,
-        c.n_embd,
-        c.n_head,
-        c.n_head_kv,
-        c.head_dim,
-        c.n_ff,
-        c.n_vocab
+        c.architecture, c.n_layer, c.n_embd, c.n_head, c.n_head_kv, c.head_dim, c.n_ff, c.n_vocab
     );
     line(text, "model", &format!("{} ({shape})", model.path));
     let ledger = &model.ledger;

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Raised when a change here or in the noise makes cached floors wrong.
-const FORMAT_VERSION: u32 = 5;
+const FORMAT_VERSION: u32 = 6;
 
 /// The seed of the first noisy run: any fixed number.
 const NOISE_SEED: u64 = 20_261_123;

@@ -4,7 +4,8 @@ use crate::{
     compare::FilterError,
     core::exit::Exit,
     diagnosis::replay::ReplayError,
-    engine::{EngineError, device::DeviceError},
+    engine::{EngineError, PlanError, device::DeviceError},
+    model::ModelError,
     reference::ReferenceError,
     trace::TraceError,
 };
@@ -19,6 +20,10 @@ pub enum RunError {
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
     Reference(#[from] ReferenceError),
     #[error(transparent)]
     Replay(#[from] ReplayError),
@@ -30,7 +35,7 @@ impl RunError {
     /// The exit code of the error.
     pub fn exit(&self) -> Exit {
         match self {
-            RunError::Filter(_) => Exit::BadInput,
+            RunError::Filter(_) | RunError::Model(_) | RunError::Plan(_) => Exit::BadInput,
             RunError::Device(_) => Exit::Device,
             RunError::Engine(error) => error.exit(),
             RunError::Reference(error) => error.exit(),

@@ -5,10 +5,14 @@ pub mod baseline;
 mod cross_device;
 mod error;
 mod measure_floor;
+mod open;
+mod seen;
 mod two_sides;
 mod two_traces;
 
 pub use cross_device::CrossCheck;
 pub use error::RunError;
+pub use open::{PLANNED_POSITIONS, open, planned};
+pub use seen::SeenKeys;
 pub use two_sides::{Finished, Kept, Run, run_engine};
 pub use two_traces::judge_traces;

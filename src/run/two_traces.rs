@@ -4,11 +4,12 @@ use std::{sync::Arc, thread};
 
 use crate::{
     compare::{
-        RowTokens, SeenKeys, SiteFilter, channel,
+        RowTokens, SiteFilter, channel,
         verdict::{Rule, SiteReport, judge},
     },
     core::{floor::Floor, task::first_position},
     graph::site::Site,
+    run::SeenKeys,
     trace::{TraceError, TraceReader, feed},
 };
 

@@ -61,7 +61,7 @@ fn modules_of_experts_are_the_sites_that_the_plan_has() {
     };
     let missing = "layer 0 has no self_attn.k_proj, so k cannot be seen; record it by hand, with \
                    firstdiff.py\n";
-    let common = "input_layernorm attn_norm\nlayer layer_out\nmlp ffn_moe_out\n";
+    let common = "layer layer_out\ninput_layernorm attn_norm\nmlp ffn_moe_out\n";
     let attention = "self_attn.k_proj k\n";
     let said = parts("gpt-oss", &["mlp.router", "mlp.experts"]);
     assert!(

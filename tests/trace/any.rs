@@ -7,8 +7,8 @@ use std::{
 };
 
 use firstdiff::{
-    compare::SeenKeys,
     graph::{SiteList, site::Stage},
+    run::SeenKeys,
     trace::{Plan, TraceReader},
 };
 use serde_json::Value;

@@ -14,7 +14,7 @@ use firstdiff::{
         ListedSite, SiteList, Size,
         site::{Axis, Site},
     },
-    model::{Arch, Config, RopePairs},
+    model::{Config, RopePairs},
     trace::{
         CHECKSUM_FILE, MANIFEST_FILE, Manifest, ModelId, Side, TraceError, TraceReader,
         TraceWriter, step_file,
@@ -28,7 +28,7 @@ pub const STEPS: [&[i32]; 3] = [&[1, 2, 3, 4, 5], &[6], &[7]];
 /// A qwen3, as it has every stage, whose dimensions all differ.
 pub fn config() -> Config {
     Config {
-        arch: Arch::Qwen3,
+        architecture: "qwen3".to_string(),
         n_layer: 2,
         n_embd: 9,
         n_head: 6,
@@ -36,7 +36,7 @@ pub fn config() -> Config {
         head_dim: 4,
         n_ff: 11,
         n_vocab: 13,
-        n_ctx_train: 64,
+        qk_norm: true,
         rope_theta: 1e4,
         rope_pairs: RopePairs::Neox,
         rms_eps: 1e-6,
@@ -52,7 +52,7 @@ pub fn manifest() -> Manifest {
 /// The identity of a model of ours.
 pub fn model_id(name: &str, config: &Config) -> ModelId {
     let list = site_list(config);
-    ModelId::new(name, "ab".repeat(32), config.arch.name(), config.n_vocab, &list)
+    ModelId::new(name, "ab".repeat(32), &config.architecture, config.n_vocab, &list)
 }
 
 /// The sites of a model of ours, with their sizes in T and P.

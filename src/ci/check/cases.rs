@@ -21,7 +21,7 @@ use crate::{
     engine::EngineSpec,
     graph::site::Site,
     model::{
-        Model,
+        Model, ModelFile,
         synth::{self, Spec},
     },
     reference::{Reference, ReferenceOptions},
@@ -29,7 +29,7 @@ use crate::{
         Compared, SiteRow, answer,
         ci::{CaseResult, Results},
     },
-    run::{Finished, Run},
+    run::{self, Finished, Run, RunError},
     trace::recording::Spool,
 };
 
@@ -52,7 +52,7 @@ impl Opened {
                 Source::Path(path) => path.clone(),
                 Source::Synth(spec) => synthesised(spec)?,
             };
-            models.push(Model::open(&path)?);
+            models.push(run::open(&path)?);
         }
         let sites = |model: &Model| model.config.sites(config.steps + 1);
         let all: Vec<Site> = models.iter().flat_map(sites).collect();
@@ -180,6 +180,11 @@ impl Runner<'_> {
         let (config, prompt) = (self.config, &self.config.prompts[case.prompt]);
         let ids = tokens(config, self.model, self.reference, case.model, prompt)?;
         let task = Task { prompt: &ids, decode: config.steps };
+        if task.positions() > run::PLANNED_POSITIONS {
+            // A window that is wider than what the plan was made for.
+            let file = ModelFile::open(&self.model.path).map_err(RunError::from)?;
+            run::planned(file, self.reference, task.positions())?;
+        }
         let engine = config.engine(case);
         let run = Run {
             model: self.model,
@@ -220,7 +225,7 @@ pub(super) fn tokens(
     let ids = reference.tokenize(&prompt.text);
     let wanted = Task { prompt: &ids, decode: config.steps }.positions();
     let (path, prompt) = (config.path.clone(), prompt.name.clone());
-    let most = model.config.n_ctx_train;
+    let most = model.trained_positions().unwrap_or(usize::MAX);
     if ids.is_empty() {
         return Err(CheckError::EmptyPrompt { path, prompt });
     }

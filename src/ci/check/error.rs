@@ -3,14 +3,8 @@
 use std::path::PathBuf;
 
 use crate::{
-    ci::check::ConfigError,
-    core::exit::Exit,
-    diagnosis::replay::ReplayError,
-    engine::EngineError,
-    model::{ModelError, synth::SynthError},
-    reference::ReferenceError,
-    run::RunError,
-    trace::TraceError,
+    ci::check::ConfigError, core::exit::Exit, diagnosis::replay::ReplayError, engine::EngineError,
+    model::synth::SynthError, reference::ReferenceError, run::RunError, trace::TraceError,
 };
 
 /// What can end a check, and not only one of its cases.
@@ -27,8 +21,6 @@ pub enum CheckError {
     Write { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error(transparent)]
-    Model(#[from] ModelError),
     #[error(transparent)]
     Synth(#[from] SynthError),
     #[error(transparent)]
@@ -49,7 +41,7 @@ impl CheckError {
         use CheckError::*;
         match self {
             EmptyPrompt { .. } | LongPrompt { .. } | Write { .. } => Exit::BadInput,
-            Config(_) | Model(_) | Synth(_) => Exit::BadInput,
+            Config(_) | Synth(_) => Exit::BadInput,
             Reference(error) => error.exit(),
             Engine(error) => error.exit(),
             Run(error) => error.exit(),

@@ -9,7 +9,7 @@ use crate::{
         device::{Buffer, DeviceError},
         kernels::launch::{self, CacheView, Splits},
     },
-    model::{Arch, Config, RopePairs},
+    model::{Config, RopePairs},
 };
 
 /// A cache with room for three more positions, in which nothing past P is written.
@@ -166,7 +166,7 @@ pub fn attention_split(bench: Bench<'_>, heads: Heads, taps: Taps) -> Outputs {
 /// A model with these heads; the attention kernels ask for nothing else of it.
 pub fn config(heads: Heads) -> Config {
     Config {
-        arch: Arch::Qwen2,
+        architecture: String::new(),
         n_layer: 1,
         n_embd: heads.n_head * heads.head_dim,
         n_head: heads.n_head,
@@ -174,7 +174,7 @@ pub fn config(heads: Heads) -> Config {
         head_dim: heads.head_dim,
         n_ff: 1,
         n_vocab: 1,
-        n_ctx_train: heads.positions,
+        qk_norm: false,
         rope_theta: 10_000.0,
         rope_pairs: RopePairs::Neox,
         rms_eps: 1e-6,

@@ -27,7 +27,7 @@ use crate::{
         Model, RopePairs,
         synth::{self, Spec},
     },
-    run::run_engine,
+    run::{self, run_engine},
     trace::recording::{Recorded, Spool},
 };
 
@@ -108,7 +108,7 @@ fn model(contract: &Contract) -> Result<Model, KernelCheckError> {
     let path = folder.path().join("model.gguf");
     synth::write(&spec, &path, &mut |_| {})?;
     // It is mapped: its file may go.
-    Ok(Model::open(&path)?)
+    Ok(run::open(&path)?)
 }
 
 fn cases(contract: &Contract, model: &Model) -> Vec<Case> {

@@ -6,7 +6,8 @@ use crate::{
     core::exit::Exit,
     diagnosis::replay::ReplayError,
     engine::{EngineError, device::DeviceError, kernels::KernelError},
-    model::{ModelError, synth::SynthError},
+    model::synth::SynthError,
+    run::RunError,
     trace::TraceError,
 };
 
@@ -23,7 +24,7 @@ pub enum KernelCheckError {
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Run(#[from] RunError),
     #[error(transparent)]
     Synth(#[from] SynthError),
     #[error(transparent)]
@@ -37,9 +38,10 @@ impl KernelCheckError {
     pub fn exit(&self) -> Exit {
         use KernelCheckError::*;
         match self {
-            Write { .. } | Kernel(_) | Model(_) | Synth(_) => Exit::BadInput,
+            Write { .. } | Kernel(_) | Synth(_) => Exit::BadInput,
             Device(_) => Exit::Device,
             Engine(error) => error.exit(),
+            Run(error) => error.exit(),
             Replay(error) => error.exit(),
             Trace(error) => error.exit(),
         }

@@ -14,6 +14,9 @@ use crate::{
 /// New values of a source, of those that it has and their number along each axis.
 type NewValues<'c> = Box<dyn Fn(&Machine<'_>, &[f64], [usize; 4]) -> Option<Vec<f64>> + 'c>;
 
+/// Changes a result, in ggml's order, of so many elements along each axis.
+type OfResult<'c> = Box<dyn Fn(&mut [f64], [usize; 4]) + 'c>;
+
 /// What is changed of a node.
 pub enum Change<'c> {
     /// Another operation on the same sources.
@@ -39,7 +42,7 @@ pub enum Change<'c> {
     /// Anything.
     Call(Box<dyn Fn(&mut Call<'_, '_>) + 'c>),
     /// Its result is changed.
-    Result(Box<dyn Fn(&mut [f64], [usize; 4]) + 'c>),
+    Result(OfResult<'c>),
     /// Each element of its result is another of it.
     Order(Box<dyn Fn(usize, [usize; 4]) -> usize + 'c>),
 }

@@ -262,7 +262,7 @@ fn sources(scene: &Scene<'_, '_>) -> Result<Vec<Source>, ReplayError> {
 
 /// Capacities that a stride mistake is tried with: those that decide where a head's data shows up.
 fn capacities(scene: &Scene<'_, '_>, positions: usize) -> Vec<usize> {
-    let trained = scene.config().n_ctx_train;
+    let trained = scene.trained_positions();
     let mut list: Vec<usize> = (positions..=2 * positions + 64).collect();
     list.extend([128, 256, 512, 1024, 2048, 4096, trained]);
     list.retain(|&capacity| capacity >= positions && capacity <= 1 << 17);

@@ -294,7 +294,8 @@ fn of_strides<'a>(
     let attention = scene.replay.recording.attention;
     let steps = scene.replay.recording.steps.len() as u32;
     let positions = scene.replay.recording.positions(steps - 1).end;
-    let capacities = [(positions + 1).next_multiple_of(64), scene.config().n_ctx_train, usize::MAX];
+    let trained = scene.trained_positions();
+    let capacities = [(positions + 1).next_multiple_of(64), trained, usize::MAX];
     let what = "KV heads strided by the cache's length instead of its capacity";
     for stride in LENGTHS {
         for capacity in capacities {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     graph::site::{Site, Stage},
-    model::{Arch, Config},
+    model::Config,
 };
 
 /// The operation that makes a stage of a layer, in every step; serialised as its result's name.
@@ -54,7 +54,7 @@ impl Operation {
     /// The operations whose results it reads.
     pub fn inputs(self, config: &Config) -> Vec<Operation> {
         use Stage::*;
-        let qk_norm = config.arch == Arch::Qwen3;
+        let qk_norm = config.qk_norm;
         let hidden = self.hidden(config);
         let at = |stage| self.at(stage);
         match self.stage {

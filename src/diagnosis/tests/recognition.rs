@@ -23,7 +23,7 @@ use crate::{
         },
     },
     graph::site::{Site, Stage},
-    model::{Arch, synth::Spec},
+    model::synth::{Arch, Spec},
 };
 
 /// A candidate's name and result.

@@ -1,6 +1,6 @@
 //! Random models and right runs of them, in memory.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use crate::{
     core::{
@@ -12,11 +12,13 @@ use crate::{
         Cause, Scene, diagnose,
         replay::{Operation, Parts, Recording, Replay, judge},
     },
+    engine::Plan,
     graph::site::{Site, Stage},
     model::{
-        Config, Model,
+        Config, Model, ModelFile,
         synth::{self, Spec},
     },
+    reference::{Reference, ReferenceOptions},
     trace::{TraceError, recording::Recorded},
 };
 
@@ -47,6 +49,14 @@ pub fn random(state: &mut u64, n: usize) -> usize {
     ((*state >> 33) % n as u64) as usize
 }
 
+/// The model of a file.
+fn opened(path: &Path) -> Model {
+    let file = ModelFile::open(path).unwrap();
+    let reference = Reference::load(&file, ReferenceOptions::default()).unwrap();
+    let (graph, inputs) = reference.import(&[0; 8]).unwrap();
+    Plan::model(file, &graph, &inputs).unwrap()
+}
+
 /// A random model and a right run of it.
 pub struct Subject {
     pub model: Model,
@@ -65,7 +75,7 @@ impl Subject {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("synth.gguf");
         synth::write(spec, &path, &mut |_| {}).unwrap();
-        let (model, mut other) = (Model::open(&path).unwrap(), Model::open(&path).unwrap());
+        let (model, mut other) = (opened(&path), opened(&path));
         let c = &mut other.config;
         (c.rope_theta, c.rms_eps, c.attention_scale) = (23456.0, 3.25e-3, 0.317);
         let mut state = spec.seed + 1;

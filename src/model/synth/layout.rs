@@ -5,9 +5,8 @@
 //! 1/sqrt(n). Biases are large, so that a missing one shows, and make scores uneven.
 
 use crate::model::{
-    Arch,
     gguf::Header,
-    synth::{Spec, tokenizer, values::Draw},
+    synth::{Arch, Spec, tokenizer, values::Draw},
 };
 
 /// Positions that the model claims to be trained for: long prompts can be tested.

@@ -17,5 +17,5 @@ mod write;
 
 pub use error::SynthError;
 pub use preset::PRESETS;
-pub use spec::{MAX_SIZE, MIN_VOCAB, Spec, WeightType};
+pub use spec::{Arch, MAX_SIZE, MIN_VOCAB, Spec, WeightType};
 pub use write::{data_bytes, write};

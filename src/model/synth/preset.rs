@@ -1,9 +1,6 @@
 //! Shapes by name.
 
-use crate::model::{
-    Arch,
-    synth::{Spec, SynthError, WeightType},
-};
+use crate::model::synth::{Arch, Spec, SynthError, WeightType};
 
 /// The names that [`Spec::preset`] knows.
 pub const PRESETS: [&str; 4] = ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "qwen2.5-0.5b"];

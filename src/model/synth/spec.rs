@@ -2,7 +2,26 @@
 
 use llama_cpp_sys_2 as sys;
 
-use crate::model::{Arch, MAX_LAYERS, synth::SynthError};
+use crate::model::{MAX_LAYERS, synth::SynthError};
+
+/// The architecture of a model to be made up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    Llama,
+    Qwen2,
+    Qwen3,
+}
+
+impl Arch {
+    /// The name in `general.architecture`, which also prefixes the other keys.
+    pub fn name(self) -> &'static str {
+        match self {
+            Arch::Llama => "llama",
+            Arch::Qwen2 => "qwen2",
+            Arch::Qwen3 => "qwen3",
+        }
+    }
+}
 
 /// How weight matrices are stored. Vectors (norms, biases) are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -1,6 +1,6 @@
 //! A tokenizer for any prompt: byte-level BPE without merges, so one token a byte.
 
-use crate::model::{Arch, gguf::Header};
+use crate::model::{gguf::Header, synth::Arch};
 
 const NORMAL: i32 = 1;
 const CONTROL: i32 = 3;

@@ -1,6 +1,6 @@
 //! Mistakes in products of two computed tensors: scores, and sums of values.
 
-use super::{Visit, near::short};
+use super::{Order, Visit, near::short};
 use crate::{
     core::cause_key::CauseKey,
     diagnosis::{
@@ -50,7 +50,7 @@ fn heads(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), Re
         let edit = Edits::one(id, Change::Call(Box::new(move |call| mapped(call, map))));
         visit(evidence.mistake(CauseKey::HeadMap, text, &edit)?);
     }
-    let queries: [(&str, fn(usize, usize) -> usize); 3] = [
+    let queries: [(&str, Order); 3] = [
         ("query heads in reverse order", |h, q| q - 1 - h),
         ("each query head is the one after", |h, q| (h + 1) % q),
         ("neighbouring query heads exchanged", |h, q| if (h ^ 1) < q { h ^ 1 } else { h }),

@@ -1,6 +1,6 @@
 //! Mistakes in what a cache holds: which slots are written, with what.
 
-use super::Visit;
+use super::{Order, Visit};
 use crate::{
     core::cause_key::CauseKey,
     diagnosis::{
@@ -149,7 +149,7 @@ fn seen(
 /// Heads of the rows in another order.
 fn heads(evidence: &Evidence<'_>, visit: Visit<'_>) {
     let Some(heads) = evidence.heads() else { return };
-    let orders: [(&str, fn(usize, usize) -> usize); 3] = [
+    let orders: [(&str, Order); 3] = [
         ("KV heads in reverse order", |h, n| n - 1 - h),
         ("every KV head shifted by one", |h, n| (h + 1) % n),
         ("neighbouring KV heads exchanged", |h, n| if (h ^ 1) < n { h ^ 1 } else { h }),

@@ -1,6 +1,6 @@
 //! Mistakes in sums, products and quotients of elements: a term or a factor missing, or another.
 
-use super::{Visit, near::short};
+use super::{Order, Scalar, Visit, near::short};
 use crate::{
     core::cause_key::CauseKey,
     diagnosis::{
@@ -85,7 +85,7 @@ fn factors(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), 
         let is_gate = graph.node(id).source(source).is_some_and(gates);
         let key = if is_gate { CauseKey::GateMissing } else { CauseKey::FactorMissing };
         visit(evidence.mistake(key, text, &one)?);
-        let changes: [(&str, fn(f64) -> f64); 6] = [
+        let changes: [(&str, Scalar); 6] = [
             ("one more than", |x| 1.0 + x),
             ("one less", |x| 1.0 - x),
             ("the square of", |x| x * x),
@@ -116,7 +116,7 @@ fn rows(
     source: usize,
     visit: Visit<'_>,
 ) -> Result<(), ReplayError> {
-    let orders: [(&str, fn(usize, usize) -> usize); 3] = [
+    let orders: [(&str, Order); 3] = [
         ("in reverse order", |i, n| n - 1 - i),
         ("of the next", |i, n| (i + 1) % n),
         ("of the one before", |i, n| (i + n - 1) % n),
@@ -177,7 +177,7 @@ fn weights(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), 
     let edit = Edits::one(id, Change::LeftOut(1 - source.min(1)));
     let text = format!("not multiplied by {name}");
     visit(evidence.mistake(CauseKey::FactorMissing, text, &edit)?);
-    let changes: [(&str, fn(f64) -> f64); 9] = [
+    let changes: [(&str, Scalar); 9] = [
         ("the negative of", |w| -w),
         ("one more than", |w| w + 1.0),
         ("one less than", |w| w - 1.0),

@@ -1,6 +1,6 @@
 //! Mistakes in a mixture of experts: which experts, by which router, with which weights.
 
-use super::Visit;
+use super::{Order, Row, Visit};
 use crate::{
     core::cause_key::CauseKey,
     diagnosis::{
@@ -175,7 +175,7 @@ fn chosen_weights(
         let n = row.len() as f64;
         row.fill(1.0 / n);
     };
-    let list: [(CauseKey, &str, fn(&mut [f64])); 4] = [
+    let list: [(CauseKey, &str, Row); 4] = [
         (CauseKey::ExpertNorm, "weights divided by their sum", sum),
         (CauseKey::RouterFunction, "softmax over the chosen experts", softmax),
         (CauseKey::RouterFunction, "sigmoid of the chosen weights", sigmoid),
@@ -195,7 +195,7 @@ fn choices(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), 
     let size = Edits::one(id, Change::each(0, f64::abs));
     let text = "chosen by size, whatever the sign";
     visit(evidence.mistake(CauseKey::ExpertChoice, text, &size)?);
-    let orders: [(&str, fn(usize, usize) -> usize); 5] = [
+    let orders: [(&str, Order); 5] = [
         ("slots in reverse order", |i, n| n - 1 - i),
         ("each slot has the one after", |i, n| (i + 1) % n),
         ("each slot has the one before", |i, n| (i + n - 1) % n),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use half::{bf16, f16};
 
-use super::{Visit, elementwise::snapped, near::short, product::orders};
+use super::{Order, Rounded, Visit, elementwise::snapped, near::short, product::orders};
 use crate::{
     core::{cause_key::CauseKey, tensor::DType},
     diagnosis::{
@@ -195,7 +195,7 @@ fn rows(evidence: &Evidence<'_>, visit: Visit<'_>) {
     if evidence.spec().axes.first().is_none_or(|axis| axis.axis != Axis::Token) {
         return;
     }
-    let orders: [(CauseKey, &str, fn(usize, usize) -> usize); 4] = [
+    let orders: [(CauseKey, &str, Order); 4] = [
         (CauseKey::TokenBefore, "each row is the right one of the token before", |t, _| {
             t.saturating_sub(1)
         }),
@@ -337,7 +337,7 @@ fn arithmetic(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayErr
     let declared = evidence.run.recording.arithmetic.of(evidence.spec().stage);
     let recorded = || evidence.steps.iter().flat_map(|step| &step.observed.piece.captured);
     let stored_as = |test: fn(f32) -> f32| recorded().all(|x| !x.is_finite() || test(*x) == *x);
-    let rounds: [(DType, fn(f32) -> f32); 2] = [
+    let rounds: [(DType, Rounded); 2] = [
         (DType::F16, |x| f16::from_f32(x).to_f32()),
         (DType::Bf16, |x| bf16::from_f32(x).to_f32()),
     ];

@@ -18,6 +18,15 @@ mod softmax;
 use super::Evidence;
 use crate::diagnosis::{cause::Tried, replay::ReplayError};
 
+/// Where the element of a place comes from, given how many there are: (place, count).
+type Order = fn(usize, usize) -> usize;
+/// A number changed.
+type Scalar = fn(f64) -> f64;
+/// A row changed.
+type Row = fn(&mut [f64]);
+/// A number rounded to a format.
+type Rounded = fn(f32) -> f32;
+
 /// Takes what was tried.
 pub type Visit<'v> = &'v mut dyn FnMut(Option<Tried>);
 

@@ -1,6 +1,6 @@
 //! Mistakes in a norm.
 
-use super::{Visit, near::WeightSource};
+use super::{Scalar, Visit, near::WeightSource};
 use crate::{
     core::cause_key::CauseKey,
     diagnosis::{
@@ -156,7 +156,7 @@ fn weights(evidence: &Evidence<'_>, factor: NodeId, visit: Visit<'_>) -> Result<
     };
     let edit = Edits::one(factor, Change::LeftOut(1 - source.min(1)));
     visit(evidence.mistake(CauseKey::NormWeightMissing, format!("{name} is missing"), &edit)?);
-    let changes: [(CauseKey, &str, fn(f64) -> f64); 5] = [
+    let changes: [(CauseKey, &str, Scalar); 5] = [
         (CauseKey::NormWeightPlusOne, "the weight plus one", |w| w + 1.0),
         (CauseKey::NormWeightMinusOne, "the weight less one", |w| w - 1.0),
         (CauseKey::NormWeightTwice, "multiplied by the weight twice", |w| w * w),

@@ -1,6 +1,6 @@
 //! Mistakes in a product with a weight: its bias, its weight, its input, its rows.
 
-use super::{Visit, near::WeightSource};
+use super::{Scalar, Visit, near::WeightSource};
 use crate::{
     core::cause_key::CauseKey,
     diagnosis::{
@@ -36,7 +36,7 @@ pub fn biases(evidence: &Evidence<'_>, sum: NodeId, visit: Visit<'_>) -> Result<
     let kept = usize::from(source == 0);
     let edit = Edits::one(sum, Change::LeftOut(kept));
     visit(evidence.mistake(CauseKey::BiasMissing, format!("{name} is not added"), &edit)?);
-    let changes: [(CauseKey, &str, fn(f64) -> f64); 2] = [
+    let changes: [(CauseKey, &str, Scalar); 2] = [
         (CauseKey::BiasTwice, "bias added twice", |b| 2.0 * b),
         (CauseKey::BiasNegated, "bias subtracted", |b| -b),
     ];

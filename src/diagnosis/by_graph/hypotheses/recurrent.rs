@@ -1,6 +1,6 @@
 //! Mistakes in recurrences: their states, their sources, and the convolutions before them.
 
-use super::Visit;
+use super::{Order, Scalar, Visit};
 use crate::{
     core::cause_key::CauseKey,
     diagnosis::{
@@ -70,7 +70,7 @@ fn reads(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), Re
             if ne[0].is_multiple_of(TAPS) { i / TAPS * TAPS + order(i % TAPS, TAPS) } else { i }
         }))
     };
-    let orders: [(&str, fn(usize, usize) -> usize); 3] = [
+    let orders: [(&str, Order); 3] = [
         ("shifted by one token", |i, n| (i + 1) % n),
         ("shifted back by one token", |i, n| (i + n - 1) % n),
         ("in reverse order of the tokens", |i, n| n - 1 - i),
@@ -161,7 +161,7 @@ fn arguments(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<()
             }
         }
     }
-    let changes: [(CauseKey, &str, fn(f64) -> f64); 8] = [
+    let changes: [(CauseKey, &str, Scalar); 8] = [
         (CauseKey::ArgumentMissing, "is 1", |_| 1.0),
         (CauseKey::ArgumentMissing, "is 0", |_| 0.0),
         (CauseKey::WeightFunction, "is negated", |x| -x),
@@ -196,7 +196,7 @@ fn tokens(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), R
                 Some(i - head * ne[0] + order(head, ne[1]) * ne[0])
             })
         };
-        let orders: [(&str, fn(usize, usize) -> usize); 2] =
+        let orders: [(&str, Order); 2] =
             [("in reverse order", |h, n| n - 1 - h), ("shifted by one", |h, n| (h + 1) % n)];
         for (text, order) in orders {
             let text = format!("heads of {name} {text}");
@@ -265,7 +265,7 @@ fn spread_heads(
     let Some(Some(argument)) = call.arguments.get_mut(source) else { return };
     let Ok(value) = argument.value() else { return };
     let [n, groups, tokens, sequences] = argument.ne;
-    if groups == 0 || heads % groups != 0 {
+    if groups == 0 || !heads.is_multiple_of(groups) {
         return;
     }
     let of = |values: &[f64]| {
@@ -338,7 +338,7 @@ fn joined(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), R
     for (source, name) in names.iter().enumerate() {
         let zero = Edits::one(id, Change::each(source, |_| 0.0));
         visit(evidence.mistake(CauseKey::StateZero, format!("{name} is zero"), &zero)?);
-        let shifts: [(&str, fn(usize, usize) -> usize); 3] = [
+        let shifts: [(&str, Order); 3] = [
             ("shifted by one", |i, n| (i + 1) % n),
             ("shifted back by one", |i, n| (i + n - 1) % n),
             ("in reverse order", |i, n| n - 1 - i),

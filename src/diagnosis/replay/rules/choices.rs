@@ -130,7 +130,7 @@ mod tests {
 
     fn excess(op: Op, ids: &[f64], spread: Option<&[f64]>) -> f64 {
         let logits = Logits { width: 5, values: &LOGITS, spread };
-        is_choice_of(&op, Node::new(op.clone(), [1; 4]).int(0, 1).params, logits, ids).unwrap()
+        is_choice_of(&op, Node::new(op, [1; 4]).int(0, 1).params, logits, ids).unwrap()
     }
 
     #[test]
@@ -140,8 +140,8 @@ mod tests {
         for (op, width) in [(Op::ArgSort, 17), (Op::TopK, 4), (Op::ArgMax, 1)] {
             for order in [0, 1] {
                 let ne = if op == Op::ArgMax { [3, 1, 1, 1] } else { [width, 3, 1, 1] };
-                let node = Node::new(op.clone(), ne).int(0, order);
-                let ids = node.value(&[x.clone()]);
+                let node = Node::new(op, ne).int(0, order);
+                let ids = node.value(std::slice::from_ref(&x));
                 assert_eq!(is_choice_of(&op, node.params, logits, &ids), Some(0.0));
                 let is_ascending = op == Op::ArgSort && order == 0;
                 for (row, ids) in ids.chunks(width).enumerate() {

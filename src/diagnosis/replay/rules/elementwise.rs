@@ -146,7 +146,8 @@ mod tests {
     fn the_second_source_is_repeated() {
         let (ne, of) = ([6, 5, 2, 3], [3, 1, 2, 1]);
         let sources = [Given::random(ne, 1), Given::random(of, 2).map(|x| x + 2.0)];
-        let ops: [(Op, fn(f64, f64) -> f64); 4] = [
+        type Binary = fn(f64, f64) -> f64;
+        let ops: [(Op, Binary); 4] = [
             (Op::Add, |a, b| a + b),
             (Op::Sub, |a, b| a - b),
             (Op::Mul, |a, b| a * b),
@@ -185,7 +186,8 @@ mod tests {
     fn functions_of_one_rounding_are_what_they_are_called() {
         let x = Given::random([11, 3, 1, 1], 3).map(|x| 3.0 * x);
         let node = |op| Node::new(op, x.ne).float(0, -1.5).float(1, 0.75);
-        let ops: [(Op, fn(f64) -> f64); 12] = [
+        type Unary = fn(f64) -> f64;
+        let ops: [(Op, Unary); 12] = [
             (Op::Scale, |x| -1.5 * x + 0.75),
             (Op::Sqr, |x| x * x),
             (Op::Clamp, |x| x.clamp(-1.5, 0.75)),
@@ -203,7 +205,7 @@ mod tests {
             let expected: Vec<f64> = x.value.iter().map(|&x| of(x)).collect();
             let is_stepped = matches!(op, Op::Sgn | Op::Step | Op::Floor | Op::Round | Op::Trunc);
             let node = node(op);
-            assert_near(&node.value(&[x.clone()]), &expected, node.op.name());
+            assert_near(&node.value(std::slice::from_ref(&x)), &expected, node.op.name());
             if !is_stepped {
                 node.propagates(&[x.clone().uncertain(1e-3)]);
             }
@@ -216,7 +218,7 @@ mod tests {
     fn an_uncertain_input_may_be_on_either_side_of_a_step() {
         let x = Given { spread: Some(vec![1e-3; 2]), ..Given::of([2, 1, 1, 1], vec![0.001, 0.5]) };
         for op in [Op::Step, Op::Sgn, Op::Floor] {
-            let expected = Node::new(op, x.ne).compute(&[x.clone()]);
+            let expected = Node::new(op, x.ne).compute(std::slice::from_ref(&x));
             assert!(expected.bound(0) >= 1.0 && expected.bound(1) < 1e-6);
         }
     }

@@ -103,7 +103,7 @@ mod tests {
         let gate = gate.map(|x| 3.0 * x);
         let pairs = [(Op::Swiglu, Op::Silu), (Op::Geglu, Op::Gelu), (Op::GegluErf, Op::GeluErf)];
         for (gated, function) in pairs {
-            let product = Node::new(function, gate.ne).given(&[gate.clone()]);
+            let product = Node::new(function, gate.ne).given(std::slice::from_ref(&gate));
             let product = Node::new(Op::Mul, gate.ne).value(&[product, up.clone()]);
             assert_near(
                 &Node::new(gated, gate.ne).value(&[gate.clone(), up.clone()]),

@@ -312,18 +312,18 @@ mod tests {
     fn rows_are_padded_turned_cut_and_filled() {
         let row = counted([3, 1, 1, 1]);
         let padded = Node::new(Op::Pad, [6, 1, 1, 1]).int(0, 1).int(1, 2);
-        assert_eq!(padded.value(&[row.clone()]), [0., 1., 2., 3., 0., 0.]);
-        assert_eq!(padded.int(8, 1).value(&[row.clone()]), [3., 1., 2., 3., 1., 2.]);
+        assert_eq!(padded.value(std::slice::from_ref(&row)), [0., 1., 2., 3., 0., 0.]);
+        assert_eq!(padded.int(8, 1).value(std::slice::from_ref(&row)), [3., 1., 2., 3., 1., 2.]);
         let turned = Node::new(Op::Roll, row.ne).int(0, 1);
-        assert_eq!(turned.value(&[row.clone()]), [3., 1., 2.]);
-        assert_eq!(turned.int(0, -1).value(&[row.clone()]), [2., 3., 1.]);
+        assert_eq!(turned.value(std::slice::from_ref(&row)), [3., 1., 2.]);
+        assert_eq!(turned.int(0, -1).value(std::slice::from_ref(&row)), [2., 3., 1.]);
         let diagonal = Node::new(Op::Diag, [3, 3, 1, 1]).value(&[row]);
         assert_eq!(diagonal, [1., 0., 0., 0., 2., 0., 0., 0., 3.]);
         let square = counted([2, 2, 1, 1]);
         let kept = [[1., 2., 0., 4.], [0., 2., 0., 0.], [1., 0., 3., 4.], [0., 0., 3., 0.]];
         for (kind, expected) in kept.into_iter().enumerate() {
             let node = Node::new(Op::Tri, square.ne).int(0, kind as i32);
-            assert_eq!(node.value(&[square.clone()]), expected);
+            assert_eq!(node.value(std::slice::from_ref(&square)), expected);
         }
         let filled = Node::new(Op::Fill, [3, 1, 1, 1]).float(0, 0.5);
         assert_eq!(filled.value(&[]), [0.5; 3]);

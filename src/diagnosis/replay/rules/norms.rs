@@ -108,7 +108,7 @@ mod tests {
             for op in [Op::Norm, Op::RmsNorm, Op::L2Norm] {
                 let node = Node::new(op, x.ne);
                 let node = node.float(0, if width == 1 { 1.0 } else { 1e-9 });
-                let y = node.value(&[x.clone()]);
+                let y = node.value(std::slice::from_ref(&x));
                 for row in y.chunks(width).filter(|_| width > 1) {
                     let mean =
                         |of: fn(f64) -> f64| row.iter().map(|y| of(*y)).sum::<f64>() / width as f64;
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn an_epsilon_is_added_to_the_mean_square_or_limits_the_length() {
         let x = Given::of([2, 1, 1, 1], vec![0.6, 0.8]);
-        let node = |op| Node::new(op, x.ne).float(0, 0.5).value(&[x.clone()]);
+        let node = |op| Node::new(op, x.ne).float(0, 0.5).value(std::slice::from_ref(&x));
         assert_near(&node(Op::RmsNorm), &[0.6, 0.8], "RMS_NORM");
         assert_near(&node(Op::L2Norm), &[0.6, 0.8], "L2_NORM");
         let scale = 1.0 / (0.01f64 + 0.5).sqrt();
@@ -137,7 +137,7 @@ mod tests {
     fn a_group_is_some_channels() {
         let x = Given::random([3, 2, 5, 2], 2);
         let node = Node::new(Op::GroupNorm, x.ne).int(0, 2).float(1, 1e-5);
-        let y = node.value(&[x.clone()]);
+        let y = node.value(std::slice::from_ref(&x));
         // Three channels of 6 elements, then the two that are left.
         for (from, count) in [(0, 18), (18, 12), (30, 18), (48, 12)] {
             let group = Given::of([count, 1, 1, 1], x.value[from..from + count].to_vec());

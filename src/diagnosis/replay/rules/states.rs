@@ -293,7 +293,7 @@ mod tests {
     }
 
     fn attention_node(op: &Op, tokens: usize) -> Node {
-        Node::new(op.clone(), [WIDTH * HEADS, tokens + WIDTH, 1, 1]).float(0, 0.5)
+        Node::new(*op, [WIDTH * HEADS, tokens + WIDTH, 1, 1]).float(0, 0.5)
     }
 
     #[test]
@@ -306,17 +306,17 @@ mod tests {
             let mut state = sources[sources.len() - 1].value.clone();
             let mut expected = vec![0.0; WIDTH * HEADS * TOKENS];
             for token in 0..TOKENS {
-                for at in 0..state.len() {
+                for (at, state) in state.iter_mut().enumerate() {
                     let (j, i, head) = (at % WIDTH, at / WIDTH % WIDTH, at / WIDTH / WIDTH);
                     let row = (token * HEADS + head) * WIDTH;
                     let added = k[row + i] * v[row + j];
-                    let next = state[at] * decay[row + i] + added;
+                    let next = *state * decay[row + i] + added;
                     expected[row + j] += if is_wkv {
-                        r[row + i] * (state[at] + sources[3].value[head * WIDTH + i] * added)
+                        r[row + i] * (*state + sources[3].value[head * WIDTH + i] * added)
                     } else {
                         0.5 * r[row + i] * next
                     };
-                    state[at] = next;
+                    *state = next;
                 }
             }
             expected.extend(state);

@@ -154,11 +154,11 @@ mod tests {
             (Node::new(Op::Sum, [1, 1, 1, 1]), vec![rows.iter().sum()]),
         ];
         for (node, expected) in nodes {
-            assert_near(&node.value(&[x.clone()]), &expected, node.op.name());
+            assert_near(&node.value(std::slice::from_ref(&x)), &expected, node.op.name());
             node.propagates(&[x.clone().uncertain(1e-3)]);
         }
         let running = Node::new(Op::CumSum, x.ne);
-        let sums = running.value(&[x.clone()]);
+        let sums = running.value(std::slice::from_ref(&x));
         for (row, sums) in x.value.chunks(7).zip(sums.chunks(7)) {
             assert_eq!(sums[0], row[0]);
             assert_near(&sums[6..], &[row.iter().sum()], "CUMSUM");

@@ -4,17 +4,24 @@
 //! was recorded takes the place of what was computed; what was not is computed, with the standard deviation
 //! of its error, until the next recording judges both.
 
+mod again;
+mod places;
+mod windows;
+
 use std::{borrow::Cow, collections::BTreeSet, rc::Rc};
+
+pub use again::{AsItIs, Edit};
+use places::Places;
 
 use super::{
     Matrix, Recording,
-    expected::{Expected, Rounding, Spread},
+    expected::{Expected, Rounding},
     forward::{Piece, ReplayError},
-    rules::{self, Argument, Call, Logits, Values},
+    rules::{self, Argument, Call, Values},
 };
 use crate::{
     core::tensor::DType,
-    graph::{Extent, Graph, Kind, ModelGraph, NodeId, Op, Params, SequenceInputs, SiteSpec, Sizes},
+    graph::{Extent, Graph, Kind, ModelGraph, NodeId, Op, SequenceInputs, SiteSpec, Sizes},
     model::ModelFile,
 };
 
@@ -59,34 +66,6 @@ pub struct Observed<'a> {
 
 /// What is given every recorded site, with the memory as its node found it.
 pub type Observe<'o, 'a> = &'o mut dyn FnMut(&Machine<'a>, Observed<'a>) -> Result<(), ReplayError>;
-
-/// A change of what nodes compute, for a hypothesis.
-pub trait Edit {
-    /// Changes a node before it is computed.
-    fn change<'a>(
-        &self,
-        machine: &Machine<'a>,
-        id: NodeId,
-        call: &mut Call<'_, 'a>,
-    ) -> Result<(), ReplayError>;
-
-    /// Changes a node's result.
-    fn result(&self, _machine: &Machine<'_>, _id: NodeId, _result: &mut Expected<'_>) {}
-}
-
-/// No change.
-pub struct AsItIs;
-
-impl Edit for AsItIs {
-    fn change<'a>(
-        &self,
-        _: &Machine<'a>,
-        _: NodeId,
-        _: &mut Call<'_, 'a>,
-    ) -> Result<(), ReplayError> {
-        Ok(())
-    }
-}
 
 /// The replay of one side, step after step.
 #[derive(Clone)]
@@ -274,80 +253,6 @@ impl<'a> Machine<'a> {
         Ok(result)
     }
 
-    /// The nodes that make a site from what is known: in order, the site's own last.
-    pub fn cone(&self, place: usize) -> Vec<NodeId> {
-        let graph = self.graph();
-        let own = graph.root(self.run.model.sites.specs()[place].node);
-        let mut found = BTreeSet::new();
-        let mut waiting = vec![own];
-        while let Some(id) = waiting.pop() {
-            let node = graph.node(id);
-            if node.kind != Kind::Computed || !found.insert(id) {
-                continue;
-            }
-            for source in node.sources.iter().flatten() {
-                let root = graph.root(*source);
-                let known = self.memory[root.index()].as_ref();
-                // What was recorded is certain.
-                if root != own && known.is_none_or(|root| root.spread.is_some()) {
-                    waiting.push(root);
-                }
-            }
-        }
-        found.into_iter().collect()
-    }
-
-    /// Computes a cone again, changed; what its site must then give, in the site's order.
-    pub fn again(
-        &self,
-        place: usize,
-        cone: &[NodeId],
-        edit: &dyn Edit,
-    ) -> Result<Option<Expected<'a>>, ReplayError> {
-        let spec = &self.run.model.sites.specs()[place];
-        let mut branch = self.clone();
-        for &id in cone {
-            let Some(expected) = branch.compute(id, edit)? else { return Ok(None) };
-            if id == spec.node {
-                return Ok(Some(branch.in_site_order(spec, expected)));
-            }
-            let root = Root { through: BTreeSet::new(), ..uncertain(expected) };
-            branch.store(id, Some(root));
-        }
-        // The site is a window on the last of them.
-        let Some(Argument { values: Values::Dense { value, spread }, .. }) =
-            branch.argument(spec.node)?
-        else {
-            return Ok(None);
-        };
-        let rounding = Rounding::of(self.run.recording.arithmetic, spec.stage);
-        let spread = spread.map_or(Spread::None, |spread| Spread::Each(spread.into_owned()));
-        let value = value.into_owned();
-        let expected = Expected { value, spread, single: Vec::new(), rounding };
-        Ok(Some(branch.in_site_order(spec, expected)))
-    }
-
-    /// A result in the order of its site.
-    fn in_site_order(&self, spec: &SiteSpec, expected: Expected<'a>) -> Expected<'a> {
-        let ne = self.graph().node(spec.node).sizes(self.extent).ne;
-        let order = site_order(spec, &self.shape(spec), ne);
-        expected.rearranged(order, f64::from(spec.factor))
-    }
-
-    /// The same machine with only what a cone is computed from.
-    pub fn for_cone(&self, place: usize, cone: &[NodeId]) -> Machine<'a> {
-        let graph = self.graph();
-        let own = graph.root(self.run.model.sites.specs()[place].node);
-        let mut kept = BTreeSet::from([own]);
-        for &id in cone {
-            kept.extend(graph.node(id).sources.iter().flatten().map(|&source| graph.root(source)));
-        }
-        let keep =
-            |(id, root): (NodeId, &Option<Rc<Root>>)| root.clone().filter(|_| kept.contains(&id));
-        let memory = graph.ids().zip(&self.memory).map(keep).collect();
-        Machine { memory, ..self.clone() }
-    }
-
     /// The declared roundings of a node's result.
     fn rounding(&self, id: NodeId) -> Rounding {
         let arithmetic = self.run.recording.arithmetic;
@@ -526,130 +431,6 @@ impl<'a> Machine<'a> {
             captured,
         }
     }
-
-    /// Scores of keys that a query does not see are nobody's result: they are not judged, and the softmax
-    /// takes them as computed.
-    fn leave_out_unseen(&self, id: NodeId, expected: &mut Expected<'a>, root: &mut Root) {
-        let graph = self.graph();
-        let softmax = graph.iter().skip(id.index()).find(|(_, node)| {
-            node.op == Op::SoftMax && node.source(0).map(|source| graph.root(source)) == Some(id)
-        });
-        let mask = softmax.and_then(|(_, node)| node.source(1));
-        let Some(Ok(Some(Argument { ne, values: Values::Dense { value: mask, .. } }))) =
-            mask.map(|mask| self.argument(mask))
-        else {
-            return;
-        };
-        let [keys, tokens, _, _] = graph.node(id).sizes(self.extent).ne;
-        if ne[0] != keys {
-            return;
-        }
-        for flat in 0..expected.value.len() {
-            let (key, token) = (flat % keys, flat / keys % tokens);
-            if mask[token * keys + key] == f64::NEG_INFINITY {
-                root.value[flat] = expected.value[flat];
-                expected.value[flat] = f64::NAN;
-            }
-        }
-    }
-
-    /// A choice is right where its own order of the values is; then it is what is expected.
-    fn held_to_choice(
-        &self,
-        id: NodeId,
-        expected: Expected<'a>,
-        recorded: &Root,
-    ) -> Result<(Expected<'a>, Option<f64>), ReplayError> {
-        let node = self.graph().node(id);
-        if !node.op.is_choice() {
-            return Ok((expected, None));
-        }
-        let Some(source) = node.source(0) else { return Ok((expected, None)) };
-        let Some(from) = self.argument(source)? else { return Ok((expected, None)) };
-        let params = node.params(self.extent);
-        let (values, spread) = (from.value()?, from.spread());
-        let logits = Logits { width: from.ne[0], values: &values, spread };
-        let choice = rules::is_choice_of(&node.op, params, logits, &recorded.value);
-        let is_right = choice.is_some_and(|times| times <= 1.0);
-        let value = if is_right { recorded.value.clone() } else { expected.value };
-        Ok((Expected { value, ..expected }, choice))
-    }
-
-    /// Judges a site that is a window by what was recorded, which takes its place.
-    fn see_window(&mut self, place: usize, observe: Observe<'_, 'a>) -> Result<(), ReplayError> {
-        let spec = &self.run.model.sites.specs()[place];
-        let Some(recorded) = self.recorded(place)? else {
-            self.pass(place);
-            return Ok(());
-        };
-        let root_id = self.graph().root(spec.node);
-        let sizes = self.graph().node(spec.node).sizes(self.extent);
-        let known = known(spec, &sizes, &recorded);
-        if let Some(Argument { values: Values::Dense { value, spread }, .. }) =
-            self.argument(spec.node)?
-        {
-            let rounding = Rounding::of(self.run.recording.arithmetic, spec.stage);
-            let spread = spread.map_or(Spread::None, |spread| Spread::Each(spread.into_owned()));
-            let value = value.into_owned();
-            let expected = Expected { value, spread, single: Vec::new(), rounding };
-            let (expected, choice) = self.window_choice(spec.node, expected, &known)?;
-            let shape = self.shape(spec);
-            let piece = self.piece(spec, &shape, expected, recorded);
-            let spanned = match &self.memory[root_id.index()] {
-                Some(root) => root.through.clone(),
-                None => BTreeSet::new(),
-            };
-            let step = self.step;
-            observe(self, Observed { place, step, shape, piece, spanned, choice })?;
-        }
-        let places = Places::of(self.graph().node(spec.node).format.size(), &sizes);
-        if let (Some(root), Some(places)) = (&mut self.memory[root_id.index()], places) {
-            let root = Rc::make_mut(root);
-            let mut flat = 0;
-            places.each(|at| {
-                root.value[at] = known.value[flat];
-                if let Some(spread) = &mut root.spread {
-                    spread[at] = 0.0;
-                }
-                flat += 1;
-            });
-            if root.spread.as_ref().is_some_and(|spread| spread.iter().all(|&s| s == 0.0)) {
-                root.spread = None;
-                root.through.clear();
-            }
-        }
-        Ok(())
-    }
-
-    /// The ids that a window shows of a choice.
-    fn window_choice(
-        &self,
-        id: NodeId,
-        expected: Expected<'a>,
-        recorded: &Root,
-    ) -> Result<(Expected<'a>, Option<f64>), ReplayError> {
-        let root = self.graph().node(self.graph().root(id));
-        let Some(source) = root.source(0).filter(|_| root.op.is_choice()) else {
-            return Ok((expected, None));
-        };
-        let Some(from) = self.argument(source)? else { return Ok((expected, None)) };
-        let (values, spread) = (from.value()?, from.spread());
-        let logits = Logits { width: from.ne[0], values: &values, spread };
-        let choice = rules::is_choice_of(&Op::TopK, Params::default(), logits, &recorded.value);
-        let is_right = choice.is_some_and(|times| times <= 1.0);
-        let value = if is_right { recorded.value.clone() } else { expected.value };
-        Ok((Expected { value, ..expected }, choice))
-    }
-
-    /// A site that is a window and was not recorded.
-    fn pass(&mut self, place: usize) {
-        let root = self.graph().root(self.run.model.sites.specs()[place].node);
-        if let Some(root) = &mut self.memory[root.index()]
-            && root.spread.is_some()
-        {
-            Rc::make_mut(root).through.insert(place);
-        }
-    }
 }
 
 /// A result as it was computed, with its error.
@@ -686,58 +467,4 @@ fn known(spec: &SiteSpec, sizes: &Sizes, recorded: &[f32]) -> Root {
         value[at] = f64::from(x) / factor;
     }
     Root { value, ..Root::default() }
-}
-
-/// Where the elements of a window lie in its root.
-struct Places {
-    ne: [usize; 4],
-    /// In elements.
-    strides: [usize; 4],
-    first: usize,
-}
-
-impl Places {
-    /// `None` of blocks of elements.
-    fn of(element: Option<usize>, sizes: &Sizes) -> Option<Places> {
-        let element = element?;
-        let strides = sizes.nb.map(|bytes| bytes / element);
-        Some(Places { ne: sizes.ne, strides, first: sizes.offset / element })
-    }
-
-    fn place(&self, index: [usize; 4]) -> usize {
-        self.first + index.iter().zip(&self.strides).map(|(i, stride)| i * stride).sum::<usize>()
-    }
-
-    /// Calls `of` with the place of each element, in ggml's order.
-    fn each(&self, mut of: impl FnMut(usize)) {
-        let [n0, n1, n2, n3] = self.ne;
-        for i3 in 0..n3 {
-            for i2 in 0..n2 {
-                for i1 in 0..n1 {
-                    let row = self.place([0, i1, i2, i3]);
-                    (0..n0).for_each(|i0| of(row + i0 * self.strides[0]));
-                }
-            }
-        }
-    }
-
-    /// The elements, dense; zero where the root has none.
-    fn gathered(&self, values: &[f64]) -> Vec<f64> {
-        let mut dense = Vec::with_capacity(self.ne.iter().product());
-        let [n0, n1, n2, n3] = self.ne;
-        for i3 in 0..n3 {
-            for i2 in 0..n2 {
-                for i1 in 0..n1 {
-                    let row = self.place([0, i1, i2, i3]);
-                    match values.get(row..row + n0).filter(|_| self.strides[0] == 1) {
-                        Some(run) => dense.extend_from_slice(run),
-                        None => dense.extend((0..n0).map(|i0| {
-                            values.get(row + i0 * self.strides[0]).copied().unwrap_or(0.0)
-                        })),
-                    }
-                }
-            }
-        }
-        dense
-    }
 }
