@@ -9,6 +9,8 @@ mod common;
 mod bring;
 // A matrix of runs: its file, its verdicts, its parts.
 mod check;
+// Mistakes in models of any architecture are named, and noise is not.
+mod causes;
 // What the checked build reports, and what it does not.
 mod checked;
 // The program as a user types it.

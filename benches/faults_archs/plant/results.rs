@@ -290,10 +290,15 @@ pub fn all(subject: &Subject) -> Vec<Fault> {
         Fault::of_results(
             "convolution-of-token-before",
             of_op(Op::SsmConv),
-            &["token-before"],
+            &["token-before", "state-shifted"],
             token_before(subject),
         ),
-        Fault::of_results("logits-scaled", stage(Stage::Logits), &["scaled"], each(|x| x * 0.99)),
+        Fault::of_results(
+            "logits-scaled",
+            stage(Stage::Logits),
+            &["scaled", "soft-cap"],
+            each(|x| x * 0.99),
+        ),
     ]
 }
 

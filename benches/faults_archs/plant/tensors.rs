@@ -90,7 +90,8 @@ const OTHER_LAYER: Causes = &["weight-of-other-layer", "weight-of-other"];
 const GATE_UP: Causes = &["gate-up-swapped", "parts-swapped", "rows-permuted"];
 const EXPERTS: Causes = &["experts-swapped"];
 const SCALED: Causes = &["scaled"];
-const ZERO: Causes = &["weight-zero", "zero"];
+/// What is zero is as good as not added.
+const ZERO: Causes = &["weight-zero", "zero", "bias-missing", "term-missing"];
 
 /// Parts of the names of a layer's tensors, and what is done with them.
 const LAYER: &[Row] = &[

@@ -8,7 +8,6 @@ use std::{
 use crate::{
     core::{cause_key::CauseKey, tensor::Tensor},
     diagnosis::{
-        by_graph::{Change, Edits},
         cause::Tried,
         explain::{Explained, Place, Trial},
         replay::{
@@ -266,12 +265,11 @@ impl<'a> Evidence<'a> {
         (errors / values).sqrt()
     }
 
-    /// What the result of a node within the cone is multiplied by, as the recorded values tell: they follow
-    /// it linearly, or the hypothesis fails.
-    pub fn factor_of(&self, id: NodeId) -> Result<Option<f64>, ReplayError> {
+    /// What a part of the computation is multiplied by, as the recorded values tell, given the change that
+    /// doubles it: the result follows the part linearly, or the hypothesis fails.
+    pub fn factor_of(&self, doubled: &dyn Edit) -> Result<Option<f64>, ReplayError> {
         let step = &self.steps[self.first_tried()];
-        let doubled = Edits::one(id, Change::times(2.0));
-        let Some(other) = step.machine.again(self.place, &step.cone, &doubled)? else {
+        let Some(other) = step.machine.again(self.place, &step.cone, doubled)? else {
             return Ok(None);
         };
         let piece = &step.observed.piece;

@@ -60,6 +60,13 @@ fn terms(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), Re
         let negated = Edits::one(id, Change::each(source, |x| -x));
         let text = format!("{name} with the other sign");
         visit(evidence.mistake(CauseKey::ResidualSign, text, &negated)?);
+        let doubled = Edits::one(id, Change::each(source, |x| 2.0 * x));
+        let fitted = evidence.factor_of(&doubled)?.filter(|_| evidence.may_fit());
+        for factor in fitted.map(snapped).into_iter().filter(|factor| factor.abs() > 1e-6) {
+            let text = format!("{name} times {}", short(factor));
+            let edit = Edits::one(id, Change::each(source, move |x| factor * x));
+            visit(evidence.mistake(CauseKey::Scaled, text, &edit)?);
+        }
         evidence.other_inputs(id, source, &|_| other, visit)?;
     }
     let edit = Edits::one(id, Change::Op(Op::Mul));
@@ -69,11 +76,15 @@ fn terms(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), Re
 }
 
 fn factors(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let graph = evidence.graph();
     let Some(names) = names(evidence, id) else { return Ok(()) };
     for (source, name) in names.iter().enumerate() {
         let one = Edits::one(id, Change::each(source, |_| 1.0));
         let text = format!("not multiplied by {name}");
-        visit(evidence.mistake(CauseKey::FactorMissing, text, &one)?);
+        let gates = |id: NodeId| matches!(graph.node(graph.root(id)).op, Op::Sigmoid | Op::Silu);
+        let is_gate = graph.node(id).source(source).is_some_and(gates);
+        let key = if is_gate { CauseKey::GateMissing } else { CauseKey::FactorMissing };
+        visit(evidence.mistake(key, text, &one)?);
         let changes: [(&str, Scalar); 6] = [
             ("one more than", |x| 1.0 + x),
             ("one less", |x| 1.0 - x),

@@ -79,7 +79,8 @@ fn multiples_within(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), Rep
     let graph = evidence.graph();
     let within = evidence.cone().iter().rev().skip(1);
     for &id in within.filter(|&&id| !graph.node(id).op.is_layout()) {
-        let Some(factor) = evidence.factor_of(id)?.map(snapped) else { continue };
+        let doubled = Edits::one(id, Change::times(2.0));
+        let Some(factor) = evidence.factor_of(&doubled)?.map(snapped) else { continue };
         let text = format!("{} times {}", graph.node(id).op, short(factor));
         let edit = Edits::one(id, Change::times(factor));
         visit(evidence.edited(CauseKey::Scaled, text, Rank::Likeness, &edit)?);
