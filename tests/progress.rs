@@ -99,8 +99,8 @@ fn a_cause_that_lost_or_won_operations_or_changed_is_told_so() {
 
     let changed = reports.edited(&old, |report| {
         let cause = &mut report["diagnosis"]["findings"][0]["cause"];
-        (cause["key"], cause["text"]) =
-            ("weight-transposed".into(), "weight read transposed".into());
+        // Not a key of this version: the report of another one is compared all the same.
+        (cause["key"], cause["text"]) = ("transposed".into(), "weight read transposed".into());
     });
     let text = starts(&old, &changed, 1, "changed: 0 fixed, 0 remaining, 0 new, 1 changed; ");
     assert!(text.contains("before: q, k and v projection, all layers: bias missing"), "{text}");

@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::graph::site::Name;
+
 /// Makes the enum, the list of its variants and their names of one table.
 macro_rules! cause_keys {
     ($($key:ident = $name:literal,)*) => {
@@ -12,18 +14,22 @@ macro_rules! cause_keys {
         #[derive(
             Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize
         )]
+        #[serde(into = "&'static str", try_from = "String")]
         pub enum CauseKey {
-            $(#[serde(rename = $name)] $key,)*
+            $($key,)*
+            /// One that this version does not know: in a report that another one wrote.
+            Foreign(Name),
         }
 
         impl CauseKey {
-            /// Every key.
+            /// Every key of this version.
             pub const ALL: &[CauseKey] = &[$(CauseKey::$key,)*];
 
             /// Its name; empty where the cause is unknown.
-            pub const fn name(self) -> &'static str {
+            pub fn name(self) -> &'static str {
                 match self {
                     $(CauseKey::$key => $name,)*
+                    CauseKey::Foreign(name) => name.as_str(),
                 }
             }
         }
@@ -153,6 +159,22 @@ cause_keys! {
     F16Accumulation = "f16-accumulation",
 }
 
+impl From<CauseKey> for &'static str {
+    fn from(key: CauseKey) -> &'static str {
+        key.name()
+    }
+}
+
+impl TryFrom<String> for CauseKey {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<CauseKey, String> {
+        let known = CauseKey::ALL.iter().copied().find(|key| key.name() == name);
+        let foreign = || Name::new(&name).map(CauseKey::Foreign);
+        known.or_else(foreign).ok_or_else(|| format!("{name:?} is no kind of a cause"))
+    }
+}
+
 impl fmt::Display for CauseKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
@@ -169,5 +191,17 @@ mod tests {
         for key in CauseKey::ALL.iter().filter(|&&key| key != CauseKey::Unknown) {
             assert!(document.contains(&format!("`{key}`")), "{key}");
         }
+    }
+
+    #[test]
+    fn every_key_and_one_of_another_version_is_read_as_it_was_written() {
+        let foreign = CauseKey::try_from("transposed".to_string()).unwrap();
+        for key in CauseKey::ALL.iter().copied().chain([foreign]) {
+            let json = serde_json::to_string(&key).unwrap();
+            assert_eq!(json, format!("\"{key}\""));
+            assert_eq!(serde_json::from_str::<CauseKey>(&json).unwrap(), key);
+        }
+        assert_ne!(foreign, CauseKey::try_from("turned".to_string()).unwrap());
+        assert!(serde_json::from_str::<CauseKey>("\"no key\"").is_err());
     }
 }
