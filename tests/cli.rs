@@ -3,10 +3,13 @@ use std::path::Path;
 use assert_cmd::Command;
 use serde_json::Value;
 
-/// The program, in its own process.
+/// The program, in its own process and as outside CI, wherever the tests run.
 pub fn firstdiff(arguments: &[&str]) -> Command {
     let mut command = Command::cargo_bin("firstdiff").unwrap();
     command.args(arguments);
+    for variable in ["CI", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"] {
+        command.env_remove(variable);
+    }
     command
 }
 
