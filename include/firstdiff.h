@@ -473,13 +473,13 @@ static inline void firstdiff_make_folder(const char *folder)
 /* Takes one word of how sites are split: AXIS, SITE=AXIS, SITE=partial or SITE=replicated. */
 static inline void firstdiff_split_word(firstdiff_trace *fd, const char *word, size_t length)
 {
-    static const char *const names[13] = {"partial", "replicated", "token",  "position", "head",
-                                          "dim",     "key",        "channel", "neuron",  "vocab",
-                                          "expert",  "slot",       "element"};
+    /* Not dim, key and slot: what is summed or chosen over cannot be divided. */
+    static const char *const names[10] = {"partial", "replicated", "token", "position", "head",
+                                          "channel", "neuron", "vocab", "expert", "element"};
     const char *equal = (const char *)memchr(word, '=', length);
     size_t site = equal ? (size_t)(equal - word) : 0, skip = equal ? site + 1 : 0, at;
     int i, fits = 0;
-    for (i = equal ? 0 : 2; i < 13; i++) {
+    for (i = equal ? 0 : 2; i < 10; i++) {
         if (strlen(names[i]) != length - skip || strncmp(names[i], word + skip, length - skip))
             continue;
         for (at = 0; at < fd->n_groups; at++) {

@@ -42,7 +42,8 @@ FORMAT_VERSION = 4
 DTYPES = {"float32": "F32", "float16": "F16", "uint16": "BF16", "float64": "F64"}
 AXES = ("token", "position", "head", "dim", "key", "channel", "neuron", "vocab", "expert", "slot",
         "element")  # fmt: skip
-SPLITS = (*AXES, "partial", "replicated")
+# Ranks cannot divide what is summed or chosen over.
+SPLITS = (*(axis for axis in AXES if axis not in ("dim", "key", "slot")), "partial", "replicated")
 ROOM = 350  # bytes that the entry of a tensor may take in a step file's header
 
 

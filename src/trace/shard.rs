@@ -64,9 +64,15 @@ impl Split {
         match name {
             "replicated" => Some(Split::Replicated),
             "partial" => Some(Split::Partial),
-            word => Axis::from_word(word).map(Split::Along),
+            word => Axis::from_word(word).filter(|&axis| can_be_cut(axis)).map(Split::Along),
         }
     }
+}
+
+/// Whether ranks can divide an axis. Dims of a head, keys and the slots of experts are summed or chosen
+/// over: no rank has a result of a part of them.
+fn can_be_cut(axis: Axis) -> bool {
+    !matches!(axis, Axis::Dim | Axis::Key | Axis::Slot)
 }
 
 impl TryFrom<String> for Split {

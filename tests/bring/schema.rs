@@ -142,7 +142,7 @@ fn the_schema_takes_every_manifest_that_is_written_and_none_that_is_refused() {
         |m| m["arithmetic"]["default"]["storage"] = "f8".into(),
         |m| m["side"] = "left".into(),
         |m| m["shard"] = json!({"rank": 0}),
-        |m| m["shard"] = json!({"rank": 0, "world": 2, "split": {"q": "heads"}}),
+        |m| m["shard"] = json!({"rank": 0, "world": 2, "split": {"q": "dim"}}),
         |m| m["shard"] = json!({"rank": 0, "world": 2, "ranks": 2}),
     ];
     for (index, edit) in edits.into_iter().enumerate() {

@@ -124,6 +124,7 @@ fn a_split_that_a_writer_cannot_mean_is_said() {
         (["0", "2", "partial"], "\"partial\" does not say how a site is split"),
         (["0", "2", "query=head"], "\"query=head\" does not say how a site is split"),
         (["0", "2", "embd=head"], "\"embd=head\" does not say how a site is split"),
+        (["0", "2", "q=dim"], "\"q=dim\" does not say how a site is split"),
         (["0", "2", "q=vocab"], "\"q=vocab\" does not say how a site is split"),
         (["2", "2", "head"], "there is no rank 2 of 2"),
         (["0", "2", "neuron"], "step 0: "),
