@@ -20,8 +20,9 @@ use firstdiff::{
         Diagnosis,
         replay::{GraphRun, Recording},
     },
+    engine::Plan,
     graph::{
-        ModelGraph, SiteList,
+        ModelGraph, SequenceInputs, SiteList,
         site::{Site, Stage},
     },
     model::{Config, Model, ModelFile},
@@ -52,7 +53,9 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     let engine = open(&args.trace, Side::Engine)?;
     let reference = args.reference.as_deref().map(|path| open(path, Side::Reference));
     let reference = reference.transpose()?;
-    let model = model(args, &engine)?;
+    // With the graph that a reference carries, llama.cpp need not load the model.
+    let carried = reference.as_ref().map(TraceReader::graph).transpose()?.flatten();
+    let model = model(args, &engine, carried.as_ref())?;
     let file = model.file();
     if let Some(reference) = &reference {
         same_tokens(&engine, reference, file)?;
@@ -76,7 +79,7 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     match lint::ranks(&engine)? {
         None => {
             bar.set_message("replaying every operation");
-            let diagnosis = diagnose(&model, &engine, reference.as_ref())?;
+            let diagnosis = diagnose(&model, &engine, reference.as_ref(), carried)?;
             report.headline = headline(&report, &diagnosis, &engine);
             if diagnosis.engine.replayed > 0 && !diagnosis.engine.unmeasured.is_empty() {
                 report.notes.push(SPANNED.to_string());
@@ -120,6 +123,9 @@ fn open(path: &Path, side: Side) -> Result<TraceReader, Error> {
     }))
 }
 
+/// The graph beside a reference's trace, and the values of its inputs.
+type Carried = (ModelGraph, SequenceInputs);
+
 /// The model that was recorded.
 enum Subject {
     /// One that our engine runs too.
@@ -138,7 +144,11 @@ impl Subject {
 }
 
 /// The model that was recorded, refused where it is another one.
-fn model(args: &ExplainArgs, engine: &TraceReader) -> Result<Subject, Error> {
+fn model(
+    args: &ExplainArgs,
+    engine: &TraceReader,
+    carried: Option<&Carried>,
+) -> Result<Subject, Error> {
     let (trace, id, list) = (args.trace.display(), &engine.manifest().model, engine.list());
     let path: Option<PathBuf> = match &args.model {
         Some(path) => Some(path.clone()),
@@ -148,7 +158,10 @@ fn model(args: &ExplainArgs, engine: &TraceReader) -> Result<Subject, Error> {
     let path = path.ok_or_else(|| Error::Usage(format!("{recorded}; name that file with -m")))?;
     let file = ModelFile::open(&path)?;
     let hash = file.hash();
-    let model = firstdiff::run::open(&path).ok();
+    let model = match carried {
+        Some((graph, inputs)) => Plan::model(ModelFile::open(&path)?, graph, inputs).ok(),
+        None => firstdiff::run::open(&path).ok(),
+    };
     if hash != id.blake3 {
         let is_alike = model.is_some_and(|model| has_shapes(list, &model.config));
         let alike = if is_alike { ALIKE } else { "" };
@@ -223,6 +236,7 @@ fn diagnose(
     model: &Subject,
     engine: &TraceReader,
     reference: Option<&TraceReader>,
+    carried: Option<Carried>,
 ) -> Result<Diagnosis, Error> {
     let steps = |trace: &TraceReader| -> Vec<Vec<i32>> {
         trace.manifest().steps.iter().map(|step| step.tokens.clone()).collect()
@@ -230,7 +244,6 @@ fn diagnose(
     let is_f32 = |trace: &&TraceReader| {
         trace.manifest().settings.reference_precision.as_deref() == Some("f32")
     };
-    let carried = reference.map(TraceReader::graph).transpose()?.flatten();
     let reference = reference.filter(is_f32).map(|trace| (trace, steps(trace)));
     let (own, f32) = (&engine.manifest().arithmetic, Arithmetic::engine(DType::F32));
     let (steps_of_engine, attention) = (steps(engine), Default::default());

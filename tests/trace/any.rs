@@ -7,9 +7,10 @@ use std::{
 };
 
 use firstdiff::{
+    core::{arithmetic::Arithmetic, tensor::DType},
     graph::{SiteList, site::Stage},
     run::SeenKeys,
-    trace::{Plan, TraceReader},
+    trace::{Manifest, Plan, Side as TraceSide, TraceReader, TraceWriter},
 };
 use serde_json::Value;
 
@@ -79,6 +80,58 @@ fn a_reference_of_any_architecture_is_whole_and_equal_to_itself() {
         assert!(reader.sites().eq(reader.model_sites()), "{name}");
         let plan = Plan::open(&trace.join("plan.txt")).unwrap();
         assert_eq!(plan.model, reader.manifest().model);
+    }
+}
+
+/// An engine that computed what the reference did, but for its logits, which are `factor` times those.
+fn engine(reference: &Path, folder: &Path, factor: f32) -> PathBuf {
+    let reader = TraceReader::open(reference).unwrap();
+    let (model, arithmetic) = (reader.manifest().model.clone(), Arithmetic::engine(DType::F32));
+    let manifest = Manifest::new(TraceSide::Engine, model, arithmetic, "mine".to_string());
+    let to = folder.join(format!("times-{factor}"));
+    let mut writer = TraceWriter::create(&to, manifest, false).unwrap();
+    for (index, step) in reader.manifest().steps.iter().enumerate() {
+        writer.begin_step(&step.tokens, step.first_position).unwrap();
+        for site in reader.sites().filter(|site| site.step as usize == index) {
+            let mut tensor = reader.tensor(site).unwrap().unwrap();
+            if site.stage == Stage::Logits {
+                tensor.data.iter_mut().for_each(|x| *x *= factor);
+            }
+            writer.put(site, &tensor).unwrap();
+        }
+        writer.end_step().unwrap();
+    }
+    writer.finish().unwrap();
+    to
+}
+
+#[test]
+fn an_engine_of_any_architecture_is_cleared_or_blamed_with_and_without_a_reference() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ARCHS {
+        let folder = folder.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        let reference = REFERENCES.trace(name);
+        let model = reference.with_extension("gguf");
+        let model = ["-m", path(&model)];
+        let beside = ["--reference", path(&reference)];
+        let [right, wrong] = [1.0, 1.5].map(|factor| engine(&reference, &folder, factor));
+        let explain = |trace: &Path, more: &[&str]| {
+            outcome(&[&["explain", path(trace)][..], &model, more].concat())
+        };
+        let (exit, out, err) = explain(&right, &beside);
+        assert!(exit == 0 && out.starts_with("equal within the floor: "), "{name}: {out} {err}");
+        let (exit, out, err) = explain(&right, &[]);
+        assert!(exit == 0 && out.starts_with("nothing guilty: "), "{name}: {out} {err}");
+        let cause = "logits projection: 1.5 times the right values (proven";
+        let (exit, out, err) = explain(&wrong, &beside);
+        assert!(exit == 1 && out.contains(cause), "{name}: {out} {err}");
+        assert!(out.starts_with("first divergence: step 0 logits"), "{name}: {out}");
+        let (exit, out, err) = explain(&wrong, &[]);
+        assert!(
+            exit == 1 && out.starts_with("guilty: ") && out.contains(cause),
+            "{name}: {out} {err}"
+        );
     }
 }
 
