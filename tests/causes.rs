@@ -135,6 +135,7 @@ fn a_model_under_another_parameter_is_blamed_for_it() {
         ("qwen3moe", "attention.layer_norm_rms_epsilon=3e-3", "eps", "eps 3e-3 instead of"),
         ("phi3", "rope.freq_base=23456", "rope-theta", "theta 23456 instead of"),
         ("gemma2", "final_logit_softcapping=17", "soft-cap", "multiplied by"),
+        ("granitemoe", "residual_scale=0.37", "scaled", "times 0.37"),
     ] {
         let (right, other) = (Subject::new(name, &[]), Subject::new(name, &[setting]));
         let spool = other.recorded();

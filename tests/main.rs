@@ -1,9 +1,12 @@
 //! The integration tests: one binary, one module a topic.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod common;
+
+// Architectures whose every node is measured.
+mod archs;
 // The commit that broke a kernel, in a repository made for it.
 mod bisect;
-mod common;
 
 // Engines that bring their own trace: the header, the Python writer, the examples.
 mod bring;

@@ -268,7 +268,8 @@ impl<'s, 'a> Scene<'s, 'a> {
     /// Other values for each piece.
     pub fn replaced(&self, values: Vec<Vec<f64>>) -> Parts<'a> {
         let parts = self.pieces.iter().zip(values);
-        let parts = parts.map(|(piece, value)| (piece.steps.clone(), like(piece, value)));
+        let parts =
+            parts.map(|(piece, value)| (piece.steps.clone(), piece.expected.replaced(value)));
         (self.row_width(), parts.collect())
     }
 
@@ -320,20 +321,4 @@ impl<'s, 'a> Scene<'s, 'a> {
         let same = (matrix.outputs, matrix.inputs) == (own.outputs, own.inputs);
         Ok(same.then_some(matrix))
     }
-}
-
-/// Values with the bounds of a right result, in proportion, and room for the operation that changed
-/// them.
-fn like(piece: &Piece<'_>, value: Vec<f64>) -> Expected<'static> {
-    const CHANGE: f64 = 4.0;
-    let right = &piece.expected;
-    let ratio = |index: usize| match right.value[index].abs() {
-        0.0 => 1.0,
-        right => (value[index].abs() / right).clamp(0.0, 1e6),
-    };
-    let spread = (0..value.len()).map(|i| right.most_spread(i) * ratio(i)).collect();
-    let rounding = right.rounding;
-    let change = |i: usize| CHANGE * rounding.sum * value[i].abs();
-    let single = (0..value.len()).map(|i| right.single_of(i) * ratio(i) + change(i)).collect();
-    Expected { value, spread: Spread::Each(spread), single, rounding }
 }

@@ -1,5 +1,6 @@
 //! Faults planted in llama.cpp, and what the diagnosis says of them.
 
+mod changes;
 mod difference;
 mod fault;
 mod file;

@@ -2,124 +2,139 @@
 
 use std::collections::BTreeSet;
 
-use firstdiff::graph::{
-    Kind, Node, NodeId, Op, SiteSpec,
-    site::{Axis, Stage},
-};
+use firstdiff::graph::{Kind, Node, NodeId, Op, site::Stage};
 
 use super::{
     Fault, Subject,
+    changes::{
+        each, either, first, last, nodes, nodes_of, of_one, of_stage, of_two, previous_step,
+        source, token_before,
+    },
     tamper::{Change, Scene, all_of},
 };
 
-/// The nodes of sites that are wanted.
-pub fn nodes_of(subject: &Subject, wanted: impl Fn(&SiteSpec) -> bool) -> BTreeSet<NodeId> {
-    let computes = |id: NodeId| {
-        let node = subject.model.graph.node(id);
-        node.kind == Kind::Computed && !node.op.is_window()
+type Causes = &'static [&'static str];
+
+const SCALED: Causes = &["scaled"];
+const RESIDUAL_MISSING: Causes = &["residual-missing"];
+const ACTIVATION: Causes = &["activation"];
+const SWAPPED: Causes = &["gate-up-swapped"];
+const STATE_ZERO: Causes = &["state-zero", "zero"];
+
+pub fn all(subject: &Subject) -> Vec<Fault> {
+    let mut faults = branches(subject);
+    faults.extend(residuals(subject));
+    faults.extend(gates(subject));
+    faults.extend(functions(subject));
+    faults.extend(experts(subject));
+    faults.extend(states(subject));
+    faults
+}
+
+/// The nodes of sites that are of an operation.
+fn of_op(subject: &Subject, op: Op) -> BTreeSet<NodeId> {
+    nodes_of(subject, |spec| subject.model.graph.node(spec.node).op == op)
+}
+
+/// Norms, what the parts of a layer add, and the two ends of the model.
+fn branches(subject: &Subject) -> Vec<Fault> {
+    let stage = |stage| of_stage(subject, stage);
+    let norms = norms(subject);
+    let branch = either([
+        stage(Stage::OProj),
+        stage(Stage::FfnDown),
+        nodes_of(subject, |spec| spec.op == Op::MulMat && spec.weight.is_some()),
+    ]);
+    let of = Fault::of_results;
+    let coarser = each(|x| half::f16::from_f32(x).to_f32());
+    let before = token_before(subject);
+    let (one, end) = (first(branch.clone()), last(branch.clone()));
+    vec![
+        of("norm-weight-left-out", norms.clone(), &["norm-weight-missing"], source(0)),
+        of("norm-result-scaled", last(norms), SCALED, each(|x| x * 1.01)),
+        of("branch-of-token-before", branch, &["token-before"], before),
+        of("branch-of-previous-step", one, &["previous-step"], previous_step()),
+        of("branch-stored-in-f16", end, &["stored-coarser"], coarser),
+        of("embedding-scaled", stage(Stage::Embd), SCALED, each(|x| x * 1.5)),
+        // Where a cap is the last operation, its own factor is another one.
+        of("logits-scaled", stage(Stage::Logits), &["scaled", "soft-cap"], each(|x| x * 0.99)),
+    ]
+}
+
+fn residuals(subject: &Subject) -> Vec<Fault> {
+    let stage = |stage| of_stage(subject, stage);
+    let all = either([stage(Stage::LayerOut), stage(Stage::AttnResidual)]);
+    let of = Fault::of_results;
+    let twice = of_two(|a, b| a + 2.0 * b);
+    vec![
+        of("residual-missing", all.clone(), RESIDUAL_MISSING, source(0)),
+        of("residual-other-missing", first(all.clone()), RESIDUAL_MISSING, source(1)),
+        of("residual-twice", all.clone(), &["residual-twice"], twice),
+        of("residual-sign", last(all), &["residual-sign"], of_two(|a, b| a - b)),
+    ]
+}
+
+/// Functions of a gate and what it gates.
+fn gates(subject: &Subject) -> Vec<Fault> {
+    let two = |op: Op| {
+        let has_two = |id: &NodeId| subject.model.graph.node(*id).source(1).is_some();
+        of_op(subject, op).into_iter().filter(has_two).collect::<BTreeSet<_>>()
     };
-    let specs = subject.model.sites.specs().iter().filter(|spec| wanted(spec));
-    specs.map(|spec| spec.node).filter(|&id| computes(id)).collect()
+    let (swiglu, geglu) = (two(Op::Swiglu), two(Op::Geglu));
+    let of = Fault::of_results;
+    vec![
+        of("swiglu-by-gelu", swiglu.clone(), ACTIVATION, of_two(|a, b| gelu(a) * b)),
+        of("swiglu-swapped", swiglu.clone(), SWAPPED, of_two(|a, b| a * silu(b))),
+        of("up-left-out", first(swiglu), &["up-missing"], of_two(|a, _| silu(a))),
+        of("geglu-by-silu", geglu.clone(), ACTIVATION, of_two(|a, b| silu(a) * b)),
+        of("geglu-swapped", geglu, SWAPPED, of_two(|a, b| a * gelu(b))),
+    ]
 }
 
-/// All nodes that are wanted.
-pub fn nodes(subject: &Subject, wanted: impl Fn(&Node) -> bool) -> BTreeSet<NodeId> {
-    let graph = &subject.model.graph;
-    let is_wanted = |node: &Node| node.kind == Kind::Computed && wanted(node);
-    graph.iter().filter(|(_, node)| is_wanted(node)).map(|(id, _)| id).collect()
+/// Functions of one tensor.
+fn functions(subject: &Subject) -> Vec<Fault> {
+    let op = |op| of_op(subject, op);
+    let relu = || of_one(|x| x.max(0.0));
+    let tanh = nodes(subject, |node| node.op == Op::Tanh);
+    let of = Fault::of_results;
+    vec![
+        of("silu-by-relu", op(Op::Silu), ACTIVATION, relu()),
+        of("gelu-by-relu", op(Op::Gelu), ACTIVATION, relu()),
+        of("relu-by-silu", op(Op::Relu), ACTIVATION, of_one(silu)),
+        of("softplus-by-relu", op(Op::Softplus), ACTIVATION, relu()),
+        of("sigmoid-by-tanh", op(Op::Sigmoid), ACTIVATION, of_one(f32::tanh)),
+        of("tanh-left-out", tanh, &["soft-cap", "activation"], source(0)),
+    ]
 }
 
-/// The nodes of one role.
-pub fn of_stage(subject: &Subject, stage: Stage) -> BTreeSet<NodeId> {
-    nodes_of(subject, |spec| spec.stage == stage)
+fn experts(subject: &Subject) -> Vec<Fault> {
+    let named = |end: &'static str| nodes_of(subject, move |spec| spec.stage.name() == end);
+    let ids = named("ffn_moe_argsort");
+    let weighted = named("ffn_moe_weighted");
+    let shares = named("ffn_moe_weights_norm");
+    let of = Fault::of_results;
+    vec![
+        of("expert-ids-rotated", ids, &["expert-rank"], rotated()),
+        of("expert-left-out", weighted, &["zero"], last_slot_zero()),
+        of("expert-sum-left-out", shares, &["expert-norm", "not-normalised"], source(0)),
+    ]
 }
 
-fn first(mut nodes: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
-    nodes.pop_first().into_iter().collect()
-}
-
-fn last(mut nodes: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
-    nodes.pop_last().into_iter().collect()
-}
-
-/// The first of several sets that has something.
-fn either<const N: usize>(sets: [BTreeSet<NodeId>; N]) -> BTreeSet<NodeId> {
-    sets.into_iter().find(|set| !set.is_empty()).unwrap_or_default()
-}
-
-fn each(of: impl Fn(f32) -> f32 + 'static) -> Change {
-    Box::new(move |scene| scene.values.iter_mut().for_each(|x| *x = of(*x)))
-}
-
-/// The result is one of the node's sources.
-pub fn source(index: usize) -> Change {
-    Box::new(move |scene| {
-        if let Some(source) = scene.source(index).filter(|s| s.len() == scene.values.len()) {
-            *scene.values = source.clone();
-        }
-    })
-}
-
-/// The result is a function of the same elements of two sources.
-fn of_two(of: impl Fn(f32, f32) -> f32 + 'static) -> Change {
-    Box::new(move |scene| {
-        let (Some(a), Some(b)) = (scene.source(0), scene.source(1)) else { return };
-        if a.len() == scene.values.len() && b.len() == a.len() {
-            *scene.values = a.iter().zip(b).map(|(&a, &b)| of(a, b)).collect();
-        }
-    })
-}
-
-/// The result is a function of the same element of its source.
-fn of_one(of: impl Fn(f32) -> f32 + 'static) -> Change {
-    Box::new(move |scene| {
-        if let Some(source) = scene.source(0).filter(|s| s.len() == scene.values.len()) {
-            *scene.values = source.iter().map(|&x| of(x)).collect();
-        }
-    })
-}
-
-/// Row t of a step has row t - 1.
-fn token_before(subject: &Subject) -> Change {
-    let specs: Vec<SiteSpec> = subject.model.sites.specs().to_vec();
-    Box::new(move |scene| {
-        let Some(spec) = specs.iter().find(|spec| spec.node == scene.node) else { return };
-        let (places, shape) = scene.places(spec);
-        let width: usize = shape[1..].iter().product();
-        let before = scene.values.clone();
-        for (flat, &place) in places.iter().enumerate().skip(width) {
-            scene.values[place] = before[places[flat - width]];
-        }
-    })
-}
-
-/// The elements of index 0 along an axis, or its last, are zero.
-pub fn zero_along(subject: &Subject, axis: Axis, at_end: bool) -> Change {
-    let specs: Vec<SiteSpec> = subject.model.sites.specs().to_vec();
-    Box::new(move |scene| {
-        let Some(spec) = specs.iter().find(|spec| spec.node == scene.node) else { return };
-        let Some(along) = spec.axes.iter().position(|own| own.axis == axis) else { return };
-        let (places, shape) = scene.places(spec);
-        let inner: usize = shape[along + 1..].iter().product();
-        let wanted = if at_end { shape[along] - 1 } else { 0 };
-        for (flat, place) in places.into_iter().enumerate() {
-            if flat / inner % shape[along] == wanted {
-                scene.values[place] = 0.0;
-            }
-        }
-    })
-}
-
-/// A decoded token's result is that of the step before.
-fn previous_step() -> Change {
-    Box::new(|scene| {
-        let width = scene.ne[0];
-        let own = scene.values[scene.values.len() - width..].to_vec();
-        if scene.shape.tokens == 1 && scene.kept.len() == width {
-            scene.values.copy_from_slice(scene.kept);
-        }
-        *scene.kept = own;
-    })
+/// Recurrences and convolutions, and the states that they keep.
+fn states(subject: &Subject) -> Vec<Fault> {
+    let writes = |name| state_writes(subject, name);
+    let packed = nodes(subject, |node| node.op.is_packed());
+    let before = token_before(subject);
+    let of = Fault::of_results;
+    // The window of a convolution that is a token late gives the result of the token before.
+    let late: Causes = &["token-before", "state-shifted"];
+    vec![
+        of("state-cleared", writes("cache_s"), STATE_ZERO, each(|_| 0.0)),
+        of("conv-state-cleared", writes("cache_r"), STATE_ZERO, each(|_| 0.0)),
+        of("conv-state-shifted", writes("cache_r"), &["state-shifted"], shifted()),
+        of("recurrence-scaled", packed, SCALED, each(|x| x * 1.01)),
+        of("convolution-of-token-before", of_op(subject, Op::SsmConv), late, before),
+    ]
 }
 
 fn silu(x: f32) -> f32 {
@@ -140,166 +155,6 @@ fn norms(subject: &Subject) -> BTreeSet<NodeId> {
             && source(1).is_some_and(|source| source.kind == Kind::Weight)
             && normed.is_some_and(|id| graph.node(id).op.is_norm())
     })
-}
-
-pub fn all(subject: &Subject) -> Vec<Fault> {
-    let stage = |stage| of_stage(subject, stage);
-    let of_op = |op: Op| nodes_of(subject, |spec| subject.model.graph.node(spec.node).op == op);
-    let two_sources = |op: Op| {
-        let has_two = |id: &NodeId| subject.model.graph.node(*id).source(1).is_some();
-        of_op(op).into_iter().filter(has_two).collect::<BTreeSet<_>>()
-    };
-    let all_norms = norms(subject);
-    let residuals = either([stage(Stage::LayerOut), stage(Stage::AttnResidual)]);
-    let branch = either([
-        stage(Stage::OProj),
-        stage(Stage::FfnDown),
-        nodes_of(subject, |spec| spec.op == Op::MulMat && spec.weight.is_some()),
-    ]);
-    let experts = |end: &'static str| {
-        nodes_of(subject, move |spec| spec.stage.name() == end || spec.stage.name().ends_with(end))
-    };
-    let missing: &[&str] = &["residual-missing"];
-    let activation: &[&str] = &["activation"];
-    let swapped: &[&str] = &["gate-up-swapped"];
-    let rank: &[&str] = &["expert-rank"];
-    vec![
-        Fault::of_results(
-            "norm-weight-left-out",
-            all_norms.clone(),
-            &["norm-weight-missing"],
-            source(0),
-        ),
-        Fault::of_results("norm-result-scaled", last(all_norms), &["scaled"], each(|x| x * 1.01)),
-        Fault::of_results(
-            "branch-of-token-before",
-            branch.clone(),
-            &["token-before"],
-            token_before(subject),
-        ),
-        Fault::of_results(
-            "branch-of-previous-step",
-            first(branch.clone()),
-            &["previous-step"],
-            previous_step(),
-        ),
-        Fault::of_results(
-            "branch-stored-in-f16",
-            last(branch),
-            &["stored-coarser"],
-            each(|x| half::f16::from_f32(x).to_f32()),
-        ),
-        Fault::of_results("residual-missing", residuals.clone(), missing, source(0)),
-        Fault::of_results("residual-other-missing", first(residuals.clone()), missing, source(1)),
-        Fault::of_results(
-            "residual-twice",
-            residuals.clone(),
-            &["residual-twice"],
-            of_two(|a, b| a + 2.0 * b),
-        ),
-        Fault::of_results(
-            "residual-sign",
-            last(residuals),
-            &["residual-sign"],
-            of_two(|a, b| a - b),
-        ),
-        Fault::of_results("embedding-scaled", stage(Stage::Embd), &["scaled"], each(|x| x * 1.5)),
-        Fault::of_results(
-            "swiglu-by-gelu",
-            two_sources(Op::Swiglu),
-            activation,
-            of_two(|a, b| gelu(a) * b),
-        ),
-        Fault::of_results(
-            "swiglu-swapped",
-            two_sources(Op::Swiglu),
-            swapped,
-            of_two(|a, b| a * silu(b)),
-        ),
-        Fault::of_results(
-            "geglu-by-silu",
-            two_sources(Op::Geglu),
-            activation,
-            of_two(|a, b| silu(a) * b),
-        ),
-        Fault::of_results(
-            "geglu-swapped",
-            two_sources(Op::Geglu),
-            swapped,
-            of_two(|a, b| a * gelu(b)),
-        ),
-        Fault::of_results(
-            "up-left-out",
-            first(two_sources(Op::Swiglu)),
-            &["up-missing"],
-            of_two(|a, _| silu(a)),
-        ),
-        Fault::of_results("silu-by-relu", of_op(Op::Silu), activation, of_one(|x| x.max(0.0))),
-        Fault::of_results("gelu-by-relu", of_op(Op::Gelu), activation, of_one(|x| x.max(0.0))),
-        Fault::of_results("relu-by-silu", of_op(Op::Relu), activation, of_one(silu)),
-        Fault::of_results(
-            "softplus-by-relu",
-            of_op(Op::Softplus),
-            activation,
-            of_one(|x| x.max(0.0)),
-        ),
-        Fault::of_results("sigmoid-by-tanh", of_op(Op::Sigmoid), activation, of_one(f32::tanh)),
-        Fault::of_results(
-            "tanh-left-out",
-            nodes(subject, |node| node.op == Op::Tanh),
-            &["soft-cap", "activation"],
-            source(0),
-        ),
-        Fault::of_results("expert-ids-rotated", experts("ffn_moe_argsort"), rank, rotated()),
-        Fault::of_results(
-            "expert-left-out",
-            experts("ffn_moe_weighted"),
-            &["zero"],
-            last_slot_zero(),
-        ),
-        Fault::of_results(
-            "expert-sum-left-out",
-            experts("ffn_moe_weights_norm"),
-            &["expert-norm", "not-normalised"],
-            source(0),
-        ),
-        Fault::of_results(
-            "state-cleared",
-            state_writes(subject, "cache_s"),
-            &["state-zero", "zero"],
-            each(|_| 0.0),
-        ),
-        Fault::of_results(
-            "conv-state-cleared",
-            state_writes(subject, "cache_r"),
-            &["state-zero", "zero"],
-            each(|_| 0.0),
-        ),
-        Fault::of_results(
-            "conv-state-shifted",
-            state_writes(subject, "cache_r"),
-            &["state-shifted"],
-            shifted(),
-        ),
-        Fault::of_results(
-            "recurrence-scaled",
-            nodes(subject, |node| node.op.is_packed()),
-            &["scaled"],
-            each(|x| x * 1.01),
-        ),
-        Fault::of_results(
-            "convolution-of-token-before",
-            of_op(Op::SsmConv),
-            &["token-before", "state-shifted"],
-            token_before(subject),
-        ),
-        Fault::of_results(
-            "logits-scaled",
-            stage(Stage::Logits),
-            &["scaled", "soft-cap"],
-            each(|x| x * 0.99),
-        ),
-    ]
 }
 
 /// The nodes that write a state of that name.

@@ -9,7 +9,7 @@ use firstdiff::graph::{
 
 use super::{
     Fault, Subject,
-    results::{nodes, of_stage, source, zero_along},
+    changes::{nodes, of_stage, source, zero_along},
     tamper::{Change, Scene},
 };
 
@@ -86,9 +86,12 @@ fn cache_writes(subject: &Subject, name: &str) -> BTreeSet<NodeId> {
 }
 
 pub fn all(subject: &Subject) -> Vec<Fault> {
-    let stage = |stage| of_stage(subject, stage);
-    let has_window = subject.number("attention.sliding_window").is_some_and(|n| n < 40.0);
-    let windowed = if has_window { plain(subject) } else { BTreeSet::new() };
+    let mut faults = softmaxes(subject);
+    faults.extend(heads_and_caches(subject));
+    faults
+}
+
+fn softmaxes(subject: &Subject) -> Vec<Fault> {
     let unnormalised = |row: &mut [f32]| {
         let most = row.iter().copied().fold(0.0, f32::max);
         row.iter_mut().for_each(|x| *x /= most);
@@ -97,54 +100,46 @@ pub fn all(subject: &Subject) -> Vec<Fault> {
         row.iter_mut().for_each(|x| *x = x.sqrt());
         normalise(row);
     };
-    let empty: &[&str] = &["cache-unwritten"];
+    let has_window = subject.number("attention.sliding_window").is_some_and(|n| n < 40.0);
+    let windowed = if has_window { plain(subject) } else { BTreeSet::new() };
+    let (probs, plain) = (of_stage(subject, Stage::Probs), plain(subject));
+    let one_short = masked_by(|query, key| key < query || query == 0 && key == 0);
+    let causal = masked_by(|query, key| key <= query);
+    let of = Fault::of_results;
+    vec![
+        of("softmax-unnormalised", probs, &["softmax-unnormalised"], of_rows(unnormalised)),
+        of("softmax-warm", plain.clone(), &["softmax-temperature"], of_rows(warm)),
+        of("mask-ignored", plain.clone(), &["mask-missing"], masked_by(|_, _| true)),
+        of("mask-one-short", plain, &["mask-off-by-one", "window"], one_short),
+        of("window-ignored", windowed, &["window", "mask-missing"], causal),
+    ]
+}
+
+fn heads_and_caches(subject: &Subject) -> Vec<Fault> {
+    let stage = |stage| of_stage(subject, stage);
+    let keys = cache_writes(subject, "cache_k");
+    let missing: &[&str] = &["rope-missing"];
     let slot: &[&str] = &["cache-slot", "cache-stale"];
-    let head_zero = zero_along(subject, Axis::Head, false);
-    let reversed: Change = Box::new(|scene: &mut Scene<'_>| {
-        let width = scene.ne[0];
-        let heads = scene.ne[1];
+    let head_zero = zero_along(subject, Axis::Head);
+    let of = Fault::of_results;
+    vec![
+        of("head-zero", stage(Stage::AttnOut), &["zero"], head_zero),
+        of("q-not-rotated", stage(Stage::QRope), missing, source(0)),
+        of("k-not-rotated", stage(Stage::KRope), missing, source(0)),
+        of("q-heads-reversed", stage(Stage::QRope), &["heads-permuted"], heads_reversed()),
+        of("k-unwritten", keys.clone(), &["cache-unwritten"], unwritten()),
+        of("k-slot-before", keys, slot, of_slot_before()),
+    ]
+}
+
+/// The last head first, and so on.
+fn heads_reversed() -> Change {
+    Box::new(|scene: &mut Scene<'_>| {
+        let [width, heads, ..] = scene.ne;
         for token in scene.values.chunks_mut(width * heads) {
             let right = token.to_vec();
             let heads = token.chunks_mut(width).zip(right.chunks(width).rev());
             heads.for_each(|(to, from)| to.copy_from_slice(from));
         }
-    });
-    vec![
-        Fault::of_results("head-zero", stage(Stage::AttnOut), &["zero"], head_zero),
-        Fault::of_results(
-            "softmax-unnormalised",
-            stage(Stage::Probs),
-            &["softmax-unnormalised"],
-            of_rows(unnormalised),
-        ),
-        Fault::of_results("softmax-warm", plain(subject), &["softmax-temperature"], of_rows(warm)),
-        Fault::of_results(
-            "mask-ignored",
-            plain(subject),
-            &["mask-missing"],
-            masked_by(|_, _| true),
-        ),
-        Fault::of_results(
-            "mask-one-short",
-            plain(subject),
-            &["mask-off-by-one", "window"],
-            masked_by(|query, key| key < query || query == 0 && key == 0),
-        ),
-        Fault::of_results(
-            "window-ignored",
-            windowed,
-            &["window", "mask-missing"],
-            masked_by(|query, key| key <= query),
-        ),
-        Fault::of_results("q-not-rotated", stage(Stage::QRope), &["rope-missing"], source(0)),
-        Fault::of_results("k-not-rotated", stage(Stage::KRope), &["rope-missing"], source(0)),
-        Fault::of_results("q-heads-reversed", stage(Stage::QRope), &["heads-permuted"], reversed),
-        Fault::of_results("k-unwritten", cache_writes(subject, "cache_k"), empty, unwritten()),
-        Fault::of_results(
-            "k-slot-before",
-            cache_writes(subject, "cache_k"),
-            slot,
-            of_slot_before(),
-        ),
-    ]
+    })
 }

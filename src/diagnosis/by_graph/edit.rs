@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use crate::{
     core::tensor::DType,
     diagnosis::replay::{
-        Edit, Expected, Machine, Matrix, ReplayError, Spread,
+        Edit, Expected, LAMBDA, Machine, Matrix, ReplayError, Spread,
         rules::{Argument, Call, Values},
     },
     graph::{NodeId, Op, Params},
@@ -43,6 +43,8 @@ pub enum Change<'c> {
     Call(Box<dyn Fn(&mut Call<'_, '_>) + 'c>),
     /// Its result is changed.
     Result(OfResult<'c>),
+    /// Its result is multiplied by a factor, its error too.
+    Times(f64),
     /// Each element of its result is another of it.
     Order(Box<dyn Fn(usize, [usize; 4]) -> usize + 'c>),
 }
@@ -68,12 +70,23 @@ impl<'c> Change<'c> {
         Change::Values(source, Box::new(values))
     }
 
-    /// Its result times a factor.
-    pub fn times(factor: f64) -> Change<'c> {
-        let times = move |values: &mut [f64], _: [usize; 4]| {
-            values.iter_mut().for_each(|x| *x *= factor);
-        };
-        Change::Result(Box::new(times))
+    /// A source times a number that a program holds in f32. That is an operation of its own: its product
+    /// is rounded once.
+    pub fn scaled(source: usize, factor: f64) -> Change<'c> {
+        Change::Call(Box::new(move |call| {
+            let u = call.rounding.sum;
+            let Some(Some(argument)) = call.arguments.get_mut(source) else { return };
+            let Ok(value) = argument.value() else { return };
+            let value: Vec<f64> = value.iter().map(|x| f64::from(factor as f32) * x).collect();
+            let before = argument.spread();
+            let spread = |(i, x): (usize, &f64)| {
+                let before = before.map_or(0.0, |spread| factor.abs() * spread[i]);
+                before.hypot(u * x.abs() / LAMBDA)
+            };
+            let spread = value.iter().enumerate().map(spread).collect();
+            let (value, spread) = (Cow::Owned(value), Some(Cow::Owned(spread)));
+            argument.values = Values::Dense { value, spread };
+        }))
     }
 
     /// A parameter is another number.
@@ -114,19 +127,23 @@ impl Edit for Edits<'_> {
         for (_, change) in self.0.iter().filter(|(of, _)| *of == id) {
             match change {
                 Change::Result(of) => of(&mut result.value, ne),
-                Change::Order(from) => {
-                    let n = result.value.len();
-                    let order: Vec<usize> = (0..n).map(|i| from(i, ne)).collect();
-                    if order.iter().all(|&from| from < n) {
-                        let (value, single) = Default::default();
-                        let rounding = result.rounding;
-                        let nothing = Expected { value, spread: Spread::None, single, rounding };
-                        *result = std::mem::replace(result, nothing).rearranged(order, 1.0);
-                    }
-                }
+                Change::Times(factor) => rearrange(result, |i| i, *factor),
+                Change::Order(from) => rearrange(result, |i| from(i, ne), 1.0),
                 _ => {}
             }
         }
+    }
+}
+
+/// Takes each element of a result from another place, times a factor; nothing where a place is none.
+fn rearrange(result: &mut Expected<'_>, from: impl Fn(usize) -> usize, factor: f64) {
+    let n = result.value.len();
+    let order: Vec<usize> = (0..n).map(from).collect();
+    if order.iter().all(|&from| from < n) {
+        let (value, single) = Default::default();
+        let rounding = result.rounding;
+        let nothing = Expected { value, spread: Spread::None, single, rounding };
+        *result = std::mem::replace(result, nothing).rearranged(order, factor);
     }
 }
 
@@ -189,7 +206,7 @@ fn apply<'a>(
             call.arguments = vec![kept];
         }
         Change::Call(of) => of(call),
-        Change::Result(_) | Change::Order(_) => {}
+        Change::Result(_) | Change::Times(_) | Change::Order(_) => {}
     }
     Ok(())
 }

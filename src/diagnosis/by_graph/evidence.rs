@@ -211,7 +211,7 @@ impl<'a> Evidence<'a> {
             if value.len() != right.value.len() {
                 return None;
             }
-            predicted.push(like(right, value));
+            predicted.push(right.replaced(value));
         }
         Some(self.tried(key, text.into(), rank, predicted))
     }
@@ -331,18 +331,4 @@ impl<'a> Evidence<'a> {
         let tensor = tensor.ok().flatten()?;
         Some(tensor.data.iter().map(|&x| f64::from(x)).collect())
     }
-}
-
-/// Values with the bounds of a right result, in proportion, and room for the operation that changed them.
-fn like<'a>(right: &Expected<'a>, value: Vec<f64>) -> Expected<'a> {
-    const CHANGE: f64 = 4.0;
-    let ratio = |i: usize| match right.value[i].abs() {
-        0.0 => 1.0,
-        size => (value[i].abs() / size).clamp(0.0, 1e6),
-    };
-    let rounding = right.rounding;
-    let spread = (0..value.len()).map(|i| right.most_spread(i) * ratio(i)).collect();
-    let change = |i: usize| CHANGE * rounding.sum * value[i].abs();
-    let single = (0..value.len()).map(|i| right.single_of(i) * ratio(i) + change(i)).collect();
-    Expected { value, spread: Spread::Each(spread), single, rounding }
 }

@@ -251,6 +251,20 @@ impl<'a> Expected<'a> {
         Expected { value, spread, single, rounding }
     }
 
+    /// Other values with the bounds of these, in proportion, and room for the operation that changed them.
+    pub fn replaced(&self, value: Vec<f64>) -> Expected<'static> {
+        const CHANGE: f64 = 4.0;
+        let ratio = |i: usize| match self.value[i].abs() {
+            0.0 => 1.0,
+            size => (value[i].abs() / size).clamp(0.0, 1e6),
+        };
+        let rounding = self.rounding;
+        let spread = (0..value.len()).map(|i| self.most_spread(i) * ratio(i)).collect();
+        let change = |i: usize| CHANGE * rounding.sum * value[i].abs();
+        let single = (0..value.len()).map(|i| self.single_of(i) * ratio(i) + change(i)).collect();
+        Expected { value, spread: Spread::Each(spread), single, rounding }
+    }
+
     /// The result as the input of another operation.
     pub fn into_operand(self, width: usize) -> Operand {
         let spread = (0..self.value.len()).map(|i| self.most_spread(i) + self.fixed(i));

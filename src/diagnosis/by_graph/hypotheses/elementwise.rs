@@ -64,7 +64,7 @@ fn terms(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), Re
         let fitted = evidence.factor_of(&doubled)?.filter(|_| evidence.may_fit());
         for factor in fitted.map(snapped).into_iter().filter(|factor| factor.abs() > 1e-6) {
             let text = format!("{name} times {}", short(factor));
-            let edit = Edits::one(id, Change::each(source, move |x| factor * x));
+            let edit = Edits::one(id, Change::scaled(source, factor));
             visit(evidence.mistake(CauseKey::Scaled, text, &edit)?);
         }
         evidence.other_inputs(id, source, &|_| other, visit)?;

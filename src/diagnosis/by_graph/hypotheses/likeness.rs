@@ -79,10 +79,10 @@ fn multiples_within(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), Rep
     let graph = evidence.graph();
     let within = evidence.cone().iter().rev().skip(1);
     for &id in within.filter(|&&id| !graph.node(id).op.is_layout()) {
-        let doubled = Edits::one(id, Change::times(2.0));
+        let doubled = Edits::one(id, Change::Times(2.0));
         let Some(factor) = evidence.factor_of(&doubled)?.map(snapped) else { continue };
         let text = format!("{} times {}", graph.node(id).op, short(factor));
-        let edit = Edits::one(id, Change::times(factor));
+        let edit = Edits::one(id, Change::Times(factor));
         visit(evidence.edited(CauseKey::Scaled, text, Rank::Likeness, &edit)?);
     }
     Ok(())

@@ -97,8 +97,8 @@ fn multiplied<'a>(
 /// may be scaled before the product, and the probabilities that values are summed with need not be
 /// the ones that were written out.
 fn of_terms(x: &Operand) -> f64 {
-    let is_probability = |x: &f64| (0.0..=1.0 + 1e-3).contains(x);
-    if x.value.iter().all(is_probability) { FUNCTION } else { 1.0 }
+    let is_score = |&x: &f64| !(x.is_nan() || (0.0..=1.0 + 1e-3).contains(&x));
+    if x.value.iter().any(is_score) { 1.0 } else { FUNCTION }
 }
 
 #[cfg(test)]

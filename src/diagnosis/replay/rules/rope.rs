@@ -3,23 +3,16 @@
 use std::f64::consts::PI;
 
 use super::{Argument, Call, FUNCTION, Point};
-use crate::{diagnosis::replay::Expected, model::gguf::GgufError};
+use crate::{diagnosis::replay::Expected, graph::RopeParams, model::gguf::GgufError};
 
-const NORMAL: i32 = 0;
-const NEOX: i32 = 2;
-const MROPE: i32 = 8;
-const IMROPE: i32 = 40;
+/// Modes of ggml that have a rule: plain, neox, and with sections, in blocks or taking turns.
+const MODES: [i32; 4] = [0, 2, 8, IN_TURN];
+const IN_TURN: i32 = 40;
 
 /// The parameters of a rope.
 struct Rope {
+    params: RopeParams,
     mode: i32,
-    /// Elements of a head that turn.
-    dims: usize,
-    /// The first of them.
-    offset: usize,
-    base: f64,
-    /// What positions are multiplied by.
-    scale: f64,
     /// How much of the YaRN interpolation is mixed in; none at 0.
     extrapolation: f64,
     /// Factor of sine and cosine.
@@ -43,26 +36,23 @@ impl Rope {
     fn of(call: &Call<'_, '_>) -> Rope {
         let float = |param: usize| f64::from(call.params.float(param));
         let count = |param: usize| call.params.int(param).max(0) as usize;
-        let (dims, original, base) = (count(1), call.params.int(4), float(5));
+        let (params, original) = (RopeParams::of(call.params), call.params.int(4));
         // The pair that turns `times` times in the original context.
+        let dims = params.dims as f64;
         let pair = |times: f64| {
             let wavelength = f64::from(original) / (times * 2.0 * PI);
-            dims as f64 * wavelength.ln() / (2.0 * base.ln())
+            dims * wavelength.ln() / (2.0 * params.theta.ln())
         };
-        let (scale, extrapolation) = (float(6), float(7));
-        let mut magnitude = float(8);
+        let (extrapolation, mut magnitude) = (float(7), float(8));
         if extrapolation != 0.0 {
-            magnitude *= 1.0 + 0.1 * (1.0 / scale).ln();
+            magnitude *= 1.0 + 0.1 * (1.0 / params.scale).ln();
         }
         Rope {
+            params,
             mode: call.params.int(2),
-            dims,
-            offset: count(15),
-            base,
-            scale,
             extrapolation,
             magnitude,
-            ramp: [pair(float(9)).floor().max(0.0), pair(float(10)).ceil().min(dims as f64 - 1.0)],
+            ramp: [pair(float(9)).floor().max(0.0), pair(float(10)).ceil().min(dims - 1.0)],
             sections: [count(11), count(12), count(13), count(14)],
         }
     }
@@ -71,7 +61,7 @@ impl Rope {
     fn section(&self, pair: usize) -> usize {
         let [time, height, width, rest] = self.sections;
         let sector = pair % (time + height + width + rest).max(1);
-        if self.mode == IMROPE {
+        if self.mode == IN_TURN {
             let of_third = [time, height, width][sector % 3];
             return if sector < 3 * of_third { sector % 3 } else { 3 };
         }
@@ -81,8 +71,9 @@ impl Rope {
     /// The angle of pair i at a position. It is computed as f32 whatever the storage: its error grows
     /// with the angle, and with i where powers of the base are multiplied one by one.
     fn angle(&self, position: f64, i: usize, factor: f64, u: f64) -> Angle {
-        let turn = position * self.base.powf(-2.0 * i as f64 / self.dims as f64) / factor;
-        let (mut angle, mut size) = (self.scale * turn, (self.scale * turn).abs());
+        let RopeParams { theta, dims, scale, .. } = self.params;
+        let turn = position * theta.powf(-2.0 * i as f64 / dims as f64) / factor;
+        let (mut angle, mut size) = (scale * turn, (scale * turn).abs());
         if self.extrapolation != 0.0 {
             let [low, high] = self.ramp;
             let along = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
@@ -98,21 +89,13 @@ impl Rope {
             off: off.min(2.0) * self.magnitude.abs(),
         }
     }
-
-    /// The two elements of a head that make pair i.
-    fn pair(&self, i: usize) -> [usize; 2] {
-        if self.mode == NORMAL {
-            return [self.offset + 2 * i, self.offset + 2 * i + 1];
-        }
-        [self.offset + i, self.offset + i + self.dims / 2]
-    }
 }
 
 /// src0 (head_dim, heads, tokens, batches) turned by the positions src1: one of each token, or four.
 /// src2 holds what each pair's frequency is divided by. `None` for the rope of vision models.
 pub fn compute(call: &Call<'_, '_>) -> Result<Option<Expected<'static>>, GgufError> {
     let rope = Rope::of(call);
-    if ![NORMAL, NEOX, MROPE, IMROPE].contains(&rope.mode) {
+    if !MODES.contains(&rope.mode) {
         return Ok(None);
     }
     let (x, positions) = (call.argument(0), call.argument(1).value()?);
@@ -123,15 +106,16 @@ pub fn compute(call: &Call<'_, '_>) -> Result<Option<Expected<'static>>, GgufErr
     let point = |i| Point { value: values[i], spread: x.spread_of(i), single: 0.0 };
     let mut points: Vec<Point> = (0..call.elements()).map(point).collect();
     for token in 0..tokens {
-        for i in 0..rope.dims / 2 {
-            let of_section = if rope.mode & MROPE != 0 { tokens * rope.section(i) } else { 0 };
+        for i in 0..rope.params.dims / 2 {
+            let of_section = if rope.params.has_sections { tokens * rope.section(i) } else { 0 };
             let factor = factors.as_ref().map_or(1.0, |factors| factors[i]);
             let angle = rope.angle(positions[token + of_section], i, factor, rounding.sum);
             let off = angle.off + 2.0 * rounding.between * rope.magnitude.abs();
             for head in 0..heads * batches {
                 let (batch, head) = (head / heads, head % heads);
                 let start = ((batch * tokens + token) * heads + head) * dim;
-                let [first, second] = rope.pair(i).map(|element| start + element);
+                let (first, second) = rope.params.elements(i);
+                let (first, second) = (start + first, start + second);
                 let (a, b) = (points[first], points[second]);
                 let spread = a.spread.hypot(b.spread) * rope.magnitude.abs();
                 let turned =
@@ -146,10 +130,12 @@ pub fn compute(call: &Call<'_, '_>) -> Result<Option<Expected<'static>>, GgufErr
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::testing::{Given, Node, assert_near},
-        *,
-    };
+    pub(super) const NORMAL: i32 = 0;
+    pub(super) const NEOX: i32 = 2;
+    const MROPE: i32 = 8;
+    const IMROPE: i32 = 40;
+
+    use super::super::testing::{Given, Node, assert_near};
     use crate::graph::Op;
 
     const NE: [usize; 4] = [12, 2, 3, 1];
@@ -208,7 +194,7 @@ mod tests {
         ] {
             let node = node(mode, 12).int(11, 2).int(12, 1).int(13, 2).int(14, 1);
             let plain = |position| {
-                let neox = super::tests::node(NEOX, 12);
+                let neox = super::tests::node(super::tests::NEOX, 12);
                 neox.value(&[x.clone(), positions([position, position + 1, position + 2])])
             };
             assert_near(&node.value(&[x.clone(), given([9.0; 4])]), &plain(9), "equal positions");

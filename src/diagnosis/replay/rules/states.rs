@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::{
     Call, FUNCTION, Op, Point, Source, functions,
+    place::row_of,
     point::{Dot, exponential},
 };
 use crate::{diagnosis::replay::Expected, model::gguf::GgufError};
@@ -68,11 +69,13 @@ pub fn scan(call: &Call<'_, '_>) -> Result<Option<Expected<'static>>, GgufError>
     let [width, heads, tokens, sequences] = x.ne;
     let sizes = Recurrence { width, heads, tokens, sequences };
     let states = source(0)?;
+    let starts = ids.values.iter().map(|&id| row_of(id, states.ne[3]));
+    let Some(starts) = starts.collect::<Option<Vec<usize>>>() else { return Ok(None) };
     let scan = Scan {
         sizes,
         n: states.ne[0],
         u: call.rounding.sum,
-        starts: ids.values.iter().map(|&id| id as usize).collect(),
+        starts,
         states,
         x,
         dt: source(2)?,
