@@ -98,7 +98,7 @@ fn multiples_of_rows(evidence: &Evidence<'_>, visit: Visit<'_>) {
         return;
     }
     let text = "each token's right values times a factor of the token's own";
-    visit(evidence.replaced(CauseKey::Scaled, text, Rank::Likeness, |step| {
+    let tried = evidence.replaced(CauseKey::Scaled, text, Rank::Likeness, |step| {
         let piece = &step.observed.piece;
         let width = row_width(step);
         let rows = piece.expected.value.chunks_exact(width).zip(piece.captured.chunks_exact(width));
@@ -109,7 +109,9 @@ fn multiples_of_rows(evidence: &Evidence<'_>, visit: Visit<'_>) {
             right.iter().map(|x| x * factor).collect::<Vec<f64>>()
         };
         Some(rows.flat_map(scaled).collect())
-    }));
+    });
+    // One factor for all is simpler.
+    visit(tried.map(|tried| Tried { mistakes: 2, ..tried }));
 }
 
 /// The right value beside the recorded one of every wrong element.
