@@ -17,7 +17,7 @@ use firstdiff::{
         task::Task,
         tensor::{DType, Tensor},
     },
-    diagnosis::replay::{self, Operation, Recording},
+    diagnosis::replay::{self, GraphRun, Recording},
     engine::{AttentionVariant, DeviceKind, EngineSpec, fault::Faults, kernels::KernelSet},
     graph::site::Site,
     model::{
@@ -238,7 +238,8 @@ fn replay_beside_a_forward_pass() -> Result<()> {
             attention: Default::default(),
         };
         let replay = median(|| {
-            let judged = replay::judge_all(&model, recording)?;
+            let inputs = model.inputs(&steps);
+            let judged = replay::judge(GraphRun::of(&model, &inputs, recording))?.judged;
             assert!(judged.iter().all(|judged| !judged.is_guilty()), "a clean engine is cleared");
             Ok(())
         })?;
@@ -263,15 +264,11 @@ fn replay_beside_a_forward_pass() -> Result<()> {
 /// The weight matrices of all projections in f32, (outputs, inputs) each.
 fn projections(model: &Model) -> Result<Vec<Array2<f32>>> {
     let mut list = Vec::new();
-    for operation in Operation::all(&model.config) {
-        let Some((part, _)) = replay::projection(operation.stage) else { continue };
-        let mut name = operation.tensor(part);
-        if !model.has(&name) {
-            name = "token_embd.weight".to_string();
-        }
-        let info = model.info(&name)?;
+    for spec in model.graph.sites.specs().iter().filter(|spec| spec.op.is_product()) {
+        let Some(name) = &spec.weight else { continue };
+        let info = model.info(name)?;
         let shape = (info.rows(), info.row_length());
-        list.push(Array2::from_shape_vec(shape, model.weights(&name)?)?);
+        list.push(Array2::from_shape_vec(shape, model.weights(name)?)?);
     }
     Ok(list)
 }

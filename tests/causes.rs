@@ -7,7 +7,7 @@ use firstdiff::{
         tensor::{DType, Tensor},
     },
     diagnosis::{
-        Certainty, Diagnosis, by_graph,
+        Certainty, Diagnosis, diagnose, gather,
         replay::{GraphRun, Recording},
     },
     graph::{ModelGraph, SequenceInputs, site::Site},
@@ -119,8 +119,8 @@ fn numbers_at_random_have_no_proven_cause() {
             let specs = run.model.sites.specs().iter().enumerate();
             let first = specs.filter(|(_, spec)| spec.layer.is_none_or(|layer| layer == 0));
             let places: BTreeSet<usize> = first.map(|(place, _)| place).collect();
-            for evidence in by_graph::gather(run, &places).unwrap() {
-                let cause = by_graph::diagnose(&evidence).unwrap();
+            for evidence in gather(run, &places).unwrap() {
+                let cause = diagnose(&evidence).unwrap();
                 let site = evidence.spec().site(0).tensor_name();
                 let is_proven = cause.certainty == Certainty::Proven && evidence.may_fit();
                 assert!(!is_proven, "{name} {site}: {} {}", cause.key, cause.text);
@@ -139,7 +139,7 @@ fn a_model_under_another_parameter_is_blamed_for_it() {
     ] {
         let (right, other) = (Subject::new(name, &[]), Subject::new(name, &[setting]));
         let spool = other.recorded();
-        let diagnosis = right.with_run(&spool, |run| Diagnosis::by_graph(run, None).unwrap());
+        let diagnosis = right.with_run(&spool, |run| Diagnosis::of(run, None).unwrap());
         let cause = &diagnosis.first_of_engine().expect("the parameter differs").cause;
         assert_eq!(cause.certainty, Certainty::Proven, "{name}: {}", cause.text);
         assert_eq!(cause.key.name(), key, "{name}: {}", cause.text);

@@ -134,7 +134,9 @@ fn results_that_were_not_recorded_are_named_and_green_only_where_a_recorded_one_
     // A bug among what was not recorded is found behind it.
     let hidden = [&["--sites", "layer_out,logits"][..], &["--fault", "gelu-for-silu"]].concat();
     let (exit, out, _) = outcome(&["explain", &traces.record("engine", "hidden", &hidden)]);
-    assert!(exit == 1 && out.starts_with("guilty: feed-forward residual, layer 0: "), "{out}");
+    let cause = "guilty: feed-forward residual, all layers: gelu_tanh(gate) * up instead of \
+                 silu(gate) * up (proven)\n";
+    assert!(exit == 1 && out.starts_with(cause), "{out}");
     assert!(out.contains("or an operation before it, as blk.0.attn_norm, "), "{out}");
 }
 

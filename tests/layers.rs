@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 10] = [
     &["graph::site"],
     &["core"],
-    &["model"],
     &["graph"],
+    &["model"],
     &["reference", "engine", "trace", "compare"],
     &["diagnosis"],
     &["run"],

@@ -8,7 +8,7 @@ use firstdiff::{
     },
     diagnosis::{
         Certainty, Diagnosis, Verdict,
-        replay::{Operation, Recording, Replay, judge},
+        replay::{GraphRun, Operation, Recording, judge},
     },
     engine::{
         EngineSpec,
@@ -19,7 +19,7 @@ use firstdiff::{
     run::{Run, baseline},
     trace::{TraceError, recording::Recorded},
 };
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::common::{Bench, Keep, engine, random_values};
 
@@ -94,8 +94,10 @@ fn a_uniform_scale_of_a_thousandth_is_found_and_its_factor_told() {
 #[test]
 fn an_engine_that_really_accumulates_in_f16_is_told_so() {
     let found = diagnosis(&Bench::fixture(), DType::F32, &["scores-f16-accumulate"], 40);
-    let wanted = owned(&[("attention scores, all layers", "summed in f16, but declared f32")]);
-    assert_eq!(causes(&found), wanted);
+    let [finding] = &found.findings[..] else { panic!("{:?}", found.findings) };
+    assert_eq!(finding.what, "attention scores, all layers");
+    assert_eq!(finding.cause.text, "summed in f16, but declared f32");
+    assert_eq!(finding.cause.certainty, Certainty::Consistent);
 }
 
 #[test]
@@ -177,7 +179,9 @@ fn a_reference_of_another_parameter_is_told_to_be_another_model_with_both_values
         arithmetic: &arithmetic,
         attention: Default::default(),
     };
-    let found = Diagnosis::of(&own.model, recording(&engine), Some(recording(&reference))).unwrap();
+    let inputs = own.model.inputs(&steps);
+    let run = |tensors| GraphRun::of(&own.model, &inputs, recording(tensors));
+    let found = Diagnosis::of(run(&engine), Some(run(&reference))).unwrap();
     let wanted = owned(&[
         ("attention and feed-forward norm, all layers; final norm", "eps 3e-4 instead of 1e-6"),
         ("q and k rotation, all layers", "theta 23456 instead of 1000000"),
@@ -203,8 +207,9 @@ fn a_reference_that_computes_an_operation_wrong_is_told_to_be_wrong() {
         arithmetic: &arithmetic,
         attention: Default::default(),
     };
-    let found =
-        Diagnosis::of(&bench.model, recording(&engine), Some(recording(&reference))).unwrap();
+    let inputs = bench.model.inputs(&steps);
+    let run = |tensors| GraphRun::of(&bench.model, &inputs, recording(tensors));
+    let found = Diagnosis::of(run(&engine), Some(run(&reference))).unwrap();
     assert_eq!(causes(&found), owned(&[("logits projection", "doubled")]));
     assert_eq!(found.findings[0].verdict, Verdict::ReferenceWrong);
     assert_eq!(found.engine.cleared, found.engine.replayed);
@@ -223,7 +228,9 @@ fn is_guilty(
     let (steps, attention) = ([tokens.to_vec()], Default::default());
     let recording = Recording { tensors, steps: &steps, arithmetic: &arithmetic, attention };
     let operation = Operation { layer: Some(0), stage };
-    judge(&Replay::new(model, recording), operation).unwrap().unwrap().is_guilty()
+    let inputs = model.inputs(&steps);
+    let verdict = judge(GraphRun::of(model, &inputs, recording)).unwrap();
+    verdict.judged.iter().find(|judged| judged.operation == operation).unwrap().is_guilty()
 }
 
 fn stored(x: f32) -> f32 {
@@ -257,7 +264,7 @@ fn roundings_of_a_framework_are_no_fault_where_they_are_declared() {
 fn roundings_between_steps_that_repeat_are_no_common_error() {
     let bench = Bench::fixture();
     // Gates of few values: silu of each is rounded alike wherever it stands.
-    let (tokens, mut engine) = (vec![7; 400], Keep::default());
+    let (tokens, mut engine) = (vec![7; 300], Keep::default());
     let n = tokens.len() * bench.model.config.n_ff;
     let gate: Vec<f32> = (0..n).map(|i| stored(1.0 + (i % 5) as f32 / 50.0)).collect();
     let up: Vec<f32> = random_values(n, 5).into_iter().map(stored).collect();
@@ -271,4 +278,75 @@ fn roundings_between_steps_that_repeat_are_no_common_error() {
     let guilty = |declared| is_guilty((&bench.model, &engine), &tokens, Stage::FfnAct, declared);
     assert!(!guilty((bf16, bf16)));
     assert!(guilty((bf16, None)));
+}
+
+/// ggml's q8_0, widened again.
+fn q8_0(x: &[f32]) -> Vec<f32> {
+    let block = |x: &[f32]| {
+        let scale = x.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
+        let stored = f16::from_f32(scale).to_f32();
+        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        x.iter().map(|x| stored * (x * inverse).round()).collect::<Vec<f32>>()
+    };
+    x.chunks(32).flat_map(block).collect()
+}
+
+/// Ten bits of fraction.
+fn tf32(x: &[f32]) -> Vec<f32> {
+    x.iter().map(|x| f32::from_bits(x.to_bits().wrapping_add(0x1000) & !0x1fff)).collect()
+}
+
+#[test]
+fn inputs_that_are_rounded_before_a_product_are_simulated_and_random_weights_are_unknown() {
+    let bench = Bench::fixture();
+    let steps = vec![bench.prompt(20), vec![7], vec![8]];
+    let arithmetic = Arithmetic::engine(DType::F32);
+    let weight = bench.model.weights("blk.0.attn_output.weight").unwrap();
+    let n = bench.model.config.n_embd;
+    let random = random_values(weight.len(), 3);
+    type Rounded = fn(&[f32]) -> Vec<f32>;
+    let as_it_is: Rounded = |x| x.to_vec();
+    let bf16s: Rounded = |x| x.iter().map(|&x| stored(x)).collect();
+    let cases: [(Rounded, Vec<f32>, Certainty, &str); 4] = [
+        (
+            tf32,
+            tf32(&weight),
+            Certainty::Proven,
+            "inputs and weights of the product rounded to tf32",
+        ),
+        (
+            bf16s,
+            bf16s(&weight),
+            Certainty::Proven,
+            "inputs and weights of the product rounded to bf16",
+        ),
+        (
+            q8_0,
+            weight,
+            Certainty::Proven,
+            "inputs of the product in int8, a scale for each 32 in f16 (q8_0)",
+        ),
+        (as_it_is, random, Certainty::Unknown, "unknown"),
+    ];
+    for (rounded, weight, certainty, text) in cases {
+        let mut engine = recorded(&bench, &steps);
+        for step in 0..3 {
+            let x = &engine.tensors[&Site::in_layer(step, 0, Stage::AttnOut)].data;
+            let of_row = |x: &[f32]| {
+                let x = rounded(x);
+                let sum = |w: &[f32]| x.iter().zip(w).map(|(x, w)| x * w).sum::<f32>();
+                weight.chunks_exact(n).map(sum).collect::<Vec<f32>>()
+            };
+            let data = x.chunks_exact(n).flat_map(of_row).collect();
+            engine.tensors.get_mut(&Site::in_layer(step, 0, Stage::OProj)).unwrap().data = data;
+        }
+        let (tensors, attention) = (&engine, Default::default());
+        let recording = Recording { tensors, steps: &steps, arithmetic: &arithmetic, attention };
+        let inputs = bench.model.inputs(&steps);
+        let run = GraphRun::of(&bench.model, &inputs, recording);
+        let found = Diagnosis::of(run, None).unwrap();
+        let product = &found.findings[0];
+        assert_eq!((&*product.what, &*product.cause.text), ("output projection, layer 0", text));
+        assert_eq!(product.cause.certainty, certainty, "{text}");
+    }
 }

@@ -151,6 +151,7 @@ pub fn findings_on(finished: &Finished, operation: Operation) -> impl Iterator<I
 pub fn described(finding: &Finding) -> String {
     let key = match finding.cause.certainty {
         Certainty::Proven => finding.cause.key.to_string(),
+        Certainty::Consistent => format!("{}, consistent", finding.cause.key),
         Certainty::Partly => format!("{}, partly", finding.cause.key),
         Certainty::Unknown => "unknown".to_string(),
     };

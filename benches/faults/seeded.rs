@@ -7,10 +7,7 @@ use firstdiff::{
         verdict::{Outcome, SiteReport},
     },
     core::{exit::Exit, floor::DEFAULT_FACTOR, tensor::DType},
-    diagnosis::{
-        Certainty, Finding, Verdict,
-        replay::{self, Operation},
-    },
+    diagnosis::{Certainty, Finding, Verdict, replay::Operation},
     engine::fault::{FAULTS, Fault, Parameter, Plant, Wiring},
     graph::site::{Site, Stage},
     model::Model,
@@ -165,7 +162,8 @@ fn is_of(finding: &Finding, fault: &Fault, stages: &[Stage]) -> bool {
 
 /// The stages whose operations a fault makes wrong, in whatever layer.
 fn broken_stages(fault: &Fault) -> Vec<Stage> {
-    let norms = || Stage::ALL.into_iter().filter(|&s| replay::norm_weight(s).is_some()).collect();
+    use Stage::{AttnNorm, FfnNorm, FinalNorm, KNorm, QNorm};
+    let norms = || vec![AttnNorm, QNorm, KNorm, FfnNorm, FinalNorm];
     match fault.plant {
         // One kernel computes both; k before v, and q before k.
         Plant::Define { file: "kv_append.cu", .. } => vec![Stage::KCache, Stage::VCache],

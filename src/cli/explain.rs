@@ -160,7 +160,10 @@ fn model(
     let hash = file.hash();
     let model = match carried {
         Some((graph, inputs)) => Plan::model(ModelFile::open(&path)?, graph, inputs).ok(),
-        None => firstdiff::run::open(&path).ok(),
+        None => {
+            let positions = engine.manifest().steps.iter().map(|step| step.tokens.len()).sum();
+            firstdiff::run::open_for(&path, positions).ok()
+        }
     };
     if hash != id.blake3 {
         let is_alike = model.is_some_and(|model| has_shapes(list, &model.config));
@@ -254,27 +257,19 @@ fn diagnose(
         arithmetic: &f32,
         attention,
     });
-    let file = match model {
-        Subject::Engine(model) => return Ok(Diagnosis::of(model, engine, reference)?),
-        Subject::Graph(file) => file,
-    };
-    let (graph, inputs) = match carried {
-        Some(carried) => carried,
-        None => {
-            let tokens: Vec<i32> = steps_of_engine.iter().flatten().copied().collect();
+    let tokens: Vec<i32> = steps_of_engine.iter().flatten().copied().collect();
+    let (graph, inputs) = match (carried, model) {
+        (Some(carried), _) => carried,
+        (None, Subject::Engine(model)) => (model.graph.clone(), model.inputs(&steps_of_engine)),
+        (None, Subject::Graph(file)) => {
             let llama = Reference::load(file, ReferenceOptions::default())?;
             let (graph, inputs) = llama.import(&tokens)?;
             (ModelGraph::clone(&graph), inputs)
         }
     };
-    let run = |recording, has_tables| GraphRun {
-        file,
-        model: &graph,
-        inputs: &inputs,
-        recording,
-        has_tables,
-    };
-    Ok(Diagnosis::by_graph(run(engine, false), reference.map(|reference| run(reference, true)))?)
+    let (file, model, inputs) = (model.file(), &graph, &inputs);
+    let run = |recording, has_tables| GraphRun { file, model, inputs, recording, has_tables };
+    Ok(Diagnosis::of(run(engine, false), reference.map(|reference| run(reference, true)))?)
 }
 
 fn headline(report: &Report, diagnosis: &Diagnosis, engine: &TraceReader) -> Headline {

@@ -155,6 +155,7 @@ cause_keys! {
     RowsEqual = "rows-equal",
     PreviousStep = "previous-step",
     Offset = "offset",
+    InputsRounded = "inputs-rounded",
     StoredCoarser = "stored-coarser",
     F16Accumulation = "f16-accumulation",
 }

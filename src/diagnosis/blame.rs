@@ -1,25 +1,22 @@
 //! All guilty operations of a run, each with its cause, and whose fault it is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    rc::Rc,
+};
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    core::cause_key::CauseKey,
-    diagnosis::{
-        Cause, Certainty, Invariant, Scene,
-        by_graph::{self, Evidence},
-        diagnose,
-        hypotheses::cache,
-        invariants,
-        replay::{
-            GraphRun, Judged, Operation, Recording, Replay, ReplayError, Worst, judge, judge_graph,
-        },
+use super::{
+    cause::{Cause, Certainty, diagnose},
+    evidence::gather_found,
+    hypotheses,
+    invariant::{Invariant, broken},
+    replay::{
+        self, Found, GraphRun, Judged, Operation, ReplayError, RunVerdict, Worst, judge_found,
     },
-    graph::site::Stage,
-    model::Model,
 };
+use crate::{core::cause_key::CauseKey, graph::site::Stage};
 
 /// Who departs from the model's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,63 +100,43 @@ struct Guilty {
 impl Diagnosis {
     /// Replays the engine, and the reference where its arithmetic is known, and finds the causes.
     pub fn of(
-        model: &Model,
-        engine: Recording<'_>,
-        reference: Option<Recording<'_>>,
+        engine: GraphRun<'_>,
+        reference: Option<GraphRun<'_>>,
     ) -> Result<Diagnosis, ReplayError> {
         match reference {
-            Some(reference) => Ok(Diagnosis::of_both(model, engine, reference)?.0),
-            None => Diagnosis::beside(model, engine, None),
+            Some(reference) => Ok(Diagnosis::of_both(engine, reference)?.0),
+            None => Diagnosis::beside(engine, None),
         }
     }
 
     /// Replays both sides at the same time; what is known of the reference holds for another engine too.
     pub fn of_both(
-        model: &Model,
-        engine: Recording<'_>,
-        reference: Recording<'_>,
+        engine: GraphRun<'_>,
+        reference: GraphRun<'_>,
     ) -> Result<(Diagnosis, ReferenceReplay), ReplayError> {
-        let [engine, (summary, guilty)] = sides(model, [engine, reference])?;
-        let findings = group(model.config.n_layer, guilty, Verdict::ReferenceWrong);
+        let n_layer = engine.model.sites.layers();
+        let (engine, reference) = rayon::join(|| of_side(engine), || of_side(reference));
+        let (summary, guilty) = reference?;
+        let findings = group(n_layer, guilty, Verdict::ReferenceWrong);
         let findings = findings.into_iter().map(differing).collect();
         let reference = ReferenceReplay { findings, summary };
-        Ok((Diagnosis::with(model, engine, Some(&reference)), reference))
+        Ok((Diagnosis::with(n_layer, engine?, Some(&reference)), reference))
     }
 
     /// Replays the engine, and takes what is known of the reference.
     pub fn beside(
-        model: &Model,
-        engine: Recording<'_>,
+        engine: GraphRun<'_>,
         reference: Option<&ReferenceReplay>,
     ) -> Result<Diagnosis, ReplayError> {
-        let [engine] = sides(model, [engine])?;
-        Ok(Diagnosis::with(model, engine, reference))
-    }
-
-    /// The same of a model of any architecture, through its graph.
-    pub fn by_graph(
-        engine: GraphRun<'_>,
-        reference: Option<GraphRun<'_>>,
-    ) -> Result<Diagnosis, ReplayError> {
-        let n_layer = engine.model.sites.layers();
-        let (summary, guilty) = of_graph(engine)?;
-        let mut findings = group(n_layer, guilty, Verdict::EngineWrong);
-        let mut of_reference = None;
-        if let Some(reference) = reference {
-            let (summary, guilty) = of_graph(reference)?;
-            let own = group(n_layer, guilty, Verdict::ReferenceWrong);
-            findings.extend(own.into_iter().map(differing));
-            of_reference = Some(summary);
-        }
-        Ok(Diagnosis { findings, engine: summary, reference: of_reference })
+        Ok(Diagnosis::with(engine.model.sites.layers(), of_side(engine)?, reference))
     }
 
     fn with(
-        model: &Model,
+        n_layer: usize,
         (engine, guilty): (SideReplay, Vec<Guilty>),
         reference: Option<&ReferenceReplay>,
     ) -> Diagnosis {
-        let mut findings = group(model.config.n_layer, guilty, Verdict::EngineWrong);
+        let mut findings = group(n_layer, guilty, Verdict::EngineWrong);
         findings.extend(reference.iter().flat_map(|reference| reference.findings.iter().cloned()));
         let reference = reference.map(|reference| reference.summary.clone());
         Diagnosis { findings, engine, reference }
@@ -176,36 +153,67 @@ impl Diagnosis {
     }
 }
 
-/// A side judged through its graph, and its guilty sites with their causes.
-fn of_graph(run: GraphRun<'_>) -> Result<(SideReplay, Vec<Guilty>), ReplayError> {
-    let verdict = judge_graph(run)?;
-    let mut summary = SideReplay::default();
-    let judged: BTreeMap<Operation, &Judged> =
-        verdict.judged.iter().map(|judged| (judged.operation, judged)).collect();
-    let mut places = BTreeSet::new();
-    for (place, spec) in run.model.sites.specs().iter().enumerate() {
-        let operation = Operation { layer: spec.layer, stage: spec.stage };
-        match judged.get(&operation) {
-            None => summary.unmeasured.push(operation),
-            Some(judged) if judged.is_guilty() => {
-                places.insert(place);
+/// A side's replay, and its guilty operations with their causes.
+fn of_side(run: GraphRun<'_>) -> Result<(SideReplay, Vec<Guilty>), ReplayError> {
+    let first = Replayed::of(run, &Rc::default())?;
+    if first.found.is_empty() {
+        return Ok((first.summary, first.guilty));
+    }
+    // What the tokens found in wrong caches is known now: it is none of their readers' faults.
+    let again = Replayed::of(run, &Rc::new(first.found))?;
+    Ok((again.summary, again.guilty))
+}
+
+struct Replayed {
+    summary: SideReplay,
+    guilty: Vec<Guilty>,
+    /// Caches as tokens found them, by their sites' places, where what is wrong with them is proven.
+    found: HashMap<usize, Found>,
+}
+
+impl Replayed {
+    fn of(run: GraphRun<'_>, known: &Rc<HashMap<usize, Found>>) -> Result<Replayed, ReplayError> {
+        let mut all_broken: BTreeMap<usize, Invariant> = BTreeMap::new();
+        let RunVerdict { judged, .. } = judge_found(run, known, &mut |machine, observed| {
+            if let (false, Some(broken)) =
+                (all_broken.contains_key(&observed.place), broken(machine, observed)?)
+            {
+                all_broken.insert(observed.place, broken);
             }
-            Some(judged) => {
-                summary.cleared += 1;
-                summary.worst_cleared = summary.worst_cleared.max(judged.times_bound());
+            Ok(())
+        })?;
+        let judged: BTreeMap<Operation, Judged> =
+            judged.into_iter().map(|judged| (judged.operation, judged)).collect();
+        let (mut summary, mut places) = (SideReplay::default(), BTreeSet::new());
+        for (place, spec) in run.model.sites.specs().iter().enumerate() {
+            let operation = Operation { layer: spec.layer, stage: spec.stage };
+            match judged.get(&operation) {
+                None => summary.unmeasured.push(operation),
+                Some(judged) if judged.is_guilty() => {
+                    places.insert(place);
+                }
+                Some(judged) => {
+                    summary.cleared += 1;
+                    summary.worst_cleared = summary.worst_cleared.max(judged.times_bound());
+                }
             }
         }
+        summary.replayed = summary.cleared + places.len();
+        summary.broken = Invariant::by_property(all_broken.into_values().collect());
+        let (mut guilty, mut found) = (Vec::new(), HashMap::new());
+        let evidence =
+            if places.is_empty() { Vec::new() } else { gather_found(run, &places, known)? };
+        for evidence in evidence {
+            let spec = evidence.spec();
+            let operation = Operation { layer: spec.layer, stage: spec.stage };
+            let cause = diagnose(&evidence)?;
+            if let Some(seen) = hypotheses::found(&evidence, &cause) {
+                found.insert(evidence.place, seen);
+            }
+            guilty.push(Guilty { judged: judged[&operation].clone(), cause });
+        }
+        Ok(Replayed { summary, guilty, found })
     }
-    summary.replayed = summary.cleared + places.len();
-    let evidence = if places.is_empty() { Vec::new() } else { by_graph::gather(run, &places)? };
-    let guilty = |evidence: &Evidence<'_>| {
-        let spec = evidence.spec();
-        let operation = Operation { layer: spec.layer, stage: spec.stage };
-        let judged = judged[&operation].clone();
-        Ok(Guilty { judged, cause: by_graph::diagnose(evidence)? })
-    };
-    let guilty = evidence.iter().map(guilty).collect::<Result<Vec<_>, ReplayError>>()?;
-    Ok((summary, guilty))
 }
 
 /// A reference that computes cleanly with another parameter than the file's is no wrong program.
@@ -223,74 +231,6 @@ fn differing(mut finding: Finding) -> Finding {
         finding.verdict = Verdict::ModelsDiffer;
     }
     finding
-}
-
-/// An operation, what was said of it, and why it is guilty.
-type Said = (Operation, Option<Judged>, Option<Cause>);
-
-/// Judges and diagnoses all operations of sides, layers of all of them in parallel.
-fn sides<const N: usize>(
-    model: &Model,
-    recordings: [Recording<'_>; N],
-) -> Result<[(SideReplay, Vec<Guilty>); N], ReplayError> {
-    let operations = Operation::all(&model.config);
-    let layers: Vec<&[Operation]> = operations.chunk_by(|a, b| a.layer == b.layer).collect();
-    let of_side = |recording| layers.iter().map(move |&layer| (recording, layer));
-    let mut all: Vec<(Recording<'_>, &[Operation])> =
-        recordings.into_iter().flat_map(of_side).collect();
-    // The logits take longest, and most memory: those of one side first, and of another side last.
-    let first = ..layers.len();
-    all[first].rotate_right(1);
-    let said = all.par_iter().map(|&(recording, layer)| said_of_layer(model, recording, layer));
-    let mut said = said.collect::<Result<Vec<_>, ReplayError>>()?;
-    said[first].rotate_left(1);
-    let mut said = said.into_iter();
-    Ok(std::array::from_fn(|_| summed(said.by_ref().take(layers.len()))))
-}
-
-fn said_of_layer(
-    model: &Model,
-    recording: Recording<'_>,
-    layer: &[Operation],
-) -> Result<(Vec<Said>, Vec<Invariant>), ReplayError> {
-    let replay = Replay::new(model, recording);
-    let of = |&operation: &Operation| {
-        let judged = judge(&replay, operation)?;
-        let guilty = judged.as_ref().is_some_and(Judged::is_guilty);
-        let scene = if guilty { Scene::new(&replay, operation)? } else { None };
-        let cause = scene.as_ref().map(diagnose).transpose()?;
-        if let (Some(scene), Some(cause)) = (&scene, &cause)
-            && matches!(operation.stage, Stage::KCache | Stage::VCache)
-            && let Some(found) = cache::found(scene, cause)?
-        {
-            replay.set_found(operation, found);
-        }
-        Ok((operation, judged, cause))
-    };
-    let said = layer.iter().map(of).collect::<Result<Vec<_>, ReplayError>>()?;
-    Ok((said, invariants(&replay, layer)?))
-}
-
-/// What was said of the layers of a side, in their order.
-fn summed(layers: impl Iterator<Item = (Vec<Said>, Vec<Invariant>)>) -> (SideReplay, Vec<Guilty>) {
-    let (mut summary, mut guilty) = (SideReplay::default(), Vec::new());
-    let mut all_broken = Vec::new();
-    for (operations, broken) in layers {
-        all_broken.extend(broken);
-        for (operation, judged, cause) in operations {
-            match (judged, cause) {
-                (None, _) => summary.unmeasured.push(operation),
-                (Some(judged), Some(cause)) => guilty.push(Guilty { judged, cause }),
-                (Some(judged), None) => {
-                    summary.cleared += 1;
-                    summary.worst_cleared = summary.worst_cleared.max(judged.times_bound());
-                }
-            }
-        }
-    }
-    summary.broken = Invariant::by_property(all_broken);
-    summary.replayed = summary.cleared + guilty.len();
-    (summary, guilty)
 }
 
 /// Guilty operations of one cause together, in the order of the first of each.
@@ -340,11 +280,11 @@ fn finding(n_layer: usize, group: Vec<Guilty>, verdict: Verdict) -> Finding {
     let mut what = what(n_layer, &operations);
     // An attention that is one kernel has scores and probabilities within it.
     let fused = |operation: &Operation| {
-        let within = [Stage::Scores, Stage::Probs].map(|stage| operation.at(stage));
+        let within = [Stage::Scores, Stage::Probs].map(|stage| Operation { stage, ..*operation });
         operation.stage == Stage::AttnOut && within.iter().all(|one| spanned.contains(one))
     };
     if operations.iter().all(fused) {
-        what = what.replace(crate::diagnosis::replay::name(Stage::AttnOut), ATTENTION);
+        what = what.replace(replay::name(Stage::AttnOut), ATTENTION);
     }
     let first = group.into_iter().next().expect("a group has a member");
     Finding {
@@ -385,8 +325,7 @@ fn what(n_layer: usize, operations: &[Operation]) -> String {
 
 /// `q and k rotation`, where the names end alike; else joined in full.
 fn joined_names(stages: &[Stage]) -> String {
-    let names: Vec<&str> =
-        stages.iter().map(|&stage| crate::diagnosis::replay::name(stage)).collect();
+    let names: Vec<&str> = stages.iter().map(|&stage| replay::name(stage)).collect();
     let halves: Vec<Option<(&str, &str)>> = names.iter().map(|name| name.split_once(' ')).collect();
     let end = halves[0].map(|(_, end)| end);
     let alike = end.is_some() && halves.iter().all(|half| half.map(|(_, end)| end) == end);

@@ -5,11 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     core::cause_key::CauseKey,
     diagnosis::{
-        explain::{Explained, explain},
-        invariant::signs,
-        replay::ReplayError,
-        scene::{Candidate, Rank, Scene},
-        table::HYPOTHESES,
+        evidence::Evidence, explain::Explained, hypotheses, invariant::signs, replay::ReplayError,
     },
 };
 
@@ -19,6 +15,9 @@ use crate::{
 pub enum Certainty {
     /// Every element is what the cause gives, within the rounding bound.
     Proven,
+    /// Every element is as near to the right one as the cause takes it, which no other computation shows:
+    /// sums in a coarser format cannot be simulated.
+    Consistent,
     /// A part of the elements is.
     Partly,
     /// No hypothesis gives more than a few.
@@ -56,28 +55,32 @@ pub struct Tried {
     pub explained: Explained,
 }
 
-/// Tries every hypothesis on a guilty operation.
-pub fn diagnose(scene: &Scene<'_, '_>) -> Result<Cause, ReplayError> {
-    let mut tried: Vec<Tried> = Vec::new();
-    let nothing = Explained::nothing(scene);
-    for hypothesis in HYPOTHESES.iter().filter(|h| (h.applies)(scene.stage())) {
-        (hypothesis.candidates)(scene, &mut |candidate| {
-            let Candidate { key, text, rank, mistakes, parts } = candidate;
-            let explained = match parts {
-                Some(parts) => explain(scene, parts)?,
-                None => nothing.clone(),
-            };
-            tried.push(Tried { key, text, rank, mistakes, explained });
-            Ok(())
-        })?;
-    }
-    Ok(Cause { signs: signs(scene), ..choose(tried) })
+/// How much a cause says. A proven one hides those of lower rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// A mistake that someone made.
+    Mistake,
+    /// What the result looks like, whatever made it so.
+    Likeness,
+    /// A coarser result than declared.
+    Arithmetic,
+    /// Coarser sums than declared. They explain any small error, so they prove nothing.
+    Consistent,
+}
+
+/// Tries every hypothesis on a guilty site.
+pub fn diagnose(evidence: &Evidence<'_>) -> Result<Cause, ReplayError> {
+    let mut tried = Vec::new();
+    hypotheses::all(evidence, &mut |hypothesis| tried.extend(hypothesis))?;
+    Ok(Cause { signs: signs(evidence), ..choose(tried) })
 }
 
 /// The best explanation: a proof before a part, a mistake before a likeness, everywhere before
 /// somewhere, one mistake before two, and then the closest.
 pub fn choose(tried: Vec<Tried>) -> Cause {
     let count = tried.len();
+    let (consistent, tried): (Vec<Tried>, Vec<Tried>) =
+        tried.into_iter().partition(|t| t.rank == Rank::Consistent);
     let mut proofs: Vec<&Tried> = tried.iter().filter(|t| t.explained.is_proof()).collect();
     let simplicity = |t: &Tried| (t.rank, t.explained.region.is_some(), t.mistakes);
     proofs.sort_by(|a, b| {
@@ -102,18 +105,18 @@ pub fn choose(tried: Vec<Tried>) -> Cause {
         .iter()
         .filter(|t| t.rank != Rank::Arithmetic)
         .max_by(|a, b| share(a).total_cmp(&share(b)).then(simplicity(b).cmp(&simplicity(a))));
-    match best {
-        Some(best) if share(best) >= LEAST_SHARE => {
+    let holds = |t: &&Tried| t.explained.is_proof() && t.explained.region.is_none();
+    let consistent = consistent.iter().filter(holds).min_by_key(|t| t.mistakes);
+    match (best, consistent) {
+        (best, Some(coarse)) if best.is_none_or(|best| share(best) < 0.5) => {
+            cause(coarse, Certainty::Consistent, Vec::new(), count - 1)
+        }
+        (Some(best), _) if share(best) >= LEAST_SHARE => {
             cause(best, Certainty::Partly, Vec::new(), count - 1)
         }
-        _ => Cause {
+        (best, _) => Cause {
             key: CauseKey::Unknown,
-            text: match best {
-                Some(best) if best.explained.explained > 0 => {
-                    format!("unknown; nearest: {}", best.text)
-                }
-                _ => "unknown".to_string(),
-            },
+            text: "unknown".to_string(),
             certainty: Certainty::Unknown,
             explained: best.map_or(0, |best| best.explained.explained),
             wrong: best.map_or(0, |best| best.explained.wrong),
@@ -141,5 +144,56 @@ fn cause(tried: &Tried, certainty: Certainty, also: Vec<String>, refuted: usize)
         also,
         refuted,
         signs: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_is_documented() {
+        let document = include_str!("../../docs/diagnosis.md");
+        for key in CauseKey::ALL.iter().filter(|key| **key != CauseKey::Unknown) {
+            assert!(document.contains(&format!("`{key}`")), "{key}");
+        }
+    }
+
+    fn tried(text: &str, rank: Rank, [wrong, explained, contradicted]: [u64; 3]) -> Tried {
+        let (region, residual) = (None, 0.1);
+        let explained = Explained { wrong, explained, contradicted, region, residual };
+        Tried { key: CauseKey::Eps, text: text.into(), rank, mistakes: 1, explained }
+    }
+
+    #[test]
+    fn coarse_sums_are_never_proven_and_give_way_to_what_explains_half() {
+        let coarse = || tried("coarse", Rank::Consistent, [100, 100, 0]);
+        let with =
+            |explained| choose(vec![coarse(), tried("other", Rank::Mistake, [100, explained, 0])]);
+        assert_eq!((with(49).certainty, &*with(49).text), (Certainty::Consistent, "coarse"));
+        assert_eq!((with(50).certainty, &*with(50).text), (Certainty::Partly, "other"));
+        assert_eq!((with(100).certainty, &*with(100).text), (Certainty::Proven, "other"));
+        let cause = choose(vec![tried("other", Rank::Mistake, [100, 9, 0])]);
+        assert_eq!((cause.certainty, &*cause.text), (Certainty::Unknown, "unknown"));
+    }
+
+    #[test]
+    fn a_mistake_comes_before_a_likeness_and_a_likeness_of_fewer_numbers_before_one_of_more() {
+        let all = [100, 100, 0];
+        let many = Tried { mistakes: 2, ..tried("many", Rank::Likeness, all) };
+        let list =
+            vec![many, tried("one", Rank::Likeness, all), tried("mistake", Rank::Mistake, all)];
+        assert_eq!(choose(list).text, "mistake");
+        let many = Tried { mistakes: 2, ..tried("many", Rank::Likeness, all) };
+        assert_eq!(choose(vec![many, tried("one", Rank::Likeness, all)]).text, "one");
+    }
+
+    #[test]
+    fn a_few_elements_in_a_region_prove_nothing() {
+        let of = |wrong| {
+            let region = Some("dim 3 only".to_string());
+            Explained { wrong, explained: wrong, contradicted: 900, region, residual: 0.1 }
+        };
+        assert!(!of(7).is_proof() && of(8).is_proof());
     }
 }

@@ -4,11 +4,7 @@ use rayon::prelude::*;
 
 use crate::{
     compare::axis_phrase,
-    core::tensor::Tensor,
-    diagnosis::{
-        replay::{self, Parts, Piece, ReplayError},
-        scene::Scene,
-    },
+    diagnosis::replay::{self, Piece},
     graph::site::Axis,
 };
 
@@ -29,18 +25,12 @@ pub struct Explained {
 }
 
 impl Explained {
-    /// What a candidate explains that a probe refutes: nothing.
-    pub fn nothing(scene: &Scene<'_, '_>) -> Explained {
-        let wrong = scene.wrong.iter().flatten().filter(|&&wrong| wrong).count() as u64;
-        Explained { wrong, explained: 0, contradicted: 0, region: None, residual: 0.0 }
-    }
-
     /// Whether every element is explained: wrong ones by the candidate, and right ones by it or by
-    /// lying outside of its region.
+    /// lying outside of its region. A few elements lie in some region of any candidate.
     pub fn is_proof(&self) -> bool {
-        self.wrong > 0
-            && self.explained == self.wrong
-            && (self.contradicted == 0 || self.region.is_some())
+        const LEAST_IN_REGION: u64 = 8;
+        let in_region = self.region.is_some() && self.wrong >= LEAST_IN_REGION;
+        self.wrong > 0 && self.explained == self.wrong && (self.contradicted == 0 || in_region)
     }
 
     /// The share of the elements in question that the candidate accounts for.
@@ -56,20 +46,6 @@ struct Mark {
     wrong: bool,
     missed: bool,
     times_bound: f64,
-}
-
-/// Tries a candidate's result on a scene.
-pub fn explain(scene: &Scene<'_, '_>, parts: Parts<'_>) -> Result<Explained, ReplayError> {
-    let predicted = scene.replay.with_captured(scene.operation, parts.0, parts.1)?;
-    let recording = scene.replay.recording;
-    let place = |at: usize, flat: usize| {
-        let (step, within) = scene.pieces[at].place(recording, flat);
-        let positions = recording.positions(step);
-        let shape = scene.config().shape(scene.stage(), positions.len(), positions.end);
-        Place { step, first_position: positions.start, index: Tensor::unravel(within, &shape) }
-    };
-    let trial = Trial { axes: scene.stage().axes(), wrong: &scene.wrong, place: &place };
-    Ok(trial.explained(&predicted))
 }
 
 /// An element's step, the position of the step's first token, and its index on each axis.
@@ -173,12 +149,7 @@ fn flat(pieces: &[Piece<'_>]) -> Vec<(Option<f64>, bool)> {
     let of_piece = |piece: &Piece<'_>| {
         let of = |index: usize| {
             let actual = piece.captured[index];
-            let times = if piece.counts(index) {
-                piece.expected.times_bound(index, actual)
-            } else {
-                Some(0.0)
-            };
-            (times, actual.is_finite())
+            (piece.expected.times_bound(index, actual), actual.is_finite())
         };
         (0..piece.captured.len()).into_par_iter().map(of).collect::<Vec<_>>()
     };

@@ -4,11 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     diagnosis::{
-        replay::{LAMBDA, Operand, Operation, Replay, ReplayError},
-        scene::Scene,
+        Evidence,
+        replay::{LAMBDA, Machine, Observed, ReplayError},
     },
-    graph::site::Stage,
-    model::rope_pair,
+    graph::{
+        Op, RopeParams,
+        site::{Axis, Site, Stage},
+    },
 };
 
 /// A property that a side breaks.
@@ -40,55 +42,54 @@ impl Invariant {
     }
 }
 
-/// The invariants that the operations of a layer break.
-pub fn invariants(
-    replay: &Replay<'_>,
-    operations: &[Operation],
-) -> Result<Vec<Invariant>, ReplayError> {
-    let mut broken = Vec::new();
-    for &operation in operations {
-        for step in replay.steps_of(operation) {
-            let operand = || replay.operand(operation, &[step]);
-            let found = match operation.stage {
-                Stage::AttnOut => first_token(replay, operation, step, &*operand()?)?,
-                Stage::QRope | Stage::KRope => rotation(replay, operation, step, &*operand()?)?,
-                Stage::Probs => distribution(replay, step, &*operand()?),
-                Stage::Q | Stage::LayerOut | Stage::Logits => {
-                    different_rows(replay, operation, step)?
-                }
-                _ => None,
-            };
-            if let Some((property, detail)) = found {
-                let broken_at = format!("{}: {detail}", operation.site(step));
-                broken.push(Invariant { property: property.to_string(), broken_at });
-                break;
-            }
-        }
-    }
-    Ok(broken)
+/// The invariant that a recorded result breaks.
+pub fn broken(
+    machine: &Machine<'_>,
+    observed: &Observed<'_>,
+) -> Result<Option<Invariant>, ReplayError> {
+    let spec = &machine.run.model.sites.specs()[observed.place];
+    let is_rotation = spec.op == Op::Rope;
+    let found = match spec.stage {
+        Stage::AttnOut => first_token(machine, observed)?,
+        Stage::Probs => distribution(machine, observed),
+        Stage::Q | Stage::LayerOut | Stage::Logits => different_rows(machine, observed),
+        _ if is_rotation => rotation(machine, observed)?,
+        _ => None,
+    };
+    Ok(found.map(|(property, detail)| {
+        let broken_at = format!("{}: {detail}", spec.site(observed.step));
+        Invariant { property: property.to_string(), broken_at }
+    }))
 }
 
 type Broken = Option<(&'static str, String)>;
 
+/// The softmax of a layer's attention, if it has no sinks: those take a share.
+fn has_sinks(machine: &Machine<'_>, layer: Option<u32>) -> bool {
+    let probs = machine.run.model.sites.get(Site { step: 0, layer, stage: Stage::Probs });
+    probs.is_none_or(|spec| machine.graph().node(spec.node).source(2).is_some())
+}
+
 /// Token 0 sees itself alone: its attention is 1, and its output its own value.
-fn first_token(
-    replay: &Replay<'_>,
-    operation: Operation,
-    step: u32,
-    out: &Operand,
-) -> Result<Broken, ReplayError> {
-    if step > 0 || !replay.has(operation.at(Stage::V), 0) {
+fn first_token(machine: &Machine<'_>, observed: &Observed<'_>) -> Result<Broken, ReplayError> {
+    let spec = &machine.run.model.sites.specs()[observed.place];
+    let [_, heads, dim] = observed.shape[..] else { return Ok(None) };
+    if observed.step > 0 || has_sinks(machine, spec.layer) {
         return Ok(None);
     }
-    let v = replay.operand(operation.at(Stage::V), &[0])?;
-    let heads = replay.heads();
-    let tolerance = tolerance(replay, operation);
-    for (i, &out) in out.row(0).iter().enumerate() {
-        let kv_head = i / heads.dim / (heads.query / heads.kv);
-        let value = v.row(0)[kv_head * heads.dim + i % heads.dim];
+    let values = Site { step: 0, layer: spec.layer, stage: Stage::V };
+    let Some(v) = machine.run.recording.tensors.tensor(values)? else { return Ok(None) };
+    let [_, kv_heads, kv_dim] = v.shape[..] else { return Ok(None) };
+    if kv_dim != dim || kv_heads == 0 || heads % kv_heads != 0 {
+        return Ok(None);
+    }
+    let tolerance = tolerance(observed);
+    for (i, &out) in observed.piece.captured[..heads * dim].iter().enumerate() {
+        let kv_head = i / dim / (heads / kv_heads);
+        let (out, value) = (f64::from(out), f64::from(v.data[kv_head * dim + i % dim]));
         if (out - value).abs() > tolerance * value.abs() + f64::from(f32::MIN_POSITIVE) {
-            let (head, dim) = (i / heads.dim, i % heads.dim);
-            let detail = format!("head {head} dim {dim} is {out:.6}, its value {value:.6}");
+            let detail =
+                format!("head {} dim {} is {out:.6}, its value {value:.6}", i / dim, i % dim);
             return Ok(Some(("token 0's attention output is its own value", detail)));
         }
     }
@@ -96,25 +97,27 @@ fn first_token(
 }
 
 /// Rotation keeps the length of each head and of each pair that rotates, and position 0 as it is.
-fn rotation(
-    replay: &Replay<'_>,
-    operation: Operation,
-    step: u32,
-    rotated: &Operand,
-) -> Result<Broken, ReplayError> {
-    let input = replay.input(operation);
-    if !replay.has(input, step) {
+fn rotation(machine: &Machine<'_>, observed: &Observed<'_>) -> Result<Broken, ReplayError> {
+    let spec = &machine.run.model.sites.specs()[observed.place];
+    let node = machine.graph().node(machine.graph().root(spec.node));
+    let Some(x) = node.source(0).map(|source| machine.argument(source)).transpose()?.flatten()
+    else {
+        return Ok(None);
+    };
+    let (values, params) = (x.value()?, node.params(machine.extent));
+    let [dim, heads, ..] = x.ne;
+    let rope = RopeParams::of(params);
+    let is_plain = params.float(8) == 1.0 && params.float(7) == 0.0 && !rope.has_sections;
+    if x.spread().is_some() || !is_plain || values.len() != observed.piece.captured.len() {
         return Ok(None);
     }
-    let (x, dim) = (replay.operand(input, &[step])?, replay.heads().dim);
-    let tolerance = tolerance(replay, operation);
+    let tolerance = tolerance(observed);
     let length = |head: &[f64]| head.iter().map(|x| x * x).sum::<f64>().sqrt();
-    let first = replay.recording.positions(step).start;
-    let pair = rope_pair(replay.model.config.rope_pairs, dim);
-    let heads = x.value.chunks_exact(dim).zip(rotated.value.chunks_exact(dim));
-    for (index, (before, after)) in heads.enumerate() {
-        let (row, head) = (index / (x.width / dim), index % (x.width / dim));
-        let place = format!("position {}, head {head}", first + row);
+    let recorded: Vec<f64> = observed.piece.captured.iter().map(|&x| f64::from(x)).collect();
+    let all = values.chunks_exact(dim).zip(recorded.chunks_exact(dim));
+    for (index, (before, after)) in all.enumerate() {
+        let position = machine.first_position + index / heads;
+        let place = format!("position {position}, head {}", index % heads);
         let (a, b) = (length(before), length(after));
         if (a - b).abs() > tolerance * a {
             let detail = format!("{place} had length {a:.4} and has {b:.4}");
@@ -126,14 +129,15 @@ fn rotation(
             let (a, b) = lengths(pair);
             (a - b).abs() > tolerance * length(before)
         };
-        if let Some((i, j)) = (0..dim / 2).map(&pair).find(longer) {
+        let mut pairs = (0..rope.dims / 2).map(|pair| rope.elements(pair));
+        if let Some((i, j)) = pairs.find(longer) {
             let (a, b) = lengths((i, j));
             let detail = format!("{place}, dims {i} and {j} had length {a:.4} and have {b:.4}");
             return Ok(Some(("rotation keeps the length of a pair", detail)));
         }
         let moved =
             before.iter().zip(after).any(|(a, b)| (a - b).abs() > tolerance * length(before));
-        if first + row == 0 && moved {
+        if position == 0 && moved {
             let detail = format!("{place} is rotated");
             return Ok(Some(("rotation leaves position 0 as it is", detail)));
         }
@@ -142,21 +146,25 @@ fn rotation(
 }
 
 /// Rows of a softmax sum to 1, and have nothing after the query's position.
-fn distribution(replay: &Replay<'_>, step: u32, probs: &Operand) -> Broken {
-    let positions = replay.recording.positions(step);
-    let keys = positions.end;
-    let heads = probs.width / keys;
-    for (index, row) in probs.value.chunks_exact(keys).enumerate() {
-        let position = positions.start + index / heads;
+fn distribution(machine: &Machine<'_>, observed: &Observed<'_>) -> Broken {
+    let [_, heads, keys] = observed.shape[..] else { return None };
+    let spec = &machine.run.model.sites.specs()[observed.place];
+    if has_sinks(machine, spec.layer) {
+        return None;
+    }
+    let piece = &observed.piece;
+    let rows = piece.captured.chunks_exact(keys).zip(piece.expected.value.chunks_exact(keys));
+    for (index, (row, right)) in rows.enumerate() {
+        let position = machine.first_position + index / heads;
         let place = format!("position {position}, head {}", index % heads);
-        let sum: f64 = row.iter().sum();
+        let sum: f64 = row.iter().map(|&p| f64::from(p)).sum();
         let tolerance = LAMBDA * (keys as f64).sqrt() * 2f64.powi(-11);
         if (sum - 1.0).abs() > tolerance.min(0.01) {
             return Some(("a softmax's row sums to 1", format!("{place} sums to {sum:.6}")));
         }
-        if let Some(key) = row[position + 1..].iter().position(|&p| p != 0.0) {
-            let detail =
-                format!("{place} gives {} to key {}", row[position + 1 + key], position + 1 + key);
+        let unseen = |key: &usize| *key > position && right[*key] == 0.0 && row[*key] != 0.0;
+        if let Some(key) = (0..keys).find(unseen) {
+            let detail = format!("{place} gives {} to key {key}", row[key]);
             return Some(("a softmax sees nothing after the query", detail));
         }
     }
@@ -164,45 +172,50 @@ fn distribution(replay: &Replay<'_>, step: u32, probs: &Operand) -> Broken {
 }
 
 /// Different tokens have different rows.
-fn different_rows(
-    replay: &Replay<'_>,
-    operation: Operation,
-    step: u32,
-) -> Result<Broken, ReplayError> {
-    let tokens = &replay.recording.steps[step as usize];
-    if tokens.windows(2).all(|pair| pair[0] == pair[1]) {
-        return Ok(None);
+fn different_rows(machine: &Machine<'_>, observed: &Observed<'_>) -> Broken {
+    let tokens = &machine.run.recording.steps[observed.step as usize];
+    let width = observed.shape[1..].iter().product::<usize>().max(1);
+    if observed.shape[0] != tokens.len() || tokens.windows(2).all(|pair| pair[0] == pair[1]) {
+        return None;
     }
-    let Some(tensor) = replay.tensor(operation, step)? else { return Ok(None) };
-    let mut rows = tensor.data.chunks_exact(tensor.shape[1..].iter().product());
+    let mut rows = observed.piece.captured.chunks_exact(width);
     let first = rows.next();
-    let same = rows.all(|row| Some(row) == first);
-    Ok(same.then(|| {
+    rows.all(|row| Some(row) == first).then(|| {
         ("different tokens have different rows", format!("all {} rows are equal", tokens.len()))
-    }))
+    })
 }
 
 /// What holds of all errors of a guilty result.
-pub fn signs(scene: &Scene<'_, '_>) -> Vec<String> {
-    let ragged =
-        matches!(scene.stage(), Stage::KCache | Stage::VCache | Stage::Scores | Stage::Probs);
-    let [piece] = &scene.pieces[..] else { return Vec::new() };
-    let error = |index: usize| f64::from(piece.captured[index]) - piece.expected.value[index];
-    let is_of_first_row = |index: usize| {
-        let (one, own) = (index % piece.width, index);
-        let bound = piece.expected.most_bound(one) + piece.expected.most_bound(own);
-        (error(one) - error(own)).abs() <= bound
+pub fn signs(evidence: &Evidence<'_>) -> Vec<String> {
+    let spec = evidence.spec();
+    let is_of_tokens = spec.axes.first().is_some_and(|axis| axis.axis == Axis::Token)
+        && spec.axes.iter().skip(1).all(|axis| axis.size.is_fixed());
+    let Some(first) = evidence.steps.first().filter(|_| is_of_tokens) else { return Vec::new() };
+    let width = first.observed.shape[1..].iter().product::<usize>().max(1);
+    let error = |step: usize, index: usize| {
+        let piece = &evidence.steps[step].observed.piece;
+        f64::from(piece.captured[index]) - piece.expected.value[index]
     };
-    let any_wrong = scene.wrong[0].contains(&true);
-    let constant = any_wrong
-        && !ragged
-        && piece.positions.len() > 1
-        && (piece.width..piece.captured.len()).all(is_of_first_row);
-    constant.then(|| "the error is the same for every token".to_string()).into_iter().collect()
+    let bound =
+        |step: usize, index: usize| evidence.steps[step].observed.piece.expected.most_bound(index);
+    let mut rows = 0;
+    for (step, of_step) in evidence.steps.iter().enumerate() {
+        let n = of_step.observed.piece.captured.len();
+        rows += n / width;
+        let is_of_first_row = |index: usize| {
+            let one = index % width;
+            (error(0, one) - error(step, index)).abs() <= bound(0, one) + bound(step, index)
+        };
+        if !(0..n).all(is_of_first_row) {
+            return Vec::new();
+        }
+    }
+    let is_constant = evidence.count_wrong() > 0 && rows > 1;
+    is_constant.then(|| "the error is the same for every token".to_string()).into_iter().collect()
 }
 
 /// Some roundings of the coarser of an operation's formats.
-fn tolerance(replay: &Replay<'_>, operation: Operation) -> f64 {
-    let rounding = replay.rounding(operation);
+fn tolerance(observed: &Observed<'_>) -> f64 {
+    let rounding = observed.piece.expected.rounding;
     4.0 * LAMBDA * rounding.storage.max(rounding.sum)
 }

@@ -1,11 +1,6 @@
 //! A cache as memory that tokens write into one after another, and what each of them finds there.
 
-use std::{collections::HashMap, sync::Arc};
-
-use crate::diagnosis::{
-    replay::{Operand, ops::Heads},
-    scene::Scene,
-};
+use std::collections::HashMap;
 
 /// A step that appends.
 #[derive(Clone, Copy)]
@@ -32,7 +27,8 @@ pub enum When {
 
 /// What was written where, and when.
 pub struct Written {
-    heads: Heads,
+    heads: usize,
+    dim: usize,
     /// The row of each position.
     rows: Vec<Vec<f64>>,
     /// The position and head of each write of a slot, in order.
@@ -40,34 +36,36 @@ pub struct Written {
 }
 
 impl Written {
-    /// The rows of each step's source, written to these slots.
-    pub fn new(scene: &Scene<'_, '_>, source: &[Arc<Operand>], slot: Slot<'_>) -> Written {
-        let heads = scene.heads();
+    /// The rows of each step, of that many heads and dims, written to these slots.
+    pub fn new(
+        (heads, dim): (usize, usize),
+        rows_of_steps: &[Vec<f64>],
+        steps: &[Step],
+        slot: Slot<'_>,
+    ) -> Written {
         let (mut rows, mut writes) = (Vec::new(), HashMap::<usize, Vec<(usize, usize)>>::new());
-        for (index, own) in (0..).zip(source) {
-            let positions = scene.replay.recording.positions(index);
-            let step = Step { index, first: positions.start, length: positions.end };
-            for (token, position) in positions.enumerate() {
-                rows.push(own.row(token).to_vec());
-                for head in 0..heads.kv {
+        for (&step, own) in steps.iter().zip(rows_of_steps) {
+            for (position, row) in (step.first..step.length).zip(own.chunks_exact(heads * dim)) {
+                rows.push(row.to_vec());
+                for head in 0..heads {
                     if let Some(slot) = slot(head, position, step) {
                         writes.entry(slot).or_default().push((position, head));
                     }
                 }
             }
         }
-        Written { heads, rows, writes }
+        Written { heads, dim, rows, writes }
     }
 
-    /// A cache of `length` positions as the query of a position finds it at a time: slot (head, position)
-    /// of it lies at `at` in the memory. What follows the query it does not see.
+    /// A cache of `length` positions (P, Hk, D) as the query of a position finds it at a time: slot (head,
+    /// position) of it lies at `at` in the memory. What follows the query it does not see.
     pub fn read(
         &self,
         (position, when): (usize, When),
         length: usize,
         at: &dyn Fn(usize, usize) -> usize,
-    ) -> Operand {
-        let (dim, width) = (self.heads.dim, self.heads.kv * self.heads.dim);
+    ) -> Vec<f64> {
+        let (dim, width) = (self.dim, self.heads * self.dim);
         let mut value = vec![0.0; length * width];
         for (slot, row) in value.chunks_exact_mut(width).take(position + 1).enumerate() {
             for (head, to) in row.chunks_exact_mut(dim).enumerate() {
@@ -89,6 +87,6 @@ impl Written {
         if when != When::After {
             value[position * width..(position + 1) * width].copy_from_slice(&self.rows[position]);
         }
-        Operand { width, value, spread: None }
+        value
     }
 }

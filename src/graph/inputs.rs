@@ -1,8 +1,8 @@
 //! The values of a graph's inputs over a whole sequence of tokens.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
-use super::{Extent, Graph, Kind, NodeId, Op, RopeParams, Size};
+use super::{Extent, Graph, Kind, Node, NodeId, Op, RopeParams, Size};
 
 /// The values of the inputs (ids, positions, masks, the cells that are written) of a sequence's tokens, as
 /// one step from an empty cache has them. Those of any other step are a part of these.
@@ -12,7 +12,7 @@ pub struct SequenceInputs {
     /// N of that step.
     pub cells: usize,
     /// In ggml's order.
-    pub values: HashMap<NodeId, Vec<f64>>,
+    pub values: HashMap<NodeId, Arc<[f64]>>,
 }
 
 /// How the axis of an input follows the tokens.
@@ -27,6 +27,25 @@ enum Along {
 }
 
 impl SequenceInputs {
+    /// Those of other tokens, as many or fewer.
+    pub fn with_tokens(&self, graph: &Graph, tokens: impl Iterator<Item = i32>) -> SequenceInputs {
+        let mut inputs = self.clone();
+        let is_lookup = |node: &&Node| {
+            let kind = |source| node.source(source).map(|id| graph.node(graph.root(id)).kind);
+            let kinds = (kind(0), kind(1));
+            node.op == Op::GetRows && kinds == (Some(Kind::Weight), Some(Kind::Input))
+        };
+        let ids = graph.nodes.iter().filter(is_lookup).filter_map(|node| node.source(1));
+        let tokens: Vec<f64> = tokens.map(f64::from).collect();
+        for id in ids.map(|id| graph.root(id)) {
+            if let Some(values) = inputs.values.get_mut(&id) {
+                let own = tokens.iter().chain(values.iter().skip(tokens.len()));
+                *values = own.copied().collect();
+            }
+        }
+        inputs
+    }
+
     /// The values of an input in a step whose first token has that position. `None` where the sequence
     /// does not have them.
     pub fn at(&self, graph: &Graph, input: NodeId, step: Extent, first: usize) -> Option<Vec<f64>> {

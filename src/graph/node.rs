@@ -180,8 +180,22 @@ impl Graph {
         self.node(id).window.map_or(id, |window| window.root)
     }
 
+    /// Whether a tensor is its root, or shows all of it in the root's own order.
+    pub fn shows_in_order(&self, id: NodeId) -> bool {
+        let any = Extent { tokens: 7, cells: 11, is_first: false };
+        let (own, root) = (self.node(id).sizes(any), self.node(self.root(id)).sizes(any));
+        let element = self.node(id).format.size().unwrap_or(1);
+        let mut stride = element;
+        let in_order = own.ne.iter().zip(own.nb).all(|(&n, nb)| {
+            let fits = n == 1 || nb == stride;
+            stride *= n;
+            fits
+        });
+        in_order && own.offset == 0 && own.elements() == root.elements()
+    }
+
     /// Every tensor in order.
-    pub fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+    pub fn ids(&self) -> impl DoubleEndedIterator<Item = NodeId> + use<> {
         (0..self.nodes.len() as u32).map(NodeId)
     }
 

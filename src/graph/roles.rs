@@ -315,7 +315,7 @@ impl Roles<'_> {
             self.give(id, Stage::Embd, None);
         }
         let computes = |id: &NodeId| graph.node(*id).kind == Kind::Computed;
-        if let Some(id) = graph.ids().filter(computes).last() {
+        if let Some(id) = graph.ids().rfind(computes) {
             self.give(id, Stage::Logits, None);
         }
     }

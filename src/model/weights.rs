@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     core::cache,
+    graph::{ModelGraph, SequenceInputs},
     model::{
         Config, WeightNames,
         gguf::{Gguf, GgufError, TensorInfo},
@@ -42,6 +43,10 @@ pub struct Model {
     file: ModelFile,
     pub config: Config,
     pub names: WeightNames,
+    /// llama.cpp's graph of it.
+    pub graph: ModelGraph,
+    /// The values of the graph's inputs over as many tokens as any run has.
+    inputs: SequenceInputs,
 }
 
 impl Deref for Model {
@@ -142,10 +147,31 @@ impl ModelFile {
 
 impl Model {
     /// A file with what its graph makes of it: the hyperparameters, and the names of its weights.
-    pub fn new(file: ModelFile, config: Config, names: WeightNames) -> Result<Model, ModelError> {
+    pub fn new(
+        file: ModelFile,
+        config: Config,
+        names: WeightNames,
+        graph: ModelGraph,
+        inputs: SequenceInputs,
+    ) -> Result<Model, ModelError> {
         for name in names.all() {
             file.info(name)?;
         }
-        Ok(Model { file, config, names })
+        Ok(Model { file, config, names, graph, inputs })
+    }
+
+    /// The file alone.
+    pub fn file(&self) -> &ModelFile {
+        &self.file
+    }
+
+    /// Positions that its inputs are known for: a longer run is not replayed.
+    pub fn planned_positions(&self) -> usize {
+        self.inputs.tokens
+    }
+
+    /// The values of the graph's inputs when these tokens are run, step after step.
+    pub fn inputs(&self, steps: &[Vec<i32>]) -> SequenceInputs {
+        self.inputs.with_tokens(&self.graph.graph, steps.iter().flatten().copied())
     }
 }

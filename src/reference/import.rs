@@ -247,7 +247,8 @@ impl Importer {
             return Err(self.failed("the graph of a whole sequence is another one"));
         }
         let cells = tokens.len().next_multiple_of(CELLS);
-        Ok(SequenceInputs { tokens: tokens.len(), cells, values: snapshot.inputs })
+        let values = snapshot.inputs.into_iter().map(|(id, values)| (id, values.into())).collect();
+        Ok(SequenceInputs { tokens: tokens.len(), cells, values })
     }
 
     /// The graph of a step after `before` tokens, which are computed.

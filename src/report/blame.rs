@@ -66,6 +66,7 @@ pub fn guilt(diagnosis: &Diagnosis, to_the_end: bool) -> (Exit, String) {
         [first, more @ ..] => {
             let sure = match first.cause.certainty {
                 Certainty::Proven => " (proven)",
+                Certainty::Consistent => " (consistent, not proven)",
                 Certainty::Partly => " (partly)",
                 Certainty::Unknown => "",
             };
@@ -173,6 +174,10 @@ fn certainty(finding: &Finding) -> String {
         Certainty::Proven => {
             format!("proven: 100 % of {} elements within the bound", grouped(cause.wrong))
         }
+        Certainty::Consistent => format!(
+            "consistent with all {} elements; coarser sums cannot be computed again, so nothing is proven",
+            grouped(cause.wrong)
+        ),
         Certainty::Partly => format!("partly: {share:.0} % of {} elements", grouped(cause.wrong)),
         Certainty::Unknown => format!("{share:.0} % of {} elements", grouped(cause.wrong)),
     }

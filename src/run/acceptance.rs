@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::baseline;
 use crate::{
     core::{arithmetic::Arithmetic, task::Task, tensor::DType},
-    diagnosis::replay::{GraphRun, GraphVerdict, Recording, ReplayError, judge_graph},
+    diagnosis::replay::{GraphRun, Recording, ReplayError, RunVerdict, judge},
     graph::{Graph, Kind, ModelGraph, NodeId, Size, site::Stage},
     model::ModelFile,
     reference::{Changes, Reference, ReferenceError},
@@ -65,11 +65,11 @@ pub fn accept(
         attention: Default::default(),
     };
     let run = GraphRun { file, model: &model, inputs: &inputs, recording, has_tables: true };
-    let verdict = judge_graph(run)?;
+    let verdict = judge(run)?;
     Ok(summary(&model, &verdict))
 }
 
-fn summary(model: &ModelGraph, verdict: &GraphVerdict) -> Acceptance {
+fn summary(model: &ModelGraph, verdict: &RunVerdict) -> Acceptance {
     let judged: BTreeSet<(Option<u32>, Stage)> = verdict
         .judged
         .iter()

@@ -10,12 +10,13 @@ use crate::{
     },
     diagnosis::{
         Diagnosis, Verdict,
-        replay::{Operation, Recording},
+        replay::{GraphRun, Operation, Recording},
     },
     engine::{EngineError, EngineSpec, device::DeviceError},
     run::{
         Run, RunError,
         baseline::{Baseline, row_tokens},
+        open::{Replayable, replayable},
         run_engine,
         two_sides::Recorder,
     },
@@ -82,7 +83,11 @@ impl Run<'_> {
                     arithmetic: &arithmetic,
                     attention: second.attending(),
                 };
-                let second = Diagnosis::of(self.model, recording, None)?;
+                let Replayable { graph, inputs } = replayable(self.model, self.reference, steps)?;
+                let (file, model, inputs) = (self.model.file(), &*graph, &inputs);
+                let has_tables = false;
+                let second = GraphRun { file, model, inputs, recording, has_tables };
+                let second = Diagnosis::of(second, None)?;
                 let (first, second) = (guilty(first), guilty(&second));
                 let only = |a: &BTreeSet<Operation>, b| {
                     let mut only: Vec<Operation> = a.difference(b).copied().collect();

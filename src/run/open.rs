@@ -1,9 +1,10 @@
 //! A model that our engine can run, planned from llama.cpp's graph of it.
 
-use std::path::Path;
+use std::{borrow::Cow, path::Path};
 
 use crate::{
     engine::Plan,
+    graph::{ModelGraph, SequenceInputs},
     model::{Model, ModelFile},
     reference::{Precision, Reference, ReferenceOptions},
     run::RunError,
@@ -14,10 +15,35 @@ pub const PLANNED_POSITIONS: usize = 300;
 
 /// Opens a model to be run, without keeping llama.cpp's copy.
 pub fn open(path: &Path) -> Result<Model, RunError> {
+    open_for(path, 0)
+}
+
+/// The same for runs of that many positions, or of [`PLANNED_POSITIONS`].
+pub fn open_for(path: &Path, positions: usize) -> Result<Model, RunError> {
     let file = ModelFile::open(path)?;
     let options = ReferenceOptions { precision: Precision::Native, ..ReferenceOptions::default() };
     let reference = Reference::load(&file, options)?;
-    planned(file, &reference, 0)
+    planned(file, &reference, positions)
+}
+
+/// What a replay is told of a run's model: its graph, and the values of the graph's inputs.
+pub struct Replayable<'m> {
+    pub graph: Cow<'m, ModelGraph>,
+    pub inputs: SequenceInputs,
+}
+
+/// The graph and inputs of a run: as they were planned, or read anew where the run is longer.
+pub fn replayable<'m>(
+    model: &'m Model,
+    reference: &Reference,
+    steps: &[Vec<i32>],
+) -> Result<Replayable<'m>, RunError> {
+    let tokens: Vec<i32> = steps.iter().flatten().copied().collect();
+    if tokens.len() <= model.planned_positions() {
+        return Ok(Replayable { graph: Cow::Borrowed(&model.graph), inputs: model.inputs(steps) });
+    }
+    let (graph, inputs) = reference.import(&tokens)?;
+    Ok(Replayable { graph: Cow::Owned(ModelGraph::clone(&graph)), inputs })
 }
 
 /// The model of a file that is loaded, for runs of that many positions.

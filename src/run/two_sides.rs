@@ -14,7 +14,10 @@ use crate::{
         task::Task,
         tensor::{DType, Tensor},
     },
-    diagnosis::{Diagnosis, ReferenceReplay, replay::Recording},
+    diagnosis::{
+        Diagnosis, ReferenceReplay,
+        replay::{GraphRun, Recording},
+    },
     engine::{Engine, EngineError, EngineSpec, device::DeviceError},
     graph::site::{Site, Stage},
     model::Model,
@@ -22,6 +25,7 @@ use crate::{
     run::{
         RunError,
         baseline::{self, Baseline, row_tokens},
+        open::{Replayable, replayable},
     },
     trace::recording::{Recorded, Spool, Without},
 };
@@ -274,16 +278,20 @@ impl Run<'_> {
     ) -> Result<Diagnosis, RunError> {
         let (own, f32) = (self.engine.arithmetic(), Arithmetic::engine(DType::F32));
         let (tensors, arithmetic, attention) = (engine, &own, self.engine.attending());
-        let engine = Recording { tensors, steps, arithmetic, attention };
+        let Replayable { graph, inputs } = replayable(self.model, self.reference, steps)?;
+        let (file, model, inputs, has_tables) = (self.model.file(), &*graph, &inputs, false);
+        let of = |recording| GraphRun { file, model, inputs, recording, has_tables };
+        let engine = of(Recording { tensors, steps, arithmetic, attention });
         let wide = self.reference.options().precision == Precision::F32;
         if known.is_some() || !wide {
-            return Ok(Diagnosis::beside(self.model, engine, known.as_ref())?);
+            return Ok(Diagnosis::beside(engine, known.as_ref())?);
         }
         // Recorded whole, as the next run may compare with it.
         let reference = Without { recorded: reference, stages: self.partial() };
         let (tensors, arithmetic, attention) = (&reference, &f32, Attending::default());
-        let recording = Recording { tensors, steps, arithmetic, attention };
-        let (diagnosis, replay) = Diagnosis::of_both(self.model, engine, recording)?;
+        let reference = of(Recording { tensors, steps, arithmetic, attention });
+        let reference = GraphRun { has_tables: true, ..reference };
+        let (diagnosis, replay) = Diagnosis::of_both(engine, reference)?;
         *known = Some(replay);
         Ok(diagnosis)
     }

@@ -140,7 +140,7 @@ fn overwritten(
 /// What llama.cpp's own run of the right file is blamed for, on either side.
 pub fn clean(subject: &Subject) -> Result<Option<String>> {
     let run = || subject.run(&subject.clean);
-    let diagnosis = Diagnosis::by_graph(run(), Some(run()))?;
+    let diagnosis = Diagnosis::of(run(), Some(run()))?;
     Ok((!diagnosis.findings.is_empty()).then(|| said(&diagnosis)))
 }
 
@@ -149,6 +149,7 @@ fn said(diagnosis: &Diagnosis) -> String {
     let one = |finding: &Finding| {
         let key = match finding.cause.certainty {
             Certainty::Proven => finding.cause.key.to_string(),
+            Certainty::Consistent => format!("{}, consistent", finding.cause.key),
             Certainty::Partly => format!("{}, partly", finding.cause.key),
             Certainty::Unknown => "unknown".to_string(),
         };

@@ -123,7 +123,7 @@ impl Subject {
     ///
     /// [`clean`]: super::clean
     pub fn diagnosed(&self, engine: &Spool) -> Result<Diagnosis> {
-        Ok(Diagnosis::by_graph(self.run(engine), None)?)
+        Ok(Diagnosis::of(self.run(engine), None)?)
     }
 
     /// The value of a key, by its name without the architecture.

@@ -14,11 +14,15 @@ use crate::{
         verdict::{Outcome, SiteReport},
     },
     core::{exit::Exit, task::first_position, tensor::DType},
-    diagnosis::{Diagnosis, replay::Recording},
+    diagnosis::{
+        Diagnosis,
+        replay::{GraphRun, Recording},
+    },
     engine::EngineSpec,
     graph::site::Site,
     model::Model,
     report::ci::CaseResult,
+    run,
     trace::recording::{Recorded, Spool},
 };
 
@@ -100,12 +104,19 @@ impl Runner<'_> {
         engine: &EngineSpec,
         prompt: &PinnedPrompt,
     ) -> Result<(CaseResult, Spool), CheckError> {
-        let (config, model, steps) = (self.config, self.model, &prompt.steps[..]);
+        let (config, steps) = (self.config, &prompt.steps[..]);
+        let positions: usize = steps.iter().map(Vec::len).sum();
+        let mut longer = None;
+        if positions > self.model.planned_positions() {
+            longer = Some(run::open_for(&self.model.path, positions)?);
+        }
+        let model = longer.as_ref().unwrap_or(self.model);
         let spool = record(model, engine, steps)?;
         let sites = prompt.compare(model, case.dtype, &spool, config.least_factor())?;
         let (arithmetic, attention) = (engine.arithmetic(), engine.attending());
         let recording = Recording { tensors: &spool, steps, arithmetic: &arithmetic, attention };
-        let diagnosis = Diagnosis::of(model, recording, None)?;
+        let inputs = model.inputs(steps);
+        let diagnosis = Diagnosis::of(GraphRun::of(model, &inputs, recording), None)?;
         let diagnosis = Some(&diagnosis);
         let (hooks_leave_logits, runs_repeat) = (None, None);
         let evidence = Evidence { sites, steps, diagnosis, hooks_leave_logits, runs_repeat };

@@ -96,6 +96,7 @@ fn guilty_stage(finding: &Finding) -> Option<(u32, Stage)> {
 fn cause(finding: &Finding) -> String {
     let sure = match finding.cause.certainty {
         Certainty::Proven => " (proven)",
+        Certainty::Consistent => " (consistent, not proven)",
         Certainty::Partly => " (partly)",
         Certainty::Unknown => "",
     };

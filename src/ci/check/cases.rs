@@ -180,14 +180,16 @@ impl Runner<'_> {
         let (config, prompt) = (self.config, &self.config.prompts[case.prompt]);
         let ids = tokens(config, self.model, self.reference, case.model, prompt)?;
         let task = Task { prompt: &ids, decode: config.steps };
-        if task.positions() > run::PLANNED_POSITIONS {
-            // A window that is wider than what the plan was made for.
+        let mut longer = None;
+        if task.positions() > self.model.planned_positions() {
+            // A window may be wider than what the plan was made for.
             let file = ModelFile::open(&self.model.path).map_err(RunError::from)?;
-            run::planned(file, self.reference, task.positions())?;
+            longer = Some(run::planned(file, self.reference, task.positions())?);
         }
+        let model = longer.as_ref().unwrap_or(self.model);
         let engine = config.engine(case);
         let run = Run {
-            model: self.model,
+            model,
             reference: self.reference,
             task,
             engine: &engine,
@@ -200,7 +202,7 @@ impl Runner<'_> {
                 let evidence = Evidence::of(&mut finished);
                 let mut result = judged(config, self.model, case, evidence);
                 result.seconds = start.elapsed().as_secs_f64();
-                let (model, engine, steps) = (self.model, &engine, &finished.baseline.steps[..]);
+                let (engine, steps) = (&engine, &finished.baseline.steps[..]);
                 let recorded = finished.recorded.as_ref();
                 let ran = recorded.map(|recorded| Ran { model, engine, steps, recorded });
                 visit(case, result, ran)

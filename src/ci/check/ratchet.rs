@@ -13,7 +13,7 @@ use crate::{
         lock::{Level, Locked, LockedCase},
     },
     core::task::Task,
-    diagnosis::replay::{Accuracy, Operation, Recording, accuracies},
+    diagnosis::replay::{Accuracy, GraphRun, Operation, Recording, accuracies},
     engine::EngineSpec,
     model::Model,
     report::ci::Change,
@@ -158,7 +158,7 @@ pub fn accuracies_of(
 ) -> Result<Vec<Accuracy>, CheckError> {
     let (arithmetic, attention) = (engine.arithmetic(), engine.attending());
     let recording = Recording { tensors: spool, steps, arithmetic: &arithmetic, attention };
-    Ok(accuracies(model, recording)?)
+    Ok(accuracies(GraphRun::of(model, &model.inputs(steps), recording))?)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::{
         sink::{Sink, Stopped},
         tensor::{DType, Tensor},
     },
-    diagnosis::replay::{Judged, Recording, judge_all},
+    diagnosis::replay::{GraphRun, Judged, Recording, judge},
     engine::{
         AttentionVariant, Engine, EngineError, EngineOptions,
         contract::Contract,
@@ -174,8 +174,9 @@ fn judged(
     let arithmetic = Arithmetic::engine(case.storage);
     let (steps, attention) = (&case.steps[..], contract.attending());
     let recording = Recording { tensors: spool, steps, arithmetic: &arithmetic, attention };
-    let judged = judge_all(model, recording)?;
-    Ok(judged.iter().find(|judged| judged.is_guilty()).map(wrong))
+    let inputs = model.inputs(steps);
+    let verdict = judge(GraphRun::of(model, &inputs, recording))?;
+    Ok(verdict.judged.iter().find(|judged| judged.is_guilty()).map(wrong))
 }
 
 fn wrong(judged: &Judged) -> String {

@@ -1,28 +1,45 @@
-//! What goes wrong in a cache append: which slots are written, with what, and where they are read.
+//! Mistakes in what a cache holds: which slots are written, with what, and where they are read.
 
-use std::sync::Arc;
-
+use super::{Order, Visit};
 use crate::{
     core::{
         attending::{Attending, Calls, Current},
         cause_key::CauseKey,
     },
     diagnosis::{
-        cause::{Cause, Certainty},
-        explain::explain,
-        hypotheses::projection::other_layers,
-        probe::Agreement,
-        replay::{Operand, Operation, Parts, ReplayError, appended, ops},
-        scene::{Candidate, Scene, Visit},
+        Evidence, StepEvidence,
+        cause::Rank,
+        cause::{Cause, Certainty, Tried},
+        replay::Found,
         written::{Slot, Step, When, Written},
     },
-    graph::site::Stage,
+    graph::{Kind, NodeId, Op, site::Axis},
 };
+
+/// Rows of tokens that are appended step by step.
+pub struct Rows {
+    /// Elements of a row.
+    pub width: usize,
+    /// Each step's new rows.
+    pub steps: Vec<Vec<f64>>,
+}
+
+impl Rows {
+    fn row(&self, step: usize, token: usize) -> &[f64] {
+        &self.steps[step][token * self.width..(token + 1) * self.width]
+    }
+}
+
+/// KV heads and their dims.
+#[derive(Clone, Copy)]
+struct Shape {
+    heads: usize,
+    dim: usize,
+}
 
 /// A cache as memory, [kv_head][position][dim], that the steps write into one after another.
 struct Memory {
-    heads: usize,
-    dim: usize,
+    shape: Shape,
     /// Positions between two heads, as the cache is read.
     capacity: usize,
     values: Vec<f64>,
@@ -31,122 +48,210 @@ struct Memory {
 type BoxedSlot = Box<dyn Fn(usize, usize, Step) -> Option<usize>>;
 
 impl Memory {
-    fn append(&mut self, source: &Operand, step: Step, slot: Slot<'_>) {
+    fn append(&mut self, rows: &[f64], step: Step, slot: Slot<'_>) {
+        let Shape { heads, dim } = self.shape;
         for (token, position) in (step.first..step.length).enumerate() {
-            for head in 0..self.heads {
+            for head in 0..heads {
                 let Some(slot) = slot(head, position, step) else { continue };
-                let from = token * source.width + head * self.dim;
-                let to = slot * self.dim;
-                if to + self.dim <= self.values.len() {
-                    let row = &source.value[from..from + self.dim];
-                    self.values[to..to + self.dim].copy_from_slice(row);
+                let from = (token * heads + head) * dim;
+                if let Some(place) = self.values.get_mut(slot * dim..(slot + 1) * dim) {
+                    place.copy_from_slice(&rows[from..from + dim]);
                 }
             }
         }
     }
 
-    /// Slots as an attention reads them: (P, Hk D).
-    fn read(&self, positions: impl Iterator<Item = usize>) -> Operand {
-        let mut value = Vec::new();
-        for position in positions {
-            for head in 0..self.heads {
-                let from = (head * self.capacity + position) * self.dim;
-                value.extend_from_slice(&self.values[from..from + self.dim]);
-            }
-        }
-        Operand { width: self.heads * self.dim, value, spread: None }
+    /// An element of the slots as an attention reads them: (P, Hk, D).
+    fn read(&self, flat: usize) -> f64 {
+        let Shape { heads, dim } = self.shape;
+        let (position, head) = (flat / dim / heads, flat / dim % heads);
+        self.values[(head * self.capacity + position) * dim + flat % dim]
     }
 }
 
-/// Appends from another tensor, of another layer, to other slots, with another stride, or not at all.
-pub fn appends<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
+/// How the steps append.
+struct Append<'f> {
+    source: &'f Rows,
+    /// Positions between two heads.
+    capacity: usize,
+    slot: Slot<'f>,
+    /// Whether a step reads before it writes.
+    is_late: bool,
+    /// Whether it is one of many that differ in their capacity.
+    is_swept: bool,
+}
+
+impl<'f> Append<'f> {
+    fn of(source: &'f Rows, capacity: usize, slot: Slot<'f>) -> Append<'f> {
+        Append { source, capacity, slot, is_late: false, is_swept: false }
+    }
+}
+
+/// Caches that are read: their slots, what was appended, and the order of heads.
+pub fn caches(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    if !is_cache(evidence) {
+        return;
+    }
     let (mut nth, mut proven, mut nearest) = (0, false, None);
-    each_append(scene, &mut |named, append| {
-        let agreement = probed(scene, append);
+    each_append(evidence, &mut |named, append| {
+        let agreement = probed(evidence, append);
         if !append.is_swept {
-            return offer(scene, named, append, agreement.is_enough(), visit);
+            visit(offered(evidence, named, append, agreement.is_enough()));
+            return;
         }
         // Of one mistake at many capacities the first that is proven counts, or the nearest.
         nth += 1;
         if proven {
-            return Ok(());
+            return;
         }
         if agreement.is_whole() {
-            proven = is_proven(scene, append)?;
-            return offer(scene, named, append, true, visit);
+            let tried = offered(evidence, named, append, true);
+            proven = tried.as_ref().is_some_and(proves_everywhere);
+            visit(tried);
+            return;
         }
-        if nearest.is_none_or(|(explained, _)| agreement.explained() > explained) {
-            nearest = Some((agreement.explained(), nth));
+        if nearest.is_none_or(|(explained, _)| agreement.explained > explained) {
+            nearest = Some((agreement.explained, nth));
         }
-        offer(scene, named, append, false, visit)
-    })?;
-    let Some((_, nearest)) = nearest.filter(|_| !proven) else { return Ok(()) };
-    let mut nth = 0;
-    each_append(scene, &mut |named, append| {
-        nth += usize::from(append.is_swept);
-        if append.is_swept && nth == nearest {
-            offer(scene, named, append, probed(scene, append).is_enough(), visit)
-        } else {
-            Ok(())
+    });
+    if let Some((_, nearest)) = nearest.filter(|_| !proven) {
+        let mut nth = 0;
+        each_append(evidence, &mut |named, append| {
+            nth += usize::from(append.is_swept);
+            if append.is_swept && nth == nearest {
+                let explains = probed(evidence, append).is_enough();
+                visit(offered(evidence, named, append, explains));
+            }
+        });
+    }
+    // What the side itself held before the step, but for the step's own rows.
+    let Some(own) = own_rows(evidence) else { return };
+    let unwritten = |step: &StepEvidence<'_>| {
+        let mut value = step.observed.piece.expected.value.clone();
+        value[step.machine.first_position * own.width..].fill(0.0);
+        Some(value)
+    };
+    let text = "a step's own rows are not written";
+    visit(evidence.copied(CauseKey::CacheUnwritten, text, Rank::Mistake, unwritten));
+    let before = |step: &StepEvidence<'_>| {
+        let mut value = step.observed.piece.expected.value.clone();
+        let first = step.machine.first_position;
+        if step.machine.extent.tokens == 1 && first > 0 {
+            value.copy_within((first - 1) * own.width..first * own.width, first * own.width);
         }
-    })
+        Some(value)
+    };
+    let text = "decode steps hold the row of the slot before";
+    visit(evidence.copied(CauseKey::CacheStale, text, Rank::Mistake, before));
+    heads(evidence, visit);
+    other_layers(evidence, visit);
 }
 
-/// What the tokens of each step find in a cache, by their positions and those in the cache after the step,
-/// where they were appended one by one and a cause of what is wrong with that is proven: what was written
-/// over later, the end of a step does not show.
-pub fn found(
-    scene: &Scene<'_, '_>,
-    cause: &Cause,
-) -> Result<Option<impl Fn(usize, usize) -> Operand + 'static>, ReplayError> {
-    let Attending { calls, current } = scene.replay.recording.attention;
-    if calls != Calls::Token || cause.certainty != Certainty::Proven {
-        return Ok(None);
+/// What the tokens of each step find in a cache, where they were appended one by one and a cause of what is
+/// wrong with that is proven: what was written over later, the end of a step does not show.
+pub fn found(evidence: &Evidence<'_>, cause: &Cause) -> Option<Found> {
+    let Attending { calls, current } = evidence.run.recording.attention;
+    if !is_cache(evidence) || calls != Calls::Token || cause.certainty != Certainty::Proven {
+        return None;
     }
+    let shape = shape(evidence)?;
     let mut found = None;
-    each_append(scene, &mut |named, append| {
-        let tried = found.is_none() && !append.is_late && named.1 == cause.text;
-        if tried && probed(scene, append).is_whole() && is_proven(scene, append)? {
-            found = Some((Written::new(scene, append.source, append.slot), append.capacity));
+    each_append(evidence, &mut |named, append| {
+        let is_tried = found.is_none() && !append.is_late && named.1 == cause.text;
+        if is_tried && probed(evidence, append).is_whole() {
+            let tried = offered(evidence, named, append, true);
+            if tried.as_ref().is_some_and(proves_everywhere) {
+                let rows = &append.source.steps;
+                let written =
+                    Written::new((shape.heads, shape.dim), rows, &steps(evidence), append.slot);
+                found = Some((written, append.capacity));
+            }
         }
-        Ok(())
-    })?;
+    });
     // The blocks of one launch append and read in no order.
     let when = if current == Current::Cache { When::After } else { When::During };
-    Ok(found.map(|(written, capacity)| {
-        move |position, length| {
-            let at = |head, slot| head * capacity + slot;
-            written.read((position, when), length, &at)
-        }
+    let (written, capacity) = found?;
+    Some(Box::new(move |position, length| {
+        let at = |head, slot| head * capacity + slot;
+        written.read((position, when), length, &at)
     }))
 }
 
-/// Takes appends one by one, each with its key, its text and how many mistakes it takes.
-type Take<'f> = &'f mut dyn FnMut(Named, &Append<'_>) -> Result<(), ReplayError>;
+fn proves_everywhere(tried: &Tried) -> bool {
+    tried.explained.is_proof() && tried.explained.region.is_none()
+}
 
-type Named = (CauseKey, String, usize);
+fn is_cache(evidence: &Evidence<'_>) -> bool {
+    let spec = evidence.spec();
+    let graph = evidence.graph();
+    let is_state = graph.node(graph.root(spec.node)).kind == Kind::State;
+    is_state && spec.axes.first().is_some_and(|axis| axis.axis == Axis::Position)
+}
 
-fn each_append(scene: &Scene<'_, '_>, take: Take<'_>) -> Result<(), ReplayError> {
-    let heads = scene.heads();
-    let positions = scene.replay.recording.rows(&all_steps(scene)).len();
+fn shape(evidence: &Evidence<'_>) -> Option<Shape> {
+    let width = evidence.steps.first()?.observed.shape[1..].iter().product::<usize>();
+    let heads = evidence.heads().map(|heads| Shape { heads: heads.count, dim: heads.dim });
+    Some(heads.unwrap_or(Shape { heads: 1, dim: width }))
+}
+
+/// The steps that were recorded.
+fn steps(evidence: &Evidence<'_>) -> Vec<Step> {
+    let of = |step: &StepEvidence<'_>| Step {
+        index: step.observed.step,
+        first: step.machine.first_position,
+        length: step.machine.extent.cells,
+    };
+    evidence.steps.iter().map(of).collect()
+}
+
+/// The rows that each step must append.
+fn own_rows(evidence: &Evidence<'_>) -> Option<Rows> {
+    let width = evidence.steps.first()?.observed.shape[1..].iter().product::<usize>();
+    let rows = |step: &StepEvidence<'_>| {
+        let from = step.machine.first_position * width;
+        step.observed.piece.expected.value.get(from..).map(<[f64]>::to_vec)
+    };
+    Some(Rows { width, steps: evidence.steps.iter().map(rows).collect::<Option<_>>()? })
+}
+
+/// The rows of a source, but in each decode step the last one of the step before.
+fn stale(own: &Rows) -> Rows {
+    let of = |(step, rows): (usize, &Vec<f64>)| match step.checked_sub(1) {
+        Some(before) if rows.len() == own.width => {
+            let tokens = own.steps[before].len() / own.width;
+            own.row(before, tokens - 1).to_vec()
+        }
+        _ => rows.clone(),
+    };
+    Rows { width: own.width, steps: own.steps.iter().enumerate().map(of).collect() }
+}
+
+type Named = (CauseKey, String, u8);
+
+/// Gives appends one by one, each with its key, its text and how many mistakes it takes: from another tensor,
+/// of another layer, to other slots, with another stride, or none at all.
+fn each_append(evidence: &Evidence<'_>, take: &mut dyn FnMut(Named, &Append<'_>)) {
+    let (Some(own), Some(shape)) = (own_rows(evidence), shape(evidence)) else { return };
+    let positions = evidence.steps.last().map_or(0, |step| step.machine.extent.cells);
     let roomy = (positions + 2).next_multiple_of(64);
     let straight = move |head: usize, position: usize, _: Step| Some(head * roomy + position);
-    for (key, text, source) in sources(scene)? {
-        take((key, text, 1), &Append::of(&source, roomy, &straight))?;
+    for (key, text, source) in sources(evidence, &own) {
+        take((key, text, 1), &Append::of(&source, roomy, &straight));
     }
-    let own = own_source(scene, scene.stage())?;
     let stale = stale(&own);
     let text = "decode steps append the row of the step before".to_string();
-    take((CauseKey::CacheStale, text, 1), &Append::of(&stale, roomy, &straight))?;
+    take((CauseKey::CacheStale, text, 1), &Append::of(&stale, roomy, &straight));
     let text = "read before the step's own slots are written".to_string();
     let late = Append { is_late: true, ..Append::of(&own, roomy, &straight) };
-    take((CauseKey::CacheLate, text, 1), &late)?;
-    let slots = slots(heads.kv, roomy);
+    take((CauseKey::CacheLate, text, 1), &late);
+    let slots = slots(shape.heads, roomy);
     for (key, text, slot) in &slots {
-        take((*key, text.clone(), 1), &Append::of(&own, roomy, slot))?;
+        take((*key, text.clone(), 1), &Append::of(&own, roomy, slot));
     }
-    let heads_apart = if heads.kv > 1 { heads.kv } else { 0 };
-    for unwritten in 0..heads_apart {
+    if shape.heads == 1 {
+        return;
+    }
+    for unwritten in 0..shape.heads {
         let lost = format!("KV head {unwritten} never written");
         let straight = (CauseKey::CacheUnwritten, String::new(), Box::new(straight) as BoxedSlot);
         for (key, text, slot) in std::iter::once(&straight).chain(&slots) {
@@ -154,30 +259,28 @@ fn each_append(scene: &Scene<'_, '_>, take: Take<'_>) -> Result<(), ReplayError>
                 |h: usize, p: usize, step: Step| (h != unwritten).then(|| slot(h, p, step))?;
             let texts: Vec<&str> =
                 [&*lost, text].into_iter().filter(|text| !text.is_empty()).collect();
-            let named = (*key, texts.join(", and "), texts.len());
-            take(named, &Append::of(&own, roomy, &only))?;
+            let named = (*key, texts.join(", and "), texts.len() as u8);
+            take(named, &Append::of(&own, roomy, &only));
         }
     }
-    if heads.kv == 1 {
-        return Ok(());
-    }
-    for capacity in capacities(scene, positions) {
+    let one_by_one = evidence.run.recording.attention.calls == Calls::Token;
+    for capacity in capacities(evidence, positions) {
         let text = "KV heads strided by the cache's length instead of its capacity";
         let by_length = |h: usize, p: usize, step: Step| Some(h * step.length + p);
         // The length as it is for one token after another, with the token and without it.
         let with = |h: usize, p: usize, _: Step| Some(h * (p + 1) + p);
         let without = |h: usize, p: usize, _: Step| Some(h * p + p);
         let slots = [&by_length as Slot<'_>, &with, &without];
-        let one_by_one = scene.replay.recording.attention.calls == Calls::Token;
         for slot in slots.into_iter().take(if one_by_one { 3 } else { 1 }) {
             let append = Append { is_swept: true, ..Append::of(&own, capacity, slot) };
-            take((CauseKey::CacheStride, text.into(), 1), &append)?;
+            take((CauseKey::CacheStride, text.into(), 1), &append);
         }
     }
     let text = "laid out as [position][head] and read as [head][position]";
-    let interleaved = |h: usize, p: usize, _: Step| Some(p * heads.kv + h);
+    let heads = shape.heads;
+    let interleaved = move |h: usize, p: usize, _: Step| Some(p * heads + h);
     let append = Append::of(&own, positions, &interleaved);
-    take((CauseKey::CacheStride, text.into(), 1), &append)
+    take((CauseKey::CacheStride, text.into(), 1), &append);
 }
 
 /// Slots that an append may go to by mistake, in a memory of `roomy` positions a head.
@@ -214,55 +317,9 @@ fn slots(kv_heads: usize, roomy: usize) -> Vec<(CauseKey, String, BoxedSlot)> {
     list
 }
 
-fn all_steps(scene: &Scene<'_, '_>) -> Vec<u32> {
-    (0..scene.replay.recording.steps.len() as u32).collect()
-}
-
-/// What a cache should be appended from, in every step.
-pub(super) fn own_source(
-    scene: &Scene<'_, '_>,
-    cache: Stage,
-) -> Result<Vec<Arc<Operand>>, ReplayError> {
-    source(scene, scene.operation.at(appended(cache)))
-}
-
-fn source(scene: &Scene<'_, '_>, operation: Operation) -> Result<Vec<Arc<Operand>>, ReplayError> {
-    all_steps(scene).iter().map(|&step| scene.replay.operand(operation, &[step])).collect()
-}
-
-type Source = (CauseKey, String, Vec<Arc<Operand>>);
-
-/// What else may have been appended.
-fn sources(scene: &Scene<'_, '_>) -> Result<Vec<Source>, ReplayError> {
-    let mut list = Vec::new();
-    let right = scene.operation.at(appended(scene.stage()));
-    for layer in other_layers(scene) {
-        let operation = Operation { layer: Some(layer), ..right };
-        if scene.replay.has(operation, 0) {
-            let text = format!("holds {} of {}", right.stage.name(), scene.layer_name(layer));
-            list.push((CauseKey::CacheLayer, text, source(scene, operation)?));
-        }
-    }
-    for stage in [Stage::KNorm, Stage::K, Stage::KRope, Stage::V] {
-        let operation = scene.operation.at(stage);
-        if stage == right.stage || !scene.config().stages().contains(&stage) {
-            continue;
-        }
-        let (key, text) = match (scene.stage(), stage) {
-            (Stage::KCache, Stage::V) => (CauseKey::CacheSource, "holds the values".to_string()),
-            (Stage::KCache, _) => {
-                (CauseKey::CacheBeforeRope, "appended before the rotation".to_string())
-            }
-            _ => (CauseKey::CacheSource, format!("appended from {}", stage.name())),
-        };
-        list.push((key, text, source(scene, operation)?));
-    }
-    Ok(list)
-}
-
 /// Capacities that a stride mistake is tried with: those that decide where a head's data shows up.
-fn capacities(scene: &Scene<'_, '_>, positions: usize) -> Vec<usize> {
-    let trained = scene.trained_positions();
+fn capacities(evidence: &Evidence<'_>, positions: usize) -> Vec<usize> {
+    let trained = evidence.run.file.trained_positions().unwrap_or(usize::MAX);
     let mut list: Vec<usize> = (positions..=2 * positions + 64).collect();
     list.extend([128, 256, 512, 1024, 2048, 4096, trained]);
     list.retain(|&capacity| capacity >= positions && capacity <= 1 << 17);
@@ -271,118 +328,172 @@ fn capacities(scene: &Scene<'_, '_>, positions: usize) -> Vec<usize> {
     list
 }
 
-/// How the steps append.
-struct Append<'f> {
-    source: &'f [Arc<Operand>],
-    /// Positions between two heads.
-    capacity: usize,
-    slot: Slot<'f>,
-    /// Whether a step reads before it writes.
-    is_late: bool,
-    /// Whether it is one of many that differ in their capacity.
-    is_swept: bool,
-}
-
-impl<'f> Append<'f> {
-    fn of(source: &'f [Arc<Operand>], capacity: usize, slot: Slot<'f>) -> Append<'f> {
-        Append { source, capacity, slot, is_late: false, is_swept: false }
-    }
-}
-
-/// The rows of a source, but in each decode step the last one of the step before.
-fn stale(source: &[Arc<Operand>]) -> Vec<Arc<Operand>> {
-    let of = |(step, own): (usize, &Arc<Operand>)| match step.checked_sub(1) {
-        Some(before) if own.rows() == 1 => {
-            let before = &source[before];
-            Arc::new(before.select(&[before.rows() - 1]))
-        }
-        _ => Arc::clone(own),
-    };
-    source.iter().enumerate().map(of).collect()
-}
-
-/// Runs the appends of all steps through a memory, and shows it as each step reads it: the step, the
-/// positions in the cache after it, and the memory.
-fn simulate(
-    scene: &Scene<'_, '_>,
-    append: &Append<'_>,
-    of_step: &mut dyn FnMut(u32, usize, &Memory),
-) {
-    let (capacity, heads) = (append.capacity, scene.heads());
+/// Runs the appends of all steps through a memory, and shows it as each step reads it, by its place.
+fn simulate(evidence: &Evidence<'_>, append: &Append<'_>, of_step: &mut dyn FnMut(usize, &Memory)) {
+    let (capacity, Some(shape)) = (append.capacity, shape(evidence)) else { return };
     // Room for what is written past the last head's slots.
-    let slots = heads.kv * capacity + capacity;
-    let values = vec![0.0; slots * heads.dim];
-    let mut memory = Memory { heads: heads.kv, dim: heads.dim, capacity, values };
-    for (index, source) in append.source.iter().enumerate() {
-        let positions = scene.replay.recording.positions(index as u32);
-        let step = Step { index: index as u32, first: positions.start, length: positions.end };
+    let slots = shape.heads * capacity + capacity;
+    let mut memory = Memory { shape, capacity, values: vec![0.0; slots * shape.dim] };
+    for (at, step) in steps(evidence).into_iter().enumerate() {
         if append.is_late {
-            of_step(step.index, step.length, &memory);
+            of_step(at, &memory);
         }
-        memory.append(source, step, append.slot);
+        memory.append(&append.source.steps[at], step, append.slot);
         if !append.is_late {
-            of_step(step.index, step.length, &memory);
+            of_step(at, &memory);
         }
     }
 }
 
-/// How many of the probed elements an append gives.
-fn probed(scene: &Scene<'_, '_>, append: &Append<'_>) -> Agreement {
-    let mut agreement = Agreement::default();
-    simulate(scene, append, &mut |step, _, memory| {
-        for grid in scene.probe.rows.iter().filter(|grid| scene.steps[grid.piece] == step) {
-            let read = memory.read(grid.rows.iter().copied());
-            let expected = ops::copy(&read, scene.rounding());
-            agreement = agreement.add(scene.agreement(grid, &expected));
+/// How many of the elements that were looked at an append gives.
+#[derive(Clone, Copy, Default)]
+struct Agreement {
+    all: usize,
+    explained: usize,
+}
+
+impl Agreement {
+    /// Whether they are more than agree by luck.
+    fn is_enough(self) -> bool {
+        const LUCKY: usize = 20;
+        self.explained > 0 && self.explained * LUCKY >= self.all
+    }
+
+    fn is_whole(self) -> bool {
+        self.explained == self.all
+    }
+}
+
+/// How many of some wrong elements an append gives.
+fn probed(evidence: &Evidence<'_>, append: &Append<'_>) -> Agreement {
+    const PROBED: usize = 32;
+    let every = evidence.count_wrong().div_ceil(PROBED).max(1);
+    let (mut agreement, mut nth) = (Agreement::default(), 0);
+    simulate(evidence, append, &mut |at, memory| {
+        let piece = &evidence.steps[at].observed.piece;
+        let rounding = piece.expected.rounding;
+        for (flat, _) in evidence.wrong[at].iter().enumerate().filter(|(_, wrong)| **wrong) {
+            nth += 1;
+            if (nth - 1) % every != 0 {
+                continue;
+            }
+            let value = memory.read(flat);
+            let error = (f64::from(piece.captured[flat]) - value).abs();
+            let bound = (rounding.storage + 4.0 * rounding.sum) * value.abs() + rounding.smallest;
+            agreement.all += 1;
+            agreement.explained += usize::from(error <= bound);
         }
     });
     agreement
 }
 
-/// What each recorded step would read.
-fn parts<'a>(scene: &Scene<'_, 'a>, append: &Append<'_>) -> Result<Parts<'a>, ReplayError> {
-    let mut read = Vec::new();
-    simulate(scene, append, &mut |_, length, memory| read.push(memory.read(0..length)));
-    scene.by_step(|step| Ok(ops::copy(&read[step as usize], scene.rounding())))
-}
-
-/// Whether an append gives every element, everywhere.
-fn is_proven(scene: &Scene<'_, '_>, append: &Append<'_>) -> Result<bool, ReplayError> {
-    let explained = explain(scene, parts(scene, append)?)?;
-    Ok(explained.is_proof() && explained.region.is_none())
-}
-
-/// Offers what an append gives, or that the probe refutes it.
-fn offer<'a>(
-    scene: &Scene<'_, 'a>,
+/// What an append gives, or that the elements that were looked at refute it.
+fn offered(
+    evidence: &Evidence<'_>,
     (key, text, mistakes): Named,
     append: &Append<'_>,
     explains: bool,
-    visit: Visit<'_, 'a>,
-) -> Result<(), ReplayError> {
-    let candidate = if explains || scene.probe.rows.is_empty() {
-        Candidate::mistake(key, text, parts(scene, append)?)
+) -> Option<Tried> {
+    let tried = if explains {
+        let mut read: Vec<Vec<f64>> = vec![Vec::new(); evidence.steps.len()];
+        simulate(evidence, append, &mut |at, memory| {
+            let n = evidence.steps[at].observed.piece.captured.len();
+            read[at] = (0..n).map(|flat| memory.read(flat)).collect();
+        });
+        let read = std::cell::RefCell::new(read.into_iter());
+        evidence.copied(key, text, Rank::Mistake, |_| read.borrow_mut().next())
     } else {
-        Candidate::refuted(key, text)
+        Some(evidence.refuted(key, text, Rank::Mistake))
     };
-    visit(candidate.of_mistakes(mistakes))
+    tried.map(|tried| Tried { mistakes, ..tried })
+}
+
+/// Heads of the rows in another order.
+fn heads(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    let Some(heads) = evidence.heads() else { return };
+    let orders: [(&str, Order); 1] =
+        [("neighbouring KV heads exchanged", |h, n| if (h ^ 1) < n { h ^ 1 } else { h })];
+    for (text, order) in orders {
+        let moved = |step: &StepEvidence<'_>| {
+            let value = &step.observed.piece.expected.value;
+            let from = step.machine.first_position * heads.count * heads.dim;
+            let of = |i: usize| {
+                let (row, head) = (i / heads.dim / heads.count, i / heads.dim % heads.count);
+                let moved =
+                    (row * heads.count + order(head, heads.count)) * heads.dim + i % heads.dim;
+                // What was recorded of earlier steps is as it is.
+                if i < from { value[i] } else { value[moved] }
+            };
+            Some((0..value.len()).map(of).collect())
+        };
+        visit(evidence.copied(CauseKey::CacheHead, text, Rank::Mistake, moved));
+    }
+}
+
+/// The node whose rows are written into the cache.
+fn written(evidence: &Evidence<'_>) -> Option<NodeId> {
+    let graph = evidence.graph();
+    let root = graph.root(evidence.spec().node);
+    let writer = graph.nodes.iter().find(|node| {
+        node.op == Op::SetRows && node.window.is_some_and(|window| window.root == root)
+    });
+    writer?.source(0)
+}
+
+/// Rows of another tensor of the layer, or of another layer.
+fn sources(evidence: &Evidence<'_>, own: &Rows) -> Vec<(CauseKey, String, Rows)> {
+    let Some(written) = written(evidence) else { return Vec::new() };
+    let graph = evidence.graph();
+    let is_rotated = graph.node(graph.root(written)).op == Op::Rope;
+    let specs = evidence.run.model.sites.specs();
+    let mut list = Vec::new();
+    for place in evidence.other_sites(written) {
+        let (other, name) = (&specs[place], evidence.site_name(place));
+        let (key, text) = if other.layer != evidence.spec().layer {
+            (CauseKey::CacheLayer, format!("holds {name}"))
+        } else if is_rotated && is_upstream(evidence, place, written) {
+            (CauseKey::CacheBeforeRope, format!("appended before the rotation, from {name}"))
+        } else {
+            (CauseKey::CacheSource, format!("appended from {name}"))
+        };
+        let rows = |step: &StepEvidence<'_>| {
+            let tokens = step.machine.extent.tokens;
+            evidence.recorded(step, place).filter(|rows| rows.len() == tokens * own.width)
+        };
+        let steps: Option<Vec<Vec<f64>>> = evidence.steps.iter().map(rows).collect();
+        list.extend(steps.map(|steps| (key, text, Rows { width: own.width, steps })));
+    }
+    list
 }
 
 /// Attention that reads another layer's cache: the cache itself is what another layer holds.
-pub fn other_layers_cache<'a>(
-    scene: &Scene<'_, 'a>,
-    visit: Visit<'_, 'a>,
-) -> Result<(), ReplayError> {
-    for layer in other_layers(scene) {
-        let operation = Operation { layer: Some(layer), stage: scene.stage() };
-        if !scene.steps.iter().all(|&step| scene.replay.has(operation, step)) {
+fn other_layers(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    let (specs, own) = (evidence.run.model.sites.specs(), evidence.spec());
+    for place in evidence.other_sites(own.node) {
+        let Some(layer) = specs[place].layer.filter(|_| specs[place].stage == own.stage) else {
             continue;
-        }
-        let parts = scene.by_step(|step| {
-            Ok(ops::copy(&*scene.replay.cache(operation, step)?, scene.rounding()))
-        })?;
-        let text = format!("reads the cache of {}", scene.layer_name(layer));
-        visit(Candidate::mistake(CauseKey::CacheLayer, text, parts))?;
+        };
+        let text = format!("reads the cache of {}", evidence.layer_name(layer));
+        visit(evidence.copied(CauseKey::CacheLayer, text, Rank::Mistake, |step| {
+            evidence.recorded(step, place)
+        }));
     }
-    Ok(())
+}
+
+/// Whether a tensor is computed from a site within its layer.
+fn is_upstream(evidence: &Evidence<'_>, place: usize, from: NodeId) -> bool {
+    const MAX_CHAIN: usize = 24;
+    let graph = evidence.graph();
+    let wanted = evidence.run.model.sites.specs()[place].node;
+    let mut at = graph.root(from);
+    for _ in 0..MAX_CHAIN {
+        if at == graph.root(wanted) {
+            return true;
+        }
+        match graph.node(at).source(0) {
+            Some(source) => at = graph.root(source),
+            None => return false,
+        }
+    }
+    false
 }

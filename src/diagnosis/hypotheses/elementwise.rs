@@ -1,176 +1,260 @@
-//! What goes wrong in the embedding, the residuals and SwiGLU.
+//! Mistakes in sums, products and quotients of elements: a term or a factor missing, or another.
 
+use super::{Order, Scalar, Visit, near::short};
 use crate::{
     core::cause_key::CauseKey,
-    diagnosis::{
-        hypotheses::projection::candidates_of_width,
-        replay::{Operand, Operation, ReplayError, ops},
-        scene::{Candidate, Scene, Visit},
-    },
-    graph::site::Stage,
+    diagnosis::{Change, Edits, Evidence, replay::ReplayError},
+    graph::{Extent, NodeId, Op, site::Stage},
 };
 
-/// A term missing, taken twice, subtracted, or from another tensor.
-pub fn residuals<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
-    let (input, branch) = match scene.stage() {
-        Stage::AttnResidual => {
-            (scene.operation.hidden(scene.config()), scene.operation.at(Stage::OProj))
+/// Every operation of elements in the cone.
+pub fn operations(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let has_norm = !evidence.nodes(|node| node.op.is_norm()).is_empty();
+    let wanted = |op: Op| matches!(op, Op::Add | Op::Sub | Op::Mul | Op::Div);
+    for id in evidence.nodes(|node| wanted(node.op)) {
+        let op = evidence.graph().node(id).op;
+        match (evidence.weight_source(id), op) {
+            (None, Op::Add | Op::Sub) => terms(evidence, id, visit)?,
+            (None, Op::Mul) => factors(evidence, id, visit)?,
+            (None, _) => quotients(evidence, id, visit)?,
+            (Some(_), Op::Add) => super::product::biases(evidence, id, visit)?,
+            (Some(_), Op::Mul) if !has_norm => weights(evidence, id, visit)?,
+            _ => {}
         }
-        _ => (scene.operation.at(Stage::AttnResidual), scene.operation.at(Stage::FfnDown)),
-    };
-    let at = |operation| scene.replay.operand(operation, &scene.steps);
-    let (x, y) = (at(input)?, at(branch)?);
-    let mut with = |key, text: String, a: &Operand, b: &Operand| {
-        let parts = scene.whole(ops::add(a, b, scene.rounding()));
-        visit(Candidate::mistake(key, text, parts))
-    };
-    let scaled = |operand: &Operand, factor: f64| Operand {
-        width: operand.width,
-        value: operand.value.iter().map(|x| x * factor).collect(),
-        spread: operand.spread.clone(),
-    };
-    let missing = |operation: Operation| format!("{} is not added", scene.named(operation));
-    with(CauseKey::ResidualMissing, missing(input), &scaled(&x, 0.0), &y)?;
-    with(CauseKey::ResidualMissing, missing(branch), &x, &scaled(&y, 0.0))?;
-    with(
-        CauseKey::ResidualTwice,
-        format!("{} is added twice", scene.named(input)),
-        &scaled(&x, 2.0),
-        &y,
-    )?;
-    with(
-        CauseKey::ResidualTwice,
-        format!("{} is added twice", scene.named(branch)),
-        &x,
-        &scaled(&y, 2.0),
-    )?;
-    with(
-        CauseKey::ResidualSign,
-        format!("{} is subtracted", scene.named(branch)),
-        &x,
-        &scaled(&y, -1.0),
-    )?;
-    for (other, z) in candidates_of_width(scene, scene.width())? {
-        if other == input || other == branch {
-            continue;
-        }
-        let instead = |of: Operation| {
-            format!("{} is added instead of {}", scene.named(other), scene.named(of))
-        };
-        with(CauseKey::ResidualSource, instead(input), &z, &y)?;
-        with(CauseKey::ResidualSource, instead(branch), &x, &z)?;
+    }
+    for id in evidence.nodes(|node| node.op == Op::Scale) {
+        scales(evidence, id, visit)?;
+        evidence.other_inputs(id, 0, &|_| CauseKey::InputOfOther, visit)?;
     }
     Ok(())
 }
 
-/// Gate and up exchanged, another activation, none, a factor missing.
-pub fn swiglu<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
-    let (gate, up) = (scene.operand(Stage::FfnGate)?, scene.operand(Stage::FfnUp)?);
-    let mut with =
-        |key, text: &str, gate: &Operand, up: &Operand, activation: &dyn Fn(f64) -> f64| {
-            let parts = scene.whole(ops::gated(gate, up, (activation, true), scene.rounding()));
-            visit(Candidate::mistake(key, text, parts))
-        };
-    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
-    let tanh_gelu = |x: f64| {
-        0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
-    };
-    with(
-        CauseKey::GateUpSwapped,
-        "gate and up exchanged: silu(up) * gate",
-        &up,
-        &gate,
-        &ops::silu,
-    )?;
-    with(CauseKey::Activation, "GELU (tanh) instead of SiLU", &gate, &up, &tanh_gelu)?;
-    with(CauseKey::Activation, "GELU (erf) instead of SiLU", &gate, &up, &|x| x * normal_cdf(x))?;
-    with(CauseKey::Activation, "quick GELU instead of SiLU", &gate, &up, &|x| {
-        x * sigmoid(1.702 * x)
-    })?;
-    with(CauseKey::Activation, "ReLU instead of SiLU", &gate, &up, &|x: f64| x.max(0.0))?;
-    with(CauseKey::Activation, "squared ReLU instead of SiLU", &gate, &up, &|x: f64| {
-        x.max(0.0).powi(2)
-    })?;
-    with(CauseKey::Activation, "no activation: gate * up", &gate, &up, &|x| x)?;
-    with(
-        CauseKey::Activation,
-        "sigmoid(gate) * up: SiLU without its factor",
-        &gate,
-        &up,
-        &sigmoid,
-    )?;
-    with(CauseKey::Activation, "tanh instead of SiLU", &gate, &up, &f64::tanh)?;
-    let ones = Operand { width: gate.width, value: vec![1.0; gate.value.len()], spread: None };
-    with(CauseKey::UpMissing, "up is left out: silu(gate)", &gate, &ones, &ops::silu)?;
-    with(CauseKey::GateMissing, "gate is left out: silu(up)", &up, &ones, &ops::silu)?;
-    with(CauseKey::GateTwice, "silu(gate) * gate", &gate, &gate, &ops::silu)?;
-    with(CauseKey::GateTwice, "silu(up) * up", &up, &up, &ops::silu)?;
-    let activated: Vec<f64> = gate.value.iter().map(|&x| ops::silu(x)).collect();
-    let activated = Operand { width: gate.width, value: activated, spread: gate.spread.clone() };
-    let parts = scene.whole(ops::add(&activated, &up, scene.rounding()));
-    let text = "silu(gate) + up instead of silu(gate) * up".to_string();
-    visit(Candidate::mistake(CauseKey::Activation, text, parts))
-}
-
-/// The standard normal distribution, to 1e-16: the integral of its density by Gauss-Legendre would
-/// do; this is the continued series of erf, and its continued fraction in the tails.
-fn normal_cdf(x: f64) -> f64 {
-    let z = x / std::f64::consts::SQRT_2;
-    if z.abs() < 3.0 {
-        let (mut term, mut sum) = (z, z);
-        for n in 1..200 {
-            term *= -z * z / f64::from(n);
-            sum += term / f64::from(2 * n + 1);
+/// The keys of a term that is missing, and of one of elsewhere.
+fn keys(evidence: &Evidence<'_>) -> [CauseKey; 2] {
+    match evidence.spec().stage {
+        Stage::AttnResidual | Stage::LayerOut => {
+            [CauseKey::ResidualMissing, CauseKey::ResidualSource]
         }
-        return 0.5 + sum / std::f64::consts::PI.sqrt();
+        _ => [CauseKey::TermMissing, CauseKey::TermSource],
     }
-    let mut fraction = 0.0;
-    for n in (1..=60).rev() {
-        fraction = f64::from(n) / 2.0 / (z.abs() + fraction);
-    }
-    let tail = (-z * z).exp() / (std::f64::consts::PI.sqrt() * 2.0 * (z.abs() + fraction));
-    if z > 0.0 { 1.0 - tail } else { tail }
 }
 
-/// The rows of other ids.
-pub fn embeddings<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
-    let table = scene.replay.matrix("token_embd.weight")?;
-    let ids: Vec<usize> = scene
-        .steps
-        .iter()
-        .flat_map(|&step| &scene.replay.recording.steps[step as usize])
-        .map(|&id| id as usize)
-        .collect();
-    let positions = scene.positions();
-    let vocab = table.outputs;
-    type Other<'f> = (&'static str, Box<dyn Fn(usize) -> usize + 'f>);
-    let others: [Other<'_>; 6] = [
-        ("the row of id + 1", Box::new(|t| (ids[t] + 1) % vocab)),
-        ("the row of id - 1", Box::new(|t| (ids[t] + vocab - 1) % vocab)),
-        ("the row of the token's position", Box::new(|t| positions[t] % vocab)),
-        ("the row of the token before", Box::new(|t| ids[t.saturating_sub(1)])),
-        ("the row of the token after", Box::new(|t| ids[(t + 1).min(ids.len() - 1)])),
-        ("row 0 for every token", Box::new(|_| 0)),
+/// Sources with their names.
+fn names(evidence: &Evidence<'_>, id: NodeId) -> Option<[String; 2]> {
+    let node = evidence.graph().node(id);
+    Some([evidence.name_of(node.source(0)?), evidence.name_of(node.source(1)?)])
+}
+
+fn terms(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let Some(names) = names(evidence, id) else { return Ok(()) };
+    let [missing, other] = keys(evidence);
+    for (source, name) in names.iter().enumerate() {
+        let zero = Edits::one(id, Change::each(source, |_| 0.0));
+        visit(evidence.mistake(missing, format!("{name} is not added"), &zero)?);
+        let twice = Edits::one(id, Change::each(source, |x| 2.0 * x));
+        let text = format!("{name} is added twice");
+        visit(evidence.mistake(CauseKey::ResidualTwice, text, &twice)?);
+        let negated = Edits::one(id, Change::each(source, |x| -x));
+        let text = format!("{name} with the other sign");
+        visit(evidence.mistake(CauseKey::ResidualSign, text, &negated)?);
+        let doubled = Edits::one(id, Change::each(source, |x| 2.0 * x));
+        let fitted = evidence.factor_of(&doubled)?.filter(|_| evidence.may_fit());
+        for factor in fitted.map(snapped).into_iter().filter(|factor| factor.abs() > 1e-6) {
+            let text = format!("{name} times {}", short(factor));
+            let edit = Edits::one(id, Change::scaled(source, factor));
+            visit(evidence.mistake(CauseKey::Scaled, text, &edit)?);
+        }
+        evidence.other_inputs(id, source, &|_| other, visit)?;
+    }
+    let edit = Edits::one(id, Change::Op(Op::Mul));
+    let text = format!("{} and {} are multiplied, not added", names[0], names[1]);
+    visit(evidence.mistake(CauseKey::OperationOther, text, &edit)?);
+    Ok(())
+}
+
+fn factors(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let graph = evidence.graph();
+    let Some(names) = names(evidence, id) else { return Ok(()) };
+    for (source, name) in names.iter().enumerate() {
+        let one = Edits::one(id, Change::each(source, |_| 1.0));
+        let text = format!("not multiplied by {name}");
+        let gates = |id: NodeId| matches!(graph.node(graph.root(id)).op, Op::Sigmoid | Op::Silu);
+        let is_gate = graph.node(id).source(source).is_some_and(gates);
+        let key = if is_gate { CauseKey::GateMissing } else { CauseKey::FactorMissing };
+        visit(evidence.mistake(key, text, &one)?);
+        let changes: [(&str, Scalar); 6] = [
+            ("one more than", |x| 1.0 + x),
+            ("one less", |x| 1.0 - x),
+            ("the square of", |x| x * x),
+            ("the negative of", |x| -x),
+            ("the exponential of", f64::exp),
+            ("the sigmoid of", |x| 1.0 / (1.0 + (-x).exp())),
+        ];
+        for (what, of) in changes {
+            let text = format!("multiplied by {what} {name}");
+            let edit = Edits::one(id, Change::each(source, of));
+            visit(evidence.mistake(CauseKey::Factor, text, &edit)?);
+        }
+        evidence.other_inputs(id, source, &|_| CauseKey::InputOfOther, visit)?;
+        rows(evidence, id, source, visit)?;
+    }
+    for (op, text) in [(Op::Add, "added"), (Op::Div, "divided"), (Op::Sub, "subtracted")] {
+        let text = format!("{} and {} are {text}, not multiplied", names[0], names[1]);
+        let edit = Edits::one(id, Change::Op(op));
+        visit(evidence.mistake(CauseKey::OperationOther, text, &edit)?);
+    }
+    Ok(())
+}
+
+/// Factors that are those of another slot, head or token.
+fn rows(
+    evidence: &Evidence<'_>,
+    id: NodeId,
+    source: usize,
+    visit: Visit<'_>,
+) -> Result<(), ReplayError> {
+    let orders: [(&str, Order); 3] = [
+        ("in reverse order", |i, n| n - 1 - i),
+        ("of the next", |i, n| (i + 1) % n),
+        ("of the one before", |i, n| (i + n - 1) % n),
     ];
-    let mut with = |text: &str, values: Vec<f32>| {
-        let parts =
-            scene.whole(ops::copy(&Operand::captured(table.inputs, &values), scene.rounding()));
-        visit(Candidate::mistake(CauseKey::EmbeddingRow, text, parts))
-    };
-    for (text, other) in &others {
-        let mut values = Vec::new();
-        for token in 0..ids.len() {
-            values.extend(table.row(other(token))?);
+    for axis in 0..3 {
+        for (text, order) in orders {
+            let moved = move |i: usize, ne: [usize; 4]| {
+                let step: usize = ne[..axis].iter().product();
+                let at = i / step % ne[axis];
+                Some(i - at * step + order(at, ne[axis]) * step)
+            };
+            let axis_name = ["element", "slot or head", "token"][axis];
+            let text = format!("factors {text} {axis_name}");
+            let edit = Edits::one(id, Change::moved(source, moved));
+            visit(evidence.mistake(CauseKey::InputOfOther, text, &edit)?);
         }
-        with(text, values)?;
-    }
-    if scene.replay.model.has("output.weight") {
-        let output = scene.replay.matrix("output.weight")?;
-        let mut values = Vec::new();
-        for &id in &ids {
-            values.extend(output.row(id)?);
-        }
-        with("rows of output.weight instead of token_embd.weight", values)?;
     }
     Ok(())
+}
+
+fn quotients(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let Some(names) = names(evidence, id) else { return Ok(()) };
+    let text = format!("not divided by {}", names[1]);
+    let one = Edits::one(id, Change::each(1, |_| 1.0));
+    let key = if is_by_own_sum(evidence, id) { CauseKey::ExpertNorm } else { CauseKey::NotDivided };
+    visit(evidence.mistake(key, text, &one)?);
+    let text = format!("multiplied by {}, not divided", names[1]);
+    visit(evidence.mistake(
+        CauseKey::OperationOther,
+        text,
+        &Edits::one(id, Change::Op(Op::Mul)),
+    )?);
+    for source in 0..2 {
+        evidence.other_inputs(id, source, &|_| CauseKey::InputOfOther, visit)?;
+    }
+    Ok(())
+}
+
+/// Whether what is divided by is a sum of rows, perhaps limited: of the weights of chosen experts.
+fn is_by_own_sum(evidence: &Evidence<'_>, id: NodeId) -> bool {
+    let graph = evidence.graph();
+    let mut at = graph.node(id).source(1);
+    while let Some(source) = at {
+        let node = graph.node(graph.root(source));
+        match node.op {
+            Op::SumRows => return true,
+            Op::Clamp | Op::Scale | Op::Add => at = node.source(0),
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// A factor of the file, changed.
+fn weights(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let Some(weight) = evidence.weight_source(id) else { return Ok(()) };
+    let (source, name) = (weight.source, evidence.weight_name(&weight.name));
+    let edit = Edits::one(id, Change::LeftOut(1 - source.min(1)));
+    let text = format!("not multiplied by {name}");
+    visit(evidence.mistake(CauseKey::FactorMissing, text, &edit)?);
+    let changes: [(&str, Scalar); 9] = [
+        ("the negative of", |w| -w),
+        ("one more than", |w| w + 1.0),
+        ("one less than", |w| w - 1.0),
+        ("the double of", |w| 2.0 * w),
+        ("the square of", |w| w * w),
+        ("the exponential of", f64::exp),
+        ("the negative exponential of", |w| -w.exp()),
+        ("the logarithm of the negative of", |w| (-w).ln()),
+        ("the absolute value of", f64::abs),
+    ];
+    for (what, of) in changes {
+        let edit = Edits::one(id, Change::each(source, of));
+        let text = format!("multiplied by {what} {name}");
+        visit(evidence.mistake(CauseKey::WeightFunction, text, &edit)?);
+    }
+    let zero = Edits::one(id, Change::each(source, |_| 0.0));
+    visit(evidence.mistake(CauseKey::WeightZero, format!("{name} is zero"), &zero)?);
+    let edit = Edits::one(id, Change::Op(Op::Add));
+    let text = format!("{name} is added, not multiplied by");
+    visit(evidence.mistake(CauseKey::OperationOther, text, &edit)?);
+    evidence.other_inputs(id, 1 - source.min(1), &|_| CauseKey::InputOfOther, visit)?;
+    evidence.of_other_weights(id, [CauseKey::WeightOfOtherLayer, CauseKey::WeightOfOther], visit)
+}
+
+/// Another factor than the model's, or none.
+fn scales(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let params = evidence.graph().node(id).params(Extent { tokens: 1, cells: 1, is_first: true });
+    let [own, added] = [0, 1].map(|index| f64::from(params.float(index)));
+    let is_cap = is_of_cap(evidence, id);
+    let key = |key| if is_cap { CauseKey::SoftCap } else { key };
+    let text = format!("not multiplied by {}", short(own));
+    let left_out = Edits::one(id, Change::float(0, 1.0));
+    visit(evidence.mistake(key(CauseKey::FactorMissing), text, &left_out)?);
+    if added != 0.0 {
+        let edit = Edits::one(id, Change::float(1, 0.0));
+        visit(evidence.mistake(
+            CauseKey::TermMissing,
+            format!("{} is not added", short(added)),
+            &edit,
+        )?);
+    }
+    let mut list = vec![
+        (own * own, "its square".to_string()),
+        (1.0 / own, "its inverse".to_string()),
+        (own.abs().sqrt(), "its root".to_string()),
+        (-own, "its negative".to_string()),
+    ];
+    let ratio = evidence.ratio(&Edits(Vec::new()))?;
+    if let Some(ratio) = ratio.filter(|_| added == 0.0 && evidence.may_fit()) {
+        let known = list.iter().any(|(factor, _)| (own * ratio / factor - 1.0).abs() < 1e-5);
+        if (ratio - 1.0).abs() > 1e-6 && ratio.abs() > 1e-6 && !known {
+            let found = snapped(own * ratio);
+            list.push((found, short(found)));
+        }
+    }
+    for (factor, what) in list {
+        let text = format!("multiplied by {what} instead of {}", short(own));
+        let edit = Edits::one(id, Change::float(0, factor));
+        visit(evidence.mistake(key(CauseKey::Scaled), text, &edit)?);
+    }
+    Ok(())
+}
+
+/// Whether a factor is one of a soft cap's: before or after a tanh.
+fn is_of_cap(evidence: &Evidence<'_>, id: NodeId) -> bool {
+    let graph = evidence.graph();
+    let op = |id: NodeId| graph.node(graph.root(id)).op;
+    let after = graph.node(id).source(0).is_some_and(|source| op(source) == Op::Tanh);
+    let is_before = |node: &crate::graph::Node| {
+        node.op == Op::Tanh && node.source(0).is_some_and(|source| graph.root(source) == id)
+    };
+    after || graph.nodes.iter().any(is_before)
+}
+
+/// A fitted number as a person would have written it, if there is such a one.
+pub fn snapped(x: f64) -> f64 {
+    let near = |candidate: f64| (candidate / x - 1.0).abs() < 2e-6;
+    let digits = [2, 3, 4].map(|digits| format!("{x:.digits$e}").parse().unwrap_or(x));
+    let inverse = digits.map(|_: f64| 1.0 / (1.0 / x).round());
+    let roots = [(x * x).round().sqrt(), 1.0 / (1.0 / (x * x)).round().sqrt()];
+    let all = digits.into_iter().chain(inverse).chain(roots.map(|root| root * x.signum()));
+    all.into_iter().find(|&candidate| candidate.is_finite() && near(candidate)).unwrap_or(x)
 }

@@ -1,192 +1,308 @@
-//! What a wrong result looks like, for any operation: zeros, a multiple, another tensor, a
-//! permutation of the right values.
+//! What a wrong result looks like, for any operation: zeros, a multiple, another tensor, a permutation of
+//! the right values.
 
-use std::{collections::HashMap, ops::Range};
+use std::{collections::HashMap, rc::Rc};
 
 use half::{bf16, f16};
 
+use super::{Order, Rounded, Visit, elementwise::snapped, near::short, product::orders};
 use crate::{
     core::{cause_key::CauseKey, tensor::DType},
     diagnosis::{
-        hypotheses::projection::candidates_of_width,
-        replay::{Piece, ReplayError, Rounding, ops},
-        scene::{Candidate, Rank, Scene, Visit},
+        Change, Edits, Evidence, Moved, StepEvidence,
+        cause::Rank,
+        cause::Tried,
+        replay::{ReplayError, Rounding, rules::Call},
     },
-    graph::site::Stage,
+    graph::{
+        NodeId, Op,
+        site::{Axis, Stage},
+    },
 };
 
-/// Nothing but zeros, or nothing but one number.
-pub fn constants<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
-    let mut with = |key, text: String, value: f64| {
-        let parts = scene.changed(|_, _| value);
-        visit(Candidate::likeness(key, text, parts))
-    };
-    with(CauseKey::Zero, "the result is zero".to_string(), 0.0)?;
-    let recorded: Vec<f32> = scene.recorded().filter(|x| x.is_finite()).collect();
-    match recorded.first() {
-        Some(&first) if first != 0.0 && recorded.iter().all(|&x| x == first) => {
-            with(CauseKey::Constant, format!("every element is {first}"), f64::from(first))
-        }
-        _ => Ok(()),
-    }
+/// Every likeness.
+pub fn likenesses(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
+    constants(evidence, visit);
+    multiples(evidence, visit);
+    multiples_of_rows(evidence, visit);
+    multiples_within(evidence, visit)?;
+    offsets(evidence, visit);
+    left_out(evidence, visit)?;
+    rows(evidence, visit);
+    columns(evidence, visit);
+    permutations(evidence, visit);
+    others(evidence, visit);
+    overflows(evidence, visit);
+    arithmetic(evidence, visit)
 }
 
-/// The number that recorded values are times the right ones, if any: least squares.
-pub fn factor(pairs: &[(f64, f32)]) -> Option<f64> {
-    let along: f64 = pairs.iter().map(|(right, recorded)| right * f64::from(*recorded)).sum();
-    let squares: f64 = pairs.iter().map(|(right, _)| right * right).sum();
-    let fitted = along / squares;
-    (fitted.is_finite() && fitted != 1.0 && fitted.abs() >= 1e-6).then_some(fitted)
+fn constants(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    let all = |value: f64| {
+        move |step: &StepEvidence<'_>| Some(vec![value; step.observed.piece.captured.len()])
+    };
+    let text = "the result is zero";
+    visit(evidence.copied(CauseKey::Zero, text, Rank::Likeness, all(0.0)));
+    let mut recorded = evidence.steps.iter().flat_map(|step| &step.observed.piece.captured);
+    let Some(&first) = recorded.next() else { return };
+    if first != 0.0 && first.is_finite() && evidence.may_fit() && recorded.all(|&x| x == first) {
+        let text = format!("every element is {first}");
+        visit(evidence.copied(CauseKey::Constant, text, Rank::Likeness, all(f64::from(first))));
+    }
 }
 
 /// c times the right values: as all of them tell, and as the wrong ones do.
-pub fn multiples<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
-    let mut fitted: Vec<(f64, String)> = Vec::new();
-    for factor in [false, true].iter().filter_map(|&wrong| factor(&scene.pairs(wrong))) {
-        let named = named_factor(scene, factor);
-        if fitted.iter().all(|(_, text)| *text != named.1) {
-            fitted.push(named);
+fn multiples(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    if !evidence.may_fit() {
+        return;
+    }
+    let wrong = wrong_pairs(evidence);
+    let mut found: Vec<f64> = Vec::new();
+    for pairs in [evidence.pairs(), wrong] {
+        let along: f64 = pairs.iter().map(|(right, recorded)| right * recorded).sum();
+        let squares: f64 = pairs.iter().map(|(right, _)| right * right).sum();
+        let factor = snapped(along / squares);
+        let is_new = found.iter().all(|known| (known / factor - 1.0).abs() > 1e-6);
+        if factor.is_finite() && (factor - 1.0).abs() > 1e-7 && factor.abs() > 1e-6 && is_new {
+            found.push(factor);
         }
     }
-    for (factor, text) in fitted {
-        let parts = scene.changed(|piece, index| factor * piece.expected.value[index]);
-        visit(Candidate::likeness(CauseKey::Scaled, text, parts))?;
+    for (factor, text) in found.into_iter().map(|factor| named_factor(evidence, factor)) {
+        visit(evidence.multiplied(CauseKey::Scaled, text, Rank::Likeness, |step| {
+            Some(vec![factor; step.observed.piece.captured.len()])
+        }));
     }
-    Ok(())
 }
 
 /// A factor in words, and exactly where it is a known one.
-fn named_factor(scene: &Scene<'_, '_>, fitted: f64) -> (f64, String) {
-    let c = scene.config();
+fn named_factor(evidence: &Evidence<'_>, fitted: f64) -> (f64, String) {
     let root = |n: usize| (n as f64).sqrt();
-    let named = [
+    let mut named = vec![
         (-1.0, "negated".to_string()),
         (2.0, "doubled".to_string()),
         (0.5, "halved".to_string()),
-        (root(c.n_embd), format!("multiplied by sqrt(hidden size) = {:.3}", root(c.n_embd))),
-        (root(c.head_dim), format!("multiplied by sqrt(head dim) = {:.3}", root(c.head_dim))),
-        (1.0 / root(c.head_dim), "multiplied by 1/sqrt(head dim)".to_string()),
     ];
-    let name = named.into_iter().find(|(factor, _)| (fitted / factor - 1.0).abs() < 1e-4);
+    let embd = evidence.width_of(Stage::Embd);
+    named.extend(
+        embd.map(|n| (root(n), format!("multiplied by sqrt(hidden size) = {:.3}", root(n)))),
+    );
+    if let Some(dim) = evidence.heads().map(|heads| heads.dim) {
+        named.push((root(dim), format!("multiplied by sqrt(head dim) = {:.3}", root(dim))));
+        named.push((1.0 / root(dim), "multiplied by 1/sqrt(head dim)".to_string()));
+    }
+    let name = named.into_iter().find(|(factor, _)| (fitted / factor - 1.0).abs() < 1e-6);
     name.unwrap_or_else(|| (fitted, format!("{} times the right values", significant(fitted))))
 }
 
 /// A factor to as many digits as tell it from 1: 1.00100, 0.5, 3.741.
 fn significant(factor: f64) -> String {
-    let digits = (-(factor - 1.0).abs().log10()).ceil().clamp(0.0, 8.0) as usize + 2;
+    let digits = (-(factor - 1.0).abs().log10() - 1e-9).ceil().clamp(0.0, 8.0) as usize + 2;
     format!("{factor:.digits$}")
 }
 
-/// One other recorded tensor, or one of the same tensor at another time.
-pub fn other_tensors<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
-    if is_ragged(scene.stage()) {
+/// A factor of a result within the operation: of a norm or a product before its bias.
+fn multiples_within(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
+    if !evidence.may_fit() {
         return Ok(());
     }
-    for (operation, operand) in candidates_of_width(scene, scene.width())? {
-        let text = format!("equals {}", scene.named(operation));
-        let parts = scene.whole(ops::copy(&operand, scene.rounding()));
-        visit(Candidate::likeness(CauseKey::OtherTensor, text, parts))?;
-    }
-    let mut rows = |key, text: &str, from: &dyn Fn(usize) -> usize| {
-        let parts = scene.rearranged(|row, column| (from(row), column));
-        visit(Candidate::likeness(key, text, parts))
-    };
-    let steps = steps_of_rows(scene);
-    let last = steps.len() - 1;
-    rows(CauseKey::TokenBefore, "each row is the right one of the token before", &|r| {
-        r.saturating_sub(1)
-    })?;
-    rows(CauseKey::TokenAfter, "each row is the right one of the token after", &|r| {
-        (r + 1).min(last)
-    })?;
-    rows(CauseKey::RowsEqual, "every row is the first one", &|_| 0)?;
-    let first = &steps[0];
-    rows(CauseKey::RowsEqual, "every row of a step is its first one", &|r| steps[r].start)?;
-    rows(CauseKey::PreviousStep, "decode steps have the right result of the step before", &|r| {
-        if r < first.end { r } else { steps[r].start - 1 }
-    })?;
-    rows(CauseKey::PreviousStep, "every decode step has the prompt's last result", &|r| {
-        r.min(first.end - 1)
-    })
-}
-
-/// The rows of the step that each row belongs to.
-fn steps_of_rows(scene: &Scene<'_, '_>) -> Vec<Range<usize>> {
-    let (mut list, mut start) = (Vec::new(), 0);
-    for &step in &scene.steps {
-        let tokens = scene.replay.recording.steps[step as usize].len();
-        list.extend(std::iter::repeat_n(start..start + tokens, tokens));
-        start += tokens;
-    }
-    list
-}
-
-/// Stages whose rows differ in length from step to step.
-fn is_ragged(stage: Stage) -> bool {
-    matches!(stage, Stage::KCache | Stage::VCache | Stage::Scores | Stage::Probs)
-}
-
-/// The right values in another order: heads and dims exchanged, reversed, or any fixed order of a
-/// row, found by value.
-pub fn permutations<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
-    if is_ragged(scene.stage()) {
-        return Ok(());
-    }
-    let (width, dim) = (scene.width(), scene.heads().dim.min(scene.width()));
-    let heads = width / dim;
-    let mut with = |text: &str, from: &dyn Fn(usize, usize) -> (usize, usize)| {
-        let parts = scene.rearranged(from);
-        visit(Candidate::mistake(CauseKey::HeadsPermuted, text, parts))
-    };
-    if scene.stage().axes().len() == 3 {
-        with("heads in reverse order", &|r, c| (r, (heads - 1 - c / dim) * dim + c % dim))?;
-        with("[dim][head] read as [head][dim]", &|r, c| (r, c % heads * dim + c / heads))?;
-        with("[head][dim] read as [dim][head]", &|r, c| (r, c % dim * heads + c / dim))?;
-        let half = (dim / 2).max(1);
-        with("dims (i, i+d/2) stored as (2i, 2i+1)", &|r, c| {
-            (r, c / dim * dim + c % dim % 2 * half + c % dim / 2)
-        })?;
-        with("dims (2i, 2i+1) stored as (i, i+d/2)", &|r, c| {
-            (r, c / dim * dim + c % dim % half * 2 + c % dim / half)
-        })?;
-        // Of a prompt only: [pos][head] and [head][pos] are the same for one token.
-        let steps = steps_of_rows(scene);
-        with("[pos][head] read as [head][pos]", &|r, c| {
-            let place = c / dim * steps[r].len() + r - steps[r].start;
-            (steps[r].start + place / heads, place % heads * dim + c % dim)
-        })?;
-        with("[head][pos] read as [pos][head]", &|r, c| {
-            let (place, tokens) = ((r - steps[r].start) * heads + c / dim, steps[r].len());
-            (steps[r].start + place % tokens, place / tokens * dim + c % dim)
-        })?;
-    }
-    if let Some(order) = order_of_row(scene, width) {
-        let moved = order.iter().enumerate().filter(|(to, from)| to != *from).count();
-        let text = format!(
-            "the right values in another order: {moved} of {width} columns moved, column {} holds {}",
-            order.iter().enumerate().position(|(to, &from)| to != from).unwrap_or(0),
-            order.iter().enumerate().find(|(to, from)| to != *from).map_or(0, |(_, &from)| from)
-        );
-        let parts = scene.rearranged(|row, column| (row, order[column]));
-        visit(Candidate::likeness(CauseKey::RowsPermuted, text, parts))?;
+    let graph = evidence.graph();
+    let within = evidence.cone().iter().rev().skip(1);
+    for &id in within.filter(|&&id| !graph.node(id).op.is_layout()) {
+        let doubled = Edits::one(id, Change::Times(2.0));
+        let Some(factor) = evidence.factor_of(&doubled)?.map(snapped) else { continue };
+        let text = format!("{} times {}", graph.node(id).op, short(factor));
+        let edit = Edits::one(id, Change::Times(factor));
+        visit(evidence.edited(CauseKey::Scaled, text, Rank::Likeness, &edit)?);
     }
     Ok(())
 }
 
-/// The column whose right values each recorded column holds, if every one holds one: by the values
-/// of the last row, where they are all different.
-fn order_of_row(scene: &Scene<'_, '_>, width: usize) -> Option<Vec<usize>> {
-    let piece = scene.pieces.last()?;
+/// Each row times a factor of its own: one number is fitted to each, which must be long.
+fn multiples_of_rows(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    const LEAST_WIDTH: usize = 32;
+    let starts_with_tokens =
+        evidence.spec().axes.first().is_some_and(|axis| axis.axis == Axis::Token);
+    let is_long = evidence.steps.iter().all(|step| row_width(step) >= LEAST_WIDTH);
+    if !evidence.may_fit() || !starts_with_tokens || !is_long {
+        return;
+    }
+    let text = "each token's right values times a factor of the token's own";
+    let tried = evidence.multiplied(CauseKey::Scaled, text, Rank::Likeness, |step| {
+        let piece = &step.observed.piece;
+        let width = row_width(step);
+        let rows = piece.expected.value.chunks_exact(width).zip(piece.captured.chunks_exact(width));
+        let factors = |(right, recorded): (&[f64], &[f32])| {
+            let along: f64 = right.iter().zip(recorded).map(|(a, &b)| a * f64::from(b)).sum();
+            let squares: f64 = right.iter().map(|a| a * a).sum();
+            let factor = if squares > 0.0 { along / squares } else { 1.0 };
+            vec![factor; width]
+        };
+        Some(rows.flat_map(factors).collect())
+    });
+    // One factor for all is simpler.
+    visit(tried.map(|tried| Tried { mistakes: 2, ..tried }));
+}
+
+/// The right value beside the recorded one of every wrong element.
+fn wrong_pairs(evidence: &Evidence<'_>) -> Vec<(f64, f64)> {
+    let of = |(step, wrong): (&StepEvidence<'_>, &Vec<bool>)| {
+        let piece = &step.observed.piece;
+        let pairs = piece.expected.value.iter().zip(&piece.captured).zip(wrong);
+        let pairs =
+            pairs.filter(|((right, x), wrong)| **wrong && right.is_finite() && x.is_finite());
+        pairs.map(|((&right, &x), _)| (right, f64::from(x))).collect::<Vec<_>>()
+    };
+    evidence.steps.iter().zip(&evidence.wrong).flat_map(of).collect()
+}
+
+/// A number added to all: the median, which a few odd elements leave as it is.
+fn offsets(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    let mut differences: Vec<f64> = wrong_pairs(evidence).iter().map(|(a, b)| b - a).collect();
+    if !evidence.may_fit() || differences.is_empty() {
+        return;
+    }
+    let middle = differences.len() / 2;
+    let (_, &mut median, _) = differences.select_nth_unstable_by(middle, f64::total_cmp);
+    let text = format!("{median:.2e} is added to every element");
+    visit(evidence.predicted(CauseKey::Offset, text, Rank::Likeness, |step| {
+        let right = &step.observed.piece.expected;
+        Some(right.with_values(right.value.iter().map(|x| x + median).collect(), 0.0))
+    }));
+}
+
+/// Any operation whose result has the size of a source does nothing.
+fn left_out(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let graph = evidence.graph();
+    for id in evidence.cone().iter().copied() {
+        let node = graph.node(id);
+        if node.op.is_layout() {
+            continue;
+        }
+        for (source, of) in node.sources.iter().enumerate() {
+            if of.is_some_and(|of| graph.node(of).ne == node.ne) {
+                let name = of.map_or(String::new(), |of| evidence.name_of(of));
+                let text = format!("{} does nothing: its result is {name}", node.op);
+                let edit = Edits::one(id, Change::LeftOut(source));
+                let key = CauseKey::OtherTensor;
+                visit(evidence.edited(key, text, Rank::Likeness, &edit)?);
+            }
+        }
+        whole_cone(evidence, id, visit)?;
+    }
+    Ok(())
+}
+
+/// The cone's last node does nothing.
+fn whole_cone(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let is_sum = evidence.graph().node(id).op == Op::MulMat;
+    if !is_sum || evidence.cone().last() == Some(&id) {
+        return Ok(());
+    }
+    // A product alone, without what follows it in the same operation.
+    let graph = evidence.graph();
+    let own = graph.node(id).ne;
+    let after = evidence.cone().iter().copied().filter(|&after| after > id);
+    let after: Vec<NodeId> = after.filter(|&after| graph.node(after).ne == own).collect();
+    let left_out = |&after: &NodeId| {
+        let node = graph.node(after);
+        let source = (0..node.sources.len())
+            .find(|&s| node.source(s).is_some_and(|s| graph.node(s).ne == own))?;
+        Some((after, Change::LeftOut(source)))
+    };
+    let edit = Edits(after.iter().filter_map(left_out).collect());
+    let text = "nothing follows the product".to_string();
+    visit(evidence.edited(CauseKey::TermMissing, text, Rank::Likeness, &edit)?);
+    Ok(())
+}
+
+/// The length of a row of a step: of a token, or of a position; else all.
+fn row_width(step: &StepEvidence<'_>) -> usize {
+    let spec = &step.machine.run.model.sites.specs()[step.observed.place];
+    let has_rows =
+        spec.axes.first().is_some_and(|axis| matches!(axis.axis, Axis::Token | Axis::Position));
+    step.observed.shape.iter().skip(usize::from(has_rows)).product::<usize>().max(1)
+}
+
+fn rows(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    if evidence.spec().axes.first().is_none_or(|axis| axis.axis != Axis::Token) {
+        return;
+    }
+    let orders: [(CauseKey, &str, Order); 4] = [
+        (CauseKey::TokenBefore, "each row is the right one of the token before", |t, _| {
+            t.saturating_sub(1)
+        }),
+        (CauseKey::TokenAfter, "each row is the right one of the token after", |t, n| {
+            (t + 1).min(n - 1)
+        }),
+        (CauseKey::RowsEqual, "every row of a step is its first one", |_, _| 0),
+        (CauseKey::RowsEqual, "every row of a step is its last one", |_, n| n - 1),
+    ];
+    for (key, text, order) in orders {
+        visit(evidence.moved(key, text, Rank::Likeness, |at| {
+            let step = &evidence.steps[at];
+            let (width, n) = (row_width(step), step.observed.piece.captured.len());
+            let tokens = n / width;
+            let of = |i: usize| order(i / width, tokens) * width + i % width;
+            Some(Moved { step: at, order: (0..n).map(of).collect() })
+        }));
+    }
+}
+
+/// Rows in an order that people mistake for another: heads and halves.
+fn columns(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    let Some(first) = evidence.steps.first() else { return };
+    let width = row_width(first);
+    if evidence.steps.iter().any(|step| row_width(step) != width) || width < 2 {
+        return;
+    }
+    let mut dims = evidence.heads().map_or_else(|| evidence.head_dims(), |heads| vec![heads.dim]);
+    dims.extend([width, width / 2]);
+    dims.extend(first.observed.shape.last().copied());
+    dims.sort_unstable();
+    dims.dedup();
+    for (text, place) in orders(width, &dims) {
+        let text = text.replace("rows", "elements");
+        visit(evidence.moved(CauseKey::HeadsPermuted, text, Rank::Likeness, |at| {
+            let n = evidence.steps[at].observed.piece.captured.len();
+            let of = |i: usize| i / width * width + place(i % width);
+            Some(Moved { step: at, order: (0..n).map(of).collect() })
+        }));
+    }
+}
+
+/// Any fixed order of a row, found by the values of the last one.
+fn permutations(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    const LEAST_ROWS: usize = 4;
+    let Some(last) = evidence.steps.last() else { return };
+    let width = row_width(last);
+    let rows: usize = evidence.wrong.iter().map(|wrong| wrong.len() / width).sum();
+    let is_ragged = evidence.steps.iter().any(|step| row_width(step) != width);
+    // As many numbers are fitted as a row has elements.
+    if is_ragged || rows < LEAST_ROWS || width < 2 {
+        return;
+    }
+    let Some(order) = order_of_row(last, width) else { return };
+    let moved = order.iter().enumerate().filter(|(to, from)| to != *from).count();
+    let text = format!("the right values in another order: {moved} of {width} elements moved");
+    visit(evidence.moved(CauseKey::RowsPermuted, text, Rank::Likeness, |at| {
+        let n = evidence.steps[at].observed.piece.captured.len();
+        let of = |i: usize| i / width * width + order[i % width];
+        Some(Moved { step: at, order: (0..n).map(of).collect() })
+    }));
+}
+
+/// The place whose right value each recorded element of the last row has, if every one has one.
+fn order_of_row(step: &StepEvidence<'_>, width: usize) -> Option<Vec<usize>> {
+    let piece = &step.observed.piece;
     let last = piece.captured.len().checked_sub(width)?;
-    let mut sorted: Vec<(f64, usize)> =
+    let mut right: Vec<(f64, usize)> =
         piece.expected.value[last..].iter().copied().enumerate().map(|(i, x)| (x, i)).collect();
-    sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
+    right.sort_by(|a, b| a.0.total_cmp(&b.0));
     let mut recorded: Vec<(f64, usize)> =
         piece.captured[last..].iter().enumerate().map(|(i, &x)| (f64::from(x), i)).collect();
     recorded.sort_by(|a, b| a.0.total_cmp(&b.0));
     let mut order = HashMap::new();
-    for ((right, from), (held, to)) in sorted.iter().zip(&recorded) {
-        if (right - held).abs() > piece.expected.bound(last + from) {
+    for ((value, from), (held, to)) in right.iter().zip(&recorded) {
+        if (value - held).abs() > piece.expected.bound(last + from) {
             return None;
         }
         order.insert(*to, *from);
@@ -195,73 +311,117 @@ fn order_of_row(scene: &Scene<'_, '_>, width: usize) -> Option<Vec<usize>> {
     order.iter().enumerate().any(|(to, &from)| to != from).then_some(order)
 }
 
-/// Right, but with a number added to all: the median, which a few odd elements leave as it is.
-pub fn offsets<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
-    let pairs = scene.pairs(true);
-    let mut differences: Vec<f64> =
-        pairs.iter().map(|(right, recorded)| f64::from(*recorded) - right).collect();
-    if differences.is_empty() {
-        return Ok(());
+/// One other recorded tensor of the same shape.
+fn others(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    for place in evidence.other_sites(evidence.spec().node) {
+        let text = format!("equals {}", evidence.site_name(place));
+        visit(evidence.copied(CauseKey::OtherTensor, text, Rank::Likeness, |step| {
+            evidence.recorded(step, place)
+        }));
     }
-    let middle = differences.len() / 2;
-    let (_, &mut median, _) = differences.select_nth_unstable_by(middle, f64::total_cmp);
-    let text = format!("{median:.2e} is added to every element");
-    // It is told by elements that are rounded themselves.
-    let size: f64 = pairs.iter().map(|(_, recorded)| f64::from(recorded.abs())).sum();
-    let uncertain = scene.rounding().storage * size / pairs.len() as f64;
-    visit(Candidate::likeness(CauseKey::Offset, text, scene.shifted(median, uncertain)))
-}
-
-/// The right values stored, or summed, in a coarser format than declared.
-pub fn arithmetic<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
-    let declared = scene.replay.recording.arithmetic.of(scene.stage());
-    let stored_as =
-        |test: &dyn Fn(f32) -> f32| scene.recorded().all(|x| !x.is_finite() || test(x) == x);
-    // Of two that explain the errors the sharper one is the cause: a coarse result before coarse
-    // sums, and the finer format first.
-    let between = scene.rounding().between;
-    let mut with = |key, text: String, rounding: Rounding, order: usize| {
-        let rounding = Rounding { between, ..rounding };
-        let parts = scene.with_rounding(rounding)?;
-        let candidate = Candidate::mistake(key, text, parts).of_mistakes(order);
-        visit(Candidate { rank: Rank::Arithmetic, ..candidate })
-    };
-    let rounds: [(DType, &dyn Fn(f32) -> f32); 2] = [
-        (DType::F16, &|x| f16::from_f32(x).to_f32()),
-        (DType::Bf16, &|x| bf16::from_f32(x).to_f32()),
-    ];
-    for (order, (dtype, round)) in (1..).zip(rounds) {
-        let coarser = dtype.unit_roundoff() > declared.storage.unit_roundoff();
-        if coarser && stored_as(round) {
-            let text = format!("stored as {dtype}, but declared {}", declared.storage);
-            with(CauseKey::StoredCoarser, text, Rounding::new(declared.accumulator, dtype), order)?;
-        }
-    }
-    for (order, dtype) in (3..).zip([DType::F16, DType::Bf16]) {
-        if dtype.unit_roundoff() > declared.accumulator.unit_roundoff() {
-            let text = format!("summed in {dtype}, but declared {}", declared.accumulator);
-            with(CauseKey::F16Accumulation, text, Rounding::new(dtype, declared.storage), order)?;
-        }
-    }
-    Ok(())
+    let text = "decode steps have the right result of the step before";
+    visit(evidence.moved(CauseKey::PreviousStep, text, Rank::Likeness, |at| {
+        let step = &evidence.steps[at];
+        let n = step.observed.piece.captured.len();
+        let width = row_width(step);
+        let before = step.observed.step.checked_sub(1);
+        let before = evidence.steps.iter().position(|other| Some(other.observed.step) == before);
+        let last = |before: usize| evidence.steps[before].observed.piece.captured.len();
+        Some(match before.filter(|&before| n == width && last(before) >= n) {
+            Some(before) => {
+                Moved { step: before, order: (last(before) - n..last(before)).collect() }
+            }
+            None => Moved { step: at, order: (0..n).collect() },
+        })
+    }));
 }
 
 /// Infinities where the right value is beyond f16's largest.
-pub fn overflows<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
+fn overflows(evidence: &Evidence<'_>, visit: Visit<'_>) {
     let largest = f64::from(f16::MAX.to_f32());
-    let of = |piece: &Piece<'a>| {
-        let pairs = piece.expected.value.iter().zip(&piece.captured);
-        pairs.into_iter().any(|(right, x)| right.abs() > largest && x.is_infinite())
+    let overflows = |right: f64, x: f32| right.abs() > largest && !x.is_finite();
+    let any = |step: &StepEvidence<'_>| {
+        let piece = &step.observed.piece;
+        piece.expected.value.iter().zip(&piece.captured).any(|(&right, &x)| overflows(right, x))
     };
-    if !scene.pieces.iter().any(of) {
-        return Ok(());
+    if !evidence.steps.iter().any(any) {
+        return;
     }
-    let parts = scene.changed(|piece, index| {
-        let right = piece.expected.value[index];
-        // An expectation that is no number is met by anything.
-        let overflows = right.abs() > largest && !piece.captured[index].is_finite();
-        if overflows { f64::NAN } else { right }
-    });
     let text = format!("overflows f16, whose largest number is {largest}");
-    visit(Candidate::mistake(CauseKey::Overflow, text, parts))
+    visit(evidence.predicted(CauseKey::Overflow, text, Rank::Mistake, |step| {
+        let piece = &step.observed.piece;
+        let pairs = piece.expected.value.iter().zip(&piece.captured);
+        // An expectation that is no number is met by anything.
+        let of = |(&right, &x): (&f64, &f32)| if overflows(right, x) { f64::NAN } else { right };
+        Some(piece.expected.with_values(pairs.map(of).collect(), 0.0))
+    }));
+}
+
+/// Whether errors are where those of coarse sums are: in most elements, and in every row.
+fn is_spread(evidence: &Evidence<'_>) -> bool {
+    const LEAST_WIDTH: usize = 16;
+    let mut elements = (0, 0);
+    for (step, wrong) in evidence.steps.iter().zip(&evidence.wrong) {
+        let right = &step.observed.piece.expected.value;
+        let width = row_width(step);
+        for (row, right) in wrong.chunks(width).zip(right.chunks(width)) {
+            let counts = || row.iter().zip(right).filter(|(_, x)| x.is_finite() && **x != 0.0);
+            let (all, off) = (counts().count(), counts().filter(|(wrong, _)| **wrong).count());
+            if all >= LEAST_WIDTH && off == 0 {
+                return false;
+            }
+            elements = (elements.0 + all, elements.1 + off);
+        }
+    }
+    elements.1 * 2 >= elements.0
+}
+
+/// The right values stored, or summed, in a coarser format than declared.
+fn arithmetic(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
+    /// Roundings of a function.
+    const FUNCTIONS: f64 = 16.0;
+    let graph = evidence.graph();
+    // A sum of n terms is a walk of n partial sums, each rounded: u sqrt(n / 6) of the result, and twice that.
+    let sources = evidence.cone().iter().flat_map(|&id| graph.node(id).sources.iter().flatten());
+    let longest = sources.map(|&id| graph.node(id).ne[0].fixed.max(1)).max().unwrap_or(1) as f64;
+    let declared = evidence.run.recording.arithmetic.of(evidence.spec().stage);
+    let recorded = || evidence.steps.iter().flat_map(|step| &step.observed.piece.captured);
+    let stored_as = |test: fn(f32) -> f32| recorded().all(|x| !x.is_finite() || test(*x) == *x);
+    let rounds: [(DType, Rounded); 2] = [
+        (DType::F16, |x| f16::from_f32(x).to_f32()),
+        (DType::Bf16, |x| bf16::from_f32(x).to_f32()),
+    ];
+    // Of two that explain the errors the sharper one is the cause: a coarse result before coarse sums, and
+    // the finer format first.
+    for (order, (dtype, round)) in (1..).zip(rounds) {
+        if dtype.unit_roundoff() > declared.storage.unit_roundoff() && stored_as(round) {
+            let text = format!("stored as {dtype}, but declared {}", declared.storage);
+            let rounding = Rounding::new(declared.accumulator, dtype);
+            let tried = evidence.stored_coarser(text, rounding);
+            visit(Some(Tried { mistakes: order, ..tried }));
+        }
+    }
+    for (order, dtype) in (3..).zip([DType::F16, DType::Bf16]) {
+        let u = dtype.unit_roundoff();
+        let is_coarser = u > declared.accumulator.unit_roundoff();
+        let most = u * (FUNCTIONS + 1.2 * longest.sqrt());
+        // A twentieth of what such sums lose, at least.
+        let least = u * longest.sqrt() / 50.0;
+        if !is_coarser
+            || !(least..=most).contains(&evidence.relative_error())
+            || !is_spread(evidence)
+        {
+            continue;
+        }
+        let coarse = |&id: &NodeId| {
+            let coarse = move |call: &mut Call<'_, '_>| call.rounding.sum = u;
+            (id, Change::Call(Rc::new(coarse)))
+        };
+        let edit = Edits(evidence.cone().iter().map(coarse).collect());
+        let text = format!("summed in {dtype}, but declared {}", declared.accumulator);
+        let key = CauseKey::F16Accumulation;
+        let tried = evidence.edited(key, text, Rank::Consistent, &edit)?;
+        visit(tried.map(|tried| Tried { mistakes: order, ..tried }));
+    }
+    Ok(())
 }

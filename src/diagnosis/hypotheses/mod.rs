@@ -1,12 +1,61 @@
-//! The named mistakes, a file for each family of operations.
+//! The hypotheses by the operations that they may explain: a family a file.
 
-pub mod attention;
-pub mod cache;
-pub mod elementwise;
-pub mod fused;
-pub mod likeness;
-pub mod norm;
-pub mod projection;
-pub mod rope;
-pub mod softmax;
-pub mod split;
+mod activation;
+mod attention;
+mod cache;
+mod elementwise;
+mod embedding;
+mod experts;
+mod fused;
+mod likeness;
+mod near;
+mod norm;
+mod parts;
+mod product;
+mod recurrent;
+mod rope;
+mod rounded;
+mod softmax;
+mod split;
+
+pub use cache::found;
+
+use crate::diagnosis::{Evidence, cause::Tried, replay::ReplayError};
+
+/// Where the element of a place comes from, given how many there are: (place, count).
+type Order = fn(usize, usize) -> usize;
+/// A number changed.
+type Scalar = fn(f64) -> f64;
+/// A row changed.
+type Row = fn(&mut [f64]);
+/// A number rounded to a format.
+type Rounded = fn(f32) -> f32;
+
+/// Takes what was tried.
+pub type Visit<'v> = &'v mut dyn FnMut(Option<Tried>);
+
+type Family = fn(&Evidence<'_>, Visit<'_>) -> Result<(), ReplayError>;
+
+/// The families; each finds its operations among the nodes that make a site.
+const FAMILIES: [Family; 14] = [
+    embedding::lookups,
+    norm::norms,
+    product::products,
+    rounded::inputs,
+    rope::rotations,
+    attention::products,
+    softmax::attention,
+    fused::attentions,
+    activation::functions,
+    elementwise::operations,
+    experts::mixtures,
+    recurrent::recurrences,
+    parts::parts,
+    likeness::likenesses,
+];
+
+/// Every hypothesis that applies to a site.
+pub fn all(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
+    cache::caches(evidence, visit);
+    FAMILIES.iter().try_for_each(|family| family(evidence, visit))
+}

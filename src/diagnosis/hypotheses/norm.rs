@@ -1,206 +1,260 @@
-//! What goes wrong in an RMS norm.
+//! Mistakes in a norm.
 
+use std::rc::Rc;
+
+use super::{Scalar, Visit, near::WeightSource};
 use crate::{
     core::cause_key::CauseKey,
     diagnosis::{
-        hypotheses::projection::{candidates_of_width, other_layers},
-        replay::{Operation, ReplayError, norm_weight, ops},
-        scene::{Candidate, Scene, Visit},
+        Change, Edits, Evidence, Row,
+        cause::Tried,
+        replay::{ReplayError, rules::Call},
     },
-    graph::site::Stage,
+    graph::{Extent, NodeId, Op},
 };
 
-/// Values of eps in use; the fitted one is told from these.
-const EPSILONS: [f64; 8] = [0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1e-2];
+/// Epsilons in use.
+const EPSILONS: [f64; 9] = [0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2];
 
-/// What a group's elements are multiplied by.
-type ScaleOf<'f> = Box<dyn Fn(&[f64]) -> f64 + 'f>;
-/// A scale that may have been used: its key if it is a wrong one, its name, its function.
-type Scale<'f> = (Option<CauseKey>, String, ScaleOf<'f>);
-
-/// Another weight, another scale, and one of each together.
-pub fn norms<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
-    let x = scene.input()?;
-    let weights = weights(scene)?;
-    let scales = scales(scene, weights[0].2.len());
-    let left_out = scene.whole(ops::copy(&x, scene.rounding()));
-    visit(Candidate::mistake(
-        CauseKey::NormMissing,
-        "left out: the result is its input",
-        left_out,
-    ))?;
-    let mut with = |weight: &Weight, scale: &Scale<'_>, centred: bool| {
-        let (weight_key, weight_text, weight) = weight;
-        let (scale_key, scale_text, scale) = scale;
-        let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
-        let none = |_: &[f64]| 0.0;
-        let centre: &dyn Fn(&[f64]) -> f64 = if centred { &mean } else { &none };
-        let centre_text = if centred { "the mean is subtracted, as LayerNorm does" } else { "" };
-        let mut texts = vec![weight_text.as_str(), scale_text.as_str(), centre_text];
-        texts.retain(|text| !text.is_empty());
-        let key = weight_key.or(*scale_key).unwrap_or(CauseKey::MeanSubtracted);
-        let norm = ops::Norm { weight, centre, scale: &**scale };
-        let candidate = scene.candidate(key, texts.join(", and "), |_, rows| {
-            let few = rows.map(|rows| x.select(rows));
-            Ok(ops::norm(few.as_ref().unwrap_or(&x), &norm, scene.rounding()))
-        })?;
-        visit(candidate.of_mistakes(texts.len()))
-    };
-    for (w, weight) in weights.iter().enumerate() {
-        for (s, scale) in scales.iter().enumerate() {
-            for centred in [false, true] {
-                let is_right = (w, s, centred) == (0, 0, false);
-                let of_three_mistakes = w > 0 && s > 0 && centred;
-                if !(is_right || of_three_mistakes) {
-                    with(weight, scale, centred)?;
-                }
-            }
-        }
+/// Norms with another epsilon, centre, groups, input or weight, or without them.
+pub fn norms(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let norms = evidence.nodes(|node| node.op.is_norm());
+    for &norm in &norms {
+        epsilons(evidence, norm, visit)?;
+        other_kinds(evidence, norm, visit)?;
+        scales(evidence, norm, visit)?;
+        groups(evidence, norm, visit)?;
+        evidence.other_inputs(norm, 0, &|_| CauseKey::InputOfOther, visit)?;
     }
-    // Fitted to what the right weight gives.
-    if let Some(eps) = fitted_eps(scene) {
-        with(&weights[0], &other_eps(eps, scene.config().rms_eps), false)?;
+    if norms.is_empty() {
+        return Ok(());
+    }
+    for factor in evidence.nodes(|node| node.op == Op::Mul) {
+        weights(evidence, factor, visit)?;
+    }
+    for bias in evidence.nodes(|node| node.op == Op::Add) {
+        super::product::biases(evidence, bias, visit)?;
     }
     Ok(())
 }
 
-/// A weight that may have been used: its key if it is a wrong one, its name, its values.
-type Weight = (Option<CauseKey>, String, Vec<f64>);
-
-fn weights(scene: &Scene<'_, '_>) -> Result<Vec<Weight>, ReplayError> {
-    let wide = |weight: Vec<f32>| weight.into_iter().map(f64::from).collect::<Vec<f64>>();
-    let part = norm_weight(scene.stage()).expect("called for a norm");
-    let own = wide(scene.replay.norm_weight(scene.operation)?);
-    let length = own.len();
-    let mut list = vec![(None, String::new(), own.clone())];
-    list.push((Some(CauseKey::NormWeightMissing), "weight missing".to_string(), vec![1.0; length]));
-    let plus_one = own.iter().map(|w| w + 1.0).collect();
-    list.push((Some(CauseKey::NormWeightPlusOne), "1 added to the weight".to_string(), plus_one));
-    list.push((
-        Some(CauseKey::NormWeightZero),
-        "the weight is all zero".to_string(),
-        vec![0.0; length],
-    ));
-    let mut others: Vec<(String, String)> = Vec::new();
-    for layer in other_layers(scene) {
-        let tensor = Operation { layer: Some(layer), stage: scene.stage() }.tensor(part);
-        others.push((tensor, format!("the weight of {}", scene.layer_name(layer))));
-    }
-    let layer = scene.operation.layer.unwrap_or(scene.config().n_layer as u32 - 1);
-    for stage in Stage::ALL.into_iter().filter(|&stage| stage != scene.stage()) {
-        let of_layer = Operation { layer: stage.in_layer().then_some(layer), stage };
-        let Some(part) = norm_weight(stage) else { continue };
-        others.push((of_layer.tensor(part), format!("{part} in place of its own weight")));
-    }
-    if scene.operation.layer.is_none() {
-        let text = "blk.0.attn_norm.weight in place of its own weight";
-        others.push(("blk.0.attn_norm.weight".to_string(), text.to_string()));
-    }
-    for (tensor, text) in others {
-        if let Some(other) = scene.replay.vector(&tensor)?.filter(|other| other.len() == length) {
-            list.push((Some(CauseKey::NormWeightOfOther), text, wide(other)));
-        }
-    }
-    Ok(list)
+fn eps_index(op: Op) -> usize {
+    usize::from(op == Op::GroupNorm)
 }
 
-/// Scales of a group of `length` elements, the right one first.
-fn scales<'f>(scene: &Scene<'_, '_>, length: usize) -> Vec<Scale<'f>> {
-    let stored = scene.config().rms_eps;
-    let eps = f64::from(stored);
-    let mut list: Vec<Scale<'f>> =
-        vec![(None, String::new(), Box::new(move |x| ops::inverse_rms(x, eps)))];
-    for other in EPSILONS.into_iter().filter(|&other| other as f32 != stored) {
-        list.push(other_eps(other, stored));
+fn epsilons(evidence: &Evidence<'_>, norm: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let node = evidence.graph().node(norm);
+    let index = eps_index(node.op);
+    let own = f64::from(node.params(Extent { tokens: 1, cells: 1, is_first: true }).float(index));
+    let mut list = EPSILONS.to_vec();
+    list.extend([own * 10.0, own / 10.0]);
+    list.extend(solved(evidence, norm, index)?);
+    let differs = |eps: &f64| (*eps as f32) != own as f32;
+    for eps in list.into_iter().filter(differs) {
+        let edit = Edits::one(norm, Change::float(index, eps));
+        let text = format!("eps {eps:e} instead of {:e}", own as f32);
+        visit(evidence.mistake(CauseKey::Eps, text, &edit)?);
     }
-    let squares = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>();
-    let mut add = |key, text: &str, scale: ScaleOf<'f>| {
-        list.push((Some(key), text.to_string(), scale));
+    Ok(())
+}
+
+/// The epsilon that gives results of the recorded size, to three digits: more of it makes them smaller.
+fn solved(evidence: &Evidence<'_>, norm: NodeId, index: usize) -> Result<Option<f64>, ReplayError> {
+    const HALVINGS: usize = 48;
+    if !evidence.may_fit() {
+        return Ok(None);
+    }
+    let ratio = |log: f64| evidence.ratio(&Edits::one(norm, Change::float(index, log.exp())));
+    let (mut low, mut high) = (1e-13f64.ln(), 1e3f64.ln());
+    for _ in 0..HALVINGS {
+        let middle = 0.5 * (low + high);
+        let Some(ratio) = ratio(middle)? else { return Ok(None) };
+        if ratio < 1.0 {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    let eps = (0.5 * (low + high)).exp();
+    Ok(format!("{eps:.2e}").parse().ok())
+}
+
+fn other_kinds(evidence: &Evidence<'_>, norm: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let op = evidence.graph().node(norm).op;
+    let others: &[(CauseKey, &str, Op)] = match op {
+        Op::RmsNorm => &[
+            (CauseKey::MeanSubtracted, "the mean is subtracted, as LayerNorm does", Op::Norm),
+            (CauseKey::NotAveraged, "divided by the root of the sum of squares", Op::L2Norm),
+        ],
+        Op::Norm => &[
+            (CauseKey::MeanSubtracted, "the mean is not subtracted, as in RMSNorm", Op::RmsNorm),
+            (CauseKey::NotAveraged, "divided by the root of the sum of squares", Op::L2Norm),
+        ],
+        Op::L2Norm => {
+            &[(CauseKey::NotAveraged, "divided by the root of the mean of squares", Op::RmsNorm)]
+        }
+        _ => &[],
     };
-    let outside = move |x: &[f64]| 1.0 / ((squares(x) / x.len() as f64).sqrt() + eps);
-    add(CauseKey::Eps, "eps added after the square root", Box::new(outside));
-    let sum = move |x: &[f64]| 1.0 / (squares(x) + eps).sqrt();
-    add(CauseKey::NotAveraged, "the squares are summed, not averaged", Box::new(sum));
-    let less_one =
-        move |x: &[f64]| 1.0 / (squares(x) / (x.len() as f64 - 1.0).max(1.0) + eps).sqrt();
-    add(CauseKey::NotAveraged, "the squares are divided by n - 1", Box::new(less_one));
-    let no_root = move |x: &[f64]| 1.0 / (squares(x) / x.len() as f64 + eps);
-    add(CauseKey::RootMissing, "divided by the mean square, without its root", Box::new(no_root));
-    let absolute = |x: &[f64]| x.len() as f64 / x.iter().map(|x| x.abs()).sum::<f64>();
-    add(
-        CauseKey::NotSquared,
-        "divided by the mean magnitude instead of the RMS",
-        Box::new(absolute),
-    );
-    add(CauseKey::NormMissing, "not normalised, only multiplied by the weight", Box::new(|_| 1.0));
-    // A longer block is as good as all of the elements.
-    let blocks = [(64, 32), (128, 32), (256, 32), (512, 32), (1024, 32)];
-    for (block, first) in blocks.into_iter().filter(|&(block, _)| block < length) {
-        let text = format!(
-            "only the first {first} of every {block} elements are summed (one warp of a block)"
-        );
-        let partial = move |x: &[f64]| {
-            let seen = x.iter().enumerate().filter(|(i, _)| i % block < first);
-            1.0 / (seen.map(|(_, x)| x * x).sum::<f64>() / x.len() as f64 + eps).sqrt()
-        };
-        list.push((Some(CauseKey::PartialSum), text, Box::new(partial)));
+    for &(key, text, op) in others {
+        visit(evidence.mistake(key, text, &Edits::one(norm, Change::Op(op)))?);
     }
-    for first in [32, 64, 128, 256, 512].into_iter().filter(|&first| first < length) {
+    let left_out = Edits::one(norm, Change::LeftOut(0));
+    visit(evidence.mistake(CauseKey::NormMissing, "not normalised", &left_out)?);
+    // The norm with its factor and its bias.
+    let mut all = vec![(norm, Change::LeftOut(0))];
+    let weighted = |id: &NodeId| *id > norm && evidence.weight_source(*id).is_some();
+    let after = evidence.nodes(|node| matches!(node.op, Op::Mul | Op::Add));
+    for id in after.into_iter().filter(weighted) {
+        let source = 1 - evidence.weight_source(id).map_or(1, |weight| weight.source.min(1));
+        all.push((id, Change::LeftOut(source)));
+    }
+    if all.len() > 1 {
+        let text = "the norm is left out, with its weight";
+        visit(evidence.mistake(CauseKey::NormMissing, text, &Edits(all))?);
+    }
+    Ok(())
+}
+
+/// What a row is multiplied by, given epsilon.
+type Scale = Rc<dyn Fn(&Row<'_>, f64) -> f64>;
+
+/// An RMS norm with another scale: of other elements, without its root, with epsilon elsewhere.
+fn scales(evidence: &Evidence<'_>, norm: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let node = evidence.graph().node(norm);
+    if node.op != Op::RmsNorm || !node.ne[0].is_fixed() {
+        return Ok(());
+    }
+    let (width, any) = (node.ne[0].fixed as usize, Extent { tokens: 1, cells: 1, is_first: true });
+    let eps = f64::from(node.params(any).float(eps_index(node.op)));
+    let mut is_proven = false;
+    for (key, text, mistakes, scale) in other_scales(width) {
+        if mistakes > 1 && is_proven {
+            continue;
+        }
+        let of = move |row: Row<'_>| {
+            let right = 1.0 / (squares(row.source) / row.source.len() as f64 + eps).sqrt();
+            scale(&row, eps) / right
+        };
+        let edit = Edits::one(norm, Change::RowTimes(Rc::new(of)));
+        let tried = evidence.mistake(key, text, &edit)?;
+        is_proven |= tried.as_ref().is_some_and(|tried| tried.explained.is_proof());
+        visit(tried.map(|tried| Tried { mistakes, ..tried }));
+    }
+    Ok(())
+}
+
+fn squares(x: &[f64]) -> f64 {
+    x.iter().map(|x| x * x).sum()
+}
+
+/// Other scales, each with how many mistakes it takes.
+fn other_scales(width: usize) -> Vec<(CauseKey, String, u8, Scale)> {
+    let mut list: Vec<(CauseKey, String, u8, Scale)> = Vec::new();
+    let mut add = |key, text: &str, of: fn(&[f64], f64) -> f64| {
+        let scale = move |row: &Row<'_>, eps: f64| of(row.source, eps);
+        list.push((key, text.to_string(), 1, Rc::new(scale)));
+    };
+    let n = |x: &[f64]| x.len() as f64;
+    let outside = |x: &[f64], eps| 1.0 / ((squares(x) / x.len() as f64).sqrt() + eps);
+    add(CauseKey::Eps, "eps added after the square root", outside);
+    let sum = |x: &[f64], eps: f64| 1.0 / (squares(x) + eps).sqrt();
+    add(CauseKey::NotAveraged, "the squares are summed, not averaged", sum);
+    let less_one =
+        |x: &[f64], eps: f64| 1.0 / (squares(x) / (x.len() as f64 - 1.0).max(1.0) + eps).sqrt();
+    add(CauseKey::NotAveraged, "the squares are divided by n - 1", less_one);
+    let no_root = |x: &[f64], eps: f64| 1.0 / (squares(x) / x.len() as f64 + eps);
+    add(CauseKey::RootMissing, "divided by the mean square, without its root", no_root);
+    let absolute = |x: &[f64], _: f64| x.len() as f64 / x.iter().map(|x| x.abs()).sum::<f64>();
+    add(CauseKey::NotSquared, "divided by the mean magnitude instead of the RMS", absolute);
+    let mut partial = |text: String, mistakes, seen: Rc<dyn Fn(usize, bool) -> bool>| {
+        let scale = move |row: &Row<'_>, eps: f64| {
+            let kept = row.source.iter().enumerate().filter(|(i, _)| seen(*i, row.is_alone));
+            1.0 / (kept.map(|(_, x)| x * x).sum::<f64>() / n(row.source) + eps).sqrt()
+        };
+        list.push((CauseKey::PartialSum, text, mistakes, Rc::new(scale)));
+    };
+    for first in [32, 64, 128, 256, 512, width - 1].into_iter().filter(|&first| first < width) {
         let text = format!("only the first {first} elements are summed");
-        let partial = move |x: &[f64]| 1.0 / (squares(&x[..first]) / x.len() as f64 + eps).sqrt();
-        list.push((Some(CauseKey::PartialSum), text, Box::new(partial)));
+        partial(text, 1, Rc::new(move |i, _| i < first));
+    }
+    // A longer block is as good as all of the elements.
+    let blocks: Vec<usize> =
+        [64, 128, 256, 512, 1024].into_iter().filter(|&block| block < width).collect();
+    let of_block = |block: usize| format!("only the first 32 of every {block} elements are summed");
+    for &block in &blocks {
+        let text = format!("{} (one warp of a block)", of_block(block));
+        partial(text, 1, Rc::new(move |i, _| i % block < 32));
+    }
+    // A kernel may take larger blocks for the one row of a decode step.
+    for &block in &blocks {
+        for alone in blocks.iter().copied().chain([usize::MAX]).filter(|&alone| alone > block) {
+            let of_alone = match alone {
+                usize::MAX => "the first 32 in decode steps".to_string(),
+                _ => format!("of every {alone} in decode steps"),
+            };
+            let text = format!("{}, {of_alone} (one warp of a block)", of_block(block));
+            let seen = move |i, is_alone| i % if is_alone { alone } else { block } < 32;
+            partial(text, 2, Rc::new(seen));
+        }
     }
     list
 }
 
-fn other_eps<'f>(eps: f64, stored: f32) -> Scale<'f> {
-    let text = format!("eps {eps:e} instead of {stored:e}");
-    (Some(CauseKey::Eps), text, Box::new(move |x| ops::inverse_rms(x, eps)))
-}
-
-/// The eps that the recorded values speak of, to three digits: from y = x w / sqrt(ms + eps).
-fn fitted_eps(scene: &Scene<'_, '_>) -> Option<f64> {
-    let x = scene.input().ok()?;
-    let weight = scene.replay.norm_weight(scene.operation).ok()?;
-    let recorded: Vec<f32> = scene.recorded().collect();
-    let mut found: Vec<f64> = Vec::new();
-    for (x, y) in x.value.chunks_exact(weight.len()).zip(recorded.chunks_exact(weight.len())) {
-        let (mut xy, mut xx) = (0.0, 0.0);
-        for ((x, y), w) in x.iter().zip(y).zip(&weight) {
-            let x = x * f64::from(*w);
-            (xy, xx) = (xy + x * f64::from(*y), xx + x * x);
-        }
-        let mean_square = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
-        found.push((xx / xy).powi(2) - mean_square);
+/// Groups of another size: all heads of a token at once, or each head by itself.
+fn groups(evidence: &Evidence<'_>, norm: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let node = evidence.graph().node(norm);
+    if node.op == Op::GroupNorm {
+        let text = "all groups are normalised as one";
+        let edit = Edits::one(norm, Change::int(0, 1));
+        visit(evidence.mistake(CauseKey::NormGroups, text, &edit)?);
+        return Ok(());
     }
-    found.retain(|eps| eps.is_finite() && *eps > 0.0);
-    found.sort_by(f64::total_cmp);
-    let median = *found.get(found.len() / 2)?;
-    let fitted: f64 = format!("{median:.2e}").parse().ok()?;
-    let stored = scene.config().rms_eps;
-    let is_known = |eps: f64| eps as f32 == stored || EPSILONS.contains(&eps);
-    (!is_known(fitted)).then_some(fitted)
-}
-
-/// The norm of another tensor of the same width.
-pub fn other_input<'a>(scene: &Scene<'_, 'a>, visit: Visit<'_, 'a>) -> Result<(), ReplayError> {
-    let weight = scene.replay.norm_weight(scene.operation)?;
-    let weight: Vec<f64> = weight.into_iter().map(f64::from).collect();
-    let eps = f64::from(scene.config().rms_eps);
-    let right = scene.replay.input(scene.operation);
-    for (operation, x) in candidates_of_width(scene, scene.width())? {
-        if operation == right {
-            continue;
-        }
-        let scale = |x: &[f64]| ops::inverse_rms(x, eps);
-        let norm = ops::Norm { weight: &weight, centre: &|_| 0.0, scale: &scale };
-        let names = (scene.named(operation), scene.named(right));
-        let text = format!("its input is {} instead of {}", names.0, names.1);
-        visit(Candidate::mistake(
-            CauseKey::InputOfOther,
-            text,
-            scene.whole(ops::norm(&x, &norm, scene.rounding())),
-        ))?;
+    let (width, heads) = (node.ne[0], node.ne[1]);
+    let mut widths = Vec::new();
+    if width.is_fixed() && heads.is_fixed() && heads.fixed > 1 {
+        let all = (width.fixed * heads.fixed) as usize;
+        widths.push((all, "all heads of a token are normalised at once".to_string()));
+    }
+    let own = width.fixed.max(1) as usize;
+    let mut parts = evidence.head_dims();
+    parts.extend([2, 4, 8].map(|n| own / n));
+    parts.retain(|&dim| dim > 1 && dim < own && own.is_multiple_of(dim));
+    parts.sort_unstable();
+    parts.dedup();
+    widths.extend(parts.into_iter().map(|dim| {
+        (dim, format!("each {dim} elements are normalised by themselves, not all {own}"))
+    }));
+    for (width, text) in widths {
+        let regrouped = move |call: &mut Call<'_, '_>| {
+            let ne = [width, call.elements() / width, 1, 1];
+            call.ne = ne;
+            if let Some(Some(argument)) = call.arguments.first_mut() {
+                argument.ne = ne;
+            }
+        };
+        let edit = Edits::one(norm, Change::Call(Rc::new(regrouped)));
+        visit(evidence.mistake(CauseKey::NormGroups, text, &edit)?);
     }
     Ok(())
+}
+
+/// The weight of a norm missing, changed, or of another norm.
+fn weights(evidence: &Evidence<'_>, factor: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let Some(WeightSource { source, .. }) = evidence.weight_source(factor) else {
+        return Ok(());
+    };
+    let edit = Edits::one(factor, Change::LeftOut(1 - source.min(1)));
+    visit(evidence.mistake(CauseKey::NormWeightMissing, "weight missing", &edit)?);
+    let changes: [(CauseKey, &str, Scalar); 5] = [
+        (CauseKey::NormWeightPlusOne, "1 added to the weight", |w| w + 1.0),
+        (CauseKey::NormWeightMinusOne, "1 subtracted from the weight", |w| w - 1.0),
+        (CauseKey::NormWeightTwice, "multiplied by the weight twice", |w| w * w),
+        (CauseKey::NormWeightTwice, "the weight doubled", |w| 2.0 * w),
+        (CauseKey::NormWeightZero, "the weight is all zero", |_| 0.0),
+    ];
+    for (key, text, of) in changes {
+        let edit = Edits::one(factor, Change::each(source, of));
+        visit(evidence.mistake(key, text, &edit)?);
+    }
+    evidence.of_other_weights(factor, [CauseKey::NormWeightOfOther; 2], visit)
 }

@@ -1,13 +1,14 @@
 //! How accurate an operation's recorded results are, in units of their rounding bounds.
 
+use std::{collections::BTreeMap, rc::Rc};
+
 use rayon::prelude::*;
 
-use crate::{
-    diagnosis::replay::{
-        forward::{Piece, Recording, Replay, ReplayError},
-        operation::Operation,
-    },
-    model::Model,
+use super::{
+    judge::judge_found,
+    machine::GraphRun,
+    operation::Operation,
+    recording::{Piece, ReplayError},
 };
 
 /// The error of one operation over all recorded steps. Its inputs are the side's own, so that what
@@ -39,26 +40,22 @@ impl Sums {
     }
 }
 
-/// The accuracy of every operation that a side recorded, in canonical order; layers in parallel.
-pub fn accuracies(model: &Model, recording: Recording<'_>) -> Result<Vec<Accuracy>, ReplayError> {
-    let operations = Operation::all(&model.config);
-    let layers: Vec<&[Operation]> = operations.chunk_by(|a, b| a.layer == b.layer).collect();
-    let of_layer = |layer: &&[Operation]| {
-        let replay = Replay::new(model, recording);
-        let of = |&operation: &Operation| accuracy(&replay, operation);
-        layer.iter().map(of).collect::<Result<Vec<_>, ReplayError>>()
+/// The accuracy of every operation that a side recorded, in the order of the graph.
+pub fn accuracies(run: GraphRun<'_>) -> Result<Vec<Accuracy>, ReplayError> {
+    let mut totals: BTreeMap<usize, Sums> = BTreeMap::new();
+    judge_found(run, &Rc::default(), &mut |_, observed| {
+        let total = totals.entry(observed.place).or_default();
+        *total = total.add(sums(&observed.piece));
+        Ok(())
+    })?;
+    let specs = run.model.sites.specs();
+    let of = |(place, total): (usize, Sums)| {
+        let operation = Operation { layer: specs[place].layer, stage: specs[place].stage };
+        let Sums { squared_error, squared_bound, peak } = total;
+        let rms = if squared_bound > 0.0 { (squared_error / squared_bound).sqrt() } else { 0.0 };
+        Accuracy { operation, rms, peak }
     };
-    let found = layers.par_iter().map(of_layer).collect::<Result<Vec<_>, ReplayError>>()?;
-    Ok(found.into_iter().flatten().flatten().collect())
-}
-
-/// `None` where no result of the operation was recorded.
-fn accuracy(replay: &Replay<'_>, operation: Operation) -> Result<Option<Accuracy>, ReplayError> {
-    let pieces = replay.pieces(operation)?;
-    let total = pieces.iter().map(sums).fold(Sums::default(), Sums::add);
-    let Sums { squared_error, squared_bound, peak } = total;
-    let rms = if squared_bound > 0.0 { (squared_error / squared_bound).sqrt() } else { 0.0 };
-    Ok((!pieces.is_empty()).then_some(Accuracy { operation, rms, peak }))
+    Ok(totals.into_iter().map(of).collect())
 }
 
 fn sums(piece: &Piece<'_>) -> Sums {
@@ -77,7 +74,7 @@ fn sums(piece: &Piece<'_>) -> Sums {
 /// cancel: this is to be compared with itself, not to be a verdict.
 fn of_element(piece: &Piece<'_>, index: usize) -> Sums {
     let (value, actual) = (piece.expected.value[index], piece.captured[index]);
-    if !(piece.counts(index) && value.is_finite()) {
+    if !value.is_finite() {
         return Sums::default();
     }
     let error = if actual.is_finite() { (f64::from(actual) - value).abs() } else { f64::INFINITY };

@@ -6,16 +6,21 @@
 //! lambda * spread + single + u_storage * |y|          lambda = 6
 //! ```
 //!
-//! `spread` is sqrt(n) u_sum (|a| . |b|) for a sum of n products (Higham and Mary, "A new approach to
-//! probabilistic rounding error analysis", 2019); `single` bounds what is rounded once on the way.
-//! `docs/diagnosis.md` derives it.
+//! `spread` is the standard deviation of the errors of a sum ([`SumRounding`]; after Higham and Mary, "A new
+//! approach to probabilistic rounding error analysis", 2019); `single` bounds what is rounded once on the
+//! way. `docs/diagnosis.md` derives it.
 
 use std::ops::Range;
+
+use rayon::prelude::*;
 
 use crate::{
     core::{arithmetic::Arithmetic, tensor::DType},
     graph::site::Stage,
 };
+
+/// Roundings of the operations that change a right value to a wrong one.
+const CHANGE: f64 = 4.0;
 
 /// How many standard deviations a random walk of rounding errors may go: it goes further once in
 /// some 10^7 sums.
@@ -113,21 +118,50 @@ impl Operand {
     }
 }
 
-type PerElement<'a> = Box<dyn Fn(usize) -> f64 + Send + Sync + 'a>;
+type PerElement<'a, T> = Box<dyn Fn(usize) -> T + Send + Sync + 'a>;
+
+/// What is known of the terms of a sum of products.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// sum (a b)^2.
+    pub squares: f64,
+    /// The sum of the squares of the partial sums, in the order of the terms.
+    pub walk: f64,
+}
+
+/// How a sum of n products is rounded.
+#[derive(Clone, Copy, Debug)]
+pub struct SumRounding {
+    pub n: usize,
+    /// Unit roundoff.
+    pub u: f64,
+    /// Roundings of each term beside those of the sum, in unit roundoffs.
+    pub of_terms: f64,
+}
+
+impl SumRounding {
+    /// The standard deviation of the error of a sum y: each partial sum s is rounded by at most u |s|, evenly.
+    /// Of n terms in any order the squares of the partial sums are together n (y^2 / 3 + sum (a b)^2 / 2) on
+    /// average: those of a drift to y, and those of a random walk.
+    pub fn deviation(self, y: f64, terms: Terms) -> f64 {
+        let n = self.n as f64;
+        let any_order = n * (y * y / 9.0 + terms.squares / 6.0);
+        let of_sums = any_order.max(terms.walk / 3.0).sqrt();
+        self.u * (of_sums + self.of_terms * (terms.squares.sqrt() + y.abs()))
+    }
+}
 
 /// The standard deviation of the rounding errors that a sum gathers.
 pub enum Spread<'a> {
     None,
     Each(Vec<f64>),
-    /// For sums of products, whose |a| . |b| would cost as much as the product itself: it lies
-    /// between |a . b| and ||a|| ||b||, and is only computed where that does not decide.
+    /// For sums of products, whose squares would cost as much as the product itself: their sum lies
+    /// between y^2 / n and ||a||_4^2 ||b||_4^2, and is only computed where that does not decide.
     Product {
-        /// sqrt(n) u: what |a| . |b| is multiplied by.
-        factor: f64,
-        /// ||a|| ||b||.
-        most: PerElement<'a>,
-        /// |a| . |b|.
-        exact: PerElement<'a>,
+        rounding: SumRounding,
+        /// ||a||_4^2 ||b||_4^2.
+        most: PerElement<'a, f64>,
+        exact: PerElement<'a, Terms>,
         /// What uncertain inputs add.
         inherited: Option<Vec<f64>>,
     },
@@ -161,8 +195,10 @@ impl<'a> Expected<'a> {
         match &self.spread {
             Spread::None => 0.0,
             Spread::Each(each) => each[index],
-            Spread::Product { factor, inherited, .. } => {
-                let own = factor * self.value[index].abs();
+            Spread::Product { rounding, inherited, .. } => {
+                let y = self.value[index];
+                let terms = Terms { squares: y * y / rounding.n.max(1) as f64, walk: 0.0 };
+                let own = rounding.deviation(y, terms);
                 own + inherited.as_ref().map_or(0.0, |inherited| inherited[index])
             }
         }
@@ -171,8 +207,10 @@ impl<'a> Expected<'a> {
     /// An upper limit of an element's spread, cheaply.
     pub fn most_spread(&self, index: usize) -> f64 {
         match &self.spread {
-            Spread::Product { factor, most, inherited, .. } => {
-                factor * most(index) + inherited.as_ref().map_or(0.0, |inherited| inherited[index])
+            Spread::Product { rounding, most, inherited, .. } => {
+                let terms = Terms { squares: most(index), walk: 0.0 };
+                let own = rounding.deviation(self.value[index], terms);
+                own + inherited.as_ref().map_or(0.0, |inherited| inherited[index])
             }
             _ => self.least_spread(index),
         }
@@ -183,15 +221,20 @@ impl<'a> Expected<'a> {
         LAMBDA * self.most_spread(index) + self.fixed(index)
     }
 
-    /// How far the element may be from its value.
-    pub fn bound(&self, index: usize) -> f64 {
-        let spread = match &self.spread {
-            Spread::Product { factor, exact, inherited, .. } => {
-                factor * exact(index) + inherited.as_ref().map_or(0.0, |inherited| inherited[index])
+    /// The spread of an element, as sharp as it can be computed.
+    pub fn spread_of(&self, index: usize) -> f64 {
+        match &self.spread {
+            Spread::Product { rounding, exact, inherited, .. } => {
+                let own = rounding.deviation(self.value[index], exact(index));
+                own + inherited.as_ref().map_or(0.0, |inherited| inherited[index])
             }
             _ => self.least_spread(index),
-        };
-        LAMBDA * spread + self.fixed(index)
+        }
+    }
+
+    /// How far the element may be from its value.
+    pub fn bound(&self, index: usize) -> f64 {
+        LAMBDA * self.spread_of(index) + self.fixed(index)
     }
 
     /// |actual - value| in units of the bound. `None` where the inputs are no numbers, so that
@@ -212,7 +255,20 @@ impl<'a> Expected<'a> {
             return Some(error / least);
         }
         let most = self.most_bound(index);
-        Some(if error > most { error / most } else { error / self.bound(index) })
+        Some(if error > most * self.order_matters() {
+            error / most
+        } else {
+            error / self.bound(index)
+        })
+    }
+
+    /// How many times the cheap limit of a bound the order of a sum's terms may make it: the partial sums of n
+    /// terms are at most sqrt(n) times as large as those of a random walk.
+    fn order_matters(&self) -> f64 {
+        match &self.spread {
+            Spread::Product { rounding, .. } => (2.0 * rounding.n as f64).sqrt(),
+            _ => 1.0,
+        }
     }
 
     /// |actual - value| in units of the bound, exactly.
@@ -236,39 +292,58 @@ impl<'a> Expected<'a> {
         let spread = match spread {
             Spread::None => Spread::None,
             Spread::Each(each) => Spread::Each(taken(&each, size)),
-            Spread::Product { factor, most, exact, inherited } => {
+            Spread::Product { rounding, most, exact, inherited } => {
                 let inherited = inherited.map(|inherited| taken(&inherited, size));
                 let places = std::sync::Arc::new(from);
                 let (of_most, of_exact) = (std::sync::Arc::clone(&places), places);
-                Spread::Product {
-                    factor,
-                    most: Box::new(move |i| size * most(of_most[i])),
-                    exact: Box::new(move |i| size * exact(of_exact[i])),
-                    inherited,
-                }
+                let square = size * size;
+                let exact = move |i: usize| {
+                    let Terms { squares, walk } = exact(of_exact[i]);
+                    Terms { squares: square * squares, walk: square * walk }
+                };
+                let most = Box::new(move |i: usize| square * most(of_most[i]));
+                Spread::Product { rounding, most, exact: Box::new(exact), inherited }
             }
         };
         Expected { value, spread, single, rounding }
     }
 
-    /// Other values with the bounds of these, in proportion, and room for the operation that changed them.
-    pub fn replaced(&self, value: Vec<f64>) -> Expected<'static> {
-        const CHANGE: f64 = 4.0;
-        let ratio = |i: usize| match self.value[i].abs() {
-            0.0 => 1.0,
-            size => (value[i].abs() / size).clamp(0.0, 1e6),
-        };
+    /// Values that are known as they are, and were copied.
+    pub fn copied(&self, value: Vec<f64>) -> Expected<'static> {
         let rounding = self.rounding;
-        let spread = (0..value.len()).map(|i| self.most_spread(i) * ratio(i)).collect();
-        let change = |i: usize| CHANGE * rounding.sum * value[i].abs();
-        let single = (0..value.len()).map(|i| self.single_of(i) * ratio(i) + change(i)).collect();
+        let single = value.iter().map(|x| CHANGE * rounding.sum * x.abs()).collect();
+        Expected { value, spread: Spread::None, single, rounding }
+    }
+
+    /// Each element times a factor of its own, its error too.
+    pub fn times(&self, factors: &[f64]) -> Expected<'static> {
+        let rounding = self.rounding;
+        let value: Vec<f64> =
+            self.value.iter().zip(factors).map(|(x, factor)| x * factor).collect();
+        let size = |i: usize| factors[i].abs();
+        let spread = (0..value.len()).map(|i| size(i) * self.most_spread(i)).collect();
+        let own = |i: usize| size(i) * self.single_of(i) + CHANGE * rounding.sum * value[i].abs();
+        let single = (0..value.len()).map(own).collect();
         Expected { value, spread: Spread::Each(spread), single, rounding }
     }
 
-    /// The result as the input of another operation.
-    pub fn into_operand(self, width: usize) -> Operand {
-        let spread = (0..self.value.len()).map(|i| self.most_spread(i) + self.fixed(i));
-        let spread = Some(spread.collect());
-        Operand { width, value: self.value, spread }
+    /// Other values with the errors of these, and one more that all have in common.
+    pub fn with_values(&self, value: Vec<f64>, more: f64) -> Expected<'static> {
+        let rounding = self.rounding;
+        let spread = (0..value.len()).map(|i| self.most_spread(i)).collect();
+        let own = |i: usize| self.single_of(i) + CHANGE * rounding.sum * value[i].abs() + more;
+        let single = (0..value.len()).map(own).collect();
+        Expected { value, spread: Spread::Each(spread), single, rounding }
+    }
+
+    /// The same with each element's bound computed, where that takes at most so many terms.
+    pub fn sharpened(mut self, most_terms: usize) -> Expected<'a> {
+        if let Spread::Product { rounding, .. } = &self.spread
+            && rounding.n.saturating_mul(self.value.len()) <= most_terms
+        {
+            let spread = (0..self.value.len()).into_par_iter().map(|i| self.spread_of(i)).collect();
+            self.spread = Spread::Each(spread);
+        }
+        self
     }
 }

@@ -1,18 +1,23 @@
-//! Guilty or cleared: an operation's recorded result against its bound.
+//! Guilty or cleared: every recorded result of a run against its bound.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    rc::Rc,
+};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::{
+    expected::LAMBDA,
+    machine::{Found, GraphRun, Machine, Observed},
+    operation::Operation,
+    recording::{Piece, ReplayError},
+};
 use crate::{
     compare::Pattern,
     core::tensor::Tensor,
-    diagnosis::replay::{
-        expected::LAMBDA,
-        forward::{Piece, Recording, Replay, ReplayError},
-        operation::Operation,
-    },
-    graph::site::Axis,
-    model::Model,
+    graph::{NodeId, Op, site::Axis},
 };
 
 /// What the replay says of one operation, over all recorded steps.
@@ -138,46 +143,87 @@ pub fn drift(pieces: &[Piece<'_>]) -> f64 {
     tallies.fold(Tally::default(), Tally::add).drift()
 }
 
-/// Judges every operation that a side recorded, in canonical order; layers in parallel.
-pub fn judge_all(model: &Model, recording: Recording<'_>) -> Result<Vec<Judged>, ReplayError> {
-    let operations = Operation::all(&model.config);
-    let layers: Vec<&[Operation]> = operations.chunk_by(|a, b| a.layer == b.layer).collect();
-    let of_layer = |layer: &&[Operation]| {
-        let replay = Replay::new(model, recording);
-        let judged = layer.iter().map(|&operation| judge(&replay, operation));
-        judged.collect::<Result<Vec<_>, ReplayError>>()
-    };
-    let judged = layers.par_iter().map(of_layer).collect::<Result<Vec<_>, ReplayError>>()?;
-    Ok(judged.into_iter().flatten().flatten().collect())
+/// The verdict on a whole run.
+pub struct RunVerdict {
+    /// In the order of the graph.
+    pub judged: Vec<Judged>,
+    /// Nodes that no rule is known for, with how many there are of each operation.
+    pub without_rule: BTreeMap<String, usize>,
+    /// Choices in which another would have been as good, within the rounding of what they choose among.
+    pub near_ties: BTreeSet<Operation>,
 }
 
-/// Judges an operation of a recorded side.
-pub fn judge(replay: &Replay<'_>, operation: Operation) -> Result<Option<Judged>, ReplayError> {
-    replay.take_spanned();
-    let pieces = replay.pieces(operation)?;
-    if pieces.is_empty() {
-        return Ok(None);
+/// Judges every site that a side recorded.
+pub fn judge(run: GraphRun<'_>) -> Result<RunVerdict, ReplayError> {
+    judge_found(run, &Rc::default(), &mut |_, _| Ok(()))
+}
+
+/// Takes a result with the memory as its node found it.
+pub type Look<'l, 'a> = &'l mut dyn FnMut(&Machine<'a>, &Observed<'a>) -> Result<(), ReplayError>;
+
+/// The same where some caches are found as these by the tokens; `look` is given every result.
+pub fn judge_found<'a>(
+    run: GraphRun<'a>,
+    found: &Rc<HashMap<usize, Found>>,
+    look: Look<'_, 'a>,
+) -> Result<RunVerdict, ReplayError> {
+    let specs = run.model.sites.specs();
+    let mut trials: BTreeMap<usize, Trial> = BTreeMap::new();
+    let mut spanned: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+    let mut near_ties = BTreeSet::new();
+    let operation = |place: usize| {
+        let spec = &specs[place];
+        Operation { layer: spec.layer, stage: spec.stage }
+    };
+    let (known, needed) = (run.inputs.tokens, run.recording.steps.iter().map(Vec::len).sum());
+    if known < needed {
+        return Err(ReplayError::Short { known, needed });
     }
-    let spanned = replay.take_spanned();
-    let axes = operation.stage.axes();
-    let mut trial = Trial::new(operation);
-    for piece in &pieces {
-        trial.add(piece, replay.recording, axes, &|step| shape(replay, operation, step));
+    let mut machine = Machine::new(run).with_found(found);
+    for step in 0..run.recording.steps.len() as u32 {
+        machine.step(step, &mut |machine, observed| {
+            let place = observed.place;
+            look(machine, &observed)?;
+            let trial = trials.entry(place).or_insert_with(|| Trial::new(operation(place)));
+            let axes: Vec<Axis> = specs[place].axes.iter().map(|axis| axis.axis).collect();
+            trial.add(machine, &observed, &axes);
+            spanned.entry(place).or_default().extend(&observed.spanned);
+            if observed.choice.is_some_and(|times| times > 0.0) {
+                near_ties.insert(operation(place));
+            }
+            Ok(())
+        })?;
     }
-    Ok(Some(Judged { spanned, ..trial.verdict() }))
+    let verdict = |(place, trial): (usize, Trial)| {
+        let through = spanned.get(&place).into_iter().flatten();
+        let spanned = through.map(|&place| operation(place)).collect();
+        Judged { spanned, ..trial.verdict() }
+    };
+    let judged = trials.into_iter().map(verdict).collect();
+    let without_rule = counted(run, &machine.without_rule);
+    Ok(RunVerdict { judged, without_rule, near_ties })
+}
+
+fn counted(run: GraphRun<'_>, nodes: &BTreeSet<NodeId>) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for &id in nodes {
+        let op: &Op = &run.model.graph.node(id).op;
+        *counts.entry(op.name().to_string()).or_default() += 1;
+    }
+    counts
 }
 
 /// Which elements of a piece are beyond their bounds.
 pub fn wrong_elements(piece: &Piece<'_>) -> Vec<bool> {
     let is_wrong = |index: usize| {
         let times_bound = || piece.expected.times_bound(index, piece.captured[index]);
-        piece.counts(index) && times_bound().is_some_and(|times| times > 1.0)
+        times_bound().is_some_and(|times| times > 1.0)
     };
     (0..piece.captured.len()).into_par_iter().map(is_wrong).collect()
 }
 
-/// The verdict on an operation as its pieces come in.
-pub struct Trial {
+/// The verdict on an operation as its steps come in.
+struct Trial {
     operation: Operation,
     total: Tally,
     worst: Option<Worst>,
@@ -186,37 +232,31 @@ pub struct Trial {
 }
 
 impl Trial {
-    pub fn new(operation: Operation) -> Trial {
+    fn new(operation: Operation) -> Trial {
         let (total, worst, pattern) = (Tally::default(), None, None);
         Trial { operation, total, worst, pattern, drifts: false }
     }
 
-    /// Judges one piece; whether any of it is beyond its bound.
-    pub fn add(
-        &mut self,
-        piece: &Piece<'_>,
-        recording: Recording<'_>,
-        axes: &[Axis],
-        shape: &dyn Fn(u32) -> Vec<usize>,
-    ) -> bool {
+    /// Judges the result of one step.
+    fn add(&mut self, machine: &Machine<'_>, observed: &Observed<'_>, axes: &[Axis]) {
+        let piece = &observed.piece;
         self.drifts |= tells_more(std::slice::from_ref(piece));
         let tally = tally(piece, self.drifts);
         if let Some((flat, _)) = tally.worst {
-            let found = locate(recording, shape, piece, flat);
+            let found = located(observed, flat);
             let is_worse = |worst: &Worst| found.times_bound > worst.times_bound;
             if self.worst.as_ref().is_none_or(is_worse) {
                 self.worst = Some(found);
             }
         }
         if tally.beyond > 0 && self.pattern.is_none() {
-            self.pattern = Some(pattern_of(recording, axes, shape, piece));
+            self.pattern = Some(pattern(machine, observed, axes));
         }
         self.total = self.total.add(tally);
-        tally.beyond > 0
     }
 
-    /// The verdict on all pieces.
-    pub fn verdict(self) -> Judged {
+    /// The verdict on all steps.
+    fn verdict(self) -> Judged {
         let Trial { operation, total, worst, pattern, drifts } = self;
         let drift = if drifts { total.drift() } else { 0.0 };
         let (elements, beyond) = (total.elements, total.beyond);
@@ -239,79 +279,33 @@ fn tally(piece: &Piece<'_>, drifts: bool) -> Tally {
 }
 
 impl Piece<'_> {
-    /// Whether the element counts: a score of a key after the query's position does not.
-    pub fn counts(&self, index: usize) -> bool {
-        match self.keys {
-            Some(keys) => index % keys <= self.positions[index / self.width],
-            None => true,
-        }
-    }
-
-    /// What was recorded of an element, in units of its bound; `None` where it does not count.
+    /// What was recorded of an element, in units of its bound; `None` where nothing is expected.
     fn times_bound(&self, index: usize) -> Option<f64> {
-        if self.counts(index) {
-            self.expected.times_bound(index, self.captured[index])
-        } else {
-            None
-        }
-    }
-
-    /// The step and flat index within its tensor of an element.
-    pub fn place(&self, recording: Recording<'_>, index: usize) -> (u32, usize) {
-        let mut rest = index;
-        for &step in &self.steps[..self.steps.len() - 1] {
-            let length = recording.positions(step).len() * self.width;
-            if rest < length {
-                return (step, rest);
-            }
-            rest -= length;
-        }
-        (*self.steps.last().expect("a piece has steps"), rest)
+        self.expected.times_bound(index, self.captured[index])
     }
 }
 
-fn locate(
-    recording: Recording<'_>,
-    shape: &dyn Fn(u32) -> Vec<usize>,
-    piece: &Piece<'_>,
-    flat: usize,
-) -> Worst {
-    let (step, within) = piece.place(recording, flat);
-    let shape = shape(step);
+fn located(observed: &Observed<'_>, flat: usize) -> Worst {
+    let Observed { piece, step, shape, .. } = observed;
     let recorded = piece.captured[flat];
     let times_bound = if recorded.is_finite() {
         piece.expected.exact_times_bound(flat, recorded)
     } else {
         f64::INFINITY
     };
-    let expected = piece.expected.value[flat];
-    Worst { step, index: Tensor::unravel(within, &shape), recorded, expected, times_bound }
+    let (step, index) = (*step, Tensor::unravel(flat, shape));
+    Worst { step, index, recorded, expected: piece.expected.value[flat], times_bound }
 }
 
-fn shape(replay: &Replay<'_>, operation: Operation, step: u32) -> Vec<usize> {
-    let positions = replay.recording.positions(step);
-    replay.model.config.shape(operation.stage, positions.len(), positions.end)
-}
-
-/// Which elements are beyond their bound, in the piece's first step that has any.
-fn pattern_of(
-    recording: Recording<'_>,
-    axes: &[Axis],
-    shape: &dyn Fn(u32) -> Vec<usize>,
-    piece: &Piece<'_>,
-) -> String {
-    let beyond: Vec<(u32, usize)> = (0..piece.captured.len())
+/// Which elements of a step are beyond their bound.
+fn pattern(machine: &Machine<'_>, observed: &Observed<'_>, axes: &[Axis]) -> String {
+    let Observed { piece, shape, .. } = observed;
+    let beyond: Vec<usize> = (0..piece.captured.len())
         .into_par_iter()
         .filter(|&index| piece.times_bound(index).is_some_and(|times| times > 1.0))
-        .map(|index| piece.place(recording, index))
         .collect();
-    let step = beyond[0].0;
-    let shape = shape(step);
-    let first = recording.positions(step).start;
-    let pattern = Pattern::of(axes, &shape, first, |mark| {
-        for (_, flat) in beyond.iter().filter(|(of_step, _)| *of_step == step) {
-            mark(&Tensor::unravel(*flat, &shape));
-        }
+    let pattern = Pattern::of(axes, shape, machine.first_position, |mark| {
+        beyond.iter().for_each(|&flat| mark(&Tensor::unravel(flat, shape)));
     });
     pattern.text
 }

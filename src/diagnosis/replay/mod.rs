@@ -5,29 +5,22 @@
 //! came in with the inputs. `docs/diagnosis.md` derives the bound.
 
 mod accuracy;
-mod attend;
 mod expected;
-mod forward;
-mod graph_judge;
 mod judge;
 pub mod machine;
 mod matrix;
 mod operation;
-pub mod ops;
 mod others;
 mod product;
 mod products;
-mod reading;
+mod recording;
 pub mod rules;
 
 pub use accuracy::{Accuracy, accuracies};
-pub use attend::{Reading, Roundings, Way, attend};
-pub use expected::{Expected, LAMBDA, Operand, Rounding, Spread};
-pub use forward::{Parts, Piece, Recording, Replay, ReplayError, Width, appended};
-pub use graph_judge::{GraphVerdict, judge_graph};
-pub use judge::{Judged, Worst, drift, judge, judge_all, wrong_elements};
-pub use machine::{AsItIs, Edit, GraphRun, Machine, Memory, Observe, Observed, Root};
+pub use expected::{Expected, LAMBDA, Operand, Rounding, Spread, SumRounding, Terms};
+pub use judge::{Judged, RunVerdict, Worst, drift, judge, judge_found, wrong_elements};
+pub use machine::{AsItIs, Edit, Found, GraphRun, Machine, Memory, Observe, Observed, Root};
 pub use matrix::{Matrix, round};
-pub use operation::{Operation, name, norm_weight, projection};
+pub use operation::{Operation, name};
 pub use products::{Factor, Pair, Product};
-pub use reading::Readings;
+pub use recording::{Piece, Recording, ReplayError};

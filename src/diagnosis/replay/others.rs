@@ -1,6 +1,6 @@
 //! Values that a node does not read: other recorded tensors in the order of one of its sources.
 
-use super::{forward::ReplayError, machine::Machine};
+use super::{machine::Machine, recording::ReplayError};
 use crate::graph::{NodeId, SiteSpec, site::Axis};
 
 impl Machine<'_> {

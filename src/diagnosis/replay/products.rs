@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use ndarray::{Array2, ArrayView2, Axis, linalg::general_mat_mul, s};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis, linalg::general_mat_mul, s};
 use rayon::prelude::*;
 
 use crate::{
     diagnosis::replay::{
-        expected::{Expected, Operand, Rounding, Spread},
+        expected::{Expected, Operand, Rounding, Spread, SumRounding, Terms},
         matrix::Matrix,
         product::Rows,
     },
@@ -60,7 +60,7 @@ struct Part {
     value: Array2<f64>,
     /// What uncertain inputs add, in standard deviations.
     inherited: Option<Array2<f64>>,
-    /// Norms of the block's rows.
+    /// The squares of the 4-norms of the block's rows.
     norms: Vec<f64>,
 }
 
@@ -119,7 +119,7 @@ impl<'a> Product<'a> {
             let first = block * self.outputs + chunk * COLUMNS;
             weight.with_rows(first..first + norms.len(), |weights| {
                 for (norm, weights) in norms.iter_mut().zip(weights.chunks_exact(x.width)) {
-                    *norm = sum_of(weights, |_, w| w * w).sqrt();
+                    *norm = sum_of(weights, |_, w| (w * w).powi(2)).sqrt();
                 }
                 values.times(weights, |w| w, value);
                 if let (Some(squares), Some(inherited)) = (&squares, inherited) {
@@ -164,7 +164,7 @@ impl<'a> Product<'a> {
     ) -> Expected<'a> {
         let Product { x, factor, outputs, pairs, of_terms } = self;
         let of_rows = norms(view(&x));
-        let factor_of_sums = ((x.width as f64).sqrt() + of_terms) * rounding.sum;
+        let sum = SumRounding { n: x.width, u: rounding.sum, of_terms };
         let pairs = Arc::new(pairs);
         let all = Arc::clone(&pairs);
         let most = move |index: usize| {
@@ -176,23 +176,35 @@ impl<'a> Product<'a> {
             let (row, output) = (x.row(row), block * outputs + index % outputs);
             match &factor {
                 Factor::Weight(weight) => {
-                    let sum = |weights: &[f32]| sum_of(weights, |input, w| (row[input] * w).abs());
-                    let sum = weight.with_rows(output..output + 1, sum);
-                    sum.expect("the same row was read for the product")
+                    let terms = |weights: &[f32]| {
+                        terms(row.iter().zip(weights).map(|(x, &w)| x * f64::from(w)))
+                    };
+                    let terms = weight.with_rows(output..output + 1, terms);
+                    terms.expect("the same row was read for the product")
                 }
                 Factor::Dense(dense) => {
-                    row.iter().zip(dense.row(output)).map(|(x, a)| (x * a).abs()).sum()
+                    terms(row.iter().zip(dense.row(output)).map(|(x, a)| x * a))
                 }
             }
         };
-        let spread = Spread::Product {
-            factor: factor_of_sums,
-            most: Box::new(most),
-            exact: Box::new(exact),
-            inherited,
-        };
-        Expected { value, spread, single: Vec::new(), rounding }
+        let (most, exact) = (Box::new(most), Box::new(exact));
+        let spread = Spread::Product { rounding: sum, most, exact, inherited };
+        // The partial sums of lanes and blocks are added up last.
+        let last = 2.0 * rounding.sum;
+        let single = value.iter().map(|y| last * y.abs()).collect();
+        Expected { value, spread, single, rounding }
     }
+}
+
+/// What the bound wants to know of a sum's terms.
+fn terms(products: impl Iterator<Item = f64>) -> Terms {
+    let (mut terms, mut partial) = (Terms { squares: 0.0, walk: 0.0 }, 0.0);
+    for product in products {
+        partial += product;
+        terms.squares += product * product;
+        terms.walk += partial * partial;
+    }
+    terms
 }
 
 /// The parts as one array of `elements`, and the norms of their blocks.
@@ -247,8 +259,10 @@ fn spreads(operand: &Operand) -> Option<ArrayView2<'_, f64>> {
     ArrayView2::from_shape(shape, operand.spread.as_ref()?).ok()
 }
 
+/// The square of the 4-norm of each row.
 fn norms(rows: ArrayView2<'_, f64>) -> Vec<f64> {
-    rows.outer_iter().map(|row| row.dot(&row).sqrt()).collect()
+    let fourth = |row: ArrayView1<'_, f64>| row.iter().map(|x| (x * x).powi(2)).sum::<f64>();
+    rows.outer_iter().map(|row| fourth(row).sqrt()).collect()
 }
 
 /// The sum over a row of weights, in as many partial sums as are formed at once.

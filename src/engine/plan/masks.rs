@@ -18,7 +18,7 @@ pub(super) fn wrong(model: &ModelGraph, inputs: &SequenceInputs) -> Vec<Unplanne
             continue;
         };
         known.push(input);
-        let values = inputs.values.get(&input).map_or(&[][..], Vec::as_slice);
+        let values = inputs.values.get(&input).map_or(&[][..], |values| values);
         if let Some(what) = check(values, inputs) {
             wrong.push(unplanned(model, id, what));
         }

@@ -80,7 +80,7 @@ impl Plan {
     ) -> Result<Model, PlanError> {
         let plan = Plan::of(graph, inputs)
             .map_err(|missing| PlanError::NoKernel { path: file.path.clone(), missing })?;
-        Ok(Model::new(file, plan.config, plan.names)?)
+        Ok(Model::new(file, plan.config, plan.names, graph.clone(), inputs.clone())?)
     }
 }
 

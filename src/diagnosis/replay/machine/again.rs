@@ -6,7 +6,7 @@ use super::{Machine, Root, site_order, uncertain};
 use crate::{
     diagnosis::replay::{
         expected::{Expected, Rounding, Spread},
-        forward::ReplayError,
+        recording::ReplayError,
         rules::{Argument, Call, Values},
     },
     graph::{Kind, NodeId, SiteSpec},
@@ -21,6 +21,11 @@ pub trait Edit {
         id: NodeId,
         call: &mut Call<'_, 'a>,
     ) -> Result<(), ReplayError>;
+
+    /// Whether a product with a cache is changed for each token in its own way.
+    fn is_by_token(&self, _id: NodeId) -> bool {
+        false
+    }
 
     /// Changes a node's result.
     fn result(&self, _machine: &Machine<'_>, _id: NodeId, _result: &mut Expected<'_>) {}
@@ -56,7 +61,9 @@ impl<'a> Machine<'a> {
                 let root = graph.root(*source);
                 let known = self.memory[root.index()].as_ref();
                 // What was recorded is certain.
-                if root != own && known.is_none_or(|root| root.spread.is_some()) {
+                if root != own
+                    && known.is_none_or(|root| !root.is_recorded && root.spread.is_some())
+                {
                     waiting.push(root);
                 }
             }
@@ -78,7 +85,7 @@ impl<'a> Machine<'a> {
             if id == spec.node {
                 return Ok(Some(branch.in_site_order(spec, expected)));
             }
-            let root = Root { through: BTreeSet::new(), ..uncertain(expected) };
+            let root = uncertain(expected);
             branch.store(id, Some(root));
         }
         // The site is a window on the last of them.
@@ -99,6 +106,14 @@ impl<'a> Machine<'a> {
         let ne = self.graph().node(spec.node).sizes(self.extent).ne;
         let order = site_order(spec, &self.shape(spec), ne);
         expected.rearranged(order, f64::from(spec.factor))
+    }
+
+    /// A node's values in the order of its site.
+    pub fn ordered(&self, place: usize, value: Vec<f64>) -> Option<Vec<f64>> {
+        let spec = &self.run.model.sites.specs()[place];
+        let ne = self.graph().node(spec.node).sizes(self.extent).ne;
+        let order = site_order(spec, &self.shape(spec), ne);
+        order.into_iter().map(|at| value.get(at).map(|x| x * f64::from(spec.factor))).collect()
     }
 
     /// The same machine with only what a cone is computed from.

@@ -6,23 +6,30 @@
 
 mod again;
 mod places;
+mod reads;
 mod windows;
 
-use std::{borrow::Cow, collections::BTreeSet, rc::Rc};
+use std::{
+    borrow::Cow,
+    collections::{BTreeSet, HashMap},
+    rc::Rc,
+};
 
 pub use again::{AsItIs, Edit};
 use places::Places;
+pub use reads::Found;
+use reads::Reads;
 
 use super::{
     Matrix, Recording,
-    expected::{Expected, Rounding},
-    forward::{Piece, ReplayError},
+    expected::{Expected, Rounding, Spread},
+    recording::{Piece, ReplayError},
     rules::{self, Argument, Call, Values},
 };
 use crate::{
     core::tensor::DType,
     graph::{Extent, Graph, Kind, ModelGraph, NodeId, Op, SequenceInputs, SiteSpec, Sizes},
-    model::ModelFile,
+    model::{Model, ModelFile},
 };
 
 /// What a graph is replayed with.
@@ -36,6 +43,21 @@ pub struct GraphRun<'a> {
     pub has_tables: bool,
 }
 
+impl<'a> GraphRun<'a> {
+    /// A run of a model that our engine runs too, with the model's inputs for its tokens.
+    pub fn of(
+        model: &'a Model,
+        inputs: &'a SequenceInputs,
+        recording: Recording<'a>,
+    ) -> GraphRun<'a> {
+        let (file, model) = (model.file(), &model.graph);
+        GraphRun { file, model, inputs, recording, has_tables: false }
+    }
+}
+
+/// The standard deviation of an error that is anywhere within a bound of 1: 1 / sqrt(3).
+const ONE_ROUNDING: f64 = 0.577_350_269_189_625_8;
+
 /// The values of a root.
 #[derive(Clone, Default)]
 pub struct Root {
@@ -43,8 +65,12 @@ pub struct Root {
     pub value: Vec<f64>,
     /// The standard deviation of each element's error; `None` where all are known.
     pub spread: Option<Vec<f64>>,
+    /// The part of that which single roundings have, as their bounds; empty where it is not told apart.
+    pub single: Vec<f64>,
     /// Sites, by their places, that were computed on the way because they were not recorded.
     pub through: BTreeSet<usize>,
+    /// Whether it is what the side recorded, though it may be known to some roundings only.
+    pub is_recorded: bool,
 }
 
 /// The values of every root, by its place in the graph; `None` where they are not known.
@@ -79,6 +105,12 @@ pub struct Machine<'a> {
     pub without_rule: BTreeSet<NodeId>,
     /// The site at each tensor.
     site_at: Rc<Vec<Option<usize>>>,
+    /// The sites whose nodes are computed where others are only read; all, where it is `None`.
+    wanted: Option<Rc<BTreeSet<usize>>>,
+    /// Caches as tokens find them, by their sites' places, where that is known.
+    found: Rc<HashMap<usize, Found>>,
+    /// Caches that the tokens of this step do not all read alike, by their roots.
+    reads: HashMap<NodeId, Rc<Reads>>,
 }
 
 impl<'a> Machine<'a> {
@@ -96,7 +128,20 @@ impl<'a> Machine<'a> {
             first_position: 0,
             without_rule: BTreeSet::new(),
             site_at: Rc::new(site_at),
+            wanted: None,
+            found: Rc::default(),
+            reads: HashMap::new(),
         }
+    }
+
+    /// The same replay, in which the tokens find these caches.
+    pub fn with_found(self, found: &Rc<HashMap<usize, Found>>) -> Machine<'a> {
+        Machine { found: Rc::clone(found), ..self }
+    }
+
+    /// The same replay, in which only what these sites are made from is computed.
+    pub fn of_sites(run: GraphRun<'a>, places: &BTreeSet<usize>) -> Machine<'a> {
+        Machine { wanted: Some(Rc::new(places.clone())), ..Machine::new(run) }
     }
 
     pub fn graph(&self) -> &'a Graph {
@@ -114,6 +159,11 @@ impl<'a> Machine<'a> {
             is_first: positions.start == 0,
         };
         self.forget();
+        for (id, _) in self.graph().iter().filter(|(_, node)| node.kind == Kind::Input) {
+            let value = self.run.inputs.at(self.graph(), id, self.extent, self.first_position);
+            self.memory[id.index()] = value.map(|value| Rc::new(Root { value, ..Root::default() }));
+        }
+        let (wanted, done_after) = (self.wanted_nodes(), self.done_after());
         for id in self.graph().ids() {
             let node = self.graph().node(id);
             for &place in self.run.model.read_at(id) {
@@ -123,7 +173,6 @@ impl<'a> Machine<'a> {
                 }
             }
             match node.kind {
-                Kind::Input => self.memory[id.index()] = self.input(id),
                 Kind::State if self.memory[id.index()].is_none() => {
                     let value = vec![0.0; node.sizes(self.extent).elements()];
                     self.memory[id.index()] = Some(Rc::new(Root { value, ..Root::default() }));
@@ -135,10 +184,80 @@ impl<'a> Machine<'a> {
                         self.see_window(place, observe)?;
                     }
                 }
-                Kind::Computed => self.node(id, observe)?,
-                Kind::Weight | Kind::Skipped | Kind::State => {}
+                Kind::Computed if wanted.as_ref().is_none_or(|wanted| wanted.contains(&id)) => {
+                    self.node(id, observe)?;
+                }
+                Kind::Computed => self.read(id)?,
+                Kind::Weight | Kind::Input | Kind::Skipped | Kind::State => {}
+            }
+            for root in &done_after[id.index()] {
+                self.memory[root.index()] = None;
             }
         }
+        Ok(())
+    }
+
+    /// The nodes that the wanted sites are made from in this step, as far as nothing was recorded between.
+    fn wanted_nodes(&self) -> Option<BTreeSet<NodeId>> {
+        let (graph, specs) = (self.graph(), self.run.model.sites.specs());
+        let own = self.wanted.as_ref()?.iter().map(|&place| graph.root(specs[place].node));
+        // States are written in every step.
+        let is_write = |id: &NodeId| {
+            let window = graph.node(*id).window;
+            window.is_some_and(|window| graph.node(window.root).kind == Kind::State)
+        };
+        let mut waiting: Vec<NodeId> = own.chain(graph.ids().filter(is_write)).collect();
+        let mut found = BTreeSet::new();
+        while let Some(id) = waiting.pop() {
+            if graph.node(id).kind != Kind::Computed || !found.insert(id) {
+                continue;
+            }
+            let sources = graph.node(id).sources.iter().flatten();
+            let sources = sources.flat_map(|&source| [source, graph.root(source)]);
+            waiting.extend(sources.filter(|&source| !self.is_recorded(source)));
+        }
+        Some(found)
+    }
+
+    /// The computed roots that nothing after each node is made from, up to the next recording.
+    fn done_after(&self) -> Vec<Vec<NodeId>> {
+        let graph = self.graph();
+        let mut last: Vec<NodeId> = graph.ids().collect();
+        for spec in self.run.model.sites.specs() {
+            let root = graph.root(spec.node).index();
+            last[root] = last[root].max(spec.reader);
+        }
+        for id in graph.ids().rev() {
+            let end = if self.is_recorded(id) { id } else { last[graph.root(id).index()].max(id) };
+            for &source in graph.node(id).sources.iter().flatten() {
+                let root = graph.root(source).index();
+                last[root] = last[root].max(end);
+            }
+        }
+        let mut done = vec![Vec::new(); graph.nodes.len()];
+        for (root, last) in graph.ids().zip(last) {
+            if graph.node(root).kind == Kind::Computed {
+                done[last.index()].push(root);
+            }
+        }
+        done
+    }
+
+    fn is_recorded(&self, id: NodeId) -> bool {
+        let specs = self.run.model.sites.specs();
+        let place = self.site_at[id.index()];
+        place.is_some_and(|place| self.run.recording.tensors.has(specs[place].site(self.step)))
+    }
+
+    /// Takes what was recorded of a node, which is not computed.
+    fn read(&mut self, id: NodeId) -> Result<(), ReplayError> {
+        let Some(place) = self.site_at[id.index()] else { return Ok(()) };
+        if self.graph().node(id).window.is_some() {
+            return Ok(());
+        }
+        let recorded = self.recorded(place)?;
+        let root = recorded.map(|recorded| self.known(place, &recorded)).transpose()?;
+        self.store(id, root);
         Ok(())
     }
 
@@ -149,11 +268,6 @@ impl<'a> Machine<'a> {
                 *root = None;
             }
         }
-    }
-
-    fn input(&self, id: NodeId) -> Option<Rc<Root>> {
-        let value = self.run.inputs.at(self.graph(), id, self.extent, self.first_position)?;
-        Some(Rc::new(Root { value, ..Root::default() }))
     }
 
     /// Computes a node, judges it by what was recorded, and stores either.
@@ -173,24 +287,20 @@ impl<'a> Machine<'a> {
             self.without_rule_if_fed(id);
         }
         let mut through = self.through(id);
-        let sizes = node.sizes(self.extent);
         let root = match (computed, recorded, own) {
             (Some(expected), Some(recorded), Some(place)) => {
-                let root = known(&self.run.model.sites.specs()[place], &sizes, &recorded);
+                let mut root = self.known(place, &recorded)?;
                 let spec = &self.run.model.sites.specs()[place];
                 let (mut expected, choice) = self.held_to_choice(id, expected, &root)?;
-                let mut root = root;
                 self.leave_out_unseen(id, &mut expected, &mut root);
                 let shape = self.shape(spec);
-                let piece = self.piece(spec, &shape, expected, recorded);
+                let piece = self.piece(spec, expected, recorded)?;
                 let spanned = through;
                 let step = self.step;
                 observe(self, Observed { place, step, shape, piece, spanned, choice })?;
                 Some(root)
             }
-            (None, Some(recorded), Some(place)) => {
-                Some(known(&self.run.model.sites.specs()[place], &sizes, &recorded))
-            }
+            (None, Some(recorded), Some(place)) => Some(self.known(place, &recorded)?),
             (Some(expected), _, _) => {
                 through.extend(own);
                 Some(Root { through, ..uncertain(expected) })
@@ -226,6 +336,9 @@ impl<'a> Machine<'a> {
         id: NodeId,
         edit: &dyn Edit,
     ) -> Result<Option<Expected<'a>>, ReplayError> {
+        if self.is_by_token(id, edit) {
+            return self.compute_by_token(id, edit);
+        }
         let node = self.graph().node(id);
         let mut arguments = Vec::with_capacity(node.sources.len());
         for source in &node.sources {
@@ -244,13 +357,45 @@ impl<'a> Machine<'a> {
             arguments,
             rounding: self.rounding(id),
             has_tables: self.run.has_tables,
+            position: None,
         };
         edit.change(self, id, &mut call)?;
         let mut result = rules::compute(&call)?;
         if let Some(result) = &mut result {
+            self.tell_apart(id, result);
             edit.result(self, id, result);
         }
         Ok(result)
+    }
+
+    /// What was rounded once before a factor, a term or a scale is bounded after it too, and needs no room for
+    /// chance.
+    fn tell_apart(&self, id: NodeId, result: &mut Expected<'_>) {
+        let (graph, node) = (self.graph(), self.graph().node(id));
+        if !matches!(node.op, Op::Add | Op::Sub | Op::Mul | Op::Div | Op::Scale) {
+            return;
+        }
+        let sources = node.sources.iter().flatten();
+        let uncertain = |source: &&NodeId| {
+            let root = self.memory[graph.root(**source).index()].as_ref();
+            root.is_some_and(|root| root.spread.is_some())
+        };
+        let mut uncertain = sources.filter(uncertain);
+        let (Some(&source), None) = (uncertain.next(), uncertain.next()) else { return };
+        let Some(root) = &self.memory[graph.root(source).index()] else { return };
+        let (Some(before), Spread::Each(after)) = (&root.spread, &mut result.spread) else {
+            return;
+        };
+        let is_whole = before.len() == after.len() && graph.shows_in_order(source);
+        if root.single.len() != before.len() || !is_whole {
+            return;
+        }
+        result.single.resize(after.len(), 0.0);
+        for (i, after) in after.iter_mut().enumerate().filter(|(i, _)| before[*i] > 0.0) {
+            let factor = *after / before[i];
+            *after = factor * (before[i] - root.single[i] * ONE_ROUNDING).max(0.0);
+            result.single[i] += factor * root.single[i];
+        }
     }
 
     /// The declared roundings of a node's result.
@@ -260,8 +405,12 @@ impl<'a> Machine<'a> {
         if let Some(place) = self.site_at[id.index()] {
             return Rounding::of(arithmetic, specs[place].stage);
         }
-        // Within an operation nothing is stored, unless it says so.
         let sum = arithmetic.default.accumulator;
+        // A bias is added to a product that was stored. Else nothing is stored within an operation, unless it
+        // says so.
+        if self.graph().node(id).op.is_product() {
+            return Rounding::new(sum, arithmetic.default.storage);
+        }
         let between = arithmetic.between.unwrap_or(sum);
         Rounding::new(sum, between)
     }
@@ -406,38 +555,68 @@ impl<'a> Machine<'a> {
         Ok(tensor.filter(|tensor| tensor.shape == shape).map(|tensor| tensor.data))
     }
 
+    /// A site's values in its node's own order.
+    fn in_node_order(&self, place: usize, values: &[f64]) -> Vec<f64> {
+        let spec = &self.run.model.sites.specs()[place];
+        let sizes = self.graph().node(spec.node).sizes(self.extent);
+        let order = site_order(spec, &self.shape(spec), sizes.ne);
+        let mut ordered = vec![0.0; sizes.elements()];
+        order.into_iter().zip(values).for_each(|(at, &value)| ordered[at] = value);
+        ordered
+    }
+
+    /// Of a result that is the sum of what ranks recorded, the sums of their magnitudes.
+    fn magnitudes(&self, spec: &SiteSpec) -> Result<Option<Vec<f32>>, ReplayError> {
+        let sums = self.run.recording.tensors.magnitudes(spec.site(self.step))?;
+        let elements = self.shape(spec).iter().product::<usize>();
+        Ok(sums.filter(|sums| sums.len() == elements))
+    }
+
+    /// A site's recorded values in its node's own order.
+    pub(super) fn known(&self, place: usize, recorded: &[f32]) -> Result<Root, ReplayError> {
+        let spec = &self.run.model.sites.specs()[place];
+        let in_order = |factor: f64, values: &[f32]| {
+            let values: Vec<f64> = values.iter().map(|&x| factor * f64::from(x)).collect();
+            self.in_node_order(place, &values)
+        };
+        let factor = f64::from(spec.factor);
+        let divided: Vec<f64> = recorded.iter().map(|&x| f64::from(x) / factor).collect();
+        let value = self.in_node_order(place, &divided);
+        // What the ranks add up is known, the order and the format in which they did is not.
+        let Rounding { sum, storage, .. } = self.rounding(spec.node);
+        let unit = sum.max(storage) / factor.abs();
+        let spread = self.magnitudes(spec)?;
+        let spread = spread.map(|sums| in_order(unit, &sums));
+        Ok(Root { value, spread, is_recorded: true, ..Root::default() })
+    }
+
     /// A result in the order of its site, beside what was recorded.
     fn piece(
         &self,
         spec: &SiteSpec,
-        shape: &[usize],
         expected: Expected<'a>,
         captured: Vec<f32>,
-    ) -> Piece<'a> {
-        let expected = self.in_site_order(spec, expected);
-        let tokens = self.extent.tokens;
-        let rows = shape.first().copied().unwrap_or(1);
-        let positions: Vec<usize> = if rows == tokens && tokens != self.extent.cells {
-            (0..rows).map(|row| self.first_position + row).collect()
-        } else {
-            (0..rows).collect()
-        };
-        Piece {
-            steps: vec![self.step],
-            positions,
-            width: captured.len() / rows.max(1),
-            keys: None,
-            expected,
-            captured,
+    ) -> Result<Piece<'a>, ReplayError> {
+        let mut expected = self.in_site_order(spec, expected);
+        // Each rank stored its partial sum rounded.
+        if let Some(sums) = self.magnitudes(spec)? {
+            let Expected { value, single, rounding, .. } = &mut expected;
+            single.resize(value.len(), 0.0);
+            for (single, sum) in single.iter_mut().zip(&sums) {
+                *single += rounding.storage * f64::from(*sum);
+            }
         }
+        Ok(Piece { expected, captured })
     }
 }
 
 /// A result as it was computed, with its error.
 fn uncertain(expected: Expected<'_>) -> Root {
-    let spread = |i| expected.most_spread(i) + expected.fixed(i);
-    let spread = Some((0..expected.value.len()).map(spread).collect());
-    Root { value: expected.value, spread, through: BTreeSet::new() }
+    let n = expected.value.len();
+    let single: Vec<f64> = (0..n).map(|i| expected.fixed(i)).collect();
+    let spread = |i| expected.most_spread(i) + ONE_ROUNDING * single[i];
+    let spread = Some((0..n).map(spread).collect());
+    Root { value: expected.value, spread, single, ..Root::default() }
 }
 
 /// The place in a node's own order of each element of its site.
@@ -447,24 +626,4 @@ fn site_order(spec: &SiteSpec, shape: &[usize], ne: [usize; 4]) -> Vec<usize> {
         order.push(((at[3] * ne[2] + at[2]) * ne[1] + at[1]) * ne[0] + at[0]);
     });
     order
-}
-
-/// A site's recorded values in its node's own order.
-fn known(spec: &SiteSpec, sizes: &Sizes, recorded: &[f32]) -> Root {
-    let mut value = vec![0.0; sizes.elements()];
-    let factor = f64::from(spec.factor);
-    // The recorded values have the shape of the site in this step.
-    let shape: Vec<usize> = spec
-        .axes
-        .iter()
-        .map(
-            |axis| {
-                if axis.size.is_fixed() { axis.size.fixed as usize } else { sizes.ne[axis.along] }
-            },
-        )
-        .collect();
-    for (at, &x) in site_order(spec, &shape, sizes.ne).into_iter().zip(recorded) {
-        value[at] = f64::from(x) / factor;
-    }
-    Root { value, ..Root::default() }
 }

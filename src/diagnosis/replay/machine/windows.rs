@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeSet, rc::Rc};
 
-use super::{Machine, Observe, Observed, Root, known, places::Places};
+use super::{Machine, Observe, Observed, Root, places::Places};
 use crate::{
     diagnosis::replay::{
         expected::{Expected, Rounding, Spread},
-        forward::ReplayError,
+        recording::ReplayError,
         rules::{self, Argument, Logits, Values},
     },
     graph::{NodeId, Op, Params},
@@ -79,7 +79,7 @@ impl<'a> Machine<'a> {
         };
         let root_id = self.graph().root(spec.node);
         let sizes = self.graph().node(spec.node).sizes(self.extent);
-        let known = known(spec, &sizes, &recorded);
+        let known = self.known(place, &recorded)?;
         if let Some(Argument { values: Values::Dense { value, spread }, .. }) =
             self.argument(spec.node)?
         {
@@ -89,7 +89,10 @@ impl<'a> Machine<'a> {
             let expected = Expected { value, spread, single: Vec::new(), rounding };
             let (expected, choice) = self.window_choice(spec.node, expected, &known)?;
             let shape = self.shape(spec);
-            let piece = self.piece(spec, &shape, expected, recorded);
+            if let Some(value) = self.ordered(place, expected.value.clone()) {
+                self.note_reads(place, &value, &recorded);
+            }
+            let piece = self.piece(spec, expected, recorded)?;
             let spanned = match &self.memory[root_id.index()] {
                 Some(root) => root.through.clone(),
                 None => BTreeSet::new(),

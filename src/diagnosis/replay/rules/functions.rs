@@ -4,9 +4,14 @@ use half::f16;
 
 use super::{Call, FUNCTION, LAMBDA, Op, Point, elementwise::map};
 use crate::{
-    diagnosis::replay::{Expected, Rounding, ops::silu},
+    diagnosis::replay::{Expected, Rounding},
     model::gguf::GgufError,
 };
+
+/// x * sigmoid(x).
+fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
 
 /// The steepest slope of an activation function in use.
 pub const STEEPEST: f64 = 1.13;

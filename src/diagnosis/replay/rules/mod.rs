@@ -26,10 +26,13 @@ use std::borrow::Cow;
 pub use self::choices::{Logits, is_choice_of};
 use self::point::{Point, Source};
 use crate::{
-    diagnosis::replay::{Expected, LAMBDA, Matrix, Rounding, ops::FUNCTION},
+    diagnosis::replay::{Expected, LAMBDA, Matrix, Rounding},
     graph::{Op, Params},
     model::gguf::GgufError,
 };
+
+/// What a function such as exp, and the few operations beside it, may be off, in unit roundoffs.
+pub const FUNCTION: f64 = 16.0;
 
 /// A node that is about to be computed.
 pub struct Call<'c, 'a> {
@@ -43,15 +46,19 @@ pub struct Call<'c, 'a> {
     pub rounding: Rounding,
     /// Whether GELU and its kin are read from a table of f16 values, as ggml's CPU backend does.
     pub has_tables: bool,
+    /// The position of the token, where a step's are computed one by one.
+    pub position: Option<usize>,
 }
 
 /// A source of a node.
+#[derive(Clone)]
 pub struct Argument<'c, 'a> {
     pub ne: [usize; 4],
     pub values: Values<'c, 'a>,
 }
 
 /// The elements of a source.
+#[derive(Clone)]
 pub enum Values<'c, 'a> {
     /// As recorded or as computed, dense; with the standard deviation of each element's error where it
     /// is uncertain.
@@ -60,7 +67,20 @@ pub enum Values<'c, 'a> {
     Weight(Matrix<'a>),
 }
 
-impl Argument<'_, '_> {
+impl<'a> Argument<'_, 'a> {
+    /// The same, which borrows nothing.
+    pub fn into_owned<'c>(self) -> Argument<'c, 'a> {
+        let Argument { ne, values } = self;
+        let values = match values {
+            Values::Dense { value, spread } => Values::Dense {
+                value: Cow::Owned(value.into_owned()),
+                spread: spread.map(|spread| Cow::Owned(spread.into_owned())),
+            },
+            Values::Weight(matrix) => Values::Weight(matrix),
+        };
+        Argument { ne, values }
+    }
+
     pub fn elements(&self) -> usize {
         self.ne.iter().product()
     }

@@ -88,7 +88,8 @@ fn multiplied<'a>(
     if !is_weight {
         // It may be stored before it is scaled.
         let single = 2.0 * call.rounding.sum + call.rounding.between;
-        expected.single = expected.value.iter().map(|y| single * y.abs()).collect();
+        let values = expected.single.iter_mut().zip(&expected.value);
+        values.for_each(|(own, y)| *own += single * y.abs());
     }
     Ok(expected)
 }
@@ -109,7 +110,7 @@ mod tests {
     };
     use crate::{diagnosis::replay::Spread, graph::Op};
 
-    /// The sums, and the sums of their terms' magnitudes.
+    /// The sums, and the sums of their terms' squares.
     fn naive(a: &Given, x: &Given) -> [Vec<f64>; 2] {
         let ([k, m, a2, a3], [_, n, b2, b3]) = (a.ne, x.ne);
         let mut sums = [Vec::new(), Vec::new()];
@@ -120,7 +121,7 @@ mod tests {
                 a.value[index(a.ne, from)] * x.value[index(x.ne, [i, row, i2, i3])]
             };
             sums[0].push((0..k).map(term).sum());
-            sums[1].push((0..k).map(|i| term(i).abs()).sum());
+            sums[1].push((0..k).map(|i| term(i).powi(2)).sum());
         }
         sums
     }
@@ -136,17 +137,19 @@ mod tests {
         ];
         for (of_a, of_x) in shapes {
             let (a, x) = (Given::random(of_a, 1), Given::random(of_x, 2));
-            let [sums, magnitudes] = naive(&a, &x);
+            let [sums, squares] = naive(&a, &x);
             let node = Node::new(Op::MulMat, [of_a[1], of_x[1], of_x[2], of_x[3]]);
             for a in [a.clone(), a.clone().weight()] {
                 let expected = node.compute(&[a.clone(), x.clone()]);
                 assert_near(&expected.value, &sums, "MUL_MAT");
-                let Spread::Product { factor, most, exact, .. } = &expected.spread else {
+                let Spread::Product { rounding, most, exact, .. } = &expected.spread else {
                     panic!()
                 };
-                assert!(*factor >= (of_a[0] as f64).sqrt() * 2f64.powi(-24));
-                for (i, magnitude) in magnitudes.iter().enumerate() {
-                    assert!((exact(i) - magnitude).abs() <= 1e-12 && most(i) >= exact(i) - 1e-12);
+                assert_eq!((rounding.n, rounding.u), (of_a[0], 2f64.powi(-24)));
+                for (i, squares) in squares.iter().enumerate() {
+                    let terms = exact(i);
+                    assert!((terms.squares - squares).abs() <= 1e-12);
+                    assert!(most(i) >= squares - 1e-12 && terms.walk >= sums[i].powi(2) - 1e-12);
                 }
                 // Where src1 is a weight it is read as a tensor.
                 let other = node.value(&[a.clone(), x.clone().weight()]);
@@ -161,11 +164,11 @@ mod tests {
     fn a_probability_is_only_known_to_some_roundings() {
         let (v, p) = (Given::random([9, 3, 1, 1], 1), Given::random([9, 2, 1, 1], 2));
         let node = Node::new(Op::MulMat, [3, 2, 1, 1]);
-        let factor = |x: Given| match node.compute(&[v.clone(), x]).spread {
-            Spread::Product { factor, .. } => factor,
+        let of_terms = |x: Given| match node.compute(&[v.clone(), x]).spread {
+            Spread::Product { rounding, .. } => rounding.of_terms,
             _ => panic!(),
         };
-        assert!(factor(p.clone().map(f64::abs)) > 4.0 * factor(p));
+        assert!(of_terms(p.clone().map(f64::abs)) > 4.0 * of_terms(p));
     }
 
     #[test]

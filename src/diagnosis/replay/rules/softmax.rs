@@ -3,11 +3,11 @@
 use rayon::prelude::*;
 
 use super::{
-    Argument, Call, Point,
+    Argument, Call, FUNCTION, Point,
     place::{index, place},
 };
 use crate::{
-    diagnosis::replay::{Expected, ops::exp_error},
+    diagnosis::replay::{Expected, Rounding},
     model::gguf::GgufError,
 };
 
@@ -82,6 +82,12 @@ impl Row<'_> {
         };
         terms.into_iter().zip(biases).zip(&scores).map(point).collect()
     }
+}
+
+/// How far off exp(score - maximum) may be, relative to itself: its argument is rounded, and may be formed
+/// from log2(e) times the score.
+fn exp_error(score: f64, maximum: f64, rounding: Rounding) -> f64 {
+    rounding.sum * (FUNCTION + 2.0 * (maximum - score) + 2.0 * maximum.abs())
 }
 
 /// src0 (keys, queries, heads, batches) with a mask (keys, queries, ..) as src1 and a sink for each

@@ -125,6 +125,7 @@ impl Node {
             arguments: sources.iter().map(|given| Some(given.argument())).collect(),
             rounding: Rounding::new(DType::F32, DType::F32),
             has_tables: self.has_tables,
+            position: None,
         };
         compute(&call).unwrap()
     }

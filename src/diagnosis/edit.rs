@@ -1,6 +1,6 @@
 //! Changes of a node that hypotheses are made of.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, rc::Rc};
 
 use crate::{
     core::tensor::DType,
@@ -12,17 +12,32 @@ use crate::{
 };
 
 /// New values of a source, of those that it has and their number along each axis.
-type NewValues<'c> = Box<dyn Fn(&Machine<'_>, &[f64], [usize; 4]) -> Option<Vec<f64>> + 'c>;
+type NewValues<'c> = Rc<dyn Fn(&Machine<'_>, &[f64], [usize; 4]) -> Option<Vec<f64>> + 'c>;
 
 /// Changes a result, in ggml's order, of so many elements along each axis.
-type OfResult<'c> = Box<dyn Fn(&mut [f64], [usize; 4]) + 'c>;
+type OfResult<'c> = Rc<dyn Fn(&mut [f64], [usize; 4]) + 'c>;
+
+/// A row of a result, and the same row of the node's first source.
+pub struct Row<'r> {
+    pub result: &'r [f64],
+    pub source: &'r [f64],
+    /// Whether the step has but one token.
+    pub is_alone: bool,
+}
+
+/// Changes a node for the token of a position.
+type AtPosition<'c> = Rc<dyn Fn(&mut Call<'_, '_>, usize) + 'c>;
+
+/// A weight in the place of another, of the file.
+type OtherMatrix<'c> = Rc<dyn for<'a> Fn(&Machine<'a>) -> Result<Matrix<'a>, ReplayError> + 'c>;
 
 /// What is changed of a node.
+#[derive(Clone)]
 pub enum Change<'c> {
     /// Another operation on the same sources.
     Op(Op),
     /// Its parameters.
-    Params(Box<dyn Fn(&mut Params) + 'c>),
+    Params(Rc<dyn Fn(&mut Params) + 'c>),
     /// A source is left out: no mask, no sinks.
     Without(usize),
     /// Two sources change places.
@@ -31,6 +46,8 @@ pub enum Change<'c> {
     Values(usize, NewValues<'c>),
     /// A source is another weight of the file.
     Weight(usize, String),
+    /// A source is a matrix made of weights of the file.
+    Matrix(usize, OtherMatrix<'c>),
     /// A source is a matrix of nothing but zeros.
     ZeroWeight(usize),
     /// A source is another tensor of the graph.
@@ -40,13 +57,17 @@ pub enum Change<'c> {
     /// It does nothing: its result is that source.
     LeftOut(usize),
     /// Anything.
-    Call(Box<dyn Fn(&mut Call<'_, '_>) + 'c>),
+    Call(Rc<dyn Fn(&mut Call<'_, '_>) + 'c>),
+    /// A product with a cache, for the token of each position in its own way.
+    AtPosition(AtPosition<'c>),
     /// Its result is changed.
     Result(OfResult<'c>),
     /// Its result is multiplied by a factor, its error too.
     Times(f64),
+    /// Each row of its result is multiplied by a number of its own, its error too.
+    RowTimes(Rc<dyn Fn(Row<'_>) -> f64 + 'c>),
     /// Each element of its result is another of it.
-    Order(Box<dyn Fn(usize, [usize; 4]) -> usize + 'c>),
+    Order(Rc<dyn Fn(usize, [usize; 4]) -> usize + 'c>),
 }
 
 impl<'c> Change<'c> {
@@ -55,7 +76,7 @@ impl<'c> Change<'c> {
         let values = move |_: &Machine<'_>, values: &[f64], _| {
             Some(values.iter().map(|&x| of(x)).collect::<Vec<f64>>())
         };
-        Change::Values(source, Box::new(values))
+        Change::Values(source, Rc::new(values))
     }
 
     /// A source's elements in another order: each is that from the place given.
@@ -67,13 +88,13 @@ impl<'c> Change<'c> {
             let of = |i| from(i, ne).and_then(|i| values.get(i).copied()).unwrap_or(0.0);
             Some((0..values.len()).map(of).collect::<Vec<f64>>())
         };
-        Change::Values(source, Box::new(values))
+        Change::Values(source, Rc::new(values))
     }
 
     /// A source times a number that a program holds in f32. That is an operation of its own: its product
     /// is rounded once.
     pub fn scaled(source: usize, factor: f64) -> Change<'c> {
-        Change::Call(Box::new(move |call| {
+        Change::Call(Rc::new(move |call| {
             let u = call.rounding.sum;
             let Some(Some(argument)) = call.arguments.get_mut(source) else { return };
             let Ok(value) = argument.value() else { return };
@@ -91,21 +112,27 @@ impl<'c> Change<'c> {
 
     /// A parameter is another number.
     pub fn float(index: usize, value: f64) -> Change<'c> {
-        Change::Params(Box::new(move |params| params.set_float(index, value as f32)))
+        Change::Params(Rc::new(move |params| params.set_float(index, value as f32)))
     }
 
     /// A parameter is another whole number.
     pub fn int(index: usize, value: i32) -> Change<'c> {
-        Change::Params(Box::new(move |params| params.set_int(index, value)))
+        Change::Params(Rc::new(move |params| params.set_int(index, value)))
     }
 }
 
 /// Changes of several nodes.
+#[derive(Clone)]
 pub struct Edits<'c>(pub Vec<(NodeId, Change<'c>)>);
 
 impl<'c> Edits<'c> {
     pub fn one(id: NodeId, change: Change<'c>) -> Edits<'c> {
         Edits(vec![(id, change)])
+    }
+
+    /// These changes, and then others.
+    pub fn and(&self, others: &Edits<'c>) -> Edits<'c> {
+        Edits(self.0.iter().chain(&others.0).cloned().collect())
     }
 }
 
@@ -122,12 +149,20 @@ impl Edit for Edits<'_> {
         Ok(())
     }
 
+    fn is_by_token(&self, id: NodeId) -> bool {
+        let is_of = |(of, change): &(NodeId, Change<'_>)| {
+            *of == id && matches!(change, Change::AtPosition(_))
+        };
+        self.0.iter().any(is_of)
+    }
+
     fn result(&self, machine: &Machine<'_>, id: NodeId, result: &mut Expected<'_>) {
         let ne = machine.graph().node(id).sizes(machine.extent).ne;
         for (_, change) in self.0.iter().filter(|(of, _)| *of == id) {
             match change {
                 Change::Result(of) => of(&mut result.value, ne),
                 Change::Times(factor) => rearrange(result, |i| i, *factor),
+                Change::RowTimes(of) => row_times(machine, id, result, &**of),
                 Change::Order(from) => rearrange(result, |i| from(i, ne), 1.0),
                 _ => {}
             }
@@ -145,6 +180,39 @@ fn rearrange(result: &mut Expected<'_>, from: impl Fn(usize) -> usize, factor: f
         let nothing = Expected { value, spread: Spread::None, single, rounding };
         *result = std::mem::replace(result, nothing).rearranged(order, factor);
     }
+}
+
+/// Multiplies each row of a result by a number of its own.
+fn row_times(
+    machine: &Machine<'_>,
+    id: NodeId,
+    result: &mut Expected<'_>,
+    of: &dyn Fn(Row<'_>) -> f64,
+) {
+    let node = machine.graph().node(id);
+    let width = node.sizes(machine.extent).ne[0].max(1);
+    let source = node.source(0).map(|source| machine.argument(source));
+    let Some(Ok(Some(source))) = source else { return };
+    let Ok(values) = source.value() else { return };
+    if values.len() != result.value.len() {
+        return;
+    }
+    let rows = result.value.chunks_exact(width).zip(values.chunks_exact(width));
+    let is_alone = machine.extent.tokens == 1;
+    let row = |(result, source)| of(Row { result, source, is_alone });
+    let factors: Vec<f64> = rows.map(row).collect();
+    let n = result.value.len();
+    let factor = |i: usize| factors[i / width];
+    let value: Vec<f64> = (0..n).map(|i| factor(i) * result.value[i]).collect();
+    let spread = (0..n).map(|i| factor(i).abs() * result.most_spread(i)).collect();
+    // The factor is computed from as many terms, and the product is rounded.
+    let once = |i: usize| {
+        let own = LAMBDA * result.rounding.sum * value[i].abs();
+        factor(i).abs() * result.single_of(i) + own
+    };
+    result.single = (0..n).map(once).collect();
+    result.spread = Spread::Each(spread);
+    result.value = value;
 }
 
 fn apply<'a>(
@@ -165,7 +233,10 @@ fn apply<'a>(
         Change::Values(source, of) => {
             let Some(Some(argument)) = call.arguments.get_mut(*source) else { return Ok(()) };
             let value = argument.value()?.into_owned();
-            let Some(value) = of(machine, &value, argument.ne) else { return Ok(()) };
+            let value = of(machine, &value, argument.ne);
+            let Some(value) = value.filter(|value| value.len() == argument.elements()) else {
+                return Ok(());
+            };
             let spread = argument.spread().map(|spread| Cow::Owned(spread.to_vec()));
             argument.values = Values::Dense { value: Cow::Owned(value), spread };
         }
@@ -180,13 +251,20 @@ fn apply<'a>(
                 argument.values = Values::Weight(matrix);
             }
         }
+        Change::Matrix(source, of) => {
+            let Some(Some(argument)) = call.arguments.get_mut(*source) else { return Ok(()) };
+            let matrix = of(machine)?;
+            if matrix.outputs * matrix.inputs == argument.elements() {
+                argument.values = Values::Weight(matrix);
+            }
+        }
         Change::ZeroWeight(source) => {
             let Some(Some(argument)) = call.arguments.get_mut(*source) else { return Ok(()) };
             let matrix = Matrix::of_elements(argument.rows(), argument.ne[0], |_, _| 0.0);
             argument.values = Values::Weight(matrix);
         }
         Change::Source(source, other) => {
-            let owned = machine.argument(*other)?.map(owned);
+            let owned = machine.argument(*other)?.map(Argument::into_owned);
             if let (Some(place), Some(argument)) = (call.arguments.get_mut(*source), owned) {
                 *place = Some(argument);
             }
@@ -206,20 +284,12 @@ fn apply<'a>(
             call.arguments = vec![kept];
         }
         Change::Call(of) => of(call),
-        Change::Result(_) | Change::Times(_) | Change::Order(_) => {}
+        Change::AtPosition(of) => {
+            if let Some(position) = call.position {
+                of(call, position);
+            }
+        }
+        Change::Result(_) | Change::Times(_) | Change::RowTimes(_) | Change::Order(_) => {}
     }
     Ok(())
-}
-
-/// An argument that borrows nothing.
-fn owned<'c, 'a>(argument: Argument<'_, 'a>) -> Argument<'c, 'a> {
-    let Argument { ne, values } = argument;
-    let values = match values {
-        Values::Dense { value, spread } => Values::Dense {
-            value: Cow::Owned(value.into_owned()),
-            spread: spread.map(|spread| Cow::Owned(spread.into_owned())),
-        },
-        Values::Weight(matrix) => Values::Weight(matrix),
-    };
-    Argument { ne, values }
 }

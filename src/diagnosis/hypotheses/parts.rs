@@ -4,7 +4,7 @@ use super::Visit;
 use crate::{
     core::cause_key::CauseKey,
     diagnosis::{
-        by_graph::{Change, Edits, Evidence},
+        Change, Edits, Evidence,
         replay::{Machine, ReplayError},
     },
     graph::{Kind, NodeId, Op},
@@ -117,7 +117,7 @@ fn layouts(evidence: &Evidence<'_>, part: Part, visit: Visit<'_>) -> Result<(), 
             let whole = whole.value().ok()?;
             taken(&whole, cut, values.len(), ne)
         };
-        let edit = Edits::one(part.id, Change::Values(part.source, Box::new(values)));
+        let edit = Edits::one(part.id, Change::Values(part.source, std::rc::Rc::new(values)));
         visit(evidence.mistake(key, text, &edit)?);
     }
     Ok(())

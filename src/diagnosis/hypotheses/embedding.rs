@@ -1,12 +1,11 @@
 //! Mistakes in rows that are looked up: of other ids, of another table.
 
+use std::rc::Rc;
+
 use super::Visit;
 use crate::{
     core::cause_key::CauseKey,
-    diagnosis::{
-        by_graph::{Change, Edits, Evidence},
-        replay::ReplayError,
-    },
+    diagnosis::{Change, Edits, Evidence, replay::ReplayError},
     graph::{NodeId, Op},
 };
 
@@ -41,7 +40,7 @@ fn ids(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), Repl
     for (text, other) in others {
         let change = Change::Values(
             1,
-            Box::new(move |machine, ids, _| {
+            Rc::new(move |machine, ids, _| {
                 let row = |t: usize| other(ids, t, machine.first_position + t, rows);
                 Some((0..ids.len()).map(row).collect())
             }),

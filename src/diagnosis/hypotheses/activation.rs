@@ -1,10 +1,12 @@
 //! Mistakes in functions of one number, and in gated ones.
 
+use std::rc::Rc;
+
 use super::Visit;
 use crate::{
     core::cause_key::CauseKey,
     diagnosis::{
-        by_graph::{Change, Edits, Evidence},
+        Change, Edits, Evidence,
         replay::{
             ReplayError,
             rules::{Argument, Call, Values},
@@ -48,7 +50,7 @@ pub fn functions(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), Replay
         let text = format!("{} is left out", name(own));
         visit(evidence.mistake(CauseKey::Activation, text, &edit)?);
         let squared = |of: fn(f64) -> f64| -> Change<'static> {
-            Change::Result(Box::new(move |values, _| values.iter_mut().for_each(|x| *x = of(*x))))
+            Change::Result(Rc::new(move |values, _| values.iter_mut().for_each(|x| *x = of(*x))))
         };
         let results: [(&str, Change<'_>); 3] = [
             ("its square", squared(|x| x * x)),
@@ -80,7 +82,7 @@ pub fn functions(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), Replay
                 params.set_float(0, -limit as f32);
                 params.set_float(1, limit as f32);
             };
-            let edit = Edits::one(id, Change::Params(Box::new(limits)));
+            let edit = Edits::one(id, Change::Params(Rc::new(limits)));
             visit(evidence.mistake(CauseKey::Clamp, format!("limited to {limit}"), &edit)?);
         }
         for factor in [0.5, 2.0] {
@@ -89,7 +91,7 @@ pub fn functions(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), Replay
                     params.set_float(i, (f64::from(params.float(i)) * factor) as f32)
                 });
             };
-            let edit = Edits::one(id, Change::Params(Box::new(limited)));
+            let edit = Edits::one(id, Change::Params(Rc::new(limited)));
             visit(evidence.mistake(CauseKey::Clamp, format!("limits times {factor}"), &edit)?);
         }
     }
@@ -113,7 +115,7 @@ fn untabled(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError
                 call.has_tables = false;
             };
             let text = format!("{} {of} instead of {}", name(other), name(own));
-            let edit = Edits::one(id, Change::Call(Box::new(exact)));
+            let edit = Edits::one(id, Change::Call(Rc::new(exact)));
             visit(evidence.mistake(CauseKey::Activation, text, &edit)?);
         }
         if own.is_gated() {
@@ -124,7 +126,7 @@ fn untabled(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError
                 }
             };
             let text = "gate and up exchanged, no table of GELU";
-            let edit = Edits::one(id, Change::Call(Box::new(swapped)));
+            let edit = Edits::one(id, Change::Call(Rc::new(swapped)));
             visit(evidence.mistake(CauseKey::GateUpSwapped, text, &edit)?);
         }
     }
@@ -184,30 +186,30 @@ fn gated(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), Re
         let edit = Edits::one(id, Change::Op(other));
         visit(evidence.mistake(CauseKey::Activation, text, &edit)?);
     }
-    let mut with = |key, text: &str, of: Box<dyn Fn(&mut Call<'_, '_>)>| {
+    let mut with = |key, text: &str, of: Rc<dyn Fn(&mut Call<'_, '_>)>| {
         visit(evidence.mistake(key, text, &Edits::one(id, Change::Call(of)))?);
         Ok::<(), ReplayError>(())
     };
     let swapped =
-        Box::new(|call: &mut Call<'_, '_>| split(call).map_or((), |()| call.arguments.swap(0, 1)));
+        Rc::new(|call: &mut Call<'_, '_>| split(call).map_or((), |()| call.arguments.swap(0, 1)));
     with(CauseKey::GateUpSwapped, "gate and up exchanged", swapped)?;
     for (key, text, op) in [
         (CauseKey::Activation, "no activation: gate * up", Op::Mul),
         (CauseKey::OperationOther, "gate + up, not activated", Op::Add),
     ] {
-        with(key, text, Box::new(move |call| split(call).map_or((), |()| call.op = op)))?;
+        with(key, text, Rc::new(move |call| split(call).map_or((), |()| call.op = op)))?;
     }
     for unary in [Op::Silu, Op::Gelu, Op::GeluErf, Op::Relu, Op::Dup] {
         let of = if unary == Op::Dup { "no function" } else { name(unary) };
         let text = format!("up is left out: {of} of gate");
-        with(CauseKey::UpMissing, &text, Box::new(move |call| only(call, Half::Gate, unary)))?;
+        with(CauseKey::UpMissing, &text, Rc::new(move |call| only(call, Half::Gate, unary)))?;
         let text = format!("gate is left out: {of} of up");
-        with(CauseKey::GateMissing, &text, Box::new(move |call| only(call, Half::Up, unary)))?;
+        with(CauseKey::GateMissing, &text, Rc::new(move |call| only(call, Half::Up, unary)))?;
     }
     with(
         CauseKey::GateTwice,
         "gate in the place of up too",
-        Box::new(|call| {
+        Rc::new(|call| {
             if split(call).is_some() {
                 twice(call, 0);
             }
@@ -216,13 +218,13 @@ fn gated(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), Re
     with(
         CauseKey::GateTwice,
         "up in the place of gate too",
-        Box::new(|call| {
+        Rc::new(|call| {
             if split(call).is_some() {
                 twice(call, 1);
             }
         }),
     )?;
-    with(CauseKey::PartsLayout, "gate and up interleaved in one tensor", Box::new(interleave))
+    with(CauseKey::PartsLayout, "gate and up interleaved in one tensor", Rc::new(interleave))
 }
 
 /// alpha, the limit and the 1 that is added to up.
@@ -260,7 +262,7 @@ fn limits(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), R
             replace(call, 1, |x| x.clamp(-own, own) - 1.0);
         }
     };
-    let edit = Edits(vec![(id, Change::Call(Box::new(minus)))]);
+    let edit = Edits(vec![(id, Change::Call(Rc::new(minus)))]);
     visit(evidence.mistake(CauseKey::Activation, "up without the 1 that is added", &edit)?);
     let both = move |call: &mut Call<'_, '_>| {
         if split(call).is_some() {
@@ -269,7 +271,7 @@ fn limits(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), R
             call.op = Op::Swiglu;
         }
     };
-    let edit = Edits::one(id, Change::Call(Box::new(both)));
+    let edit = Edits::one(id, Change::Call(Rc::new(both)));
     let text = "silu(gate) * up, limited, without alpha and the 1 that is added";
     visit(evidence.mistake(CauseKey::Activation, text, &edit)?);
     Ok(())

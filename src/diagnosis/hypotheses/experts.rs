@@ -1,10 +1,12 @@
 //! Mistakes in a mixture of experts: which experts, by which router, with which weights.
 
+use std::rc::Rc;
+
 use super::{Order, Row, Visit};
 use crate::{
     core::cause_key::CauseKey,
     diagnosis::{
-        by_graph::{Change, Edits, Evidence},
+        Change, Edits, Evidence,
         replay::{ReplayError, rules::Call},
     },
     graph::{Kind, NodeId, Op, site::Axis},
@@ -132,7 +134,7 @@ fn ids(evidence: &Evidence<'_>, users: &[NodeId], visit: Visit<'_>) -> Result<()
                     };
                     Some((0..ids.len()).map(of).collect::<Vec<f64>>())
                 };
-            Some((id, Change::Values(source, Box::new(of))))
+            Some((id, Change::Values(source, Rc::new(of))))
         };
         Edits(users.iter().filter_map(change).collect())
     };
@@ -158,7 +160,7 @@ fn chosen_weights(
         let each = move |values: &mut [f64], _: [usize; 4]| {
             values.chunks_exact_mut(slots).for_each(of);
         };
-        Change::Result(Box::new(each))
+        Change::Result(Rc::new(each))
     };
     let sum = |row: &mut [f64]| {
         let sum: f64 = row.iter().sum();
@@ -204,7 +206,7 @@ fn choices(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), 
     ];
     for (text, order) in orders {
         let order = move |i: usize, ne: [usize; 4]| i / ne[0] * ne[0] + order(i % ne[0], ne[0]);
-        let edit = Edits::one(id, Change::Order(Box::new(order)));
+        let edit = Edits::one(id, Change::Order(Rc::new(order)));
         visit(evidence.mistake(CauseKey::ExpertRank, text, &edit)?);
     }
     for by in [1.0, -1.0] {
@@ -214,7 +216,7 @@ fn choices(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), 
         let shifted = move |ids: &mut [f64], _: [usize; 4]| {
             ids.iter_mut().for_each(|id| *id = (*id + by).rem_euclid(n));
         };
-        let edit = Edits::one(id, Change::Result(Box::new(shifted)));
+        let edit = Edits::one(id, Change::Result(Rc::new(shifted)));
         visit(evidence.mistake(CauseKey::ExpertIds, format!("expert id {by:+}"), &edit)?);
     }
     evidence.other_inputs(id, 0, &|_| CauseKey::ExpertChoice, visit)
@@ -235,7 +237,7 @@ fn routers(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError>
             call.params.set_float(1, 0.0);
         };
         let changes: [(&str, Change<'_>); 5] = [
-            ("softmax of the logits", Change::Call(Box::new(plain))),
+            ("softmax of the logits", Change::Call(Rc::new(plain))),
             ("sigmoid of the logits", Change::Op(Op::Sigmoid)),
             ("the logits themselves", Change::LeftOut(0)),
             ("exp of the logits", Change::Op(Op::Exp)),
@@ -250,7 +252,7 @@ fn routers(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError>
 }
 
 fn undivided() -> Change<'static> {
-    Change::Result(Box::new(|values, ne| {
+    Change::Result(Rc::new(|values, ne| {
         for row in values.chunks_exact_mut(ne[0]) {
             let largest = row.iter().copied().fold(0.0, f64::max);
             row.iter_mut().for_each(|x| *x /= largest);

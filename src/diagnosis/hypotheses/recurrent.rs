@@ -1,15 +1,17 @@
 //! Mistakes in recurrences: their states, their sources, and the convolutions before them.
 
+use std::rc::Rc;
+
 use super::{Order, Scalar, Visit};
 use crate::{
     core::cause_key::CauseKey,
     diagnosis::{
-        by_graph::{Change, Edits, Evidence, StepEvidence},
+        Change, Edits, Evidence, StepEvidence,
+        cause::Rank,
         replay::{
             Machine, ReplayError,
             rules::{Call, Values},
         },
-        scene::Rank,
     },
     graph::{Kind, NodeId, Op},
 };
@@ -56,15 +58,14 @@ fn reads(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), Re
         Some(value)
     };
     let text = "the state of one step earlier";
-    visit(evidence.replaced(CauseKey::StateStale, text, Rank::Mistake, stale));
-    let specs = evidence.run.model.sites.specs();
+    visit(evidence.copied(CauseKey::StateStale, text, Rank::Mistake, stale));
     for place in evidence.other_sites(evidence.spec().node) {
-        let text = format!("the state is {}", specs[place].site(0).tensor_name());
+        let text = format!("the state is {}", evidence.site_name(place));
         let other = |step: &StepEvidence<'_>| evidence.recorded(step, place);
-        visit(evidence.replaced(CauseKey::StateLayer, text, Rank::Mistake, other));
+        visit(evidence.copied(CauseKey::StateLayer, text, Rank::Mistake, other));
     }
     let rows = |order: fn(usize, usize) -> usize| {
-        Change::Order(Box::new(move |i, ne: [usize; 4]| {
+        Change::Order(Rc::new(move |i, ne: [usize; 4]| {
             // The taps of a channel lie one after another: one less than the kernel has.
             const TAPS: usize = 3;
             if ne[0].is_multiple_of(TAPS) { i / TAPS * TAPS + order(i % TAPS, TAPS) } else { i }
@@ -112,14 +113,14 @@ fn states(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), R
             head * n * width + at % width * n + at / width
         });
     };
-    let edit = Edits::one(id, Change::Call(Box::new(transposed)));
+    let edit = Edits::one(id, Change::Call(Rc::new(transposed)));
     visit(evidence.mistake(CauseKey::StateTransposed, "the state is read transposed", &edit)?);
     let reversed = move |call: &mut Call<'_, '_>| {
         let Some([n, width]) = inner(call) else { return };
         let heads = call.optional(source).map_or(1, |state| state.elements() / (n * width).max(1));
         moved(call, source, |i| (heads - 1 - i / (n * width)) * n * width + i % (n * width));
     };
-    let edit = Edits::one(id, Change::Call(Box::new(reversed)));
+    let edit = Edits::one(id, Change::Call(Rc::new(reversed)));
     visit(evidence.mistake(CauseKey::HeadMap, "states of heads in reverse order", &edit)?);
     Ok(())
 }
@@ -224,14 +225,14 @@ fn scans(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), Re
         let heads = call.optional(1).map_or(1, |x| x.ne[1]);
         [4, 5].into_iter().for_each(|source| spread_heads(call, source, heads, |h, n, _| h % n));
     };
-    let edit = Edits::one(id, Change::Call(Box::new(tiled)));
+    let edit = Edits::one(id, Change::Call(Rc::new(tiled)));
     let text = "head h reads group h % n of B and C, not h / n";
     visit(evidence.mistake(CauseKey::HeadMap, text, &edit)?);
     let first = |call: &mut Call<'_, '_>| {
         let heads = call.optional(1).map_or(1, |x| x.ne[1]);
         [4, 5].into_iter().for_each(|source| spread_heads(call, source, heads, |_, _, _| 0));
     };
-    let edit = Edits::one(id, Change::Call(Box::new(first)));
+    let edit = Edits::one(id, Change::Call(Rc::new(first)));
     let text = "every head reads group 0 of B and C";
     visit(evidence.mistake(CauseKey::HeadMap, text, &edit)?);
     Ok(())
@@ -249,7 +250,7 @@ fn deltas(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), R
             let heads = call.optional(2).map_or(1, |v| v.ne[1]);
             [0, 1].into_iter().for_each(|source| spread_heads(call, source, heads, map));
         };
-        let edit = Edits::one(id, Change::Call(Box::new(spread)));
+        let edit = Edits::one(id, Change::Call(Rc::new(spread)));
         visit(evidence.mistake(CauseKey::HeadMap, text, &edit)?);
     }
     Ok(())
@@ -302,7 +303,7 @@ fn convolutions(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result
         let text = format!("the window is {text}");
         visit(evidence.mistake(CauseKey::StateShifted, text, &Edits::one(id, shifted))?);
     }
-    let before = Change::Order(Box::new(|i, ne: [usize; 4]| {
+    let before = Change::Order(Rc::new(|i, ne: [usize; 4]| {
         let token = i / ne[0] % ne[1];
         if token > 0 { i - ne[0] } else { i }
     }));
@@ -355,7 +356,7 @@ fn joined(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), R
             let from = |i: usize| i / size * size + i % size % ne[0] * ne[1] + i % size / ne[0];
             Some((0..values.len()).map(|i| values[from(i)]).collect::<Vec<f64>>())
         };
-        let edit = Edits::one(id, Change::Values(source, Box::new(transposed)));
+        let edit = Edits::one(id, Change::Values(source, Rc::new(transposed)));
         let text = format!("{name} is read transposed");
         visit(evidence.mistake(CauseKey::StateTransposed, text, &edit)?);
         evidence.other_inputs(id, source, &|_| CauseKey::InputOfOther, visit)?;

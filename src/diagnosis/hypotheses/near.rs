@@ -2,11 +2,11 @@
 
 use crate::{
     core::cause_key::CauseKey,
-    diagnosis::{
-        by_graph::{Change, Edits, Evidence, hypotheses::Visit},
-        replay::ReplayError,
+    diagnosis::{Change, Edits, Evidence, hypotheses::Visit, replay::ReplayError},
+    graph::{
+        Extent, Kind, Node, NodeId, SiteSpec,
+        site::{Site, Stage},
     },
-    graph::{Extent, Kind, Node, NodeId, SiteSpec, site::Stage},
 };
 
 /// At most this many weights of other parts, and of other layers, are tried.
@@ -54,10 +54,11 @@ impl Evidence<'_> {
         let gguf = self.run.file.gguf();
         let Some(own) = gguf.tensor(name) else { return Vec::new() };
         let (layer, part) = layer_and_part(name);
+        // What follows the layers is nearest to the last one, and may have taken the first one's.
+        let after = self.run.model.sites.layers() as u32;
         let distance = |other: Option<u32>| match (layer, other) {
-            (Some(a), Some(b)) => a.abs_diff(b),
-            (None, None) => 0,
-            _ => u32::MAX,
+            (None, Some(0)) => 1,
+            (a, b) => a.unwrap_or(after).abs_diff(b.unwrap_or(after)),
         };
         let ends = |part: &str| part.rsplit_once('.').map_or("", |(_, end)| end).to_string();
         let is_vector = own.dims.iter().skip(1).all(|&n| n == 1);
@@ -85,15 +86,51 @@ impl Evidence<'_> {
         found.into_iter().map(|(_, _, other)| other).collect()
     }
 
+    /// Another layer in words that hold in every layer alike.
+    pub fn layer_name(&self, layer: u32) -> String {
+        match self.spec().layer.map(|own| i64::from(layer) - i64::from(own)) {
+            Some(1) => "the next layer".to_string(),
+            Some(-1) if layer > 0 => "the layer before".to_string(),
+            _ => format!("layer {layer}"),
+        }
+    }
+
+    /// A weight in words that hold in every layer alike: without the layer, where it is the site's own.
+    pub fn weight_name(&self, name: &str) -> String {
+        match layer_and_part(name) {
+            (None, part) => part.to_string(),
+            (layer, part) if layer == self.spec().layer => part.to_string(),
+            (Some(layer), part) => format!("{part} of {}", self.layer_name(layer)),
+        }
+    }
+
+    /// A site in words that hold in every layer alike.
+    pub fn site_name(&self, place: usize) -> String {
+        let spec = &self.run.model.sites.specs()[place];
+        let own = self.spec().layer;
+        let before = match own {
+            Some(layer) => layer.checked_sub(1),
+            None => (self.run.model.sites.layers() as u32).checked_sub(1),
+        };
+        let hidden = if before.is_some() { Stage::LayerOut } else { Stage::Embd };
+        match spec.layer {
+            layer if (layer, spec.stage) == (before, hidden) => "the hidden vector".to_string(),
+            Some(layer) if Some(layer) != own => {
+                format!("{} of {}", spec.stage.name(), self.layer_name(layer))
+            }
+            _ => spec.stage.name().to_string(),
+        }
+    }
+
     /// What a tensor is called: its site's name, or llama.cpp's.
     pub fn name_of(&self, id: NodeId) -> String {
         let graph = self.graph();
         let specs = self.run.model.sites.specs();
         let root = graph.root(id);
-        let own = specs.iter().find(|spec| spec.node == id || spec.node == root);
+        let own = specs.iter().position(|spec| spec.node == id || spec.node == root);
         match own {
-            Some(spec) => spec.site(0).tensor_name(),
-            None => graph.node(root).name.clone(),
+            Some(place) => self.site_name(place),
+            None => self.weight_name(&graph.node(root).name),
         }
     }
 
@@ -145,6 +182,14 @@ impl Evidence<'_> {
         Some(Heads { count: size(Axis::Head)?, dim: size(Axis::Dim)? })
     }
 
+    /// Elements of a token's row of a stage, in the site's layer or outside of all, where that is fixed.
+    pub fn width_of(&self, stage: Stage) -> Option<usize> {
+        let layer = if stage.in_layer() { self.spec().layer } else { None };
+        let spec = self.run.model.sites.get(Site { step: 0, layer, stage })?;
+        let rest = spec.axes.iter().skip(1).map(|axis| axis.size);
+        rest.map(|size| size.is_fixed().then_some(size.fixed as usize)).product()
+    }
+
     /// Lengths of heads that occur in the model.
     pub fn head_dims(&self) -> Vec<usize> {
         use crate::graph::site::Axis;
@@ -167,7 +212,7 @@ impl Evidence<'_> {
         let Some(own) = self.graph().node(id).source(source) else { return Ok(()) };
         let specs = self.run.model.sites.specs();
         for place in self.other_sites(own) {
-            let names = (specs[place].site(0).tensor_name(), self.name_of(own));
+            let names = (self.site_name(place), self.name_of(own));
             let text = format!("its input is {} instead of {}", names.0, names.1);
             let edit = Edits::one(id, Change::Recorded(source, place));
             visit(self.mistake(key(&specs[place]), text, &edit)?);
@@ -186,11 +231,21 @@ impl Evidence<'_> {
         let [of_layer, of_other] = keys;
         for other in self.other_weights(&name) {
             let key = if other.is_other_layer { of_layer } else { of_other };
-            let text = format!("{} in place of {name}", other.name);
+            let text = self.instead(&other, &name);
             let edit = Edits::one(id, Change::Weight(source, other.name));
             visit(self.mistake(key, text, &edit)?);
         }
         Ok(())
+    }
+
+    /// Another weight in the place of one, in words that hold in every layer alike.
+    pub fn instead(&self, other: &OtherWeight, name: &str) -> String {
+        let (layer, _) = layer_and_part(&other.name);
+        let what = if name.ends_with(".bias") { "bias" } else { "weight" };
+        match layer.filter(|_| other.is_other_layer) {
+            Some(layer) => format!("the {what} of {}", self.layer_name(layer)),
+            None => format!("{} in place of its own {what}", self.weight_name(&other.name)),
+        }
     }
 
     /// Whether all of a node's sources are computed.

@@ -2,19 +2,20 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    rc::Rc,
 };
 
 use crate::{
     core::{cause_key::CauseKey, tensor::Tensor},
     diagnosis::{
+        cause::Rank,
         cause::Tried,
         explain::{Explained, Place, Trial},
         replay::{
-            Edit, Expected, GraphRun, Machine, Observed, Piece, ReplayError, Rounding, Spread,
-            wrong_elements,
+            Edit, Expected, Found, GraphRun, Machine, Observed, Piece, ReplayError, Rounding,
+            Spread, wrong_elements,
         },
-        scene::Rank,
     },
     graph::{Graph, NodeId, SiteSpec, site::Axis},
 };
@@ -39,26 +40,41 @@ pub struct Evidence<'a> {
     pub wrong: Vec<Vec<bool>>,
 }
 
+/// Terms of sums that are looked at for sharper bounds of the right result of a step.
+const MOST_TERMS: usize = 1 << 26;
+
 /// Elements of a step, by their places, in the place of others.
 pub struct Moved {
     pub step: usize,
     pub order: Vec<usize>,
 }
 
-/// Gathers the evidence on sites: the run is computed once more.
+/// Gathers the evidence on sites: what they are made from is computed once more.
 pub fn gather<'a>(
     run: GraphRun<'a>,
     places: &BTreeSet<usize>,
 ) -> Result<Vec<Evidence<'a>>, ReplayError> {
-    let mut found: BTreeMap<usize, Vec<StepEvidence<'a>>> = BTreeMap::new();
-    let mut machine = Machine::new(run);
+    gather_found(run, places, &Rc::default())
+}
+
+/// The same where some caches are found as these by the tokens.
+pub(super) fn gather_found<'a>(
+    run: GraphRun<'a>,
+    places: &BTreeSet<usize>,
+    found: &Rc<HashMap<usize, Found>>,
+) -> Result<Vec<Evidence<'a>>, ReplayError> {
+    let mut gathered: BTreeMap<usize, Vec<StepEvidence<'a>>> = BTreeMap::new();
+    let mut machine = Machine::of_sites(run, places).with_found(found);
     for step in 0..run.recording.steps.len() as u32 {
         machine.step(step, &mut |machine, observed| {
             let place = observed.place;
             if places.contains(&place) {
+                let Piece { expected, captured } = observed.piece;
+                let piece = Piece { expected: expected.sharpened(MOST_TERMS), captured };
+                let observed = Observed { piece, ..observed };
                 let cone = machine.cone(place);
                 let machine = machine.for_cone(place, &cone);
-                found.entry(place).or_default().push(StepEvidence { machine, observed, cone });
+                gathered.entry(place).or_default().push(StepEvidence { machine, observed, cone });
             }
             Ok(())
         })?;
@@ -67,7 +83,7 @@ pub fn gather<'a>(
         let wrong = steps.iter().map(|step| wrong_elements(&step.observed.piece)).collect();
         Evidence { run, place, steps, wrong }
     };
-    Ok(found.into_iter().map(evidence).collect())
+    Ok(gathered.into_iter().map(evidence).collect())
 }
 
 impl<'a> Evidence<'a> {
@@ -112,10 +128,15 @@ impl<'a> Evidence<'a> {
         let again = |at: usize| {
             let step = &self.steps[at];
             let expected = step.machine.again(self.place, &step.cone, edit)?;
-            let fits = |expected: &Expected<'_>| {
-                expected.value.len() == step.observed.piece.captured.len()
-            };
-            Ok::<_, ReplayError>(expected.filter(fits))
+            let right = &step.observed.piece.expected.value;
+            let fits = |expected: &Expected<'_>| expected.value.len() == right.len();
+            let mut expected = expected.filter(fits);
+            // Where nothing is expected of the right operation, nothing is of a wrong one.
+            if let Some(expected) = &mut expected {
+                let values = expected.value.iter_mut().zip(right);
+                values.filter(|(_, right)| right.is_nan()).for_each(|(value, _)| *value = f64::NAN);
+            }
+            Ok::<_, ReplayError>(expected)
         };
         let Some(probe) = again(first)? else { return Ok(None) };
         if !self.explains_some(first, &probe) {
@@ -155,7 +176,7 @@ impl<'a> Evidence<'a> {
     }
 
     /// A hypothesis that a few elements refute.
-    fn refuted(&self, key: CauseKey, text: String, rank: Rank) -> Tried {
+    pub fn refuted(&self, key: CauseKey, text: String, rank: Rank) -> Tried {
         let explained = Explained {
             wrong: self.count_wrong() as u64,
             explained: 0,
@@ -196,23 +217,43 @@ impl<'a> Evidence<'a> {
         Ok(ratio.is_finite().then_some(ratio))
     }
 
-    /// Other values in the place of the right ones, step by step, as precise as these are.
-    pub fn replaced(
+    /// Other values in the place of the right ones, step by step: copies of what is known.
+    pub fn copied(
         &self,
         key: CauseKey,
         text: impl Into<String>,
         rank: Rank,
         of: impl Fn(&StepEvidence<'a>) -> Option<Vec<f64>>,
     ) -> Option<Tried> {
-        let mut predicted = Vec::with_capacity(self.steps.len());
-        for step in &self.steps {
-            let value = of(step)?;
+        self.predicted(key, text, rank, |step| {
             let right = &step.observed.piece.expected;
-            if value.len() != right.value.len() {
-                return None;
-            }
-            predicted.push(right.replaced(value));
-        }
+            of(step).filter(|value| fits(value, right)).map(|value| right.copied(value))
+        })
+    }
+
+    /// The right values times factors, step by step.
+    pub fn multiplied(
+        &self,
+        key: CauseKey,
+        text: impl Into<String>,
+        rank: Rank,
+        of: impl Fn(&StepEvidence<'a>) -> Option<Vec<f64>>,
+    ) -> Option<Tried> {
+        self.predicted(key, text, rank, |step| {
+            let right = &step.observed.piece.expected;
+            of(step).filter(|value| fits(value, right)).map(|factors| right.times(&factors))
+        })
+    }
+
+    /// What a hypothesis predicts of each step.
+    pub fn predicted(
+        &self,
+        key: CauseKey,
+        text: impl Into<String>,
+        rank: Rank,
+        of: impl Fn(&StepEvidence<'a>) -> Option<Expected<'a>>,
+    ) -> Option<Tried> {
+        let predicted = self.steps.iter().map(of).collect::<Option<Vec<_>>>()?;
         Some(self.tried(key, text.into(), rank, predicted))
     }
 
@@ -294,11 +335,9 @@ impl<'a> Evidence<'a> {
         rank: Rank,
         predicted: Vec<Expected<'a>>,
     ) -> Tried {
-        let piece = |(step, expected): (&StepEvidence<'a>, Expected<'a>)| {
-            let piece = &step.observed.piece;
-            let (steps, positions) = (piece.steps.clone(), piece.positions.clone());
-            let captured = piece.captured.clone();
-            Piece { steps, positions, width: piece.width, keys: piece.keys, expected, captured }
+        let piece = |(step, expected): (&StepEvidence<'a>, Expected<'a>)| Piece {
+            expected,
+            captured: step.observed.piece.captured.clone(),
         };
         let predicted: Vec<Piece<'_>> = self.steps.iter().zip(predicted).map(piece).collect();
         let axes: Vec<Axis> = self.spec().axes.iter().map(|axis| axis.axis).collect();
@@ -331,4 +370,9 @@ impl<'a> Evidence<'a> {
         let tensor = tensor.ok().flatten()?;
         Some(tensor.data.iter().map(|&x| f64::from(x)).collect())
     }
+}
+
+/// Whether there is a value for each element, where one is expected.
+fn fits(value: &[f64], right: &Expected<'_>) -> bool {
+    value.len() == right.value.len()
 }

@@ -1,4 +1,0 @@
-mod baits;
-mod invariants;
-mod recognition;
-mod subject;
