@@ -7,7 +7,7 @@ use firstdiff::{
         tensor::{DType, Tensor},
     },
     diagnosis::{
-        Certainty, Diagnosis, Verdict,
+        Cause, Certainty, Diagnosis, Verdict,
         replay::{GraphRun, Operation, Recording, judge},
     },
     engine::{
@@ -349,4 +349,124 @@ fn inputs_that_are_rounded_before_a_product_are_simulated_and_random_weights_are
         assert_eq!((&*product.what, &*product.cause.text), ("output projection, layer 0", text));
         assert_eq!(product.cause.certainty, certainty, "{text}");
     }
+}
+
+/// Numbers below n, the same on every machine.
+fn random_below(seed: u64) -> impl FnMut(usize) -> usize {
+    let mut state = seed;
+    move |n| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % n
+    }
+}
+
+/// The first finding on a run of which one result of layer 0 is another in every step.
+fn finding(
+    bench: &Bench,
+    stage: Stage,
+    of: impl Fn(&Keep, Site, usize) -> Vec<f32>,
+) -> (String, Cause) {
+    let steps = vec![bench.prompt(33), vec![7], vec![8]];
+    let mut engine = recorded(bench, &steps);
+    let first = |step: u32| steps[..step as usize].iter().map(Vec::len).sum();
+    for step in 0..3 {
+        let site = Site::in_layer(step, 0, stage);
+        let data = of(&engine, site, first(step));
+        engine.tensors.get_mut(&site).unwrap().data = data;
+    }
+    let arithmetic = Arithmetic::engine(DType::F32);
+    let (tensors, attention) = (&engine, Default::default());
+    let recording = Recording { tensors, steps: &steps, arithmetic: &arithmetic, attention };
+    let inputs = bench.model.inputs(&steps);
+    let found = Diagnosis::of(GraphRun::of(&bench.model, &inputs, recording), None).unwrap();
+    let first = found.findings.into_iter().next().expect("a wrong result is blamed");
+    (first.what, first.cause)
+}
+
+#[test]
+fn positions_at_random_are_read_off_the_rotation() {
+    let bench = Bench::fixture();
+    let (dim, theta) = (bench.model.config.head_dim, f64::from(bench.model.config.rope_theta));
+    for seed in 0..4 {
+        let mut random = random_below(seed);
+        let used: Vec<usize> = (0..35).map(|_| random(60)).collect();
+        let (what, cause) = finding(&bench, Stage::QRope, |engine, site, first| {
+            let q = &engine.tensors[&Site { stage: Stage::Q, ..site }];
+            let width = q.shape[1] * q.shape[2];
+            let turned = |(row, x): (usize, &[f32])| {
+                let position = used[first + row] as f64;
+                let mut y = x.to_vec();
+                for (x, y) in x.chunks(dim).zip(y.chunks_mut(dim)) {
+                    for i in 0..dim / 2 {
+                        let angle = position * theta.powf(-2.0 * i as f64 / dim as f64);
+                        let (sine, cosine) = (angle.sin() as f32, angle.cos() as f32);
+                        let (a, b) = (x[i], x[i + dim / 2]);
+                        (y[i], y[i + dim / 2]) = (a * cosine - b * sine, a * sine + b * cosine);
+                    }
+                }
+                y
+            };
+            q.data.chunks(width).enumerate().flat_map(turned).collect()
+        });
+        assert_eq!(
+            (&*what, cause.certainty),
+            ("q rotation, layer 0", Certainty::Proven),
+            "{cause:?}"
+        );
+        let other = (0..35).find(|&p| used[p] != p).unwrap();
+        let text = format!("positions rotated as others: {other} as {}", used[other]);
+        assert!(cause.text.starts_with(&text), "{} {used:?}", cause.text);
+    }
+}
+
+/// A softmax of the recorded scores over the keys that are seen, with so many zeros in each sum.
+fn softmax(
+    engine: &Keep,
+    site: Site,
+    first: usize,
+    sees: &dyn Fn(usize, usize) -> bool,
+    zeros: &dyn Fn(usize) -> usize,
+) -> Vec<f32> {
+    let scores = &engine.tensors[&Site { stage: Stage::Scores, ..site }];
+    let (heads, keys) = (scores.shape[1], scores.shape[2]);
+    let of_row = |(row, scores): (usize, &[f32])| {
+        let query = first + row / heads;
+        let seen = |key: usize| key <= query && sees(query, key);
+        let largest = (0..keys).filter(|&k| seen(k)).map(|k| scores[k]).fold(f32::MIN, f32::max);
+        let term = |k: usize| if seen(k) { (scores[k] - largest).exp() } else { 0.0 };
+        let sum = (0..keys).map(term).sum::<f32>() + zeros(query) as f32 * (-largest).exp();
+        (0..keys).map(|k| term(k) / sum).collect::<Vec<f32>>()
+    };
+    scores.data.chunks(keys).enumerate().flat_map(of_row).collect()
+}
+
+#[test]
+fn key_sets_at_random_are_read_off_the_probabilities() {
+    let bench = Bench::fixture();
+    for seed in 0..4 {
+        let mut random = random_below(seed);
+        let holes: Vec<bool> = (0..35 * 35).map(|_| random(3) == 0).collect();
+        let sees = |query: usize, key: usize| key == query || !holes[query * 35 + key];
+        let (what, cause) = finding(&bench, Stage::Probs, |engine, site, first| {
+            softmax(engine, site, first, &sees, &|_| 0)
+        });
+        assert_eq!((&*what, cause.certainty), ("softmax, layer 0", Certainty::Proven), "{cause:?}");
+        assert_eq!(cause.key.name(), "keys-weighed", "{}", cause.text);
+    }
+    let (_, cause) = finding(&bench, Stage::Probs, |engine, site, first| {
+        softmax(engine, site, first, &|query, key| query < 33 || key == 0, &|_| 0)
+    });
+    assert_eq!(cause.text, "queries from position 33 on weigh keys 0 to 0 only");
+    assert_eq!(cause.certainty, Certainty::Proven);
+}
+
+#[test]
+fn zeros_in_a_softmax_are_counted_and_said_where_they_are() {
+    let bench = Bench::fixture();
+    let (what, cause) = finding(&bench, Stage::Probs, |engine, site, first| {
+        softmax(engine, site, first, &|_, _| true, &|query| if query % 16 == 15 { 16 } else { 0 })
+    });
+    assert_eq!((&*what, cause.certainty), ("softmax, layer 0", Certainty::Proven), "{cause:?}");
+    let text = "16 further keys with score 0 count in the sum, where the number of keys is a multiple of 16";
+    assert_eq!(cause.text, text);
 }

@@ -92,6 +92,7 @@ cause_keys! {
     MaskMissing = "mask-missing",
     MaskOffByOne = "mask-off-by-one",
     Window = "window",
+    KeysWeighed = "keys-weighed",
     SoftmaxPartialSum = "softmax-partial-sum",
     SoftmaxPadding = "softmax-padding",
     SoftmaxUnnormalised = "softmax-unnormalised",

@@ -42,8 +42,8 @@ pub struct Cause {
     pub signs: Vec<String>,
 }
 
-/// Below this share a hypothesis explains nothing: that many elements agree by luck.
-const LEAST_SHARE: f64 = 0.1;
+/// Below this share a hypothesis is not named: what it gives may be luck, and it is not what went wrong.
+const LEAST_SHARE: f64 = 0.5;
 /// At most this many causes are listed beside the first.
 const MAX_ALSO: usize = 3;
 
@@ -81,7 +81,10 @@ pub fn choose(tried: Vec<Tried>) -> Cause {
     let count = tried.len();
     let (consistent, tried): (Vec<Tried>, Vec<Tried>) =
         tried.into_iter().partition(|t| t.rank == Rank::Consistent);
-    let mut proofs: Vec<&Tried> = tried.iter().filter(|t| t.explained.is_proof()).collect();
+    // Two mistakes and a region are too much freedom.
+    let proves =
+        |t: &&Tried| t.explained.is_proof() && (t.mistakes == 1 || t.explained.region.is_none());
+    let mut proofs: Vec<&Tried> = tried.iter().filter(proves).collect();
     let simplicity = |t: &Tried| (t.rank, t.explained.region.is_some(), t.mistakes);
     proofs.sort_by(|a, b| {
         let closeness = a.explained.residual.total_cmp(&b.explained.residual);
@@ -108,7 +111,7 @@ pub fn choose(tried: Vec<Tried>) -> Cause {
     let holds = |t: &&Tried| t.explained.is_proof() && t.explained.region.is_none();
     let consistent = consistent.iter().filter(holds).min_by_key(|t| t.mistakes);
     match (best, consistent) {
-        (best, Some(coarse)) if best.is_none_or(|best| share(best) < 0.5) => {
+        (best, Some(coarse)) if best.is_none_or(|best| share(best) < LEAST_SHARE) => {
             cause(coarse, Certainty::Consistent, Vec::new(), count - 1)
         }
         (Some(best), _) if share(best) >= LEAST_SHARE => {
@@ -173,7 +176,7 @@ mod tests {
         assert_eq!((with(49).certainty, &*with(49).text), (Certainty::Consistent, "coarse"));
         assert_eq!((with(50).certainty, &*with(50).text), (Certainty::Partly, "other"));
         assert_eq!((with(100).certainty, &*with(100).text), (Certainty::Proven, "other"));
-        let cause = choose(vec![tried("other", Rank::Mistake, [100, 9, 0])]);
+        let cause = choose(vec![tried("other", Rank::Mistake, [100, 49, 0])]);
         assert_eq!((cause.certainty, &*cause.text), (Certainty::Unknown, "unknown"));
     }
 

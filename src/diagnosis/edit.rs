@@ -23,6 +23,8 @@ pub struct Row<'r> {
     pub source: &'r [f64],
     /// Whether the step has but one token.
     pub is_alone: bool,
+    /// The position of its token, where rows go by (token, head, ...).
+    pub position: usize,
 }
 
 /// Changes a node for the token of a position.
@@ -198,9 +200,13 @@ fn row_times(
         return;
     }
     let rows = result.value.chunks_exact(width).zip(values.chunks_exact(width));
-    let is_alone = machine.extent.tokens == 1;
-    let row = |(result, source)| of(Row { result, source, is_alone });
-    let factors: Vec<f64> = rows.map(row).collect();
+    let (is_alone, ne) = (machine.extent.tokens == 1, node.sizes(machine.extent).ne);
+    // Rows of a softmax lie (token, head).
+    let row = |(at, (result, source))| {
+        let position = machine.first_position + at % ne[1].max(1);
+        of(Row { result, source, is_alone, position })
+    };
+    let factors: Vec<f64> = rows.enumerate().map(row).collect();
     let n = result.value.len();
     let factor = |i: usize| factors[i / width];
     let value: Vec<f64> = (0..n).map(|i| factor(i) * result.value[i]).collect();

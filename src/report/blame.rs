@@ -179,7 +179,7 @@ fn certainty(finding: &Finding) -> String {
             grouped(cause.wrong)
         ),
         Certainty::Partly => format!("partly: {share:.0} % of {} elements", grouped(cause.wrong)),
-        Certainty::Unknown => format!("{share:.0} % of {} elements", grouped(cause.wrong)),
+        Certainty::Unknown => format!("nothing gives these {} elements", grouped(cause.wrong)),
     }
 }
 

@@ -59,7 +59,9 @@ fn terms(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), Re
         visit(evidence.mistake(CauseKey::ResidualSign, text, &negated)?);
         let doubled = Edits::one(id, Change::each(source, |x| 2.0 * x));
         let fitted = evidence.factor_of(&doubled)?.filter(|_| evidence.may_fit());
-        for factor in fitted.map(snapped).into_iter().filter(|factor| factor.abs() > 1e-6) {
+        // Those that have a name were tried under it.
+        let is_named = |factor: f64| [0.0, 2.0, -1.0].iter().any(|n| (factor - n).abs() < 1e-6);
+        for factor in fitted.map(snapped).into_iter().filter(|&factor| !is_named(factor)) {
             let text = format!("{name} times {}", short(factor));
             let edit = Edits::one(id, Change::scaled(source, factor));
             visit(evidence.mistake(CauseKey::Scaled, text, &edit)?);

@@ -7,10 +7,12 @@ mod elementwise;
 mod embedding;
 mod experts;
 mod fused;
+mod keys;
 mod likeness;
 mod near;
 mod norm;
 mod parts;
+mod positions;
 mod product;
 mod recurrent;
 mod rope;
@@ -37,14 +39,17 @@ pub type Visit<'v> = &'v mut dyn FnMut(Option<Tried>);
 type Family = fn(&Evidence<'_>, Visit<'_>) -> Result<(), ReplayError>;
 
 /// The families; each finds its operations among the nodes that make a site.
-const FAMILIES: [Family; 14] = [
+const FAMILIES: [Family; 17] = [
     embedding::lookups,
     norm::norms,
     product::products,
     rounded::inputs,
+    rounded::between,
     rope::rotations,
+    positions::used,
     attention::products,
     softmax::attention,
+    keys::weighed,
     fused::attentions,
     activation::functions,
     elementwise::operations,

@@ -1,5 +1,5 @@
-//! Inputs of a product that are rounded to a coarser format than declared. That can be computed, unlike sums in
-//! one: where it gives the result within the declared bound, it is proven.
+//! Inputs of a product, and results within an operation, that are rounded to a coarser format than declared.
+//! That can be computed, unlike sums in one: where it gives the result within the declared bound, it is proven.
 
 use std::rc::Rc;
 
@@ -15,6 +15,47 @@ use crate::{
     },
     graph::{NodeId, Op},
 };
+
+/// Results between the nodes of an operation, or factors of a product, that are rounded.
+pub fn between(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let graph = evidence.graph();
+    let arithmetic = evidence.run.recording.arithmetic;
+    let declared = arithmetic.between.unwrap_or(arithmetic.default.accumulator).unit_roundoff();
+    let last = evidence.cone().last().copied();
+    for (order, dtype) in (1..).zip([DType::F16, DType::Bf16]) {
+        if dtype.unit_roundoff() <= declared {
+            continue;
+        }
+        for &id in evidence.cone() {
+            let node = graph.node(id);
+            if Some(id) != last && !node.op.is_layout() {
+                let result = move |values: &mut [f64], _: [usize; 4]| {
+                    values.iter_mut().for_each(|x| *x = narrowed(dtype, *x));
+                };
+                let text =
+                    format!("the result of {} rounded to {dtype} before the next step", node.op);
+                let edits = Edits::one(id, Change::Result(Rc::new(result)));
+                visit(tried(evidence, text, &edits, order)?);
+            }
+            if node.op == Op::MulMat && evidence.is_of_computed(id) {
+                for source in 0..2 {
+                    let Some(of) = node.source(source) else { continue };
+                    let text =
+                        format!("{} rounded to {dtype} before the product", evidence.name_of(of));
+                    let change = Change::each(source, move |x| narrowed(dtype, x));
+                    visit(tried(evidence, text, &Edits::one(id, change), order)?);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn narrowed(dtype: DType, x: f64) -> f64 {
+    let mut values = [x as f32];
+    round(dtype, &mut values);
+    f64::from(values[0])
+}
 
 /// Products with weights whose inputs, weights or both are rounded.
 pub fn inputs(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
@@ -60,12 +101,7 @@ fn tried(
 }
 
 fn rounded(product: NodeId, dtype: DType) -> Edits<'static> {
-    let narrow = move |x: f64| {
-        let mut values = [x as f32];
-        round(dtype, &mut values);
-        f64::from(values[0])
-    };
-    Edits::one(product, Change::each(1, narrow))
+    Edits::one(product, Change::each(1, move |x| narrowed(dtype, x)))
 }
 
 fn rounded_weight(product: NodeId, name: &str, dtype: DType) -> Edits<'static> {

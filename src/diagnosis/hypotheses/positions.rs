@@ -1,0 +1,227 @@
+//! The positions that a rotation used, read off what it did to each token.
+
+use std::{collections::BTreeMap, rc::Rc};
+
+use half::{bf16, f16};
+
+use super::{Visit, near::short};
+use crate::{
+    core::cause_key::CauseKey,
+    diagnosis::{
+        Change, Edits, Evidence, StepEvidence,
+        replay::{Machine, ReplayError, rules::Argument},
+    },
+    graph::{Extent, NodeId, Op, RopeParams},
+};
+
+/// The position used for each position.
+type Used = BTreeMap<usize, f64>;
+
+/// A rotation by the positions that its results tell, where these are others.
+pub fn used(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
+    for id in evidence.nodes(|node| node.op == Op::Rope) {
+        if evidence.spec().node != id || !evidence.may_fit() {
+            continue;
+        }
+        let Some(used) = solved(evidence, id)? else { continue };
+        if used.iter().all(|(&position, &used)| position as f64 == used) {
+            continue;
+        }
+        let prompt = evidence.run.recording.steps.first().map_or(0, Vec::len);
+        let text = described(&used, prompt);
+        let values = move |machine: &Machine<'_>, positions: &[f64], _: [usize; 4]| {
+            let first = machine.first_position;
+            let of = |token: usize| used.get(&(first + token)).copied();
+            (0..positions.len()).map(of).collect()
+        };
+        let edits = Edits::one(id, Change::Values(1, Rc::new(values)));
+        visit(evidence.mistake(CauseKey::RopePosition, text, &edits)?);
+    }
+    Ok(())
+}
+
+/// The position that each token was turned to; `None` where one of them cannot be told.
+fn solved(evidence: &Evidence<'_>, id: NodeId) -> Result<Option<Used>, ReplayError> {
+    let params = evidence.graph().node(id).params(Extent { tokens: 1, cells: 1, is_first: true });
+    let rope = RopeParams::of(params);
+    if rope.has_sections || params.float(7) != 0.0 || rope.dims < 4 {
+        return Ok(None);
+    }
+    let mut used = Used::new();
+    for step in &evidence.steps {
+        let Some(of_step) = solved_step(evidence, id, rope, step)? else { return Ok(None) };
+        used.extend(of_step);
+    }
+    Ok(Some(used))
+}
+
+/// What a pair was turned by, how fast it turns, and how much it weighs.
+#[derive(Clone, Copy)]
+struct Turn {
+    angle: f64,
+    unit: f64,
+    weight: f64,
+}
+
+fn solved_step(
+    evidence: &Evidence<'_>,
+    id: NodeId,
+    rope: RopeParams,
+    step: &StepEvidence<'_>,
+) -> Result<Option<Vec<(usize, f64)>>, ReplayError> {
+    let (machine, node) = (&step.machine, evidence.graph().node(id));
+    let argument = |source| node.source(source).map(|id| machine.argument(id)).transpose();
+    let [x, factors] = [argument(0)?, argument(2)?].map(Option::flatten);
+    let Some(x) = x.filter(|x| x.spread().is_none()) else { return Ok(None) };
+    let Some(y) = machine.recorded_as(evidence.place, id, x.ne)? else { return Ok(None) };
+    let (values, [dim, heads, tokens, _]) = (x.value()?, x.ne);
+    let factors = factors.as_ref().map(Argument::value).transpose()?;
+    let mut used = Vec::new();
+    for token in 0..tokens {
+        let turns: Vec<Turn> = (0..rope.dims / 2)
+            .map(|pair| {
+                let (a, b) = rope.elements(pair);
+                let (mut cosine, mut sine, mut weight) = (0.0, 0.0, 0.0);
+                for start in (0..heads).map(|head| (token * heads + head) * dim) {
+                    let (x, y) = (&values[start..start + dim], &y[start..start + dim]);
+                    cosine += x[a] * y[a] + x[b] * y[b];
+                    sine += x[a] * y[b] - x[b] * y[a];
+                    weight += x[a] * x[a] + x[b] * x[b];
+                }
+                let factor = factors.as_ref().map_or(1.0, |factors| factors[pair]);
+                Turn { angle: sine.atan2(cosine), unit: rope.angle(1.0, pair) / factor, weight }
+            })
+            .collect();
+        let Some(position) = position(&turns, machine.first_position + token) else {
+            return Ok(None);
+        };
+        used.push((machine.first_position + token, position));
+    }
+    Ok(Some(used))
+}
+
+/// The position that turns every pair as it was turned, the nearest to the right one of several.
+fn position(turns: &[Turn], right: usize) -> Option<f64> {
+    /// Of the squared lengths: what f16 results and angles in f32 leave.
+    const OFF: f64 = 1e-4;
+    let all: f64 = turns.iter().map(|turn| turn.weight).sum();
+    let off = |position: f64| {
+        let of = |turn: &Turn| turn.weight * (1.0 - (turn.angle - position * turn.unit).cos());
+        turns.iter().map(of).sum::<f64>() / all
+    };
+    let whole = (right + 64).max(4 * right) as i64;
+    let mut list: Vec<f64> = (-64..=whole).map(|position| position as f64).collect();
+    list.sort_by(|a, b| (a - right as f64).abs().total_cmp(&(b - right as f64).abs()));
+    // The slowest pair tells roughly where, each faster one more exactly.
+    let mut slow: Vec<&Turn> = turns.iter().filter(|turn| turn.weight > 0.0).collect();
+    slow.sort_by(|a, b| a.unit.abs().total_cmp(&b.unit.abs()));
+    let mut rough = slow.first().map(|turn| turn.angle / turn.unit)?;
+    for turn in &slow[1..] {
+        let whole = ((rough * turn.unit - turn.angle) / std::f64::consts::TAU).round();
+        rough = (turn.angle + whole * std::f64::consts::TAU) / turn.unit;
+    }
+    let exact = list.into_iter().find(|&position| off(position) < OFF);
+    exact.or_else(|| Some(rough).filter(|&rough| rough.is_finite() && off(rough) < OFF))
+}
+
+/// The map in the shortest words that are true of it.
+fn described(used: &Used, prompt: usize) -> String {
+    let all = |of: &dyn Fn(usize) -> f64| used.iter().all(|(&p, &used)| of(p) == used);
+    let first = |test: &dyn Fn(usize) -> bool| used.iter().find(|(p, _)| test(**p));
+    if let Some((&p, &to)) = first(&|_| true) {
+        let offset = to - p as f64;
+        if all(&|p| p as f64 + offset) {
+            return format!("positions off by {}", signed(offset));
+        }
+        if all(&|_| to) {
+            return format!("every token is rotated as position {}", short(to));
+        }
+    }
+    if let Some((&p, &to)) = first(&|p| p >= prompt) {
+        let offset = to - p as f64;
+        if all(&|p| if p < prompt { p as f64 } else { p as f64 + offset }) {
+            return format!("positions of decode steps off by {}", signed(offset));
+        }
+        if all(&|p| if p < prompt { p as f64 } else { to }) {
+            return format!("every decode step rotates at position {}", short(to));
+        }
+    }
+    if let Some((&p, &to)) = first(&|p| p > 0) {
+        let factor = to / p as f64;
+        let near = |(&p, &used): (&usize, &f64)| (used - factor * p as f64).abs() < 1e-3;
+        if used.iter().all(near) {
+            return format!("positions times {}", short(factor));
+        }
+    }
+    let wraps = used.iter().find(|(p, used)| **used < **p as f64).map(|(&p, _)| p);
+    if let Some(length) = wraps.filter(|&n| n > 0 && all(&|p| (p % n) as f64)) {
+        return format!("positions wrap at {length}");
+    }
+    let halved = |p: usize| if p.is_multiple_of(2) { (p / 2) as f64 } else { 0.0 };
+    if all(&halved) || all(&|p| if p < prompt { halved(p) } else { p as f64 }) {
+        return "even positions p are rotated as p / 2, odd ones as 0: 64-bit numbers read as 32-bit"
+            .to_string();
+    }
+    if all(&|p| bf16::from_f64(p as f64).to_f64()) {
+        return "positions are rounded to bf16".to_string();
+    }
+    if all(&|p| f16::from_f64(p as f64).to_f64()) {
+        return "positions are rounded to f16".to_string();
+    }
+    const LISTED: usize = 6;
+    let others: Vec<String> = used
+        .iter()
+        .filter(|(p, used)| **p as f64 != **used)
+        .map(|(p, used)| format!("{p} as {}", short(*used)))
+        .collect();
+    let rest = others.len().saturating_sub(LISTED);
+    let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
+    format!("positions rotated as others: {}{more}", others[..others.len() - rest].join(", "))
+}
+
+fn signed(offset: f64) -> String {
+    let text = short(offset);
+    if offset > 0.0 { format!("+{text}") } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(map: impl Fn(usize) -> f64) -> String {
+        described(&(0..24).map(|p| (p, map(p))).collect(), 20)
+    }
+
+    #[test]
+    fn a_map_of_positions_is_said_in_the_shortest_words() {
+        let p = |p: usize| p as f64;
+        assert_eq!(of(|i| p(i) + 5.0), "positions off by +5");
+        assert_eq!(of(|_| 3.0), "every token is rotated as position 3");
+        assert_eq!(
+            of(|i| p(i) + if i < 20 { 0.0 } else { 3.0 }),
+            "positions of decode steps off by +3"
+        );
+        assert_eq!(of(|i| p(i) * 0.5), "positions times 0.5");
+        assert_eq!(of(|i| p(i % 16)), "positions wrap at 16");
+        assert!(of(|i| if i % 2 == 0 { p(i / 2) } else { 0.0 }).contains("64-bit"));
+        let text = of(|i| p(if i == 7 { 2 } else { i }));
+        assert_eq!(text, "positions rotated as others: 7 as 2");
+        assert!(of(|i| p(i * 7 % 24)).ends_with(" and 12 more"));
+    }
+
+    #[test]
+    fn a_position_is_told_by_the_angles_of_all_pairs() {
+        let units: Vec<f64> = (0..8).map(|i| 1e4f64.powf(-(f64::from(i)) / 8.0)).collect();
+        for position in [0.0, 1.0, 17.0, 63.0, 2.5, -3.0] {
+            let turn = |&unit: &f64| {
+                let angle = (position * unit).sin().atan2((position * unit).cos());
+                Turn { angle, unit, weight: 1.0 }
+            };
+            let turns: Vec<Turn> = units.iter().map(turn).collect();
+            let found = super::position(&turns, 20).unwrap();
+            assert!((found - position).abs() < 1e-6, "{position}: {found}");
+        }
+        let random = |i: usize| Turn { angle: (i * i) as f64 % 3.0, unit: units[i], weight: 1.0 };
+        assert_eq!(super::position(&(0..8).map(random).collect::<Vec<Turn>>(), 20), None);
+    }
+}
