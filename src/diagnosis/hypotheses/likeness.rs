@@ -12,7 +12,10 @@ use crate::{
         Change, Edits, Evidence, Moved, StepEvidence,
         cause::Rank,
         cause::Tried,
-        replay::{ReplayError, Rounding, rules::Call},
+        replay::{
+            ReplayError, Rounding,
+            rules::{Call, FUNCTION},
+        },
     },
     graph::{
         NodeId, Op,
@@ -378,8 +381,6 @@ fn is_spread(evidence: &Evidence<'_>) -> bool {
 
 /// The right values stored, or summed, in a coarser format than declared.
 fn arithmetic(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
-    /// Roundings of a function.
-    const FUNCTIONS: f64 = 16.0;
     let graph = evidence.graph();
     // A sum of n terms is a walk of n partial sums, each rounded: u sqrt(n / 6) of the result, and twice that.
     let sources = evidence.cone().iter().flat_map(|&id| graph.node(id).sources.iter().flatten());
@@ -404,7 +405,7 @@ fn arithmetic(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayErr
     for (order, dtype) in (3..).zip([DType::F16, DType::Bf16]) {
         let u = dtype.unit_roundoff();
         let is_coarser = u > declared.accumulator.unit_roundoff();
-        let most = u * (FUNCTIONS + 1.2 * longest.sqrt());
+        let most = u * (FUNCTION + 1.2 * longest.sqrt());
         // A twentieth of what such sums lose, at least.
         let least = u * longest.sqrt() / 50.0;
         if !is_coarser

@@ -10,7 +10,7 @@ use crate::{
         cause::Rank,
         replay::{
             AsItIs, Machine, ReplayError,
-            rules::{Argument, Call, Values},
+            rules::{Argument, Call, FUNCTION, Values},
         },
     },
     graph::{Extent, Kind, NodeId, Op},
@@ -346,8 +346,6 @@ fn other_axes(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(
 
 /// exp of each visible score over the sum of those of all tokens, or of all heads.
 fn regroup(call: &mut Call<'_, '_>, scale: f64, over_tokens: bool) {
-    /// What exp and the few operations beside it may be off, in unit roundoffs.
-    const FUNCTION: f64 = 16.0;
     let ([keys, tokens, heads, _], u) = (call.ne, call.rounding.sum);
     let (Ok(scores), Some(mask)) = (call.argument(0).value(), call.optional(MASK)) else { return };
     let Ok(mask_values) = mask.value() else { return };

@@ -78,11 +78,6 @@ pub struct Operand {
 }
 
 impl Operand {
-    /// An input as captured, in rows of `width`.
-    pub fn captured(width: usize, values: &[f32]) -> Operand {
-        Operand { width, value: values.iter().map(|&x| f64::from(x)).collect(), spread: None }
-    }
-
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.value.len() / self.width.max(1)

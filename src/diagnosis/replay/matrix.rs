@@ -58,29 +58,6 @@ impl<'a> Matrix<'a> {
         Matrix { outputs, inputs, read: Arc::new(read) }
     }
 
-    /// The matrix with its rows from `outputs` on zero.
-    pub fn with_outputs(self, outputs: usize) -> Matrix<'a> {
-        let read = Arc::clone(&self.read);
-        let inputs = self.inputs;
-        let cut = move |rows: Range<usize>, out: &mut [f32]| {
-            let kept = outputs.clamp(rows.start, rows.end);
-            let (computed, rest) = out.split_at_mut((kept - rows.start) * inputs);
-            rest.fill(0.0);
-            read(rows.start..kept, computed)
-        };
-        Matrix { read: Arc::new(cut), ..self }
-    }
-
-    /// The matrix of some of the rows, in that order.
-    pub fn select(&self, outputs: &[usize]) -> Matrix<'a> {
-        let (read, inputs, chosen) = (Arc::clone(&self.read), self.inputs, outputs.to_vec());
-        let select = move |rows: Range<usize>, out: &mut [f32]| {
-            let rows = chosen[rows].iter().zip(out.chunks_exact_mut(inputs));
-            rows.into_iter().try_for_each(|(&row, out)| read(row..row + 1, out))
-        };
-        Matrix { outputs: outputs.len(), inputs, read: Arc::new(select) }
-    }
-
     /// Gives rows of the matrix to `of`, in memory that the thread keeps.
     pub fn with_rows<T>(
         &self,

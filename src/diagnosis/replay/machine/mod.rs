@@ -7,6 +7,7 @@
 mod again;
 mod places;
 mod reads;
+mod wanted;
 mod windows;
 
 use std::{
@@ -195,58 +196,6 @@ impl<'a> Machine<'a> {
             }
         }
         Ok(())
-    }
-
-    /// The nodes that the wanted sites are made from in this step, as far as nothing was recorded between.
-    fn wanted_nodes(&self) -> Option<BTreeSet<NodeId>> {
-        let (graph, specs) = (self.graph(), self.run.model.sites.specs());
-        let own = self.wanted.as_ref()?.iter().map(|&place| graph.root(specs[place].node));
-        // States are written in every step.
-        let is_write = |id: &NodeId| {
-            let window = graph.node(*id).window;
-            window.is_some_and(|window| graph.node(window.root).kind == Kind::State)
-        };
-        let mut waiting: Vec<NodeId> = own.chain(graph.ids().filter(is_write)).collect();
-        let mut found = BTreeSet::new();
-        while let Some(id) = waiting.pop() {
-            if graph.node(id).kind != Kind::Computed || !found.insert(id) {
-                continue;
-            }
-            let sources = graph.node(id).sources.iter().flatten();
-            let sources = sources.flat_map(|&source| [source, graph.root(source)]);
-            waiting.extend(sources.filter(|&source| !self.is_recorded(source)));
-        }
-        Some(found)
-    }
-
-    /// The computed roots that nothing after each node is made from, up to the next recording.
-    fn done_after(&self) -> Vec<Vec<NodeId>> {
-        let graph = self.graph();
-        let mut last: Vec<NodeId> = graph.ids().collect();
-        for spec in self.run.model.sites.specs() {
-            let root = graph.root(spec.node).index();
-            last[root] = last[root].max(spec.reader);
-        }
-        for id in graph.ids().rev() {
-            let end = if self.is_recorded(id) { id } else { last[graph.root(id).index()].max(id) };
-            for &source in graph.node(id).sources.iter().flatten() {
-                let root = graph.root(source).index();
-                last[root] = last[root].max(end);
-            }
-        }
-        let mut done = vec![Vec::new(); graph.nodes.len()];
-        for (root, last) in graph.ids().zip(last) {
-            if graph.node(root).kind == Kind::Computed {
-                done[last.index()].push(root);
-            }
-        }
-        done
-    }
-
-    fn is_recorded(&self, id: NodeId) -> bool {
-        let specs = self.run.model.sites.specs();
-        let place = self.site_at[id.index()];
-        place.is_some_and(|place| self.run.recording.tensors.has(specs[place].site(self.step)))
     }
 
     /// Takes what was recorded of a node, which is not computed.
