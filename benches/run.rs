@@ -27,7 +27,7 @@ use firstdiff::{
     reference::{Reference, ReferenceOptions},
     run::{
         Run,
-        baseline::{self, Baseline},
+        baseline::{self, Baseline, Held},
         run_engine,
     },
     trace::recording::Spool,
@@ -74,6 +74,7 @@ fn spec() -> EngineSpec {
         attention: AttentionVariant::default(),
         faults: Faults::default(),
         kernels: KernelSet::embedded(),
+        roundings: Vec::new(),
     }
 }
 
@@ -150,7 +151,8 @@ fn split_of_a_run() -> Result<()> {
         Ok(())
     })?;
     add("floor, measured anew", &mut || {
-        Baseline::measure(&reference, &model, task, &arithmetic, &SiteFilter::default())?;
+        let (filter, held) = (SiteFilter::default(), Held::default());
+        Baseline::measure(&reference, &model, task, &arithmetic, &filter, held)?;
         Ok(())
     })?;
     println!("fixture, 32 prompt tokens and 4 decode steps, f32: median of {REPEATS}");

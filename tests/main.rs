@@ -24,6 +24,8 @@ mod compare;
 mod contract;
 // The same engine on two devices.
 mod cross;
+// Right engines that round in a way of their own.
+mod conventions;
 // What the machine has, whatever it has.
 mod doctor;
 // The engine on the host device against llama.cpp.

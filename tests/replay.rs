@@ -320,12 +320,7 @@ fn inputs_that_are_rounded_before_a_product_are_simulated_and_random_weights_are
             Certainty::Proven,
             "inputs and weights of the product rounded to bf16",
         ),
-        (
-            q8_0,
-            weight,
-            Certainty::Proven,
-            "inputs of the product in int8, a scale for each 32 in f16 (q8_0)",
-        ),
+        (q8_0, weight, Certainty::Proven, "inputs of the product rounded to q8_0"),
         (as_it_is, random, Certainty::Unknown, "unknown"),
     ];
     for (rounded, weight, certainty, text) in cases {
@@ -469,4 +464,86 @@ fn zeros_in_a_softmax_are_counted_and_said_where_they_are() {
     assert_eq!((&*what, cause.certainty), ("softmax, layer 0", Certainty::Proven), "{cause:?}");
     let text = "16 further keys with score 0 count in the sum, where the number of keys is a multiple of 16";
     assert_eq!(cause.text, text);
+}
+
+#[test]
+fn rows_of_a_weight_at_random_are_read_off_the_product() {
+    let bench = Bench::fixture();
+    let n = bench.model.config.n_embd;
+    for seed in 0..4 {
+        let mut random = random_below(seed);
+        let from: Vec<usize> = (0..n).map(|_| random(n)).collect();
+        let (what, cause) = finding(&bench, Stage::OProj, |engine, site, _| {
+            let right = &engine.tensors[&site].data;
+            right.chunks(n).flat_map(|row| from.iter().map(|&at| row[at])).collect()
+        });
+        let said = (&*what, cause.certainty, cause.key.name());
+        assert_eq!(said, ("output projection, layer 0", Certainty::Proven, "rows-permuted"));
+        let text = format!("its rows are others: 0-0 are o_proj {}-{}", from[0], from[0]);
+        assert!(cause.text.starts_with(&text) || from[1] == from[0] + 1, "{} {from:?}", cause.text);
+    }
+}
+
+#[test]
+fn inputs_at_random_that_a_product_leaves_out_or_sums_twice_are_read_off_it() {
+    let bench = Bench::fixture();
+    let n = bench.model.config.n_embd;
+    let weight = bench.model.weights("blk.0.attn_output.weight").unwrap();
+    for seed in 0..4 {
+        let mut random = random_below(seed);
+        let mut counts = vec![1.0f32; n];
+        for _ in 0..5 {
+            counts[random(n)] = [0.0, 2.0][random(2)];
+        }
+        let (what, cause) = finding(&bench, Stage::OProj, |engine, site, _| {
+            let x = &engine.tensors[&Site { stage: Stage::AttnOut, ..site }].data;
+            let of_row = |x: &[f32]| {
+                let term = |(i, w): (usize, &f32)| counts[i] * x[i] * w;
+                let sum = |w: &[f32]| w.iter().enumerate().map(term).sum::<f32>();
+                weight.chunks_exact(n).map(sum).collect::<Vec<f32>>()
+            };
+            x.chunks_exact(n).flat_map(of_row).collect()
+        });
+        assert_eq!((&*what, cause.certainty), ("output projection, layer 0", Certainty::Proven));
+        for (count, words) in [(0.0, "left out of the sum"), (2.0, "summed twice")] {
+            assert_eq!(cause.text.contains(words), counts.contains(&count), "{}", cause.text);
+        }
+    }
+}
+
+#[test]
+fn what_lies_in_the_slots_of_a_cache_is_read_off_it() {
+    let bench = Bench::fixture();
+    let (heads, dim) = (bench.model.config.n_head_kv, bench.model.config.head_dim);
+    let row = heads * dim;
+    // Of position p the slot holds the row of `from(p)`, or zeros.
+    let held = |from: &dyn Fn(usize) -> Option<usize>| {
+        finding(&bench, Stage::KCache, |engine, site, _| {
+            let right = &engine.tensors[&site].data;
+            let slot = |p: usize| match from(p) {
+                Some(other) => right[other * row..(other + 1) * row].to_vec(),
+                None => vec![0.0; row],
+            };
+            (0..right.len() / row).flat_map(slot).collect()
+        })
+    };
+    let said = |from: &dyn Fn(usize) -> Option<usize>| {
+        let (what, cause) = held(from);
+        assert_eq!(
+            (&*what, cause.certainty),
+            ("k cache append, layer 0", Certainty::Proven),
+            "{cause:?}"
+        );
+        cause.text
+    };
+    let zero = |p: usize| (!(16..24).contains(&p)).then_some(p);
+    assert_eq!(said(&zero), "slots of positions 16-23 are zero");
+    let later = |p: usize| Some(if p < 8 { p + 3 } else { p });
+    assert_eq!(said(&later), "slots of positions 0-7 hold the row of 3 positions later");
+    for seed in 0..4 {
+        let mut random = random_below(seed);
+        let from: Vec<usize> = (0..40).map(|p| if p < 33 { random(33) } else { p }).collect();
+        let text = said(&|p| Some(from[p]));
+        assert!(text.starts_with("slots hold other rows"), "{text}");
+    }
 }

@@ -127,6 +127,7 @@ pub fn engine(storage: DType) -> EngineSpec {
         attention: AttentionVariant::default(),
         faults: Faults::default(),
         kernels: KernelSet::embedded(),
+        roundings: Vec::new(),
     }
 }
 

@@ -46,6 +46,7 @@ pub fn whole_run(model: &Model) -> Result<()> {
         attention: AttentionVariant::default(),
         faults: Faults::default(),
         kernels: KernelSet::embedded(),
+        roundings: Vec::new(),
     };
     let baseline =
         Baseline::of(&reference, model, task, &engine.arithmetic(), &SiteFilter::default())?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use firstdiff::{
     compare::Queries,
-    core::tensor::DType,
+    core::{arithmetic::Convention, tensor::DType},
     engine::AttentionVariant,
     model::synth::{WeightType, arch::Setting},
 };
@@ -107,6 +107,11 @@ pub struct EngineArgs {
     /// prefill=row|tiled,decode=block|split, or `fast` for the last two
     #[arg(long, value_name = "SPEC", default_value_t)]
     pub attention: AttentionVariant,
+    /// Roundings on the way that the kernels make on purpose, such as inputs=q8_0,probs=f16 or
+    /// ffn_down.inputs=bf16; they are then held to them (docs/diagnosis.md)
+    #[arg(long, value_name = "VALUE=FORMAT", value_delimiter = ',')]
+    #[arg(value_parser = Convention::parse)]
+    pub arithmetic: Vec<Convention>,
     /// Plant a fault (see `firstdiff faults`); may be given more than once
     #[arg(long, value_name = "NAME", conflicts_with = "kernel")]
     pub fault: Vec<String>,
@@ -161,6 +166,12 @@ pub struct CaptureArgs {
     pub overwrite: bool,
     #[command(flatten)]
     pub model: ModelArgs,
+    /// Run the reference over the tokens of an engine's trace, which may be of another choice than its own
+    #[arg(long, value_name = "TRACE", conflicts_with_all = ["prompt", "file", "n_predict"])]
+    pub tokens_of: Option<PathBuf>,
+    /// Send each token to the experts that the engine of --tokens-of sent it to
+    #[arg(long, requires = "tokens_of")]
+    pub force_routing: bool,
     #[command(flatten)]
     pub engine: EngineArgs,
     /// Record only these sites: comma-separated globs

@@ -93,6 +93,7 @@ impl Lab<'_> {
             attention: self.args.attention,
             faults: Faults::default(),
             kernels: KernelSet::overridden_by(folder.path())?,
+            roundings: Vec::new(),
         };
         let finished = Run {
             model: &self.inputs.model,

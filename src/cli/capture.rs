@@ -18,9 +18,9 @@ use firstdiff::{
         site::{Site, Stage},
     },
     model::ModelFile,
-    reference::{Precision, Reference},
-    run::baseline::Baseline,
-    trace::{Manifest, ModelId, Settings, Side, TraceWriter},
+    reference::{Changes, Precision, Reference, Routing, is_choice},
+    run::baseline::{Baseline, Held},
+    trace::{Manifest, ModelId, Settings, Side, TraceReader, TraceWriter},
 };
 
 use indicatif::ProgressBar;
@@ -73,19 +73,31 @@ fn capture_reference(
     filter: &SiteFilter,
     bar: &ProgressBar,
 ) -> Result<usize, Error> {
-    let inputs = Inputs::load_any(&args.model)?;
+    let like = args.tokens_of.as_deref().map(TraceReader::open).transpose()?;
+    let inputs = match &like {
+        Some(trace) => Inputs::load_like(&args.model, trace)?,
+        None => Inputs::load_any(&args.model)?,
+    };
+    let tokens = like.as_ref().map_or(Vec::new(), TraceReader::forced);
+    let routing = match &like {
+        Some(trace) if args.force_routing => Some(routing(&inputs.reference, trace)?),
+        _ => None,
+    };
+    let held = Held { tokens: &tokens, routing: routing.as_ref() };
     filter.check(&inputs.reference.graph().sites.of_run(inputs.decode + 1))?;
     bar.set_message("measuring the floor");
     let (mut floors, mut steps) = (Vec::new(), Vec::new());
     for arithmetic in Arithmetic::engines() {
-        let baseline = baseline(&inputs.reference, &inputs.model, inputs.task(), &arithmetic)?;
+        let filter = SiteFilter::default();
+        let (reference, task) = (&inputs.reference, inputs.task());
+        let baseline = Baseline::held(reference, &inputs.model, task, &arithmetic, &filter, held)?;
         floors.push(DeclaredFloor { arithmetic, floor: baseline.floor });
         steps = baseline.steps;
     }
     let id = model_id(&inputs.reference, &inputs.model);
     let device = "llama.cpp on the CPU".to_string();
     let manifest = Manifest {
-        settings: settings(&inputs.reference),
+        settings: Settings { forced_routing: routing.is_some(), ..settings(&inputs.reference) },
         prompt: Some(inputs.prompt.clone()),
         floors,
         ..Manifest::new(Side::Reference, id, Arithmetic::engine(DType::F32), device)
@@ -98,9 +110,33 @@ fn capture_reference(
     let task = inputs.task();
     let mut session = inputs.reference.session(task.positions(), task.prompt.len())?;
     let filtered = Filtered { writer: &mut writer, filter, recomputed: Vec::new() };
-    record(&steps, filtered, |step, tokens, sink| Ok(session.step(step, tokens, sink, None)?))?;
+    let changes = Changes { routing: held.routing, ..Changes::default() };
+    record(&steps, filtered, |step, tokens, sink| {
+        Ok(session.step_with(step, tokens, sink, changes)?)
+    })?;
     writer.finish()?;
     Ok(steps.len())
+}
+
+/// The experts that a side sent its tokens to.
+pub fn routing(reference: &Reference, trace: &TraceReader) -> Result<Routing, Error> {
+    let graph = reference.graph();
+    let mut routing = Routing::default();
+    for site in trace.sites().filter(|&site| is_choice(graph, site)) {
+        if let Some(ids) = trace.tensor(site)? {
+            routing.insert(site, ids);
+        }
+    }
+    if routing.is_empty() {
+        let site = graph.sites.of_run(1).into_iter().find(|&site| is_choice(graph, site));
+        let missing = match site {
+            Some(site) => format!("has no {}: record the ids of its experts", site.tensor_name()),
+            None => "is of a model without experts".to_string(),
+        };
+        let trace = trace.folder().display();
+        return Err(Error::Usage(format!("--force-routing: {trace} {missing}")));
+    }
+    Ok(routing)
 }
 
 /// Records our engine over the reference's tokens; how many steps.
@@ -110,6 +146,9 @@ fn capture_engine(
     filter: &SiteFilter,
     bar: &ProgressBar,
 ) -> Result<usize, Error> {
+    if args.tokens_of.is_some() {
+        return Err(Error::Usage("--tokens-of is for capture reference; leave it out".into()));
+    }
     let inputs = Inputs::load(&args.model)?;
     inputs::check_faults(engine, &inputs)?;
     filter.check(&inputs.model.config.sites(inputs.decode + 1))?;

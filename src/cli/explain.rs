@@ -28,11 +28,11 @@ use firstdiff::{
     model::{Config, Model, ModelFile},
     reference::{Precision, Reference, ReferenceOptions, Vocabulary},
     report::{Headline, ModelSummary, Report, answer, guilt},
-    run::baseline::Baseline,
-    trace::{Manifest, Side, TraceError, TraceReader, comparable, lint},
+    run::baseline::{Baseline, Held},
+    trace::{Side, TraceError, TraceReader, comparable, lint},
 };
 
-use super::{args::ExplainArgs, diff, error::Error, inputs, output, run};
+use super::{args::ExplainArgs, capture::routing, diff, error::Error, inputs, output, run};
 
 /// What a reader must know where the ranks disagree.
 const NOT_REPLAYED: &str = "no operation was replayed, as the ranks ran on different values: find \
@@ -67,7 +67,7 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
                 Some(floor) => Cow::Borrowed(floor),
                 None => {
                     bar.set_message("measuring the floor");
-                    Cow::Owned(measured_floor(&of_engine.arithmetic, manifest, file)?)
+                    Cow::Owned(measured_floor(&of_engine.arithmetic, reference, file)?)
                 }
             };
             bar.set_message("comparing sites");
@@ -211,26 +211,22 @@ fn same_tokens(
 /// The floor of an arithmetic that the reference's trace carries none for: llama.cpp runs again.
 fn measured_floor(
     arithmetic: &Arithmetic,
-    reference: &Manifest,
+    trace: &TraceReader,
     model: &ModelFile,
 ) -> Result<Floor, Error> {
-    let precision = match reference.settings.reference_precision.as_deref() {
+    let manifest = trace.manifest();
+    let precision = match manifest.settings.reference_precision.as_deref() {
         Some("native") => Precision::Native,
         _ => Precision::F32,
     };
     let options = ReferenceOptions { precision, ..ReferenceOptions::default() };
-    let (prompt, decoded) = reference.steps.split_first().expect("a trace has steps");
+    let (prompt, decoded) = manifest.steps.split_first().expect("a trace has steps");
     let task = Task { prompt: &prompt.tokens, decode: decoded.len() as u32 };
     let llama = Reference::load(model, options)?;
-    let baseline = Baseline::of(&llama, model, task, arithmetic, &SiteFilter::default())?;
-    // The floor of a site holds for its tokens.
-    let tokens = reference.steps.iter().map(|step| &step.tokens);
-    if !tokens.eq(&baseline.steps) {
-        return Err(Error::Refused(
-            "llama.cpp decodes other tokens here than in the reference's trace; record that again"
-                .to_string(),
-        ));
-    }
+    let (tokens, filter) = (trace.forced(), SiteFilter::default());
+    let own = if manifest.settings.forced_routing { Some(routing(&llama, trace)?) } else { None };
+    let held = Held { tokens: &tokens, routing: own.as_ref() };
+    let baseline = Baseline::held(&llama, model, task, arithmetic, &filter, held)?;
     Ok(baseline.floor)
 }
 

@@ -14,6 +14,7 @@ use firstdiff::{
     model::{Model, ModelFile},
     reference::{Precision, Reference, ReferenceError, ReferenceOptions},
     run,
+    trace::TraceReader,
 };
 
 use super::{
@@ -53,8 +54,43 @@ impl Inputs {
 impl Inputs<ModelFile> {
     /// The same for a model of any architecture, which no engine runs.
     pub fn load_any(args: &ModelArgs) -> Result<Inputs<ModelFile>, Error> {
-        let model = ModelFile::open(&path(args)?)?;
         let prompt = prompt(args)?;
+        let tokenise = |reference: &Reference| reference.tokenize(&prompt);
+        let inputs = Inputs::load_with(args, args.n_predict, tokenise)?;
+        Ok(Inputs { prompt, ..inputs })
+    }
+
+    /// The same over the tokens of a trace.
+    pub fn load_like(args: &ModelArgs, trace: &TraceReader) -> Result<Inputs<ModelFile>, Error> {
+        let manifest = trace.manifest();
+        let (first, rest) = manifest.steps.split_first().expect("a trace has steps");
+        if rest.iter().any(|step| step.tokens.len() != 1) {
+            return Err(Error::Refused(format!(
+                "{} has steps of several tokens after its prompt; record one whose later steps have \
+                 one token each",
+                trace.folder().display()
+            )));
+        }
+        let inputs = Inputs::load_with(args, rest.len() as u32, |_| first.tokens.clone())?;
+        let own = inputs.model.hash();
+        if own != manifest.model.blake3 {
+            return Err(Error::Refused(format!(
+                "{} was recorded from {:?} (blake3 {}), {} has blake3 {own}; name the first with -m",
+                trace.folder().display(),
+                manifest.model.name,
+                manifest.model.blake3,
+                inputs.model.path.display()
+            )));
+        }
+        Ok(Inputs { prompt: manifest.prompt.clone().unwrap_or_default(), ..inputs })
+    }
+
+    fn load_with(
+        args: &ModelArgs,
+        decode: u32,
+        ids: impl FnOnce(&Reference) -> Vec<i32>,
+    ) -> Result<Inputs<ModelFile>, Error> {
+        let model = ModelFile::open(&path(args)?)?;
         let precision = match args.reference {
             PrecisionArg::F32 => Precision::F32,
             PrecisionArg::Native => Precision::Native,
@@ -69,18 +105,18 @@ impl Inputs<ModelFile> {
             }
             loaded => loaded?,
         };
-        let ids = reference.tokenize(&prompt);
+        let ids = ids(&reference);
         if ids.is_empty() {
             return Err(Error::Usage("the prompt has no tokens; give one with -p or -f".into()));
         }
-        let wanted = Task { prompt: &ids, decode: args.n_predict }.positions();
+        let wanted = Task { prompt: &ids, decode }.positions();
         if let Some(most) = model.trained_positions().filter(|&most| wanted > most) {
             return Err(Error::Usage(format!(
                 "prompt and -n need {wanted} positions, but {} was trained for {most}; shorten them",
                 model.path.display()
             )));
         }
-        Ok(Inputs { model, reference, prompt, ids, decode: args.n_predict, notes })
+        Ok(Inputs { model, reference, prompt: String::new(), ids, decode, notes })
     }
 }
 
@@ -125,6 +161,7 @@ fn on_device(args: &EngineArgs, on: DeviceArg) -> Result<EngineSpec, Error> {
         attention: args.attention,
         faults: Faults(args.fault.iter().map(|name| fault(name)).collect::<Result<_, _>>()?),
         kernels: engine_kernels(args)?,
+        roundings: args.arithmetic.clone(),
     })
 }
 

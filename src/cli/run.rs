@@ -2,9 +2,10 @@
 
 use firstdiff::{
     compare::verdict::Rule,
-    core::{exit::Exit, task::first_position},
+    core::{cause_key::CauseKey, exit::Exit, task::first_position},
+    diagnosis::Verdict,
     engine::{
-        EngineSpec,
+        DeviceKind, EngineSpec,
         contract::{Op, Role},
     },
     report::{DevicesSummary, Report, render},
@@ -83,7 +84,22 @@ pub fn verdict(
     if let Some(devices) = devices {
         report.with_devices(devices);
     }
+    if needs_checking(engine, &report) {
+        report.notes.push(CHECKED.to_string());
+    }
     finish(&report, compare.json.as_deref())
+}
+
+/// What to try where a kernel's result is explained by nothing that was recorded.
+const CHECKED: &str = "for what has no cause here, run the same with --device checked: it names races, accesses \
+                       out of bounds and memory that nobody wrote, with the line of the kernel";
+
+/// Whether a kernel of the engine gives results that nothing explains, and was not watched at its work.
+fn needs_checking(engine: &EngineSpec, report: &Report) -> bool {
+    let findings = report.diagnosis.iter().flat_map(|diagnosis| &diagnosis.findings);
+    let mut own = findings.filter(|finding| finding.verdict == Verdict::EngineWrong);
+    let unknown = [CauseKey::Unknown, CauseKey::NotANumber];
+    engine.device != DeviceKind::Checked && own.any(|own| unknown.contains(&own.cause.key))
 }
 
 /// Writes and prints a report, and gives its exit code.

@@ -60,6 +60,7 @@ pub fn variants(args: &VariantsArgs) -> Result<Exit, Error> {
             attention,
             faults: Faults::default(),
             kernels: inputs::kernels(args.kernels.as_deref())?,
+            roundings: Vec::new(),
         };
         let rule = Rule { factor: args.factor, stop_at_first: false };
         let run = Run {

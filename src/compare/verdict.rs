@@ -26,6 +26,11 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// The engine did not record it.
+    pub fn missing_in_engine() -> Outcome {
+        Outcome::Unmeasured("the engine does not have it".into())
+    }
+
     /// What a difference means where that many floors are allowed.
     pub fn of(difference: &Difference, factor: f64) -> Outcome {
         if difference.diverged(factor) {
@@ -73,7 +78,7 @@ pub fn judge<'a>(
         let floor = floor.0.get(&site).copied();
         let (outcome, difference) = match (pair, floor) {
             ((None, None), _) => (Outcome::Unmeasured("neither side has it".into()), None),
-            ((None, _), _) => (Outcome::Unmeasured("the engine does not have it".into()), None),
+            ((None, _), _) => (Outcome::missing_in_engine(), None),
             ((_, None), _) => (Outcome::Unmeasured("the reference does not have it".into()), None),
             ((Some(e), Some(r)), _) if e.shape != r.shape => {
                 let why = format!("engine shape {:?}, reference shape {:?}", e.shape, r.shape);

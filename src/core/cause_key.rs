@@ -62,6 +62,7 @@ cause_keys! {
     WeightLeadingDimension = "weight-leading-dimension",
     WeightOfOther = "weight-of-other",
     WeightOfOtherLayer = "weight-of-other-layer",
+    WeightDecoded = "weight-decoded",
     TiedOutput = "tied-output",
     InnerTruncated = "inner-truncated",
     RowsPermuted = "rows-permuted",
@@ -74,6 +75,7 @@ cause_keys! {
     RopeDirection = "rope-direction",
     RopePartial = "rope-partial",
     RopeFactors = "rope-factors",
+    RopePrecision = "rope-precision",
     CacheUnwritten = "cache-unwritten",
     CacheLate = "cache-late",
     CacheStale = "cache-stale",
@@ -147,6 +149,7 @@ cause_keys! {
     StateShifted = "state-shifted",
     ArgumentsSwapped = "arguments-swapped",
     ArgumentMissing = "argument-missing",
+    NotANumber = "not-a-number",
     Zero = "zero",
     Constant = "constant",
     Scaled = "scaled",
@@ -159,6 +162,20 @@ cause_keys! {
     InputsRounded = "inputs-rounded",
     StoredCoarser = "stored-coarser",
     F16Accumulation = "f16-accumulation",
+}
+
+impl CauseKey {
+    /// Whether results that are no numbers are what it is about. Any other cause is proven by numbers alone: of
+    /// NaN everything gives NaN.
+    pub fn gives_none(self) -> bool {
+        matches!(
+            self,
+            CauseKey::Overflow
+                | CauseKey::SoftmaxOverflow
+                | CauseKey::NotANumber
+                | CauseKey::InputsRounded
+        )
+    }
 }
 
 impl From<CauseKey> for &'static str {

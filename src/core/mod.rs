@@ -8,12 +8,15 @@ pub mod cache;
 pub mod cause_key;
 pub mod exit;
 pub mod floor;
+pub mod format;
 #[cfg(feature = "full")]
 pub mod places;
 #[cfg(feature = "full")]
 pub mod pool;
 #[cfg(feature = "full")]
 pub mod random;
+#[cfg(feature = "full")]
+pub mod rounded;
 pub mod sink;
 #[cfg(feature = "full")]
 pub mod snapshot;

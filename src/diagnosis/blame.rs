@@ -8,15 +8,22 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    cause::{Cause, Certainty, diagnose},
+    cause::{Cause, Certainty, diagnose, diagnose_again},
     evidence::gather_found,
     hypotheses,
     invariant::{Invariant, broken},
     replay::{
-        self, Found, GraphRun, Judged, Operation, ReplayError, RunVerdict, Worst, judge_found,
+        self, Found, GraphRun, Judged, Operation, Recording, ReplayError, RunVerdict, Worst,
+        judge_found,
     },
 };
-use crate::{core::cause_key::CauseKey, graph::site::Stage};
+use crate::{
+    core::{
+        arithmetic::{Arithmetic, Convention},
+        cause_key::CauseKey,
+    },
+    graph::{ModelGraph, site::Stage},
+};
 
 /// Who departs from the model's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +33,15 @@ pub enum Verdict {
     ReferenceWrong,
     /// Each side computes cleanly, but with another parameter than the file's.
     ModelsDiffer,
+    /// The engine is right in an arithmetic that it did not declare.
+    Undeclared,
+}
+
+impl Verdict {
+    /// Whether it is on the engine, and not on the reference.
+    pub fn is_of_engine(self) -> bool {
+        matches!(self, Verdict::EngineWrong | Verdict::Undeclared)
+    }
 }
 
 /// Operations that are wrong for one cause.
@@ -114,13 +130,14 @@ impl Diagnosis {
         engine: GraphRun<'_>,
         reference: GraphRun<'_>,
     ) -> Result<(Diagnosis, ReferenceReplay), ReplayError> {
-        let n_layer = engine.model.sites.layers();
+        let model = engine.model;
+        let n_layer = model.sites.layers();
         let (engine, reference) = rayon::join(|| of_side(engine), || of_side(reference));
         let (summary, guilty) = reference?;
         let findings = group(n_layer, guilty, Verdict::ReferenceWrong);
         let findings = findings.into_iter().map(differing).collect();
         let reference = ReferenceReplay { findings, summary };
-        Ok((Diagnosis::with(n_layer, engine?, Some(&reference)), reference))
+        Ok((Diagnosis::with(model, engine?, Some(&reference)), reference))
     }
 
     /// Replays the engine, and takes what is known of the reference.
@@ -128,15 +145,17 @@ impl Diagnosis {
         engine: GraphRun<'_>,
         reference: Option<&ReferenceReplay>,
     ) -> Result<Diagnosis, ReplayError> {
-        Ok(Diagnosis::with(engine.model.sites.layers(), of_side(engine)?, reference))
+        Ok(Diagnosis::with(engine.model, of_side(engine)?, reference))
     }
 
     fn with(
-        n_layer: usize,
+        model: &ModelGraph,
         (engine, guilty): (SideReplay, Vec<Guilty>),
         reference: Option<&ReferenceReplay>,
     ) -> Diagnosis {
+        let n_layer = model.sites.layers();
         let mut findings = group(n_layer, guilty, Verdict::EngineWrong);
+        undeclared(model, &mut findings);
         findings.extend(reference.iter().flat_map(|reference| reference.findings.iter().cloned()));
         let reference = reference.map(|reference| reference.summary.clone());
         Diagnosis { findings, engine, reference }
@@ -145,6 +164,15 @@ impl Diagnosis {
     /// The first finding on the engine itself.
     pub fn first_of_engine(&self) -> Option<&Finding> {
         self.findings.iter().find(|finding| finding.verdict == Verdict::EngineWrong)
+    }
+
+    /// What the engine rounds that it did not declare, in the order of the findings.
+    pub fn undeclared(&self) -> Vec<Convention> {
+        let findings = self.findings.iter();
+        let own = findings.filter(|finding| finding.verdict == Verdict::Undeclared);
+        let all = own.flat_map(|finding| finding.cause.declare.iter().copied());
+        let mut seen = BTreeSet::new();
+        all.filter(|convention| seen.insert(*convention)).collect()
     }
 
     /// Whether a recorded result is the work of a guilty operation.
@@ -203,10 +231,15 @@ impl Replayed {
         let (mut guilty, mut found) = (Vec::new(), HashMap::new());
         let evidence =
             if places.is_empty() { Vec::new() } else { gather_found(run, &places, known)? };
-        for evidence in evidence {
+        let mut causes: Vec<Cause> = Vec::new();
+        for mut evidence in evidence {
             let spec = evidence.spec();
             let operation = Operation { layer: spec.layer, stage: spec.stage };
-            let cause = diagnose(&evidence)?;
+            let mut cause = diagnose_again(&mut evidence, &causes)?;
+            if cause.certainty != Certainty::Proven {
+                cause = exactly(run, evidence.place, known)?.unwrap_or(cause);
+            }
+            causes.push(cause.clone());
             if let Some(seen) = hypotheses::found(&evidence, &cause) {
                 found.insert(evidence.place, seen);
             }
@@ -214,6 +247,25 @@ impl Replayed {
         }
         Ok(Replayed { summary, guilty, found })
     }
+}
+
+/// The cause of a guilty site where nothing that is declared is rounded, if that is proven: a side may be wrong
+/// and more exact than it declares.
+fn exactly(
+    run: GraphRun<'_>,
+    place: usize,
+    known: &Rc<HashMap<usize, Found>>,
+) -> Result<Option<Cause>, ReplayError> {
+    let declared = run.recording.arithmetic;
+    if declared.roundings.is_empty() {
+        return Ok(None);
+    }
+    let arithmetic = Arithmetic { roundings: Vec::new(), ..declared.clone() };
+    let recording = Recording { arithmetic: &arithmetic, ..run.recording };
+    let run = GraphRun { recording, ..run };
+    let evidence = gather_found(run, &BTreeSet::from([place]), known)?;
+    let cause = evidence.first().map(diagnose).transpose()?;
+    Ok(cause.filter(|cause| cause.certainty == Certainty::Proven))
 }
 
 /// A reference that computes cleanly with another parameter than the file's is no wrong program.
@@ -233,6 +285,34 @@ fn differing(mut finding: Finding) -> Finding {
     finding
 }
 
+/// What is right in an arithmetic that was not declared is no mistake: what to declare is said instead. It
+/// comes after what is wrong.
+fn undeclared(model: &ModelGraph, findings: &mut [Finding]) {
+    let mut stages: BTreeMap<Convention, BTreeSet<Stage>> = BTreeMap::new();
+    for finding in findings.iter_mut().filter(|finding| finding.cause.is_convention()) {
+        finding.verdict = Verdict::Undeclared;
+        let own = || finding.operations.iter().map(|operation| operation.stage);
+        for &convention in &finding.cause.declare {
+            stages.entry(convention).or_default().extend(own());
+        }
+    }
+    let everywhere = |convention: &Convention| {
+        let all = model.stages_with(convention.value);
+        convention.stage.is_some() || stages.get(convention).is_some_and(|own| all.is_subset(own))
+    };
+    for finding in findings.iter_mut().filter(|finding| finding.verdict == Verdict::Undeclared) {
+        let own: BTreeSet<Stage> = finding.operations.iter().map(|one| one.stage).collect();
+        let of_stages = |&convention: &Convention| {
+            if everywhere(&convention) {
+                return vec![convention];
+            }
+            own.iter().map(|&stage| Convention { stage: Some(stage), ..convention }).collect()
+        };
+        finding.cause.declare = finding.cause.declare.iter().flat_map(of_stages).collect();
+    }
+    findings.sort_by_key(|finding| finding.verdict == Verdict::Undeclared);
+}
+
 /// Guilty operations of one cause together, in the order of the first of each.
 fn group(n_layer: usize, guilty: Vec<Guilty>, verdict: Verdict) -> Vec<Finding> {
     let mut groups: Vec<Vec<Guilty>> = Vec::new();
@@ -242,7 +322,8 @@ fn group(n_layer: usize, guilty: Vec<Guilty>, verdict: Verdict) -> Vec<Finding> 
             let stage = first.judged.operation.stage;
             first.cause.text == one.cause.text
                 && first.cause.certainty == one.cause.certainty
-                && family(stage) == family(one.judged.operation.stage)
+                && (one.cause.is_convention()
+                    || family(stage) == family(one.judged.operation.stage))
         };
         match groups.iter_mut().find(same) {
             Some(group) => group.push(one),

@@ -1,9 +1,11 @@
 //! The cause of a guilty operation: the explanations that give its wrong result.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    core::cause_key::CauseKey,
+    core::{arithmetic::Convention, cause_key::CauseKey},
     diagnosis::{
         evidence::Evidence, explain::Explained, hypotheses, invariant::signs, replay::ReplayError,
     },
@@ -40,6 +42,16 @@ pub struct Cause {
     pub refuted: usize,
     /// What holds of the errors, whatever made them: `the same for every token`.
     pub signs: Vec<String>,
+    /// Roundings that give the result, and that the side may declare: a convention, no mistake.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub declare: Vec<Convention>,
+}
+
+impl Cause {
+    /// Whether the result is right in an arithmetic that was not declared.
+    pub fn is_convention(&self) -> bool {
+        self.certainty == Certainty::Proven && !self.declare.is_empty()
+    }
 }
 
 /// Below this share a hypothesis is not named: what it gives may be luck, and it is not what went wrong.
@@ -53,6 +65,22 @@ pub struct Tried {
     pub rank: Rank,
     pub mistakes: u8,
     pub explained: Explained,
+    /// What to declare where it is a convention.
+    pub declare: Vec<Convention>,
+}
+
+impl Tried {
+    /// What comes before what: a convention that explains everything before a likeness.
+    fn standing(&self) -> u8 {
+        let is_convention = !self.declare.is_empty() && self.explained.region.is_none();
+        match self.rank {
+            Rank::Mistake => 0,
+            Rank::Arithmetic if is_convention => 1,
+            Rank::Likeness => 2,
+            Rank::Arithmetic => 3,
+            Rank::Consistent => 4,
+        }
+    }
 }
 
 /// How much a cause says. A proven one hides those of lower rank.
@@ -75,6 +103,23 @@ pub fn diagnose(evidence: &Evidence<'_>) -> Result<Cause, ReplayError> {
     Ok(Cause { signs: signs(evidence), ..choose(tried) })
 }
 
+/// The same where one of these causes may be it again, which is tried first: one mistake is in many layers.
+pub fn diagnose_again(evidence: &mut Evidence<'_>, known: &[Cause]) -> Result<Cause, ReplayError> {
+    const MOST: usize = 4;
+    let mut seen = BTreeSet::new();
+    let proven = known.iter().rev().filter(|cause| cause.certainty == Certainty::Proven);
+    for cause in proven.filter(|cause| seen.insert(&cause.text)).take(MOST) {
+        evidence.only = Some(cause.text.clone());
+        let found = diagnose(evidence)?;
+        if found.certainty == Certainty::Proven && found.text == cause.text {
+            let (also, refuted) = (cause.also.clone(), cause.refuted);
+            return Ok(Cause { also, refuted, ..found });
+        }
+    }
+    evidence.only = None;
+    diagnose(evidence)
+}
+
 /// The best explanation: a proof before a part, a mistake before a likeness, everywhere before
 /// somewhere, one mistake before two, and then the closest.
 pub fn choose(tried: Vec<Tried>) -> Cause {
@@ -82,18 +127,27 @@ pub fn choose(tried: Vec<Tried>) -> Cause {
     let (consistent, tried): (Vec<Tried>, Vec<Tried>) =
         tried.into_iter().partition(|t| t.rank == Rank::Consistent);
     // Two mistakes and a region are too much freedom.
+    let is_simple = |t: &Tried| t.mistakes == 1 || t.rank == Rank::Arithmetic;
     let proves =
-        |t: &&Tried| t.explained.is_proof() && (t.mistakes == 1 || t.explained.region.is_none());
+        |t: &&Tried| t.explained.is_proof() && (is_simple(t) || t.explained.region.is_none());
     let mut proofs: Vec<&Tried> = tried.iter().filter(proves).collect();
-    let simplicity = |t: &Tried| (t.rank, t.explained.region.is_some(), t.mistakes);
+    // What a result looks like in a region is simpler than what takes a number for each row.
+    let simplicity = |t: &Tried| {
+        let region = t.explained.region.is_some();
+        let freedom = if t.rank == Rank::Likeness { t.mistakes + u8::from(region) } else { 0 };
+        (t.standing(), freedom, region, t.mistakes)
+    };
     proofs.sort_by(|a, b| {
         let closeness = a.explained.residual.total_cmp(&b.explained.residual);
         simplicity(a).cmp(&simplicity(b)).then(closeness)
     });
     if let Some(&first) = proofs.first() {
         let same = |t: &&&Tried| {
-            simplicity(t) == simplicity(first)
-                && t.explained.residual <= 2.0 * first.explained.residual + 0.05
+            let is_alike = match first.rank {
+                Rank::Arithmetic => (t.rank, t.declare.len()) == (first.rank, first.declare.len()),
+                _ => simplicity(t) == simplicity(first),
+            };
+            is_alike && t.explained.residual <= 2.0 * first.explained.residual + 0.05
         };
         let mut also: Vec<String> =
             proofs.iter().skip(1).filter(same).map(|t| described(t)).collect();
@@ -126,6 +180,7 @@ pub fn choose(tried: Vec<Tried>) -> Cause {
             also: Vec::new(),
             refuted: count,
             signs: Vec::new(),
+            declare: Vec::new(),
         },
     }
 }
@@ -138,6 +193,8 @@ fn described(tried: &Tried) -> String {
 }
 
 fn cause(tried: &Tried, certainty: Certainty, also: Vec<String>, refuted: usize) -> Cause {
+    // Coarse angles grow with the position, and no format is declared for a part of the results.
+    let may_declare = tried.rank == Rank::Arithmetic && tried.explained.region.is_none();
     Cause {
         key: tried.key,
         text: described(tried),
@@ -147,6 +204,7 @@ fn cause(tried: &Tried, certainty: Certainty, also: Vec<String>, refuted: usize)
         also,
         refuted,
         signs: Vec::new(),
+        declare: if may_declare { tried.declare.clone() } else { Vec::new() },
     }
 }
 
@@ -154,18 +212,17 @@ fn cause(tried: &Tried, certainty: Certainty, also: Vec<String>, refuted: usize)
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_key_is_documented() {
-        let document = include_str!("../../docs/diagnosis.md");
-        for key in CauseKey::ALL.iter().filter(|key| **key != CauseKey::Unknown) {
-            assert!(document.contains(&format!("`{key}`")), "{key}");
-        }
-    }
-
     fn tried(text: &str, rank: Rank, [wrong, explained, contradicted]: [u64; 3]) -> Tried {
         let (region, residual) = (None, 0.1);
         let explained = Explained { wrong, explained, contradicted, region, residual };
-        Tried { key: CauseKey::Eps, text: text.into(), rank, mistakes: 1, explained }
+        Tried {
+            key: CauseKey::Eps,
+            text: text.into(),
+            rank,
+            mistakes: 1,
+            explained,
+            declare: Vec::new(),
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    core::{cause_key::CauseKey, tensor::Tensor},
+    core::{arithmetic::Convention, cause_key::CauseKey, format::Format, tensor::Tensor},
     diagnosis::{
         cause::Rank,
         cause::Tried,
@@ -38,6 +38,8 @@ pub struct Evidence<'a> {
     pub steps: Vec<StepEvidence<'a>>,
     /// Which elements of each step are beyond their bounds.
     pub wrong: Vec<Vec<bool>>,
+    /// The only hypothesis that is tried, by its text; all, where it is `None`.
+    pub only: Option<String>,
 }
 
 /// Terms of sums that are looked at for sharper bounds of the right result of a step.
@@ -81,7 +83,7 @@ pub(super) fn gather_found<'a>(
     }
     let evidence = |(place, steps): (usize, Vec<StepEvidence<'a>>)| {
         let wrong = steps.iter().map(|step| wrong_elements(&step.observed.piece)).collect();
-        Evidence { run, place, steps, wrong }
+        Evidence { run, place, steps, wrong, only: None }
     };
     Ok(gathered.into_iter().map(evidence).collect())
 }
@@ -124,6 +126,9 @@ impl<'a> Evidence<'a> {
         rank: Rank,
         edit: &dyn Edit,
     ) -> Result<Option<Tried>, ReplayError> {
+        if self.is_left_out(&text) {
+            return Ok(None);
+        }
         let first = self.first_tried();
         let again = |at: usize| {
             let step = &self.steps[at];
@@ -139,7 +144,7 @@ impl<'a> Evidence<'a> {
             Ok::<_, ReplayError>(expected)
         };
         let Some(probe) = again(first)? else { return Ok(None) };
-        if !self.explains_some(first, &probe) {
+        if !self.explains_some(first, &probe, key) {
             return Ok(Some(self.refuted(key, text, rank)));
         }
         let mut probe = Some(probe);
@@ -165,11 +170,13 @@ impl<'a> Evidence<'a> {
     }
 
     /// Whether a result gives at least a tenth of a step's wrong elements.
-    fn explains_some(&self, at: usize, expected: &Expected<'_>) -> bool {
+    fn explains_some(&self, at: usize, expected: &Expected<'_>, key: CauseKey) -> bool {
         let captured = &self.steps[at].observed.piece.captured;
+        let gives_none = |i: usize| {
+            key.gives_none() && !(expected.value[i].is_finite() || captured[i].is_finite())
+        };
         let gives = |&i: &usize| {
-            expected.times_bound(i, captured[i]).is_some_and(|times| times <= 1.0)
-                || !(expected.value[i].is_finite() || captured[i].is_finite())
+            expected.times_bound(i, captured[i]).is_some_and(|times| times <= 1.0) || gives_none(i)
         };
         let wrong: Vec<usize> = (0..captured.len()).filter(|&i| self.wrong[at][i]).collect();
         wrong.is_empty() || wrong.iter().filter(|i| gives(i)).count() * 10 >= wrong.len()
@@ -184,7 +191,13 @@ impl<'a> Evidence<'a> {
             region: None,
             residual: 0.0,
         };
-        Tried { key, text, rank, mistakes: 1, explained }
+        Tried { key, text, rank, mistakes: 1, explained, declare: Vec::new() }
+    }
+
+    /// A step's place among the steps.
+    pub fn index_of(&self, step: &StepEvidence<'_>) -> usize {
+        let is_it = |own: &StepEvidence<'_>| own.observed.step == step.observed.step;
+        self.steps.iter().position(is_it).expect("a step of this evidence")
     }
 
     /// How many elements are beyond their bounds.
@@ -253,8 +266,12 @@ impl<'a> Evidence<'a> {
         rank: Rank,
         of: impl Fn(&StepEvidence<'a>) -> Option<Expected<'a>>,
     ) -> Option<Tried> {
+        let text = text.into();
+        if self.is_left_out(&text) {
+            return None;
+        }
         let predicted = self.steps.iter().map(of).collect::<Option<Vec<_>>>()?;
-        Some(self.tried(key, text.into(), rank, predicted))
+        Some(self.tried(key, text, rank, predicted))
     }
 
     /// Other right values in the place of the right ones, step by step, with their own bounds: each element
@@ -266,6 +283,10 @@ impl<'a> Evidence<'a> {
         rank: Rank,
         from: impl Fn(usize) -> Option<Moved>,
     ) -> Option<Tried> {
+        let text = text.into();
+        if self.is_left_out(&text) {
+            return None;
+        }
         let mut predicted = Vec::with_capacity(self.steps.len());
         for (at, step) in self.steps.iter().enumerate() {
             let Moved { step: other, order } = from(at)?;
@@ -280,11 +301,15 @@ impl<'a> Evidence<'a> {
             let (spread, rounding) = (Spread::Each(spread), right.rounding);
             predicted.push(Expected { value, spread, single, rounding });
         }
-        Some(self.tried(key, text.into(), rank, predicted))
+        Some(self.tried(key, text, rank, predicted))
+    }
+
+    fn is_left_out(&self, text: &str) -> bool {
+        self.only.as_ref().is_some_and(|only| only != text)
     }
 
     /// The right values stored more coarsely than declared.
-    pub fn stored_coarser(&self, text: String, rounding: Rounding) -> Tried {
+    pub fn stored_coarser(&self, text: String, rounding: Rounding, format: Format) -> Tried {
         let coarse = |step: &StepEvidence<'a>| {
             let right = &step.observed.piece.expected;
             let n = right.value.len();
@@ -293,7 +318,9 @@ impl<'a> Evidence<'a> {
             Expected { value, spread, single, rounding }
         };
         let predicted = self.steps.iter().map(coarse).collect();
-        self.tried(CauseKey::StoredCoarser, text, Rank::Arithmetic, predicted)
+        let declare = Convention::of_results(self.spec().stage, format);
+        let tried = self.tried(CauseKey::StoredCoarser, text, Rank::Arithmetic, predicted);
+        Tried { declare: vec![declare], ..tried }
     }
 
     /// The root mean square of the errors, relative to that of the right values.
@@ -348,8 +375,8 @@ impl<'a> Evidence<'a> {
             Place { step: step.observed.step, first_position, index }
         };
         let trial = Trial { axes: &axes, wrong: &self.wrong, place: &place };
-        let explained: Explained = trial.explained(&predicted);
-        Tried { key, text, rank, mistakes: 1, explained }
+        let explained: Explained = trial.explained(&predicted, key.gives_none());
+        Tried { key, text, rank, mistakes: 1, explained, declare: Vec::new() }
     }
 
     /// The right value beside the recorded one of every element that counts.

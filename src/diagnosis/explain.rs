@@ -65,13 +65,14 @@ pub struct Trial<'t> {
 }
 
 impl Trial<'_> {
-    /// How much of the recorded result the predicted one explains; pieces as those that are wrong.
-    pub fn explained(&self, predicted: &[Piece<'_>]) -> Explained {
+    /// How much of the recorded result the predicted one explains; pieces as those that are wrong. Whether it
+    /// may explain what is no number.
+    pub fn explained(&self, predicted: &[Piece<'_>], gives_none: bool) -> Explained {
         let right = self.wrong.iter().flatten();
         let mark = |(&wrong, (times_bound, is_number)): (&bool, (Option<f64>, bool))| Mark {
             wrong,
             // Where a candidate gives no number, it does not give a wrong number either.
-            missed: times_bound.map_or(wrong && is_number, |times| times > 1.0),
+            missed: times_bound.map_or(wrong && (is_number || !gives_none), |times| times > 1.0),
             times_bound: times_bound.unwrap_or(0.0),
         };
         let marks: Vec<Mark> = right.zip(flat(predicted)).map(mark).collect();

@@ -1,7 +1,12 @@
 //! Which engine is put to the test, and on which device.
 
 use crate::{
-    core::{arithmetic::Arithmetic, attending::Attending, task::Task, tensor::DType},
+    core::{
+        arithmetic::{Arithmetic, Convention},
+        attending::Attending,
+        task::Task,
+        tensor::DType,
+    },
     engine::{
         AttentionVariant, Engine, EngineError, EngineOptions,
         contract::{Contract, Op, Role},
@@ -52,12 +57,14 @@ pub struct EngineSpec {
     pub attention: AttentionVariant,
     pub faults: Faults,
     pub kernels: KernelSet,
+    /// What its kernels round on the way.
+    pub roundings: Vec<Convention>,
 }
 
 impl EngineSpec {
     /// The arithmetic that this engine declares.
     pub fn arithmetic(&self) -> Arithmetic {
-        Arithmetic::engine(self.storage)
+        Arithmetic::engine(self.storage).rounding(&self.roundings)
     }
 
     /// How its attention is fed.

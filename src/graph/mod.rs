@@ -13,6 +13,7 @@ mod site_list;
 mod sites;
 pub mod size;
 mod size_text;
+mod values;
 
 pub use inputs::SequenceInputs;
 pub use model_graph::ModelGraph;

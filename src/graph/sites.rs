@@ -452,7 +452,8 @@ fn counts(
     if matches!(stage, Stage::Scores | Stage::Probs) {
         return Axis::Head;
     }
-    if node.op == Op::MulMatId && along == 1 || is_slots(graph, id, along) {
+    let is_of_weights = wide == 2 && slots_in(graph, id) == Some(size);
+    if node.op == Op::MulMatId && along == 1 || is_slots(graph, id, along) || is_of_weights {
         return Axis::Slot;
     }
     let is_hidden = along == 0 && lengths.hidden == Some(size);
@@ -491,4 +492,17 @@ fn is_slots(graph: &Graph, id: NodeId, along: usize) -> bool {
         })
     };
     along == 1 && node.sources.iter().any(from_experts) || along == 0 && matches!(node.op, Op::TopK)
+}
+
+/// How many experts a token goes to, of what is picked by their ids for each, or made of that.
+fn slots_in(graph: &Graph, id: NodeId) -> Option<Size> {
+    let node = graph.node(id);
+    let by_ids = node.source(1).filter(|_| node.op == Op::GetRows);
+    if let Some(ids) = by_ids {
+        let is_choice = graph.node(graph.root(ids)).op.is_choice();
+        return is_choice.then(|| graph.node(ids).ne[0]);
+    }
+    let passes =
+        node.op.is_layout() || matches!(node.op, Op::Div | Op::Mul | Op::Scale | Op::SoftMax);
+    slots_in(graph, node.source(0).filter(|_| passes)?)
 }

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::{
     core::{
-        arithmetic::Arithmetic,
+        arithmetic::{Arithmetic, Value},
         random::{self, splitmix64},
         tensor::{DType, Tensor},
     },
@@ -80,6 +80,19 @@ impl Place<'_> {
         by_weight && (op.is_product() || matches!(op, Op::GetRows))
     }
 
+    /// The values on the way from the first node of the operation to its last that an engine may round.
+    fn rounded_values(&self) -> Vec<Value> {
+        let (mut id, mut found) = (self.spec.node, Vec::new());
+        loop {
+            found.extend(self.graph.rounded_values(id));
+            let node = self.graph.node(id);
+            match node.source(0).filter(|_| node.op != self.spec.op) {
+                Some(source) => id = source,
+                None => return found,
+            }
+        }
+    }
+
     /// Whether the values are those that other operations left there.
     fn is_copy(&self) -> bool {
         self.spec.node != self.spec.reader
@@ -99,8 +112,9 @@ impl Noise {
     /// hold what k_rope and v already are, so they get none.
     pub fn amplitude(&self, place: Place<'_>) -> Amplitude {
         let op = self.arithmetic.of(place.spec.stage);
+        let declared = self.of_conventions(place);
         if place.is_copy() {
-            return Amplitude { relative: 0.0, additive: 0.0 };
+            return declared;
         }
         let mut additive = match place.terms() {
             1 => 0.0,
@@ -117,14 +131,57 @@ impl Noise {
             // The exponential turns an absolute error of a score into a relative one.
             relative += 4.0 * op.accumulator.unit_roundoff();
         }
-        Amplitude { relative, additive }
+        if matches!(place.spec.op, Op::Gelu | Op::GeluQuick | Op::Geglu | Op::GegluQuick) {
+            // ggml reads it from a table over f16; an engine computes it.
+            relative += 2.0 * DType::F16.unit_roundoff();
+        }
+        Amplitude { relative: relative + declared.relative, additive: additive + declared.additive }
+    }
+
+    /// What declared roundings on the way to a site add, each a random walk of its own.
+    fn of_conventions(&self, place: Place<'_>) -> Amplitude {
+        let mut amplitude = Amplitude { relative: 0.0, additive: 0.0 };
+        let (values, stage) = (place.rounded_values(), place.spec.stage);
+        let is_cache = matches!(stage, Stage::KCache | Stage::VCache);
+        for convention in self.arithmetic.roundings.iter().filter(|one| one.is_of(Some(stage))) {
+            // A block's numbers are rounded by a part of its largest, some two or three times their mean.
+            let blocks = if convention.format.is_of_numbers() { 1.0 } else { 2.0 };
+            let u = blocks * convention.format.unit_roundoff();
+            match convention.value {
+                Value::Caches => {
+                    let reads = [Value::Keys, Value::Values].iter().any(|one| values.contains(one));
+                    amplitude.additive += if is_cache || reads { u } else { 0.0 };
+                }
+                value if !values.contains(&value) => {}
+                Value::Roots | Value::Normed | Value::Sigmoid | Value::Activated => {
+                    amplitude.relative += u
+                }
+                Value::Angles | Value::Frequencies => {
+                    amplitude.additive += (u * place.extent.cells as f64).min(1.0);
+                }
+                _ => amplitude.additive += u,
+            }
+        }
+        amplitude
     }
 
     /// Changes a site's tensor by this run's noise; whether anything is changed.
     pub fn change(&self, site: Site, place: Place<'_>, tensor: &mut Tensor) -> bool {
+        if place.is_copy() {
+            return false;
+        }
         let turns = place.spec.op == Op::Rope && self.turn(place, tensor);
         let amplitude = self.amplitude(place);
         self.add_to(site, amplitude, tensor);
+        if place.spec.op == Op::Softplus {
+            // log(1 + exp(x)) loses what is below a rounding of 1.
+            let random = random::key(self.seed, &format!("{}/softplus", site.tensor_name()));
+            for (at, value) in tensor.data.iter_mut().enumerate() {
+                let is_positive = splitmix64(random, at as u64) & 1 == 0;
+                let off = if is_positive { f32::EPSILON } else { -f32::EPSILON };
+                *value += off / 2.0;
+            }
+        }
         turns || amplitude.relative != 0.0 || amplitude.additive != 0.0
     }
 

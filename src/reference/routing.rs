@@ -26,6 +26,16 @@ impl Routing {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// Tells it from any other.
+    pub fn hash(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for (site, ids) in &self.0 {
+            hasher.update(format!("{}/{}", site.step, site.tensor_name()).as_bytes());
+            hasher.update(bytemuck::cast_slice(&ids.data));
+        }
+        hasher.finalize().to_hex().to_string()
+    }
 }
 
 /// Takes the choices of a run.

@@ -1,11 +1,12 @@
 //! The diagnosis as text: what is wrong, what merely inherits it, what is cleared.
 
-use std::fmt::Write;
+use std::{collections::BTreeSet, fmt::Write};
 
 use crate::{
     compare::verdict::Outcome,
-    core::{exit::Exit, task},
+    core::{arithmetic::Convention, exit::Exit, task},
     diagnosis::{Certainty, Diagnosis, Finding, SideReplay, Verdict, replay::Operation},
+    graph::site::Stage,
     report::{
         Compared, Headline, Report, SiteRow,
         terminal::{BAD, DIM, GOOD, coordinates, first_position, headline, line, number},
@@ -22,11 +23,27 @@ pub fn answer(sites: &[SiteRow], compared: &Compared, diagnosis: Option<&Diagnos
     let diverged = sites.iter().find(|row| row.outcome == Outcome::Diverged);
     let mut text = headline(sites, &compared.coverage, &compared.extent(), &first);
     let mut exit = compared.coverage.exit();
-    if let Some(finding) = diagnosis.and_then(Diagnosis::first_of_engine)
+    if let Some(finding) = diagnosis.and_then(only_undeclared)
+        && exit != Exit::Refused
+    {
+        exit = Exit::Diverged;
+        text = format!("{}; {text}", conventions(finding.0, finding.1));
+    } else if let Some(finding) = diagnosis.and_then(Diagnosis::first_of_engine)
         && matches!(exit, Exit::Equal | Exit::NotMeasured)
     {
         exit = Exit::Diverged;
         text = format!("wrong within the floor: {}: {}; {text}", finding.what, finding.cause.text);
+    }
+    if exit == Exit::NotMeasured
+        && let Some(diagnosis) = diagnosis.filter(|found| is_judged_through(sites, found))
+    {
+        exit = Exit::Equal;
+        let through = diagnosis.engine.unmeasured.len();
+        text = format!(
+            "equal within the floor: {} of {} sites, and {through} operations that were not recorded \
+             are judged through the next that is",
+            compared.coverage.equal, compared.coverage.asked
+        );
     }
     Headline {
         exit,
@@ -36,14 +53,40 @@ pub fn answer(sites: &[SiteRow], compared: &Compared, diagnosis: Option<&Diagnos
     }
 }
 
+/// Whether every site that the engine has is equal and its operation right, up to the logits of every step: then
+/// what it did not record is judged together with what follows.
+fn is_judged_through(sites: &[SiteRow], diagnosis: &Diagnosis) -> bool {
+    let is_equal = |row: &SiteRow| row.outcome == Outcome::Equal;
+    let is_missing = |row: &SiteRow| row.outcome == Outcome::missing_in_engine();
+    let operation = |row: &SiteRow| Operation { layer: row.place.layer, stage: row.place.stage };
+    let equal: BTreeSet<Operation> =
+        sites.iter().filter(|row| is_equal(row)).map(operation).collect();
+    let logits = sites.iter().filter(|row| row.place.stage == Stage::Logits);
+    let to_the_end = logits.clone().count() > 0 && logits.into_iter().all(is_equal);
+    let is_unseen = |one: &Operation| !equal.contains(one);
+    to_the_end
+        && diagnosis.findings.is_empty()
+        && diagnosis.engine.replayed > 0
+        && sites.iter().all(|row| is_equal(row) || is_missing(row))
+        && diagnosis.engine.unmeasured.iter().all(is_unseen)
+}
+
 /// The guilty operations with their causes.
 pub fn blame(text: &mut String, report: &Report, diagnosis: &Diagnosis) {
     text.push('\n');
-    let count = diagnosis.findings.len();
+    let is_undeclared = |finding: &&Finding| finding.verdict == Verdict::Undeclared;
+    let undeclared = diagnosis.findings.iter().filter(is_undeclared).count();
+    let count = diagnosis.findings.len() - undeclared;
     let colour = if count > 0 { BAD } else { GOOD };
     let _ = writeln!(text, "  {colour}guilty operations: {count}{colour:#}");
     for (index, finding) in diagnosis.findings.iter().enumerate() {
+        if index == count {
+            let _ = writeln!(text, "  {BAD}undeclared arithmetic: {undeclared}{BAD:#}");
+        }
         self::finding(text, index + 1, finding, report);
+    }
+    if undeclared > 0 {
+        line(text, "declare", &declaration(&diagnosis.undeclared()));
     }
     inherits(text, report, diagnosis);
     side(text, "engine", &diagnosis.engine);
@@ -63,6 +106,9 @@ pub fn guilt(diagnosis: &Diagnosis, to_the_end: bool) -> (Exit, String) {
     let SideReplay { replayed, cleared, unmeasured, .. } = &diagnosis.engine;
     let missing = unmeasured.len();
     match diagnosis.findings.as_slice() {
+        [first, more @ ..] if first.verdict == Verdict::Undeclared => {
+            (Exit::Diverged, conventions(first, more.len()))
+        }
         [first, more @ ..] => {
             let sure = match first.cause.certainty {
                 Certainty::Proven => " (proven)",
@@ -92,6 +138,29 @@ pub fn guilt(diagnosis: &Diagnosis, to_the_end: bool) -> (Exit, String) {
             }
         }
     }
+}
+
+/// The first finding where the engine is right in an arithmetic that it did not declare, and how many more
+/// there are.
+fn only_undeclared(diagnosis: &Diagnosis) -> Option<(&Finding, usize)> {
+    let first = diagnosis.findings.first();
+    let first = first.filter(|finding| finding.verdict == Verdict::Undeclared)?;
+    Some((first, diagnosis.findings.len() - 1))
+}
+
+/// What is not declared, where nothing is wrong.
+fn conventions(first: &Finding, more: usize) -> String {
+    let more = if more == 0 { String::new() } else { format!("; {more} more") };
+    format!(
+        "undeclared arithmetic, no operation is wrong in it: {}: {}{more}",
+        first.what, first.cause.text
+    )
+}
+
+/// How to declare roundings.
+fn declaration(roundings: &[Convention]) -> String {
+    let list: Vec<String> = roundings.iter().map(ToString::to_string).collect();
+    format!("--arithmetic {}: `run` and `explain` then hold the engine to it", list.join(","))
 }
 
 fn finding(text: &mut String, number_of: usize, finding: &Finding, report: &Report) {
@@ -148,6 +217,7 @@ pub fn whose(finding: &Finding) -> &'static str {
         Verdict::EngineWrong => "",
         Verdict::ReferenceWrong => "the reference is wrong: ",
         Verdict::ModelsDiffer => "models differ: the reference's ",
+        Verdict::Undeclared => "",
     }
 }
 

@@ -28,13 +28,14 @@ impl Report {
         let sites: Vec<Site> = all.iter().copied().filter(|&site| filter.wants(site)).collect();
         // Before the comparison: a foreign byte order is a refusal.
         let suspicious = lint::alone(engine)?;
-        let reports = judge_traces(engine, reference, &sites, filter, floor, rule)?;
+        let (reports, others) = judge_traces(engine, reference, &sites, filter, floor, rule)?;
         let is_diverged = |report: &&SiteReport| report.outcome == Outcome::Diverged;
         let diverged: Vec<Site> =
             reports.iter().filter(is_diverged).map(|report| report.site).collect();
         let model = &longer.manifest().model;
         let mut notes = vec![format!("traces of the same model, {}", model.name)];
         notes.extend(suspicious);
+        notes.extend((others.count > 0).then(|| others.to_string()));
         notes.extend(lint::beside(engine, reference, &diverged)?);
         let compared = Compared {
             factor: rule.factor,

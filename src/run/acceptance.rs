@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::baseline;
+use super::baseline::{self, Held};
 use crate::{
     core::{arithmetic::Arithmetic, task::Task, tensor::DType},
     diagnosis::replay::{GraphRun, Recording, ReplayError, RunVerdict, judge},
@@ -54,7 +54,7 @@ pub fn accept(
         Some(choice?.token)
     })?;
     let spool = spool.finished()?;
-    let steps = baseline::steps_of(task, &choices);
+    let steps = baseline::steps_of(task, Held::default(), &choices);
     let tokens: Vec<i32> = steps.iter().flatten().copied().collect();
     let (model, inputs) = reference.import(&tokens)?;
     let arithmetic = Arithmetic::engine(DType::F32);

@@ -48,6 +48,22 @@ pub struct Baseline {
     pub floor: Floor,
 }
 
+/// What a reference is held to, in the place of what it would choose itself.
+#[derive(Clone, Copy, Default)]
+pub struct Held<'a> {
+    /// The tokens after the prompt, as far as they go.
+    pub tokens: &'a [i32],
+    /// The experts of each token.
+    pub routing: Option<&'a Routing>,
+}
+
+impl Held<'_> {
+    /// The token after a step.
+    fn token(&self, step: usize, choice: Option<Choice>) -> Option<i32> {
+        self.tokens.get(step).copied().or(Some(choice?.token))
+    }
+}
+
 /// Runs one reference over the steps: teacher-forced where `forced` has the token, else greedy.
 pub fn decode(
     reference: &Reference,
@@ -90,10 +106,23 @@ impl Baseline {
         arithmetic: &Arithmetic,
         filter: &SiteFilter,
     ) -> Result<Baseline, ReferenceError> {
+        Baseline::held(reference, model, task, arithmetic, filter, Held::default())
+    }
+
+    /// The same where the reference is held to an engine's own tokens and experts.
+    pub fn held(
+        reference: &Reference,
+        model: &ModelFile,
+        task: Task<'_>,
+        arithmetic: &Arithmetic,
+        filter: &SiteFilter,
+        held: Held<'_>,
+    ) -> Result<Baseline, ReferenceError> {
         let rounded = weights_are_rounded(model, arithmetic.weights);
         let key = (
             (FORMAT_VERSION, NOISE_SEED, env!("CARGO_PKG_VERSION"), model.hash()),
             (task.prompt, task.decode, arithmetic, rounded),
+            (held.tokens, held.routing.map(Routing::hash)),
             filter.prompt_queries(),
             (reference.options().precision, reference.threads()),
         );
@@ -105,7 +134,7 @@ impl Baseline {
         if let Some(baseline) = cached.and_then(|json| serde_json::from_slice(&json).ok()) {
             return Ok(baseline);
         }
-        let baseline = Baseline::measure(reference, model, task, arithmetic, filter)?;
+        let baseline = Baseline::measure(reference, model, task, arithmetic, filter, held)?;
         if let (Some(path), Ok(json)) = (path, serde_json::to_vec(&baseline)) {
             // A floor that cannot be cached is measured again the next time.
             let _ = cache::write_atomic(&path, &json);
@@ -121,6 +150,7 @@ impl Baseline {
         task: Task<'_>,
         arithmetic: &Arithmetic,
         filter: &SiteFilter,
+        held: Held<'_>,
     ) -> Result<Baseline, ReferenceError> {
         let filter = filter.rows_only();
         let noise = Noise {
@@ -139,19 +169,21 @@ impl Baseline {
             let extent = Extent { tokens, cells: positions, is_first: tokens == positions };
             noise.amplitude(Place { graph: &graph.graph, spec, extent })
         };
-        let mut baseline = distance(reference, &noisy, task, &filter, &amplitude)?;
+        let mut baseline = distance(reference, &noisy, (task, held), &filter, &amplitude)?;
         if reference.options().precision == Precision::Native {
             let no_noise = |_, _, _| Amplitude { relative: 0.0, additive: 0.0 };
             let options = ReferenceOptions { precision: Precision::F32, ..reference.options() };
             let own = match Reference::load(model, options) {
-                Ok(wide) => distance(reference, &[(&wide, None)], task, &filter, &no_noise)?,
+                Ok(wide) => {
+                    distance(reference, &[(&wide, None)], (task, held), &filter, &no_noise)?
+                }
                 // No room for the f32 copy: the rounding of ggml's own products stands in for it.
                 // They round activations to f16, or to 8 bits of a block where weights are
                 // quantised: at most bf16's 2^-8.
                 Err(ReferenceError::Widen(_)) => {
                     let coarse = Noise { arithmetic: Arithmetic::engine(DType::Bf16), ..noise };
                     let others = [(reference, Some(&coarse))];
-                    distance(reference, &others, task, &filter, &no_noise)?
+                    distance(reference, &others, (task, held), &filter, &no_noise)?
                 }
                 Err(error) => return Err(error),
             };
@@ -169,9 +201,10 @@ impl Baseline {
 }
 
 /// The steps' tokens from the choices of a greedy run.
-pub fn steps_of(task: Task<'_>, choices: &[Option<Choice>]) -> Vec<Vec<i32>> {
-    let forced = choices.iter().take(task.decode as usize).map_while(|choice| *choice);
-    let decoded = forced.map(|choice| vec![choice.token]);
+pub fn steps_of(task: Task<'_>, held: Held<'_>, choices: &[Option<Choice>]) -> Vec<Vec<i32>> {
+    let choices = choices.iter().enumerate().take(task.decode as usize);
+    let forced = choices.map_while(|(step, choice)| held.token(step, *choice));
+    let decoded = forced.map(|token| vec![token]);
     std::iter::once(task.prompt.to_vec()).chain(decoded).collect()
 }
 
@@ -180,12 +213,12 @@ pub fn steps_of(task: Task<'_>, choices: &[Option<Choice>]) -> Vec<Vec<i32>> {
 fn distance(
     clean: &Reference,
     others: &[(&Reference, Option<&Noise>)],
-    task: Task<'_>,
+    (task, held): (Task<'_>, Held<'_>),
     filter: &SiteFilter,
     amplitude: &dyn Fn(Site, usize, usize) -> Amplitude,
 ) -> Result<Baseline, ReferenceError> {
-    let routing = routing(clean, task)?;
-    let routing = routing.as_ref();
+    let own = if held.routing.is_some() { None } else { routing(clean, task, held)? };
+    let routing = held.routing.or(own.as_ref());
     let wanted = Arc::new(filter.clone());
     let (mut clean_sink, clean_side) = channel(Arc::clone(&wanted), 0);
     let (sessions, positions, batch) = (others.len() + 1, task.positions(), task.prompt.len());
@@ -206,8 +239,11 @@ fn distance(
         }
         let clean_run = scope.spawn(move || {
             let session = clean.session_of(sessions, positions, batch)?;
-            decode_in(session, task, &mut clean_sink, Changes::default(), |choice| {
-                let token = choice?.token;
+            let changes = Changes { routing: held.routing, ..Changes::default() };
+            let mut step = 0;
+            decode_in(session, task, &mut clean_sink, changes, |choice| {
+                let token = held.token(step, choice)?;
+                step += 1;
                 let sent = token_senders.iter().all(|sender| sender.send(token).is_ok());
                 sent.then_some(token)
             })
@@ -235,20 +271,28 @@ fn distance(
         };
         let choices = joined(clean_run)?;
         other_runs.into_iter().try_for_each(|run| joined(run).map(drop))?;
-        let steps = steps_of(task, &choices);
+        let steps = steps_of(task, held, &choices);
         Ok(Baseline { steps, choices, floor })
     })
 }
 
 /// The choices of a clean run, where the model makes any: a noisy run is forced to them, as an expert less
 /// is no rounding.
-fn routing(clean: &Reference, task: Task<'_>) -> Result<Option<Routing>, ReferenceError> {
+fn routing(
+    clean: &Reference,
+    task: Task<'_>,
+    held: Held<'_>,
+) -> Result<Option<Routing>, ReferenceError> {
     let graph = clean.graph();
     if !graph.sites.of_run(1).into_iter().any(|site| is_choice(graph, site)) {
         return Ok(None);
     }
     let mut sink = RoutingSink { model: graph, routing: Routing::default() };
-    decode(clean, task, &mut sink, Changes::default(), |choice| Some(choice?.token))?;
+    let mut step = 0;
+    decode(clean, task, &mut sink, Changes::default(), |choice| {
+        step += 1;
+        held.token(step - 1, choice)
+    })?;
     Ok(Some(sink.routing))
 }
 

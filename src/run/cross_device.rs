@@ -9,7 +9,7 @@ use crate::{
         verdict::{Coverage, SiteReport, judge},
     },
     diagnosis::{
-        Diagnosis, Verdict,
+        Diagnosis,
         replay::{GraphRun, Operation, Recording},
     },
     engine::{EngineError, EngineSpec, device::DeviceError},
@@ -115,6 +115,6 @@ impl CrossCheck {
 /// An engine's guilty operations.
 fn guilty(diagnosis: &Diagnosis) -> BTreeSet<Operation> {
     let findings = diagnosis.findings.iter();
-    let own = findings.filter(|finding| finding.verdict == Verdict::EngineWrong);
+    let own = findings.filter(|finding| finding.verdict.is_of_engine());
     own.flat_map(|finding| finding.operations.iter().copied()).collect()
 }

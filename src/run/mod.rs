@@ -4,6 +4,7 @@ pub mod acceptance;
 pub mod baseline;
 mod cross_device;
 mod error;
+mod experts;
 mod measure_floor;
 mod open;
 mod seen;

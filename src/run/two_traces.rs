@@ -9,11 +9,14 @@ use crate::{
     },
     core::{floor::Floor, task::first_position},
     graph::site::Site,
-    run::SeenKeys,
+    run::{
+        SeenKeys,
+        experts::{InOrder, OtherExperts, SlotOrders},
+    },
     trace::{TraceError, TraceReader, feed},
 };
 
-/// Feeds both traces through the comparison, a tensor at a time.
+/// Feeds both traces through the comparison, a tensor at a time; also which tokens go to other experts.
 pub fn judge_traces(
     engine: &TraceReader,
     reference: &TraceReader,
@@ -21,10 +24,12 @@ pub fn judge_traces(
     filter: SiteFilter,
     floor: &Floor,
     rule: Rule,
-) -> Result<Vec<SiteReport>, TraceError> {
+) -> Result<(Vec<SiteReport>, OtherExperts), TraceError> {
     let prompt = reference.manifest().steps[0].tokens.len();
     let (filter, list, seen) = (Arc::new(filter), reference.list(), SeenKeys::of(reference)?);
-    let (mut engine_sink, engine_side) = channel(Arc::clone(&filter), 0);
+    let orders = SlotOrders::of(engine, reference, list)?;
+    let (engine_sink, engine_side) = channel(Arc::clone(&filter), 0);
+    let mut engine_sink = InOrder { inner: engine_sink, orders: &orders };
     let (mut reference_sink, reference_side) = channel(filter, 0);
     thread::scope(|scope| {
         let from_engine = scope.spawn(move || feed(engine, &mut engine_sink));
@@ -39,6 +44,6 @@ pub fn judge_traces(
         for fed in [from_engine.join(), from_reference.join()] {
             fed.unwrap_or_else(|payload| std::panic::resume_unwind(payload))?;
         }
-        Ok(reports)
+        Ok((reports, orders.others.clone()))
     })
 }

@@ -136,6 +136,9 @@ pub struct Settings {
     /// The planted fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
+    /// Whether the reference ran on the experts of an engine.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forced_routing: bool,
 }
 
 /// One step: the prefill of the prompt, or one decoded token.
@@ -202,7 +205,9 @@ impl Manifest {
         let Version { format_version: found } = serde_json::from_slice(json).map_err(syntax)?;
         if [old::WHOLE, old::RANK].contains(&found) {
             let old = serde_json::from_slice(json).map_err(syntax)?;
-            return serde_json::from_value(old::upgraded(path, old, found)?).map_err(syntax);
+            let read: Manifest =
+                serde_json::from_value(old::upgraded(path, old, found)?).map_err(syntax)?;
+            return Ok(Manifest { arithmetic: read.arithmetic.as_hardware(), ..read });
         }
         if found != u64::from(FORMAT_VERSION) {
             return Err(TraceError::Version {
@@ -211,7 +216,8 @@ impl Manifest {
                 supported: FORMAT_VERSION,
             });
         }
-        serde_json::from_slice(json).map_err(syntax)
+        let read: Manifest = serde_json::from_slice(json).map_err(syntax)?;
+        Ok(Manifest { arithmetic: read.arithmetic.as_hardware(), ..read })
     }
 
     /// Checks every field's limits and that the fields fit each other.

@@ -76,6 +76,16 @@ impl TraceReader {
         self.list().of_run(self.manifest.steps.len() as u32)
     }
 
+    /// The folder that was opened.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The tokens of all steps after the prompt.
+    pub fn forced(&self) -> Vec<i32> {
+        self.manifest.steps[1..].iter().flat_map(|step| step.tokens.iter().copied()).collect()
+    }
+
     /// The recorded sites in the order of the graph.
     pub fn sites(&self) -> impl Iterator<Item = Site> + '_ {
         let steps = 0..self.manifest.steps.len() as u32;

@@ -22,6 +22,7 @@ impl Config {
             attention: case.variant,
             faults: Faults::default(),
             kernels: self.kernels.clone(),
+            roundings: self.roundings.clone(),
         }
     }
 
@@ -61,7 +62,7 @@ impl Config {
         diagnosis: Option<&Diagnosis>,
     ) -> Vec<Guilty> {
         let findings = diagnosis.map_or(&[][..], |diagnosis| &diagnosis.findings);
-        let own = findings.iter().filter(|finding| finding.verdict == Verdict::EngineWrong);
+        let own = findings.iter().filter(|finding| finding.verdict.is_of_engine());
         let guilty = |finding: &Finding| Guilty {
             text: cause(finding),
             place: guilty_stage(finding)
@@ -100,5 +101,9 @@ fn cause(finding: &Finding) -> String {
         Certainty::Partly => " (partly)",
         Certainty::Unknown => "",
     };
-    format!("{}: {}{sure}", finding.what, finding.cause.text)
+    let undeclared = match finding.verdict {
+        Verdict::Undeclared => "undeclared arithmetic: ",
+        _ => "",
+    };
+    format!("{undeclared}{}: {}{sure}", finding.what, finding.cause.text)
 }

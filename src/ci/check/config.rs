@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     compare::{FilterError, SiteFilter},
-    core::{floor::DEFAULT_FACTOR, tensor::DType},
+    core::{arithmetic::Convention, floor::DEFAULT_FACTOR, tensor::DType},
     engine::{
         AttentionVariant, DeviceKind,
         kernels::{KernelError, KernelSet},
@@ -62,6 +62,8 @@ struct File {
     #[serde(default = "default_devices")]
     devices: Vec<String>,
     kernels: Option<PathBuf>,
+    #[serde(default)]
+    arithmetic: Vec<String>,
     #[serde(default = "default_reference")]
     reference: String,
     #[serde(default)]
@@ -156,6 +158,8 @@ pub struct Config {
     pub variants: Vec<AttentionVariant>,
     pub devices: Vec<(String, DeviceKind)>,
     pub kernels: KernelSet,
+    /// What the kernels round on the way, as they declare.
+    pub roundings: Vec<Convention>,
     pub reference: Precision,
     pub tolerances: Vec<Tolerance>,
     /// Tells this matrix from others: of the file, the prompts and the kernels.
@@ -233,6 +237,9 @@ impl Reader<'_> {
         if file.steps > MAX_STEPS {
             return Err(self.value(format!("steps = {}: at most {MAX_STEPS}", file.steps)));
         }
+        let read_rounding = |text: &String| {
+            Convention::parse(text).map_err(|error| self.value(format!("arithmetic: {error}")))
+        };
         let prompts = self.each("prompts", file.prompts, |entry| self.prompt(entry))?;
         let mut config = Config {
             path: self.path.to_path_buf(),
@@ -243,6 +250,7 @@ impl Reader<'_> {
             variants: self.variants(&file.variants)?,
             devices: self.each("devices", file.devices, |name| self.device(name))?,
             kernels,
+            roundings: file.arithmetic.iter().map(read_rounding).collect::<Result<_, _>>()?,
             reference: self.reference(&file.reference)?,
             tolerances: file
                 .tolerances

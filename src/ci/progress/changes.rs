@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::{
     ci::progress::{Saved, SavedError},
     core::{cause_key::CauseKey, exit::Exit},
-    diagnosis::{Diagnosis, Finding, Verdict, replay::Operation},
+    diagnosis::{Diagnosis, Finding, replay::Operation},
     report::{grouped, named},
 };
 
@@ -72,7 +72,7 @@ impl<'a> Progress<'a> {
 
 /// Whether a finding is on the reference.
 fn of_reference(finding: &Finding) -> bool {
-    finding.verdict != Verdict::EngineWrong
+    !finding.verdict.is_of_engine()
 }
 
 /// Whether two findings are on the same operations, or on some that may be the same: those whose

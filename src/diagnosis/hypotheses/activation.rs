@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::Visit;
 use crate::{
-    core::cause_key::CauseKey,
+    core::{cause_key::CauseKey, format::Format},
     diagnosis::{
         Change, Edits, Evidence,
         replay::{
@@ -67,6 +67,7 @@ pub fn functions(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), Replay
         evidence.other_inputs(id, 0, &|_| CauseKey::InputOfOther, visit)?;
     }
     untabled(evidence, visit)?;
+    complements(evidence, visit)?;
     for id in evidence.nodes(|node| node.op.is_gated()) {
         gated(evidence, id, visit)?;
         limits(evidence, id, visit)?;
@@ -93,6 +94,27 @@ pub fn functions(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), Replay
             };
             let edit = Edits::one(id, Change::Params(Rc::new(limited)));
             visit(evidence.mistake(CauseKey::Clamp, format!("limits times {factor}"), &edit)?);
+        }
+    }
+    Ok(())
+}
+
+/// The sigmoid of a negative gate by that of the positive one, in a format in which the difference is coarse.
+fn complements(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
+    for id in evidence.nodes(|node| matches!(node.op, Op::Silu | Op::Swiglu | Op::SwigluClamp)) {
+        for format in [Format::F16, Format::Bf16] {
+            for activated in [None, Some(format)] {
+                let steps = Change::Call(Rc::new(move |call| {
+                    call.steps.sigmoid = Some(format);
+                    call.steps.activated = activated;
+                    call.steps.is_complement = true;
+                }));
+                let text = format!(
+                    "where the gate is negative its sigmoid is 1 - sigmoid(-gate), in {format}"
+                );
+                let edit = Edits::one(id, steps);
+                visit(evidence.mistake(CauseKey::Activation, text, &edit)?);
+            }
         }
     }
     Ok(())

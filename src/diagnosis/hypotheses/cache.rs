@@ -32,9 +32,9 @@ impl Rows {
 
 /// KV heads and their dims.
 #[derive(Clone, Copy)]
-struct Shape {
-    heads: usize,
-    dim: usize,
+pub struct Shape {
+    pub heads: usize,
+    pub dim: usize,
 }
 
 /// A cache as memory, [kv_head][position][dim], that the steps write into one after another.
@@ -181,14 +181,14 @@ fn proves_everywhere(tried: &Tried) -> bool {
     tried.explained.is_proof() && tried.explained.region.is_none()
 }
 
-fn is_cache(evidence: &Evidence<'_>) -> bool {
+pub(super) fn is_cache(evidence: &Evidence<'_>) -> bool {
     let spec = evidence.spec();
     let graph = evidence.graph();
     let is_state = graph.node(graph.root(spec.node)).kind == Kind::State;
     is_state && spec.axes.first().is_some_and(|axis| axis.axis == Axis::Position)
 }
 
-fn shape(evidence: &Evidence<'_>) -> Option<Shape> {
+pub(super) fn shape(evidence: &Evidence<'_>) -> Option<Shape> {
     let width = evidence.steps.first()?.observed.shape[1..].iter().product::<usize>();
     let heads = evidence.heads().map(|heads| Shape { heads: heads.count, dim: heads.dim });
     Some(heads.unwrap_or(Shape { heads: 1, dim: width }))
@@ -205,7 +205,7 @@ fn steps(evidence: &Evidence<'_>) -> Vec<Step> {
 }
 
 /// The rows that each step must append.
-fn own_rows(evidence: &Evidence<'_>) -> Option<Rows> {
+pub(super) fn own_rows(evidence: &Evidence<'_>) -> Option<Rows> {
     let width = evidence.steps.first()?.observed.shape[1..].iter().product::<usize>();
     let rows = |step: &StepEvidence<'_>| {
         let from = step.machine.first_position * width;
@@ -401,7 +401,14 @@ fn offered(
             read[at] = (0..n).map(|flat| memory.read(flat)).collect();
         });
         let read = std::cell::RefCell::new(read.into_iter());
-        evidence.copied(key, text, Rank::Mistake, |_| read.borrow_mut().next())
+        let tried = evidence.copied(key, text.clone(), Rank::Mistake, |_| read.borrow_mut().next());
+        // How a cache is filled is known step by step: what holds in some steps only is another mistake.
+        let of_steps = |region: &String| region.contains("step") || region.contains("prefill");
+        let is_of_steps = |tried: &Tried| tried.explained.region.as_ref().is_some_and(of_steps);
+        match tried {
+            Some(tried) if is_of_steps(&tried) => Some(evidence.refuted(key, text, Rank::Mistake)),
+            tried => tried,
+        }
     } else {
         Some(evidence.refuted(key, text, Rank::Mistake))
     };
@@ -431,7 +438,7 @@ fn heads(evidence: &Evidence<'_>, visit: Visit<'_>) {
 }
 
 /// The node whose rows are written into the cache.
-fn written(evidence: &Evidence<'_>) -> Option<NodeId> {
+pub(super) fn written(evidence: &Evidence<'_>) -> Option<NodeId> {
     let graph = evidence.graph();
     let root = graph.root(evidence.spec().node);
     let writer = graph.nodes.iter().find(|node| {
@@ -441,7 +448,7 @@ fn written(evidence: &Evidence<'_>) -> Option<NodeId> {
 }
 
 /// Rows of another tensor of the layer, or of another layer.
-fn sources(evidence: &Evidence<'_>, own: &Rows) -> Vec<(CauseKey, String, Rows)> {
+pub(super) fn sources(evidence: &Evidence<'_>, own: &Rows) -> Vec<(CauseKey, String, Rows)> {
     let Some(written) = written(evidence) else { return Vec::new() };
     let graph = evidence.graph();
     let is_rotated = graph.node(graph.root(written)).op == Op::Rope;

@@ -3,11 +3,11 @@
 
 use std::{collections::HashMap, rc::Rc};
 
-use half::{bf16, f16};
+use half::f16;
 
-use super::{Order, Rounded, Visit, elementwise::snapped, near::short, product::orders};
+use super::{Order, Visit, elementwise::snapped, near::short, product::orders};
 use crate::{
-    core::{cause_key::CauseKey, tensor::DType},
+    core::{cause_key::CauseKey, format::Format, tensor::DType},
     diagnosis::{
         Change, Edits, Evidence, Moved, StepEvidence,
         cause::Rank,
@@ -25,6 +25,7 @@ use crate::{
 
 /// Every likeness.
 pub fn likenesses(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
+    not_numbers(evidence, visit);
     constants(evidence, visit);
     multiples(evidence, visit);
     multiples_of_rows(evidence, visit);
@@ -37,6 +38,27 @@ pub fn likenesses(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), Repla
     others(evidence, visit);
     overflows(evidence, visit);
     arithmetic(evidence, visit)
+}
+
+/// NaN or infinity where every input is a number: whatever made it so, it began here.
+fn not_numbers(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    let recorded = || evidence.steps.iter().flat_map(|step| &step.observed.piece.captured);
+    let wrong = || recorded().zip(evidence.wrong.iter().flatten()).filter(|(_, wrong)| **wrong);
+    if evidence.count_wrong() == 0 || wrong().any(|(x, _)| x.is_finite()) {
+        return;
+    }
+    let what = match (wrong().any(|(x, _)| x.is_nan()), wrong().any(|(x, _)| x.is_infinite())) {
+        (true, false) => "NaN",
+        (false, _) => "infinite",
+        (true, true) => "NaN or infinite",
+    };
+    let text = format!("{what}, though every input is a number");
+    visit(evidence.predicted(CauseKey::NotANumber, text, Rank::Likeness, |step| {
+        let piece = &step.observed.piece;
+        let pairs = piece.expected.value.iter().zip(&piece.captured);
+        let of = |(&right, &x): (&f64, &f32)| if x.is_finite() { right } else { f64::NAN };
+        Some(piece.expected.with_values(pairs.map(of).collect(), 0.0))
+    }));
 }
 
 fn constants(evidence: &Evidence<'_>, visit: Visit<'_>) {
@@ -142,7 +164,7 @@ fn multiples_of_rows(evidence: &Evidence<'_>, visit: Visit<'_>) {
         Some(rows.flat_map(factors).collect())
     });
     // One factor for all is simpler.
-    visit(tried.map(|tried| Tried { mistakes: 2, ..tried }));
+    visit(tried.map(|tried| Tried { mistakes: 3, ..tried }));
 }
 
 /// The right value beside the recorded one of every wrong element.
@@ -387,18 +409,16 @@ fn arithmetic(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayErr
     let longest = sources.map(|&id| graph.node(id).ne[0].fixed.max(1)).max().unwrap_or(1) as f64;
     let declared = evidence.run.recording.arithmetic.of(evidence.spec().stage);
     let recorded = || evidence.steps.iter().flat_map(|step| &step.observed.piece.captured);
-    let stored_as = |test: fn(f32) -> f32| recorded().all(|x| !x.is_finite() || test(*x) == *x);
-    let rounds: [(DType, Rounded); 2] = [
-        (DType::F16, |x| f16::from_f32(x).to_f32()),
-        (DType::Bf16, |x| bf16::from_f32(x).to_f32()),
-    ];
+    let stored_as = |format: Format| recorded().all(|&x| !x.is_finite() || format.number(x) == x);
     // Of two that explain the errors the sharper one is the cause: a coarse result before coarse sums, and
     // the finer format first.
-    for (order, (dtype, round)) in (1..).zip(rounds) {
-        if dtype.unit_roundoff() > declared.storage.unit_roundoff() && stored_as(round) {
+    for (order, (dtype, format)) in
+        (1..).zip([(DType::F16, Format::F16), (DType::Bf16, Format::Bf16)])
+    {
+        if dtype.unit_roundoff() > declared.storage.unit_roundoff() && stored_as(format) {
             let text = format!("stored as {dtype}, but declared {}", declared.storage);
             let rounding = Rounding::new(declared.accumulator, dtype);
-            let tried = evidence.stored_coarser(text, rounding);
+            let tried = evidence.stored_coarser(text, rounding, format);
             visit(Some(Tried { mistakes: order, ..tried }));
         }
     }

@@ -1,24 +1,32 @@
 //! The hypotheses by the operations that they may explain: a family a file.
 
 mod activation;
+mod added;
 mod attention;
 mod cache;
+mod decoded;
 mod elementwise;
 mod embedding;
 mod experts;
+mod frequencies;
 mod fused;
 mod keys;
+mod least_squares;
 mod likeness;
+mod mapped;
 mod near;
 mod norm;
+mod online;
 mod parts;
 mod positions;
 mod product;
 mod recurrent;
 mod rope;
 mod rounded;
+mod slots;
 mod softmax;
 mod split;
+mod summed;
 
 pub use cache::found;
 
@@ -30,8 +38,6 @@ type Order = fn(usize, usize) -> usize;
 type Scalar = fn(f64) -> f64;
 /// A row changed.
 type Row = fn(&mut [f64]);
-/// A number rounded to a format.
-type Rounded = fn(f32) -> f32;
 
 /// Takes what was tried.
 pub type Visit<'v> = &'v mut dyn FnMut(Option<Tried>);
@@ -39,17 +45,23 @@ pub type Visit<'v> = &'v mut dyn FnMut(Option<Tried>);
 type Family = fn(&Evidence<'_>, Visit<'_>) -> Result<(), ReplayError>;
 
 /// The families; each finds its operations among the nodes that make a site.
-const FAMILIES: [Family; 17] = [
+const FAMILIES: [Family; 23] = [
     embedding::lookups,
     norm::norms,
     product::products,
-    rounded::inputs,
+    decoded::decoded,
+    mapped::rows,
+    summed::inputs,
+    rounded::values,
     rounded::between,
+    rounded::caches,
     rope::rotations,
     positions::used,
+    frequencies::used,
     attention::products,
     softmax::attention,
     keys::weighed,
+    online::tiles,
     fused::attentions,
     activation::functions,
     elementwise::operations,
@@ -62,5 +74,7 @@ const FAMILIES: [Family; 17] = [
 /// Every hypothesis that applies to a site.
 pub fn all(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
     cache::caches(evidence, visit);
+    slots::contents(evidence, visit);
+    added::sums(evidence, visit);
     FAMILIES.iter().try_for_each(|family| family(evidence, visit))
 }

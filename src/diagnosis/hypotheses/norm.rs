@@ -2,15 +2,20 @@
 
 use std::rc::Rc;
 
-use super::{Scalar, Visit, near::WeightSource};
+use super::{
+    Scalar, Visit,
+    least_squares::{solve, whole},
+    near::WeightSource,
+};
 use crate::{
+    compare::axis_phrase,
     core::cause_key::CauseKey,
     diagnosis::{
-        Change, Edits, Evidence, Row,
+        Change, Edits, Evidence, Row, StepEvidence,
         cause::Tried,
         replay::{ReplayError, rules::Call},
     },
-    graph::{Extent, NodeId, Op},
+    graph::{Extent, NodeId, Op, site::Axis},
 };
 
 /// Epsilons in use.
@@ -23,6 +28,7 @@ pub fn norms(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayErro
         epsilons(evidence, norm, visit)?;
         other_kinds(evidence, norm, visit)?;
         scales(evidence, norm, visit)?;
+        counted(evidence, norm, visit)?;
         groups(evidence, norm, visit)?;
         evidence.other_inputs(norm, 0, &|_| CauseKey::InputOfOther, visit)?;
     }
@@ -147,6 +153,80 @@ fn squares(x: &[f64]) -> f64 {
     x.iter().map(|x| x * x).sum()
 }
 
+/// Elements that are left out of a norm's sum, or counted more than once, in groups as warps have them: what each
+/// row was divided by tells.
+fn counted(evidence: &Evidence<'_>, norm: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
+    const GROUP: usize = 32;
+    let node = evidence.graph().node(norm);
+    let Some(source) = node.source(0).filter(|_| node.op == Op::RmsNorm && node.ne[0].is_fixed())
+    else {
+        return Ok(());
+    };
+    let (width, any) = (node.ne[0].fixed as usize, Extent { tokens: 1, cells: 1, is_first: true });
+    let eps = f64::from(node.params(any).float(eps_index(node.op)));
+    let (mut rows, mut errors) = (Vec::new(), Vec::new());
+    // A kernel may take other blocks for the one row of a decode step.
+    let is_alone = |step: &&StepEvidence<'_>| step.machine.extent.tokens == 1;
+    let several = evidence.steps.iter().any(|step| !is_alone(&step));
+    for step in evidence.steps.iter().filter(|step| !several || !is_alone(step)) {
+        let Some(x) = step.machine.argument(source)? else { return Ok(()) };
+        let (values, piece) = (x.value()?, &step.observed.piece);
+        if values.len() != piece.captured.len() {
+            return Ok(());
+        }
+        for (row, x) in values.chunks_exact(width).enumerate() {
+            let of = row * width..(row + 1) * width;
+            let pairs = piece.expected.value[of.clone()].iter().zip(&piece.captured[of]);
+            let (mut along, mut own) = (0.0, 0.0);
+            pairs.for_each(|(right, &x)| {
+                along += right * f64::from(x);
+                own += right * right;
+            });
+            let ratio = along / own;
+            let mean = squares(x) / width as f64 + eps;
+            // Each row with the same weight, whatever its size.
+            errors.push(1.0 / (ratio * ratio) - 1.0);
+            let group = |group: &[f64]| squares(group) / width as f64 / mean;
+            rows.push(x.chunks(GROUP).map(group).collect::<Vec<f64>>());
+        }
+    }
+    if !errors.iter().all(|error| error.is_finite()) {
+        return Ok(());
+    }
+    let counts = solve(&rows, &errors).and_then(|found| whole(&found));
+    let Some(counts) = counts.filter(|counts| counts.iter().any(|&count| count != 0)) else {
+        return Ok(());
+    };
+    let of = move |i: usize| 1 + counts[i / GROUP];
+    let kinds = [(0, "left out of the mean square"), (2, "counted twice in the mean square")];
+    let parts = kinds.into_iter().filter_map(|(kind, text)| {
+        let marks: Vec<bool> = (0..width).map(|i| of(i) == kind).collect();
+        let which = axis_phrase(Axis::Element, &marks)?;
+        marks.contains(&true).then(|| format!("{which} {text}"))
+    });
+    let text = parts.collect::<Vec<_>>().join("; ");
+    if text.is_empty() {
+        return Ok(());
+    }
+    let of: Rc<dyn Fn(usize) -> i64> = Rc::new(of);
+    for (text, spares_alone) in
+        [(text.clone(), false), (format!("{text}, but in decode steps"), true)]
+    {
+        let of = Rc::clone(&of);
+        let of_row = move |row: Row<'_>| {
+            if spares_alone && row.is_alone {
+                return 1.0;
+            }
+            let n = row.source.len() as f64;
+            let sum: f64 = row.source.iter().enumerate().map(|(i, x)| of(i) as f64 * x * x).sum();
+            ((squares(row.source) / n + eps) / (sum / n + eps)).sqrt()
+        };
+        let edit = Edits::one(norm, Change::RowTimes(Rc::new(of_row)));
+        visit(evidence.mistake(CauseKey::PartialSum, text, &edit)?);
+    }
+    Ok(())
+}
+
 /// Other scales, each with how many mistakes it takes.
 fn other_scales(width: usize) -> Vec<(CauseKey, String, u8, Scale)> {
     let mut list: Vec<(CauseKey, String, u8, Scale)> = Vec::new();
@@ -157,6 +237,11 @@ fn other_scales(width: usize) -> Vec<(CauseKey, String, u8, Scale)> {
     let n = |x: &[f64]| x.len() as f64;
     let outside = |x: &[f64], eps| 1.0 / ((squares(x) / x.len() as f64).sqrt() + eps);
     add(CauseKey::Eps, "eps added after the square root", outside);
+    let largest = |x: &[f64], eps: f64| {
+        let most = x.iter().fold(0f64, |most, x| most.max(x.abs()));
+        1.0 / (squares(x) / x.len() as f64 + eps * most * most).sqrt()
+    };
+    add(CauseKey::Eps, "eps added after the row is divided by its largest element", largest);
     let sum = |x: &[f64], eps: f64| 1.0 / (squares(x) + eps).sqrt();
     add(CauseKey::NotAveraged, "the squares are summed, not averaged", sum);
     let less_one =

@@ -42,11 +42,7 @@ pub fn used(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError
 
 /// The position that each token was turned to; `None` where one of them cannot be told.
 fn solved(evidence: &Evidence<'_>, id: NodeId) -> Result<Option<Used>, ReplayError> {
-    let params = evidence.graph().node(id).params(Extent { tokens: 1, cells: 1, is_first: true });
-    let rope = RopeParams::of(params);
-    if rope.has_sections || params.float(7) != 0.0 || rope.dims < 4 {
-        return Ok(None);
-    }
+    let Some(rope) = plain(evidence, id) else { return Ok(None) };
     let mut used = Used::new();
     for step in &evidence.steps {
         let Some(of_step) = solved_step(evidence, id, rope, step)? else { return Ok(None) };
@@ -55,12 +51,19 @@ fn solved(evidence: &Evidence<'_>, id: NodeId) -> Result<Option<Used>, ReplayErr
     Ok(Some(used))
 }
 
+/// A rotation by one position a token, without YaRN.
+pub fn plain(evidence: &Evidence<'_>, id: NodeId) -> Option<RopeParams> {
+    let params = evidence.graph().node(id).params(Extent { tokens: 1, cells: 1, is_first: true });
+    let rope = RopeParams::of(params);
+    (!rope.has_sections && params.float(7) == 0.0 && rope.dims >= 4).then_some(rope)
+}
+
 /// What a pair was turned by, how fast it turns, and how much it weighs.
 #[derive(Clone, Copy)]
-struct Turn {
-    angle: f64,
-    unit: f64,
-    weight: f64,
+pub struct Turn {
+    pub angle: f64,
+    pub unit: f64,
+    pub weight: f64,
 }
 
 fn solved_step(
@@ -69,6 +72,23 @@ fn solved_step(
     rope: RopeParams,
     step: &StepEvidence<'_>,
 ) -> Result<Option<Vec<(usize, f64)>>, ReplayError> {
+    let Some(tokens) = turns(evidence, id, rope, step)? else { return Ok(None) };
+    let mut used = Vec::new();
+    for (token, turns) in tokens.iter().enumerate() {
+        let right = step.machine.first_position + token;
+        let Some(position) = position(turns, right) else { return Ok(None) };
+        used.push((right, position));
+    }
+    Ok(Some(used))
+}
+
+/// What each token's pairs were turned by; `None` where that cannot be told.
+pub fn turns(
+    evidence: &Evidence<'_>,
+    id: NodeId,
+    rope: RopeParams,
+    step: &StepEvidence<'_>,
+) -> Result<Option<Vec<Vec<Turn>>>, ReplayError> {
     let (machine, node) = (&step.machine, evidence.graph().node(id));
     let argument = |source| node.source(source).map(|id| machine.argument(id)).transpose();
     let [x, factors] = [argument(0)?, argument(2)?].map(Option::flatten);
@@ -76,28 +96,22 @@ fn solved_step(
     let Some(y) = machine.recorded_as(evidence.place, id, x.ne)? else { return Ok(None) };
     let (values, [dim, heads, tokens, _]) = (x.value()?, x.ne);
     let factors = factors.as_ref().map(Argument::value).transpose()?;
-    let mut used = Vec::new();
-    for token in 0..tokens {
-        let turns: Vec<Turn> = (0..rope.dims / 2)
-            .map(|pair| {
-                let (a, b) = rope.elements(pair);
-                let (mut cosine, mut sine, mut weight) = (0.0, 0.0, 0.0);
-                for start in (0..heads).map(|head| (token * heads + head) * dim) {
-                    let (x, y) = (&values[start..start + dim], &y[start..start + dim]);
-                    cosine += x[a] * y[a] + x[b] * y[b];
-                    sine += x[a] * y[b] - x[b] * y[a];
-                    weight += x[a] * x[a] + x[b] * x[b];
-                }
-                let factor = factors.as_ref().map_or(1.0, |factors| factors[pair]);
-                Turn { angle: sine.atan2(cosine), unit: rope.angle(1.0, pair) / factor, weight }
-            })
-            .collect();
-        let Some(position) = position(&turns, machine.first_position + token) else {
-            return Ok(None);
+    let of_token = |token: usize| {
+        let of_pair = |pair: usize| {
+            let (a, b) = rope.elements(pair);
+            let (mut cosine, mut sine, mut weight) = (0.0, 0.0, 0.0);
+            for start in (0..heads).map(|head| (token * heads + head) * dim) {
+                let (x, y) = (&values[start..start + dim], &y[start..start + dim]);
+                cosine += x[a] * y[a] + x[b] * y[b];
+                sine += x[a] * y[b] - x[b] * y[a];
+                weight += x[a] * x[a] + x[b] * x[b];
+            }
+            let factor = factors.as_ref().map_or(1.0, |factors| factors[pair]);
+            Turn { angle: sine.atan2(cosine), unit: rope.angle(1.0, pair) / factor, weight }
         };
-        used.push((machine.first_position + token, position));
-    }
-    Ok(Some(used))
+        (0..rope.dims / 2).map(of_pair).collect()
+    };
+    Ok(Some((0..tokens).map(of_token).collect()))
 }
 
 /// The position that turns every pair as it was turned, the nearest to the right one of several.

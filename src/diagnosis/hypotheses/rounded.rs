@@ -1,143 +1,239 @@
-//! Inputs of a product, and results within an operation, that are rounded to a coarser format than declared.
-//! That can be computed, unlike sums in one: where it gives the result within the declared bound, it is proven.
+//! Values that are rounded on the way to a result, to a coarser format than declared. That can be computed,
+//! unlike sums in one: where it gives the result within the declared bound, it is proven, and it is a
+//! convention that the side may declare.
 
-use std::rc::Rc;
+use std::{collections::BTreeSet, rc::Rc};
 
-use half::f16;
-
-use super::{Visit, near::WeightSource};
+use super::Visit;
 use crate::{
-    core::{cause_key::CauseKey, tensor::DType},
+    core::{
+        arithmetic::{Convention, Value},
+        cause_key::CauseKey,
+        format::Format,
+        tensor::DType,
+    },
     diagnosis::{
         Change, Edits, Evidence,
         cause::{Rank, Tried},
-        replay::{Machine, Matrix, ReplayError, round},
+        replay::{self, Declared, Expected, ReplayError, Spread},
     },
-    graph::{NodeId, Op},
+    graph::{Kind, Op, site::Stage},
+    model::gguf::{input_format, type_name},
 };
 
-/// Results between the nodes of an operation, or factors of a product, that are rounded.
+/// Formats of single numbers, the finer first.
+const NUMBERS: [Format; 5] = [Format::Tf32, Format::F16, Format::Bf16, Format::E4m3, Format::E5m2];
+/// Formats of rows in blocks.
+const BLOCKS: [Format; 7] = [
+    Format::Q8_0,
+    Format::Int8BlocksF16,
+    Format::Q8_1,
+    Format::Q8K,
+    Format::Int8Blocks,
+    Format::Int8Rows,
+    Format::Q4_0,
+];
+
+/// Values that are rounded together.
+const TOGETHER: [[Value; 2]; 4] = [
+    [Value::Sigmoid, Value::Activated],
+    [Value::Inputs, Value::Weights],
+    [Value::Queries, Value::Keys],
+    [Value::Probs, Value::Values],
+];
+
+/// Every value on the way to a site in every format that is coarser than declared.
+pub fn values(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
+    let graph = evidence.graph();
+    let of = |id: &_| graph.rounded_values(*id);
+    let own: BTreeSet<Value> = evidence.cone().iter().flat_map(of).collect();
+    let mut order = 0;
+    let mut offer = |text: String, conventions: Vec<Convention>, key, visit: Visit<'_>| {
+        order += 1;
+        let edit = Declared { conventions: &conventions, stage: None };
+        let rank = if key == CauseKey::RopePrecision { Rank::Mistake } else { Rank::Arithmetic };
+        let tried = evidence.edited(key, text, rank, &edit)?;
+        let convention = |tried: Tried| Tried { mistakes: order, declare: conventions, ..tried };
+        visit(tried.map(convention));
+        Ok::<_, ReplayError>(())
+    };
+    if own.contains(&Value::Inputs)
+        && let Some(text) = as_ggml(evidence)
+    {
+        let ggml = vec![Convention::everywhere(Value::Inputs, Format::Ggml)];
+        offer(text, ggml, CauseKey::InputsRounded, visit)?;
+    }
+    for format in NUMBERS {
+        for &value in &own {
+            if is_plausible(evidence, value, format) {
+                let text = format!("{} rounded to {format}", in_words(value));
+                let convention = vec![Convention::everywhere(value, format)];
+                offer(text, convention, key_of(value), visit)?;
+            }
+        }
+        for pair in TOGETHER.into_iter().filter(|pair| own.contains(&pair[0])) {
+            if is_plausible(evidence, pair[0], format) {
+                let text = format!("{} rounded to {format}", in_words_of(pair));
+                let both = pair.map(|value| Convention::everywhere(value, format)).to_vec();
+                offer(text, both, CauseKey::InputsRounded, visit)?;
+            }
+        }
+        if own.contains(&Value::Angles) && format != Format::Tf32 {
+            for (text, of) in ANGLES {
+                let all = of.iter().map(|&value| Convention::everywhere(value, format)).collect();
+                let text = format!("{text} rounded to {format}");
+                offer(text, all, CauseKey::RopePrecision, visit)?;
+            }
+        }
+    }
+    for format in BLOCKS {
+        let has = own.contains(&Value::Inputs);
+        if has && is_plausible(evidence, Value::Inputs, format) {
+            let text = format!("{} rounded to {format}", in_words(Value::Inputs));
+            let convention = vec![Convention::everywhere(Value::Inputs, format)];
+            offer(text, convention, CauseKey::InputsRounded, visit)?;
+        }
+    }
+    Ok(())
+}
+
+/// Parts of a rotation that a program may compute in one format.
+const ANGLES: [(&str, &[Value]); 2] = [
+    ("angles, sines and cosines", &[Value::Angles, Value::Tables]),
+    ("frequencies, angles, sines and cosines", &[Value::Frequencies, Value::Angles, Value::Tables]),
+];
+
+/// An angle that is coarse turns later positions wrongly; other roundings are conventions.
+fn key_of(value: Value) -> CauseKey {
+    match value {
+        Value::Angles | Value::Frequencies => CauseKey::RopePrecision,
+        _ => CauseKey::InputsRounded,
+    }
+}
+
+fn in_words(value: Value) -> &'static str {
+    match value {
+        Value::Inputs => "inputs of the product",
+        Value::Weights => "weights of the product",
+        Value::Queries => "queries",
+        Value::Keys => "keys",
+        Value::Probs => "probabilities",
+        Value::Exps => "exponentials before they are normalised",
+        Value::Values => "cached values",
+        Value::Roots => "the inverse root of the mean square",
+        Value::Normed => "the normalised vector before its weight",
+        Value::Frequencies => "frequencies",
+        Value::Angles => "angles",
+        Value::Tables => "sines and cosines",
+        Value::Sigmoid => "the sigmoid",
+        Value::Activated => "the activation before up",
+        Value::Caches => "rows of the cache",
+        Value::Results => "results",
+    }
+}
+
+fn in_words_of(pair: [Value; 2]) -> &'static str {
+    match pair[0] {
+        Value::Inputs => "inputs and weights of the product",
+        Value::Queries => "queries and keys",
+        Value::Sigmoid => "the sigmoid and the activation before up",
+        _ => "probabilities and cached values",
+    }
+}
+
+/// Whether a format is coarser than what the engine declares, and errors as large as its own are there.
+fn is_plausible(evidence: &Evidence<'_>, value: Value, format: Format) -> bool {
+    let arithmetic = evidence.run.recording.arithmetic;
+    let storage = arithmetic.of(evidence.spec().stage).storage.unit_roundoff();
+    let declared = match value {
+        Value::Weights => arithmetic.weights.unit_roundoff(),
+        Value::Inputs
+        | Value::Queries
+        | Value::Keys
+        | Value::Probs
+        | Value::Exps
+        | Value::Values => storage,
+        _ => arithmetic.default.accumulator.unit_roundoff(),
+    };
+    let u = format.unit_roundoff();
+    use Value::{Inputs, Keys, Probs, Queries, Values, Weights};
+    // Only the units that multiply matrices know tf32.
+    let of_product = matches!(value, Inputs | Weights | Queries | Keys | Probs | Values);
+    if format == Format::Tf32 && !of_product {
+        return false;
+    }
+    let is_of_angles = key_of(value) == CauseKey::RopePrecision;
+    let error = evidence.relative_error();
+    u > declared && (is_of_angles || (u / 1000.0..=8.0 * u).contains(&error))
+}
+
+/// The inputs of a product as ggml's own kernels take them for the type of its weight.
+fn as_ggml(evidence: &Evidence<'_>) -> Option<String> {
+    let graph = evidence.graph();
+    let products = evidence.nodes(|node| matches!(node.op, Op::MulMat | Op::MulMatId));
+    let weight = products.iter().find_map(|&id| {
+        let root = graph.node(graph.root(graph.node(id).source(0)?));
+        (root.kind == Kind::Weight).then_some(&root.name)
+    })?;
+    let of = evidence.run.file.info(weight).ok()?.ggml_type;
+    let is_of_blocks = |format: &Format| !format.is_of_numbers();
+    let format = input_format(of).filter(is_of_blocks)?;
+    if !is_plausible(evidence, Value::Inputs, format) {
+        return None;
+    }
+    Some(format!("inputs of the product rounded to {format}, as ggml does for {}", type_name(of)))
+}
+
+/// Rows of a cache that are kept in a coarser format.
+pub fn caches(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
+    if !matches!(evidence.spec().stage, Stage::KCache | Stage::VCache) {
+        return Ok(());
+    }
+    let dim = evidence.spec().axes.last().map_or(0, |axis| axis.size.fixed as usize);
+    for (order, format) in (1..).zip(NUMBERS.into_iter().chain(BLOCKS)) {
+        if !format.divides(dim) || !is_plausible(evidence, Value::Caches, format) {
+            continue;
+        }
+        let text = format!("{} kept in {format}", in_words(Value::Caches));
+        let kept = |step: &crate::diagnosis::StepEvidence<'_>| {
+            let right = &step.observed.piece.expected;
+            let (value, slack) = replay::rounded_rows(&right.value, None, dim, format);
+            let spread = slack.map_or(Spread::None, Spread::Each);
+            let single = right.copied(value.clone()).single;
+            Some(Expected { value, spread, single, rounding: right.rounding })
+        };
+        let tried = evidence.predicted(CauseKey::InputsRounded, text, Rank::Arithmetic, kept);
+        let declare = vec![Convention::everywhere(Value::Caches, format)];
+        visit(tried.map(|tried| Tried { mistakes: order, declare, ..tried }));
+    }
+    Ok(())
+}
+
+/// Results between the nodes of an operation that are rounded.
 pub fn between(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
     let graph = evidence.graph();
     let arithmetic = evidence.run.recording.arithmetic;
     let declared = arithmetic.between.unwrap_or(arithmetic.default.accumulator).unit_roundoff();
     let last = evidence.cone().last().copied();
     for (order, dtype) in (1..).zip([DType::F16, DType::Bf16]) {
-        if dtype.unit_roundoff() <= declared {
-            continue;
-        }
-        for &id in evidence.cone() {
-            let node = graph.node(id);
-            if Some(id) != last && !node.op.is_layout() {
-                let result = move |values: &mut [f64], _: [usize; 4]| {
-                    values.iter_mut().for_each(|x| *x = narrowed(dtype, *x));
-                };
-                let text =
-                    format!("the result of {} rounded to {dtype} before the next step", node.op);
-                let edits = Edits::one(id, Change::Result(Rc::new(result)));
-                visit(tried(evidence, text, &edits, order)?);
-            }
-            if node.op == Op::MulMat && evidence.is_of_computed(id) {
-                for source in 0..2 {
-                    let Some(of) = node.source(source) else { continue };
-                    let text =
-                        format!("{} rounded to {dtype} before the product", evidence.name_of(of));
-                    let change = Change::each(source, move |x| narrowed(dtype, x));
-                    visit(tried(evidence, text, &Edits::one(id, change), order)?);
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-fn narrowed(dtype: DType, x: f64) -> f64 {
-    let mut values = [x as f32];
-    round(dtype, &mut values);
-    f64::from(values[0])
-}
-
-/// Products with weights whose inputs, weights or both are rounded.
-pub fn inputs(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
-    let arithmetic = evidence.run.recording.arithmetic;
-    let declared = arithmetic.of(evidence.spec().stage).storage.unit_roundoff();
-    for product in evidence.nodes(|node| node.op == Op::MulMat) {
-        let Some(WeightSource { source: 0, name }) = evidence.weight_source(product) else {
+        let Some(format) = Format::of(dtype).filter(|_| dtype.unit_roundoff() > declared) else {
             continue;
         };
-        // Of two that give the result the finer one is the cause.
-        for (order, dtype) in (1..).zip([DType::Tf32, DType::F16, DType::Bf16]) {
-            let (x, weight) = (rounded(product, dtype), rounded_weight(product, &name, dtype));
-            for (what, edits) in
-                [("inputs and weights", x.and(&weight)), ("inputs", x), ("weights", weight)]
-            {
-                if dtype.unit_roundoff() > declared {
-                    let text = format!("{what} of the product rounded to {dtype}");
-                    visit(tried(evidence, text, &edits, order)?);
-                }
+        for &id in evidence.cone() {
+            let node = graph.node(id);
+            let is_inner = Some(id) != last && !node.op.is_layout() && !node.op.is_norm();
+            if !is_inner {
+                continue;
             }
-        }
-        for (order, (text, blocks)) in (4..).zip(BLOCKS) {
-            let values = move |_: &Machine<'_>, x: &[f64], _: [usize; 4]| {
-                let rows: Vec<f32> = x.iter().map(|&x| x as f32).collect();
-                (x.len().is_multiple_of(32)).then(|| blocks(&rows))
+            let result = move |values: &mut [f64], _: [usize; 4]| {
+                values.iter_mut().for_each(|x| *x = f64::from(format.number(*x as f32)));
             };
-            let edits = Edits::one(product, Change::Values(1, Rc::new(values)));
-            let text = format!("inputs of the product in {text}");
-            visit(tried(evidence, text, &edits, order)?);
+            let text = format!("the result of {} rounded to {dtype} before the next step", node.op);
+            let edits = Edits::one(id, Change::Result(Rc::new(result)));
+            let key = CauseKey::InputsRounded;
+            let tried = evidence.edited(key, text, Rank::Arithmetic, &edits)?;
+            visit(tried.map(|tried| Tried { mistakes: order, ..tried }));
         }
     }
     Ok(())
-}
-
-fn tried(
-    evidence: &Evidence<'_>,
-    text: String,
-    edits: &Edits<'_>,
-    order: u8,
-) -> Result<Option<Tried>, ReplayError> {
-    let tried = evidence.edited(CauseKey::InputsRounded, text, Rank::Arithmetic, edits)?;
-    Ok(tried.map(|tried| Tried { mistakes: order, ..tried }))
-}
-
-fn rounded(product: NodeId, dtype: DType) -> Edits<'static> {
-    Edits::one(product, Change::each(1, move |x| narrowed(dtype, x)))
-}
-
-fn rounded_weight(product: NodeId, name: &str, dtype: DType) -> Edits<'static> {
-    let name = name.to_string();
-    Edits::one(product, matrix(move |machine| Ok(Matrix::of_file(machine.run.file, &name, dtype)?)))
-}
-
-fn matrix<'c>(
-    of: impl for<'a> Fn(&Machine<'a>) -> Result<Matrix<'a>, ReplayError> + 'c,
-) -> Change<'c> {
-    Change::Matrix(0, Rc::new(of))
-}
-
-/// Rows of blocks as integers, widened again.
-type Blocks = fn(&[f32]) -> Vec<f64>;
-
-const BLOCKS: [(&str, Blocks); 2] =
-    [("int8, a scale for each 32 in f16 (q8_0)", q8_0), ("int8, a scale for each 32", int8)];
-
-/// As ggml's q8_0: the scale is stored as f16, and the integers are those of the scale before that.
-fn q8_0(x: &[f32]) -> Vec<f64> {
-    by_blocks(x, |scale| f16::from_f32(scale).to_f32())
-}
-
-fn int8(x: &[f32]) -> Vec<f64> {
-    by_blocks(x, |scale| scale)
-}
-
-fn by_blocks(x: &[f32], stored: fn(f32) -> f32) -> Vec<f64> {
-    const LENGTH: usize = 32;
-    let block = |x: &[f32]| {
-        let largest = x.iter().fold(0f32, |most, x| most.max(x.abs()));
-        let scale = largest / 127.0;
-        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        let own = f64::from(stored(scale));
-        x.iter().map(move |x| own * f64::from((x * inverse).round())).collect::<Vec<f64>>()
-    };
-    x.chunks(LENGTH).flat_map(block).collect()
 }

@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 use crate::{
     core::{arithmetic::Arithmetic, tensor::DType},
-    graph::site::Stage,
+    graph::{Op, SiteSpec, site::Stage},
 };
 
 /// Roundings of the operations that change a right value to a wrong one.
@@ -40,10 +40,10 @@ pub struct Rounding {
 }
 
 impl Rounding {
-    /// The roundings that an engine declares for a stage.
-    pub fn of(arithmetic: &Arithmetic, stage: Stage) -> Rounding {
-        let op = arithmetic.of(stage);
-        let between = arithmetic.between.filter(|_| has_steps(stage));
+    /// The roundings that an engine declares for a site.
+    pub fn of(arithmetic: &Arithmetic, spec: &SiteSpec) -> Rounding {
+        let op = arithmetic.of(spec.stage);
+        let between = arithmetic.between.filter(|_| has_steps(spec));
         let between = between.map_or(0.0, DType::unit_roundoff);
         Rounding { between, ..Rounding::new(op.accumulator, op.storage) }
     }
@@ -60,11 +60,11 @@ impl Rounding {
     }
 }
 
-/// Whether a stage's formula has a step whose result a framework may store.
-fn has_steps(stage: Stage) -> bool {
-    use Stage::*;
-    let norm = matches!(stage, AttnNorm | QNorm | KNorm | FfnNorm | FinalNorm);
-    norm || matches!(stage, QRope | KRope | Scores | FfnAct)
+/// Whether a site's formula has a step whose result a framework may store.
+fn has_steps(spec: &SiteSpec) -> bool {
+    let op = &spec.op;
+    let is_function = op.is_norm() || op.is_gated() || op.is_activation();
+    is_function || matches!(op, Op::Rope | Op::SoftMax) || spec.stage == Stage::Scores
 }
 
 /// An input of an operation: what a side captured, or what the replay computed in its place.

@@ -279,6 +279,12 @@ fn tally(piece: &Piece<'_>, drifts: bool) -> Tally {
 }
 
 impl Piece<'_> {
+    /// Expects nothing where what was recorded is no number: an input is none, and it came from there.
+    pub(super) fn leave_out_no_numbers(&mut self) {
+        let values = self.expected.value.iter_mut().zip(&self.captured);
+        values.filter(|(_, x)| !x.is_finite()).for_each(|(value, _)| *value = f64::NAN);
+    }
+
     /// What was recorded of an element, in units of its bound; `None` where nothing is expected.
     fn times_bound(&self, index: usize) -> Option<f64> {
         self.expected.times_bound(index, self.captured[index])

@@ -2,10 +2,8 @@
 
 use std::{cell::Cell, ops::Range, sync::Arc};
 
-use half::{bf16, f16};
-
 use crate::{
-    core::tensor::DType,
+    core::{format::Format, tensor::DType},
     model::{ModelError, ModelFile, gguf::GgufError},
 };
 
@@ -58,6 +56,30 @@ impl<'a> Matrix<'a> {
         Matrix { outputs, inputs, read: Arc::new(read) }
     }
 
+    /// A matrix whose rows `rows` writes, one after another.
+    pub fn of_rows(
+        outputs: usize,
+        inputs: usize,
+        rows: impl Fn(Range<usize>, &mut [f32]) + Send + Sync + 'a,
+    ) -> Matrix<'a> {
+        let read = move |range: Range<usize>, out: &mut [f32]| {
+            rows(range, out);
+            Ok(())
+        };
+        Matrix { outputs, inputs, read: Arc::new(read) }
+    }
+
+    /// The same matrix with each element rounded on its own.
+    pub fn rounded(&self, format: Format) -> Matrix<'a> {
+        let whole = Arc::clone(&self.read);
+        let read = move |rows: Range<usize>, out: &mut [f32]| {
+            whole(rows, out)?;
+            out.iter_mut().for_each(|x| *x = format.number(*x));
+            Ok(())
+        };
+        Matrix { read: Arc::new(read), ..*self }
+    }
+
     /// Gives rows of the matrix to `of`, in memory that the thread keeps.
     pub fn with_rows<T>(
         &self,
@@ -89,13 +111,7 @@ impl<'a> Matrix<'a> {
 
 /// Rounds values to a storage format.
 pub fn round(dtype: DType, values: &mut [f32]) {
-    match dtype {
-        DType::F16 => values.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
-        DType::Bf16 => values.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
-        // Ten bits of fraction; rounded to nearest by adding half of what is cut.
-        DType::Tf32 => values.iter_mut().filter(|x| x.is_finite()).for_each(|x| {
-            *x = f32::from_bits(x.to_bits().wrapping_add(0x1000) & !0x1fff);
-        }),
-        DType::F32 | DType::F64 => {}
+    if let Some(format) = Format::of(dtype) {
+        values.iter_mut().for_each(|x| *x = format.number(*x));
     }
 }

@@ -5,6 +5,7 @@
 //! came in with the inputs. `docs/diagnosis.md` derives the bound.
 
 mod accuracy;
+mod declared;
 mod expected;
 mod judge;
 pub mod machine;
@@ -17,6 +18,7 @@ mod recording;
 pub mod rules;
 
 pub use accuracy::{Accuracy, accuracies};
+pub use declared::{Declared, rows as rounded_rows};
 pub use expected::{Expected, LAMBDA, Operand, Rounding, Spread, SumRounding, Terms};
 pub use judge::{Judged, RunVerdict, Worst, drift, judge, judge_found, wrong_elements};
 pub use machine::{AsItIs, Edit, Found, GraphRun, Machine, Memory, Observe, Observed, Root};

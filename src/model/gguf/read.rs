@@ -13,7 +13,7 @@ use llama_cpp_sys_2 as sys;
 use memmap2::Mmap;
 use rayon::prelude::*;
 
-use crate::model::llama;
+use crate::{core::format::Format, model::llama};
 
 /// Where a tensor's data lies, and what it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -264,6 +264,21 @@ impl Gguf {
                 _ => return None,
             })
         }
+    }
+}
+
+/// What ggml's CPU backend rounds the inputs of a product with a weight of that type to; `None` where they
+/// stay as they are.
+pub fn input_format(ggml_type: sys::ggml_type) -> Option<Format> {
+    // SAFETY: the type is one that ggml knows; traits are static.
+    let inputs = unsafe { (*sys::ggml_get_type_traits_cpu(ggml_type)).vec_dot_type };
+    match inputs {
+        sys::GGML_TYPE_F16 => Some(Format::F16),
+        sys::GGML_TYPE_BF16 => Some(Format::Bf16),
+        sys::GGML_TYPE_Q8_0 => Some(Format::Q8_0),
+        sys::GGML_TYPE_Q8_1 => Some(Format::Q8_1),
+        sys::GGML_TYPE_Q8_K => Some(Format::Q8K),
+        _ => None,
     }
 }
 

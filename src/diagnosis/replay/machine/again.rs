@@ -94,7 +94,7 @@ impl<'a> Machine<'a> {
         else {
             return Ok(None);
         };
-        let rounding = Rounding::of(self.run.recording.arithmetic, spec.stage);
+        let rounding = Rounding::of(self.run.recording.arithmetic, spec);
         let spread = spread.map_or(Spread::None, |spread| Spread::Each(spread.into_owned()));
         let value = value.into_owned();
         let expected = Expected { value, spread, single: Vec::new(), rounding };

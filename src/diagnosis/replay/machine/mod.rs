@@ -23,13 +23,16 @@ use reads::Reads;
 
 use super::{
     Matrix, Recording,
+    declared::{self, Declared},
     expected::{Expected, Rounding, Spread},
     recording::{Piece, ReplayError},
-    rules::{self, Argument, Call, Values},
+    rules::{self, Argument, Call, Steps, Values},
 };
 use crate::{
-    core::tensor::DType,
-    graph::{Extent, Graph, Kind, ModelGraph, NodeId, Op, SequenceInputs, SiteSpec, Sizes},
+    core::{arithmetic::Value, format::Format, tensor::DType},
+    graph::{
+        Extent, Graph, Kind, ModelGraph, NodeId, Op, SequenceInputs, SiteSpec, Sizes, site::Stage,
+    },
     model::{Model, ModelFile},
 };
 
@@ -106,12 +109,16 @@ pub struct Machine<'a> {
     pub without_rule: BTreeSet<NodeId>,
     /// The site at each tensor.
     site_at: Rc<Vec<Option<usize>>>,
+    /// The site whose operation each node belongs to.
+    site_of: Rc<Vec<Option<usize>>>,
     /// The sites whose nodes are computed where others are only read; all, where it is `None`.
     wanted: Option<Rc<BTreeSet<usize>>>,
     /// Caches as tokens find them, by their sites' places, where that is known.
     found: Rc<HashMap<usize, Found>>,
     /// Caches that the tokens of this step do not all read alike, by their roots.
     reads: HashMap<NodeId, Rc<Reads>>,
+    /// Whether no declared rounding is made.
+    is_exact: bool,
 }
 
 impl<'a> Machine<'a> {
@@ -121,6 +128,7 @@ impl<'a> Machine<'a> {
         for (place, spec) in run.model.sites.specs().iter().enumerate() {
             site_at[spec.node.index()] = Some(place);
         }
+        let site_of = run.model.operations();
         Machine {
             run,
             memory: vec![None; n],
@@ -129,9 +137,11 @@ impl<'a> Machine<'a> {
             first_position: 0,
             without_rule: BTreeSet::new(),
             site_at: Rc::new(site_at),
+            site_of: Rc::new(site_of),
             wanted: None,
             found: Rc::default(),
             reads: HashMap::new(),
+            is_exact: false,
         }
     }
 
@@ -243,7 +253,13 @@ impl<'a> Machine<'a> {
                 let (mut expected, choice) = self.held_to_choice(id, expected, &root)?;
                 self.leave_out_unseen(id, &mut expected, &mut root);
                 let shape = self.shape(spec);
-                let piece = self.piece(spec, expected, recorded)?;
+                let mut piece = self.piece(spec, expected, recorded)?;
+                if let Some(exact) = self.more_exact(place, &piece.captured)? {
+                    piece.expected = exact;
+                }
+                if self.has_no_number(id) {
+                    piece.leave_out_no_numbers();
+                }
                 let spanned = through;
                 let step = self.step;
                 observe(self, Observed { place, step, shape, piece, spanned, choice })?;
@@ -270,6 +286,17 @@ impl<'a> Machine<'a> {
         if sources.into_iter().all(known) {
             self.without_rule.insert(id);
         }
+    }
+
+    /// Whether a source that was computed holds what is no number.
+    fn has_no_number(&self, id: NodeId) -> bool {
+        let sources = self.graph().node(id).sources.iter().flatten();
+        let mut roots = sources.map(|&source| self.graph().root(source));
+        roots.any(|root| {
+            let is_data = matches!(self.graph().node(root).kind, Kind::Computed | Kind::State);
+            let known = self.memory[root.index()].as_ref().filter(|_| is_data);
+            known.is_some_and(|root| root.value.iter().any(|x| !x.is_finite()))
+        })
     }
 
     /// The sites that were computed on the way to a node's sources.
@@ -307,11 +334,15 @@ impl<'a> Machine<'a> {
             rounding: self.rounding(id),
             has_tables: self.run.has_tables,
             position: None,
+            steps: Steps::default(),
         };
+        let declared = self.declared(id);
         edit.change(self, id, &mut call)?;
+        declared.change(self, id, &mut call)?;
         let mut result = rules::compute(&call)?;
         if let Some(result) = &mut result {
             self.tell_apart(id, result);
+            declared.result(self, id, result);
             edit.result(self, id, result);
         }
         Ok(result)
@@ -347,12 +378,52 @@ impl<'a> Machine<'a> {
         }
     }
 
+    /// What a site must give where nothing that is declared is rounded, if all that was recorded is within the
+    /// bound of that: a side may be more exact than it says. `None` where nothing is rounded on the way.
+    fn more_exact(
+        &self,
+        place: usize,
+        recorded: &[f32],
+    ) -> Result<Option<Expected<'a>>, ReplayError> {
+        if self.is_exact || self.run.recording.arithmetic.roundings.is_empty() {
+            return Ok(None);
+        }
+        let cone = self.cone(place);
+        let rounds = |id: &NodeId| {
+            let declared = self.declared(*id);
+            let values = self.graph().rounded_values(*id);
+            values.into_iter().any(|value| declared.format(value).is_some())
+        };
+        if !cone.iter().any(rounds) {
+            return Ok(None);
+        }
+        let exact = Machine { is_exact: true, ..self.clone() }.again(place, &cone, &AsItIs)?;
+        let is_within = |(at, &x): (usize, &f32), expected: &Expected<'_>| {
+            expected.times_bound(at, x).is_none_or(|times| times <= 1.0)
+        };
+        Ok(exact.filter(|exact| recorded.iter().enumerate().all(|x| is_within(x, exact))))
+    }
+
+    /// What a node's operation rounds on its way, as it is declared.
+    pub(super) fn declared(&self, id: NodeId) -> Declared<'a> {
+        let all = &self.run.recording.arithmetic.roundings[..];
+        let conventions = if self.is_exact { &[] } else { all };
+        let place = self.site_of[id.index()];
+        let stage = place.map(|place| self.run.model.sites.specs()[place].stage);
+        Declared { conventions, stage }
+    }
+
+    /// Whether a node's result is a site of its own.
+    pub fn is_site(&self, id: NodeId) -> bool {
+        self.site_at[id.index()].is_some()
+    }
+
     /// The declared roundings of a node's result.
     fn rounding(&self, id: NodeId) -> Rounding {
         let arithmetic = self.run.recording.arithmetic;
         let specs = self.run.model.sites.specs();
         if let Some(place) = self.site_at[id.index()] {
-            return Rounding::of(arithmetic, specs[place].stage);
+            return Rounding::of(arithmetic, &specs[place]);
         }
         let sum = arithmetic.default.accumulator;
         // A bias is added to a product that was stored. Else nothing is stored within an operation, unless it
@@ -419,6 +490,7 @@ impl<'a> Machine<'a> {
             return;
         };
         let through = self.through(id);
+        let stored = self.stored_as(window.root);
         let (Ok(Some(rows)), Ok(Some(indices))) = (self.argument(rows), self.argument(places))
         else {
             self.memory[window.root.index()] = None;
@@ -430,6 +502,12 @@ impl<'a> Machine<'a> {
         let (Values::Dense { value, spread }, Ok(indices)) = (&rows.values, indices.value()) else {
             return;
         };
+        let (mut value, mut spread) =
+            (Cow::Borrowed(&value[..]), spread.as_deref().map(Cow::Borrowed));
+        if let Some((format, length)) = stored {
+            let (rounded, slack) = declared::rows(&value, spread.as_deref(), length, format);
+            (value, spread) = (Cow::Owned(rounded), slack.map(Cow::Owned));
+        }
         let [length, n, groups, outer] = rows.ne;
         let is_uncertain = spread.is_some();
         let mut writes = Vec::with_capacity(value.len());
@@ -461,6 +539,22 @@ impl<'a> Machine<'a> {
             }
         }
         root.through.extend(through);
+    }
+
+    /// The format that a cache keeps its rows in, and the length of the rows that its blocks divide; `None` where
+    /// they are kept as they are.
+    fn stored_as(&self, root: NodeId) -> Option<(Format, usize)> {
+        let mut specs = self.run.model.sites.specs().iter();
+        let is_cache = |spec: &&SiteSpec| {
+            matches!(spec.stage, Stage::KCache | Stage::VCache)
+                && self.graph().root(spec.node) == root
+        };
+        let spec = specs.find(is_cache)?;
+        let conventions = &self.run.recording.arithmetic.roundings;
+        let of_cache = Declared { conventions, stage: Some(spec.stage) };
+        let format = of_cache.format(Value::Caches)?;
+        let length = spec.axes.last()?.size.fixed as usize;
+        format.divides(length).then_some((format, length))
     }
 
     /// Stores a node's values: its own, or in the memory that it lies in.

@@ -9,7 +9,7 @@ use crate::{
     diagnosis::replay::{
         expected::{Expected, Spread},
         recording::ReplayError,
-        rules::{self, Argument, Call, Values},
+        rules::{self, Argument, Call, Steps, Values},
     },
     graph::{NodeId, Op},
 };
@@ -78,6 +78,7 @@ impl<'a> Machine<'a> {
         let ne = node.sizes(self.extent).ne;
         let tokens = ne[1];
         let mut results = Vec::with_capacity(tokens);
+        let declared = self.declared(id);
         let Some(whole) = self.argument(cache)?.map(Argument::into_owned) else { return Ok(None) };
         let reads = self.reads.get(&self.graph().root(cache));
         let places = reads.map(|reads| self.places_in_site(reads, cache)).transpose()?;
@@ -101,8 +102,10 @@ impl<'a> Machine<'a> {
                 rounding: self.rounding(id),
                 has_tables: self.run.has_tables,
                 position: Some(self.first_position + token),
+                steps: Steps::default(),
             };
             edit.change(self, id, &mut call)?;
+            declared.change(self, id, &mut call)?;
             let Some(result) = rules::compute(&call)? else { return Ok(None) };
             results.push(result);
         }

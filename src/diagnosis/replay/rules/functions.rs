@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{Call, FUNCTION, LAMBDA, Op, Point, elementwise::map};
+use super::{Call, FUNCTION, LAMBDA, Op, Point, Steps, elementwise::map};
 use crate::{
     diagnosis::replay::{Expected, Rounding},
     model::gguf::GgufError,
@@ -181,7 +181,7 @@ impl Activation {
         };
         // exp(-x) overflows before x exp(x) is too small to be stored.
         let single = scale * (u * (FUNCTION + argument) + between) + x.abs() * smallest;
-        off(y, STEEPEST * spread, single)
+        arithmetic.steps.activation(x, off(y, STEEPEST * spread, single), u)
     }
 
     /// The same as a table over f16 gives it: x is rounded to f16, and so is the result. Where the
@@ -202,17 +202,41 @@ impl Activation {
     }
 }
 
+impl Steps {
+    /// x sigmoid(x), rounded on the way.
+    fn activation(&self, x: f64, exact: Point, u: f64) -> Point {
+        let mut point = exact;
+        if let Some(format) = self.sigmoid {
+            let mut y = sigmoid(x);
+            let mut error = LAMBDA * sigmoid_slope(x, exact.spread) * exact.spread;
+            if self.is_complement && x < 0.0 {
+                let other = format.number_within(sigmoid(-x), error + u * FUNCTION);
+                (y, error) = (1.0 - other.value, other.slack);
+            }
+            let rounded = format.number_within(y, error + u * y * (FUNCTION + 2.0 * (-x).max(0.0)));
+            let value = x * rounded.value;
+            point = off(value, exact.spread, x.abs() * rounded.slack + u * value.abs());
+        }
+        if let Some(format) = self.activated {
+            let rounded = format.number_within(point.value, LAMBDA * point.spread + point.single);
+            point = off(rounded.value, 0.0, rounded.slack);
+        }
+        point
+    }
+}
+
 /// How a side computes functions.
 #[derive(Clone, Copy, Debug)]
 pub struct Arithmetic {
     pub rounding: Rounding,
     /// As in [`Call::has_tables`].
     pub has_tables: bool,
+    pub steps: Steps,
 }
 
 impl Arithmetic {
     pub fn of(call: &Call<'_, '_>) -> Arithmetic {
-        Arithmetic { rounding: call.rounding, has_tables: call.has_tables }
+        Arithmetic { rounding: call.rounding, has_tables: call.has_tables, steps: call.steps }
     }
 }
 

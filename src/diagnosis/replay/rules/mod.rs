@@ -26,6 +26,7 @@ use std::borrow::Cow;
 pub use self::choices::{Logits, is_choice_of};
 use self::point::{Point, Source};
 use crate::{
+    core::format::Format,
     diagnosis::replay::{Expected, LAMBDA, Matrix, Rounding},
     graph::{Op, Params},
     model::gguf::GgufError,
@@ -48,6 +49,24 @@ pub struct Call<'c, 'a> {
     pub has_tables: bool,
     /// The position of the token, where a step's are computed one by one.
     pub position: Option<usize>,
+    /// What is rounded within the operation.
+    pub steps: Steps,
+}
+
+/// The formats that values within one operation are rounded to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Steps {
+    /// Of a rotation: the frequency of a pair, its angle, and the sine and cosine of that.
+    pub frequencies: Option<Format>,
+    pub angles: Option<Format>,
+    pub tables: Option<Format>,
+    /// Of a norm: what a row is multiplied by.
+    pub roots: Option<Format>,
+    /// Of an activation: the sigmoid, and the activation before it is multiplied by up.
+    pub sigmoid: Option<Format>,
+    pub activated: Option<Format>,
+    /// Of a negative x the sigmoid is 1 - sigmoid(-x), which is rounded too.
+    pub is_complement: bool,
 }
 
 /// A source of a node.

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Call, FUNCTION, Op, Point};
+use super::{Call, FUNCTION, LAMBDA, Op, Point};
 use crate::{diagnosis::replay::Expected, model::gguf::GgufError};
 
 /// How the elements of a group are normalised.
@@ -30,7 +30,9 @@ impl Norm {
         let centre = if self.is_centred { mean_of(elements.iter().sum()) } else { 0.0 };
         let magnitude = mean_of(elements.iter().map(|x| x.abs()).sum());
         let squares: f64 = elements.iter().map(|x| (x - centre).powi(2)).sum();
-        let scale = self.scale(squares, count);
+        // A sum that leaves the range of f32 is none that a side can be held to.
+        let is_in_range = squares <= f64::from(f32::MAX);
+        let scale = if is_in_range { self.scale(squares, count) } else { f64::NAN };
         // What uncertain elements do to the scale, relative to it, and to the mean.
         let spread_of = |i: usize| spread.map_or(0.0, |spread| spread[i]);
         let moment = |i: usize| ((elements[i] - centre) * spread_of(i)).powi(2);
@@ -41,9 +43,16 @@ impl Norm {
         if spread.is_some() && self.is_centred {
             of_mean = mean_of((0..count).map(|i| spread_of(i).powi(2)).sum::<f64>().sqrt());
         }
-        let own = 0.5 * (count as f64).sqrt() * u;
+        let mut own = 0.5 * (count as f64).sqrt() * u;
+        let (mut scale, mut of_root) = (scale, 0.0);
+        if let Some(format) = call.steps.roots {
+            let rounded =
+                format.number_within(scale, scale * (LAMBDA * (own + of_scale) + FUNCTION * u));
+            (scale, own, of_scale) = (rounded.value, 0.0, 0.0);
+            of_root = rounded.slack / rounded.value.abs().max(f64::MIN_POSITIVE);
+        }
         let of_centre = if self.is_centred { 2.0 * magnitude } else { 0.0 };
-        let once = FUNCTION * u + call.rounding.between;
+        let once = FUNCTION * u + call.rounding.between + of_root;
         let point = |(i, x): (usize, &f64)| {
             let value = (x - centre) * scale;
             let inherited = (scale * spread_of(i)).hypot(scale * of_mean);

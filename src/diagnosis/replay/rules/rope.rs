@@ -2,7 +2,7 @@
 
 use std::f64::consts::PI;
 
-use super::{Argument, Call, FUNCTION, Point};
+use super::{Argument, Call, FUNCTION, Point, Steps};
 use crate::{diagnosis::replay::Expected, graph::RopeParams, model::gguf::GgufError};
 
 /// Modes of ggml that have a rule: plain, neox, and with sections, in blocks or taking turns.
@@ -68,19 +68,56 @@ impl Rope {
         [time, time + height, time + height + width].iter().filter(|&&end| sector >= end).count()
     }
 
+    /// The angle of pair i at a position, of values that are rounded on the way.
+    fn rounded_angle(
+        &self,
+        position: f64,
+        i: usize,
+        factor: f64,
+        (u, steps): (f64, &Steps),
+    ) -> Angle {
+        let mut angle = self.angle(position, i, factor, u);
+        let rounds = steps.frequencies.or(steps.angles).or(steps.tables).is_some();
+        if !rounds {
+            return angle;
+        }
+        let exact = self.exact_angle(position, i, factor);
+        let (mut turned, mut off) =
+            (exact, angle.off / self.magnitude.abs().max(f64::MIN_POSITIVE));
+        if let Some(format) = steps.frequencies
+            && position != 0.0
+        {
+            let frequency = exact / position;
+            let rounded = format.number_within(frequency, off / position.abs());
+            (turned, off) =
+                (position * rounded.value, position.abs() * rounded.slack + u * turned.abs());
+        }
+        if let Some(format) = steps.angles {
+            let rounded = format.number_within(turned, off);
+            (turned, off) = (rounded.value, rounded.slack);
+        }
+        off += FUNCTION * u;
+        let (sine, cosine) = turned.sin_cos();
+        (angle.sine, angle.cosine) = (sine * self.magnitude, cosine * self.magnitude);
+        angle.off = off.min(2.0) * self.magnitude.abs();
+        if let Some(format) = steps.tables {
+            let [sine, cosine] =
+                [angle.sine, angle.cosine].map(|x| format.number_within(x, angle.off));
+            (angle.sine, angle.cosine) = (sine.value, cosine.value);
+            angle.off = sine.slack.max(cosine.slack) + 2.0 * u;
+        }
+        angle
+    }
+
     /// The angle of pair i at a position. It is computed as f32 whatever the storage: its error grows
     /// with the angle, and with i where powers of the base are multiplied one by one.
     fn angle(&self, position: f64, i: usize, factor: f64, u: f64) -> Angle {
-        let RopeParams { theta, dims, scale, .. } = self.params;
-        let turn = position * theta.powf(-2.0 * i as f64 / dims as f64) / factor;
-        let (mut angle, mut size) = (scale * turn, (scale * turn).abs());
-        if self.extrapolation != 0.0 {
-            let [low, high] = self.ramp;
-            let along = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
-            let mix = (1.0 - along) * self.extrapolation;
-            angle = angle * (1.0 - mix) + turn * mix;
-            size = size.max(turn.abs());
-        }
+        let turn = self.turn(position, i, factor);
+        let size = match self.extrapolation {
+            0.0 => (self.params.scale * turn).abs(),
+            _ => turn.abs().max((self.params.scale * turn).abs()),
+        };
+        let angle = self.exact_angle(position, i, factor);
         let off = (angle.abs() * (2 * i) as f64 + size * FUNCTION + 4.0) * u;
         let (sine, cosine) = angle.sin_cos();
         Angle {
@@ -88,6 +125,26 @@ impl Rope {
             cosine: cosine * self.magnitude,
             off: off.min(2.0) * self.magnitude.abs(),
         }
+    }
+}
+
+impl Rope {
+    /// The angle of pair i without any scaling.
+    fn turn(&self, position: f64, i: usize, factor: f64) -> f64 {
+        let RopeParams { theta, dims, .. } = self.params;
+        position * theta.powf(-2.0 * i as f64 / dims as f64) / factor
+    }
+
+    fn exact_angle(&self, position: f64, i: usize, factor: f64) -> f64 {
+        let turn = self.turn(position, i, factor);
+        let angle = self.params.scale * turn;
+        if self.extrapolation == 0.0 {
+            return angle;
+        }
+        let [low, high] = self.ramp;
+        let along = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
+        let mix = (1.0 - along) * self.extrapolation;
+        angle * (1.0 - mix) + turn * mix
     }
 }
 
@@ -109,7 +166,8 @@ pub fn compute(call: &Call<'_, '_>) -> Result<Option<Expected<'static>>, GgufErr
         for i in 0..rope.params.dims / 2 {
             let of_section = if rope.params.has_sections { tokens * rope.section(i) } else { 0 };
             let factor = factors.as_ref().map_or(1.0, |factors| factors[i]);
-            let angle = rope.angle(positions[token + of_section], i, factor, rounding.sum);
+            let position = positions[token + of_section];
+            let angle = rope.rounded_angle(position, i, factor, (rounding.sum, &call.steps));
             let off = angle.off + 2.0 * rounding.between * rope.magnitude.abs();
             for head in 0..heads * batches {
                 let (batch, head) = (head / heads, head % heads);

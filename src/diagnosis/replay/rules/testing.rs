@@ -126,6 +126,7 @@ impl Node {
             rounding: Rounding::new(DType::F32, DType::F32),
             has_tables: self.has_tables,
             position: None,
+            steps: Default::default(),
         };
         compute(&call).unwrap()
     }

@@ -1,0 +1,210 @@
+//! `firstdiff run --lengths`: the same prompt at many lengths, and the rule of those that diverge.
+
+use std::{collections::BTreeSet, str::FromStr};
+
+use comfy_table::{Table, presets};
+use firstdiff::{
+    compare::{SiteFilter, verdict::Rule},
+    core::{exit::Exit, task::Task},
+    engine::{EngineSpec, kernels::KernelSet},
+    report::Report,
+    run::{Run, lengths},
+};
+use serde::Serialize;
+
+use super::{
+    args::RunArgs,
+    error::Error,
+    inputs::{self, Inputs},
+    output,
+};
+
+/// Raised when a field of the JSON changes.
+const TABLE_VERSION: u32 = 1;
+
+/// Which lengths are run: `auto`, or a list such as `1,31-33,64`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lengths {
+    Auto,
+    Listed(Vec<usize>),
+}
+
+impl FromStr for Lengths {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Lengths, String> {
+        if text == "auto" {
+            return Ok(Lengths::Auto);
+        }
+        let range = |part: &str| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let pair: Option<(usize, usize)> =
+                first.trim().parse().ok().zip(last.trim().parse().ok());
+            let pair = pair.filter(|(first, last)| 0 < *first && first <= last && *last <= 1 << 20);
+            pair.ok_or_else(|| format!("`{part}` is no length; write auto, or 1,31-33,64"))
+        };
+        let ranges = text.split(',').map(range).collect::<Result<Vec<_>, _>>()?;
+        let all: BTreeSet<usize> = ranges.into_iter().flat_map(|(a, b)| a..=b).collect();
+        Ok(Lengths::Listed(all.into_iter().collect()))
+    }
+}
+
+#[derive(Serialize)]
+struct LengthTable {
+    table_version: u32,
+    /// Which lengths diverge, in words.
+    rule: String,
+    rows: Vec<Row>,
+}
+
+/// A prompt of some length.
+#[derive(Serialize)]
+struct Row {
+    tokens: usize,
+    exit: Exit,
+    /// The first line of its report.
+    text: String,
+    /// Positions in the cache at the first step that diverges.
+    first_wrong: Option<usize>,
+}
+
+/// Runs every length and prints a line for each.
+pub fn lengths(
+    args: &RunArgs,
+    inputs: &Inputs,
+    engine: &EngineSpec,
+    wanted: &Lengths,
+) -> Result<Exit, Error> {
+    let list = listed(inputs, engine, wanted)?;
+    let bar = output::progress(Some(list.len() as u64), "lengths");
+    let mut rows = Vec::new();
+    for tokens in list {
+        rows.push(row(args, inputs, engine, tokens)?);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let worst = rows.iter().map(|row| row.exit).max_by_key(|exit| *exit as u8);
+    let rule = rule(&rows, inputs.decode);
+    let table = LengthTable { table_version: TABLE_VERSION, rule, rows };
+    if let Some(path) = &args.compare.json {
+        output::write_json(&table, path)?;
+    }
+    if !args.compare.json.as_deref().is_some_and(output::is_stdout) {
+        output::print(&text(&table))?;
+    }
+    Ok(worst.unwrap_or(Exit::NotMeasured))
+}
+
+fn listed(inputs: &Inputs, engine: &EngineSpec, wanted: &Lengths) -> Result<Vec<usize>, Error> {
+    let trained = inputs.model.file().trained_positions().unwrap_or(usize::MAX);
+    let most = trained.saturating_sub(inputs.decode as usize);
+    match wanted {
+        Lengths::Auto => {
+            let read = |file| Ok(engine.kernels.read(file)?.unwrap_or_default());
+            let sources = KernelSet::files().map(read).collect::<Result<Vec<String>, Error>>()?;
+            Ok(lengths::edges(sources.iter().map(String::as_str), most))
+        }
+        Lengths::Listed(list) => match list.iter().find(|&&length| length > most) {
+            Some(length) => Err(Error::Usage(format!(
+                "--lengths: {length} tokens and -n {} are more than {} was trained for; leave it out",
+                inputs.decode,
+                inputs.model.file().path.display()
+            ))),
+            None => Ok(list.clone()),
+        },
+    }
+}
+
+fn row(
+    args: &RunArgs,
+    inputs: &Inputs,
+    engine: &EngineSpec,
+    tokens: usize,
+) -> Result<Row, Error> {
+    // A prompt that is too short is said again.
+    let prompt: Vec<i32> = inputs.ids.iter().copied().cycle().take(tokens).collect();
+    let filter = inputs::filter(args.compare.sites.as_deref())?;
+    let filter: &SiteFilter = &filter;
+    let run = Run {
+        model: &inputs.model,
+        reference: &inputs.reference,
+        task: Task { prompt: &prompt, decode: inputs.decode },
+        engine,
+        filter,
+        rule: Rule { factor: args.compare.factor, stop_at_first: args.compare.stop_at_first },
+        replay: !args.no_replay,
+    };
+    let report = Report::of_run(&run, run.run(&mut |_| {})?, Vec::new())?;
+    let guilty = report.diagnosis.iter().flat_map(|diagnosis| &diagnosis.findings);
+    let step = guilty.filter_map(|finding| finding.worst.as_ref().map(|worst| worst.step)).min();
+    let diverged = report.headline.first_divergence.as_deref();
+    let first = diverged.and_then(|site| site.split('/').next()?.parse::<u32>().ok());
+    let exit = report.headline.exit;
+    let at = first.into_iter().chain(step).min().filter(|_| exit != Exit::Equal);
+    let first_wrong = at.map(|step| tokens + step as usize);
+    Ok(Row { tokens, exit, text: report.headline.text, first_wrong })
+}
+
+/// Prompts whose prefill diverges follow their own length; else the steps' positions are what counts.
+fn rule(rows: &[Row], decode: u32) -> String {
+    let of_prompts = rows.iter().any(|row| row.first_wrong == Some(row.tokens));
+    let (mut wrong, mut right) = (BTreeSet::new(), BTreeSet::new());
+    for row in rows {
+        match row.first_wrong {
+            Some(at) if of_prompts && at == row.tokens => wrong.extend([row.tokens]),
+            _ if of_prompts => right.extend([row.tokens]),
+            Some(at) => {
+                right.extend(row.tokens + 1..at);
+                wrong.extend([at]);
+            }
+            None => right.extend(row.tokens + 1..=row.tokens + decode as usize),
+        }
+    }
+    right.retain(|length| !wrong.contains(length));
+    let rule = lengths::rule(&wrong, &right);
+    if of_prompts || wrong.is_empty() { rule } else { format!("in decode steps {rule}") }
+}
+
+fn text(table: &LengthTable) -> String {
+    let wrong = table.rows.iter().filter(|row| row.exit != Exit::Equal).count();
+    let mut grid = Table::new();
+    grid.load_preset(presets::NOTHING);
+    grid.set_header(["tokens", "verdict"]);
+    for row in &table.rows {
+        grid.add_row([row.tokens.to_string(), row.text.clone()]);
+    }
+    let answer = match wrong {
+        0 => format!("equal at all {} lengths", table.rows.len()),
+        wrong => format!("diverges at {wrong} of {} lengths: {}", table.rows.len(), table.rule),
+    };
+    format!("{answer}\n{}\n", grid.trim_fmt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(tokens: usize, first_wrong: Option<usize>) -> Row {
+        let exit = if first_wrong.is_some() { Exit::Diverged } else { Exit::Equal };
+        Row { tokens, exit, text: String::new(), first_wrong }
+    }
+
+    #[test]
+    fn lengths_are_read_as_they_are_written() {
+        assert_eq!("auto".parse(), Ok(Lengths::Auto));
+        assert_eq!("3,1-2".parse(), Ok(Lengths::Listed(vec![1, 2, 3])));
+        for bad in ["", "0", "5-2", "x", "1-99999999"] {
+            assert!(bad.parse::<Lengths>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_breaks_in_decode_steps_follows_their_positions() {
+        let at = |tokens: usize| row(tokens, (tokens + 1..=tokens + 4).find(|n| n % 16 == 0));
+        let rows: Vec<Row> = (1..70).map(at).collect();
+        assert_eq!(rule(&rows, 4), "in decode steps where the length mod 16 = 0");
+        let at = |tokens: usize| row(tokens, (tokens % 32 == 1).then_some(tokens));
+        let rows: Vec<Row> = (2..70).map(at).collect();
+        assert_eq!(rule(&rows, 4), "where the length mod 32 = 1");
+    }
+}

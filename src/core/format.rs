@@ -1,0 +1,140 @@
+//! Formats that a program rounds numbers to on its way, and widens again.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::tensor::DType;
+
+/// A format of single numbers, or of blocks of them along a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "&'static str", try_from = "String")]
+pub enum Format {
+    Tf32,
+    F16,
+    Bf16,
+    /// 8 bits: 4 of exponent and 3 of fraction, up to 448.
+    E4m3,
+    /// 8 bits: 5 of exponent and 2 of fraction, up to 57344.
+    E5m2,
+    /// ggml's blocks of 32 integers of 8 bits, with a scale in f16.
+    Q8_0,
+    /// The same, with the sum of each block in f16 beside it.
+    Q8_1,
+    /// ggml's blocks of 256 integers of 8 bits, with a scale in f32.
+    Q8K,
+    /// ggml's blocks of 32 integers of 4 bits, with a scale in f16.
+    Q4_0,
+    /// Blocks of 32 integers of 8 bits, with a scale in f32.
+    Int8Blocks,
+    /// Blocks of 32 integers of 8 bits, with a scale in f16 by which they are divided.
+    Int8BlocksF16,
+    /// Integers of 8 bits, with a scale in f32 for each row: of a token, or of a head of it.
+    Int8Rows,
+    /// What ggml rounds the inputs of a product to, by the type of its weight.
+    Ggml,
+}
+
+impl Format {
+    pub const ALL: [Format; 13] = [
+        Format::Tf32,
+        Format::F16,
+        Format::Bf16,
+        Format::E4m3,
+        Format::E5m2,
+        Format::Q8_0,
+        Format::Q8_1,
+        Format::Q8K,
+        Format::Q4_0,
+        Format::Int8Blocks,
+        Format::Int8BlocksF16,
+        Format::Int8Rows,
+        Format::Ggml,
+    ];
+
+    /// The name used in files and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Tf32 => "tf32",
+            Format::F16 => "f16",
+            Format::Bf16 => "bf16",
+            Format::E4m3 => "e4m3",
+            Format::E5m2 => "e5m2",
+            Format::Q8_0 => "q8_0",
+            Format::Q8_1 => "q8_1",
+            Format::Q8K => "q8_k",
+            Format::Q4_0 => "q4_0",
+            Format::Int8Blocks => "int8-blocks",
+            Format::Int8BlocksF16 => "int8-blocks-f16",
+            Format::Int8Rows => "int8-rows",
+            Format::Ggml => "ggml",
+        }
+    }
+
+    /// The format of a storage narrower than f32.
+    pub fn of(dtype: DType) -> Option<Format> {
+        let is_it = |format: &Format| DType::try_from(*format) == Ok(dtype);
+        Format::ALL.into_iter().find(is_it)
+    }
+
+    /// The format of a name.
+    pub fn from_name(name: &str) -> Option<Format> {
+        Format::ALL.into_iter().find(|format| format.name() == name)
+    }
+
+    /// Whether each number is rounded on its own.
+    pub fn is_of_numbers(self) -> bool {
+        use Format::*;
+        matches!(self, Tf32 | F16 | Bf16 | E4m3 | E5m2)
+    }
+
+    /// The largest error of rounding a number, relative to it, or of a block to its largest number.
+    pub fn unit_roundoff(self) -> f64 {
+        match self {
+            Format::Tf32 | Format::F16 => 2f64.powi(-11),
+            Format::Bf16 => 2f64.powi(-8),
+            Format::E4m3 => 2f64.powi(-4),
+            Format::E5m2 => 2f64.powi(-3),
+            Format::Q4_0 => 1.0 / 16.0,
+            // Half a step of 127.
+            _ => 1.0 / 254.0,
+        }
+    }
+}
+
+impl TryFrom<Format> for DType {
+    type Error = ();
+
+    /// A format of single numbers that a program may store.
+    fn try_from(format: Format) -> Result<DType, ()> {
+        match format {
+            Format::Tf32 => Ok(DType::Tf32),
+            Format::F16 => Ok(DType::F16),
+            Format::Bf16 => Ok(DType::Bf16),
+            _ => Err(()),
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl From<Format> for &'static str {
+    fn from(format: Format) -> &'static str {
+        format.name()
+    }
+}
+
+impl TryFrom<String> for Format {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Format, String> {
+        Format::from_name(&name).ok_or_else(|| {
+            let names: Vec<&str> = Format::ALL.iter().map(|format| format.name()).collect();
+            format!("{name:?} is no format of numbers; they are {}", names.join(", "))
+        })
+    }
+}

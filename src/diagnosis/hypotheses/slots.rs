@@ -1,0 +1,382 @@
+//! What lies in each slot of a cache, read off: the row of which position and head, zero, a constant, a row
+//! that was turned again; and how that follows the slot.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{
+    Visit,
+    cache::{Rows, Shape, is_cache, own_rows, shape, sources, written},
+};
+use crate::{
+    compare::axis_phrase,
+    core::{cause_key::CauseKey, format::Format},
+    diagnosis::{Evidence, cause::Rank, replay},
+    graph::{Extent, Op, RopeParams, site::Axis},
+};
+
+/// Rows that are turned are sought up to so many positions away.
+const FAR: i32 = 256;
+/// At most this many kinds of content are told apart.
+const MAX_KINDS: usize = 3;
+/// Formats that a row may be kept in.
+const FORMATS: [Format; 7] = [
+    Format::F16,
+    Format::Bf16,
+    Format::E4m3,
+    Format::Q8_0,
+    Format::Int8Blocks,
+    Format::Int8Rows,
+    Format::Q4_0,
+];
+/// So many slots are named where no rule says what lies in them.
+const NAMED: usize = 3;
+
+/// A place in a cache: a row of a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Slot {
+    step: usize,
+    position: usize,
+    head: usize,
+}
+
+/// What lies in a slot that should hold something else.
+#[derive(Clone, Debug, PartialEq)]
+enum Content {
+    Zero,
+    Constant(f32),
+    /// The row of a position and a head.
+    Row {
+        position: usize,
+        head: usize,
+    },
+    /// The row of another tensor, by its name, at a position and a head.
+    Other {
+        name: usize,
+        position: usize,
+        head: usize,
+    },
+    /// Its own row, turned on by so many positions.
+    Turned(i32),
+    /// Integers of 8 bits: a row that was not multiplied by its scale.
+    Integers,
+    /// Its own row in a coarser format.
+    Rounded(Format),
+}
+
+/// A cache's slots.
+struct Found {
+    shape: Shape,
+    slots: Vec<(Slot, Content)>,
+    /// Names of other tensors.
+    names: Vec<String>,
+    /// Positions of the last step.
+    positions: usize,
+    /// The numbers of the steps.
+    steps: Vec<u32>,
+}
+
+/// The slots that do not hold what they must, by what lies in them.
+pub fn contents(evidence: &Evidence<'_>, visit: Visit<'_>) {
+    if !is_cache(evidence) {
+        return;
+    }
+    let Some(found) = read_off(evidence) else { return };
+    let (key, text) = (key_of(&found), described(&found));
+    let mut wrong: BTreeMap<usize, Vec<Slot>> = BTreeMap::new();
+    for (slot, _) in &found.slots {
+        wrong.entry(slot.step).or_default().push(*slot);
+    }
+    let Shape { heads, dim } = found.shape;
+    visit(evidence.predicted(key, text, Rank::Likeness, |step| {
+        let piece = &step.observed.piece;
+        let mut value = piece.expected.value.clone();
+        for slot in wrong.get(&evidence.index_of(step)).into_iter().flatten() {
+            // What a slot holds was compared with what it is said to hold.
+            let own = (slot.position * heads + slot.head) * dim;
+            let recorded = piece.captured[own..own + dim].iter();
+            value[own..own + dim].iter_mut().zip(recorded).for_each(|(x, &y)| *x = f64::from(y));
+        }
+        Some(piece.expected.copied(value))
+    }));
+}
+
+/// The content of every slot that is wrong; `None` where that of one is not known.
+fn read_off(evidence: &Evidence<'_>) -> Option<Found> {
+    let (shape, own) = (shape(evidence)?, own_rows(evidence)?);
+    let Shape { heads, dim } = shape;
+    let others = sources(evidence, &own);
+    let known =
+        known_rows(shape, &own, &others.iter().map(|(_, _, rows)| rows).collect::<Vec<_>>());
+    let names = others.into_iter().map(|(_, text, _)| text).collect();
+    let rope = rotation(evidence);
+    let (mut slots, mut unclear) = (Vec::new(), Vec::new());
+    for (step, one) in evidence.steps.iter().enumerate() {
+        let piece = &one.observed.piece;
+        let rows = piece.captured.chunks_exact(dim).zip(piece.expected.value.chunks_exact(dim));
+        for (row, (recorded, right)) in rows.enumerate() {
+            let wrong = &evidence.wrong[step][row * dim..(row + 1) * dim];
+            if !wrong.iter().any(|&wrong| wrong) {
+                continue;
+            }
+            let slot = Slot { step, position: row / heads, head: row % heads };
+            if let Some(rows) = known.get(&bits(recorded)) {
+                unclear.push((slot, rows));
+                continue;
+            }
+            let turned = || Some(Content::Turned(turned(rope?, recorded, right)?));
+            slots.push((slot, plain(recorded, right).or_else(turned)?));
+        }
+    }
+    slots.extend(cleared(&unclear));
+    slots.sort_by_key(|(slot, _)| *slot);
+    let positions = evidence.steps.last()?.machine.extent.cells;
+    let steps = evidence.steps.iter().map(|step| step.observed.step).collect();
+    Some(Found { shape, slots, names, positions, steps })
+}
+
+fn bits(row: &[f32]) -> Vec<u32> {
+    row.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Where each row is known from; zeros are none.
+fn known_rows(shape: Shape, own: &Rows, others: &[&Rows]) -> HashMap<Vec<u32>, Vec<Content>> {
+    let Shape { heads, dim } = shape;
+    let mut known: HashMap<Vec<u32>, Vec<Content>> = HashMap::new();
+    for (source, rows) in std::iter::once(own).chain(others.iter().copied()).enumerate() {
+        let all = rows.steps.iter().flatten().map(|&x| x as f32).collect::<Vec<f32>>();
+        for (at, row) in all.chunks_exact(dim).enumerate().filter(|(_, row)| varies(row)) {
+            let (position, head) = (at / heads, at % heads);
+            let content = match source.checked_sub(1) {
+                None => Content::Row { position, head },
+                Some(name) => Content::Other { name, position, head },
+            };
+            known.entry(bits(row)).or_default().push(content);
+        }
+    }
+    known
+}
+
+fn varies(row: &[f32]) -> bool {
+    row.iter().any(|x| x.to_bits() != row[0].to_bits())
+}
+
+/// Of several rows that are alike the one that most slots hold in the same relation to themselves.
+fn cleared(unclear: &[(Slot, &Vec<Content>)]) -> Vec<(Slot, Content)> {
+    let relation = |slot: &Slot, content: &Content| match *content {
+        Content::Row { position, head } => {
+            (0, position as i64 - slot.position as i64, head as i64 - slot.head as i64)
+        }
+        Content::Other { name, position, head } => {
+            (1 + name, position as i64 - slot.position as i64, head as i64 - slot.head as i64)
+        }
+        _ => (usize::MAX, 0, 0),
+    };
+    let mut counts: HashMap<(usize, i64, i64), usize> = HashMap::new();
+    for (slot, rows) in unclear {
+        rows.iter().for_each(|row| *counts.entry(relation(slot, row)).or_default() += 1);
+    }
+    let best = |(slot, rows): &(Slot, &Vec<Content>)| {
+        let standing = |row: &&Content| {
+            let relation = relation(slot, row);
+            (counts[&relation], std::cmp::Reverse((relation.0, relation.1.abs(), relation.2.abs())))
+        };
+        let row = rows.iter().max_by_key(standing).expect("a row is known from somewhere");
+        (*slot, row.clone())
+    };
+    unclear.iter().map(best).collect()
+}
+
+/// A content that no other row is needed for.
+fn plain(recorded: &[f32], right: &[f64]) -> Option<Content> {
+    if !varies(recorded) && recorded[0].is_finite() {
+        let is_zero = recorded[0] == 0.0;
+        return Some(if is_zero { Content::Zero } else { Content::Constant(recorded[0]) });
+    }
+    let is_integer = |x: &f32| x.fract() == 0.0 && x.abs() <= 127.0;
+    let most = right.iter().fold(0f64, |most, x| most.max(x.abs()));
+    let near = |(&x, right): (&f32, &f64)| (f64::from(x) - right * 127.0 / most).abs() <= 1.0;
+    let is_scaled = most > 0.0 && recorded.iter().zip(right).all(near);
+    if recorded.iter().all(is_integer) && is_scaled {
+        return Some(Content::Integers);
+    }
+    let is_rounded = |format: &Format| {
+        let row = || replay::rounded_rows(right, None, right.len(), *format).0;
+        let is_it = |(x, &y): (&f64, &f32)| (x - f64::from(y)).abs() <= 1e-6 * most;
+        format.divides(right.len()) && row().iter().zip(recorded).all(is_it)
+    };
+    FORMATS.into_iter().find(is_rounded).map(Content::Rounded)
+}
+
+/// The rotation that the rows of a cache come from.
+fn rotation(evidence: &Evidence<'_>) -> Option<RopeParams> {
+    let graph = evidence.graph();
+    let node = graph.node(graph.root(written(evidence)?));
+    let params = node.params(Extent { tokens: 1, cells: 1, is_first: true });
+    let rope = (node.op == Op::Rope).then(|| RopeParams::of(params))?;
+    (!rope.has_sections && params.float(7) == 0.0 && rope.dims >= 4).then_some(rope)
+}
+
+/// By how many positions a row was turned on.
+fn turned(rope: RopeParams, recorded: &[f32], right: &[f64]) -> Option<i32> {
+    const NEAR: f64 = 1e-5;
+    let size = right.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let is_turned_by = |&by: &i32| {
+        let mut expected = right.to_vec();
+        for pair in 0..rope.dims / 2 {
+            let (a, b) = rope.elements(pair);
+            let (sine, cosine) = rope.angle(f64::from(by), pair).sin_cos();
+            (expected[a], expected[b]) =
+                (right[a] * cosine - right[b] * sine, right[a] * sine + right[b] * cosine);
+        }
+        let off = expected.iter().zip(recorded).map(|(e, &x)| (e - f64::from(x)).abs());
+        off.fold(0.0, f64::max) <= NEAR * size * f64::from(by.abs().max(1)).sqrt()
+    };
+    (1..=FAR).flat_map(|by| [by, -by]).find(is_turned_by)
+}
+
+fn key_of(found: &Found) -> CauseKey {
+    let all = |test: fn(&Content) -> bool| found.slots.iter().all(|(_, content)| test(content));
+    match () {
+        () if all(|content| matches!(content, Content::Zero)) => CauseKey::CacheUnwritten,
+        () if all(|content| matches!(content, Content::Other { .. })) => CauseKey::CacheSource,
+        () if all(|content| matches!(content, Content::Turned(_))) => CauseKey::RopePosition,
+        () if all(|content| matches!(content, Content::Integers)) => CauseKey::Scaled,
+        () => CauseKey::CacheSlot,
+    }
+}
+
+/// What lies where, in the shortest words that are true of every slot.
+fn described(found: &Found) -> String {
+    let mut kinds: Vec<(String, Vec<Slot>)> = Vec::new();
+    for (slot, content) in &found.slots {
+        let kind = kind(found, *slot, content);
+        match kinds.iter_mut().find(|(own, _)| *own == kind) {
+            Some((_, slots)) => slots.push(*slot),
+            None => kinds.push((kind, vec![*slot])),
+        }
+    }
+    if kinds.len() <= MAX_KINDS {
+        let parts = kinds.iter().map(|(kind, slots)| format!("{}{kind}", places(found, slots)));
+        return parts.collect::<Vec<_>>().join("; ");
+    }
+    if let Some([from, to]) = strides(found) {
+        let all: Vec<Slot> = found.slots.iter().map(|(slot, _)| *slot).collect();
+        let places = places(found, &all);
+        return format!("{places}rows lie {from} positions a head apart and are read {to} apart");
+    }
+    if let Some((page, pages)) = pages(found) {
+        let all: Vec<Slot> = found.slots.iter().map(|(slot, _)| *slot).collect();
+        let named = pages.iter().take(NAMED).map(|(at, holds)| format!("{at} holds {holds}"));
+        let named = named.collect::<Vec<_>>().join(", ");
+        let places = places(found, &all);
+        return format!("{places}pages of {page} positions exchanged: page {named}");
+    }
+    let named = found.slots.iter().take(NAMED).map(|(slot, content)| {
+        let Slot { position, head, .. } = slot;
+        format!("position {position} of KV head {head} {}", kind(found, *slot, content))
+    });
+    let more = found.slots.len().saturating_sub(NAMED);
+    let rest = if more == 0 { String::new() } else { format!("; {more} more slots") };
+    format!("slots hold other rows: {}{rest}", named.collect::<Vec<_>>().join(", "))
+}
+
+/// A slot's content relative to the slot.
+fn kind(found: &Found, slot: Slot, content: &Content) -> String {
+    let row = |position: usize, head: usize| {
+        let by = position as i64 - slot.position as i64;
+        let of_head = if head == slot.head { String::new() } else { format!(" of KV head {head}") };
+        match by {
+            0 if head == slot.head => "hold their own row".to_string(),
+            0 => format!("hold the row{of_head}"),
+            by if by > 0 => format!("hold the row of {by} positions later{of_head}"),
+            by => format!("hold the row of {} positions before{of_head}", -by),
+        }
+    };
+    match *content {
+        Content::Zero => "are zero".to_string(),
+        Content::Constant(value) => format!("are all {value}"),
+        Content::Row { position, head } => row(position, head),
+        Content::Other { name, position, head } => {
+            let at = row(position, head);
+            let name = &found.names[name];
+            if at.starts_with("hold their own") {
+                name.clone()
+            } else {
+                format!("{name}, and {at}")
+            }
+        }
+        Content::Turned(by) if by > 0 => format!("are turned on by {by} positions"),
+        Content::Turned(by) => format!("are turned back by {} positions", -by),
+        Content::Rounded(format) => format!("hold their row in {format}"),
+        Content::Integers => "hold integers of 8 bits: their scale is lost".to_string(),
+    }
+}
+
+/// `from step 2 on slots of positions 16-31 `; empty where they are all.
+fn places(found: &Found, slots: &[Slot]) -> String {
+    let marks = |length: usize, of: &dyn Fn(&Slot) -> usize| {
+        let mut marked = vec![false; length];
+        slots.iter().for_each(|slot| marked[of(slot)] = true);
+        marked
+    };
+    let first = slots.iter().map(|slot| slot.step).min().unwrap_or(0);
+    let in_steps = match first {
+        0 => String::new(),
+        first => format!("from step {} on ", found.steps[first]),
+    };
+    let of_positions = axis_phrase(Axis::Position, &marks(found.positions, &|slot| slot.position));
+    let heads = found.shape.heads;
+    let of_heads = axis_phrase(Axis::Head, &marks(heads, &|slot| slot.head)).filter(|_| heads > 1);
+    let named: Vec<String> = of_positions.into_iter().chain(of_heads).collect();
+    match &named[..] {
+        [] => format!("{in_steps}all slots "),
+        named => format!("{in_steps}slots of {} ", named.join(" and ")),
+    }
+}
+
+/// The rows of a slot, where all of them are rows of the cache itself.
+fn rows(found: &Found) -> Option<Vec<(Slot, usize, usize)>> {
+    let row = |(slot, content): &(Slot, Content)| match *content {
+        Content::Row { position, head } => Some((*slot, position, head)),
+        _ => None,
+    };
+    found.slots.iter().filter(|(_, content)| *content != Content::Zero).map(row).collect()
+}
+
+/// Positions between two heads as the rows lie and as they are read, where one memory explains all.
+fn strides(found: &Found) -> Option<[usize; 2]> {
+    let rows = rows(found).filter(|rows| rows.len() > 1)?;
+    let lies =
+        |stride: usize| move |&(_, position, head): &(Slot, usize, usize)| head * stride + position;
+    let most = 4 * found.positions + 64;
+    let strides = |from: usize| {
+        let of_slot = |(slot, ..): &(Slot, usize, usize)| (slot.head, slot.position);
+        let other = rows.iter().find(|row| of_slot(row).0 > 0)?;
+        let (head, position) = of_slot(other);
+        let to = lies(from)(other).checked_sub(position)?;
+        let to = to.is_multiple_of(head).then_some(to / head)?;
+        let fits = |row: &(Slot, usize, usize)| {
+            let (head, position) = of_slot(row);
+            lies(from)(row) == head * to + position
+        };
+        (to != from && rows.iter().all(fits)).then_some([from, to])
+    };
+    (1..=most).find_map(strides)
+}
+
+/// The length of pages that were exchanged, and which page holds which.
+fn pages(found: &Found) -> Option<(usize, BTreeMap<usize, usize>)> {
+    let rows = rows(found)?;
+    let of_length = |page: usize| {
+        let mut pages = BTreeMap::new();
+        for (slot, position, head) in &rows {
+            let is_straight = *head == slot.head && slot.position % page == position % page;
+            let holds = *pages.entry(slot.position / page).or_insert(position / page);
+            if !is_straight || holds != position / page {
+                return None;
+            }
+        }
+        Some((page, pages))
+    };
+    [256, 128, 64, 32, 16, 8, 4].into_iter().find_map(of_length)
+}
