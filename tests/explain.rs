@@ -108,13 +108,6 @@ fn the_floor_of_arithmetic_that_the_references_trace_lacks_is_measured() {
         let (found, out, err) = outcome(&["explain", &engine, "--reference", &reference]);
         assert!(found == exit && out.starts_with(first), "{found} {out}{err}");
     }
-    // The floor of other tokens would be that of other values.
-    let engine = path(&traces.at("engine-0")).to_string();
-    for trace in [&engine, &reference] {
-        edit_manifest(trace, |manifest| manifest["steps"][2]["tokens"] = serde_json::json!([7]));
-    }
-    let explain = ["explain", &engine, "--reference", &reference];
-    refused(&explain, 3, "decodes other tokens here than in the reference's trace");
 }
 
 #[test]

@@ -10,6 +10,8 @@ use firstdiff::{
     model::synth::{WeightType, arch::Setting},
 };
 
+use super::lengths::Lengths;
+
 /// Find the first tensor where an LLM inference engine and llama.cpp part.
 #[derive(Parser)]
 #[command(name = "firstdiff", version, propagate_version = true)]
@@ -148,6 +150,9 @@ pub struct RunArgs {
     /// Compare only: do not replay the operations, and seek no causes
     #[arg(long)]
     pub no_replay: bool,
+    /// Run the prompt at many lengths and say which diverge: auto, where kernels break, or 1,31-33,64
+    #[arg(long, value_name = "WHICH", conflicts_with_all = ["watch", "rows"])]
+    pub lengths: Option<Lengths>,
     /// Stay, and give a new verdict whenever a kernel of --kernels or --kernel is saved; Ctrl-C ends it
     #[arg(long)]
     pub watch: bool,

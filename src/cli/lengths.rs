@@ -115,12 +115,7 @@ fn listed(inputs: &Inputs, engine: &EngineSpec, wanted: &Lengths) -> Result<Vec<
     }
 }
 
-fn row(
-    args: &RunArgs,
-    inputs: &Inputs,
-    engine: &EngineSpec,
-    tokens: usize,
-) -> Result<Row, Error> {
+fn row(args: &RunArgs, inputs: &Inputs, engine: &EngineSpec, tokens: usize) -> Result<Row, Error> {
     // A prompt that is too short is said again.
     let prompt: Vec<i32> = inputs.ids.iter().copied().cycle().take(tokens).collect();
     let filter = inputs::filter(args.compare.sites.as_deref())?;

@@ -12,6 +12,7 @@ mod explain;
 mod inputs;
 pub mod interrupt;
 mod kernels;
+mod lengths;
 mod output;
 mod run;
 pub mod sites;

@@ -16,6 +16,7 @@ use super::{
     args::RunArgs,
     error::Error,
     inputs::{self, Inputs},
+    lengths::lengths,
     output, watch,
 };
 
@@ -31,6 +32,12 @@ pub fn run(args: &RunArgs) -> Result<Exit, Error> {
     let bar = output::progress(None, "loading the model and the reference");
     let inputs = Inputs::load(&args.model)?;
     bar.finish_and_clear();
+    if let Some(wanted) = &args.lengths {
+        return match second {
+            None => lengths(args, &inputs, &engine, wanted),
+            Some(_) => Err(Error::Usage("--lengths takes one --device; give one".into())),
+        };
+    }
     verdict(args, &inputs, (&engine, second.as_ref()), &mut Kept::default())
 }
 

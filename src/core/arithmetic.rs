@@ -158,11 +158,6 @@ impl Convention {
         Convention { value, format, stage: None }
     }
 
-    /// Of how a stage's results are stored.
-    pub fn of_results(stage: Stage, format: Format) -> Convention {
-        Convention { value: Value::Results, format, stage: Some(stage) }
-    }
-
     /// Whether it is one of a stage's operation.
     pub fn is_of(&self, stage: Option<Stage>) -> bool {
         self.stage.is_none() || self.stage == stage

@@ -214,7 +214,8 @@ mod tests {
 
     fn tried(text: &str, rank: Rank, [wrong, explained, contradicted]: [u64; 3]) -> Tried {
         let (region, residual) = (None, 0.1);
-        let explained = Explained { wrong, explained, contradicted, region, residual };
+        let explained =
+            Explained { wrong, explained, contradicted, region, residual, is_wide: false };
         Tried {
             key: CauseKey::Eps,
             text: text.into(),
@@ -252,7 +253,14 @@ mod tests {
     fn a_few_elements_in_a_region_prove_nothing() {
         let of = |wrong| {
             let region = Some("dim 3 only".to_string());
-            Explained { wrong, explained: wrong, contradicted: 900, region, residual: 0.1 }
+            Explained {
+                wrong,
+                explained: wrong,
+                contradicted: 900,
+                region,
+                residual: 0.1,
+                is_wide: false,
+            }
         };
         assert!(!of(7).is_proof() && of(8).is_proof());
     }

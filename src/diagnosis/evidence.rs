@@ -7,7 +7,12 @@ use std::{
 };
 
 use crate::{
-    core::{arithmetic::Convention, cause_key::CauseKey, format::Format, tensor::Tensor},
+    core::{
+        arithmetic::{Convention, Value},
+        cause_key::CauseKey,
+        format::Format,
+        tensor::Tensor,
+    },
     diagnosis::{
         cause::Rank,
         cause::Tried,
@@ -190,6 +195,7 @@ impl<'a> Evidence<'a> {
             contradicted: 0,
             region: None,
             residual: 0.0,
+            is_wide: false,
         };
         Tried { key, text, rank, mistakes: 1, explained, declare: Vec::new() }
     }
@@ -318,7 +324,7 @@ impl<'a> Evidence<'a> {
             Expected { value, spread, single, rounding }
         };
         let predicted = self.steps.iter().map(coarse).collect();
-        let declare = Convention::of_results(self.spec().stage, format);
+        let declare = Convention::everywhere(Value::Results, format);
         let tried = self.tried(CauseKey::StoredCoarser, text, Rank::Arithmetic, predicted);
         Tried { declare: vec![declare], ..tried }
     }
@@ -375,8 +381,31 @@ impl<'a> Evidence<'a> {
             Place { step: step.observed.step, first_position, index }
         };
         let trial = Trial { axes: &axes, wrong: &self.wrong, place: &place };
-        let explained: Explained = trial.explained(&predicted, key.gives_none());
+        let explained = trial.explained(&predicted, key.gives_none());
+        let is_wide = key != CauseKey::StoredCoarser && self.is_wider(&predicted);
+        let explained = Explained { is_wide, ..explained };
         Tried { key, text, rank, mistakes: 1, explained, declare: Vec::new() }
+    }
+
+    /// Whether predicted results have bounds far wider, for their size, than the right ones: no proof is made of
+    /// room.
+    fn is_wider(&self, predicted: &[Piece<'_>]) -> bool {
+        const MOST: f64 = 64.0;
+        // A bound for its size, over the wrong elements.
+        let width = |pieces: &mut dyn Iterator<Item = &Expected<'_>>| {
+            let (mut bounds, mut sizes) = (0.0, 0.0);
+            for (expected, wrong) in pieces.zip(&self.wrong) {
+                for (i, _) in wrong.iter().enumerate().filter(|(_, wrong)| **wrong) {
+                    if expected.value[i].is_finite() {
+                        bounds += expected.most_bound(i);
+                        sizes += expected.value[i].abs();
+                    }
+                }
+            }
+            if sizes > 0.0 { bounds / sizes } else { 0.0 }
+        };
+        let own = width(&mut self.steps.iter().map(|step| &step.observed.piece.expected));
+        width(&mut predicted.iter().map(|piece| &piece.expected)) > MOST * own
     }
 
     /// The right value beside the recorded one of every element that counts.

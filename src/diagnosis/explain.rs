@@ -22,6 +22,8 @@ pub struct Explained {
     pub region: Option<String>,
     /// Root mean square of the remaining error in units of the bound.
     pub residual: f64,
+    /// Whether its bounds are so much wider than those of the right result that they explain anything.
+    pub is_wide: bool,
 }
 
 impl Explained {
@@ -30,7 +32,10 @@ impl Explained {
     pub fn is_proof(&self) -> bool {
         const LEAST_IN_REGION: u64 = 8;
         let in_region = self.region.is_some() && self.wrong >= LEAST_IN_REGION;
-        self.wrong > 0 && self.explained == self.wrong && (self.contradicted == 0 || in_region)
+        !self.is_wide
+            && self.wrong > 0
+            && self.explained == self.wrong
+            && (self.contradicted == 0 || in_region)
     }
 
     /// The share of the elements in question that the candidate accounts for.
@@ -96,7 +101,7 @@ impl Trial<'_> {
             squares += mark.times_bound.powi(2);
         }
         let residual = (squares / explained.max(1) as f64).sqrt();
-        Explained { wrong, explained, contradicted, region, residual }
+        Explained { wrong, explained, contradicted, region, residual, is_wide: false }
     }
 
     /// The one axis that divides wrong elements from contradicted ones, in words.

@@ -152,7 +152,7 @@ fn only_undeclared(diagnosis: &Diagnosis) -> Option<(&Finding, usize)> {
 fn conventions(first: &Finding, more: usize) -> String {
     let more = if more == 0 { String::new() } else { format!("; {more} more") };
     format!(
-        "undeclared arithmetic, no operation is wrong in it: {}: {}{more}",
+        "undeclared arithmetic (no operation is wrong): {}: {}{more}",
         first.what, first.cause.text
     )
 }
@@ -160,7 +160,8 @@ fn conventions(first: &Finding, more: usize) -> String {
 /// How to declare roundings.
 fn declaration(roundings: &[Convention]) -> String {
     let list: Vec<String> = roundings.iter().map(ToString::to_string).collect();
-    format!("--arithmetic {}: `run` and `explain` then hold the engine to it", list.join(","))
+    let list = list.join(",");
+    format!("--arithmetic {list}, or the manifest's roundings: the engine is then held to it")
 }
 
 fn finding(text: &mut String, number_of: usize, finding: &Finding, report: &Report) {

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Raised when a field is added, removed or changes its meaning.
-pub const REPORT_VERSION: u32 = 4;
+pub const REPORT_VERSION: u32 = 5;
 
 /// A whole report.
 #[derive(Clone, Debug, Serialize)]

@@ -5,6 +5,7 @@ pub mod baseline;
 mod cross_device;
 mod error;
 mod experts;
+pub mod lengths;
 mod measure_floor;
 mod open;
 mod seen;

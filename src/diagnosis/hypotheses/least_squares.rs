@@ -48,10 +48,9 @@ fn cholesky(matrix: &mut [f64], n: usize) -> Option<()> {
 }
 
 /// The coefficients as whole numbers, where they are near to these.
-pub fn whole(coefficients: &[f64]) -> Option<Vec<i64>> {
-    const NEAR: f64 = 0.01;
-    let near = |c: &f64| ((c - c.round()).abs() < NEAR).then_some(c.round() as i64);
-    coefficients.iter().map(near).collect()
+pub fn whole(coefficients: &[f64], near: f64) -> Option<Vec<i64>> {
+    let rounded = |c: &f64| ((c - c.round()).abs() < near).then_some(c.round() as i64);
+    coefficients.iter().map(rounded).collect()
 }
 
 #[cfg(test)]
@@ -69,11 +68,11 @@ mod tests {
             let targets: Vec<f64> =
                 rows.iter().map(|row| row.iter().zip(&own).map(|(x, c)| x * c).sum()).collect();
             let found = solve(&rows, &targets).unwrap();
-            assert_eq!(whole(&found), Some(own.iter().map(|&c| c as i64).collect()), "{n}");
+            assert_eq!(whole(&found, 0.01), Some(own.iter().map(|&c| c as i64).collect()), "{n}");
             assert!(solve(&rows[..n - 1], &targets[..n - 1]).is_none());
         }
         let twice: Vec<Vec<f64>> = (0..9).map(|i| vec![random(i), random(i)]).collect();
         assert_eq!(solve(&twice, &[1.0; 9]), None);
-        assert_eq!(whole(&[0.4]), None);
+        assert_eq!(whole(&[0.4], 0.3), None);
     }
 }

@@ -87,7 +87,8 @@ fn columns<'e>(evidence: &Evidence<'e>) -> Result<Option<Columns<'e>>, ReplayErr
     for &place in &places {
         let mut of_steps = Vec::with_capacity(evidence.steps.len());
         for step in &evidence.steps {
-            let cone = step.machine.cone(place);
+            let is_own = place == evidence.place;
+            let cone = if is_own { step.cone.clone() } else { step.machine.cone(place) };
             let Some(expected) = step.machine.again(place, &cone, &AsItIs)? else {
                 return Ok(None);
             };

@@ -157,6 +157,7 @@ fn squares(x: &[f64]) -> f64 {
 /// row was divided by tells.
 fn counted(evidence: &Evidence<'_>, norm: NodeId, visit: Visit<'_>) -> Result<(), ReplayError> {
     const GROUP: usize = 32;
+    const NEAR: f64 = 0.1;
     let node = evidence.graph().node(norm);
     let Some(source) = node.source(0).filter(|_| node.op == Op::RmsNorm && node.ne[0].is_fixed())
     else {
@@ -193,7 +194,7 @@ fn counted(evidence: &Evidence<'_>, norm: NodeId, visit: Visit<'_>) -> Result<()
     if !errors.iter().all(|error| error.is_finite()) {
         return Ok(());
     }
-    let counts = solve(&rows, &errors).and_then(|found| whole(&found));
+    let counts = solve(&rows, &errors).and_then(|found| whole(&found, NEAR));
     let Some(counts) = counts.filter(|counts| counts.iter().any(|&count| count != 0)) else {
         return Ok(());
     };

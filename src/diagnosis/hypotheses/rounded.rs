@@ -44,6 +44,10 @@ const TOGETHER: [[Value; 2]; 4] = [
 
 /// Every value on the way to a site in every format that is coarser than declared.
 pub fn values(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
+    // What is rounded must be known: of an uncertain number any neighbour may be it.
+    if evidence.steps.iter().any(|step| !step.observed.spanned.is_empty()) {
+        return Ok(());
+    }
     let graph = evidence.graph();
     let of = |id: &_| graph.rounded_values(*id);
     let own: BTreeSet<Value> = evidence.cone().iter().flat_map(of).collect();
@@ -63,7 +67,12 @@ pub fn values(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayErr
         let ggml = vec![Convention::everywhere(Value::Inputs, Format::Ggml)];
         offer(text, ggml, CauseKey::InputsRounded, visit)?;
     }
-    for format in NUMBERS {
+    // Attention is more often kept in f16, of which tf32 gives nearly the same numbers.
+    let mut formats = NUMBERS;
+    if !own.contains(&Value::Inputs) {
+        formats.swap(0, 1);
+    }
+    for format in formats {
         for &value in &own {
             if is_plausible(evidence, value, format) {
                 let text = format!("{} rounded to {format}", in_words(value));

@@ -18,6 +18,9 @@ use crate::{
 
 /// At most so many coefficients are solved for at once.
 const MOST: usize = 128;
+/// How near to a whole number a coefficient is: where inputs are solved for in blocks, and one by one.
+const NEAR: f64 = 0.02;
+const ROUGH: f64 = 0.3;
 /// Errors for each coefficient.
 const ERRORS: usize = 4;
 
@@ -58,17 +61,20 @@ fn solved(evidence: &Evidence<'_>, product: NodeId) -> Result<Option<Vec<i64>>, 
     // Whole blocks first, then each input of those that count in part.
     let mut groups: Vec<std::ops::Range<usize>> =
         (0..width).step_by(block).map(|from| from..(from + block).min(width)).collect();
-    for _ in 0..2 {
+    for is_last in [false, true] {
         let Some(coefficients) = coefficients(&samples, &groups) else { return Ok(None) };
-        if let Some(counts) = whole(&coefficients) {
+        // What is rounded too boldly is refuted by the elements.
+        let near = if is_last { ROUGH } else { NEAR };
+        if let Some(counts) = whole(&coefficients, near) {
             let mut all = vec![1; width];
             for (group, count) in groups.iter().zip(counts) {
                 all[group.clone()].fill(1 + count);
             }
-            return Ok(all.iter().any(|&count| count != 1).then_some(all));
+            // One count for all is a factor.
+            return Ok(all.iter().any(|&count| count != all[0]).then_some(all));
         }
         let split = |(group, c): (&std::ops::Range<usize>, &f64)| {
-            let is_whole = whole(&[*c]).is_some();
+            let is_whole = whole(&[*c], NEAR).is_some();
             let step = if is_whole { group.len() } else { 1 };
             group.clone().step_by(step).map(move |from| from..from + step).collect::<Vec<_>>()
         };
