@@ -308,12 +308,7 @@ fn inputs_that_are_rounded_before_a_product_are_simulated_and_random_weights_are
     let as_it_is: Rounded = |x| x.to_vec();
     let bf16s: Rounded = |x| x.iter().map(|&x| stored(x)).collect();
     let cases: [(Rounded, Vec<f32>, Certainty, &str); 4] = [
-        (
-            tf32,
-            tf32(&weight),
-            Certainty::Proven,
-            "inputs and weights of the product rounded to tf32",
-        ),
+        (tf32, tf32(&weight), Certainty::Proven, "inputs of the product rounded to tf32"),
         (
             bf16s,
             bf16s(&weight),
@@ -481,8 +476,9 @@ fn rows_of_a_weight_at_random_are_read_off_the_product() {
         });
         let said = (&*what, cause.certainty, cause.key.name());
         assert_eq!(said, ("output projection, layer 0", Certainty::Proven, "rows-permuted"));
-        let text = format!("its rows are others: 0-0 are o_proj {}-{}", from[0], from[0]);
-        assert!(cause.text.starts_with(&text) || from[1] == from[0] + 1, "{} {from:?}", cause.text);
+        let text = format!("its rows are others: 0 is o_proj {}, 1 is o_proj {}", from[0], from[1]);
+        let is_run = from[0].abs_diff(from[1]) == 1 || from[1].abs_diff(from[2]) == 1;
+        assert!(cause.text.starts_with(&text) || is_run, "{} {from:?}", cause.text);
     }
 }
 

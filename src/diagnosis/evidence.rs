@@ -382,30 +382,28 @@ impl<'a> Evidence<'a> {
         };
         let trial = Trial { axes: &axes, wrong: &self.wrong, place: &place };
         let explained = trial.explained(&predicted, key.gives_none());
-        let is_wide = key != CauseKey::StoredCoarser && self.is_wider(&predicted);
+        // Coarse results are recognised by what they store, and coarse sums prove nothing.
+        let is_coarse = matches!(key, CauseKey::StoredCoarser | CauseKey::F16Accumulation);
+        let is_wide = !is_coarse && self.is_wider(&predicted);
         let explained = Explained { is_wide, ..explained };
         Tried { key, text, rank, mistakes: 1, explained, declare: Vec::new() }
     }
 
-    /// Whether predicted results have bounds far wider, for their size, than the right ones: no proof is made of
-    /// room.
+    /// Whether most of the predicted results have bounds far wider, for their size, than the right ones: no proof
+    /// is made of room.
     fn is_wider(&self, predicted: &[Piece<'_>]) -> bool {
         const MOST: f64 = 64.0;
-        // A bound for its size, over the wrong elements.
-        let width = |pieces: &mut dyn Iterator<Item = &Expected<'_>>| {
-            let (mut bounds, mut sizes) = (0.0, 0.0);
-            for (expected, wrong) in pieces.zip(&self.wrong) {
-                for (i, _) in wrong.iter().enumerate().filter(|(_, wrong)| **wrong) {
-                    if expected.value[i].is_finite() {
-                        bounds += expected.most_bound(i);
-                        sizes += expected.value[i].abs();
-                    }
-                }
+        let (mut wide, mut all) = (0, 0);
+        for ((step, piece), wrong) in self.steps.iter().zip(predicted).zip(&self.wrong) {
+            let (own, other) = (&step.observed.piece.expected, &piece.expected);
+            for (i, _) in wrong.iter().enumerate().filter(|(_, wrong)| **wrong) {
+                let growth = (other.value[i] / own.value[i]).abs();
+                let growth = if growth.is_finite() { growth.max(1.0) } else { 1.0 };
+                wide += usize::from(other.most_bound(i) > MOST * growth * own.most_bound(i));
+                all += 1;
             }
-            if sizes > 0.0 { bounds / sizes } else { 0.0 }
-        };
-        let own = width(&mut self.steps.iter().map(|step| &step.observed.piece.expected));
-        width(&mut predicted.iter().map(|piece| &piece.expected)) > MOST * own
+        }
+        2 * wide > all
     }
 
     /// The right value beside the recorded one of every element that counts.

@@ -111,7 +111,8 @@ fn input(evidence: &Evidence<'_>, spec: &SiteSpec) -> Option<NodeId> {
             evidence.weight_source(id).filter(|weight| weight.source == 0)?;
             return node.source(1).map(|input| graph.root(input));
         }
-        if !(node.op.is_layout() || node.op == Op::Add) {
+        let is_bias = node.op == Op::Add && evidence.weight_source(id).is_some();
+        if !(node.op.is_layout() || is_bias) {
             return None;
         }
         id = graph.root(node.source(0)?);
@@ -162,6 +163,7 @@ fn origins(evidence: &Evidence<'_>, columns: &Columns<'_>) -> Option<Vec<Origin>
 }
 
 /// Rows that follow one another with a step.
+#[derive(Clone, Copy)]
 struct Run {
     first: usize,
     origin: Origin,
@@ -181,12 +183,14 @@ fn described(evidence: &Evidence<'_>, columns: &Columns<'_>, origins: &[Origin])
     let runs = runs(origins);
     let part = |run: &Run| {
         let (source, from) = run.origin;
+        if run.count == 1 {
+            return format!("{} is {} {from}", run.first, names[source]);
+        }
         let last = run.first + run.count - 1;
         let end = from as i64 + run.step * (run.count as i64 - 1);
-        let every = if run.step.abs() == 1 || run.count == 1 {
-            String::new()
-        } else {
-            format!(", every {}", run.step.abs())
+        let every = match run.step.abs() {
+            1 => String::new(),
+            step => format!(", every {step}"),
         };
         format!("{}-{last} are {} {from}-{end}{every}", run.first, names[source])
     };
@@ -258,5 +262,15 @@ fn runs(origins: &[Origin]) -> Vec<Run> {
         }
         runs.push(Run { first: at, origin: (source, column), step: 1, count: 1 });
     }
-    runs
+    // Two rows that do not follow one another are no run.
+    let parted = |run: Run| {
+        let is_pair = run.count == 2 && run.step.abs() != 1;
+        let second = |run: &Run| {
+            let (source, from) = run.origin;
+            let origin = (source, (from as i64 + run.step) as usize);
+            Run { first: run.first + 1, origin, step: 1, count: 1 }
+        };
+        if is_pair { vec![Run { step: 1, count: 1, ..run }, second(&run)] } else { vec![run] }
+    };
+    runs.into_iter().flat_map(parted).collect()
 }

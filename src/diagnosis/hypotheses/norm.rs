@@ -121,6 +121,9 @@ fn other_kinds(evidence: &Evidence<'_>, norm: NodeId, visit: Visit<'_>) -> Resul
     Ok(())
 }
 
+/// How often an element counts.
+type Counts = Box<dyn Fn(usize) -> i64>;
+
 /// What a row is multiplied by, given epsilon.
 type Scale = Rc<dyn Fn(&Row<'_>, f64) -> f64>;
 
@@ -198,6 +201,7 @@ fn counted(evidence: &Evidence<'_>, norm: NodeId, visit: Visit<'_>) -> Result<()
     let Some(counts) = counts.filter(|counts| counts.iter().any(|&count| count != 0)) else {
         return Ok(());
     };
+    let counts: Rc<[i64]> = counts.into();
     let of = move |i: usize| 1 + counts[i / GROUP];
     let kinds = [(0, "left out of the mean square"), (2, "counted twice in the mean square")];
     let parts = kinds.into_iter().filter_map(|(kind, text)| {
@@ -209,17 +213,24 @@ fn counted(evidence: &Evidence<'_>, norm: NodeId, visit: Visit<'_>) -> Result<()
     if text.is_empty() {
         return Ok(());
     }
-    let of: Rc<dyn Fn(usize) -> i64> = Rc::new(of);
-    for (text, spares_alone) in
-        [(text.clone(), false), (format!("{text}, but in decode steps"), true)]
-    {
-        let of = Rc::clone(&of);
+    // The one row of a decode step may be summed the same way, rightly, or without another group.
+    let groups = width.div_ceil(GROUP);
+    let mut alone: Vec<(String, Counts)> = vec![
+        (text.clone(), Box::new(of.clone())),
+        (format!("{text}, but in decode steps"), Box::new(|_| 1)),
+    ];
+    for group in (0..groups).filter(|_| several) {
+        let last = (group * GROUP + GROUP).min(width) - 1;
+        let text = format!("{text}; in decode steps {}-{last} left out of it", group * GROUP);
+        alone.push((text, Box::new(move |i| i64::from(i / GROUP != group))));
+    }
+    for (text, of_alone) in alone {
+        let of = of.clone();
         let of_row = move |row: Row<'_>| {
-            if spares_alone && row.is_alone {
-                return 1.0;
-            }
+            let count = |i: usize| if row.is_alone { of_alone(i) } else { of(i) };
             let n = row.source.len() as f64;
-            let sum: f64 = row.source.iter().enumerate().map(|(i, x)| of(i) as f64 * x * x).sum();
+            let term = |(i, x): (usize, &f64)| count(i) as f64 * x * x;
+            let sum: f64 = row.source.iter().enumerate().map(term).sum();
             ((squares(row.source) / n + eps) / (sum / n + eps)).sqrt()
         };
         let edit = Edits::one(norm, Change::RowTimes(Rc::new(of_row)));

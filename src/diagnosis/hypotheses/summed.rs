@@ -54,6 +54,9 @@ struct Sample {
 fn solved(evidence: &Evidence<'_>, product: NodeId) -> Result<Option<Vec<i64>>, ReplayError> {
     let samples = samples(evidence, product)?;
     let Some(width) = samples.first().map(|sample| sample.weight.len()) else { return Ok(None) };
+    if let Some(counts) = few(&samples, width) {
+        return Ok(Some(counts));
+    }
     let mut block = 1;
     while width.div_ceil(block) > MOST {
         block *= 2;
@@ -84,6 +87,46 @@ fn solved(evidence: &Evidence<'_>, product: NodeId) -> Result<Option<Vec<i64>>, 
         }
     }
     Ok(None)
+}
+
+/// The counts where only a few inputs have another: the one that takes most of what is left is added, until
+/// nothing is.
+fn few(samples: &[Sample], width: usize) -> Option<Vec<i64>> {
+    const FEW: usize = 12;
+    /// Of the squared errors, what rounding leaves.
+    const LEFT: f64 = 1e-8;
+    let column = |i: usize| {
+        let term = |sample: &Sample| sample.input[i] * f64::from(sample.weight[i]);
+        samples.iter().map(term).collect::<Vec<f64>>()
+    };
+    let columns: Vec<Vec<f64>> = (0..width).map(column).collect();
+    let errors: Vec<f64> = samples.iter().map(|sample| sample.error).collect();
+    let squares = |values: &[f64]| values.iter().map(|x| x * x).sum::<f64>();
+    let (mut left, mut chosen) = (errors.clone(), Vec::new());
+    while squares(&left) > LEFT * squares(&errors) {
+        let gain = |&i: &usize| {
+            let along: f64 = columns[i].iter().zip(&left).map(|(x, y)| x * y).sum();
+            along * along / squares(&columns[i]).max(f64::MIN_POSITIVE)
+        };
+        let best = (0..width).max_by(|a, b| gain(a).total_cmp(&gain(b)))?;
+        if chosen.contains(&best) || chosen.len() == FEW {
+            return None;
+        }
+        chosen.push(best);
+        let row = |at: usize| chosen.iter().map(|&i| columns[i][at]).collect::<Vec<f64>>();
+        let rows: Vec<Vec<f64>> = (0..errors.len()).map(row).collect();
+        let found = solve(&rows, &errors)?;
+        let sum = |row: &Vec<f64>| row.iter().zip(&found).map(|(x, c)| x * c).sum::<f64>();
+        left = rows.iter().zip(&errors).map(|(row, error)| error - sum(row)).collect();
+        if squares(&left) <= LEFT * squares(&errors) {
+            let mut counts = vec![1; width];
+            for (&i, count) in chosen.iter().zip(whole(&found, ROUGH)?) {
+                counts[i] += count;
+            }
+            return counts.iter().any(|&count| count != counts[0]).then_some(counts);
+        }
+    }
+    None
 }
 
 fn coefficients(samples: &[Sample], groups: &[std::ops::Range<usize>]) -> Option<Vec<f64>> {
