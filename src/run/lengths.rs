@@ -43,21 +43,21 @@ pub fn rule(wrong: &BTreeSet<usize>, right: &BTreeSet<usize>) -> String {
     if right.first().is_some_and(|&least| last < least) {
         return format!("up to {last}");
     }
-    let divides = |&modulus: &usize| {
-        let of = |lengths: &BTreeSet<usize>| -> BTreeSet<usize> {
-            lengths.iter().map(|length| length % modulus).collect()
-        };
-        of(wrong).len() == 1 && of(wrong).is_disjoint(&of(right))
-    };
-    if wrong.len() > 1
-        && let Some(modulus) = MODULI.into_iter().find(divides)
-    {
+    // The largest modulus that all wrong lengths have in common.
+    let modulus = wrong.iter().fold(0, |divisor, length| common(divisor, length - first));
+    let is_rule = |length: &usize| length % modulus == first % modulus;
+    if MODULI.contains(&modulus) && !right.iter().any(is_rule) {
         return format!("where the length mod {modulus} = {}", first % modulus);
     }
     let named: Vec<String> = wrong.iter().take(LISTED).map(usize::to_string).collect();
     let more = wrong.len().saturating_sub(LISTED);
     let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
     format!("at {}{rest}", named.join(", "))
+}
+
+/// The greatest common divisor.
+fn common(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { common(b, a % b) }
 }
 
 #[cfg(test)]
