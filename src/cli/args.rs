@@ -102,6 +102,9 @@ pub struct EngineArgs {
     /// Folder whose .cu files replace the embedded ones of the same name
     #[arg(long, value_name = "DIR")]
     pub kernels: Option<PathBuf>,
+    /// Run though a changed kernel of --kernels is not launched
+    #[arg(long, requires = "kernels")]
+    pub unused_kernels: bool,
     /// Your kernel for an operation, called as a contract says: attention=my.toml (docs/kernels.md)
     #[arg(long, value_name = "OP=FILE")]
     pub kernel: Vec<String>,

@@ -150,7 +150,7 @@ fn capture_engine(
         return Err(Error::Usage("--tokens-of is for capture reference; leave it out".into()));
     }
     let inputs = Inputs::load(&args.model)?;
-    inputs::check_faults(engine, &inputs)?;
+    inputs::check_effects(&args.engine, engine, &inputs)?;
     filter.check(&inputs.model.config.sites(inputs.decode + 1))?;
     bar.set_message("measuring the floor");
     let arithmetic = engine.arithmetic();

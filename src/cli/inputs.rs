@@ -9,7 +9,7 @@ use firstdiff::{
         DeviceKind, EngineSpec,
         contract::{Contract, ContractError, Op},
         fault::{self, Faults, Subject},
-        kernels::KernelSet,
+        kernels::{KernelSet, Launches},
     },
     model::{Model, ModelFile},
     reference::{Precision, Reference, ReferenceError, ReferenceOptions},
@@ -176,13 +176,16 @@ pub fn contract(given: &str) -> Result<(Op, &str), ContractError> {
 
 /// The kernels of an engine's flags, those with a contract among them.
 pub fn engine_kernels(args: &EngineArgs) -> Result<KernelSet, Error> {
-    args.kernel.iter().try_fold(kernels(args.kernels.as_deref())?, |kernels, given| {
+    let own = folder(args.kernels.as_deref())?;
+    let kernels = args.kernel.iter().try_fold(own, |kernels, given| {
         let (op, file) = contract(given)?;
         if kernels.contract(op).is_some() {
             return Err(Error::Usage(format!("--kernel {op} is given twice; give it once")));
         }
-        Ok(kernels.with_contract(Contract::read(op, Path::new(file))?))
-    })
+        Ok::<_, Error>(kernels.with_contract(Contract::read(op, Path::new(file))?))
+    })?;
+    kernels.check_names()?;
+    Ok(kernels)
 }
 
 /// The device of a flag.
@@ -194,16 +197,32 @@ pub fn device(device: DeviceArg) -> DeviceKind {
     }
 }
 
-/// The kernel sources of a flag.
-pub fn kernels(folder: Option<&Path>) -> Result<KernelSet, Error> {
+/// The kernel sources of a flag, each of which is one that an engine launches.
+pub fn kernels(own: Option<&Path>) -> Result<KernelSet, Error> {
+    let kernels = folder(own)?;
+    kernels.check_names()?;
+    Ok(kernels)
+}
+
+fn folder(folder: Option<&Path>) -> Result<KernelSet, Error> {
     Ok(match folder {
         Some(folder) => KernelSet::overridden_by(folder)?,
         None => KernelSet::embedded(),
     })
 }
 
+/// Refuses changed kernels that this run does not launch, and faults that change nothing in it.
+pub fn check_effects(args: &EngineArgs, engine: &EngineSpec, inputs: &Inputs) -> Result<(), Error> {
+    if !args.unused_kernels {
+        let (attention, decodes) = (engine.attention, inputs.decode > 0);
+        let on_gpu = args.device.contains(&DeviceArg::Cuda);
+        engine.kernels.check_launched(&[Launches { attention, decodes, on_gpu }])?;
+    }
+    check_faults(engine, inputs)
+}
+
 /// Refuses faults that change nothing in this run.
-pub fn check_faults(engine: &EngineSpec, inputs: &Inputs) -> Result<(), Error> {
+fn check_faults(engine: &EngineSpec, inputs: &Inputs) -> Result<(), Error> {
     let subject = Subject {
         model: &inputs.model,
         storage: engine.storage,

@@ -49,7 +49,7 @@ pub fn verdict(
     kept: &mut Kept,
 ) -> Result<Exit, Error> {
     let compare = &args.compare;
-    inputs::check_faults(engine, inputs)?;
+    inputs::check_effects(&args.engine, engine, inputs)?;
     if args.rows.is_some()
         && let Some(contract) = engine.kernels.contract(Op::Attention)
         && (contract.has(Role::Scores) || contract.has(Role::Probs))

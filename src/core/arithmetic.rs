@@ -143,7 +143,37 @@ impl TryFrom<String> for Value {
     }
 }
 
-/// A rounding that an engine declares: `ffn_down.inputs=q8_0`.
+/// The steps in which a rounding is made: a prompt's products are often other kernels than a token's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Steps of several tokens.
+    Prefill,
+    /// Steps of one token.
+    Decode,
+}
+
+impl Phase {
+    /// The phase of a step.
+    pub fn of(tokens: usize) -> Phase {
+        if tokens > 1 { Phase::Prefill } else { Phase::Decode }
+    }
+
+    /// The name used in files and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Prefill => "prefill",
+            Phase::Decode => "decode",
+        }
+    }
+
+    fn from_name(name: &str) -> Result<Phase, String> {
+        let found = [Phase::Prefill, Phase::Decode].into_iter().find(|phase| phase.name() == name);
+        found.ok_or_else(|| format!("{name:?} is no kind of step; it may be prefill or decode"))
+    }
+}
+
+/// A rounding that an engine declares: `ffn_down.inputs=q8_0`, `inputs=tf32@prefill`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Convention {
     pub value: Value,
@@ -151,20 +181,28 @@ pub struct Convention {
     /// The only stage whose operation rounds it; every one where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<Stage>,
+    /// The only kind of steps that round it; every one where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
 }
 
 impl Convention {
     pub fn everywhere(value: Value, format: Format) -> Convention {
-        Convention { value, format, stage: None }
+        Convention { value, format, stage: None, phase: None }
     }
 
-    /// Whether it is one of a stage's operation.
-    pub fn is_of(&self, stage: Option<Stage>) -> bool {
-        self.stage.is_none() || self.stage == stage
+    /// Whether a stage's operation makes it in a step of so many tokens.
+    pub fn is_of(&self, stage: Option<Stage>, tokens: usize) -> bool {
+        (self.stage.is_none() || self.stage == stage)
+            && self.phase.is_none_or(|phase| phase == Phase::of(tokens))
     }
 
-    /// Reads `inputs=q8_0` or `ffn_down.inputs=q8_0`.
+    /// Reads `inputs=q8_0`, `ffn_down.inputs=q8_0` or `inputs=tf32@prefill`.
     pub fn parse(text: &str) -> Result<Convention, String> {
+        let (text, phase) = match text.split_once('@') {
+            Some((text, phase)) => (text, Some(Phase::from_name(phase)?)),
+            None => (text, None),
+        };
         let (left, format) = text
             .split_once('=')
             .ok_or_else(|| format!("{text:?} lacks a `=`, as in inputs=q8_0"))?;
@@ -176,13 +214,17 @@ impl Convention {
             value: Value::try_from(value.to_string())?,
             format: Format::try_from(format.to_string())?,
             stage,
+            phase,
         };
         convention.check().map(|()| convention)
     }
 
     /// Says why a format is none of a value.
     pub fn check(&self) -> Result<(), String> {
-        let Convention { value, format, .. } = *self;
+        let Convention { value, format, phase, .. } = *self;
+        if phase.is_some() && matches!(value, Value::Caches | Value::Results) {
+            return Err(format!("{} are the same in every step: leave out the @", value.name()));
+        }
         let fits = match format {
             Format::Ggml => value == Value::Inputs,
             _ if value == Value::Results => DType::try_from(format).is_ok(),
@@ -197,7 +239,8 @@ impl fmt::Display for Convention {
         if let Some(stage) = self.stage {
             write!(f, "{}.", stage.name())?;
         }
-        write!(f, "{}={}", self.value.name(), self.format)
+        write!(f, "{}={}", self.value.name(), self.format)?;
+        self.phase.map_or(Ok(()), |phase| write!(f, "@{}", phase.name()))
     }
 }
 
@@ -221,7 +264,7 @@ impl Arithmetic {
     }
 
     fn declare(&mut self, convention: Convention) {
-        let Convention { value, format, stage } = convention;
+        let Convention { value, format, stage, phase } = convention;
         match (value, DType::try_from(format)) {
             (Value::Results, Ok(storage)) => match stage {
                 Some(stage) => {
@@ -230,7 +273,9 @@ impl Arithmetic {
                 }
                 None => self.default.storage = storage,
             },
-            (Value::Weights, Ok(weights)) if stage.is_none() => self.weights = weights,
+            (Value::Weights, Ok(weights)) if stage.is_none() && phase.is_none() => {
+                self.weights = weights;
+            }
             _ => self.roundings.push(convention),
         }
     }
@@ -261,7 +306,7 @@ impl Arithmetic {
                 Some(Stage::AttnOut) => [Value::Probs, Value::Values],
                 _ => [Value::Inputs, Value::Weights],
             };
-            values.map(|value| Convention { value, format, stage })
+            values.map(|value| Convention { value, format, stage, phase: None })
         };
         let mut found = Vec::new();
         found.extend(rounds(&mut self.default).map(|format| of(format, None)));
@@ -284,7 +329,7 @@ mod tests {
 
     #[test]
     fn roundings_are_read_as_they_are_written_and_odd_ones_refused() {
-        let text = "inputs=q8_0,ffn_down.inputs=int8-rows,probs=f16,caches=e4m3";
+        let text = "inputs=q8_0,ffn_down.inputs=int8-rows@decode,probs=f16@prefill,caches=e4m3";
         let parsed: Vec<Convention> =
             text.split(',').map(|part| Convention::parse(part).unwrap()).collect();
         let arithmetic = Arithmetic::engine(DType::F32).rounding(&parsed);
@@ -292,9 +337,18 @@ mod tests {
         assert_eq!(written.join(","), text);
         let json = serde_json::to_string(&arithmetic).unwrap();
         assert_eq!(serde_json::from_str::<Arithmetic>(&json).unwrap(), arithmetic);
-        for bad in
-            ["inputs", "inputs=q9", "input=f16", "probs=q8_0", "caches=ggml", "a b.inputs=f16"]
-        {
+        for bad in [
+            "inputs",
+            "inputs=q9",
+            "input=f16",
+            "probs=q8_0",
+            "caches=ggml",
+            "a b.inputs=f16",
+            "inputs=f16@verify",
+            "inputs=f16@",
+            "caches=f16@decode",
+            "results=f16@prefill",
+        ] {
             assert!(Convention::parse(bad).is_err(), "{bad}");
         }
     }

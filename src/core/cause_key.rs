@@ -157,6 +157,7 @@ cause_keys! {
     TokenBefore = "token-before",
     TokenAfter = "token-after",
     RowsEqual = "rows-equal",
+    Reordered = "reordered",
     PreviousStep = "previous-step",
     Offset = "offset",
     InputsRounded = "inputs-rounded",

@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use super::{
     cause::{Cause, Certainty, diagnose, diagnose_again},
     evidence::gather_found,
+    group::{ATTENTION, group},
     hypotheses,
     invariant::{Invariant, broken},
     replay::{
-        self, Found, GraphRun, Judged, Operation, Recording, ReplayError, RunVerdict, Worst,
-        judge_found,
+        Found, GraphRun, Judged, Operation, Recording, ReplayError, RunVerdict, Worst, judge_found,
     },
 };
 use crate::{
@@ -87,9 +87,6 @@ pub struct Diagnosis {
     pub reference: Option<SideReplay>,
 }
 
-/// Scores, softmax and weighted sum where they are one.
-const ATTENTION: &str = "attention";
-
 impl Finding {
     /// Operations whose results were not recorded and that are not blamed by name.
     pub fn unseen(&self) -> Vec<Operation> {
@@ -108,9 +105,9 @@ pub struct ReferenceReplay {
 }
 
 /// A guilty operation and its cause.
-struct Guilty {
-    judged: Judged,
-    cause: Cause,
+pub(super) struct Guilty {
+    pub judged: Judged,
+    pub cause: Cause,
 }
 
 impl Diagnosis {
@@ -131,10 +128,9 @@ impl Diagnosis {
         reference: GraphRun<'_>,
     ) -> Result<(Diagnosis, ReferenceReplay), ReplayError> {
         let model = engine.model;
-        let n_layer = model.sites.layers();
         let (engine, reference) = rayon::join(|| of_side(engine), || of_side(reference));
         let (summary, guilty) = reference?;
-        let findings = group(n_layer, guilty, Verdict::ReferenceWrong);
+        let findings = group(model, guilty, Verdict::ReferenceWrong);
         let findings = findings.into_iter().map(differing).collect();
         let reference = ReferenceReplay { findings, summary };
         Ok((Diagnosis::with(model, engine?, Some(&reference)), reference))
@@ -153,8 +149,7 @@ impl Diagnosis {
         (engine, guilty): (SideReplay, Vec<Guilty>),
         reference: Option<&ReferenceReplay>,
     ) -> Diagnosis {
-        let n_layer = model.sites.layers();
-        let mut findings = group(n_layer, guilty, Verdict::EngineWrong);
+        let mut findings = group(model, guilty, Verdict::EngineWrong);
         undeclared(model, &mut findings);
         findings.extend(reference.iter().flat_map(|reference| reference.findings.iter().cloned()));
         let reference = reference.map(|reference| reference.summary.clone());
@@ -311,129 +306,4 @@ fn undeclared(model: &ModelGraph, findings: &mut [Finding]) {
         finding.cause.declare = finding.cause.declare.iter().flat_map(of_stages).collect();
     }
     findings.sort_by_key(|finding| finding.verdict == Verdict::Undeclared);
-}
-
-/// Guilty operations of one cause together, in the order of the first of each.
-fn group(n_layer: usize, guilty: Vec<Guilty>, verdict: Verdict) -> Vec<Finding> {
-    let mut groups: Vec<Vec<Guilty>> = Vec::new();
-    for one in guilty {
-        let same = |group: &&mut Vec<Guilty>| {
-            let first = &group[0];
-            let stage = first.judged.operation.stage;
-            first.cause.text == one.cause.text
-                && first.cause.certainty == one.cause.certainty
-                && (one.cause.is_convention()
-                    || family(stage) == family(one.judged.operation.stage))
-        };
-        match groups.iter_mut().find(same) {
-            Some(group) => group.push(one),
-            None => groups.push(vec![one]),
-        }
-    }
-    groups.into_iter().map(|group| finding(n_layer, group, verdict)).collect()
-}
-
-/// Operations that one mistake makes wrong together, by one of them.
-fn family(stage: Stage) -> Stage {
-    match stage {
-        Stage::Q | Stage::K | Stage::V => Stage::Q,
-        Stage::QNorm | Stage::KNorm => Stage::QNorm,
-        Stage::QRope | Stage::KRope => Stage::QRope,
-        Stage::KCache | Stage::VCache => Stage::KCache,
-        Stage::AttnNorm | Stage::FfnNorm | Stage::FinalNorm => Stage::AttnNorm,
-        Stage::AttnResidual | Stage::LayerOut => Stage::AttnResidual,
-        stage => stage,
-    }
-}
-
-fn finding(n_layer: usize, group: Vec<Guilty>, verdict: Verdict) -> Finding {
-    let operations: Vec<Operation> = group.iter().map(|one| one.judged.operation).collect();
-    let sum = |of: &dyn Fn(&Guilty) -> u64| group.iter().map(of).sum::<u64>();
-    let (elements, beyond) = (sum(&|one| one.judged.elements), sum(&|one| one.judged.beyond));
-    let (explained, wrong) = (sum(&|one| one.cause.explained), sum(&|one| one.cause.wrong));
-    let further =
-        |a: &&Guilty, b: &&Guilty| a.judged.times_bound().total_cmp(&b.judged.times_bound());
-    let worst = group.iter().max_by(further).and_then(|one| one.judged.worst.clone());
-    let mut spanned: Vec<Operation> =
-        group.iter().flat_map(|one| one.judged.spanned.iter().copied()).collect();
-    spanned.sort_by_cached_key(|operation| operation.result());
-    spanned.dedup();
-    let mut what = what(n_layer, &operations);
-    // An attention that is one kernel has scores and probabilities within it.
-    let fused = |operation: &Operation| {
-        let within = [Stage::Scores, Stage::Probs].map(|stage| Operation { stage, ..*operation });
-        operation.stage == Stage::AttnOut && within.iter().all(|one| spanned.contains(one))
-    };
-    if operations.iter().all(fused) {
-        what = what.replace(replay::name(Stage::AttnOut), ATTENTION);
-    }
-    let first = group.into_iter().next().expect("a group has a member");
-    Finding {
-        verdict,
-        what,
-        operations,
-        cause: Cause { explained, wrong, ..first.cause },
-        elements,
-        beyond,
-        worst,
-        pattern: first.judged.pattern,
-        spanned,
-    }
-}
-
-/// `q and k rotation, all layers`; `final norm`.
-fn what(n_layer: usize, operations: &[Operation]) -> String {
-    let mut layers: BTreeMap<Stage, Vec<u32>> = BTreeMap::new();
-    for operation in operations {
-        layers.entry(operation.stage).or_default().extend(operation.layer);
-    }
-    let mut by_layers: Vec<(Vec<u32>, Vec<Stage>)> = Vec::new();
-    for (stage, layers) in layers {
-        match by_layers.iter_mut().find(|(same, _)| *same == layers) {
-            Some((_, stages)) => stages.push(stage),
-            None => by_layers.push((layers, vec![stage])),
-        }
-    }
-    let part = |(layers, stages): &(Vec<u32>, Vec<Stage>)| {
-        let names = joined_names(stages);
-        match layer_phrase(layers, n_layer as u32) {
-            Some(layers) => format!("{names}, {layers}"),
-            None => names,
-        }
-    };
-    by_layers.iter().map(part).collect::<Vec<_>>().join("; ")
-}
-
-/// `q and k rotation`, where the names end alike; else joined in full.
-fn joined_names(stages: &[Stage]) -> String {
-    let names: Vec<&str> = stages.iter().map(|&stage| replay::name(stage)).collect();
-    let halves: Vec<Option<(&str, &str)>> = names.iter().map(|name| name.split_once(' ')).collect();
-    let end = halves[0].map(|(_, end)| end);
-    let alike = end.is_some() && halves.iter().all(|half| half.map(|(_, end)| end) == end);
-    let list = |words: &[&str]| match words {
-        [one] => one.to_string(),
-        [most @ .., last] => format!("{} and {last}", most.join(", ")),
-        [] => String::new(),
-    };
-    if alike {
-        let starts: Vec<&str> = halves.iter().flatten().map(|(start, _)| *start).collect();
-        format!("{} {}", list(&starts), end.unwrap_or_default())
-    } else {
-        list(&names)
-    }
-}
-
-fn layer_phrase(layers: &[u32], n_layer: u32) -> Option<String> {
-    let (first, last) = (*layers.first()?, *layers.last()?);
-    let without_gap = (last - first) as usize + 1 == layers.len();
-    Some(match layers.len() {
-        1 => format!("layer {first}"),
-        n if n == n_layer as usize => "all layers".to_string(),
-        _ if without_gap => format!("layers {first}-{last}"),
-        n if n > 6 => format!("{n} layers from {first} to {last}"),
-        _ => {
-            let names: Vec<String> = layers.iter().map(u32::to_string).collect();
-            format!("layers {}", names.join(", "))
-        }
-    })
 }

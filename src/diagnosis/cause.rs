@@ -100,7 +100,13 @@ pub enum Rank {
 pub fn diagnose(evidence: &Evidence<'_>) -> Result<Cause, ReplayError> {
     let mut tried = Vec::new();
     hypotheses::all(evidence, &mut |hypothesis| tried.extend(hypothesis))?;
-    Ok(Cause { signs: signs(evidence), ..choose(tried) })
+    let mut cause = choose(tried);
+    if let (Certainty::Unknown, Some(seen)) =
+        (cause.certainty, hypotheses::read_off_unknown(evidence))
+    {
+        cause.text = format!("unknown: {seen}");
+    }
+    Ok(Cause { signs: signs(evidence), ..cause })
 }
 
 /// The same where one of these causes may be it again, which is tried first: one mistake is in many layers.

@@ -9,6 +9,7 @@ mod cause;
 mod edit;
 mod evidence;
 mod explain;
+mod group;
 mod hypotheses;
 mod invariant;
 pub mod replay;

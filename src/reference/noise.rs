@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::{
     core::{
-        arithmetic::{Arithmetic, Value},
+        arithmetic::{Arithmetic, Convention, Value},
         random::{self, splitmix64},
         tensor::{DType, Tensor},
     },
@@ -143,7 +143,8 @@ impl Noise {
         let mut amplitude = Amplitude { relative: 0.0, additive: 0.0 };
         let (values, stage) = (place.rounded_values(), place.spec.stage);
         let is_cache = matches!(stage, Stage::KCache | Stage::VCache);
-        for convention in self.arithmetic.roundings.iter().filter(|one| one.is_of(Some(stage))) {
+        let is_own = |one: &&Convention| one.is_of(Some(stage), place.extent.tokens);
+        for convention in self.arithmetic.roundings.iter().filter(is_own) {
             // A block's numbers are rounded by a part of its largest, some two or three times their mean.
             let blocks = if convention.format.is_of_numbers() { 1.0 } else { 2.0 };
             let u = blocks * convention.format.unit_roundoff();

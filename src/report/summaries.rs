@@ -30,6 +30,9 @@ impl SideSummary {
         ];
         if let Some(folder) = engine.kernels.folder() {
             settings.push(("kernels".to_string(), folder.display().to_string()));
+            let changed = engine.kernels.changed().unwrap_or_default();
+            let changed = if changed.is_empty() { "none".to_string() } else { changed.join(", ") };
+            settings.push(("changed kernels".to_string(), changed));
         }
         for contract in engine.kernels.contracts() {
             settings.push((format!("{} kernel", contract.op), contract.path.display().to_string()));

@@ -12,7 +12,7 @@ use crate::{
     core::{arithmetic::Convention, floor::DEFAULT_FACTOR, tensor::DType},
     engine::{
         AttentionVariant, DeviceKind,
-        kernels::{KernelError, KernelSet},
+        kernels::{KernelError, KernelSet, Launches},
     },
     graph::site::Site,
     model::synth::{Spec, SynthError},
@@ -264,8 +264,18 @@ impl Reader<'_> {
         self.distinct("dtypes", config.dtypes.iter().map(DType::to_string))?;
         self.distinct("variants", config.variants.iter().map(AttentionVariant::to_string))?;
         self.distinct("devices", config.devices.iter().map(|(name, _)| name.clone()))?;
+        self.launched(&config).map_err(|e| self.kernels(e))?;
         config.hash = self.hash(text, &config)?;
         Ok(config)
+    }
+
+    /// Refuses kernels that no case launches.
+    fn launched(&self, config: &Config) -> Result<(), KernelError> {
+        let on_gpu = config.devices.iter().any(|(_, device)| *device == DeviceKind::Cuda);
+        let decodes = config.steps > 0;
+        let launches = |&attention: &AttentionVariant| Launches { attention, decodes, on_gpu };
+        config.kernels.check_names()?;
+        config.kernels.check_launched(&config.variants.iter().map(launches).collect::<Vec<_>>())
     }
 
     /// Every entry of a list that must have some.

@@ -2,7 +2,7 @@
 
 use crate::{
     ci::kernels::{
-        attention::{self, Taps},
+        attention::{self, Level, Taps},
         cases::{self, Bench, Outputs},
         product,
         reference::Heads,
@@ -79,8 +79,11 @@ const ROTATED: [(usize, usize, usize); 4] = [(1, 1, 2), (3, 2, 6), (2, 7, 64), (
 /// T, Hk, D and the tokens before.
 const APPENDED: [((usize, usize, usize), usize); 4] =
     [((1, 1, 2), 0), ((3, 2, 6), 30), ((2, 3, 64), 1), ((1, 2, 130), 31)];
-/// T, Hq, Hk, D, P.
-const ATTENDED: [[usize; 5]; 6] = [
+/// T, Hq, Hk, D, P: odd ones, and decoding where the keys fill whole tiles and pages.
+const ATTENDED: [[usize; 5]; 9] = [
+    [1, 4, 1, 64, 64],
+    [1, 6, 2, 16, 32],
+    [1, 8, 2, 40, 256],
     [1, 1, 1, 2, 1],
     [1, 4, 2, 6, 33],
     [3, 6, 2, 64, 32],
@@ -90,14 +93,16 @@ const ATTENDED: [[usize; 5]; 6] = [
 ];
 /// Hq, Hk, D, and T and P of each launch: around tiles of 32 queries and 32 keys, after other tokens
 /// and not.
-const TILED: [([usize; 3], &[[usize; 2]]); 3] = [
+const TILED: [([usize; 3], &[[usize; 2]]); 4] = [
+    ([7, 1, 16], &[[1, 32], [1, 64], [8, 40]]),
     ([2, 1, 8], &[[1, 1], [31, 31], [33, 64]]),
     ([3, 3, 24], &[[32, 33], [2, 65], [7, 32], [5, 5]]),
     ([4, 2, 64], &[[33, 33], [3, 31], [34, 97]]),
 ];
 /// Hq, Hk, D, and P of each launch: below, at and above one chunk of keys, many chunks, heads so
 /// wide that a chunk takes many rounds, and so many keys that a chunk is longer than the least.
-const SPLIT: [([usize; 3], &[usize]); 7] = [
+const SPLIT: [([usize; 3], &[usize]); 8] = [
+    ([8, 2, 64], &[128, 256, 32]),
     ([3, 3, 64], &[1, 63, 65, 300]),
     ([4, 2, 64], &[2, 130, 64]),
     ([4, 2, 80], &[1, 64, 129]),
@@ -173,27 +178,41 @@ fn kv_append() -> Vec<(String, Run)> {
     APPENDED.map(shape).into()
 }
 
+/// Each shape with scores around 0, and the first with all of them far below it.
+fn attended(
+    heads: Vec<Heads>,
+    run: impl Fn(Bench<'_>, (Heads, Level), Taps) -> Outputs + Clone + Send + Sync + 'static,
+) -> Vec<(String, Run)> {
+    let mixed = heads.iter().map(|&heads| (heads, Level::Mixed));
+    let low = heads.first().map(|&heads| (heads, Level::Low));
+    let shape = |(i, (heads, level)): (usize, (Heads, Level))| {
+        let Heads { tokens, n_head, n_head_kv, head_dim, positions } = heads;
+        let low = if level == Level::Low { ", low scores" } else { "" };
+        let text =
+            format!("T {tokens}, Hq {n_head}, Hk {n_head_kv}, D {head_dim}, P {positions}{low}");
+        let run = run.clone();
+        case(text, move |bench| run(bench, (heads, level), Taps::nth(i)))
+    };
+    mixed.chain(low).enumerate().map(shape).collect()
+}
+
 fn attention(variant: AttentionVariant) -> Subject {
     let online = variant.softmax == Softmax::Online;
-    let shape = |(i, shape): (usize, [usize; 5])| {
+    let heads = |shape: [usize; 5]| {
         let [tokens, n_head, n_head_kv, head_dim, positions] = shape;
-        let heads = Heads { tokens, n_head, n_head_kv, head_dim, positions };
-        let text = format!("T {tokens}, Hq {n_head}, Hk {n_head_kv}, D {head_dim}, P {positions}");
-        case(text, move |bench| attention::attention(bench, heads, Taps::nth(i), online))
+        Heads { tokens, n_head, n_head_kv, head_dim, positions }
     };
-    let shapes = ATTENDED.into_iter().enumerate().map(shape).collect();
+    let shapes = attended(ATTENDED.map(heads).to_vec(), move |bench, scene, taps| {
+        attention::attention(bench, scene, taps, online)
+    });
     let subject = Subject::new("attention.cu", shapes);
     Subject { variant: variant.to_string(), defines: variant.defines(), ..subject }
 }
 
 fn attention_tiled([n_head, n_head_kv, head_dim]: [usize; 3], sizes: &[[usize; 2]]) -> Subject {
     let heads = |tokens, positions| Heads { tokens, n_head, n_head_kv, head_dim, positions };
-    let shape = |(i, &[tokens, positions]): (usize, &[usize; 2])| {
-        let heads = heads(tokens, positions);
-        let text = format!("T {tokens}, Hq {n_head}, Hk {n_head_kv}, D {head_dim}, P {positions}");
-        case(text, move |bench| attention::attention_tiled(bench, heads, Taps::nth(i)))
-    };
-    let shapes = sizes.iter().enumerate().map(shape).collect();
+    let all = sizes.iter().map(|&[tokens, positions]| heads(tokens, positions)).collect();
+    let shapes = attended(all, attention::attention_tiled);
     let tiled = AttentionVariant { prefill: Prefill::Tiled, ..Default::default() };
     let defines = launch::tiled_defines(&attention::config(heads(1, 1)));
     with_defines(Subject::new("attention_tiled.cu", shapes), tiled, defines)
@@ -201,12 +220,8 @@ fn attention_tiled([n_head, n_head_kv, head_dim]: [usize; 3], sizes: &[[usize; 2
 
 fn attention_split([n_head, n_head_kv, head_dim]: [usize; 3], positions: &[usize]) -> Subject {
     let heads = |positions| Heads { tokens: 1, n_head, n_head_kv, head_dim, positions };
-    let shape = |(i, &positions): (usize, &usize)| {
-        let heads = heads(positions);
-        let text = format!("Hq {n_head}, Hk {n_head_kv}, D {head_dim}, P {positions}");
-        case(text, move |bench| attention::attention_split(bench, heads, Taps::nth(i)))
-    };
-    let shapes = positions.iter().enumerate().map(shape).collect();
+    let shapes =
+        attended(positions.iter().copied().map(heads).collect(), attention::attention_split);
     let split = AttentionVariant { decode: Decode::Split, ..Default::default() };
     let defines = Splits::defines(&attention::config(heads(1)));
     with_defines(Subject::new("attention_split.cu", shapes), split, defines)

@@ -165,6 +165,8 @@ fn zeros_of(
 ) -> Result<Option<Vec<(usize, f64)>>, ReplayError> {
     /// A number of keys is only told where it is that near to a whole one.
     const OFF: f64 = 0.02;
+    /// Roundings of a probability, relative to it: what they come to in keys may be no key at all.
+    const ROUNDINGS: f64 = 16.0 * f32::EPSILON as f64;
     let [tokens, heads, keys] = step.observed.shape[..] else { return Ok(None) };
     let machine = &step.machine;
     let Some(source) = evidence.graph().node(id).source(0) else { return Ok(None) };
@@ -188,7 +190,11 @@ fn zeros_of(
                 best = Some((share, n));
             }
         }
-        let Some((_, n)) = best else { return Ok(None) };
+        let Some((share, n)) = best else { return Ok(None) };
+        if n.abs() <= ROUNDINGS / share {
+            list.push((machine.first_position + token, 0.0));
+            continue;
+        }
         if !n.is_finite() || (n - n.round()).abs() > OFF * n.abs().max(1.0) || n.round() < 0.0 {
             return Ok(None);
         }

@@ -10,6 +10,7 @@ mod embedding;
 mod experts;
 mod frequencies;
 mod fused;
+mod grid;
 mod keys;
 mod least_squares;
 mod likeness;
@@ -21,6 +22,7 @@ mod parts;
 mod positions;
 mod product;
 mod recurrent;
+mod reordered;
 mod rope;
 mod rounded;
 mod slots;
@@ -29,6 +31,7 @@ mod split;
 mod summed;
 
 pub use cache::found;
+pub use slots::read_off_unknown;
 
 use crate::diagnosis::{Evidence, cause::Tried, replay::ReplayError};
 
@@ -76,5 +79,7 @@ pub fn all(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError>
     cache::caches(evidence, visit);
     slots::contents(evidence, visit);
     added::sums(evidence, visit);
+    grid::grids(evidence, visit);
+    reordered::layouts(evidence, visit);
     FAMILIES.iter().try_for_each(|family| family(evidence, visit))
 }

@@ -7,13 +7,13 @@ use std::{collections::BTreeSet, rc::Rc};
 use super::Visit;
 use crate::{
     core::{
-        arithmetic::{Convention, Value},
+        arithmetic::{Convention, Phase, Value},
         cause_key::CauseKey,
         format::Format,
         tensor::DType,
     },
     diagnosis::{
-        Change, Edits, Evidence,
+        Change, Edits, Evidence, StepEvidence,
         cause::{Rank, Tried},
         replay::{self, Declared, Expected, ReplayError, Spread},
     },
@@ -51,15 +51,23 @@ pub fn values(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayErr
     let graph = evidence.graph();
     let of = |id: &_| graph.rounded_values(*id);
     let own: BTreeSet<Value> = evidence.cone().iter().flat_map(of).collect();
+    let phase = only_phase(evidence);
     let mut order = 0;
     let mut offer = |text: String, conventions: Vec<Convention>, key, visit: Visit<'_>| {
         order += 1;
-        let edit = Declared { conventions: &conventions, stage: None };
         let rank = if key == CauseKey::RopePrecision { Rank::Mistake } else { Rank::Arithmetic };
-        let tried = evidence.edited(key, text, rank, &edit)?;
-        let convention = |tried: Tried| Tried { mistakes: order, declare: conventions, ..tried };
-        visit(tried.map(convention));
-        Ok::<_, ReplayError>(())
+        let mut offer_in = |text: String, declare: Vec<Convention>| {
+            let edit = Declared { conventions: &declare, stage: None };
+            let tried = evidence.edited(key, text, rank, &edit)?;
+            visit(tried.map(|tried| Tried { mistakes: order, declare, ..tried }));
+            Ok::<_, ReplayError>(())
+        };
+        if let Some(phase) = phase.filter(|_| rank == Rank::Arithmetic) {
+            let only = |&convention: &Convention| Convention { phase: Some(phase), ..convention };
+            let text = format!("{text}, in the {} only", in_steps(phase));
+            offer_in(text, conventions.iter().map(only).collect())?;
+        }
+        offer_in(text, conventions)
     };
     if own.contains(&Value::Inputs)
         && let Some(text) = as_ggml(evidence)
@@ -104,6 +112,23 @@ pub fn values(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayErr
         }
     }
     Ok(())
+}
+
+/// The kind of steps that alone have wrong elements, where steps of both kinds are judged.
+fn only_phase(evidence: &Evidence<'_>) -> Option<Phase> {
+    let steps = || evidence.steps.iter().zip(&evidence.wrong);
+    let of = |step: &StepEvidence<'_>| Phase::of(step.machine.extent.tokens);
+    let is_wrong = |wrong: &[bool]| wrong.contains(&true);
+    let first = steps().find(|(_, wrong)| is_wrong(wrong)).map(|(step, _)| of(step))?;
+    let others = || steps().filter(|(step, _)| of(step) != first);
+    (others().count() > 0 && !others().any(|(_, wrong)| is_wrong(wrong))).then_some(first)
+}
+
+fn in_steps(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Prefill => "prefill",
+        Phase::Decode => "decode steps",
+    }
 }
 
 /// Parts of a rotation that a program may compute in one format.
@@ -204,7 +229,7 @@ pub fn caches(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayErr
             continue;
         }
         let text = format!("{} kept in {format}", in_words(Value::Caches));
-        let kept = |step: &crate::diagnosis::StepEvidence<'_>| {
+        let kept = |step: &StepEvidence<'_>| {
             let right = &step.observed.piece.expected;
             let (value, slack) = replay::rounded_rows(&right.value, None, dim, format);
             let spread = slack.map_or(Spread::None, Spread::Each);

@@ -16,6 +16,8 @@ use crate::{
 
 /// Rows that are turned are sought up to so many positions away.
 const FAR: i32 = 256;
+/// After so many rows that nothing explains, turned ones are not sought any more.
+const MOST_UNKNOWN: usize = 64;
 /// At most this many kinds of content are told apart.
 const MAX_KINDS: usize = 3;
 /// Formats that a row may be kept in.
@@ -61,6 +63,8 @@ enum Content {
     Integers,
     /// Its own row in a coarser format.
     Rounded(Format),
+    /// A row of nothing that is known.
+    Foreign,
 }
 
 /// A cache's slots.
@@ -80,7 +84,7 @@ pub fn contents(evidence: &Evidence<'_>, visit: Visit<'_>) {
     if !is_cache(evidence) {
         return;
     }
-    let Some(found) = read_off(evidence) else { return };
+    let Some(found) = read_off(evidence).filter(|found| !found.has_unknown()) else { return };
     let (key, text) = (key_of(&found), described(&found));
     let mut wrong: BTreeMap<usize, Vec<Slot>> = BTreeMap::new();
     for (slot, _) in &found.slots {
@@ -100,7 +104,19 @@ pub fn contents(evidence: &Evidence<'_>, visit: Visit<'_>) {
     }));
 }
 
-/// The content of every slot that is wrong; `None` where that of one is not known.
+/// What lies in the slots of a cache, where some hold what is not known.
+pub fn read_off_unknown(evidence: &Evidence<'_>) -> Option<String> {
+    let found = if is_cache(evidence) { read_off(evidence) } else { None };
+    found.filter(Found::has_unknown).map(|found| described(&found))
+}
+
+impl Found {
+    fn has_unknown(&self) -> bool {
+        self.slots.iter().any(|(_, content)| *content == Content::Foreign)
+    }
+}
+
+/// The content of every slot that is wrong; `None` where its rows are not known.
 fn read_off(evidence: &Evidence<'_>) -> Option<Found> {
     let (shape, own) = (shape(evidence)?, own_rows(evidence)?);
     let Shape { heads, dim } = shape;
@@ -109,7 +125,7 @@ fn read_off(evidence: &Evidence<'_>) -> Option<Found> {
         known_rows(shape, &own, &others.iter().map(|(_, _, rows)| rows).collect::<Vec<_>>());
     let names = others.into_iter().map(|(_, text, _)| text).collect();
     let rope = rotation(evidence);
-    let (mut slots, mut unclear) = (Vec::new(), Vec::new());
+    let (mut slots, mut unclear, mut unknown) = (Vec::new(), Vec::new(), 0);
     for (step, one) in evidence.steps.iter().enumerate() {
         let piece = &one.observed.piece;
         let rows = piece.captured.chunks_exact(dim).zip(piece.expected.value.chunks_exact(dim));
@@ -123,8 +139,13 @@ fn read_off(evidence: &Evidence<'_>) -> Option<Found> {
                 unclear.push((slot, rows));
                 continue;
             }
-            let turned = || Some(Content::Turned(turned(rope?, recorded, right)?));
-            slots.push((slot, plain(recorded, right).or_else(turned)?));
+            let turned = || {
+                let rope = rope.filter(|_| unknown < MOST_UNKNOWN)?;
+                Some(Content::Turned(turned(rope, recorded, right)?))
+            };
+            let content = plain(recorded, right).or_else(turned);
+            unknown += usize::from(content.is_none());
+            slots.push((slot, content.unwrap_or(Content::Foreign)));
         }
     }
     slots.extend(cleared(&unclear));
@@ -308,6 +329,7 @@ fn kind(found: &Found, slot: Slot, content: &Content) -> String {
         Content::Turned(by) if by > 0 => format!("are turned on by {by} positions"),
         Content::Turned(by) => format!("are turned back by {} positions", -by),
         Content::Rounded(format) => format!("hold their row in {format}"),
+        Content::Foreign => "hold no row that this run computed".to_string(),
         Content::Integers => "hold integers of 8 bits: their scale is lost".to_string(),
     }
 }

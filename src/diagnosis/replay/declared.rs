@@ -18,6 +18,7 @@ use crate::{
 };
 
 /// Roundings of nodes that belong to the operation of a stage.
+#[derive(Clone, Copy)]
 pub struct Declared<'c> {
     pub conventions: &'c [Convention],
     /// Of the operation that the nodes are of, where they are all of one.
@@ -25,10 +26,10 @@ pub struct Declared<'c> {
 }
 
 impl Declared<'_> {
-    /// The format of a value, if it is rounded.
-    pub fn format(&self, value: Value) -> Option<Format> {
+    /// The format of a value, if it is rounded in a step of so many tokens.
+    pub fn format(&self, value: Value, tokens: usize) -> Option<Format> {
         let mut own = self.conventions.iter().rev();
-        own.find(|one| one.value == value && one.is_of(self.stage)).map(|one| one.format)
+        own.find(|one| one.value == value && one.is_of(self.stage, tokens)).map(|one| one.format)
     }
 }
 
@@ -40,11 +41,12 @@ impl Edit for Declared<'_> {
         call: &mut Call<'_, 'a>,
     ) -> Result<(), ReplayError> {
         let graph = machine.graph();
+        let format = |value| self.format(value, machine.extent.tokens);
         match call.op {
             Op::MulMat | Op::MulMatId => {
                 let weight = graph.node(id).source(0).map(|source| graph.root(source));
                 for (source, value) in graph.values_of_product(id).into_iter().enumerate() {
-                    let Some(format) = self.format(value) else { continue };
+                    let Some(format) = format(value) else { continue };
                     let format = match (format, weight) {
                         (Format::Ggml, Some(weight)) => {
                             let info = machine.run.file.info(&graph.node(weight).name)?;
@@ -60,22 +62,22 @@ impl Edit for Declared<'_> {
                 }
                 let is_of_probs = graph.values_of_product(id).contains(&Value::Probs);
                 if let (true, Some(format), Some(Some(probs))) =
-                    (is_of_probs, self.format(Value::Exps), call.arguments.get_mut(1))
+                    (is_of_probs, format(Value::Exps), call.arguments.get_mut(1))
                 {
                     round_exps(probs, format, call.rounding.sum);
                 }
             }
             Op::RmsNorm | Op::Norm | Op::L2Norm => {
-                call.steps.roots = call.steps.roots.or(self.format(Value::Roots))
+                call.steps.roots = call.steps.roots.or(format(Value::Roots))
             }
             Op::Rope => {
-                call.steps.frequencies = call.steps.frequencies.or(self.format(Value::Frequencies));
-                call.steps.angles = call.steps.angles.or(self.format(Value::Angles));
-                call.steps.tables = call.steps.tables.or(self.format(Value::Tables));
+                call.steps.frequencies = call.steps.frequencies.or(format(Value::Frequencies));
+                call.steps.angles = call.steps.angles.or(format(Value::Angles));
+                call.steps.tables = call.steps.tables.or(format(Value::Tables));
             }
             Op::Silu | Op::Swiglu | Op::SwigluClamp => {
-                call.steps.sigmoid = call.steps.sigmoid.or(self.format(Value::Sigmoid));
-                call.steps.activated = call.steps.activated.or(self.format(Value::Activated));
+                call.steps.sigmoid = call.steps.sigmoid.or(format(Value::Sigmoid));
+                call.steps.activated = call.steps.activated.or(format(Value::Activated));
             }
             _ => {}
         }
@@ -85,8 +87,8 @@ impl Edit for Declared<'_> {
     fn result(&self, machine: &Machine<'_>, id: NodeId, result: &mut Expected<'_>) {
         let is_norm = matches!(machine.graph().node(id).op, Op::RmsNorm | Op::Norm | Op::L2Norm);
         // A norm that is a result of its own is stored.
-        if let Some(format) = self.format(Value::Normed).filter(|_| is_norm && !machine.is_site(id))
-        {
+        let format = self.format(Value::Normed, machine.extent.tokens);
+        if let Some(format) = format.filter(|_| is_norm && !machine.is_site(id)) {
             round_result(result, format);
         }
     }

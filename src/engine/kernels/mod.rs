@@ -2,5 +2,7 @@
 
 pub mod launch;
 pub mod source;
+mod used;
 
 pub use source::{KernelError, KernelSet};
+pub use used::Launches;

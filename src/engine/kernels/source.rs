@@ -11,7 +11,7 @@ use crate::engine::{
 };
 
 /// The files of `kernels/`: those of the engine in the order of a forward pass, then those of a device.
-const EMBEDDED: [(&str, &str); 12] = [
+pub(super) const EMBEDDED: [(&str, &str); 12] = [
     ("embedding.cu", include_str!("../../../kernels/embedding.cu")),
     ("rms_norm.cu", include_str!("../../../kernels/rms_norm.cu")),
     ("rope.cu", include_str!("../../../kernels/rope.cu")),
@@ -46,6 +46,15 @@ pub enum KernelError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("{file}:{line}: cannot find the include \"{include}\"; put it beside {file}")]
     Include { file: String, line: usize, include: String },
+    #[error("{path} would never run: no kernel of the engine has that name; {help}")]
+    NotAKernel { path: PathBuf, help: String },
+    #[error(
+        "{file} of the kernels' folder is changed, and nothing here launches it: {why}; choose what launches it, or \
+         take it out of the folder"
+    )]
+    NotLaunched { file: String, why: String },
+    #[error("{folder} holds more than a thousand files; give a folder of kernels alone")]
+    TooManyFiles { folder: PathBuf },
     #[error("{file}: includes nest deeper than {MAX_INCLUDE_DEPTH}; break the cycle")]
     IncludeDepth { file: String },
 }
@@ -137,8 +146,7 @@ impl KernelSet {
         }
         let mut whole = String::with_capacity(text.len());
         for (index, line) in text.lines().enumerate() {
-            let quoted = line.trim().strip_prefix("#include \"").and_then(|x| x.strip_suffix('"'));
-            let Some(include) = quoted else {
+            let Some(include) = included(line) else {
                 whole += line;
                 whole.push('\n');
                 continue;
@@ -153,6 +161,15 @@ impl KernelSet {
         }
         Ok(whole)
     }
+}
+
+/// The files that a source includes by their names in quotes.
+pub(super) fn includes(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(included)
+}
+
+fn included(line: &str) -> Option<&str> {
+    line.trim().strip_prefix("#include \"")?.strip_suffix('"')
 }
 
 #[cfg(test)]

@@ -37,10 +37,6 @@ fn projection(inputs: usize, gain: f32) -> Draw {
     Draw::Normal { mean: 0.0, deviation: gain / (inputs as f32).sqrt() }
 }
 
-fn bias(deviation: f32) -> Draw {
-    Draw::Normal { mean: 0.0, deviation }
-}
-
 const NORM: Draw = Draw::Normal { mean: 1.0, deviation: 0.1 };
 
 impl Spec {
@@ -76,11 +72,13 @@ impl Spec {
             list.push(tensor(&format!("blk.{layer}.{part}"), dims, draw));
         };
         add("attn_norm.weight", &[e], NORM);
-        let parts = [("q", q_width, 0.7), ("k", kv_width, 0.7), ("v", kv_width, 0.3)];
-        for (part, outputs, deviation) in parts {
+        let (down, up) = (-self.score_bias, self.score_bias);
+        let parts =
+            [("q", q_width, (up, 0.7)), ("k", kv_width, (down, 0.7)), ("v", kv_width, (0.0, 0.3))];
+        for (part, outputs, (mean, deviation)) in parts {
             add(&format!("attn_{part}.weight"), &[e, outputs], projection(e, 1.0));
             if self.qkv_bias {
-                add(&format!("attn_{part}.bias"), &[outputs], bias(deviation));
+                add(&format!("attn_{part}.bias"), &[outputs], Draw::Normal { mean, deviation });
             }
         }
         if self.arch == Arch::Qwen3 {

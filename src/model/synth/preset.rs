@@ -21,6 +21,7 @@ impl Spec {
             rms_eps: 1e-6,
             tied_output: false,
             qkv_bias: true,
+            score_bias: 0.0,
             rope_freqs: false,
             weight_type: WeightType::F32,
             seed: 1,

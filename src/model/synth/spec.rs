@@ -105,6 +105,9 @@ pub struct Spec {
     /// The output projection is the embedding.
     pub tied_output: bool,
     pub qkv_bias: bool,
+    /// The mean of the biases of queries, and of those of keys with the other sign: with a large one every
+    /// score is far below 0.
+    pub score_bias: f32,
     /// Llama-3 frequency scaling: `rope_freqs.weight`. For llama only.
     pub rope_freqs: bool,
     pub weight_type: WeightType,

@@ -112,10 +112,12 @@ pub fn decoded(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayEr
         let Some(WeightSource { source: 0, name }) = evidence.weight_source(id) else { continue };
         let Some(info) = evidence.run.file.gguf().tensor(&name) else { continue };
         let is_product = evidence.graph().node(id).op != Op::GetRows;
-        let format = declared.format(Value::Weights).filter(|_| is_product);
         for (text, reading) in readings(info) {
             let name = name.clone();
-            let change = read_as(move |machine| matrix(machine, &name, reading, format));
+            let change = read_as(move |machine| {
+                let format = declared.format(Value::Weights, machine.extent.tokens);
+                matrix(machine, &name, reading, format.filter(|_| is_product))
+            });
             visit(evidence.mistake(CauseKey::WeightDecoded, text, &Edits::one(id, change))?);
         }
     }

@@ -26,7 +26,7 @@ impl<'a> Machine<'a> {
         let rounds = |id: &NodeId| {
             let declared = self.declared(*id);
             let values = self.graph().rounded_values(*id);
-            values.into_iter().any(|value| declared.format(value).is_some())
+            values.into_iter().any(|value| declared.format(value, self.extent.tokens).is_some())
         };
         if !cone.iter().any(rounds) {
             return Ok(None);
@@ -63,7 +63,7 @@ impl<'a> Machine<'a> {
         let spec = specs.find(is_cache)?;
         let conventions = &self.run.recording.arithmetic.roundings;
         let of_cache = Declared { conventions, stage: Some(spec.stage) };
-        let format = of_cache.format(Value::Caches)?;
+        let format = of_cache.format(Value::Caches, self.extent.tokens)?;
         let length = spec.axes.last()?.size.fixed as usize;
         format.divides(length).then_some((format, length))
     }
