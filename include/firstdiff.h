@@ -6,6 +6,7 @@
  *     firstdiff capture reference -m model.gguf -p "Once upon a time" -o ref
  *
  *     firstdiff_trace *fd = firstdiff_begin("mine", "ref/plan.txt", "my engine");
+ *     firstdiff_weight(fd, "blk.0.attn_q.weight", FIRSTDIFF_F16, wq, firstdiff_rows(n_out, n_in));
  *     for each step of ref/plan.txt {                     // its token ids, not your own
  *         firstdiff_step(fd, ids, n);
  *         ...
@@ -15,6 +16,9 @@
  *     firstdiff_end(fd);
  *
  *     firstdiff explain mine --reference ref -m model.gguf
+ *
+ * A weight is recorded as the engine holds it after loading: it is compared with the file's, and one that is
+ * wrong is named before what follows from it. A large one is recorded in some of its rows.
  *
  * Any sites may be left out. Record a tensor when it is there, before it is
  * overwritten. An engine that runs one token at a time records a row at a time: rows are stacked in
@@ -109,6 +113,9 @@ static inline firstdiff_axes firstdiff_heads(size_t rows, size_t heads, size_t d
                               FIRSTDIFF_UNUSED(split))))
 #define firstdiff_storage(fd, dtype) ((void)(sizeof(fd) + sizeof(dtype)))
 #define firstdiff_device(fd, copy) ((void)sizeof(fd), (void)(copy))
+#define firstdiff_weight(fd, names, dtype, data, axes)                                             \
+    ((void)(sizeof(fd) + FIRSTDIFF_UNUSED(names) + sizeof(dtype) + FIRSTDIFF_UNUSED(data) +        \
+            sizeof(axes)))
 #define firstdiff_step(fd, tokens, n)                                                              \
     ((void)(sizeof(fd) + FIRSTDIFF_UNUSED(tokens) + sizeof(n)))
 #define firstdiff_tensor(fd, site, layer, dtype, data, axes)                                       \
@@ -134,13 +141,19 @@ static inline firstdiff_axes firstdiff_heads(size_t rows, size_t heads, size_t d
 #endif
 
 /* The version of docs/trace-format.md that is written. */
-#define FIRSTDIFF_FORMAT_VERSION 4
+#define FIRSTDIFF_FORMAT_VERSION 5
 #define FIRSTDIFF_PATH 1024
 /* Bytes of a site's name with its layer, and of its entry in a step file's header. */
 #define FIRSTDIFF_NAME 144
 #define FIRSTDIFF_ENTRY (FIRSTDIFF_NAME + 52 + 21 * (FIRSTDIFF_AXES + 2))
 /* Bytes that are held back, so that small tensors are written together. */
 #define FIRSTDIFF_PENDING 65536
+/* Elements up to which a weight is recorded whole; else the most rows of it, and the elements that they may
+ * have together, but for the least rows. */
+#define FIRSTDIFF_WHOLE 65536
+#define FIRSTDIFF_SAMPLED_ROWS 32
+#define FIRSTDIFF_SAMPLED 262144
+#define FIRSTDIFF_LEAST_ROWS 4
 
 typedef unsigned long long firstdiff_u64;
 
@@ -173,6 +186,10 @@ struct firstdiff_trace {
     int failed;
     FILE *manifest;      /* manifest.json.unfinished: always whole JSON of the steps so far */
     long manifest_tail;  /* where its closing brackets begin */
+    FILE *weights;       /* weights.bin, until the first step */
+    char *listed;        /* the manifest's entries of the weights */
+    size_t listed_length, listed_room;
+    firstdiff_u64 weight_bytes;
     FILE *file;          /* the open step's */
     firstdiff_u64 steps;      /* begun so far */
     int32_t *tokens;     /* of the open step */
@@ -450,6 +467,8 @@ static inline void firstdiff_clear(firstdiff_trace *fd)
     remove(path);
     firstdiff_path(fd, path, "manifest.json.blake3");
     remove(path);
+    firstdiff_path(fd, path, "weights.bin");
+    remove(path);
     for (step = 0;; step++) {
         firstdiff_step_path(fd, path, step);
         if (remove(path))
@@ -657,6 +676,21 @@ static inline void firstdiff_write_groups(firstdiff_trace *fd)
     }
 }
 
+/* Ends the file of the weights, and lists them in the manifest. */
+static inline void firstdiff_close_weights(firstdiff_trace *fd)
+{
+    int broken;
+    if (!fd->weights)
+        return;
+    broken = ferror(fd->weights);
+    broken |= fclose(fd->weights);
+    fd->weights = NULL;
+    if (broken)
+        firstdiff_fail(fd, "cannot write weights.bin; free space on the disk");
+    fprintf(fd->manifest, "\"weights\": {\"bytes\": %llu, \"tensors\": [\n%s\n]},\n", fd->weight_bytes,
+            fd->listed);
+}
+
 /* Writes all of the manifest but its steps. */
 static inline void firstdiff_open_manifest(firstdiff_trace *fd)
 {
@@ -680,6 +714,7 @@ static inline void firstdiff_open_manifest(firstdiff_trace *fd)
                 wide, wide);
     fprintf(fd->manifest, "},\n\"device\": \"%s\",\n", fd->engine);
     firstdiff_write_shard(fd);
+    firstdiff_close_weights(fd);
     fprintf(fd->manifest, "\"steps\": [\n");
     fd->manifest_tail = ftell(fd->manifest);
     fprintf(fd->manifest, "]\n}\n");
@@ -1096,6 +1131,188 @@ static inline void firstdiff_f32(firstdiff_trace *fd, const char *site, int laye
     firstdiff_tensor(fd, site, layer, FIRSTDIFF_F32, data, axes);
 }
 
+/* Adds text to the manifest's entries of the weights. */
+#ifdef __GNUC__
+__attribute__((format(printf, 2, 3)))
+#endif
+static inline void firstdiff_list(firstdiff_trace *fd, const char *format, ...)
+{
+    va_list arguments;
+    if (fd->listed_room - fd->listed_length < 512) {
+        size_t room = 2 * fd->listed_room + 4096;
+        char *listed = (char *)realloc(fd->listed, room);
+        if (!listed) {
+            firstdiff_fail(fd, "out of memory");
+            return;
+        }
+        fd->listed = listed, fd->listed_room = room;
+    }
+    va_start(arguments, format);
+    fd->listed_length += (size_t)vsnprintf(fd->listed + fd->listed_length, 512, format, arguments);
+    va_end(arguments);
+}
+
+/* Lists the names of a weight, "[OWN=]TENSOR[ TENSOR ...]", of which the own one is that long. */
+static inline void firstdiff_list_names(firstdiff_trace *fd, const char *names, size_t own)
+{
+    const char *at = names[own] == '=' ? names + own + 1 : names;
+    const char *before = "";
+    size_t length = strspn(names, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/[:]= ");
+    if (names[length] || !own) {
+        firstdiff_fail(fd, "\"%s\" is no name of a weight", names);
+        return;
+    }
+    firstdiff_list(fd, "%s{\"name\": \"%.*s\", \"of\": [", fd->listed_length ? ",\n" : "",
+                   (int)(own < FIRSTDIFF_NAME ? own : FIRSTDIFF_NAME), names);
+    for (; *at && !fd->failed; before = ", ") {
+        length = strcspn(at, " ");
+        if (!length || length > FIRSTDIFF_NAME || own > FIRSTDIFF_NAME)
+            firstdiff_fail(fd, "\"%s\" has a name that is none, or too long", names);
+        else
+            firstdiff_list(fd, "%s\"%.*s\"", before, (int)length, at);
+        at += length + (at[length] == ' ');
+    }
+}
+
+/* The rows of a weight that are recorded; 0 of them where it is whole. They are the first, the last, and one of
+ * each equal share between, chosen by the name. */
+static inline firstdiff_u64 firstdiff_sample(const char *name, size_t length, firstdiff_u64 rows,
+                                             firstdiff_u64 width, firstdiff_u64 *chosen)
+{
+    firstdiff_u64 count = FIRSTDIFF_SAMPLED / width, i;
+    uint32_t state = 2166136261u;
+    count = count > FIRSTDIFF_SAMPLED_ROWS ? FIRSTDIFF_SAMPLED_ROWS : count;
+    count = count < FIRSTDIFF_LEAST_ROWS ? FIRSTDIFF_LEAST_ROWS : count;
+    if (rows * width <= FIRSTDIFF_WHOLE || rows <= count)
+        return 0;
+    for (i = 0; i < length; i++)
+        state = (state ^ (unsigned char)name[i]) * 16777619u;
+    for (i = 0; i < count; i++) {
+        firstdiff_u64 first = i * rows / count, next = (i + 1) * rows / count;
+        state = state * 1664525u + 1013904223u;
+        chosen[i] = !i ? 0 : i + 1 == count ? rows - 1 : first + (state >> 8) % (next - first);
+    }
+    return count;
+}
+
+/* An element as a number. */
+static inline double firstdiff_number(int dtype, const unsigned char *at)
+{
+    uint16_t half = 0;
+    uint32_t bits;
+    float f32;
+    double f64;
+    if (dtype == FIRSTDIFF_F64)
+        return memcpy(&f64, at, sizeof f64), f64;
+    if (dtype == FIRSTDIFF_F32)
+        return memcpy(&f32, at, sizeof f32), (double)f32;
+    memcpy(&half, at, sizeof half);
+    bits = (uint32_t)half << 16;
+    if (dtype == FIRSTDIFF_F16) {
+        uint32_t exponent = half >> 10 & 31, fraction = half & 1023;
+        if (!exponent)
+            return (half >> 15 ? -1.0 : 1.0) * fraction / 16777216.0;
+        exponent = exponent == 31 ? 255 : exponent + 112;
+        bits = (uint32_t)(half >> 15) << 31 | exponent << 23 | fraction << 13;
+    }
+    return memcpy(&f32, &bits, sizeof f32), (double)f32;
+}
+
+/* Writes the rows that are chosen, or all, and then the sums of all where some are. */
+static inline void firstdiff_write_weight(firstdiff_trace *fd, int dtype, const unsigned char *host,
+                                          const firstdiff_axes *axes, int inner,
+                                          const firstdiff_u64 *chosen, firstdiff_u64 count)
+{
+    size_t size = firstdiff_dtype_size(dtype), width = axes->n[inner], j;
+    firstdiff_u64 rows = 1, row, next = 0;
+    double *sums;
+    int i;
+    for (i = 0; i < inner; i++)
+        rows *= axes->n[i];
+    sums = (double *)malloc(sizeof *sums * (size_t)(count ? rows : 1));
+    if (!sums || !firstdiff_room(&fd->buffer, &fd->buffer_size, width * size)) {
+        firstdiff_fail(fd, "out of memory");
+        free(sums);
+        return;
+    }
+    for (row = 0; row < rows; row++) {
+        const unsigned char *from = host;
+        firstdiff_u64 left = row;
+        for (i = inner - 1; i >= 0; left /= axes->n[i--])
+            from += (ptrdiff_t)(left % axes->n[i]) * axes->stride[i] * (ptrdiff_t)size;
+        for (j = 0; j < width; j++)
+            memcpy(fd->buffer + j * size, from + (ptrdiff_t)j * axes->stride[inner] * (ptrdiff_t)size, size);
+        if (count)
+            for (j = 0, sums[row] = 0; j < width; j++)
+                sums[row] += (double)(j + 1) * firstdiff_number(dtype, fd->buffer + j * size);
+        if (!count || (next < count && chosen[next] == row)) {
+            fwrite(fd->buffer, size, width, fd->weights);
+            fd->weight_bytes += width * size, next++;
+        }
+    }
+    if (count) {
+        fwrite(sums, sizeof *sums, (size_t)rows, fd->weights);
+        fd->weight_bytes += rows * sizeof *sums;
+    }
+    free(sums);
+}
+
+/* Opens the file of the weights. */
+static inline void firstdiff_open_weights(firstdiff_trace *fd)
+{
+    char path[FIRSTDIFF_PATH + 64];
+    int written;
+    firstdiff_path(fd, path, "weights.bin");
+    fd->weights = fopen(path, "wb");
+    if (!fd->weights) {
+        firstdiff_fail(fd, "cannot write %s; choose a folder you can write to", path);
+        return;
+    }
+    written = fprintf(fd->weights, "run %s\n", fd->run);
+    fd->weight_bytes = written > 0 ? (firstdiff_u64)written : 0;
+}
+
+/* Records a weight as the engine holds it once it is loaded, before the first step. `names` is the tensor of the
+ * GGUF that it is, blk.0.attn_q.weight, or OWN=TENSOR TENSOR ...: the engine's own name, and the tensors
+ * that it has below one another; NAME[FIRST:END] is some rows of one. The last axis that counts more than 1 is a
+ * row: firstdiff_rows(outputs, inputs), or firstdiff_rows(1, n) of a bias. */
+static inline void firstdiff_weight(firstdiff_trace *fd, const char *names, firstdiff_dtype dtype,
+                                    const void *data, firstdiff_axes axes)
+{
+    firstdiff_u64 chosen[FIRSTDIFF_SAMPLED_ROWS], count, rows = 1, i;
+    const unsigned char *host;
+    size_t own = strcspn(names, "=");
+    int inner = FIRSTDIFF_AXES - 1, axis;
+    if (!fd || fd->failed)
+        return;
+    own = names[own] ? own : strcspn(names, " ");
+    for (axis = 0; axis < FIRSTDIFF_AXES; axis++)
+        if (!axes.n[axis])
+            firstdiff_fail(fd, "the weight %s has no elements", names);
+    if (fd->steps || !data)
+        firstdiff_fail(fd, "the weight %s %s", names, data ? "was recorded after a step began" : "is NULL");
+    if (!fd->failed && !fd->weights)
+        firstdiff_open_weights(fd);
+    if (!fd->failed)
+        firstdiff_list_names(fd, names, own);
+    while (inner && axes.n[inner] == 1)
+        inner--;
+    host = fd->failed ? NULL : firstdiff_on_host(fd, data, &axes, firstdiff_dtype_size((int)dtype));
+    if (!host)
+        return;
+    for (axis = 0; axis < inner; axis++)
+        rows *= axes.n[axis];
+    count = firstdiff_sample(names, own, rows, axes.n[inner], chosen);
+    firstdiff_list(fd, "], \"dtype\": \"%s\", \"shape\": [", firstdiff_dtype_name((int)dtype, 0));
+    for (axis = 0; axis <= inner; axis++)
+        firstdiff_list(fd, "%s%llu", axis ? ", " : "", (firstdiff_u64)axes.n[axis]);
+    firstdiff_list(fd, "]%s", count ? ", \"sums\": true, \"rows\": [" : "");
+    for (i = 0; i < count; i++)
+        firstdiff_list(fd, "%s%llu", i ? ", " : "", chosen[i]);
+    firstdiff_list(fd, "%s}", count ? "]" : "");
+    firstdiff_write_weight(fd, (int)dtype, host, &axes, inner, chosen, count);
+}
+
 /* Ends the trace and frees it. 0 where the folder holds a whole trace, or nothing was to be
  * recorded. */
 static inline int firstdiff_end(firstdiff_trace *fd)
@@ -1116,7 +1333,10 @@ static inline int firstdiff_end(firstdiff_trace *fd)
     firstdiff_path(fd, to, "manifest.json");
     if (!fd->failed && rename(from, to))
         firstdiff_fail(fd, "cannot rename %s to manifest.json", from);
+    if (fd->weights)
+        fclose(fd->weights);
     failed = fd->failed;
+    free(fd->listed);
     free(fd->tokens);
     free(fd->plan);
     free(fd->groups);

@@ -7,6 +7,7 @@ docs/trace-format.md says what they mean.
 
     import firstdiff
     with firstdiff.Trace("mine", "ref/plan.txt", "my engine") as trace:
+        trace.weight("blk.0.attn_q.weight", wq)   # as the engine holds it after loading
         for ids in trace.plan.steps:          # its token ids, not your own
             trace.step(ids)
             ...
@@ -38,12 +39,13 @@ from pathlib import Path
 
 import numpy as np
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 DTYPES = {"float32": "F32", "float16": "F16", "uint16": "BF16", "float64": "F64"}
 AXES = ("token", "position", "head", "dim", "key", "channel", "neuron", "vocab", "expert", "slot",
         "element")  # fmt: skip
 # Ranks cannot divide what is summed or chosen over.
 SPLITS = (*(axis for axis in AXES if axis not in ("dim", "key", "slot")), "partial", "replicated")
+WHOLE, ROWS, LEAST_ROWS, SAMPLED = 1 << 16, 32, 4, 1 << 18  # of weights: see _sampled_rows
 ROOM = 350  # bytes that the entry of a tensor may take in a step file's header
 
 
@@ -154,12 +156,12 @@ class Trace:
             raise ValueError(f"there is no rank {rank} of {world}")
         self.folder = Path(folder) / f"rank{rank}" if shard else Path(folder)
         self.run = secrets.token_hex(16)
-        self.first_position, self.steps, self.open = 0, [], None
+        self.first_position, self.steps, self.open, self.weights = 0, [], None, None
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / "plan.txt").exists():
             raise ValueError(f"{folder} holds a reference's trace; choose another folder")
         # The manifest first: a folder without it is no whole trace.
-        for name in ("manifest.json", "manifest.json.blake3", "manifest.json.unfinished"):
+        for name in ("manifest.json", "manifest.json.blake3", "manifest.json.unfinished", "weights.bin"):
             (self.folder / name).unlink(missing_ok=True)
         for old in self.folder.glob("step-[0-9]*.safetensors"):
             old.unlink()
@@ -190,11 +192,25 @@ class Trace:
         if kind is None:
             self.end()
 
+    def weight(self, names, array):
+        """Records a weight as the engine holds it once it is loaded, before the first step. `names` is the tensor
+        of the GGUF that it is, or "OWN=TENSOR TENSOR ...": the engine's own name, and the tensors that it has
+        below one another; NAME[FIRST:END] is some rows of one. Its last axis is a row: (outputs, inputs)."""
+        if not self.on:
+            return
+        if self.steps or self.open is not None:
+            raise ValueError(f"the weight {names} was recorded after a step began; record it before")
+        self.weights = self.weights or _Weights(self.folder, self.run)
+        self.weights.put(names, np.asarray(array))
+
     def step(self, tokens):
         """Starts a step, which runs these ids after those of all steps before."""
         if not self.on:
             return
         self._close_step()
+        if self.weights:
+            self.manifest["weights"] = self.weights.close()
+            self.weights = None
         self.open = _Step(self.folder, len(self.steps), list(map(int, tokens)), self)
 
     def put(self, layer=None, axes=None, **tensors):
@@ -227,6 +243,69 @@ class Trace:
         path = self.folder / "manifest.json.unfinished"
         path.with_suffix(".new").write_text(json.dumps(self.manifest, indent=1) + "\n")
         os.replace(path.with_suffix(".new"), path)
+
+
+class _Weights:
+    """The file of the weights, and what the manifest lists of it."""
+
+    def __init__(self, folder, run):
+        self.file, self.tensors, self.names = open(folder / "weights.bin", "wb"), [], set()
+        self.bytes = self.file.write(f"run {run}\n".encode())
+
+    def put(self, names, array):
+        own, _, of = names.rpartition("=")
+        of = of.split(" ")
+        own = own or of[0]
+        # Ones at the end are no axes.
+        shape = list(array.shape) or [1]
+        while len(shape) > 1 and shape[-1] == 1:
+            shape.pop()
+        if own in self.names or not array.size or array.dtype.name not in DTYPES:
+            raise ValueError(f"the weight {own} came as {array.dtype} {array.shape}, or twice")
+        rows = array.reshape(-1, shape[-1])
+        chosen = _sampled_rows(own, *rows.shape)
+        entry = {"name": own, "of": of, "shape": shape, "dtype": DTYPES[array.dtype.name].lower()}
+        self._write(rows if chosen is None else rows[chosen])
+        if chosen is not None:
+            entry |= {"rows": chosen, "sums": True}
+            self._write(_row_sums(rows))
+        self.names.add(own)
+        self.tensors.append(entry)
+
+    def close(self):
+        self.file.close()
+        return {"bytes": self.bytes, "tensors": self.tensors}
+
+    def _write(self, array):
+        self.bytes += self.file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+
+
+def _sampled_rows(name, rows, width):
+    """The rows of a weight that are recorded: None where it is small, and whole; else the first, the last, and
+    one of each equal share between, chosen by the name."""
+    count = max(LEAST_ROWS, min(ROWS, SAMPLED // width))
+    if rows * width <= WHOLE or rows <= count:
+        return None
+    state, chosen = 2166136261, []
+    for byte in name.encode():
+        state = (state ^ byte) * 16777619 & 0xFFFFFFFF
+    for share in range(count):
+        state = (state * 1664525 + 1013904223) & 0xFFFFFFFF
+        first, after = share * rows // count, (share + 1) * rows // count
+        chosen.append(first + (state >> 8) % (after - first))
+    return [0, *chosen[1:-1], rows - 1]
+
+
+def _row_sums(rows):
+    """Of each row the sum of (j + 1) x_j, in float64."""
+    places, some = np.arange(1.0, rows.shape[1] + 1), max(1, (1 << 22) // rows.shape[1])
+    sums = np.empty(len(rows))
+    for first in range(0, len(rows), some):
+        part = rows[first : first + some]
+        if part.dtype == np.uint16:  # bfloat16
+            part = (part.astype(np.uint32) << 16).view(np.float32)
+        sums[first : first + some] = part.astype(np.float64) @ places
+    return sums
 
 
 def _cut(split, axes):

@@ -34,6 +34,9 @@ pub fn validate(args: &ValidateArgs) -> Result<Exit, Error> {
         text.push_str(&unfinished(&found));
     }
     text.push_str(&contents(&found));
+    if found.weights > 0 {
+        let _ = writeln!(text, "  weights    {} recorded; `explain` compares them", found.weights);
+    }
     if let Some(shard) = found.shard() {
         text.push_str(&ranks(shard, &found));
     }

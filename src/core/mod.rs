@@ -9,6 +9,7 @@ pub mod cause_key;
 pub mod exit;
 pub mod floor;
 pub mod format;
+pub mod loaded;
 #[cfg(feature = "full")]
 pub mod places;
 #[cfg(feature = "full")]

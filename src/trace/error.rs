@@ -29,6 +29,8 @@ pub enum Limit {
     HeaderBytes,
     /// Elements of one tensor.
     Elements,
+    /// Weights that an engine held.
+    Weights,
 }
 
 impl Limit {
@@ -47,6 +49,7 @@ impl Limit {
             // All sites of a step at under 512 bytes an entry.
             Limit::HeaderBytes => 64 << 20,
             Limit::Elements => 1 << 32,
+            Limit::Weights => 1 << 17,
         }
     }
 }
@@ -65,6 +68,7 @@ impl fmt::Display for Limit {
             Limit::Tensors => "tensors",
             Limit::HeaderBytes => "bytes of safetensors header",
             Limit::Elements => "elements of a tensor",
+            Limit::Weights => "weights",
         })
     }
 }

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, path::Path};
 use super::{
     error::TraceError,
     layout::Layout,
+    loaded,
     manifest::{MANIFEST_FILE, Manifest, UNFINISHED_FILE, step_file},
     ranks::{Part, folders, join},
     read::{read_json, read_manifest},
@@ -23,6 +24,8 @@ pub struct Inspection {
     pub cut_step: bool,
     /// The sites that were recorded, in the files that can be read.
     pub sites: BTreeSet<Site>,
+    /// How many weights were recorded, of all ranks together.
+    pub weights: usize,
     /// What is wrong, in the order of the files.
     pub errors: Vec<TraceError>,
     shard: Option<Shard>,
@@ -55,7 +58,7 @@ impl Inspection {
         let manifest = join(folder, &mut parts)?;
         let path = folder.join(if finished { MANIFEST_FILE } else { UNFINISHED_FILE });
         let layout = Layout::new(&path, &manifest.model)?;
-        let (mut places, mut errors) = (Vec::new(), Vec::new());
+        let (mut places, mut errors, mut weights) = (Vec::new(), Vec::new(), 0);
         for part in &parts {
             let mut of_part = Vec::new();
             for file in part.step_files(&layout) {
@@ -64,6 +67,8 @@ impl Inspection {
                     Err(error) => errors.push(error),
                 }
             }
+            errors.extend(loaded::check(&part.folder, &part.manifest).err());
+            weights += part.manifest.weights.as_ref().map_or(0, |own| own.tensors.len());
             places.push(of_part);
         }
         let mut sites = BTreeSet::new();
@@ -79,7 +84,7 @@ impl Inspection {
         let next = step_file(manifest.steps.len());
         let cut_step = !finished && parts.iter().any(|part| part.folder.join(&next).exists());
         let shard = parts[0].manifest.shard.clone();
-        Ok(Inspection { manifest, shard, finished, cut_step, sites, errors, layout })
+        Ok(Inspection { manifest, shard, finished, cut_step, sites, weights, errors, layout })
     }
 
     /// How a rank's trace is split; `None` where there are no ranks.

@@ -1,6 +1,7 @@
 //! `manifest.json`: what was run, and what every step file must agree with.
 //!
-//! All serialised types of the format are here, in `groups` and in `shard`. A new field means a new version.
+//! All serialised types of the format are here, in `groups`, in `shard` and in `weights`. A new field means a new
+//! version.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -11,14 +12,18 @@ use super::{
     groups::{SiteGroup, grouped},
     layout::Layout,
     shard::Shard,
+    weights::WeightsFile,
 };
 use crate::{
     core::{arithmetic::Arithmetic, floor::DeclaredFloor, sink::Choice, tensor::DType},
     graph::SiteList,
 };
 
-/// The version that is written. Versions 2 and 3 are read too, as if they were this one.
-pub const FORMAT_VERSION: u32 = 4;
+/// The version that is written. Versions 2 to 4 are read too, as if they were this one.
+pub const FORMAT_VERSION: u32 = 5;
+/// The version before, of which this one is an extension.
+#[cfg(feature = "full")]
+const WITHOUT_WEIGHTS: u64 = 4;
 /// The manifest's file name.
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// The manifest's name while the run that writes it goes on. It lists the steps that are whole.
@@ -63,6 +68,9 @@ pub struct Manifest {
     /// The model's graph and the values of its inputs, in files beside the manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub graph: Option<GraphFiles>,
+    /// Weights as the engine held them, in a file beside the manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<WeightsFile>,
     /// Measured floors, one for each arithmetic that an engine may declare.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub floors: Vec<DeclaredFloor>,
@@ -183,6 +191,7 @@ impl Manifest {
             settings: Settings::default(),
             shard: None,
             graph: None,
+            weights: None,
             floors: Vec::new(),
             steps: Vec::new(),
         }
@@ -209,7 +218,7 @@ impl Manifest {
                 serde_json::from_value(old::upgraded(path, old, found)?).map_err(syntax)?;
             return Ok(Manifest { arithmetic: read.arithmetic.as_hardware(), ..read });
         }
-        if found != u64::from(FORMAT_VERSION) {
+        if found != u64::from(FORMAT_VERSION) && found != WITHOUT_WEIGHTS {
             return Err(TraceError::Version {
                 path: path.into(),
                 found,
@@ -217,7 +226,12 @@ impl Manifest {
             });
         }
         let read: Manifest = serde_json::from_slice(json).map_err(syntax)?;
-        Ok(Manifest { arithmetic: read.arithmetic.as_hardware(), ..read })
+        if found == WITHOUT_WEIGHTS && read.weights.is_some() {
+            let reason = format!("is of a later version than {WITHOUT_WEIGHTS}");
+            return Err(field(path, "weights".into(), reason));
+        }
+        let arithmetic = read.arithmetic.as_hardware();
+        Ok(Manifest { arithmetic, format_version: FORMAT_VERSION, ..read })
     }
 
     /// Checks every field's limits and that the fields fit each other.
@@ -241,6 +255,8 @@ impl Manifest {
                 }
             }
         }
+        let check = |weights: &WeightsFile| weights.check(path, self.run.as_deref());
+        self.weights.as_ref().map_or(Ok(()), check)?;
         match &self.run {
             Some(run) if !is_run(run) => {
                 let reason = format!("is {run:?}, not 1 to 64 letters, digits, - or _");
@@ -377,6 +393,6 @@ fn is_run(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(allowed)
 }
 
-fn is_hash(text: &str) -> bool {
+pub(super) fn is_hash(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }

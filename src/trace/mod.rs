@@ -19,6 +19,8 @@ mod inspect;
 mod layout;
 #[cfg(feature = "full")]
 pub mod lint;
+#[cfg(feature = "full")]
+mod loaded;
 mod manifest;
 #[cfg(feature = "full")]
 mod old;
@@ -34,6 +36,7 @@ mod shard;
 mod step;
 #[cfg(feature = "full")]
 mod stitch;
+mod weights;
 mod write;
 
 #[cfg(feature = "full")]
@@ -50,4 +53,5 @@ pub use plan::{PLAN_FILE, Plan};
 #[cfg(feature = "full")]
 pub use read::{TraceReader, feed};
 pub use shard::{Shard, Split, rank_folder};
+pub use weights::{WEIGHTS_FILE, WeightEntry, WeightsFile};
 pub use write::TraceWriter;

@@ -73,7 +73,7 @@ pub(super) fn join(trace: &Path, parts: &mut [Part]) -> Result<Manifest, TraceEr
         return Err(TraceError::MissingRank { path: trace.into(), rank, world });
     }
     let mut whole = first.manifest.clone();
-    whole.shard = None;
+    (whole.shard, whole.weights) = (None, None);
     whole.device = format!("{}, {world} ranks", whole.device);
     // A rank's own choice may be of a part of the vocabulary: the logits say it.
     whole.steps.iter_mut().for_each(|step| step.choice = None);

@@ -12,6 +12,7 @@ use super::{
     graph_files,
     header::{ByteOrder, StepFile, open_file, read_bytes},
     layout::Layout,
+    loaded,
     manifest::{CHECKSUM_FILE, MANIFEST_FILE, Manifest, UNFINISHED_FILE, within},
     ranks::{Part, folders, join},
     shard::Split,
@@ -19,6 +20,7 @@ use super::{
 };
 use crate::{
     core::{
+        loaded::LoadedWeight,
         sink::{Choice, Sink, Stopped},
         tensor::Tensor,
     },
@@ -56,6 +58,7 @@ impl TraceReader {
             Ok(of_steps.collect::<Result<Vec<_>, _>>()?.concat())
         };
         let places = parts.iter().map(places).collect::<Result<Vec<_>, TraceError>>()?;
+        parts.iter().try_for_each(|part| loaded::check(&part.folder, &part.manifest))?;
         let sites = stitch(folder, &manifest, &layout, &parts, places);
         let sites = sites.into_iter().collect::<Result<_, _>>()?;
         Ok(TraceReader { folder: folder.into(), manifest, parts, layout, sites })
@@ -106,6 +109,16 @@ impl TraceReader {
     pub fn graph(&self) -> Result<Option<(ModelGraph, SequenceInputs)>, TraceError> {
         let part = &self.parts[0];
         graph_files::read(&part.folder, &part.manifest, self.list())
+    }
+
+    /// The weights that were recorded, each with its rank where there are several.
+    pub fn weights(&self) -> Result<Vec<(Option<usize>, LoadedWeight)>, TraceError> {
+        let mut all = Vec::new();
+        for (rank, part) in self.parts.iter().enumerate() {
+            let rank = (self.parts.len() > 1).then_some(rank);
+            all.extend(loaded::read(part)?.into_iter().map(|weight| (rank, weight)));
+        }
+        Ok(all)
     }
 
     /// Whether the site was recorded.

@@ -15,10 +15,12 @@ use super::{
     seal,
     shard::rank_folder,
     step::StepWriter,
+    weights::{WEIGHTS_FILE, WeightsWriter},
 };
 use crate::{
     core::{
         cache,
+        loaded::LoadedWeight,
         sink::{Choice, Sink, Stopped},
         tensor::Tensor,
     },
@@ -43,6 +45,7 @@ pub struct TraceWriter {
     manifest: Manifest,
     layout: Layout,
     open: Option<StepWriter>,
+    weights: Option<WeightsWriter>,
     failure: Failure,
 }
 
@@ -78,7 +81,7 @@ impl TraceWriter {
         };
         check_target(&folder, overwrite)?;
         manifest.steps.clear();
-        manifest.graph = None;
+        (manifest.graph, manifest.weights) = (None, None);
         manifest.run = manifest.run.or_else(seal::run_name);
         let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new("."));
@@ -95,6 +98,7 @@ impl TraceWriter {
             manifest,
             layout,
             open: None,
+            weights: None,
             failure: Failure::None,
         })
     }
@@ -123,6 +127,26 @@ impl TraceWriter {
         })
     }
 
+    /// Records a weight as the engine holds it once it is loaded, before the first step.
+    pub fn put_weight(&mut self, weight: &LoadedWeight) -> Result<(), TraceError> {
+        self.guard(|writer| {
+            let name = &weight.name;
+            if writer.open.is_some() || !writer.manifest.steps.is_empty() {
+                let what = format!("the weight {name} was put after the first step began");
+                return Err(TraceError::Misuse(what));
+            }
+            let weights = match &mut writer.weights {
+                Some(weights) => weights,
+                none => {
+                    let path = draft(&writer.temporary).join(WEIGHTS_FILE);
+                    let run = writer.manifest.run.as_deref();
+                    none.insert(WeightsWriter::create(path, run)?)
+                }
+            };
+            weights.put(weight)
+        })
+    }
+
     /// Starts the next step, which runs `tokens` from `first_position` on.
     pub fn begin_step(&mut self, tokens: &[i32], first_position: usize) -> Result<(), TraceError> {
         self.guard(|writer| {
@@ -135,6 +159,9 @@ impl TraceWriter {
                     tokens.len(),
                     if writer.open.is_some() { " and an unended step" } else { "" },
                 )));
+            }
+            if let Some(weights) = writer.weights.take() {
+                writer.manifest.weights = Some(weights.close()?);
             }
             let path = draft(&writer.temporary).join(step_file(index));
             let (layout, manifest) = (&writer.layout, &writer.manifest);
@@ -276,7 +303,7 @@ fn check_target(folder: &Path, overwrite: bool) -> Result<(), TraceError> {
         empty = false;
         match &*name {
             MANIFEST_FILE | CHECKSUM_FILE => marks += 1,
-            PLAN_FILE | "graph.json" | "inputs.safetensors" => {}
+            PLAN_FILE | WEIGHTS_FILE | "graph.json" | "inputs.safetensors" => {}
             name if name.starts_with("step-") && name.ends_with(".safetensors") => steps += 1,
             // Never delete a folder with a file in it that no trace has.
             _ => return Err(occupied()),

@@ -8,4 +8,5 @@ mod old;
 pub mod python;
 mod refuse;
 pub mod support;
+mod weights;
 mod write;
