@@ -2,6 +2,7 @@
 //!
 //! `docs/trace-format.md` describes the files for people who write their own writer.
 
+mod array;
 #[cfg(feature = "full")]
 mod comparable;
 mod error;
@@ -29,6 +30,8 @@ mod ranks;
 mod read;
 #[cfg(feature = "full")]
 pub mod recording;
+#[cfg(feature = "full")]
+mod row_words;
 mod seal;
 mod shard;
 mod step;
@@ -36,8 +39,9 @@ mod step;
 mod stitch;
 mod write;
 
+pub use array::{Array, Elements};
 #[cfg(feature = "full")]
-pub use comparable::{Common, Longer, comparable};
+pub use comparable::{Common, Longer, Parting, comparable};
 pub use error::{Kind, Limit, TraceError};
 pub use groups::{Length, SiteGroup};
 #[cfg(feature = "full")]
@@ -49,5 +53,7 @@ pub use manifest::{
 pub use plan::{PLAN_FILE, Plan};
 #[cfg(feature = "full")]
 pub use read::{TraceReader, feed};
+#[cfg(feature = "full")]
+pub use row_words::rows_in_words;
 pub use shard::{Shard, Split, rank_folder};
 pub use write::TraceWriter;
