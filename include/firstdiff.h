@@ -7,8 +7,8 @@
  *
  *     firstdiff_trace *fd = firstdiff_begin("mine", "ref/plan.txt", "my engine");
  *     firstdiff_weight(fd, "blk.0.attn_q.weight", FIRSTDIFF_F16, wq, firstdiff_rows(n_out, n_in));
- *     for each step of ref/plan.txt {                     // its token ids, not your own
- *         firstdiff_step(fd, ids, n);
+ *     for (step = 0; (n = firstdiff_plan_step("ref/plan.txt", step, ids, room)); step++) {
+ *         firstdiff_step(fd, ids, n);                     // then your own, of `firstdiff plan`
  *         ...
  *         firstdiff_f32(fd, "q", layer, q, n);            // firstdiff_tensor: any type and layout
  *         ...
@@ -22,7 +22,9 @@
  *
  * Any sites may be left out. Record a tensor when it is there, before it is
  * overwritten. An engine that runs one token at a time records a row at a time: rows are stacked in
- * the order of the calls.
+ * the order of the calls. Where only some of the step's tokens have a row, firstdiff_of_tokens says
+ * which; one row of logits is the last token's. A step may have any number of tokens, and the first
+ * may follow those of a cached prefix: firstdiff_step_at.
  *
  * Tensors on a device: give a function that copies to the host, once, after firstdiff_begin:
  *
@@ -52,6 +54,8 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <string.h>
 
 typedef struct firstdiff_trace firstdiff_trace;
 
@@ -100,6 +104,48 @@ static inline firstdiff_axes firstdiff_heads(size_t rows, size_t heads, size_t d
     return firstdiff_strided(rows, (ptrdiff_t)(heads * dim), heads, (ptrdiff_t)dim, dim, 1);
 }
 
+/* What to run: these two read the plan, whether anything is recorded or not. */
+/* Copies the ids of a step of a plan; how many there are, of which at most `room` are copied. 0 where the
+ * plan has no such step, or cannot be read. */
+static inline size_t firstdiff_plan_step(const char *plan, size_t step, int32_t *ids, size_t room)
+{
+    FILE *file = plan ? fopen(plan, "rb") : NULL;
+    char word[16];
+    size_t n = 0, at = 0;
+    int is_found = 0, c;
+    long id;
+    /* A line's key is looked at, and the rest of the line passed over. */
+    while (file && !is_found && fscanf(file, "%15s", word) == 1) {
+        is_found = !strcmp(word, "tokens") && at++ == step;
+        for (c = 0; !is_found && c != '\n' && c != EOF;)
+            c = fgetc(file);
+    }
+    for (; is_found && fscanf(file, "%ld", &id) == 1; n++)
+        if (n < room)
+            ids[n] = (int32_t)id;
+    if (file)
+        fclose(file);
+    return n;
+}
+
+/* How many tokens of the engine's own choice the plan asks for after its steps. */
+static inline size_t firstdiff_plan_decode(const char *plan)
+{
+    FILE *file = plan ? fopen(plan, "rb") : NULL;
+    char word[16];
+    unsigned long n = 0;
+    int c;
+    while (file && fscanf(file, "%15s", word) == 1) {
+        if (!strcmp(word, "decode") && fscanf(file, "%lu", &n) != 1)
+            n = 0;
+        for (c = 0; c != '\n' && c != EOF;)
+            c = fgetc(file);
+    }
+    if (file)
+        fclose(file);
+    return (size_t)n;
+}
+
 #ifdef FIRSTDIFF_OFF
 
 /* Nothing is evaluated; sizeof keeps the compiler from calling the arguments unused. */
@@ -118,6 +164,11 @@ static inline firstdiff_axes firstdiff_heads(size_t rows, size_t heads, size_t d
             sizeof(axes)))
 #define firstdiff_step(fd, tokens, n)                                                              \
     ((void)(sizeof(fd) + FIRSTDIFF_UNUSED(tokens) + sizeof(n)))
+#define firstdiff_step_at(fd, tokens, n, first_position)                                           \
+    ((void)(sizeof(fd) + FIRSTDIFF_UNUSED(tokens) + sizeof(n) + sizeof(first_position)))
+#define firstdiff_of_tokens(fd, site, layer, dtype, data, axes, tokens)                            \
+    ((void)(sizeof(fd) + FIRSTDIFF_UNUSED(site) + sizeof(layer) + sizeof(dtype) +                  \
+            FIRSTDIFF_UNUSED(data) + sizeof(axes) + FIRSTDIFF_UNUSED(tokens)))
 #define firstdiff_tensor(fd, site, layer, dtype, data, axes)                                       \
     ((void)(sizeof(fd) + FIRSTDIFF_UNUSED(site) + sizeof(layer) + sizeof(dtype) +                  \
             FIRSTDIFF_UNUSED(data) + sizeof(axes)))
@@ -130,9 +181,7 @@ static inline firstdiff_axes firstdiff_heads(size_t rows, size_t heads, size_t d
 
 #include <limits.h>
 #include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 #ifdef _WIN32
 #include <direct.h>
@@ -171,6 +220,7 @@ typedef struct {
     firstdiff_u64 n[FIRSTDIFF_AXES];
     firstdiff_u64 offset; /* of its first byte after the header */
     firstdiff_u64 rows;   /* written so far */
+    firstdiff_u64 missed; /* positions of a cache that was not whole */
 } firstdiff_entry;
 
 struct firstdiff_trace {
@@ -200,6 +250,8 @@ struct firstdiff_trace {
     size_t n_entries;
     unsigned char *buffer, *host;
     size_t buffer_size, host_size;
+    char *rows;    /* of the open step: which tokens rows are of, as JSON without its braces */
+    size_t rows_length, rows_size;
     char *pending; /* what stdio holds back of the open step's file */
 };
 
@@ -370,7 +422,7 @@ static inline void firstdiff_plan_site(firstdiff_trace *fd, char *line, int sect
     fd->groups[fd->n_groups++] = group;
 }
 
-/* Takes a line of the plan, "key value"; token ids are not for the writer. */
+/* Takes a line of the plan, "key value". Token ids are not for the writer: firstdiff_plan_step. */
 static inline void firstdiff_plan_line(firstdiff_trace *fd, char *line, int *section)
 {
     char *value = strchr(line, ' ');
@@ -480,13 +532,21 @@ static inline void firstdiff_clear(firstdiff_trace *fd)
         firstdiff_fail(fd, "cannot write %s; choose a folder you can write to", path);
 }
 
+/* Makes a folder and those that it lies in; what cannot be made is found out when a file is opened. */
 static inline void firstdiff_make_folder(const char *folder)
 {
+    char part[FIRSTDIFF_PATH];
+    size_t i;
+    for (i = 1; i + 1 < sizeof part && folder[i - 1]; i++) {
+        if (folder[i] && folder[i] != '/' && folder[i] != '\\')
+            continue;
+        memcpy(part, folder, i), part[i] = 0;
 #ifdef _WIN32
-    _mkdir(folder);
+        _mkdir(part);
 #else
-    mkdir(folder, 0777);
+        mkdir(part, 0777);
 #endif
+    }
 }
 
 /* Takes one word of how sites are split: AXIS, SITE=AXIS, SITE=partial or SITE=replicated. */
@@ -573,7 +633,7 @@ static inline firstdiff_trace *firstdiff_begin_rank(const char *folder, const ch
         return fd;
     }
     for (i = 0; i < fd->n_entries; i++)
-        fd->entries[i].dtype = -1;
+        fd->entries[i].dtype = -1, fd->entries[i].missed = 0;
     /* The data begin a page of the file: a write across pages costs more. */
     fd->room = (8 + firstdiff_header_room(fd) + 256 + 4095) / 4096 * 4096 - 8;
     fd->pending = (char *)malloc(FIRSTDIFF_PENDING); /* without it, stdio has its own */
@@ -731,8 +791,11 @@ static inline void firstdiff_list_step(firstdiff_trace *fd, firstdiff_u64 sites)
         fprintf(fd->manifest, "%s%ld", i ? ", " : "", (long)fd->tokens[i]);
     fprintf(fd->manifest,
             "], \"first_position\": %llu, \"file\": \"step-%04llu.safetensors\", "
-            "\"bytes\": %llu, \"sites\": %llu}",
+            "\"bytes\": %llu, \"sites\": %llu",
             fd->first_position, fd->steps - 1, 8 + fd->room + fd->data, sites);
+    if (fd->rows_length)
+        fprintf(fd->manifest, ", \"rows\": {%s}", fd->rows);
+    fputc('}', fd->manifest);
     fd->manifest_tail = ftell(fd->manifest);
     fprintf(fd->manifest, "\n]\n}\n");
     if (fflush(fd->manifest) || ferror(fd->manifest))
@@ -784,15 +847,39 @@ static inline char *firstdiff_put_u64(char *end, firstdiff_u64 value)
     return end;
 }
 
+/* Bytes of a tensor. */
+static inline firstdiff_u64 firstdiff_bytes(const firstdiff_entry *entry)
+{
+    firstdiff_u64 bytes = firstdiff_dtype_size(entry->dtype);
+    int i;
+    for (i = 0; i < FIRSTDIFF_AXES; i++)
+        bytes *= entry->n[i];
+    return bytes;
+}
+
+/* Whether a tensor with one row is the last token's logits: then it has no other row, and as the last of
+ * the file it needs no room for them. */
+static inline int firstdiff_is_last(firstdiff_trace *fd, const firstdiff_group *group,
+                                    firstdiff_entry *entry)
+{
+    if (strcmp(group->name, "logits") || entry->rows != 1 ||
+        entry->offset + firstdiff_bytes(entry) != fd->data)
+        return 0;
+    entry->n[0] = 1;
+    fd->data = entry->offset + firstdiff_bytes(entry);
+    return 1;
+}
+
 /* Writes the entry of a tensor; how many bytes. */
 static inline firstdiff_u64 firstdiff_write_entry(firstdiff_trace *fd, const firstdiff_group *group,
-                                                  long layer, const firstdiff_entry *entry)
+                                                  long layer, firstdiff_entry *entry)
 {
     char line[FIRSTDIFF_ENTRY + 8], *end = line;
     firstdiff_u64 elements = 1;
     int i, axes = firstdiff_n_axes(group);
-    if (entry->rows != entry->n[0])
-        firstdiff_fail(fd, "step %llu: %s of layer %ld has %llu of %llu rows; record every token, or none",
+    if (entry->rows != entry->n[0] && !firstdiff_is_last(fd, group, entry))
+        firstdiff_fail(fd, "step %llu: %s of layer %ld has %llu of %llu rows; record every token, or say "
+                           "whose they are with firstdiff_of_tokens",
                        fd->steps - 1, group->name, layer, entry->rows, entry->n[0]);
     end = firstdiff_put(end, ",\"");
     if (layer >= 0) {
@@ -821,6 +908,12 @@ static inline firstdiff_u64 firstdiff_write_entries(firstdiff_trace *fd, firstdi
         const firstdiff_group *group = &fd->groups[i];
         for (place = 0; place < group->count; place++) {
             firstdiff_entry *entry = &fd->entries[group->first + place];
+            if (entry->dtype < 0 && entry->missed)
+                firstdiff_fail(fd, "step %llu: %s of layer %ld came with %llu positions and never with all "
+                                   "%llu; give them in one call, or leave it out",
+                               fd->steps - 1, group->name, firstdiff_layer_at(group, place),
+                               entry->missed, fd->first_position + fd->n_tokens);
+            entry->missed = 0;
             if (entry->dtype < 0)
                 continue;
             *written += firstdiff_write_entry(fd, group, firstdiff_layer_at(group, place), entry);
@@ -859,9 +952,10 @@ static inline void firstdiff_close_step(firstdiff_trace *fd)
     fd->first_position += fd->n_tokens;
 }
 
-/* Starts a step, which runs these ids through the model after those of all steps before: first the
- * whole prompt, then each decoded token. */
-static inline void firstdiff_step(firstdiff_trace *fd, const int32_t *tokens, size_t n)
+/* Starts a step, whose first id has that position: the number of ids of all steps before, or in the first
+ * step of those that are in the cache already. */
+static inline void firstdiff_step_at(firstdiff_trace *fd, const int32_t *tokens, size_t n,
+                                     size_t first_position)
 {
     char path[FIRSTDIFF_PATH + 64];
     int32_t *copy;
@@ -874,7 +968,13 @@ static inline void firstdiff_step(firstdiff_trace *fd, const int32_t *tokens, si
     if (fd->file)
         firstdiff_close_step(fd);
     else
-        firstdiff_open_manifest(fd);
+        firstdiff_open_manifest(fd), fd->first_position = first_position;
+    if (fd->first_position != first_position) {
+        firstdiff_fail(fd, "step %llu begins at position %llu, not %llu", fd->steps, fd->first_position,
+                       (firstdiff_u64)first_position);
+        return;
+    }
+    fd->rows_length = 0;
     copy = (int32_t *)realloc(fd->tokens, n * sizeof *tokens);
     if (!copy) {
         firstdiff_fail(fd, "out of memory");
@@ -889,6 +989,15 @@ static inline void firstdiff_step(firstdiff_trace *fd, const int32_t *tokens, si
         firstdiff_fail(fd, "cannot write %s; choose a folder you can write to", path);
     else if (fd->pending)
         setvbuf(fd->file, fd->pending, _IOFBF, FIRSTDIFF_PENDING);
+}
+
+/* Starts a step, which runs these ids through the model after those of all steps before: the prompt, in
+ * one step or several, then decoded tokens. */
+static inline void firstdiff_step(firstdiff_trace *fd, const int32_t *tokens, size_t n)
+{
+    if (fd)
+        firstdiff_step_at(fd, tokens, n,
+                          (size_t)(fd->first_position + (fd->file ? fd->n_tokens : 0)));
 }
 
 /* The shape that a site has in the open step; axes that it has not count 1. */
@@ -1049,12 +1158,46 @@ static inline firstdiff_group *firstdiff_find(firstdiff_trace *fd, const char *s
     return global;
 }
 
-/* Records a tensor of the open step, or some of its rows. `layer` counts from 0 and is ignored for
- * sites outside of layers. Scores and probs may have fewer keys than there are positions after
- * the step: the later ones are masked. A k_cache or v_cache with fewer positions is left out, so
- * that one that grows token by token is recorded once, when it is whole. */
-static inline void firstdiff_tensor(firstdiff_trace *fd, const char *site, int layer,
-                                    firstdiff_dtype dtype, const void *data, firstdiff_axes axes)
+/* Notes which tokens of the open step the rows of a tensor are of. */
+static inline void firstdiff_note_tokens(firstdiff_trace *fd, const firstdiff_group *group, int layer,
+                                         const size_t *tokens, size_t n)
+{
+    size_t needed = fd->rows_length + FIRSTDIFF_NAME + 32 + 22 * n, i;
+    char *end;
+    if (needed > fd->rows_size) {
+        char *rows = (char *)realloc(fd->rows, 2 * needed);
+        if (!rows) {
+            firstdiff_fail(fd, "out of memory");
+            return;
+        }
+        fd->rows = rows, fd->rows_size = 2 * needed;
+    }
+    end = firstdiff_put(fd->rows + fd->rows_length, fd->rows_length ? ", \"" : "\"");
+    if (*group->layers != '-')
+        end = firstdiff_put(firstdiff_put_u64(firstdiff_put(end, "blk."), (firstdiff_u64)layer), ".");
+    end = firstdiff_put(firstdiff_put(end, group->name), "\": [");
+    for (i = 0; i < n; i++)
+        end = firstdiff_put_u64(firstdiff_put(end, i ? ", " : ""), (firstdiff_u64)tokens[i]);
+    end = firstdiff_put(end, "]");
+    *end = 0;
+    fd->rows_length = (size_t)(end - fd->rows);
+}
+
+/* Whether rows can be of those tokens: the site has one for each token, and they ascend. */
+static inline int firstdiff_are_tokens(const firstdiff_trace *fd, const firstdiff_group *group,
+                                       const size_t *tokens, size_t n)
+{
+    size_t i;
+    int fit = !firstdiff_word(group->axes, "token", 5) && !firstdiff_word(group->sizes, "T", 1);
+    for (i = 0; i < n; i++)
+        fit = fit && tokens[i] < fd->n_tokens && (!i || tokens[i] > tokens[i - 1]);
+    return fit;
+}
+
+/* Records rows of a tensor of the open step: those that come next, or those of `tokens`. */
+static inline void firstdiff_record(firstdiff_trace *fd, const char *site, int layer,
+                                    firstdiff_dtype dtype, const void *data, firstdiff_axes axes,
+                                    const size_t *tokens)
 {
     firstdiff_entry *entry = NULL;
     firstdiff_group *group;
@@ -1072,6 +1215,14 @@ static inline void firstdiff_tensor(firstdiff_trace *fd, const char *site, int l
     firstdiff_shape(fd, group, n);
     cut = firstdiff_cut(group);
     key = firstdiff_word(group->axes, "key", 3);
+    if (tokens) {
+        if (!firstdiff_are_tokens(fd, group, tokens, axes.n[0]) || entry->dtype >= 0) {
+            firstdiff_fail(fd, "step %llu: the rows of %s of layer %d are not of ascending tokens of the "
+                               "step, or came before", fd->steps - 1, site, layer);
+            return;
+        }
+        n[0] = axes.n[0];
+    }
     if (cut >= 0 && (entry->dtype >= 0 || (axes.n[cut] && axes.n[cut] <= n[cut])))
         n[cut] = entry->dtype < 0 ? axes.n[cut] : entry->n[cut];
     if (cut == 0 && !axes.n[0])
@@ -1079,8 +1230,10 @@ static inline void firstdiff_tensor(firstdiff_trace *fd, const char *site, int l
     fits = axes.n[0] > 0;
     for (i = 1; i < FIRSTDIFF_AXES; i++)
         fits = fits && (i == key ? axes.n[i] <= n[i] : axes.n[i] == n[i]);
-    if (fits && !firstdiff_word(group->axes, "position", 8) && axes.n[0] < n[0])
+    if (fits && !firstdiff_word(group->axes, "position", 8) && axes.n[0] < n[0]) {
+        entry->missed = axes.n[0];
         return;
+    }
     if (fits && entry->dtype < 0) {
         entry->dtype = (int)dtype, entry->rows = 0, entry->offset = fd->data;
         memcpy(entry->n, n, sizeof n);
@@ -1098,7 +1251,28 @@ static inline void firstdiff_tensor(firstdiff_trace *fd, const char *site, int l
                        entry->dtype < 0 ? 0 : entry->rows);
         return;
     }
+    if (tokens && axes.n[0] < fd->n_tokens)
+        firstdiff_note_tokens(fd, group, layer, tokens, axes.n[0]);
     firstdiff_write_rows(fd, entry, data, &axes);
+}
+
+/* Records a tensor of the open step, or some of its rows. `layer` counts from 0 and is ignored for
+ * sites outside of layers. Scores and probs may have fewer keys than there are positions after
+ * the step: the later ones are masked. A k_cache or v_cache that grows token by token is recorded once,
+ * when it is whole; one that never is stops the recording. */
+static inline void firstdiff_tensor(firstdiff_trace *fd, const char *site, int layer,
+                                    firstdiff_dtype dtype, const void *data, firstdiff_axes axes)
+{
+    firstdiff_record(fd, site, layer, dtype, data, axes, NULL);
+}
+
+/* The same of rows that only some tokens have: as many ascending numbers as there are rows, counted from
+ * the step's first token. */
+static inline void firstdiff_of_tokens(firstdiff_trace *fd, const char *site, int layer,
+                                       firstdiff_dtype dtype, const void *data, firstdiff_axes axes,
+                                       const size_t *tokens)
+{
+    firstdiff_record(fd, site, layer, dtype, data, axes, tokens);
 }
 
 /* The same of f32 rows that lie in the site's own order without gaps. What is split is the same share
@@ -1338,6 +1512,7 @@ static inline int firstdiff_end(firstdiff_trace *fd)
     failed = fd->failed;
     free(fd->listed);
     free(fd->tokens);
+    free(fd->rows);
     free(fd->plan);
     free(fd->groups);
     free(fd->entries);

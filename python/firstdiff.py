@@ -8,18 +8,21 @@ docs/trace-format.md says what they mean.
     import firstdiff
     with firstdiff.Trace("mine", "ref/plan.txt", "my engine") as trace:
         trace.weight("blk.0.attn_q.weight", wq)   # as the engine holds it after loading
-        for ids in trace.plan.steps:          # its token ids, not your own
+        for ids in trace.plan.steps:          # its token ids; of `firstdiff plan`, then your own
             trace.step(ids)
             ...
             trace.put(layer, q=q, k=k)        # (tokens, heads, dim)
-            trace.put(logits=logits)          # (tokens, vocab)
+            trace.put(logits=logits)          # (tokens, vocab), or (1, vocab) of the last token
 
     firstdiff explain mine --reference ref -m model.gguf
 
 Any sites may be left out. An array is copied when it is put. An engine that runs one token at a time
 puts a row at a time: rows are stacked in the order of the calls. What lies in another order is
 declared: put(layer, axes="head token dim", q=q), put(layer, axes="head dim token", v_cache=v).
-Other strides are numpy's own: q = qkv[:, :n_head]. bfloat16 is put as uint16, its bits.
+Other strides are numpy's own: q = qkv[:, :n_head]. bfloat16 is put as uint16, its bits. Where only some of
+the step's tokens have a row, say which: put(layer, rows=[-1], q=q). One row of logits is the last token's.
+A step may have any number of tokens, and the first may follow those of a cached prefix, whose number is
+given: step(ids, first_position=16).
 
 A process of several gives its rank, how many there are, and how its sites are split: an axis for all
 sites that have it, SITE=partial for partial sums before an all-reduce; the others are whole on every
@@ -87,11 +90,14 @@ class Plan:
 
     def __init__(self, path):
         self.keys, self.steps, self.groups, self.sites = {}, [], [], {}
+        self.decode = 0  # steps after those, each of a token of the engine's own choice
         section = False
         for line in Path(path).read_text().splitlines():
             key, _, value = line.partition(" ")
             if key == "tokens":
                 self.steps.append([int(token) for token in value.split()])
+            elif key == "decode":
+                self.decode = int(value)
             elif key == "section":
                 section = True
             elif key == "site":
@@ -203,24 +209,31 @@ class Trace:
         self.weights = self.weights or _Weights(self.folder, self.run)
         self.weights.put(names, np.asarray(array))
 
-    def step(self, tokens):
-        """Starts a step, which runs these ids after those of all steps before."""
+    def step(self, tokens, first_position=None):
+        """Starts a step, which runs these ids after those of all steps before. `first_position` is that of
+        the first of them; only in the first step may it be any, where others are in the cache already."""
         if not self.on:
             return
         self._close_step()
         if self.weights:
             self.manifest["weights"] = self.weights.close()
             self.weights = None
+        if first_position is not None:
+            if first_position < 0 or self.steps and first_position != self.first_position:
+                raise ValueError(f"step {len(self.steps)} begins at position {self.first_position}, not "
+                                 f"{first_position}")
+            self.first_position = first_position
         self.open = _Step(self.folder, len(self.steps), list(map(int, tokens)), self)
 
-    def put(self, layer=None, axes=None, **tensors):
-        """Records tensors of the open step by the names of their sites, or some rows of them."""
+    def put(self, layer=None, axes=None, rows=None, **tensors):
+        """Records tensors of the open step by the names of their sites, or some rows of them. `rows` are the
+        tokens of the step that the rows are of, ascending, where the others have none."""
         if not self.on:
             return
         if self.open is None:
             raise ValueError("put before the first step; call step")
         for site, array in tensors.items():
-            self.open.put(site, layer, axes, np.asarray(array))
+            self.open.put(site, layer, axes, np.asarray(array), rows)
 
     def end(self):
         """Ends the trace; the folder is now whole."""
@@ -326,8 +339,10 @@ class _Step:
         metadata = {"run": trace.run, "step": str(index)}
         self.parts = {}  # this rank's share of the axis that is cut, by name
         self.header, self.rows, self.data = {"__metadata__": metadata}, {}, 0
+        self.missed = {}  # positions of caches that were not whole, by name
+        self.tokens_of = {}  # the tokens of a tensor's rows, where they are not all, by name
 
-    def put(self, site, layer, axes, array):
+    def put(self, site, layer, axes, array, tokens=None):
         place = self.trace.plan.site(site, layer)
         name, wanted = place.name, place.axes
         order = axes.split() if axes else list(wanted)
@@ -339,12 +354,16 @@ class _Step:
         if order != wanted:
             array = array.transpose([order.index(axis) for axis in wanted])
         shape = place.shape(len(self.tokens), self.positions)
+        if tokens is not None:
+            tokens = self._tokens(name, place, tokens)
+            shape[0] = len(tokens)
         cut = _cut(self.trace.split.get(site), wanted)
         if cut == 0 and len(array) == 0:
             return  # none of the step's tokens are this rank's
         if cut is not None and array.shape[cut] <= shape[cut]:
             shape[cut] = self.parts.setdefault(name, array.shape[cut])
         if wanted[0] == "position" and len(array) < shape[0]:
+            self.missed[name] = len(array)
             return  # a cache that grows token by token; it is recorded when it is whole
         if wanted[-1] == "key" and array.shape[-1] < shape[-1]:
             # Later keys are masked.
@@ -356,16 +375,41 @@ class _Step:
             found = f"{array.dtype} {array.shape}"
             raise ValueError(f"step {self.index}: {name} came as {found}; it has {shape}, "
                              f"and {shape[0] if name in self.header else there} rows were there")
+        if tokens is not None and (there or len(array) != shape[0]):
+            raise ValueError(f"step {self.index}: {name} came as {len(array)} rows after {there}, of the "
+                             f"tokens {tokens}; put them together")
         if rows and rows[0].dtype != array.dtype:
             raise ValueError(f"step {self.index}: {name} came as {array.dtype} and {rows[0].dtype}")
         rows.append(np.array(array, order="C"))
         if there + len(array) == shape[0]:
+            if tokens is not None and len(tokens) < len(self.tokens):
+                self.tokens_of[name] = tokens
             self._write(name, shape, self.rows.pop(name))
 
+    def _tokens(self, name, place, tokens):
+        """The tokens of rows, counted from the first of the step; negative ones count from its end."""
+        n = len(self.tokens)
+        tokens = [int(token) + n * (token < 0) for token in tokens]
+        if place.axes[0] != "token" or place.sizes[0] != "T":
+            raise ValueError(f"{name} has not a row for each token; leave out rows")
+        ascending = all(a < b for a, b in zip(tokens, tokens[1:]))
+        if not tokens or not ascending or tokens[0] < 0 or tokens[-1] >= n:
+            raise ValueError(f"step {self.index}: {name} has rows of {tokens}, which are not ascending tokens of "
+                             f"a step of {n}")
+        return tokens
+
     def close(self):
+        if len(self.rows.get("logits", [])) == 1 and len(self.rows["logits"][0]) == 1:
+            last = self.rows.pop("logits")  # logits are computed for the last token only
+            self._write("logits", [1, *last[0].shape[1:]], last)
+        for name, found in self.missed.items():
+            if name not in self.header:
+                raise ValueError(f"step {self.index}: {name} came with {found} of {self.positions} positions and "
+                                 f"never whole; put all positions in one array, or leave it out")
         if self.rows:
             name = next(iter(self.rows))
-            raise ValueError(f"step {self.index}: {name} lacks rows; record every token, or none")
+            raise ValueError(f"step {self.index}: {name} lacks rows; record every token, or say whose they are "
+                             f"with rows=")
         header = json.dumps(self.header, separators=(",", ":")).encode()
         self.file.seek(0)
         self.file.write(self.room.to_bytes(8, "little") + header.ljust(self.room))
@@ -376,7 +420,7 @@ class _Step:
             "file": self.name,
             "bytes": 8 + self.room + self.data,
             "sites": len(self.header) - 1,
-        }
+        } | ({"rows": self.tokens_of} if self.tokens_of else {})
 
     def _write(self, name, shape, rows):
         start = self.data

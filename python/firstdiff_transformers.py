@@ -348,8 +348,10 @@ class _Hooks:
             if tensor.numel() == np.prod(shapes[-1]):
                 if "head" in place.axes:
                     tensor = _by_token(tensor, *shapes[-1][:2])
-                self._put(site, tensor.reshape(shapes[-1]), None)
-                return
+                return self._put(site, tensor.reshape(shapes[-1]), None)
+            kept = tensor.shape[:-1].numel()  # `generate` has logits of the last tokens only
+            if site in ("logits", "output") and tensor.numel() == kept * np.prod(shapes[-1][1:]):
+                return self._put(site, tensor.reshape(kept, -1), None, range(tokens - kept, tokens))
         if shapes:
             raise ValueError(f"layer {self.layer}: {sites[0]} came as {tuple(tensor.shape)}, the plan has "
                              f"{shapes[0]}; give the plan of the model's GGUF")
@@ -391,7 +393,7 @@ class _Hooks:
         values = rows[:, keys:].unflatten(1, (module.num_k_heads, module.num_v_heads // module.num_k_heads, -1))
         return torch.cat((rows[:, :keys], values.transpose(1, 2).flatten(1)), 1).reshape(tensor.shape)
 
-    def _put(self, site, tensor, axes):
+    def _put(self, site, tensor, axes, rows=None):
         if site in self.tiled and self.layer in self.linear:
             tensor = self._tile(site, tensor)
         if site in self.permuted:
@@ -402,7 +404,7 @@ class _Hooks:
             array = tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
         else:
             array = tensor.numpy()
-        self.trace.put(self.layer, axes, **{site: array})
+        self.trace.put(self.layer, axes, rows, **{site: array})
         self.seen.add(site)
 
     def _rotary(self, own):

@@ -324,45 +324,40 @@ static void forward(const model *m, state *s, const int32_t *ids, int T, int fir
     TAP(final_norm, norm), TAP(logits, logits); //+
 }
 
-/* The ids of the plan's steps, one after another; `ends` is where each step ends. */
+/* The ids of the plan's steps, one after another; `ends` is where each step ends. `own` more steps have
+ * tokens of the engine's own choice. */
 typedef struct {
     int32_t *ids;
-    int *ends, steps, most, total;
+    int *ends, steps, most, total, own;
 } plan;
 
-/* Reads the plan's lines "tokens ID ID ...", one a step. */
+/* Reads the plan: its steps, and room for the tokens that the engine chooses itself after them. */
 static plan read_plan(const char *path, int n_vocab)
 {
-    FILE *file = fopen(path, "r");
-    char word[128];
-    long id;
-    plan p = {NULL, NULL, 0, 0, 0};
-    while (file && fscanf(file, "%127s", word) == 1) {
-        if (strcmp(word, "tokens")) {
-            if (fscanf(file, "%*[^\n]") == EOF)
-                break;
-            continue;
-        }
+    plan p = {NULL, NULL, 0, 0, 0, 0};
+    size_t n;
+    int i;
+    while ((n = firstdiff_plan_step(path, (size_t)p.steps, NULL, 0))) {
         p.ends = realloc(p.ends, sizeof *p.ends * (size_t)(p.steps + 1));
-        while (fscanf(file, "%ld", &id) == 1 && id >= 0 && id < n_vocab) {
-            p.ids = realloc(p.ids, sizeof *p.ids * (size_t)(p.total + 1));
-            if (!p.ids)
-                exit(2);
-            p.ids[p.total++] = (int32_t)id;
-        }
-        if (!p.ends)
+        p.ids = realloc(p.ids, sizeof *p.ids * ((size_t)p.total + n));
+        if (!p.ends || !p.ids)
             exit(2);
-        p.ends[p.steps] = p.total;
-        p.most = p.total - (p.steps ? p.ends[p.steps - 1] : 0) > p.most
-                     ? p.total - (p.steps ? p.ends[p.steps - 1] : 0)
-                     : p.most;
-        p.steps++;
+        firstdiff_plan_step(path, (size_t)p.steps, p.ids + p.total, n);
+        p.total += (int)n;
+        p.ends[p.steps++] = p.total;
+        p.most = (int)n > p.most ? (int)n : p.most;
     }
-    if (!file || !p.total) {
-        fprintf(stderr, "%s has no lines of tokens of this model; give a plan.txt\n", path);
+    for (i = 0; i < p.total && p.ids[i] >= 0 && p.ids[i] < n_vocab; i++)
+        ;
+    if (!p.total || i < p.total) {
+        fprintf(stderr, "%s has no steps of ids of this model; give a plan.txt\n", path);
         exit(2);
     }
-    fclose(file);
+    p.own = (int)firstdiff_plan_decode(path);
+    p.ids = realloc(p.ids, sizeof *p.ids * (size_t)(p.total + p.own));
+    p.ends = realloc(p.ends, sizeof *p.ends * (size_t)(p.steps + p.own));
+    if (!p.ends || !p.ids)
+        exit(2);
     return p;
 }
 
@@ -400,7 +395,7 @@ int main(int count, char **arguments)
     g = gguf_open(arguments[1]);
     m = load(&g);
     p = read_plan(arguments[2], m.V);
-    s = allocate(&g, &m, p.most, p.total);
+    s = allocate(&g, &m, p.most, p.total + p.own);
     firstdiff_trace *fd = firstdiff_begin(arguments[3], arguments[2], "c_engine"); //+
     for (step = 0; step < p.steps; step++) {
         int T = p.ends[step] - first, best = 0, i;
@@ -410,6 +405,8 @@ int main(int count, char **arguments)
         for (i = 1; i < m.V; i++)
             best = last[i] > last[best] ? i : best;
         printf("step %d: %d tokens, then %d\n", step, T, best);
+        if (step + 1 == p.steps && p.own-- > 0)
+            p.ids[p.total++] = best, p.ends[p.steps++] = p.total;
     }
     return firstdiff_end(fd); //+
 }

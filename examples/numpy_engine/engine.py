@@ -32,7 +32,7 @@ BUGS = """
 
 class Engine:
     def __init__(self, path, bug, ranks):
-        self.file, self.bug, self.ranks = Gguf(path), bug, ranks
+        self.file, self.bug, self.ranks, self.last = Gguf(path), bug, ranks, False
         arch = self.file.keys["general.architecture"]
         if arch not in ("llama", "qwen2", "qwen3"):
             raise SystemExit(f"{path} is a {arch} model; this example runs llama, qwen2 and qwen3")
@@ -158,7 +158,7 @@ class Engine:
         """The logits of all tokens of a step: (T, V)"""
         embd = self.weight("token_embd.weight")
         x = embd[np.array(ids) - (self.bug == "embd-previous-row")]
-        trace.step(ids)  #+
+        trace.step(ids, first)  #+
         trace.put(embd=x)  #+
         for layer in range(self.layers):
             x = self.layer(x, layer, first, trace)
@@ -166,19 +166,39 @@ class Engine:
         output = self.weight("output.weight")
         tied = output is None or self.bug == "logits-tied-mistaken"
         output = embd if tied else output
-        logits = final_norm @ output[self.ranks.share(len(output))].T
+        read = final_norm[-1:] if self.last else final_norm
+        logits = read @ output[self.ranks.share(len(output))].T
         trace.put(final_norm=final_norm, logits=logits)  #+
         return self.ranks.gather(logits, lambda parts: np.concatenate(parts, axis=1))
 
 
+def divided(steps, sizes):
+    """All tokens in steps of these sizes; the last is repeated."""
+    ids, parts = sum(steps, []), []
+    while sizes and ids:
+        size = sizes[min(len(parts), len(sizes) - 1)]
+        parts, ids = parts + [ids[:size]], ids[size:]
+    return parts or steps
+
+
 def run(args, ranks):
     engine, first = Engine(args.model, args.bug, ranks), 0
+    engine.last = args.last
     with firstdiff.Trace(args.trace, args.plan, "numpy_engine", shard=ranks.shard) as trace:  #+
+        trace.plan.steps = divided(trace.plan.steps, args.chunks)
+        recording, trace.on = trace.on, False
+        for ids in trace.plan.steps[: args.after]:  # as if a cache of prefixes had them
+            engine.step(ids, first, trace)
+            first += len(ids)
+        trace.plan.steps, trace.on = trace.plan.steps[args.after :], recording
+        planned = len(trace.plan.steps)
         for step, ids in enumerate(trace.plan.steps):
             logits = engine.step(ids, first, trace)
             first += len(ids)
             if ranks.rank == 0:
                 print(f"step {step}: {len(ids)} tokens, then {logits[-1].argmax()}")
+            if step + 1 == len(trace.plan.steps) < planned + trace.plan.decode:
+                trace.plan.steps.append([int(logits[-1].argmax())])
 
 
 def main():
@@ -187,6 +207,10 @@ def main():
     parser.add_argument("plan")
     parser.add_argument("trace", nargs="?")
     parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--chunks", type=lambda text: [int(n) for n in text.split(",")], default=[],
+                        help="run the tokens in steps of so many, such as 7 or 16,1")  # fmt: skip
+    parser.add_argument("--last", action="store_true", help="logits of a step's last token only")
+    parser.add_argument("--after", type=int, default=0, help="record only what follows so many steps")
     parser.add_argument("--bug", choices=BUGS + ranks.BUGS)
     args = parser.parse_args()
     if args.ranks == 1:

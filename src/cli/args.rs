@@ -29,6 +29,8 @@ pub enum Command {
     Run(RunArgs),
     /// Record one side's tensors as a trace
     Capture(CaptureArgs),
+    /// Write what an engine is to run and may record, without running anything: sites, token ids
+    Plan(PlanArgs),
     /// Compare two recorded traces
     Diff(DiffArgs),
     /// Name the wrong operations of a recorded engine, and their causes
@@ -174,11 +176,14 @@ pub struct CaptureArgs {
     pub overwrite: bool,
     #[command(flatten)]
     pub model: ModelArgs,
+    #[command(flatten)]
+    pub ids: IdsArgs,
     /// Run the reference over the tokens of an engine's trace, which may be of another choice than its own
-    #[arg(long, value_name = "TRACE", conflicts_with_all = ["prompt", "file", "n_predict"])]
+    #[arg(long, value_name = "TRACE")]
+    #[arg(conflicts_with_all = ["prompt", "file", "n_predict", "tokens", "decoded"])]
     pub tokens_of: Option<PathBuf>,
     /// Send each token to the experts that the engine of --tokens-of sent it to
-    #[arg(long, requires = "tokens_of")]
+    #[arg(long, requires = "tokens_of", conflicts_with = "chunks")]
     pub force_routing: bool,
     #[command(flatten)]
     pub engine: EngineArgs,
@@ -187,12 +192,44 @@ pub struct CaptureArgs {
     pub sites: Option<String>,
 }
 
+/// Token ids in the place of a text.
+#[derive(Args, Clone, Default)]
+pub struct IdsArgs {
+    /// The prompt as token ids, with commas
+    #[arg(long, value_name = "IDS", value_delimiter = ',', conflicts_with_all = ["prompt", "file"])]
+    pub tokens: Vec<i32>,
+    /// The tokens after the prompt, in the place of the reference's choices
+    #[arg(long, value_name = "IDS", value_delimiter = ',', conflicts_with = "n_predict")]
+    pub decoded: Vec<i32>,
+    /// Run the prompt in steps of so many tokens
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub chunks: Option<u32>,
+}
+
+#[derive(Args)]
+pub struct PlanArgs {
+    /// File to write the plan to [default: print it]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub ids: IdsArgs,
+}
+
 #[derive(Args)]
 pub struct DiffArgs {
     /// The trace to judge (of the two, an engine's is always judged by a reference's)
     pub trace_a: PathBuf,
     /// The trace to judge it by
     pub trace_b: PathBuf,
+    /// Both are runs of one engine: a rerun must be bit-equal, the same tokens in other steps equal within the
+    /// floor, and what is wrong in one of them is named
+    #[arg(long)]
+    pub same_engine: bool,
+    /// With --same-engine: GGUF model that was recorded [default: the embedded fixture, if it was that]
+    #[arg(short, long, value_name = "FILE", requires = "same_engine")]
+    pub model: Option<PathBuf>,
     #[command(flatten)]
     pub compare: CompareArgs,
 }

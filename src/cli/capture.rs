@@ -9,7 +9,7 @@ use firstdiff::{
         exit::Exit,
         floor::DeclaredFloor,
         sink::{Choice, Sink, Stopped},
-        task::{Task, first_position},
+        task::Task,
         tensor::{DType, Tensor},
     },
     engine::{EngineSpec, kernels::KernelSet},
@@ -19,14 +19,17 @@ use firstdiff::{
     },
     model::ModelFile,
     reference::{Changes, Precision, Reference, Routing, is_choice},
-    run::baseline::{Baseline, Held},
+    run::{
+        Division,
+        baseline::{Baseline, Held},
+    },
     trace::{Manifest, ModelId, Settings, Side, TraceReader, TraceWriter},
 };
 
 use indicatif::ProgressBar;
 
 use super::{
-    args::{CaptureArgs, SideArg},
+    args::{CaptureArgs, IdsArgs, SideArg},
     error::Error,
     inputs::{self, Inputs},
     interrupt, output,
@@ -76,9 +79,12 @@ fn capture_reference(
     let like = args.tokens_of.as_deref().map(TraceReader::open).transpose()?;
     let inputs = match &like {
         Some(trace) => Inputs::load_like(&args.model, trace)?,
-        None => Inputs::load_any(&args.model)?,
+        None => Inputs::load_ids(&args.model, &args.ids)?,
     };
-    let tokens = like.as_ref().map_or(Vec::new(), TraceReader::forced);
+    let tokens = match &like {
+        Some(trace) => inputs::tokens_of(trace)?.1,
+        None => args.ids.decoded.clone(),
+    };
     let routing = match &like {
         Some(trace) if args.force_routing => Some(routing(&inputs.reference, trace)?),
         _ => None,
@@ -94,11 +100,19 @@ fn capture_reference(
         floors.push(DeclaredFloor { arithmetic, floor: baseline.floor });
         steps = baseline.steps;
     }
+    if let Some(chunk) = args.ids.chunks {
+        let divided = Division::of(&steps, chunk as usize);
+        for declared in &mut floors {
+            declared.floor = divided.floor(&declared.floor, &inputs.reference.graph().sites);
+        }
+        steps = divided.steps;
+    }
     let id = model_id(&inputs.reference, &inputs.model);
     let device = "llama.cpp on the CPU".to_string();
     let manifest = Manifest {
         settings: Settings { forced_routing: routing.is_some(), ..settings(&inputs.reference) },
-        prompt: Some(inputs.prompt.clone()),
+        prompt: Some(inputs.prompt.clone()).filter(|prompt| !prompt.is_empty()),
+        prompt_tokens: args.ids.chunks.map(|_| inputs.ids.len()),
         floors,
         ..Manifest::new(Side::Reference, id, Arithmetic::engine(DType::F32), device)
     };
@@ -146,8 +160,15 @@ fn capture_engine(
     filter: &SiteFilter,
     bar: &ProgressBar,
 ) -> Result<usize, Error> {
-    if args.tokens_of.is_some() {
-        return Err(Error::Usage("--tokens-of is for capture reference; leave it out".into()));
+    let IdsArgs { tokens, decoded, chunks } = &args.ids;
+    let given = [
+        ("--tokens-of", args.tokens_of.is_some()),
+        ("--tokens", !tokens.is_empty()),
+        ("--decoded", !decoded.is_empty()),
+        ("--chunks", chunks.is_some()),
+    ];
+    if let Some((flag, _)) = given.iter().find(|(_, given)| *given) {
+        return Err(Error::Usage(format!("{flag} is for capture reference; leave it out")));
     }
     let inputs = Inputs::load(&args.model)?;
     inputs::check_effects(&args.engine, engine, &inputs)?;
@@ -190,7 +211,7 @@ fn baseline(
     Ok(Baseline::of(reference, file, task, arithmetic, &SiteFilter::default())?)
 }
 
-fn model_id(reference: &Reference, file: &ModelFile) -> ModelId {
+pub fn model_id(reference: &Reference, file: &ModelFile) -> ModelId {
     let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let sites = SiteList::from(&reference.graph().sites);
     let (architecture, n_vocab) = (file.architecture.clone(), reference.n_vocab());
@@ -228,9 +249,10 @@ fn record(
     mut filtered: Filtered<'_>,
     mut run: impl FnMut(u32, &[i32], &mut dyn Sink) -> Result<Option<Choice>, Error>,
 ) -> Result<(), Error> {
-    let prompt = steps.first().map_or(0, Vec::len);
+    let mut position = 0;
     for (step, tokens) in (0u32..).zip(steps) {
-        filtered.writer.begin_step(tokens, first_position(prompt, step))?;
+        filtered.writer.begin_step(tokens, position)?;
+        position += tokens.len();
         let choice = match run(step, tokens, &mut filtered) {
             Ok(choice) => choice,
             // A writer that failed stops the side; its own error says why.

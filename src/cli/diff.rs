@@ -12,10 +12,13 @@ use firstdiff::{
     trace::{Manifest, Side, TraceReader, comparable, lint},
 };
 
-use super::{args::DiffArgs, error::Error, inputs, output, run};
+use super::{args::DiffArgs, error::Error, inputs, output, run, same_engine::same_engine};
 
 /// Compares two traces and prints the report.
 pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
+    if args.same_engine {
+        return same_engine(args);
+    }
     let start = Instant::now();
     inputs::check_factor(args.compare.factor)?;
     output::check_json(args.compare.json.as_deref())?;
@@ -24,6 +27,7 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
     let (engine, reference) = if swapped { (b, a) } else { (a, b) };
     let filter = inputs::filter(args.compare.sites.as_deref())?;
     let rule = Rule { factor: args.compare.factor, stop_at_first: args.compare.stop_at_first };
+    // Before the floor: traces that cannot be compared need none.
     comparable(engine.manifest(), reference.manifest())?;
     let floor = floor(engine.manifest(), reference.manifest()).ok_or_else(|| {
         Error::Refused(format!(

@@ -9,30 +9,27 @@ use std::{
 
 use firstdiff::{
     compare::{SiteFilter, verdict::Rule},
-    core::{
-        arithmetic::Arithmetic,
-        exit::Exit,
-        floor::{DEFAULT_FACTOR, Floor},
-        task::Task,
-        tensor::DType,
-    },
-    diagnosis::{
-        Diagnosis,
-        replay::{GraphRun, Recording},
-    },
+    core::{exit::Exit, floor::DEFAULT_FACTOR},
+    diagnosis::Diagnosis,
     engine::Plan,
     graph::{
-        ModelGraph, SequenceInputs, SiteList,
+        SiteList,
         site::{Site, Stage},
     },
-    model::{Config, Model, ModelFile},
-    reference::{Precision, Reference, ReferenceOptions, Vocabulary},
+    model::{Config, ModelFile},
+    reference::Vocabulary,
     report::{Headline, ModelSummary, Report, answer, guilt},
-    run::baseline::{Baseline, Held},
     trace::{Side, TraceError, TraceReader, comparable, lint},
 };
 
-use super::{args::ExplainArgs, capture::routing, diff, error::Error, inputs, output, run};
+use super::{
+    args::ExplainArgs,
+    diff,
+    error::Error,
+    inputs, output,
+    replayed::{Carried, Subject, diagnose, measured_floor},
+    run,
+};
 
 /// What a reader must know where the ranks disagree.
 const NOT_REPLAYED: &str = "no operation was replayed, as the ranks ran on different values: find \
@@ -55,7 +52,7 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     let reference = reference.transpose()?;
     // With the graph that a reference carries, llama.cpp need not load the model.
     let carried = reference.as_ref().map(TraceReader::graph).transpose()?.flatten();
-    let model = model(args, &engine, carried.as_ref())?;
+    let model = model(args.model.as_deref(), &engine, carried.as_ref())?;
     let file = model.file();
     if let Some(reference) = &reference {
         same_tokens(&engine, reference, file)?;
@@ -123,35 +120,15 @@ fn open(path: &Path, side: Side) -> Result<TraceReader, Error> {
     }))
 }
 
-/// The graph beside a reference's trace, and the values of its inputs.
-type Carried = (ModelGraph, SequenceInputs);
-
-/// The model that was recorded.
-enum Subject {
-    /// One that our engine runs too.
-    Engine(Box<Model>),
-    /// Any other: llama.cpp's graph says what is computed.
-    Graph(ModelFile),
-}
-
-impl Subject {
-    fn file(&self) -> &ModelFile {
-        match self {
-            Subject::Engine(model) => model,
-            Subject::Graph(file) => file,
-        }
-    }
-}
-
 /// The model that was recorded, refused where it is another one.
-fn model(
-    args: &ExplainArgs,
+pub fn model(
+    named: Option<&Path>,
     engine: &TraceReader,
     carried: Option<&Carried>,
 ) -> Result<Subject, Error> {
-    let (trace, id, list) = (args.trace.display(), &engine.manifest().model, engine.list());
-    let path: Option<PathBuf> = match &args.model {
-        Some(path) => Some(path.clone()),
+    let (trace, id, list) = (engine.folder().display(), &engine.manifest().model, engine.list());
+    let path: Option<PathBuf> = match named {
+        Some(path) => Some(path.to_path_buf()),
         None => inputs::fixture_of(&id.blake3)?,
     };
     let recorded = format!("{trace} was recorded from {:?} (blake3 {})", id.name, id.blake3);
@@ -160,10 +137,7 @@ fn model(
     let hash = file.hash();
     let model = match carried {
         Some((graph, inputs)) => Plan::model(ModelFile::open(&path)?, graph, inputs).ok(),
-        None => {
-            let positions = engine.manifest().steps.iter().map(|step| step.tokens.len()).sum();
-            firstdiff::run::open_for(&path, positions).ok()
-        }
+        None => firstdiff::run::open_for(&path, engine.manifest().positions().end).ok(),
     };
     if hash != id.blake3 {
         let is_alike = model.is_some_and(|model| has_shapes(list, &model.config));
@@ -206,66 +180,6 @@ fn same_tokens(
         }
         other => Ok(other.map(drop)?),
     }
-}
-
-/// The floor of an arithmetic that the reference's trace carries none for: llama.cpp runs again.
-fn measured_floor(
-    arithmetic: &Arithmetic,
-    trace: &TraceReader,
-    model: &ModelFile,
-) -> Result<Floor, Error> {
-    let manifest = trace.manifest();
-    let precision = match manifest.settings.reference_precision.as_deref() {
-        Some("native") => Precision::Native,
-        _ => Precision::F32,
-    };
-    let options = ReferenceOptions { precision, ..ReferenceOptions::default() };
-    let (prompt, decoded) = manifest.steps.split_first().expect("a trace has steps");
-    let task = Task { prompt: &prompt.tokens, decode: decoded.len() as u32 };
-    let llama = Reference::load(model, options)?;
-    let (tokens, filter) = (trace.forced(), SiteFilter::default());
-    let own = if manifest.settings.forced_routing { Some(routing(&llama, trace)?) } else { None };
-    let held = Held { tokens: &tokens, routing: own.as_ref() };
-    let baseline = Baseline::held(&llama, model, task, arithmetic, &filter, held)?;
-    Ok(baseline.floor)
-}
-
-/// Replays the engine, and the reference where it ran in f32: only then is its arithmetic known.
-fn diagnose(
-    model: &Subject,
-    engine: &TraceReader,
-    reference: Option<&TraceReader>,
-    carried: Option<Carried>,
-) -> Result<Diagnosis, Error> {
-    let steps = |trace: &TraceReader| -> Vec<Vec<i32>> {
-        trace.manifest().steps.iter().map(|step| step.tokens.clone()).collect()
-    };
-    let is_f32 = |trace: &&TraceReader| {
-        trace.manifest().settings.reference_precision.as_deref() == Some("f32")
-    };
-    let reference = reference.filter(is_f32).map(|trace| (trace, steps(trace)));
-    let (own, f32) = (&engine.manifest().arithmetic, Arithmetic::engine(DType::F32));
-    let (steps_of_engine, attention) = (steps(engine), Default::default());
-    let engine = Recording { tensors: engine, steps: &steps_of_engine, arithmetic: own, attention };
-    let reference = reference.as_ref().map(|(trace, steps)| Recording {
-        tensors: *trace,
-        steps,
-        arithmetic: &f32,
-        attention,
-    });
-    let tokens: Vec<i32> = steps_of_engine.iter().flatten().copied().collect();
-    let (graph, inputs) = match (carried, model) {
-        (Some(carried), _) => carried,
-        (None, Subject::Engine(model)) => (model.graph.clone(), model.inputs(&steps_of_engine)),
-        (None, Subject::Graph(file)) => {
-            let llama = Reference::load(file, ReferenceOptions::default())?;
-            let (graph, inputs) = llama.import(&tokens)?;
-            (ModelGraph::clone(&graph), inputs)
-        }
-    };
-    let (file, model, inputs) = (model.file(), &graph, &inputs);
-    let run = |recording, has_tables| GraphRun { file, model, inputs, recording, has_tables };
-    Ok(Diagnosis::of(run(engine, false), reference.map(|reference| run(reference, true)))?)
 }
 
 fn headline(report: &Report, diagnosis: &Diagnosis, engine: &TraceReader) -> Headline {

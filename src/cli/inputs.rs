@@ -18,7 +18,7 @@ use firstdiff::{
 };
 
 use super::{
-    args::{DeviceArg, EngineArgs, ModelArgs, PrecisionArg},
+    args::{DeviceArg, EngineArgs, IdsArgs, ModelArgs, PrecisionArg},
     error::Error,
 };
 
@@ -60,18 +60,30 @@ impl Inputs<ModelFile> {
         Ok(Inputs { prompt, ..inputs })
     }
 
-    /// The same over the tokens of a trace.
-    pub fn load_like(args: &ModelArgs, trace: &TraceReader) -> Result<Inputs<ModelFile>, Error> {
-        let manifest = trace.manifest();
-        let (first, rest) = manifest.steps.split_first().expect("a trace has steps");
-        if rest.iter().any(|step| step.tokens.len() != 1) {
-            return Err(Error::Refused(format!(
-                "{} has steps of several tokens after its prompt; record one whose later steps have \
-                 one token each",
-                trace.folder().display()
+    /// The same over the ids that are given in the place of a text, or of the choices after it.
+    pub fn load_ids(args: &ModelArgs, ids: &IdsArgs) -> Result<Inputs<ModelFile>, Error> {
+        let decode = if ids.decoded.is_empty() { args.n_predict } else { ids.decoded.len() as u32 };
+        let prompt = if ids.tokens.is_empty() { prompt(args)? } else { String::new() };
+        let inputs = Inputs::load_with(args, decode, |reference| match &ids.tokens[..] {
+            [] => reference.tokenize(&prompt),
+            tokens => tokens.to_vec(),
+        })?;
+        let n_vocab = inputs.reference.n_vocab();
+        let is_unknown = |&&id: &&i32| usize::try_from(id).map_or(true, |id| id >= n_vocab);
+        if let Some(id) = ids.tokens.iter().chain(&ids.decoded).find(is_unknown) {
+            return Err(Error::Usage(format!(
+                "there is no token {id}: the model's ids are 0 to {}; give others",
+                n_vocab - 1
             )));
         }
-        let inputs = Inputs::load_with(args, rest.len() as u32, |_| first.tokens.clone())?;
+        Ok(Inputs { prompt, ..inputs })
+    }
+
+    /// The same over the tokens of a trace, however it divides them.
+    pub fn load_like(args: &ModelArgs, trace: &TraceReader) -> Result<Inputs<ModelFile>, Error> {
+        let manifest = trace.manifest();
+        let (prompt, rest) = tokens_of(trace)?;
+        let inputs = Inputs::load_with(args, rest.len() as u32, |_| prompt)?;
         let own = inputs.model.hash();
         if own != manifest.model.blake3 {
             return Err(Error::Refused(format!(
@@ -118,6 +130,22 @@ impl Inputs<ModelFile> {
         }
         Ok(Inputs { model, reference, prompt: String::new(), ids, decode, notes })
     }
+}
+
+/// The ids of a trace's prompt, and those after it.
+pub fn tokens_of(trace: &TraceReader) -> Result<(Vec<i32>, Vec<i32>), Error> {
+    let manifest = trace.manifest();
+    let start = manifest.positions().start;
+    if start > 0 {
+        let trace = trace.folder().display();
+        return Err(Error::Usage(format!(
+            "{trace} begins at position {start}, and the ids before it are not known; give all of them \
+             with --tokens and --decoded"
+        )));
+    }
+    let mut all: Vec<i32> = manifest.steps.iter().flat_map(|s| s.tokens.clone()).collect();
+    let rest = all.split_off(manifest.prompt_end().min(all.len()));
+    Ok((all, rest))
 }
 
 impl<M> Inputs<M> {

@@ -14,7 +14,10 @@ pub mod interrupt;
 mod kernels;
 mod lengths;
 mod output;
+mod plan;
+mod replayed;
 mod run;
+mod same_engine;
 pub mod sites;
 mod synth;
 mod tools;
@@ -31,6 +34,7 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Error> {
     match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Capture(args) => capture::capture(&args),
+        Command::Plan(args) => plan::plan(&args),
         Command::Diff(args) => diff::diff(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Sites(args) => sites::sites(&args),

@@ -9,8 +9,8 @@ use firstdiff::{
         site::{Site, Stage},
     },
     trace::{
-        Inspection, MANIFEST_FILE, Manifest, Shard, Side, Split, TraceError, TraceReader,
-        UNFINISHED_FILE, lint,
+        Inspection, MANIFEST_FILE, Manifest, Shard, Side, Split, Step, TraceError, TraceReader,
+        UNFINISHED_FILE, lint, rows_in_words,
     },
 };
 
@@ -37,6 +37,9 @@ pub fn validate(args: &ValidateArgs) -> Result<Exit, Error> {
     if found.weights > 0 {
         let _ = writeln!(text, "  weights    {} recorded; `explain` compares them", found.weights);
     }
+    if let Some(rows) = rows_in_words(found.partly.iter().copied()) {
+        let _ = writeln!(text, "  rows       {rows}");
+    }
     if let Some(shard) = found.shard() {
         text.push_str(&ranks(shard, &found));
     }
@@ -62,10 +65,15 @@ fn headline(found: &Inspection) -> String {
         (wrong, _) => format!("refused: {wrong} files are wrong"),
     };
     let manifest = &found.manifest;
-    let prompt = manifest.steps.first().map_or(0, |step| step.tokens.len());
-    let decode = manifest.steps.len().saturating_sub(1);
+    let start = manifest.positions().start;
+    let end = manifest.prompt_end();
+    let is_of_prompt = |step: &&Step| step.first_position < end;
+    let of_prompt: Vec<&Step> = manifest.steps.iter().take_while(is_of_prompt).collect();
+    let prompt: usize = of_prompt.iter().map(|step| step.tokens.len()).sum();
+    let decode = manifest.steps.len() - of_prompt.len();
+    let after = if start > 0 { format!(" after {start} in the cache") } else { String::new() };
     format!(
-        "{state}: {there} of {all} sites ({} layers, {prompt} prompt tokens, {decode} decode \
+        "{state}: {there} of {all} sites ({} layers, {prompt} prompt tokens{after}, {decode} decode \
          steps), recorded by {} {} from {}\n",
         found.list().layers(),
         manifest.producer.name,

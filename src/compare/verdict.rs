@@ -31,6 +31,11 @@ impl Outcome {
         Outcome::Unmeasured("the engine does not have it".into())
     }
 
+    /// The sides ran other ids from a position on.
+    pub fn parted(position: usize) -> Outcome {
+        Outcome::Unmeasured(format!("the sides ran other ids from position {position} on"))
+    }
+
     /// What a difference means where that many floors are allowed.
     pub fn of(difference: &Difference, factor: f64) -> Outcome {
         if difference.diverged(factor) {
@@ -51,6 +56,15 @@ pub struct SiteReport {
     /// Present for `Equal` and `Diverged`.
     pub difference: Option<Difference>,
     pub floor: Option<SiteFloor>,
+    /// Of a site that was compared in some of its rows: how many, of how many.
+    pub rows: Option<[usize; 2]>,
+}
+
+impl SiteReport {
+    /// Whether the engine made rows of the site for other tokens only.
+    pub fn is_without_rows(&self) -> bool {
+        self.rows.is_some_and(|[some, _]| some == 0)
+    }
 }
 
 /// How a comparison is made.
@@ -99,7 +113,7 @@ pub fn judge<'a>(
                 (outcome, Some(difference))
             }
         };
-        let report = SiteReport { site, outcome, difference, floor };
+        let report = SiteReport { site, outcome, difference, floor, rows: None };
         on_site(&report);
         let over = rule.stop_at_first && report.outcome == Outcome::Diverged;
         reports.push(report);
@@ -121,6 +135,9 @@ pub struct Coverage {
     pub diverged: usize,
     pub unmeasured: usize,
     pub refused: usize,
+    /// Sites of which the engine made no row, as it says: its logits are of other tokens of a step of its own.
+    #[serde(default)]
+    pub without_rows: usize,
     /// Compared sites that are no kernel's own, but recomputed from the inputs of one that keeps them to
     /// itself.
     #[serde(default)]
@@ -133,6 +150,7 @@ impl Coverage {
         let mut coverage = Coverage { total, asked, ..Coverage::default() };
         for report in reports {
             match report.outcome {
+                Outcome::Unmeasured(_) if report.is_without_rows() => coverage.without_rows += 1,
                 Outcome::Equal => coverage.equal += 1,
                 Outcome::Diverged => coverage.diverged += 1,
                 Outcome::Unmeasured(_) => coverage.unmeasured += 1,

@@ -368,9 +368,14 @@ impl<'a> Evidence<'a> {
         rank: Rank,
         predicted: Vec<Expected<'a>>,
     ) -> Tried {
-        let piece = |(step, expected): (&StepEvidence<'a>, Expected<'a>)| Piece {
-            expected,
-            captured: step.observed.piece.captured.clone(),
+        let piece = |(step, mut expected): (&StepEvidence<'a>, Expected<'a>)| {
+            let own = &step.observed.piece;
+            // A row that was not recorded contradicts nothing.
+            if step.observed.is_partly {
+                let values = expected.value.iter_mut().zip(&own.expected.value);
+                values.filter(|(_, right)| right.is_nan()).for_each(|(value, _)| *value = f64::NAN);
+            }
+            Piece { expected, captured: own.captured.clone() }
         };
         let predicted: Vec<Piece<'_>> = self.steps.iter().zip(predicted).map(piece).collect();
         let axes: Vec<Axis> = self.spec().axes.iter().map(|axis| axis.axis).collect();
@@ -420,8 +425,11 @@ impl<'a> Evidence<'a> {
     /// What was recorded of another site in each step, or of the same site in another layer.
     pub fn recorded(&self, step: &StepEvidence<'a>, place: usize) -> Option<Vec<f64>> {
         let spec = self.run.model.sites.specs().get(place)?;
-        let tensor = self.run.recording.tensors.tensor(spec.site(step.observed.step));
-        let tensor = tensor.ok().flatten()?;
+        let (tensors, site) = (self.run.recording.tensors, spec.site(step.observed.step));
+        let tensor = tensors.tensor(site).ok().flatten()?;
+        if tensors.rows(site).is_some() {
+            return None;
+        }
         Some(tensor.data.iter().map(|&x| f64::from(x)).collect())
     }
 }

@@ -47,6 +47,9 @@ pub fn broken(
     machine: &Machine<'_>,
     observed: &Observed<'_>,
 ) -> Result<Option<Invariant>, ReplayError> {
+    if observed.is_partly {
+        return Ok(None);
+    }
     let spec = &machine.run.model.sites.specs()[observed.place];
     let is_rotation = spec.op == Op::Rope;
     let found = match spec.stage {
@@ -74,11 +77,14 @@ fn has_sinks(machine: &Machine<'_>, layer: Option<u32>) -> bool {
 fn first_token(machine: &Machine<'_>, observed: &Observed<'_>) -> Result<Broken, ReplayError> {
     let spec = &machine.run.model.sites.specs()[observed.place];
     let [_, heads, dim] = observed.shape[..] else { return Ok(None) };
-    if observed.step > 0 || has_sinks(machine, spec.layer) {
+    if observed.step > 0 || machine.first_position > 0 || has_sinks(machine, spec.layer) {
         return Ok(None);
     }
     let values = Site { step: 0, layer: spec.layer, stage: Stage::V };
-    let Some(v) = machine.run.recording.tensors.tensor(values)? else { return Ok(None) };
+    let tensors = machine.run.recording.tensors;
+    let Some(v) = tensors.tensor(values)?.filter(|_| tensors.rows(values).is_none()) else {
+        return Ok(None);
+    };
     let [_, kv_heads, kv_dim] = v.shape[..] else { return Ok(None) };
     if kv_dim != dim || kv_heads == 0 || heads % kv_heads != 0 {
         return Ok(None);

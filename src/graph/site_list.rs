@@ -24,6 +24,12 @@ impl ListedSite {
         Site { step, layer: self.layer, stage: self.stage }
     }
 
+    /// Whether the first axis counts the tokens of a step.
+    pub fn has_row_of_each_token(&self) -> bool {
+        let tokens = Size { per_token: 1, ..Size::default() };
+        self.axes.first() == Some(&Axis::Token) && self.sizes.first() == Some(&tokens)
+    }
+
     /// The shape of its tensor in a step of `tokens` tokens with `positions` in the cache.
     pub fn shape(&self, tokens: usize, positions: usize) -> Vec<usize> {
         let extent = Extent { tokens, cells: positions, is_first: positions == tokens };

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt::Write};
 
 use crate::{
     compare::verdict::Outcome,
-    core::{arithmetic::Convention, exit::Exit, task},
+    core::{arithmetic::Convention, exit::Exit},
     diagnosis::{Certainty, Diagnosis, Finding, SideReplay, Verdict, replay::Operation},
     graph::site::Stage,
     report::{
@@ -19,7 +19,7 @@ const MAX_NAMED: usize = 4;
 /// The headline of compared sites. An engine whose every site is within the floor is not equal while
 /// one of its operations is wrong.
 pub fn answer(sites: &[SiteRow], compared: &Compared, diagnosis: Option<&Diagnosis>) -> Headline {
-    let first = |step| task::first_position(compared.prompt_tokens, step);
+    let first = |step| compared.first_position(step);
     let diverged = sites.iter().find(|row| row.outcome == Outcome::Diverged);
     let mut text = headline(sites, &compared.coverage, &compared.extent(), &first);
     let mut exit = compared.coverage.exit();
@@ -35,6 +35,19 @@ pub fn answer(sites: &[SiteRow], compared: &Compared, diagnosis: Option<&Diagnos
         text = format!("wrong within the floor: {}: {}; {text}", finding.what, finding.cause.text);
     }
     if exit == Exit::NotMeasured
+        && let Some(parted) = &compared.parted
+        && let Some(diagnosis) = diagnosis.filter(|found| is_judged_to_parting(sites, found))
+    {
+        let replayed = diagnosis.engine.replayed;
+        text = format!(
+            "equal within the floor as far as the ids agree: {} of {} sites, and {replayed} operations of \
+             all steps are within their rounding bounds",
+            compared.coverage.equal, compared.coverage.asked
+        );
+        if parted.is_near_tie {
+            exit = Exit::Equal;
+        }
+    } else if exit == Exit::NotMeasured
         && let Some(diagnosis) = diagnosis.filter(|found| is_judged_through(sites, found))
     {
         exit = Exit::Equal;
@@ -45,12 +58,26 @@ pub fn answer(sites: &[SiteRow], compared: &Compared, diagnosis: Option<&Diagnos
             compared.coverage.equal, compared.coverage.asked
         );
     }
+    if let Some(parted) = &compared.parted {
+        text = format!("{text}; {parted}");
+    }
     Headline {
         exit,
         exit_code: exit as u8,
         text,
         first_divergence: diverged.map(|row| row.site.clone()),
     }
+}
+
+/// Whether every site up to the ids that differ is equal, and every operation of all steps was judged and is
+/// right.
+fn is_judged_to_parting(sites: &[SiteRow], diagnosis: &Diagnosis) -> bool {
+    let is_parted = |row: &SiteRow| matches!(row.outcome, Outcome::Unmeasured(_));
+    sites.iter().all(|row| row.outcome == Outcome::Equal || is_parted(row))
+        && sites.iter().any(|row| row.outcome == Outcome::Equal)
+        && diagnosis.findings.is_empty()
+        && diagnosis.engine.replayed > 0
+        && diagnosis.engine.unmeasured.is_empty()
 }
 
 /// Whether every site that the engine has is equal and its operation right, up to the logits of every step: then
@@ -179,7 +206,7 @@ fn finding(text: &mut String, number_of: usize, finding: &Finding, report: &Repo
     }
     if let Some(worst) = &finding.worst {
         let place = finding.operations.first().map_or(String::new(), |operation| {
-            let first = first_position(report, worst.step);
+            let first = of_engine_step(report, worst.step);
             let named = coordinates(operation.site(worst.step), &worst.index, first);
             format!("[{named}]")
         });
@@ -210,6 +237,12 @@ fn finding(text: &mut String, number_of: usize, finding: &Finding, report: &Repo
         parts.push(format!("or an operation before it, as {named} were not recorded"));
     }
     detail(text, &parts.join("; "));
+}
+
+/// The position of the first token of one of the engine's steps.
+fn of_engine_step(report: &Report, step: u32) -> usize {
+    let own = report.engine_positions.get(step as usize);
+    own.copied().unwrap_or_else(|| first_position(report, step))
 }
 
 /// Whose fault it is, before what is wrong.

@@ -5,6 +5,7 @@ pub mod ci;
 mod devices;
 mod of_run;
 mod of_traces;
+mod parted;
 mod schema;
 mod summaries;
 mod terminal;
@@ -13,8 +14,8 @@ pub use blame::{answer, guilt};
 pub(crate) use blame::{grouped, named, whose};
 use schema::formula;
 pub use schema::{
-    Compared, DevicesSummary, Headline, ModelSummary, REPORT_VERSION, Report, SideSummary, SiteRow,
-    StepRow,
+    Compared, DevicesSummary, Headline, ModelSummary, Parted, REPORT_VERSION, Report, SideSummary,
+    SiteRow, StepRow,
 };
 pub(crate) use terminal::{BAD, DIM, GOOD, line};
 pub use terminal::{headline, render};

@@ -31,6 +31,8 @@ impl Report {
             layers: run.model.config.n_layer,
             prompt_tokens: run.task.prompt.len(),
             decode_steps,
+            first_positions: Vec::new(),
+            parted: None,
             rows: run.filter.prompt_queries().map(<[usize]>::to_vec),
             hooks_leave_logits: finished.hooks_leave_logits,
             runs_repeat: finished.runs_repeat,

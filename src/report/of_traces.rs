@@ -7,9 +7,9 @@ use crate::{
     },
     core::{exit::Exit, floor::Floor},
     graph::site::Site,
-    report::{Compared, Headline, Report, SideSummary, SiteRow, StepRow, answer, formula},
-    run::{RunError, judge_traces},
-    trace::{Step, TraceError, TraceReader, lint},
+    report::{Compared, Headline, Parted, Report, SideSummary, SiteRow, StepRow, answer, formula},
+    run::{Pairing, RunError, judge_traces},
+    trace::{Step, TraceError, TraceReader, comparable, lint, rows_in_words},
 };
 
 impl Report {
@@ -21,29 +21,45 @@ impl Report {
         rule: Rule,
         floor: &Floor,
     ) -> Result<Report, RunError> {
-        let is_shorter = engine.manifest().steps.len() < reference.manifest().steps.len();
-        let longer = if is_shorter { reference } else { engine };
-        let all = longer.model_sites();
+        let common = comparable(engine.manifest(), reference.manifest())?;
+        let pairing = Pairing::new(engine, reference, common);
+        let all = pairing.sites();
         filter.check(&all)?;
         let sites: Vec<Site> = all.iter().copied().filter(|&site| filter.wants(site)).collect();
         // Before the comparison: a foreign byte order is a refusal.
         let suspicious = lint::alone(engine)?;
-        let (reports, others) = judge_traces(engine, reference, &sites, filter, floor, rule)?;
+        let (reports, others) = judge_traces(&pairing, &sites, filter, floor, rule)?;
         let is_diverged = |report: &&SiteReport| report.outcome == Outcome::Diverged;
         let diverged: Vec<Site> =
             reports.iter().filter(is_diverged).map(|report| report.site).collect();
-        let model = &longer.manifest().model;
+        let common = &pairing.common;
+        let parted = common.parting.map(|parting| Parted::of(&pairing, &reports, parting));
+        let parted = parted.transpose()?;
+        let manifest = reference.manifest();
+        let model = &manifest.model;
         let mut notes = vec![format!("traces of the same model, {}", model.name)];
         notes.extend(suspicious);
         notes.extend((others.count > 0).then(|| others.to_string()));
-        notes.extend(lint::beside(engine, reference, &diverged)?);
+        if common.same_steps {
+            notes.extend(lint::beside(engine, reference, &diverged)?);
+        } else {
+            notes.push(divided(engine));
+        }
+        notes.extend(parted.is_some().then(|| OWN_TOKENS.to_string()));
+        let first_positions = manifest.steps.iter().map(|step| step.first_position).collect();
+        let end = manifest.prompt_tokens.unwrap_or(manifest.steps[0].positions());
+        let is_of_prompt = |step: &&Step| step.first_position < end;
+        let prompt: Vec<&Step> = manifest.steps.iter().take_while(is_of_prompt).collect();
+        let longest = all.last().map_or(0, |site| site.step as usize + 1);
         let compared = Compared {
             factor: rule.factor,
             formula: formula(rule.factor),
             coverage: Coverage::of(&reports, all.len(), sites.len()),
-            layers: longer.list().layers(),
-            prompt_tokens: longer.manifest().steps[0].tokens.len(),
-            decode_steps: longer.manifest().steps.len() - 1,
+            layers: reference.list().layers(),
+            prompt_tokens: prompt.iter().map(|step| step.tokens.len()).sum(),
+            decode_steps: longest.saturating_sub(prompt.len()),
+            first_positions,
+            parted,
             rows: None,
             hooks_leave_logits: None,
             runs_repeat: None,
@@ -53,7 +69,8 @@ impl Report {
         Ok(Report {
             reference: Some(SideSummary::of_trace(reference.manifest())),
             compared: Some(compared),
-            steps: steps(engine, reference)?,
+            steps: steps(&pairing)?,
+            engine_positions: own_positions(engine),
             notes,
             sites,
             ..Report::of_engine(headline, SideSummary::of_trace(engine.manifest()))
@@ -75,26 +92,59 @@ impl Report {
         };
         let steps = manifest.steps.iter().enumerate().map(row);
         let headline = Headline::of(Exit::NotMeasured, String::new());
+        let mut notes = lint::alone(engine)?;
+        notes.extend(rows_in_words(engine.partly()));
+        let start = manifest.positions().start;
+        notes.extend((start > 0).then(|| format!("the trace begins at position {start}")));
         Ok(Report {
             steps: steps.collect::<Result<_, TraceError>>()?,
-            notes: lint::alone(engine)?,
+            engine_positions: own_positions(engine),
+            notes,
             ..Report::of_engine(headline, SideSummary::of_trace(manifest))
         })
     }
 }
 
+/// What a reader must know where the ids are not the same to the end.
+const OWN_TOKENS: &str = "later steps are not compared with the reference, as they are of other ids; to \
+                          compare them, record it over the engine's: capture reference --tokens-of";
+
+/// How the engine divides the tokens, where the reference does otherwise.
+fn divided(engine: &TraceReader) -> String {
+    let steps = &engine.manifest().steps;
+    let first: Vec<String> =
+        steps.iter().take(4).map(|step| step.tokens.len().to_string()).collect();
+    let more = if steps.len() > first.len() { ", ..." } else { "" };
+    format!(
+        "the sides are compared position by position; steps are the reference's, the engine has {} of {}{more} \
+         tokens",
+        steps.len(),
+        first.join(", ")
+    )
+}
+
+fn own_positions(engine: &TraceReader) -> Vec<usize> {
+    engine.manifest().steps.iter().map(|step| step.first_position).collect()
+}
+
 /// A trace has no vocabulary, so choices are named by their ids.
-fn steps(engine: &TraceReader, reference: &TraceReader) -> Result<Vec<StepRow>, TraceError> {
-    let steps = engine.manifest().steps.iter().zip(&reference.manifest().steps).enumerate();
-    let row = |(step, (_, of_reference)): (usize, (_, &Step))| {
-        let (engine, reference) = (engine.choice(step)?, reference.choice(step)?);
+fn steps(pairing: &Pairing<'_>) -> Result<Vec<StepRow>, TraceError> {
+    let own = &pairing.engine.manifest().steps;
+    let common = &pairing.common.positions;
+    let row = |(index, step): (usize, &Step)| {
+        // The step of the engine after which it says the same token.
+        let twin = own.iter().position(|own| own.positions() == step.positions());
+        let twin = twin.filter(|_| step.positions() <= common.end);
+        let engine = twin.map(|twin| pairing.engine.choice(twin)).transpose()?.flatten();
+        let reference = pairing.reference.choice(index)?;
         Ok(StepRow {
-            tokens: of_reference.tokens.clone(),
+            tokens: step.tokens.clone(),
             reference,
             engine,
             reference_text: reference.map(|choice| format!("#{}", choice.token)),
             engine_text: engine.map(|choice| format!("#{}", choice.token)),
         })
     };
-    steps.map(row).collect()
+    let steps = pairing.reference.manifest().steps.iter().enumerate();
+    steps.take_while(|(_, step)| step.first_position < common.end).map(row).collect()
 }

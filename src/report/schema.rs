@@ -7,14 +7,16 @@ use crate::{
         Difference,
         verdict::{Coverage, Outcome, SiteReport},
     },
-    core::{arithmetic::Arithmetic, exit::Exit, floor::SiteFloor, sink::Choice},
+    core::{
+        arithmetic::Arithmetic, exit::Exit, floor::SiteFloor, sink::Choice, task::first_position,
+    },
     diagnosis::{Diagnosis, replay::Operation},
     graph::site::Site,
     model::{Config, Ledger},
 };
 
 /// Raised when a field is added, removed or changes its meaning.
-pub const REPORT_VERSION: u32 = 5;
+pub const REPORT_VERSION: u32 = 6;
 
 /// A whole report.
 #[derive(Clone, Debug, Serialize)]
@@ -33,6 +35,9 @@ pub struct Report {
     /// The same engine on a second device; absent where one was asked for.
     pub devices: Option<DevicesSummary>,
     pub steps: Vec<StepRow>,
+    /// The position of the first token of each step of the engine, where they are not those of `steps`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub engine_positions: Vec<usize>,
     /// What went unsaid elsewhere and a reader should know.
     pub notes: Vec<String>,
     pub sites: Vec<SiteRow>,
@@ -53,6 +58,7 @@ impl Report {
             diagnosis: None,
             devices: None,
             steps: Vec::new(),
+            engine_positions: Vec::new(),
             notes: Vec::new(),
             sites: Vec::new(),
             seconds: 0.0,
@@ -131,6 +137,13 @@ pub struct Compared {
     pub layers: usize,
     pub prompt_tokens: usize,
     pub decode_steps: usize,
+    /// The position of the first token of each step; absent where the prompt is one step, and each decoded
+    /// token another.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub first_positions: Vec<usize>,
+    /// Where the engine goes on with other ids than the reference's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parted: Option<Parted>,
     /// The prompt's tokens whose scores and probs were compared; absent where that is all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<Vec<usize>>,
@@ -138,6 +151,20 @@ pub struct Compared {
     pub hooks_leave_logits: Option<bool>,
     /// Whether the engine gives the same logits bit by bit when it is run again, if checked.
     pub runs_repeat: Option<bool>,
+}
+
+/// The first id that the sides did not both run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Parted {
+    pub position: usize,
+    /// The reference's step that runs it.
+    pub step: usize,
+    pub engine: i32,
+    pub reference: i32,
+    /// Why, in words.
+    pub why: String,
+    /// Whether the two were as good, within the floor.
+    pub is_near_tie: bool,
 }
 
 /// The tolerance in words.
@@ -149,6 +176,12 @@ pub(super) fn formula(factor: f64) -> String {
 }
 
 impl Compared {
+    /// The position of a step's first token.
+    pub fn first_position(&self, step: u32) -> usize {
+        let listed = self.first_positions.get(step as usize);
+        listed.copied().unwrap_or_else(|| first_position(self.prompt_tokens, step))
+    }
+
     /// How far the run went, in words.
     pub fn extent(&self) -> String {
         let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
@@ -200,15 +233,18 @@ pub struct SiteRow {
     pub outcome: Outcome,
     pub floor: Option<SiteFloor>,
     pub difference: Option<Difference>,
+    /// Of a site that was compared in some of its rows: how many, of how many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows: Option<[usize; 2]>,
     #[serde(skip)]
     pub place: Site,
 }
 
 impl From<SiteReport> for SiteRow {
     fn from(report: SiteReport) -> SiteRow {
-        let SiteReport { site, outcome, difference, floor } = report;
+        let SiteReport { site, outcome, difference, floor, rows } = report;
         let name = format!("{}/{}", site.step, site.tensor_name());
-        SiteRow { site: name, outcome, floor, difference, place: site }
+        SiteRow { site: name, outcome, floor, difference, rows, place: site }
     }
 }
 

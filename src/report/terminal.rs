@@ -11,6 +11,7 @@ use crate::{
     },
     graph::site::{Axis, Site, Stage},
     report::{Compared, Report, SiteRow, blame::blame},
+    trace::rows_in_words,
 };
 
 /// A choice repeated this often in a row is worth a warning.
@@ -210,11 +211,16 @@ fn coverage(text: &mut String, report: &Report, compared: &Compared) {
         parts.push(format!("{missed} not reached (--stop-at-first)"));
     }
     line(text, "coverage", &format!("{}: {}", parts.join(", "), compared.extent()));
+    let rows = report.sites.iter().filter_map(|row| Some((row.place, row.rows?)));
+    if let Some(some) = rows_in_words(rows) {
+        line(text, "rows", &some);
+    }
     line(text, "tolerance", &compared.formula);
     for row in report
         .sites
         .iter()
         .filter(|row| matches!(row.outcome, Outcome::Unmeasured(_) | Outcome::Refused(_)))
+        .filter(|row| row.rows.is_none_or(|[some, _]| some > 0))
         .take(MAX_NAMED)
     {
         if let Outcome::Unmeasured(why) | Outcome::Refused(why) = &row.outcome {
@@ -349,5 +355,8 @@ fn sides(text: &mut String, report: &Report) {
 }
 
 pub(super) fn first_position(report: &Report, step: u32) -> usize {
+    if let Some(compared) = &report.compared {
+        return compared.first_position(step);
+    }
     report.steps.iter().take(step as usize).map(|step| step.tokens.len()).sum()
 }

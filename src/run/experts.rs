@@ -5,6 +5,7 @@ use std::{
     fmt,
 };
 
+use super::pairing::Pairing;
 use crate::{
     core::{
         sink::{Sink, Stopped},
@@ -15,7 +16,7 @@ use crate::{
         site::{Axis, Site},
     },
     reference::is_choice,
-    trace::{TraceError, TraceReader},
+    trace::TraceError,
 };
 
 /// Which slot of the engine's is each of the reference's, by step and layer.
@@ -52,16 +53,12 @@ impl fmt::Display for OtherExperts {
 
 impl<'a> SlotOrders<'a> {
     /// Reads the choices of both sides; nothing is put in order where the reference has no graph.
-    pub fn of(
-        engine: &TraceReader,
-        reference: &TraceReader,
-        list: &'a SiteList,
-    ) -> Result<SlotOrders<'a>, TraceError> {
+    pub fn of(pairing: &Pairing<'a>, list: &'a SiteList) -> Result<SlotOrders<'a>, TraceError> {
         let (orders, choices, others) = Default::default();
         let mut found = SlotOrders { list, orders, choices, others };
-        let Some((model, _)) = reference.graph()? else { return Ok(found) };
-        for site in reference.sites().filter(|&site| is_choice(&model, site)) {
-            let (Some(own), Some(right)) = (engine.tensor(site)?, reference.tensor(site)?) else {
+        let Some((model, _)) = pairing.reference.graph()? else { return Ok(found) };
+        for site in pairing.reference.sites().filter(|&site| is_choice(&model, site)) {
+            let (Some(own), Some(right)) = (pairing.engine(site)?, pairing.reference(site)?) else {
                 continue;
             };
             if own.shape == right.shape
@@ -94,6 +91,9 @@ impl<'a> SlotOrders<'a> {
     /// The engine's tensor with its slots in the reference's order.
     pub fn ordered(&self, site: Site, tensor: Tensor) -> Tensor {
         let Some(orders) = self.orders.get(&(site.step, site.layer)) else { return tensor };
+        if orders.len() != tensor.shape[0] {
+            return tensor;
+        }
         let slot_axis = if self.choices.contains(&site) {
             Some(tensor.shape.len() - 1)
         } else {

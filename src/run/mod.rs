@@ -3,18 +3,22 @@
 pub mod acceptance;
 pub mod baseline;
 mod cross_device;
+mod division;
 mod error;
 mod experts;
 pub mod lengths;
 mod measure_floor;
 mod open;
+mod pairing;
 mod seen;
 mod two_sides;
 mod two_traces;
 
 pub use cross_device::CrossCheck;
+pub use division::Division;
 pub use error::RunError;
 pub use open::{PLANNED_POSITIONS, open, open_for, planned};
+pub use pairing::Pairing;
 pub use seen::SeenKeys;
 pub use two_sides::{Finished, Kept, Run, run_engine};
 pub use two_traces::judge_traces;

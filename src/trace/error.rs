@@ -1,6 +1,6 @@
 //! Why a trace cannot be written, trusted or compared.
 
-use std::{fmt, io, path::PathBuf};
+use std::{fmt, io, ops::Range, path::PathBuf};
 
 use crate::{core::exit::Exit, graph::site::Site};
 
@@ -202,6 +202,13 @@ pub enum TraceError {
     )]
     OtherTokens { step: usize, position: usize, a: i32, b: i32 },
     #[error(
+        "the traces have no position in common: one has {} to {}, the other {} to {}; record both over \
+         the same tokens", a.start, a.end - 1, b.start, b.end - 1
+    )]
+    OtherPositions { a: Range<usize>, b: Range<usize> },
+    #[error("{site} {reason}")]
+    PutArray { site: Site, reason: String },
+    #[error(
         "step {step} has {a} and {b} tokens; record both with the same prompt in as many batches"
     )]
     OtherStepLength { step: usize, a: usize, b: usize },
@@ -216,7 +223,7 @@ impl TraceError {
                 Kind::BadInput
             }
             OneRank { .. } => Kind::BadInput,
-            Misuse(_) | PutShape { .. } => Kind::Internal,
+            Misuse(_) | PutShape { .. } | PutArray { .. } => Kind::Internal,
             _ => Kind::Refused,
         }
     }

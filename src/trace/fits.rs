@@ -21,9 +21,8 @@ pub(super) fn fits(site: Site, found: &[usize], expected: &[usize], list: &SiteL
     let (rows, rest) =
         (found.first().copied().unwrap_or(0), elements(found.get(1..).unwrap_or(&[])));
     let same_row = rest == elements(&expected[1..]);
-    let logits = site.stage == Stage::Logits;
-    if logits && (same_row && rows == 1 || *found == expected[1..]) {
-        return " which is one token's: record all rows of the prompt".into();
+    if site.stage == Stage::Logits && *found == expected[1..] {
+        return " which is one token's: record it as one row".into();
     }
     if matches!(site.stage, Stage::Q | Stage::K | Stage::V) && Some(rest) == fused(site, list) {
         return " which fits a fused qkv: write q, k and v of it".into();

@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use half::{bf16, f16};
@@ -19,7 +20,10 @@ use super::{
     manifest::{Step, within},
     shard::{Shard, Split},
 };
-use crate::graph::site::Site;
+use crate::graph::{
+    ListedSite,
+    site::{Site, Stage},
+};
 
 /// Elements read at a time.
 const CHUNK: usize = 16 * 1024;
@@ -37,6 +41,8 @@ pub(super) enum ByteOrder {
 pub(super) struct Place {
     dtype: Dtype,
     pub shape: Vec<usize>,
+    /// The token of each row, where not every token of the step has one.
+    pub rows: Option<Arc<[usize]>>,
     /// Bytes from the start of the file.
     offset: u64,
 }
@@ -142,6 +148,9 @@ impl StepFile<'_> {
             let (found, expected) = (names.len(), self.step.sites);
             return self.invalid(format!("it has {found} tensors, the manifest says {expected}"));
         }
+        if let Some(name) = self.step.rows.keys().find(|name| metadata.info(name).is_none()) {
+            return self.invalid(format!("it has no {name}, of which the manifest names rows"));
+        }
         // In the order of the file, so that of several errors always the same one is reported.
         let place = |name: String| {
             let info = metadata.info(&name).expect("a name of this header");
@@ -200,9 +209,13 @@ impl StepFile<'_> {
             return Err(TraceError::UnknownTensor { path, name });
         };
         let (tokens, positions) = (self.step.tokens.len(), self.step.positions());
-        let expected = self.layout.shape(&path, site, tokens, positions)?;
+        let mut expected = self.layout.shape(&path, site, tokens, positions)?;
         let found = info.shape.clone();
         let listed = self.layout.list().get(site);
+        let rows = self.rows(site, listed, &name, &found)?;
+        if let Some(rows) = &rows {
+            expected[0] = rows.len();
+        }
         let is_part =
             |shard: &Shard| listed.is_some_and(|listed| shard.is_part(listed, &found, &expected));
         if !self.shard.map_or(found == expected, is_part) {
@@ -218,7 +231,29 @@ impl StepFile<'_> {
             return Err(TraceError::TensorType { path, name, found: info.dtype.to_string() });
         }
         let offset = data + info.data_offsets.0 as u64;
-        Ok((site, Place { dtype: info.dtype, shape: found, offset }))
+        Ok((site, Place { dtype: info.dtype, shape: found, rows, offset }))
+    }
+
+    /// Which tokens the rows of a tensor are of, where it has not all: those that the manifest names, and of
+    /// logits with one row the last one.
+    fn rows(
+        &self,
+        site: Site,
+        listed: Option<&ListedSite>,
+        name: &str,
+        found: &[usize],
+    ) -> Result<Option<Arc<[usize]>>, TraceError> {
+        let tokens = self.step.tokens.len();
+        let has_tokens = listed.is_some_and(ListedSite::has_row_of_each_token);
+        if let Some(rows) = self.step.rows.get(name) {
+            if !has_tokens {
+                return self
+                    .invalid(format!("{name} has not a row for each token: strike its rows"));
+            }
+            return Ok((rows.len() < tokens).then(|| Arc::from(&rows[..])));
+        }
+        let is_last = has_tokens && site.stage == Stage::Logits && found.first() == Some(&1);
+        Ok((is_last && tokens > 1).then(|| Arc::from([tokens - 1])))
     }
 
     fn invalid<T>(&self, reason: String) -> Result<T, TraceError> {

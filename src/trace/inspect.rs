@@ -26,6 +26,8 @@ pub struct Inspection {
     pub sites: BTreeSet<Site>,
     /// How many weights were recorded, of all ranks together.
     pub weights: usize,
+    /// Those of them that have not a row for every token: how many they have, of how many.
+    pub partly: Vec<(Site, [usize; 2])>,
     /// What is wrong, in the order of the files.
     pub errors: Vec<TraceError>,
     shard: Option<Shard>,
@@ -71,11 +73,15 @@ impl Inspection {
             weights += part.manifest.weights.as_ref().map_or(0, |own| own.tensors.len());
             places.push(of_part);
         }
-        let mut sites = BTreeSet::new();
+        let (mut sites, mut partly) = (BTreeSet::new(), Vec::new());
         let read = errors.is_empty();
         for whole in stitch(folder, &manifest, &layout, &parts, places) {
             match whole {
-                Ok((site, _)) => drop(sites.insert(site)),
+                Ok((site, whole)) => {
+                    sites.insert(site);
+                    let all = manifest.steps[site.step as usize].tokens.len();
+                    partly.extend(whole.rows.map(|rows| (site, [rows.len(), all])));
+                }
                 // A file that cannot be read is the reason, and is said.
                 Err(error) if read => errors.push(error),
                 Err(_) => {}
@@ -84,7 +90,17 @@ impl Inspection {
         let next = step_file(manifest.steps.len());
         let cut_step = !finished && parts.iter().any(|part| part.folder.join(&next).exists());
         let shard = parts[0].manifest.shard.clone();
-        Ok(Inspection { manifest, shard, finished, cut_step, sites, weights, errors, layout })
+        Ok(Inspection {
+            manifest,
+            shard,
+            finished,
+            cut_step,
+            sites,
+            weights,
+            partly,
+            errors,
+            layout,
+        })
     }
 
     /// How a rank's trace is split; `None` where there are no ranks.

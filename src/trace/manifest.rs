@@ -21,9 +21,9 @@ use crate::{
 
 /// The version that is written. Versions 2 to 4 are read too, as if they were this one.
 pub const FORMAT_VERSION: u32 = 5;
-/// The version before, of which this one is an extension.
+/// The version before, which lacks fields of this one and has no others.
 #[cfg(feature = "full")]
-const WITHOUT_WEIGHTS: u64 = 4;
+const BEFORE: u64 = 4;
 /// The manifest's file name.
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// The manifest's name while the run that writes it goes on. It lists the steps that are whole.
@@ -54,6 +54,9 @@ pub struct Manifest {
     /// The prompt as text; the token ids of `steps` are what counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
+    /// Of a prompt that was run in several steps, how many tokens it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_tokens: Option<usize>,
     pub arithmetic: Arithmetic,
     /// The device's own name, such as `host (g++ 12.2.0)`.
     pub device: String,
@@ -155,7 +158,8 @@ pub struct Settings {
 pub struct Step {
     /// The ids that this step runs through the model.
     pub tokens: Vec<i32>,
-    /// The position of the first of them: the number of tokens of all steps before.
+    /// The position of the first of them: that of the step before, and its tokens. In the first step the
+    /// number of tokens that were in the cache already.
     pub first_position: usize,
     /// `step-0000.safetensors` for step 0 and so on.
     pub file: String,
@@ -169,6 +173,9 @@ pub struct Step {
     /// What the side itself would have decoded after the step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub choice: Option<Choice>,
+    /// Of each tensor that has not a row for every token: which tokens of the step its rows are of, ascending.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rows: BTreeMap<String, Vec<usize>>,
 }
 
 impl Manifest {
@@ -185,6 +192,7 @@ impl Manifest {
             created: None,
             model,
             prompt: None,
+            prompt_tokens: None,
             arithmetic,
             device,
             kernels: BTreeMap::new(),
@@ -200,6 +208,19 @@ impl Manifest {
     /// The same of one rank: its trace is to lie in `TRACE/rankN`.
     pub fn of_rank(self, shard: Shard) -> Manifest {
         Manifest { shard: Some(shard), ..self }
+    }
+
+    /// The positions that the steps run.
+    pub fn positions(&self) -> std::ops::Range<usize> {
+        let first = self.steps.first().map_or(0, |step| step.first_position);
+        first..self.steps.last().map_or(0, Step::positions)
+    }
+
+    /// The position after the prompt.
+    #[cfg(feature = "full")]
+    pub fn prompt_end(&self) -> usize {
+        let first = self.steps.first().map_or(0, Step::positions);
+        self.prompt_tokens.unwrap_or(first)
     }
 
     /// Parses a manifest of any version that is read, and checks that before any other field is looked at.
@@ -218,7 +239,7 @@ impl Manifest {
                 serde_json::from_value(old::upgraded(path, old, found)?).map_err(syntax)?;
             return Ok(Manifest { arithmetic: read.arithmetic.as_hardware(), ..read });
         }
-        if found != u64::from(FORMAT_VERSION) && found != WITHOUT_WEIGHTS {
+        if ![BEFORE, u64::from(FORMAT_VERSION)].contains(&found) {
             return Err(TraceError::Version {
                 path: path.into(),
                 found,
@@ -226,8 +247,8 @@ impl Manifest {
             });
         }
         let read: Manifest = serde_json::from_slice(json).map_err(syntax)?;
-        if found == WITHOUT_WEIGHTS && read.weights.is_some() {
-            let reason = format!("is of a later version than {WITHOUT_WEIGHTS}");
+        if found == BEFORE && read.weights.is_some() {
+            let reason = format!("is of a later version than {BEFORE}");
             return Err(field(path, "weights".into(), reason));
         }
         let arithmetic = read.arithmetic.as_hardware();
@@ -274,7 +295,8 @@ impl Manifest {
         };
         within(path, Limit::Tokens, sum(|step| step.tokens.len()))?;
         within(path, Limit::Tensors, sum(|step| step.sites))?;
-        let mut position = 0;
+        let mut position = self.steps.first().map_or(0, |step| step.first_position);
+        within(path, Limit::Tokens, position as u64)?;
         let (n_vocab, hashed) = (self.model.n_vocab, self.run.is_none());
         for (index, step) in self.steps.iter().enumerate() {
             let expected = StepPlace { index, position, n_vocab, hashed };
@@ -367,12 +389,28 @@ impl Step {
             }
             _ => {}
         }
+        self.check_rows(path, index)?;
         match self.choice {
             Some(Choice { token, .. }) if unknown(token) => {
                 refuse("choice.token", format!("is {token}, n_vocab is {n_vocab}"))
             }
             _ => Ok(()),
         }
+    }
+
+    /// Checks which tokens rows are said to be of.
+    fn check_rows(&self, path: &Path, index: usize) -> Result<(), TraceError> {
+        let tokens = self.tokens.len();
+        for (name, rows) in &self.rows {
+            let refuse = |reason| Err(field(path, format!("steps[{index}].rows.{name}"), reason));
+            if rows.is_empty() || !rows.is_sorted_by(|a, b| a < b) {
+                return refuse("is not one token or more, ascending".into());
+            }
+            if let Some(row) = rows.iter().find(|&&row| row >= tokens) {
+                return refuse(format!("has token {row} of a step of {tokens}"));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! `docs/trace-format.md` describes the files for people who write their own writer.
 
+mod array;
 #[cfg(feature = "full")]
 mod comparable;
 mod error;
@@ -31,6 +32,8 @@ mod ranks;
 mod read;
 #[cfg(feature = "full")]
 pub mod recording;
+#[cfg(feature = "full")]
+mod row_words;
 mod seal;
 mod shard;
 mod step;
@@ -39,8 +42,9 @@ mod stitch;
 mod weights;
 mod write;
 
+pub use array::{Array, Elements};
 #[cfg(feature = "full")]
-pub use comparable::{Common, Longer, comparable};
+pub use comparable::{Common, Longer, Parting, comparable};
 pub use error::{Kind, Limit, TraceError};
 pub use groups::{Length, SiteGroup};
 #[cfg(feature = "full")]
@@ -52,6 +56,8 @@ pub use manifest::{
 pub use plan::{PLAN_FILE, Plan};
 #[cfg(feature = "full")]
 pub use read::{TraceReader, feed};
+#[cfg(feature = "full")]
+pub use row_words::rows_in_words;
 pub use shard::{Shard, Split, rank_folder};
 pub use weights::{WEIGHTS_FILE, WeightEntry, WeightsFile};
 pub use write::TraceWriter;

@@ -1,9 +1,14 @@
-//! `plan.txt`: what an engine is to run, beside the trace of the reference that ran it.
+//! `plan.txt`: what an engine is to run, beside the trace of the reference that ran it or by itself.
 //!
 //! Lines of a key and a value, so that any program reads it with a few lines and no JSON. An engine
 //! that ran something else is refused by its own manifest.
 
-use std::{collections::HashMap, fmt::Write, fs, path::Path};
+use std::{
+    collections::HashMap,
+    fmt::{self, Write},
+    fs,
+    path::Path,
+};
 
 use super::{
     error::{Limit, TraceError},
@@ -16,9 +21,15 @@ use crate::graph::site::{Axis, Stage};
 /// The plan's file name.
 pub const PLAN_FILE: &str = "plan.txt";
 
-/// The model, its sites and the token ids of every step as text.
+/// The plan of a recorded run.
 pub(super) fn plan(manifest: &Manifest) -> String {
-    let model = &manifest.model;
+    let steps = manifest.steps.iter().map(|step| step.tokens.clone()).collect();
+    Plan { model: manifest.model.clone(), steps, decode: 0 }.to_string()
+}
+
+/// The model, its sites and the token ids of every step as text.
+fn text(plan: &Plan) -> String {
+    let model = &plan.model;
     let mut text = String::new();
     // A name with a line feed would end its line.
     let name: String = model.name.chars().filter(|c| !c.is_control()).collect();
@@ -33,12 +44,15 @@ pub(super) fn plan(manifest: &Manifest) -> String {
         }
         let _ = writeln!(text, "site {}", site_line(group));
     }
-    for step in &manifest.steps {
+    for tokens in &plan.steps {
         text.push_str("tokens");
-        for token in &step.tokens {
+        for token in tokens {
             let _ = write!(text, " {token}");
         }
         text.push('\n');
+    }
+    if plan.decode > 0 {
+        let _ = writeln!(text, "decode {}", plan.decode);
     }
     text
 }
@@ -88,6 +102,14 @@ pub struct Plan {
     pub model: ModelId,
     /// The token ids of each step.
     pub steps: Vec<Vec<i32>>,
+    /// Steps after those, each of one token of the engine's own choice.
+    pub decode: usize,
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&text(self))
+    }
 }
 
 impl Plan {
@@ -126,6 +148,12 @@ impl Plan {
         let architecture = text("architecture")?.to_string();
         let model = ModelId { name, blake3, architecture, n_vocab, sites };
         Layout::new(path, &model)?;
-        Ok(Plan { model, steps })
+        let decode = match keys.get("decode") {
+            Some(number) => number.parse().map_err(|_| {
+                field(path, "decode".into(), format!("is {number:?}, no number of steps"))
+            })?,
+            None => 0,
+        };
+        Ok(Plan { model, steps, decode })
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    comparable::comparable,
+    comparable::same_steps,
     error::TraceError,
     manifest::{MANIFEST_FILE, Manifest, UNFINISHED_FILE},
     shard::RANK,
@@ -110,7 +110,7 @@ fn same_run(a: &Part, b: &Part) -> Result<(), TraceError> {
     if of_a.kernels != of_b.kernels || of_a.settings != of_b.settings {
         return other("they declare other kernels or settings".into());
     }
-    comparable(of_a, of_b).map_err(|source| {
+    same_steps(of_a, of_b).map_err(|source| {
         let (a, b) = paths();
         TraceError::OtherRank { a, b, source: Box::new(source) }
     })?;

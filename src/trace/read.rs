@@ -121,6 +121,18 @@ impl TraceReader {
         Ok(all)
     }
 
+    /// Which tokens of the step the rows of a site are of; `None` where every token has one, or it was not
+    /// recorded.
+    pub fn rows(&self, site: Site) -> Option<&[usize]> {
+        self.sites.get(&site)?.rows.as_deref()
+    }
+
+    /// The sites that have not a row for every token: how many they have, of how many.
+    pub fn partly(&self) -> impl Iterator<Item = (Site, [usize; 2])> + '_ {
+        let all = |site: Site| self.manifest.steps[site.step as usize].tokens.len();
+        self.sites().filter_map(move |site| Some((site, [self.rows(site)?.len(), all(site)])))
+    }
+
     /// Whether the site was recorded.
     pub fn has(&self, site: Site) -> bool {
         self.sites.contains_key(&site)
@@ -132,7 +144,11 @@ impl TraceReader {
         if entry.choice.is_some() {
             return Ok(entry.choice);
         }
-        let logits = self.tensor(Site::global(step as u32, Stage::Logits))?;
+        let site = Site::global(step as u32, Stage::Logits);
+        if self.rows(site).is_some_and(|rows| rows.last() != Some(&(entry.tokens.len() - 1))) {
+            return Ok(None);
+        }
+        let logits = self.tensor(site)?;
         Ok(logits.and_then(|logits| {
             let last = *logits.shape.last()?;
             Choice::of(&logits.data[logits.data.len() - last..])
@@ -180,7 +196,8 @@ impl TraceReader {
         if self.world() == 1 || self.split(site.stage) != Split::Partial || !self.has(site) {
             return Ok(None);
         }
-        let mut all = vec![0.0; self.shape(site)?.iter().product()];
+        let elements = |whole: &Whole| whole.shape.iter().product();
+        let mut all = vec![0.0; self.sites.get(&site).map_or(0, elements)];
         for rank in 0..self.world() {
             let part = self.of_rank(site, rank)?.into_iter().flat_map(|part| part.data);
             all.iter_mut().zip(part).for_each(|(all, part)| *all += part.abs());

@@ -20,6 +20,16 @@ pub trait Recorded: Sync {
     /// Whether the site was recorded.
     fn has(&self, site: Site) -> bool;
 
+    /// Which tokens of its step the rows of a recorded site are of; `None` where every token has one.
+    fn rows(&self, _site: Site) -> Option<&[usize]> {
+        None
+    }
+
+    /// The position of the first token of the first step.
+    fn first_position(&self) -> usize {
+        0
+    }
+
     /// Of a tensor that is the sum of what several ranks recorded, the sum of their magnitudes.
     fn magnitudes(&self, _site: Site) -> Result<Option<Vec<f32>>, TraceError> {
         Ok(None)
@@ -33,6 +43,14 @@ impl Recorded for TraceReader {
 
     fn has(&self, site: Site) -> bool {
         TraceReader::has(self, site)
+    }
+
+    fn rows(&self, site: Site) -> Option<&[usize]> {
+        TraceReader::rows(self, site)
+    }
+
+    fn first_position(&self) -> usize {
+        self.manifest().positions().start
     }
 
     fn magnitudes(&self, site: Site) -> Result<Option<Vec<f32>>, TraceError> {
@@ -117,6 +135,14 @@ pub struct Without<'a> {
 impl Recorded for Without<'_> {
     fn tensor(&self, site: Site) -> Result<Option<Tensor>, TraceError> {
         if self.has(site) { self.recorded.tensor(site) } else { Ok(None) }
+    }
+
+    fn rows(&self, site: Site) -> Option<&[usize]> {
+        self.recorded.rows(site)
+    }
+
+    fn first_position(&self) -> usize {
+        self.recorded.first_position()
     }
 
     fn has(&self, site: Site) -> bool {

@@ -1,7 +1,7 @@
 //! Writes one step's safetensors file while its tensors arrive.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{File, OpenOptions},
     io::{Seek, SeekFrom, Write},
     path::PathBuf,
@@ -13,6 +13,7 @@ use safetensors::{
 };
 
 use super::{
+    array::{Array, Rows},
     error::TraceError,
     layout::Layout,
     manifest::{Manifest, Step, step_file},
@@ -21,7 +22,10 @@ use super::{
 };
 use crate::{
     core::{sink::Choice, tensor::Tensor},
-    graph::{ListedSite, site::Site},
+    graph::{
+        ListedSite,
+        site::{Site, Stage},
+    },
 };
 
 /// Elements converted to bytes at a time.
@@ -48,6 +52,12 @@ pub(super) struct StepWriter {
     /// Bytes of tensors written so far.
     data: usize,
     choice: Option<Choice>,
+    /// Of tensors that have not a row for every token: the tokens of their rows.
+    rows: BTreeMap<String, Vec<usize>>,
+    /// Tensors whose rows come one by one.
+    stacked: BTreeMap<Site, Rows>,
+    /// Caches that came with so few positions, and may yet come whole.
+    missed: BTreeMap<Site, usize>,
 }
 
 impl StepWriter {
@@ -78,6 +88,9 @@ impl StepWriter {
             seen: BTreeSet::new(),
             data: 0,
             choice: None,
+            rows: BTreeMap::new(),
+            stacked: BTreeMap::new(),
+            missed: BTreeMap::new(),
         })
     }
 
@@ -92,16 +105,8 @@ impl StepWriter {
 
     /// Appends a tensor to the file.
     pub fn put(&mut self, layout: &Layout, site: Site, tensor: &Tensor) -> Result<(), TraceError> {
-        let misuse =
-            |what| Err(TraceError::Misuse(format!("in step {}, {site} {what}", self.index)));
-        if !self.takes(layout, site) {
-            return misuse("was put, which that step of the model has not");
-        }
-        if !self.seen.insert(site) {
-            return misuse("was put twice");
-        }
-        let positions = self.first_position + self.tokens.len();
-        let expected = layout.shape(&self.path, site, self.tokens.len(), positions)?;
+        self.check_new(layout, site)?;
+        let expected = self.shape(layout, site)?;
         let elements: usize = tensor.shape.iter().product();
         let listed = layout.list().get(site);
         let is_part = |shard: &Shard| {
@@ -117,16 +122,108 @@ impl StepWriter {
             bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
             self.file.write_all(&bytes).map_err(TraceError::io("write", &self.path))?;
         }
-        let end = self.data + 4 * tensor.data.len();
-        let shape = tensor.shape.clone();
-        let info = TensorInfo { dtype: Dtype::F32, shape, data_offsets: (self.data, end) };
+        self.list(site, Dtype::F32, tensor.shape.clone(), 4 * tensor.data.len());
+        Ok(())
+    }
+
+    /// Appends an array of any type and layout, or keeps its rows until all are there.
+    pub fn put_array(
+        &mut self,
+        layout: &Layout,
+        site: Site,
+        array: &Array<'_>,
+    ) -> Result<(), TraceError> {
+        if !self.stacked.contains_key(&site) {
+            self.check_new(layout, site)?;
+        }
+        let expected = self.shape(layout, site)?;
+        let listed = layout.list().get(site).expect("a site that the step takes");
+        let cut = self.shard.as_ref().and_then(|shard| shard.of(site.stage).cut(&listed.axes));
+        let wrong = |reason: String| TraceError::PutArray { site, reason };
+        let rows = array.rows_of(listed, &expected, cut).map_err(wrong)?;
+        let Some(rows) = rows else {
+            // A cache that grows token by token: it is recorded when it is whole.
+            self.seen.remove(&site);
+            self.missed.insert(site, array.count());
+            return Ok(());
+        };
+        self.missed.remove(&site);
+        if let Some(tokens) = array.tokens {
+            if self.stacked.contains_key(&site) {
+                return Err(wrong("came with the tokens of its rows after rows without".into()));
+            }
+            if tokens.len() < expected[0] {
+                self.rows.insert(site.tensor_name(), tokens.to_vec());
+            }
+            return self.write_rows(site, &rows);
+        }
+        let rows = match self.stacked.remove(&site) {
+            Some(before) => before.then(rows).map_err(wrong)?,
+            None => rows,
+        };
+        if cut == Some(0) || rows.count() == expected[0] {
+            return self.write_rows(site, &rows);
+        }
+        if rows.count() > expected[0] {
+            let (found, all) = (rows.count(), expected[0]);
+            return Err(wrong(format!("has {found} rows in a step of {all}")));
+        }
+        self.stacked.insert(site, rows);
+        Ok(())
+    }
+
+    /// Refuses a site that the step has not, or has already.
+    fn check_new(&mut self, layout: &Layout, site: Site) -> Result<(), TraceError> {
+        let misuse =
+            |what| Err(TraceError::Misuse(format!("in step {}, {site} {what}", self.index)));
+        if !self.takes(layout, site) {
+            return misuse("was put, which that step of the model has not");
+        }
+        if !self.seen.insert(site) {
+            return misuse("was put twice");
+        }
+        Ok(())
+    }
+
+    /// The shape of a site in this step.
+    fn shape(&self, layout: &Layout, site: Site) -> Result<Vec<usize>, TraceError> {
+        let positions = self.first_position + self.tokens.len();
+        layout.shape(&self.path, site, self.tokens.len(), positions)
+    }
+
+    fn write_rows(&mut self, site: Site, rows: &Rows) -> Result<(), TraceError> {
+        self.file.write_all(&rows.bytes).map_err(TraceError::io("write", &self.path))?;
+        self.list(site, rows.dtype, rows.shape.clone(), rows.bytes.len());
+        Ok(())
+    }
+
+    /// Notes where a tensor lies that was written.
+    fn list(&mut self, site: Site, dtype: Dtype, shape: Vec<usize>, bytes: usize) {
+        let end = self.data + bytes;
+        let info = TensorInfo { dtype, shape, data_offsets: (self.data, end) };
         self.tensors.push((site.tensor_name(), info));
         self.data = end;
-        Ok(())
     }
 
     /// Writes the header and hashes the file.
     pub fn close(mut self) -> Result<Step, TraceError> {
+        if let Some((&site, found)) = self.missed.first_key_value() {
+            let all = self.first_position + self.tokens.len();
+            let reason = format!(
+                "came with {found} of {all} positions and never whole: give them in one array, or leave it out"
+            );
+            return Err(TraceError::PutArray { site, reason });
+        }
+        for (site, rows) in std::mem::take(&mut self.stacked) {
+            let (found, all) = (rows.count(), self.tokens.len());
+            // Logits with one row are the last token's.
+            if site.stage != Stage::Logits || found > 1 {
+                let reason =
+                    format!("has {found} of {all} rows: record them all, or say of which tokens");
+                return Err(TraceError::PutArray { site, reason });
+            }
+            self.write_rows(site, &rows)?;
+        }
         let sites = self.tensors.len();
         let entries =
             |run| [("run".to_string(), run), ("step".to_string(), self.index.to_string())];
@@ -151,6 +248,7 @@ impl StepWriter {
             tokens: self.tokens,
             first_position: self.first_position,
             choice: self.choice,
+            rows: self.rows,
         })
     }
 }

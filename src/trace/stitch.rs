@@ -1,6 +1,6 @@
 //! The tensor of a site, put together from those of the ranks.
 
-use std::{collections::BTreeMap, fs::File, path::Path};
+use std::{collections::BTreeMap, fs::File, path::Path, sync::Arc};
 
 use super::{
     error::TraceError,
@@ -28,6 +28,8 @@ pub(super) struct Piece {
 #[derive(Clone, Debug)]
 pub(super) struct Whole {
     pub shape: Vec<usize>,
+    /// The token of each row, where not every token of the step has one.
+    pub rows: Option<Arc<[usize]>>,
     pub split: Split,
     /// The place of the axis that is cut.
     pub cut: Option<usize>,
@@ -52,15 +54,23 @@ pub(super) fn stitch(
     let shard = parts[0].manifest.shard.clone().unwrap_or(Shard { world: 1, ..Shard::default() });
     let whole = |(site, places): (Site, Vec<(usize, Place)>)| {
         let step = &manifest.steps[site.step as usize];
-        let shape = layout.shape(trace, site, step.tokens.len(), step.positions())?;
+        let mut shape = layout.shape(trace, site, step.tokens.len(), step.positions())?;
         let split = shard.of(site.stage);
+        let rows = places[0].1.rows.clone();
+        if let Some((rank, _)) = places.iter().find(|(_, place)| place.rows != rows) {
+            let reason = format!("has rows of other tokens on rank {rank}");
+            return Err(TraceError::Stitch { path: trace.into(), site, reason });
+        }
+        if let Some(rows) = &rows {
+            shape[0] = rows.len();
+        }
         let of = Arranged { site, axes: layout.list().axes(site), split, world: shard.world };
         let pieces = arrange(of, &shape, places).map_err(|reason| TraceError::Stitch {
             path: trace.into(),
             site,
             reason,
         })?;
-        Ok((site, Whole { shape, split, cut: split.cut(of.axes), pieces }))
+        Ok((site, Whole { shape, rows, split, cut: split.cut(of.axes), pieces }))
     };
     by_site.into_iter().map(whole).collect()
 }

@@ -8,6 +8,7 @@ use std::{
 use tempfile::TempDir;
 
 use super::{
+    array::Array,
     error::{Limit, TraceError},
     layout::Layout,
     manifest::{CHECKSUM_FILE, MANIFEST_FILE, Manifest, Side, Step, step_file, within},
@@ -151,7 +152,8 @@ impl TraceWriter {
     pub fn begin_step(&mut self, tokens: &[i32], first_position: usize) -> Result<(), TraceError> {
         self.guard(|writer| {
             let index = writer.manifest.steps.len();
-            let expected = writer.manifest.steps.last().map_or(0, Step::positions);
+            // What was in the cache before the first step is another run's.
+            let expected = writer.manifest.steps.last().map_or(first_position, Step::positions);
             if writer.open.is_some() || tokens.is_empty() || first_position != expected {
                 return Err(TraceError::Misuse(format!(
                     "step {index} began with {} tokens at position {first_position} \
@@ -175,6 +177,15 @@ impl TraceWriter {
     pub fn put(&mut self, site: Site, tensor: &Tensor) -> Result<(), TraceError> {
         self.guard(|writer| match &mut writer.open {
             Some(open) => open.put(&writer.layout, site, tensor),
+            None => Err(TraceError::Misuse(format!("{site} was put outside of a step"))),
+        })
+    }
+
+    /// Writes an array of the open step in any layout and format, or some rows of it: rows are stacked in the
+    /// order of the calls. A cache with fewer positions than there are after the step is left out.
+    pub fn put_array(&mut self, site: Site, array: &Array<'_>) -> Result<(), TraceError> {
+        self.guard(|writer| match &mut writer.open {
+            Some(open) => open.put_array(&writer.layout, site, array),
             None => Err(TraceError::Misuse(format!("{site} was put outside of a step"))),
         })
     }

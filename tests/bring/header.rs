@@ -155,7 +155,7 @@ fn a_mistake_is_said_once_and_its_trace_is_refused() {
         ("layer", "the plan has no site q of layer 2"),
         ("shape", "q of layer 0 came as f32 (1, 4, 6); it has (1, 6, 4)"),
         ("twice", "logits of layer 0 came as f32 (1, 13, 1)"),
-        ("rows", "step 2: q of layer 0 has 1 of 2 rows; record every token, or none"),
+        ("rows", "step 2: q of layer 0 has 1 of 2 rows; record every token, or say"),
         ("types", "q of layer 0 came as f16 (1, 6, 4)"),
         ("device", "a copy from the device failed"),
     ];
@@ -166,6 +166,62 @@ fn a_mistake_is_said_once_and_its_trace_is_refused() {
         assert!(exit == Some(1) && err.lines().count() == 1 && err.contains(says), "{err}");
         let error = TraceReader::open(&folder.path().join("trace")).unwrap_err();
         assert!(matches!(error, TraceError::Unfinished { .. }) && error.is_refusal(), "{error}");
+    }
+}
+
+/// Runs tests/bring/rows.c, which makes one mistake or none.
+fn rows(folder: &Path, more: &[&str]) -> (Option<i32>, String, String) {
+    fs::write(folder.join("plan.txt"), PLAN.to_string() + "decode 3\n").unwrap();
+    let program = folder.join("rows");
+    if !program.exists() {
+        compile(&COMPILERS[0], &project().join("tests/bring/rows.c"), &program);
+    }
+    let (trace, plan) = (folder.join("a/new/folder"), folder.join("plan.txt"));
+    let output =
+        run(&program, &[&[trace.to_str().unwrap(), plan.to_str().unwrap()], more].concat());
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_plans_ids_rows_of_some_tokens_and_a_cached_prefix_are_written_into_a_new_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let (exit, out, err) = rows(folder.path(), &[]);
+    assert_eq!((exit, err.as_str()), (Some(0), ""));
+    assert_eq!(out, "1 2 3 4 5\n6\nthen 3\n");
+    let trace = TraceReader::open(&folder.path().join("a/new/folder")).unwrap();
+    let steps: Vec<usize> = trace.manifest().steps.iter().map(|s| s.first_position).collect();
+    assert_eq!(steps, [16, 21]);
+    let site = |name: &str| Site::from_tensor_name(0, name).unwrap();
+    for (name, rows, shape) in [
+        ("logits", Some(&[4][..]), &[1, 13][..]),
+        ("blk.1.layer_out", Some(&[1, 3][..]), &[2, 9][..]),
+        ("final_norm", Some(&[0, 4][..]), &[2, 9][..]),
+        ("blk.0.q", None, &[5, 6, 4][..]),
+        ("blk.0.k_cache", None, &[21, 2, 4][..]),
+    ] {
+        let tensor = trace.tensor(site(name)).unwrap().expect(name);
+        assert_eq!((trace.rows(site(name)), &tensor.shape[..]), (rows, shape), "{name}");
+        let right = (0..tensor.data.len()).map(|i| (i % 61) as f32);
+        assert!(tensor.data.iter().copied().eq(right), "{name}");
+    }
+    // A step of one token has all of its rows.
+    assert_eq!(trace.rows(Site::from_tensor_name(1, "logits").unwrap()), None);
+}
+
+#[test]
+fn a_cache_in_blocks_and_rows_of_wrong_tokens_stop_the_recording() {
+    let folder = tempfile::tempdir().unwrap();
+    for (mistake, says) in [
+        ("blocks", "step 0: k_cache of layer 0 came with 5 positions and never with all 21"),
+        ("descending", "the rows of final_norm of layer 0 are not of ascending tokens"),
+        ("outside", "the rows of final_norm of layer 0 are not of ascending tokens"),
+        ("cache", "the rows of k_cache of layer 0 are not of ascending tokens"),
+        ("logits", "step 0: logits of layer -1 has 2 of 5 rows; record every token, or say"),
+        ("position", "step 1 begins at position 21, not 20"),
+    ] {
+        let (exit, _, err) = rows(folder.path(), &[mistake]);
+        assert!(exit == Some(1) && err.lines().count() == 1 && err.contains(says), "{err}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Engines that firstdiff does not run: their traces, and what is said of them.
 
 mod dump;
-mod engines;
+pub mod engines;
 pub mod header;
 mod python;
 mod ranks;

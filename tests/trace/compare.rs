@@ -2,7 +2,7 @@
 
 use firstdiff::{
     graph::{Size, site::Stage},
-    trace::{Common, Length, Longer, Manifest, Step, TraceError, comparable, step_file},
+    trace::{Length, Longer, Manifest, Parting, Step, TraceError, comparable, step_file},
 };
 
 use super::support::{STEPS, manifest};
@@ -19,6 +19,7 @@ fn run(steps: &[&[i32]]) -> Manifest {
             blake3: Some(String::new()),
             sites: 0,
             choice: None,
+            rows: Default::default(),
         });
         first_position += tokens.len();
     }
@@ -34,11 +35,15 @@ fn refusal(a: &Manifest, b: &Manifest) -> String {
 #[test]
 fn runs_of_one_model_and_prompt_are_comparable_and_the_longer_is_named() {
     let (long, short) = (run(&STEPS), run(&STEPS[..2]));
-    assert_eq!(comparable(&long, &long).unwrap(), Common { steps: 3, longer: None });
-    let common = comparable(&long, &short).unwrap();
-    assert_eq!(common, Common { steps: 2, longer: Some(Longer::A) });
-    let common = comparable(&short, &long).unwrap();
-    assert_eq!(common, Common { steps: 2, longer: Some(Longer::B) });
+    for (a, b, end, longer) in [
+        (&long, &long, 7, None),
+        (&long, &short, 6, Some(Longer::A)),
+        (&short, &long, 6, Some(Longer::B)),
+    ] {
+        let common = comparable(a, b).unwrap();
+        assert_eq!((common.positions, common.parting, common.longer), (0..end, None, longer));
+        assert!(common.same_steps);
+    }
 }
 
 #[test]
@@ -53,20 +58,32 @@ fn another_model_is_refused_with_both_hashes() {
 }
 
 #[test]
-fn other_token_ids_are_refused_at_the_first_that_differs() {
+fn other_ids_after_the_prompt_end_the_comparison_and_within_it_are_refused() {
     let a = run(&[&[1, 2, 3], &[4], &[5]]);
-    let error = comparable(&a, &run(&[&[1, 2, 3], &[4], &[6]])).unwrap_err();
-    let expected = TraceError::OtherTokens { step: 2, position: 4, a: 5, b: 6 };
-    assert_eq!(error.to_string(), expected.to_string());
-    assert!(error.to_string().contains("step 2, position 4 has 5 and 6"), "{error}");
+    let common = comparable(&a, &run(&[&[1, 2, 3], &[4], &[6]])).unwrap();
+    assert_eq!(common.parting, Some(Parting { position: 4, step: 2, a: 5, b: 6 }));
+    assert_eq!(common.positions, 0..4);
     let error = comparable(&a, &run(&[&[1, 9, 8]])).unwrap_err();
-    assert!(error.to_string().contains("step 0, position 1 has 2 and 9"), "{error}");
+    let expected = TraceError::OtherTokens { step: 0, position: 1, a: 2, b: 9 };
+    assert_eq!(error.to_string(), expected.to_string());
+    // A prompt that one of them ran token by token is a prompt all the same.
+    let text = refusal(&run(&[&[1], &[2], &[9]]), &a);
+    assert!(text.contains("step 0, position 2 has 9 and 3"), "{text}");
+    let mut chunks = run(&[&[1, 2], &[3], &[7]]);
+    chunks.prompt_tokens = Some(4);
+    assert!(refusal(&run(&[&[1], &[2], &[3], &[8]]), &chunks).contains("position 3 has 8 and 7"));
 }
 
 #[test]
-fn the_same_tokens_in_other_batches_are_refused() {
-    let text = refusal(&run(&[&[1, 2, 3, 4]]), &run(&[&[1, 2, 3], &[4]]));
-    assert!(text.contains("step 0 has 4 and 3 tokens"), "{text}");
+fn the_same_tokens_in_other_steps_are_comparable_by_their_positions() {
+    let (a, b) = (run(&[&[1, 2, 3, 4]]), run(&[&[1, 2, 3], &[4]]));
+    let common = comparable(&a, &b).unwrap();
+    assert_eq!((common.positions, common.same_steps), (0..4, false));
+    let mut late = run(&[&[3, 4], &[5]]);
+    late.steps.iter_mut().for_each(|step| step.first_position += 2);
+    assert_eq!(comparable(&late, &a).unwrap().positions, 2..4);
+    late.steps.iter_mut().for_each(|step| step.first_position += 2);
+    assert!(refusal(&late, &a).contains("one has 4 to 6, the other 0 to 3"));
 }
 
 #[test]

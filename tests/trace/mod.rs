@@ -1,6 +1,7 @@
 //! The trace format.
 
 pub mod any;
+mod arrays;
 mod compare;
 mod corrupt;
 pub mod fuzz;

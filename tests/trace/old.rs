@@ -32,7 +32,7 @@ fn a_trace_of_version_2_has_the_same_sites_and_is_comparable_with_one_of_now() {
     assert_eq!(old.manifest().format_version, FORMAT_VERSION);
     assert_eq!(old.manifest().model, now.manifest().model);
     assert_eq!(old.list(), &site_list(&config()));
-    assert_eq!(comparable(old.manifest(), now.manifest()).unwrap().steps, 3);
+    assert!(comparable(old.manifest(), now.manifest()).unwrap().same_steps);
     for (site, tensor) in tensors(1) {
         assert_eq!(old.tensor(site).unwrap().unwrap(), tensor, "{site}");
     }

@@ -121,7 +121,7 @@ fn swapped_step_files_and_entries_are_refused() {
 #[test]
 fn a_manifest_field_that_does_not_fit_is_named() {
     type Edit = fn(&mut Value);
-    let edits: [(&str, Edit); 22] = [
+    let edits: [(&str, Edit); 28] = [
         ("model.blake3 is \"AB\"", |m| m["model"]["blake3"] = "AB".into()),
         ("model.n_vocab is 0", |m| m["model"]["n_vocab"] = 0.into()),
         ("model.sites is empty", |m| m["model"]["sites"] = json!([])),
@@ -138,6 +138,24 @@ fn a_manifest_field_that_does_not_fit_is_named() {
         ("steps[0].tokens has id 13, n_vocab is 13", |m| m["steps"][0]["tokens"][2] = 13.into()),
         ("steps[0].tokens has id -1", |m| m["steps"][0]["tokens"][2] = (-1).into()),
         ("steps[1].first_position is 6 after 5", |m| m["steps"][1]["first_position"] = 6.into()),
+        ("steps[0].rows.logits is not one token or more, ascending", |m| {
+            m["steps"][0]["rows"] = json!({ "logits": [] });
+        }),
+        ("steps[0].rows.logits is not one token or more, ascending", |m| {
+            m["steps"][0]["rows"] = json!({ "logits": [2, 2] });
+        }),
+        ("steps[0].rows.logits has token 5 of a step of 5", |m| {
+            m["steps"][0]["rows"] = json!({ "logits": [1, 5] });
+        }),
+        ("it has no blk.7.q, of which the manifest names rows", |m| {
+            m["steps"][0]["rows"] = json!({ "blk.7.q": [1] });
+        }),
+        ("blk.0.k_cache has not a row for each token: strike its rows", |m| {
+            m["steps"][0]["rows"] = json!({ "blk.0.k_cache": [1] });
+        }),
+        ("which has room for more tokens: write the first 1 instead of [1, 6, 4]", |m| {
+            m["steps"][0]["rows"] = json!({ "blk.0.q": [1] });
+        }),
         ("steps[0].file is \"../step-0000", |m| {
             m["steps"][0]["file"] = "../step-0000.safetensors".into();
         }),

@@ -162,7 +162,7 @@ impl PinnedPrompt {
                     }
                 }
             };
-            Ok(SiteReport { site, outcome, difference, floor })
+            Ok(SiteReport { site, outcome, difference, floor, rows: None })
         };
         sites.into_iter().map(report).collect()
     }

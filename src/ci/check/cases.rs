@@ -280,6 +280,8 @@ pub(super) fn judged(
         layers: model.config.n_layer,
         prompt_tokens: steps[0].len(),
         decode_steps: steps.len() - 1,
+        first_positions: Vec::new(),
+        parted: None,
         rows: None,
         hooks_leave_logits,
         runs_repeat,

@@ -175,7 +175,8 @@ pub fn judge_found<'a>(
         let spec = &specs[place];
         Operation { layer: spec.layer, stage: spec.stage }
     };
-    let (known, needed) = (run.inputs.tokens, run.recording.steps.iter().map(Vec::len).sum());
+    let last = run.recording.steps.len().saturating_sub(1) as u32;
+    let (known, needed) = (run.inputs.tokens, run.recording.positions(last).end);
     if known < needed {
         return Err(ReplayError::Short { known, needed });
     }

@@ -42,7 +42,7 @@ impl From<GgufError> for ReplayError {
 #[derive(Clone, Copy)]
 pub struct Recording<'a> {
     pub tensors: &'a dyn Recorded,
-    /// Token ids of each step; together they are the positions 0, 1, 2, ...
+    /// Token ids of each step; together they are the positions from the tensors' first one on.
     pub steps: &'a [Vec<i32>],
     pub arithmetic: &'a Arithmetic,
     pub attention: Attending,
@@ -51,7 +51,8 @@ pub struct Recording<'a> {
 impl Recording<'_> {
     /// The positions of a step's tokens.
     pub fn positions(&self, step: u32) -> Range<usize> {
-        let before: usize = self.steps[..step as usize].iter().map(Vec::len).sum();
+        let tokens: usize = self.steps[..step as usize].iter().map(Vec::len).sum();
+        let before = self.tensors.first_position() + tokens;
         before..before + self.steps[step as usize].len()
     }
 }

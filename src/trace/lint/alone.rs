@@ -38,10 +38,13 @@ pub fn alone(trace: &TraceReader) -> Result<Vec<String>, TraceError> {
                 continue;
             }
             let axes = trace.list().axes(site);
-            if let Some(what) = zeros(site, axes, &tensor) {
+            let tokens = trace.rows(site);
+            if let Some(what) = zeros(site, axes, &tensor, tokens) {
                 notes.add(what, site);
             }
-            let Some(found) = Seen::of(&tensor) else { continue };
+            let has_last =
+                tokens.is_none_or(|tokens| tokens.last() == Some(&(step.tokens.len() - 1)));
+            let Some(found) = Seen::of(&tensor).filter(|_| has_last) else { continue };
             let twins = by_values.entry(found.whole).or_default();
             if let Some(twin) =
                 twins.iter().find(|&&twin| !may_be_equal(trace.list(), twin, site, step))
@@ -75,12 +78,12 @@ impl Seen {
 }
 
 /// Zeros where a computation leaves none: everywhere, or whole rows of one of several heads.
-fn zeros(site: Site, axes: &[Axis], tensor: &Tensor) -> Option<String> {
+fn zeros(site: Site, axes: &[Axis], tensor: &Tensor, tokens: Option<&[usize]>) -> Option<String> {
     let width = tensor.data.len() / tensor.shape[0];
     let is_zero = |row: &[f32]| row.iter().all(|value| *value == 0.0);
     let rows: Vec<usize> = (tensor.data.chunks(width).enumerate())
         .filter(|(_, row)| is_zero(row))
-        .map(|(index, _)| index)
+        .map(|(row, _)| tokens.map_or(row, |tokens| tokens[row]))
         .collect();
     let axis = axes[0].name();
     match (rows.as_slice(), tensor.shape[0]) {

@@ -124,6 +124,9 @@ impl Ranks<'_> {
         {
             return Ok(None);
         }
+        if [site, part, input].into_iter().any(|site| self.trace.rows(site).is_some()) {
+            return Ok(None);
+        }
         let Some(sum) = self.trace.tensor(part)? else { return Ok(None) };
         let unit = self.trace.manifest().arithmetic.default.storage.unit_roundoff();
         for rank in from..self.trace.world() {

@@ -31,9 +31,10 @@ pub fn embedding(
     for (index, step) in trace.manifest().steps.iter().enumerate() {
         let site = Site::global(index as u32, Stage::Embd);
         let Some(tensor) = trace.tensor(site)? else { continue };
-        for (offset, (&token, found)) in
-            step.tokens.iter().zip(tensor.data.chunks(row.len())).enumerate()
-        {
+        let all: Vec<usize> = (0..step.tokens.len()).collect();
+        let offsets = trace.rows(site).unwrap_or(&all);
+        for (&offset, found) in offsets.iter().zip(tensor.data.chunks(row.len())) {
+            let token = step.tokens[offset];
             let id = token as usize;
             model.gguf().widen_rows(info, id..id + 1, &mut row).map_err(ModelError::from)?;
             let off = distance(found, &row);

@@ -5,7 +5,9 @@
 //! of its error, until the next recording judges both.
 
 mod again;
+mod partly;
 mod places;
+mod prefix;
 mod reads;
 mod roundings;
 mod wanted;
@@ -85,6 +87,8 @@ pub struct Observed<'a> {
     pub step: u32,
     pub shape: Vec<usize>,
     pub piece: Piece<'a>,
+    /// Whether only some of its rows were recorded: nothing is expected of the others.
+    pub is_partly: bool,
     /// Sites that it is judged together with.
     pub spanned: BTreeSet<usize>,
     /// Where the result is a choice: how far it is from a right one, in units of what the errors of what it
@@ -115,6 +119,8 @@ pub struct Machine<'a> {
     found: Rc<HashMap<usize, Found>>,
     /// Caches that the tokens of this step do not all read alike, by their roots.
     reads: HashMap<NodeId, Rc<Reads>>,
+    /// Caches that were filled before the recording began, and are first seen in this step.
+    filled: BTreeSet<NodeId>,
     /// Whether no declared rounding is made.
     is_exact: bool,
 }
@@ -139,6 +145,7 @@ impl<'a> Machine<'a> {
             wanted: None,
             found: Rc::default(),
             reads: HashMap::new(),
+            filled: BTreeSet::new(),
             is_exact: false,
         }
     }
@@ -172,6 +179,7 @@ impl<'a> Machine<'a> {
             let value = self.run.inputs.at(self.graph(), id, self.extent, self.first_position);
             self.memory[id.index()] = value.map(|value| Rc::new(Root { value, ..Root::default() }));
         }
+        self.fill_caches()?;
         let (wanted, done_after) = (self.wanted_nodes(), self.done_after());
         for id in self.graph().ids() {
             let node = self.graph().node(id);
@@ -182,7 +190,7 @@ impl<'a> Machine<'a> {
                 }
             }
             match node.kind {
-                Kind::State if self.memory[id.index()].is_none() => {
+                Kind::State if self.memory[id.index()].is_none() && !self.has_prefix() => {
                     let value = vec![0.0; node.sizes(self.extent).elements()];
                     self.memory[id.index()] = Some(Rc::new(Root { value, ..Root::default() }));
                 }
@@ -235,6 +243,9 @@ impl<'a> Machine<'a> {
             return Ok(());
         }
         let own = self.site_at[id.index()];
+        if let Some(place) = own.filter(|&place| self.is_partly(place)) {
+            return self.see_rows(id, place, observe);
+        }
         let recorded = match own {
             Some(place) => self.recorded(place)?,
             None => None,
@@ -260,7 +271,8 @@ impl<'a> Machine<'a> {
                 }
                 let spanned = through;
                 let step = self.step;
-                observe(self, Observed { place, step, shape, piece, spanned, choice })?;
+                let is_partly = false;
+                observe(self, Observed { place, step, shape, piece, is_partly, spanned, choice })?;
                 Some(root)
             }
             (None, Some(recorded), Some(place)) => Some(self.known(place, &recorded)?),
@@ -275,7 +287,7 @@ impl<'a> Machine<'a> {
     }
 
     /// A node that is not computed though all of its sources are there has no rule.
-    fn without_rule_if_fed(&mut self, id: NodeId) {
+    pub(super) fn without_rule_if_fed(&mut self, id: NodeId) {
         let sources = self.graph().node(id).sources.iter().flatten();
         let known = |&source: &NodeId| {
             let root = self.graph().root(source);
@@ -298,7 +310,7 @@ impl<'a> Machine<'a> {
     }
 
     /// The sites that were computed on the way to a node's sources.
-    fn through(&self, id: NodeId) -> BTreeSet<usize> {
+    pub(super) fn through(&self, id: NodeId) -> BTreeSet<usize> {
         let sources = self.graph().node(id).sources.iter().flatten();
         let roots = sources.filter_map(|&s| self.memory[self.graph().root(s).index()].as_ref());
         roots.flat_map(|root| root.through.iter().copied()).collect()
@@ -483,7 +495,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Stores a node's values: its own, or in the memory that it lies in.
-    fn store(&mut self, id: NodeId, root: Option<Root>) {
+    pub(super) fn store(&mut self, id: NodeId, root: Option<Root>) {
         let node = self.graph().node(id);
         let Some(window) = node.window else {
             self.memory[id.index()] = root.map(Rc::new);
@@ -559,7 +571,7 @@ impl<'a> Machine<'a> {
     }
 
     /// A result in the order of its site, beside what was recorded.
-    fn piece(
+    pub(super) fn piece(
         &self,
         spec: &SiteSpec,
         expected: Expected<'a>,
@@ -580,11 +592,17 @@ impl<'a> Machine<'a> {
 
 /// A result as it was computed, with its error.
 fn uncertain(expected: Expected<'_>) -> Root {
+    let errors = errors_of(&expected);
+    Root { value: expected.value, ..errors }
+}
+
+/// The errors of a result, without its values.
+fn errors_of(expected: &Expected<'_>) -> Root {
     let n = expected.value.len();
     let single: Vec<f64> = (0..n).map(|i| expected.fixed(i)).collect();
     let spread = |i| expected.most_spread(i) + ONE_ROUNDING * single[i];
     let spread = Some((0..n).map(spread).collect());
-    Root { value: expected.value, spread, single, ..Root::default() }
+    Root { spread, single, ..Root::default() }
 }
 
 /// The place in a node's own order of each element of its site.

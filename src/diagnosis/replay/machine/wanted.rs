@@ -55,6 +55,11 @@ impl Machine<'_> {
     fn is_recorded(&self, id: NodeId) -> bool {
         let specs = self.run.model.sites.specs();
         let place = self.site_at[id.index()];
-        place.is_some_and(|place| self.run.recording.tensors.has(specs[place].site(self.step)))
+        let tensors = self.run.recording.tensors;
+        let is_whole = |place: usize| {
+            let site = specs[place].site(self.step);
+            tensors.has(site) && tensors.rows(site).is_none()
+        };
+        place.is_some_and(is_whole)
     }
 }

@@ -92,13 +92,15 @@ impl<'a> Machine<'a> {
             if let Some(value) = self.ordered(place, expected.value.clone()) {
                 self.note_reads(place, &value, &recorded);
             }
-            let piece = self.piece(spec, expected, recorded)?;
+            let mut piece = self.piece(spec, expected, recorded)?;
+            self.leave_out_prefix(root_id, &mut piece);
             let spanned = match &self.memory[root_id.index()] {
                 Some(root) => root.through.clone(),
                 None => BTreeSet::new(),
             };
             let step = self.step;
-            observe(self, Observed { place, step, shape, piece, spanned, choice })?;
+            let is_partly = false;
+            observe(self, Observed { place, step, shape, piece, is_partly, spanned, choice })?;
         }
         let places = Places::of(self.graph().node(spec.node).format.size(), &sizes);
         if let (Some(root), Some(places)) = (&mut self.memory[root_id.index()], places) {

@@ -1,0 +1,131 @@
+//! Recorded sides replayed by llama.cpp's graph of their model, and the floors that no trace carries.
+
+use firstdiff::{
+    compare::SiteFilter,
+    core::{arithmetic::Arithmetic, attending::Attending, floor::Floor, task::Task, tensor::DType},
+    diagnosis::{
+        Diagnosis,
+        replay::{GraphRun, Recording},
+    },
+    graph::{ModelGraph, SequenceInputs},
+    model::{Model, ModelFile},
+    reference::{Precision, Reference, ReferenceOptions},
+    run::{
+        Division,
+        baseline::{Baseline, Held},
+    },
+    trace::{Side, TraceReader},
+};
+
+use super::{capture::routing, error::Error, inputs};
+
+/// The graph beside a reference's trace, and the values of its inputs.
+pub type Carried = (ModelGraph, SequenceInputs);
+
+/// The model that was recorded.
+pub enum Subject {
+    /// One that our engine runs too.
+    Engine(Box<Model>),
+    /// Any other: llama.cpp's graph says what is computed.
+    Graph(ModelFile),
+}
+
+impl Subject {
+    pub fn file(&self) -> &ModelFile {
+        match self {
+            Subject::Engine(model) => model,
+            Subject::Graph(file) => file,
+        }
+    }
+}
+
+/// The floor of an arithmetic over the steps of a trace that carries none for it: llama.cpp runs again.
+pub fn measured_floor(
+    arithmetic: &Arithmetic,
+    trace: &TraceReader,
+    model: &ModelFile,
+) -> Result<Floor, Error> {
+    let manifest = trace.manifest();
+    let precision = match manifest.settings.reference_precision.as_deref() {
+        Some("native") => Precision::Native,
+        _ => Precision::F32,
+    };
+    let options = ReferenceOptions { precision, ..ReferenceOptions::default() };
+    let (prompt, tokens) = inputs::tokens_of(trace)?;
+    let task = Task { prompt: &prompt, decode: tokens.len() as u32 };
+    let (llama, filter) = (Reference::load(model, options)?, SiteFilter::default());
+    let own = if manifest.settings.forced_routing { Some(routing(&llama, trace)?) } else { None };
+    let held = Held { tokens: &tokens, routing: own.as_ref() };
+    let baseline = Baseline::held(&llama, model, task, arithmetic, &filter, held)?;
+    let own: Vec<Vec<i32>> = manifest.steps.iter().map(|step| step.tokens.clone()).collect();
+    if own == baseline.steps {
+        return Ok(baseline.floor);
+    }
+    let division = Division { whole: baseline.steps, steps: own };
+    Ok(division.floor(&baseline.floor, &llama.graph().sites))
+}
+
+/// A recorded side with what its replay is told.
+struct Replayed<'t> {
+    trace: &'t TraceReader,
+    steps: Vec<Vec<i32>>,
+    inputs: SequenceInputs,
+}
+
+impl<'t> Replayed<'t> {
+    /// Ids before the first that was recorded are not known, and nothing that was recorded is made of them.
+    fn of(trace: &'t TraceReader, graph: &ModelGraph, inputs: &SequenceInputs) -> Replayed<'t> {
+        let manifest = trace.manifest();
+        let steps: Vec<Vec<i32>> = manifest.steps.iter().map(|s| s.tokens.clone()).collect();
+        let before = std::iter::repeat_n(0, manifest.positions().start);
+        let own = before.chain(steps.iter().flatten().copied());
+        let inputs = inputs.with_tokens(&graph.graph, own);
+        Replayed { trace, steps, inputs }
+    }
+
+    fn run<'a>(
+        &'a self,
+        file: &'a ModelFile,
+        model: &'a ModelGraph,
+        f32: &'a Arithmetic,
+    ) -> GraphRun<'a> {
+        let Replayed { trace, steps, inputs } = self;
+        let is_reference = trace.manifest().side == Side::Reference;
+        let arithmetic = if is_reference { f32 } else { &trace.manifest().arithmetic };
+        let attention = Attending::default();
+        let recording = Recording { tensors: *trace, steps, arithmetic, attention };
+        GraphRun { file, model, inputs, recording, has_tables: is_reference }
+    }
+}
+
+/// Replays the engine, and the other side if there is one: llama.cpp where it ran in f32, as only then is its
+/// arithmetic known, or another run of the engine.
+pub fn diagnose(
+    model: &Subject,
+    engine: &TraceReader,
+    other: Option<&TraceReader>,
+    carried: Option<Carried>,
+) -> Result<Diagnosis, Error> {
+    let is_known = |trace: &&TraceReader| {
+        let manifest = trace.manifest();
+        let is_f32 = manifest.settings.reference_precision.as_deref() == Some("f32");
+        manifest.side == Side::Engine || is_f32
+    };
+    let other = other.filter(is_known);
+    let positions = |trace: &TraceReader| trace.manifest().positions().end;
+    let needed = other.map_or(0, positions).max(positions(engine));
+    let (graph, inputs) = match (carried, model) {
+        (Some((graph, inputs)), _) if inputs.tokens >= needed => (graph, inputs),
+        (None, Subject::Engine(model)) => (model.graph.clone(), model.inputs(&[])),
+        (_, model) => {
+            let llama = Reference::load(model.file(), ReferenceOptions::default())?;
+            let (graph, inputs) = llama.import(&vec![0; needed])?;
+            (ModelGraph::clone(&graph), inputs)
+        }
+    };
+    let (file, f32) = (model.file(), Arithmetic::engine(DType::F32));
+    let engine = Replayed::of(engine, &graph, &inputs);
+    let other = other.map(|trace| Replayed::of(trace, &graph, &inputs));
+    let other = other.as_ref().map(|other| other.run(file, &graph, &f32));
+    Ok(Diagnosis::of(engine.run(file, &graph, &f32), other)?)
+}

@@ -1,0 +1,114 @@
+//! `firstdiff diff --same-engine`: two runs of one engine, which need no reference.
+
+use std::{borrow::Cow, time::Instant};
+
+use firstdiff::{
+    compare::verdict::Rule,
+    core::{
+        exit::Exit,
+        floor::{Floor, SiteFloor},
+    },
+    report::{Headline, Report, answer},
+    trace::{Common, Manifest, TraceReader, comparable},
+};
+
+use super::{
+    args::DiffArgs,
+    diff,
+    error::Error,
+    explain, inputs, output,
+    replayed::{diagnose, measured_floor},
+    run,
+};
+
+/// What the two runs must be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bond {
+    /// The same work in the same order: equal bit for bit.
+    Rerun,
+    /// The same tokens in other steps, so that sums may be made in another order.
+    OtherSteps,
+}
+
+/// Compares two runs of one engine and prints the report.
+pub fn same_engine(args: &DiffArgs) -> Result<Exit, Error> {
+    let start = Instant::now();
+    inputs::check_factor(args.compare.factor)?;
+    output::check_json(args.compare.json.as_deref())?;
+    let (a, b) = (TraceReader::open(&args.trace_a)?, TraceReader::open(&args.trace_b)?);
+    same(a.manifest(), b.manifest())?;
+    let common = comparable(a.manifest(), b.manifest())?;
+    let bond = bond(&common, a.manifest(), b.manifest());
+    // A rerun needs neither a floor nor the model: the causes are sought where the model is there.
+    let model = explain::model(args.model.as_deref(), &a, None);
+    let model = if bond == Bond::Rerun && args.model.is_none() { model.ok() } else { Some(model?) };
+    let bar = output::progress(None, "comparing sites");
+    let floor = match (bond, diff::floor(a.manifest(), b.manifest()), &model) {
+        (Bond::OtherSteps, Some(floor), _) => Cow::Borrowed(floor),
+        (Bond::OtherSteps, None, Some(model)) => {
+            bar.set_message("measuring the floor");
+            Cow::Owned(measured_floor(&a.manifest().arithmetic, &b, model.file())?)
+        }
+        _ => Cow::Owned(no_floor(&b)),
+    };
+    let rule = Rule { factor: args.compare.factor, stop_at_first: args.compare.stop_at_first };
+    let filter = inputs::filter(args.compare.sites.as_deref())?;
+    let mut report = Report::of_traces(&a, &b, filter, rule, &floor)?;
+    if let Some(model) = &model {
+        bar.set_message("replaying every operation");
+        report.diagnosis = Some(diagnose(model, &a, Some(&b), None)?);
+    }
+    if let (Bond::Rerun, Some(compared)) = (bond, &mut report.compared) {
+        compared.formula = "equal bit for bit, as both runs have the same steps".to_string();
+    }
+    if let Some(compared) = &report.compared {
+        let found = answer(&report.sites, compared, report.diagnosis.as_ref());
+        report.headline = headline(bond, found);
+    }
+    report.notes.push(format!("{} stands in the reference's place", args.trace_b.display()));
+    report.seconds = start.elapsed().as_secs_f64();
+    bar.finish_and_clear();
+    run::finish(&report, args.compare.json.as_deref())
+}
+
+/// Refuses runs that are not of one engine.
+fn same(a: &Manifest, b: &Manifest) -> Result<(), Error> {
+    let by = |m: &Manifest| format!("{} {} on {}", m.producer.name, m.producer.version, m.device);
+    let what = if a.side != b.side || by(a) != by(b) {
+        format!("recorded by {} and by {}", by(a), by(b))
+    } else if a.arithmetic != b.arithmetic {
+        "of other declared arithmetic".to_string()
+    } else if a.kernels != b.kernels || a.settings != b.settings {
+        "of other kernels or settings".to_string()
+    } else {
+        return Ok(());
+    };
+    Err(Error::Refused(format!("the traces are {what}; leave out --same-engine")))
+}
+
+fn bond(common: &Common, a: &Manifest, b: &Manifest) -> Bond {
+    let is_whole = common.longer.is_none() && a.positions() == b.positions();
+    if common.same_steps && is_whole { Bond::Rerun } else { Bond::OtherSteps }
+}
+
+/// No distance is allowed anywhere.
+fn no_floor(trace: &TraceReader) -> Floor {
+    Floor(trace.model_sites().into_iter().map(|site| (site, SiteFloor::default())).collect())
+}
+
+/// The answer, after what was demanded.
+fn headline(bond: Bond, found: Headline) -> Headline {
+    let demanded = match (bond, found.exit) {
+        (Bond::Rerun, Exit::Diverged) => "not repeatable: a rerun must be bit-equal",
+        (Bond::Rerun, _) => "rerun",
+        (Bond::OtherSteps, Exit::Diverged) => {
+            "not consistent: other steps must be equal within the floor"
+        }
+        (Bond::OtherSteps, _) => "the same tokens in other steps",
+    };
+    let text = match bond {
+        Bond::Rerun => found.text.replace("equal within the floor", "equal bit for bit"),
+        Bond::OtherSteps => found.text.clone(),
+    };
+    Headline { text: format!("{demanded}: {text}"), ..found }
+}
