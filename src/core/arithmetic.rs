@@ -288,6 +288,9 @@ impl Arithmetic {
     /// The same where sums are declared in a format that no hardware sums in: units that multiply matrices of
     /// tf32 or bf16 round the inputs and the weights, and add in f32.
     pub fn as_hardware(mut self) -> Arithmetic {
+        // In a file what is stored may be listed among the roundings.
+        let listed = std::mem::take(&mut self.roundings);
+        listed.into_iter().for_each(|convention| self.declare(convention));
         let rounds = |op: &mut OpArithmetic| {
             let format = match [op.accumulator, op.storage] {
                 [DType::Tf32, _] | [_, DType::Tf32] => Format::Tf32,
@@ -366,6 +369,11 @@ mod tests {
         assert_eq!(held.default, Arithmetic::engine(DType::F32).default);
         let own = Arithmetic::engine(DType::F16);
         assert_eq!(own.clone().as_hardware(), own);
+        let json = r#"{"weights": "f32", "default": {"storage": "f32", "accumulator": "f32"},
+            "roundings": [{"value": "results", "format": "bf16", "stage": "layer_out"}]}"#;
+        let listed = serde_json::from_str::<Arithmetic>(json).unwrap().as_hardware();
+        assert_eq!(listed.of(Stage::LayerOut).storage, DType::Bf16);
+        assert!(listed.roundings.is_empty());
     }
 
     #[test]

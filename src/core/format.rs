@@ -10,9 +10,16 @@ use crate::core::tensor::DType;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "&'static str", try_from = "String")]
 pub enum Format {
+    /// Ten bits of fraction, ties away from zero.
     Tf32,
+    /// The same, ties to even.
+    Tf32Even,
+    /// The same, cut off: what a matrix unit sees of an f32 that was not rounded.
+    Tf32Cut,
     F16,
     Bf16,
+    /// The upper half of an f32.
+    Bf16Cut,
     /// 8 bits: 4 of exponent and 3 of fraction, up to 448.
     E4m3,
     /// 8 bits: 5 of exponent and 2 of fraction, up to 57344.
@@ -36,10 +43,13 @@ pub enum Format {
 }
 
 impl Format {
-    pub const ALL: [Format; 13] = [
+    pub const ALL: [Format; 16] = [
         Format::Tf32,
+        Format::Tf32Even,
+        Format::Tf32Cut,
         Format::F16,
         Format::Bf16,
+        Format::Bf16Cut,
         Format::E4m3,
         Format::E5m2,
         Format::Q8_0,
@@ -56,8 +66,11 @@ impl Format {
     pub fn name(self) -> &'static str {
         match self {
             Format::Tf32 => "tf32",
+            Format::Tf32Even => "tf32-even",
+            Format::Tf32Cut => "tf32-cut",
             Format::F16 => "f16",
             Format::Bf16 => "bf16",
+            Format::Bf16Cut => "bf16-cut",
             Format::E4m3 => "e4m3",
             Format::E5m2 => "e5m2",
             Format::Q8_0 => "q8_0",
@@ -85,14 +98,21 @@ impl Format {
     /// Whether each number is rounded on its own.
     pub fn is_of_numbers(self) -> bool {
         use Format::*;
-        matches!(self, Tf32 | F16 | Bf16 | E4m3 | E5m2)
+        self.is_tf32() || matches!(self, F16 | Bf16 | Bf16Cut | E4m3 | E5m2)
+    }
+
+    /// Whether it is one of the formats that only the units which multiply matrices know.
+    pub fn is_tf32(self) -> bool {
+        matches!(self, Format::Tf32 | Format::Tf32Even | Format::Tf32Cut)
     }
 
     /// The largest error of rounding a number, relative to it, or of a block to its largest number.
     pub fn unit_roundoff(self) -> f64 {
         match self {
-            Format::Tf32 | Format::F16 => 2f64.powi(-11),
+            Format::Tf32 | Format::Tf32Even | Format::F16 => 2f64.powi(-11),
+            Format::Tf32Cut => 2f64.powi(-10),
             Format::Bf16 => 2f64.powi(-8),
+            Format::Bf16Cut => 2f64.powi(-7),
             Format::E4m3 => 2f64.powi(-4),
             Format::E5m2 => 2f64.powi(-3),
             Format::Q4_0 => 1.0 / 16.0,

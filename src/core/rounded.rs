@@ -52,6 +52,12 @@ impl Format {
             Format::Tf32 if x.is_finite() => {
                 f32::from_bits(x.to_bits().wrapping_add(0x1000) & !0x1fff)
             }
+            Format::Tf32Even if x.is_finite() => {
+                let bits = x.to_bits();
+                f32::from_bits(bits.wrapping_add(0xfff + (bits >> 13 & 1)) & !0x1fff)
+            }
+            Format::Tf32Cut if x.is_finite() => f32::from_bits(x.to_bits() & !0x1fff),
+            Format::Bf16Cut if x.is_finite() => f32::from_bits(x.to_bits() & !0xffff),
             Format::E4m3 => eight_bits(x, 3, -6, 448.0),
             Format::E5m2 => eight_bits(x, 2, -14, 57344.0),
             _ => x,
@@ -157,6 +163,18 @@ mod tests {
             assert_eq!(of(Format::E4m3, &[x, -x]), [rounded, -rounded]);
         }
         assert_eq!(of(Format::E5m2, &[0.3, 1.1, 70000.0]), [0.3125, 1.0, 57344.0]);
+    }
+
+    #[test]
+    fn formats_of_matrix_units_differ_in_what_they_make_of_what_they_drop() {
+        let unit = 2f64.powi(-10);
+        let middle = 1.0 + unit / 2.0;
+        let all =
+            |x: f64| [Format::Tf32, Format::Tf32Even, Format::Tf32Cut].map(|f| of(f, &[x])[0]);
+        assert_eq!(all(1.0 + 0.9 * unit), [1.0 + unit, 1.0 + unit, 1.0]);
+        assert_eq!(all(middle)[1..], [1.0, 1.0]);
+        assert_eq!(f64::from(Format::Tf32.number(middle as f32)), 1.0 + unit);
+        assert_eq!(of(Format::Bf16Cut, &[1.99, -1.99]), [1.984375, -1.984375]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    core::{arithmetic::Convention, cause_key::CauseKey},
+    core::{arithmetic::Convention, cause_key::CauseKey, format::Format},
     diagnosis::{
         evidence::Evidence, explain::Explained, hypotheses, invariant::signs, replay::ReplayError,
     },
@@ -50,12 +50,15 @@ pub struct Cause {
 impl Cause {
     /// Whether the result is right in an arithmetic that was not declared.
     pub fn is_convention(&self) -> bool {
-        self.certainty == Certainty::Proven && !self.declare.is_empty()
+        matches!(self.certainty, Certainty::Proven | Certainty::Consistent)
+            && !self.declare.is_empty()
     }
 }
 
 /// Below this share a hypothesis is not named: what it gives may be luck, and it is not what went wrong.
 const LEAST_SHARE: f64 = 0.5;
+/// Wrong elements that a likeness must give to be proven.
+const LEAST_ALIKE: u64 = 8;
 /// At most this many causes are listed beside the first.
 const MAX_ALSO: usize = 3;
 
@@ -130,12 +133,17 @@ pub fn diagnose_again(evidence: &mut Evidence<'_>, known: &[Cause]) -> Result<Ca
 /// somewhere, one mistake before two, and then the closest.
 pub fn choose(tried: Vec<Tried>) -> Cause {
     let count = tried.len();
-    let (consistent, tried): (Vec<Tried>, Vec<Tried>) =
-        tried.into_iter().partition(|t| t.rank == Rank::Consistent);
-    // Two mistakes and a region are too much freedom.
+    let (consistent, tried): (Vec<Tried>, Vec<Tried>) = tried
+        .into_iter()
+        .partition(|t| t.rank == Rank::Consistent || t.explained.is_wide && is_ggml(t));
+    // Two mistakes and a region are too much freedom, and a few elements look like anything.
     let is_simple = |t: &Tried| t.mistakes == 1 || t.rank == Rank::Arithmetic;
-    let proves =
-        |t: &&Tried| t.explained.is_proof() && (is_simple(t) || t.explained.region.is_none());
+    let is_told = |t: &Tried| {
+        t.rank != Rank::Likeness || t.key.gives_none() || t.explained.wrong >= LEAST_ALIKE
+    };
+    let proves = |t: &&Tried| {
+        t.explained.is_proof() && is_told(t) && (is_simple(t) || t.explained.region.is_none())
+    };
     let mut proofs: Vec<&Tried> = tried.iter().filter(proves).collect();
     // What a result looks like in a region is simpler than what takes a number for each row.
     let simplicity = |t: &Tried| {
@@ -168,8 +176,9 @@ pub fn choose(tried: Vec<Tried>) -> Cause {
         .iter()
         .filter(|t| t.rank != Rank::Arithmetic)
         .max_by(|a, b| share(a).total_cmp(&share(b)).then(simplicity(b).cmp(&simplicity(a))));
-    let holds = |t: &&Tried| t.explained.is_proof() && t.explained.region.is_none();
-    let consistent = consistent.iter().filter(holds).min_by_key(|t| t.mistakes);
+    let holds = |t: &&Tried| t.explained.is_whole();
+    let order = |t: &&Tried| (t.rank == Rank::Consistent, t.mistakes);
+    let consistent = consistent.iter().filter(holds).min_by_key(order);
     match (best, consistent) {
         (best, Some(coarse)) if best.is_none_or(|best| share(best) < LEAST_SHARE) => {
             cause(coarse, Certainty::Consistent, Vec::new(), count - 1)
@@ -189,6 +198,11 @@ pub fn choose(tried: Vec<Tried>) -> Cause {
             declare: Vec::new(),
         },
     }
+}
+
+/// Whether it is what ggml's own kernels round. The sums that they store beside some blocks are only known to a part.
+fn is_ggml(tried: &Tried) -> bool {
+    matches!(tried.declare[..], [Convention { format: Format::Ggml, .. }])
 }
 
 fn described(tried: &Tried) -> String {

@@ -38,6 +38,14 @@ impl Explained {
             && (self.contradicted == 0 || in_region)
     }
 
+    /// Whether every element is explained, though its bounds may be wide.
+    pub fn is_whole(&self) -> bool {
+        self.wrong > 0
+            && self.explained == self.wrong
+            && self.contradicted == 0
+            && self.region.is_none()
+    }
+
     /// The share of the elements in question that the candidate accounts for.
     pub fn share(&self) -> f64 {
         let contradicted = if self.region.is_some() { 0 } else { self.contradicted };

@@ -99,7 +99,10 @@ fn finding(n_layer: usize, group: Vec<Guilty>, verdict: Verdict) -> Finding {
     let (explained, wrong) = (sum(&|one| one.cause.explained), sum(&|one| one.cause.wrong));
     let further =
         |a: &&Guilty, b: &&Guilty| a.judged.times_bound().total_cmp(&b.judged.times_bound());
-    let worst = group.iter().max_by(further).and_then(|one| one.judged.worst.clone());
+    // Its index is told by the axes of the first.
+    let stage = operations[0].stage;
+    let alike = group.iter().filter(|one| one.judged.operation.stage == stage);
+    let worst = alike.max_by(further).and_then(|one| one.judged.worst.clone());
     let mut spanned: Vec<Operation> =
         group.iter().flat_map(|one| one.judged.spanned.iter().copied()).collect();
     spanned.sort_by_cached_key(|operation| operation.result());

@@ -124,7 +124,8 @@ impl Noise {
             additive += self.arithmetic.weights.unit_roundoff();
         }
         let mut relative = op.storage.unit_roundoff();
-        if place.spec.op == Op::GetRows && self.arithmetic.weights == DType::F32 {
+        let is_exact = self.arithmetic.weights == DType::F32 && op.storage == DType::F32;
+        if place.spec.op == Op::GetRows && is_exact {
             relative = 0.0; // rows are copied
         }
         if place.spec.op == Op::SoftMax {

@@ -215,11 +215,11 @@ fn finding(text: &mut String, number_of: usize, finding: &Finding, report: &Repo
         detail(
             text,
             &format!(
-                "{share} beyond the bound; worst {} x bound: step {} {place} recorded {}, exact {:.6}",
+                "{share} beyond the bound; worst {} x bound: step {} {place} recorded {}, exact {}",
                 number(worst.times_bound),
                 worst.step,
                 worst.recorded,
-                worst.expected
+                digits(worst.expected)
             ),
         );
     }
@@ -262,6 +262,16 @@ pub fn named(operations: &[Operation]) -> String {
     match operations.len().saturating_sub(MAX_NAMED) {
         0 => first.join(", "),
         more => format!("{} and {more} more", first.join(", ")),
+    }
+}
+
+/// A number with at least six decimals and seven digits that count.
+fn digits(x: f64) -> String {
+    match x.abs() {
+        0.0 => "0".to_string(),
+        0.1.. => format!("{x:.6}"),
+        1e-5..0.1 => format!("{x:.*}", (6.0 - x.abs().log10().floor()) as usize),
+        _ => format!("{x:.6e}"),
     }
 }
 

@@ -43,7 +43,7 @@ fn vectors(evidence: &Evidence<'_>, visit: Visit<'_>) {
             }
         }
     }
-    if sums.iter().any(|(_, count)| *count < LEAST_TOKENS) {
+    if sums.iter().any(|(_, count)| *count < LEAST_TOKENS) || !is_of_columns(evidence, width) {
         return;
     }
     let vector: Vec<f64> = sums.iter().map(|(sum, count)| sum / *count as f64).collect();
@@ -53,6 +53,18 @@ fn vectors(evidence: &Evidence<'_>, visit: Visit<'_>) {
         let of = |(flat, x): (usize, &f64)| x + vector[flat % width];
         Some(right.with_values(right.value.iter().enumerate().map(of).collect(), 0.0))
     }));
+}
+
+/// Whether columns are wrong as a whole: in those that have wrong elements, half of them are.
+fn is_of_columns(evidence: &Evidence<'_>, width: usize) -> bool {
+    let mut columns = vec![(0, 0); width];
+    for (flat, &wrong) in evidence.wrong.iter().flat_map(|wrong| wrong.iter().enumerate()) {
+        columns[flat % width].0 += usize::from(wrong);
+        columns[flat % width].1 += 1;
+    }
+    let touched = columns.iter().filter(|(wrong, _)| *wrong > 0);
+    let [wrong, all] = touched.fold([0, 0], |[a, b], (wrong, all)| [a + wrong, b + all]);
+    2 * wrong > all
 }
 
 /// Elements of a token's row, where rows go by tokens alone.

@@ -22,7 +22,16 @@ use crate::{
 };
 
 /// Formats of single numbers, the finer first.
-const NUMBERS: [Format; 5] = [Format::Tf32, Format::F16, Format::Bf16, Format::E4m3, Format::E5m2];
+const NUMBERS: [Format; 8] = [
+    Format::Tf32,
+    Format::F16,
+    Format::Bf16,
+    Format::E4m3,
+    Format::E5m2,
+    Format::Tf32Even,
+    Format::Tf32Cut,
+    Format::Bf16Cut,
+];
 /// Formats of rows in blocks.
 const BLOCKS: [Format; 7] = [
     Format::Q8_0,
@@ -34,15 +43,8 @@ const BLOCKS: [Format; 7] = [
     Format::Q4_0,
 ];
 
-/// Values that are rounded together.
-const TOGETHER: [[Value; 2]; 4] = [
-    [Value::Sigmoid, Value::Activated],
-    [Value::Inputs, Value::Weights],
-    [Value::Queries, Value::Keys],
-    [Value::Probs, Value::Values],
-];
-
-/// Every value on the way to a site in every format that is coarser than declared.
+/// Every value on the way to a site in every format that is coarser than declared; where none alone gives the result,
+/// two of them, and all.
 pub fn values(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
     // What is rounded must be known: of an uncertain number any neighbour may be it.
     if evidence.steps.iter().any(|step| !step.observed.spanned.is_empty()) {
@@ -51,29 +53,12 @@ pub fn values(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayErr
     let graph = evidence.graph();
     let of = |id: &_| graph.rounded_values(*id);
     let own: BTreeSet<Value> = evidence.cone().iter().flat_map(of).collect();
-    let phase = only_phase(evidence);
-    let mut order = 0;
-    let mut offer = |text: String, conventions: Vec<Convention>, key, visit: Visit<'_>| {
-        order += 1;
-        let rank = if key == CauseKey::RopePrecision { Rank::Mistake } else { Rank::Arithmetic };
-        let mut offer_in = |text: String, declare: Vec<Convention>| {
-            let edit = Declared { conventions: &declare, stage: None };
-            let tried = evidence.edited(key, text, rank, &edit)?;
-            visit(tried.map(|tried| Tried { mistakes: order, declare, ..tried }));
-            Ok::<_, ReplayError>(())
-        };
-        if let Some(phase) = phase.filter(|_| rank == Rank::Arithmetic) {
-            let only = |&convention: &Convention| Convention { phase: Some(phase), ..convention };
-            let text = format!("{text}, in the {} only", in_steps(phase));
-            offer_in(text, conventions.iter().map(only).collect())?;
-        }
-        offer_in(text, conventions)
-    };
+    let mut trials = Trials { evidence, phase: only_phase(evidence), order: 0, is_proven: false };
     if own.contains(&Value::Inputs)
         && let Some(text) = as_ggml(evidence)
     {
         let ggml = vec![Convention::everywhere(Value::Inputs, Format::Ggml)];
-        offer(text, ggml, CauseKey::InputsRounded, visit)?;
+        trials.offer(text, ggml, CauseKey::InputsRounded, visit)?;
     }
     // Attention is more often kept in f16, of which tf32 gives nearly the same numbers.
     let mut formats = NUMBERS;
@@ -81,37 +66,147 @@ pub fn values(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayErr
         formats.swap(0, 1);
     }
     for format in formats {
-        for &value in &own {
-            if is_plausible(evidence, value, format) {
-                let text = format!("{} rounded to {format}", in_words(value));
-                let convention = vec![Convention::everywhere(value, format)];
-                offer(text, convention, key_of(value), visit)?;
-            }
+        for &value in own.iter().filter(|&&value| is_plausible(evidence, value, format)) {
+            trials.offer_all(&[value], format, visit)?;
         }
-        for pair in TOGETHER.into_iter().filter(|pair| own.contains(&pair[0])) {
-            if is_plausible(evidence, pair[0], format) {
-                let text = format!("{} rounded to {format}", in_words_of(pair));
-                let both = pair.map(|value| Convention::everywhere(value, format)).to_vec();
-                offer(text, both, CauseKey::InputsRounded, visit)?;
-            }
-        }
-        if own.contains(&Value::Angles) && format != Format::Tf32 {
+        if own.contains(&Value::Angles) && !format.is_tf32() {
             for (text, of) in ANGLES {
                 let all = of.iter().map(|&value| Convention::everywhere(value, format)).collect();
                 let text = format!("{text} rounded to {format}");
-                offer(text, all, CauseKey::RopePrecision, visit)?;
+                trials.offer(text, all, CauseKey::RopePrecision, visit)?;
             }
         }
     }
     for format in BLOCKS {
-        let has = own.contains(&Value::Inputs);
-        if has && is_plausible(evidence, Value::Inputs, format) {
-            let text = format!("{} rounded to {format}", in_words(Value::Inputs));
-            let convention = vec![Convention::everywhere(Value::Inputs, format)];
-            offer(text, convention, CauseKey::InputsRounded, visit)?;
+        if own.contains(&Value::Inputs) && is_plausible(evidence, Value::Inputs, format) {
+            trials.offer_all(&[Value::Inputs], format, visit)?;
+        }
+    }
+    if trials.is_proven { Ok(()) } else { together(&mut trials, &own, visit) }
+}
+
+/// Two values in one format, all of them, and blocks of inputs beside weights of 16 bits.
+fn together(
+    trials: &mut Trials<'_, '_>,
+    own: &BTreeSet<Value>,
+    visit: Visit<'_>,
+) -> Result<(), ReplayError> {
+    let evidence = trials.evidence;
+    for format in NUMBERS {
+        let is_own = |value: &&Value| is_plausible(evidence, **value, format);
+        let mut all: Vec<Value> = own.iter().filter(is_own).copied().collect();
+        // What is stored shows what it was rounded to.
+        if !all.is_empty() && is_stored_as(evidence, format) {
+            all.push(Value::Results);
+        }
+        for (at, &first) in all.iter().enumerate() {
+            for &second in &all[at + 1..] {
+                trials.offer_all(&[first, second], format, visit)?;
+            }
+        }
+        if all.len() > 2 {
+            trials.offer_all(&all, format, visit)?;
+        }
+    }
+    if !own.contains(&Value::Inputs) {
+        return Ok(());
+    }
+    for blocks in BLOCKS {
+        for weights in [Format::Bf16, Format::F16] {
+            let both = [(Value::Inputs, blocks), (Value::Weights, weights)];
+            if both.iter().all(|&(value, format)| is_plausible(evidence, value, format)) {
+                let text =
+                    format!("inputs of the product rounded to {blocks} and weights to {weights}");
+                let both = both.map(|(value, format)| Convention::everywhere(value, format));
+                trials.offer(text, both.to_vec(), CauseKey::InputsRounded, visit)?;
+            }
         }
     }
     Ok(())
+}
+
+/// Roundings as they are tried, one after another.
+struct Trials<'t, 'a> {
+    evidence: &'t Evidence<'a>,
+    /// The kind of steps that alone have wrong elements.
+    phase: Option<Phase>,
+    order: u8,
+    is_proven: bool,
+}
+
+impl Trials<'_, '_> {
+    /// Values that are all rounded to one format.
+    fn offer_all(
+        &mut self,
+        values: &[Value],
+        format: Format,
+        visit: Visit<'_>,
+    ) -> Result<(), ReplayError> {
+        let text = format!("{} rounded to {format}", listed(values));
+        let all = values.iter().map(|&value| Convention::everywhere(value, format)).collect();
+        let key = match values {
+            [value] => key_of(*value),
+            [.., Value::Results] => CauseKey::StoredCoarser,
+            _ => CauseKey::InputsRounded,
+        };
+        self.offer(text, all, key, visit)
+    }
+
+    fn offer(
+        &mut self,
+        text: String,
+        conventions: Vec<Convention>,
+        key: CauseKey,
+        visit: Visit<'_>,
+    ) -> Result<(), ReplayError> {
+        self.order = self.order.saturating_add(1);
+        let rank = if key == CauseKey::RopePrecision { Rank::Mistake } else { Rank::Arithmetic };
+        if let Some(phase) = self.phase.filter(|_| rank == Rank::Arithmetic) {
+            let only = |&convention: &Convention| Convention { phase: Some(phase), ..convention };
+            let text = format!("{text}, in the {} only", in_steps(phase));
+            self.offer_in(text, conventions.iter().map(only).collect(), (key, rank), visit)?;
+        }
+        self.offer_in(text, conventions, (key, rank), visit)
+    }
+
+    fn offer_in(
+        &mut self,
+        text: String,
+        declare: Vec<Convention>,
+        (key, rank): (CauseKey, Rank),
+        visit: Visit<'_>,
+    ) -> Result<(), ReplayError> {
+        let edit = Declared { conventions: &declare, stage: None };
+        let tried = self.evidence.edited(key, text, rank, &edit)?;
+        let Some(tried) = tried else { return Ok(()) };
+        self.is_proven |= tried.explained.is_proof() && tried.explained.region.is_none();
+        visit(Some(Tried { mistakes: self.order, declare, ..tried }));
+        Ok(())
+    }
+}
+
+/// Whether everything that was recorded is in a format.
+fn is_stored_as(evidence: &Evidence<'_>, format: Format) -> bool {
+    let storage = evidence.run.recording.arithmetic.of(evidence.spec().stage).storage;
+    let mut recorded = evidence.steps.iter().flat_map(|step| &step.observed.piece.captured);
+    let is_coarser = format.unit_roundoff() > storage.unit_roundoff();
+    let is_it = |&x: &f32| !x.is_finite() || format.number(x) == x;
+    is_coarser && DType::try_from(format).is_ok() && !format.is_tf32() && recorded.all(is_it)
+}
+
+/// `queries and keys`; `inputs and weights of the product`.
+fn listed(values: &[Value]) -> String {
+    if values == [Value::Inputs, Value::Weights] {
+        return "inputs and weights of the product".to_string();
+    }
+    match values {
+        [one] => in_words(*one).to_string(),
+        [most @ .., last] => {
+            let most: Vec<&str> = most.iter().map(|&value| in_words(value)).collect();
+            format!("{} and {}", most.join(", "), in_words(*last))
+        }
+        [] => String::new(),
+    }
 }
 
 /// The kind of steps that alone have wrong elements, where steps of both kinds are judged.
@@ -166,15 +261,6 @@ fn in_words(value: Value) -> &'static str {
     }
 }
 
-fn in_words_of(pair: [Value; 2]) -> &'static str {
-    match pair[0] {
-        Value::Inputs => "inputs and weights of the product",
-        Value::Queries => "queries and keys",
-        Value::Sigmoid => "the sigmoid and the activation before up",
-        _ => "probabilities and cached values",
-    }
-}
-
 /// Whether a format is coarser than what the engine declares, and errors as large as its own are there.
 fn is_plausible(evidence: &Evidence<'_>, value: Value, format: Format) -> bool {
     let arithmetic = evidence.run.recording.arithmetic;
@@ -193,7 +279,7 @@ fn is_plausible(evidence: &Evidence<'_>, value: Value, format: Format) -> bool {
     use Value::{Inputs, Keys, Probs, Queries, Values, Weights};
     // Only the units that multiply matrices know tf32.
     let of_product = matches!(value, Inputs | Weights | Queries | Keys | Probs | Values);
-    if format == Format::Tf32 && !of_product {
+    if format.is_tf32() && !of_product {
         return false;
     }
     let is_of_angles = key_of(value) == CauseKey::RopePrecision;

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use super::{
-    Edit, Expected, LAMBDA, Machine, ReplayError, Spread,
+    Edit, Expected, LAMBDA, Machine, ReplayError, Rounding, Spread,
     rules::{Argument, Call, Values},
 };
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
         arithmetic::{Convention, Value},
         format::Format,
         rounded::Rounded,
+        tensor::DType,
     },
     graph::{NodeId, Op, site::Stage},
     model::gguf::input_format,
@@ -87,6 +88,13 @@ impl Edit for Declared<'_> {
     fn result(&self, machine: &Machine<'_>, id: NodeId, result: &mut Expected<'_>) {
         let is_norm = matches!(machine.graph().node(id).op, Op::RmsNorm | Op::Norm | Op::L2Norm);
         // A norm that is a result of its own is stored.
+        if let Some(format) = self.format(Value::Results, machine.extent.tokens)
+            && let Ok(dtype) = DType::try_from(format)
+            && machine.is_site(id)
+        {
+            let coarse = Rounding::new(dtype, dtype);
+            (result.rounding.storage, result.rounding.smallest) = (coarse.storage, coarse.smallest);
+        }
         let format = self.format(Value::Normed, machine.extent.tokens);
         if let Some(format) = format.filter(|_| is_norm && !machine.is_site(id)) {
             round_result(result, format);

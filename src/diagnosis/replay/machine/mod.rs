@@ -12,6 +12,7 @@ mod reads;
 mod roundings;
 mod wanted;
 mod windows;
+mod writes;
 
 use std::{
     borrow::Cow,
@@ -25,7 +26,7 @@ pub use reads::Found;
 use reads::Reads;
 
 use super::{
-    Matrix, Recording, declared,
+    Matrix, Recording,
     expected::{Expected, Rounding, Spread},
     recording::{Piece, ReplayError},
     rules::{self, Argument, Call, Steps, Values},
@@ -71,6 +72,8 @@ pub struct Root {
     pub spread: Option<Vec<f64>>,
     /// The part of that which single roundings have, as their bounds; empty where it is not told apart.
     pub single: Vec<f64>,
+    /// Of a sum of n products, sqrt(n) u: what a sum of any size loses in as many additions. 0 of others.
+    pub walk: f64,
     /// Sites, by their places, that were computed on the way because they were not recorded.
     pub through: BTreeSet<usize>,
     /// Whether it is what the side recorded, though it may be known to some roundings only.
@@ -380,11 +383,15 @@ impl<'a> Machine<'a> {
         if root.single.len() != before.len() || !is_whole {
             return;
         }
+        let is_sum = matches!(node.op, Op::Add | Op::Sub);
         result.single.resize(after.len(), 0.0);
         for (i, after) in after.iter_mut().enumerate().filter(|(i, _)| before[*i] > 0.0) {
             let factor = *after / before[i];
             *after = factor * (before[i] - root.single[i] * ONE_ROUNDING).max(0.0);
             result.single[i] += factor * root.single[i];
+        }
+        if is_sum {
+            begun_with(root, &result.value, after);
         }
     }
 
@@ -431,95 +438,6 @@ impl<'a> Machine<'a> {
         let value = places.map_or_else(Vec::new, |places| places.gathered(&all));
         let value = Cow::Owned(value);
         Ok(Argument { ne: sizes.ne, values: Values::Dense { value, spread: None } })
-    }
-
-    /// Writes rows into a state, or into another tensor's memory.
-    fn set_rows(&mut self, id: NodeId) {
-        let graph = self.graph();
-        let node = graph.node(id);
-        let (Some(rows), Some(places), Some(window)) =
-            (node.source(0), node.source(1), node.window)
-        else {
-            return;
-        };
-        let through = self.through(id);
-        let stored = self.stored_as(window.root);
-        let (Ok(Some(rows)), Ok(Some(indices))) = (self.argument(rows), self.argument(places))
-        else {
-            self.memory[window.root.index()] = None;
-            return;
-        };
-        let sizes = node.sizes(self.extent);
-        let Some(target) = Places::of(node.format.size(), &sizes) else { return };
-        let [_, per_group, per_outer, _] = indices.ne;
-        let (Values::Dense { value, spread }, Ok(indices)) = (&rows.values, indices.value()) else {
-            return;
-        };
-        let (mut value, mut spread) =
-            (Cow::Borrowed(&value[..]), spread.as_deref().map(Cow::Borrowed));
-        if let Some((format, length)) = stored {
-            let (rounded, slack) = declared::rows(&value, spread.as_deref(), length, format);
-            (value, spread) = (Cow::Owned(rounded), slack.map(Cow::Owned));
-        }
-        let [length, n, groups, outer] = rows.ne;
-        let is_uncertain = spread.is_some();
-        let mut writes = Vec::with_capacity(value.len());
-        for i3 in 0..outer {
-            for i2 in 0..groups {
-                for i1 in 0..n {
-                    let group = i3 % per_outer.max(1) * per_group + i2 % per_group.max(1);
-                    let Some(&row) = indices.get(group * n + i1) else { continue };
-                    let row = row as usize;
-                    let from = ((i3 * groups + i2) * n + i1) * length;
-                    for i0 in 0..length {
-                        let at = target.place([i0, row, i2, i3]);
-                        writes.push((at, value[from + i0], spread.as_ref().map(|s| s[from + i0])));
-                    }
-                }
-            }
-        }
-        let Some(root) = &mut self.memory[window.root.index()] else { return };
-        let root = Rc::make_mut(root);
-        if is_uncertain && root.spread.is_none() {
-            root.spread = Some(vec![0.0; root.value.len()]);
-        }
-        for (at, value, spread) in writes {
-            if at < root.value.len() {
-                root.value[at] = value;
-                if let Some(all) = &mut root.spread {
-                    all[at] = spread.unwrap_or(0.0);
-                }
-            }
-        }
-        root.through.extend(through);
-    }
-
-    /// Stores a node's values: its own, or in the memory that it lies in.
-    pub(super) fn store(&mut self, id: NodeId, root: Option<Root>) {
-        let node = self.graph().node(id);
-        let Some(window) = node.window else {
-            self.memory[id.index()] = root.map(Rc::new);
-            return;
-        };
-        let places = Places::of(node.format.size(), &node.sizes(self.extent));
-        let (Some(values), Some(places)) = (root, places) else {
-            self.memory[window.root.index()] = None;
-            return;
-        };
-        let Some(root) = &mut self.memory[window.root.index()] else { return };
-        let root = Rc::make_mut(root);
-        if values.spread.is_some() && root.spread.is_none() {
-            root.spread = Some(vec![0.0; root.value.len()]);
-        }
-        let mut flat = 0;
-        places.each(|at| {
-            root.value[at] = values.value[flat];
-            if let Some(spread) = &mut root.spread {
-                spread[at] = values.spread.as_ref().map_or(0.0, |spread| spread[flat]);
-            }
-            flat += 1;
-        });
-        root.through.extend(values.through);
     }
 
     /// The shape of a site's tensor in this step.
@@ -602,7 +520,22 @@ fn errors_of(expected: &Expected<'_>) -> Root {
     let single: Vec<f64> = (0..n).map(|i| expected.fixed(i)).collect();
     let spread = |i| expected.most_spread(i) + ONE_ROUNDING * single[i];
     let spread = Some((0..n).map(spread).collect());
-    Root { spread, single, ..Root::default() }
+    let walk = match &expected.spread {
+        Spread::Product { rounding, .. } => (rounding.n as f64).sqrt() * rounding.u,
+        _ => 0.0,
+    };
+    Root { spread, single, walk, ..Root::default() }
+}
+
+/// Widens the deviations of sums to which something was added: a program may begin a sum with it, be it a bias or a
+/// residual b, and then rounds each partial sum with it. Those are b and a share of the products' sum p, so the mean of
+/// their squares is b^2 + b p + p^2 / 3, of which the sum of the products alone has the last.
+fn begun_with(sum: &Root, whole: &[f64], deviations: &mut [f64]) {
+    for ((deviation, &whole), &p) in deviations.iter_mut().zip(whole).zip(&sum.value) {
+        let b = whole - p;
+        let more = sum.walk * sum.walk * (b * b + b * p).max(0.0) / 3.0;
+        *deviation = (*deviation * *deviation + more).sqrt();
+    }
 }
 
 /// The place in a node's own order of each element of its site.
