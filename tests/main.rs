@@ -50,6 +50,8 @@ mod names;
 mod pinned;
 // What a change of the engine fixed, and what is not called fixed.
 mod progress;
+// Weights as an engine holds them.
+mod loaded;
 // llama.cpp's tensors are the ones that the site table means.
 mod reference;
 // A baseline that operations are held to, and what moves it.

@@ -19,7 +19,10 @@ use firstdiff::{
     },
     model::ModelFile,
     reference::{Changes, Precision, Reference, Routing, is_choice},
-    run::baseline::{Baseline, Held},
+    run::{
+        RunError,
+        baseline::{Baseline, Held},
+    },
     trace::{Manifest, ModelId, Settings, Side, TraceReader, TraceWriter},
 };
 
@@ -174,6 +177,9 @@ fn capture_engine(
     let mut writer = TraceWriter::create(&args.output, manifest, args.overwrite)?;
     bar.set_message("recording");
     let mut built = engine.build(&inputs.model, inputs.task())?;
+    for weight in built.loaded_weights().map_err(RunError::from)? {
+        writer.put_weight(&weight)?;
+    }
     let filtered = Filtered { writer: &mut writer, filter, recomputed: engine.recomputed() };
     record(&steps, filtered, |step, tokens, sink| Ok(built.step(step, tokens, sink)?))?;
     writer.finish()?;

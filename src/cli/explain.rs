@@ -18,6 +18,7 @@ use firstdiff::{
     },
     diagnosis::{
         Diagnosis,
+        loaded::{Form, LoadedSummary},
         replay::{GraphRun, Recording},
     },
     engine::Plan,
@@ -25,10 +26,13 @@ use firstdiff::{
         ModelGraph, SequenceInputs, SiteList,
         site::{Site, Stage},
     },
-    model::{Config, Model, ModelFile},
+    model::{Config, Model, ModelError, ModelFile},
     reference::{Precision, Reference, ReferenceOptions, Vocabulary},
     report::{Headline, ModelSummary, Report, answer, guilt},
-    run::baseline::{Baseline, Held},
+    run::{
+        RunError,
+        baseline::{Baseline, Held},
+    },
     trace::{Side, TraceError, TraceReader, comparable, lint},
 };
 
@@ -76,10 +80,13 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
         }
         None => Report::of_trace(&engine)?,
     };
+    bar.set_message("comparing weights");
+    let weights = loaded(&engine, file)?;
     match lint::ranks(&engine)? {
         None => {
             bar.set_message("replaying every operation");
-            let diagnosis = diagnose(&model, &engine, reference.as_ref(), carried)?;
+            let sides = (&engine, reference.as_ref());
+            let diagnosis = diagnose(&model, sides, carried, weights.as_ref())?;
             report.headline = headline(&report, &diagnosis, &engine);
             if diagnosis.engine.replayed > 0 && !diagnosis.engine.unmeasured.is_empty() {
                 report.notes.push(SPANNED.to_string());
@@ -92,6 +99,10 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
             report.notes.push(NOT_REPLAYED.to_string());
         }
     }
+    if let Some(weights) = &weights {
+        report.headline = report.headline.after_weights(weights);
+    }
+    report.weights = weights;
     bar.set_message("looking for what was recorded wrongly");
     let vocabulary = LazyCell::new(|| Vocabulary::load(file));
     let text = |token| vocabulary.as_ref().map_or(String::new(), |loaded| loaded.text(token));
@@ -233,9 +244,9 @@ fn measured_floor(
 /// Replays the engine, and the reference where it ran in f32: only then is its arithmetic known.
 fn diagnose(
     model: &Subject,
-    engine: &TraceReader,
-    reference: Option<&TraceReader>,
+    (engine, reference): (&TraceReader, Option<&TraceReader>),
     carried: Option<Carried>,
+    weights: Option<&LoadedSummary>,
 ) -> Result<Diagnosis, Error> {
     let steps = |trace: &TraceReader| -> Vec<Vec<i32>> {
         trace.manifest().steps.iter().map(|step| step.tokens.clone()).collect()
@@ -265,7 +276,22 @@ fn diagnose(
     };
     let (file, model, inputs) = (model.file(), &graph, &inputs);
     let run = |recording, has_tables| GraphRun { file, model, inputs, recording, has_tables };
-    Ok(Diagnosis::of(run(engine, false), reference.map(|reference| run(reference, true)))?)
+    let reference = reference.map(|reference| run(reference, true));
+    let mut diagnosis = Diagnosis::of(run(engine, false), reference)?;
+    if let Some(weights) = weights {
+        diagnosis.explain_by(model, weights);
+    }
+    Ok(diagnosis)
+}
+
+/// The weights that an engine recorded, beside the file's; `None` where it recorded none.
+fn loaded(engine: &TraceReader, file: &ModelFile) -> Result<Option<LoadedSummary>, Error> {
+    let weights = engine.weights()?;
+    if weights.is_empty() {
+        return Ok(None);
+    }
+    let found = LoadedSummary::of(file, &weights, Form::Any).map_err(ModelError::from);
+    Ok(Some(found.map_err(RunError::from)?))
 }
 
 fn headline(report: &Report, diagnosis: &Diagnosis, engine: &TraceReader) -> Headline {

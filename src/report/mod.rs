@@ -8,6 +8,7 @@ mod of_traces;
 mod schema;
 mod summaries;
 mod terminal;
+mod weights;
 
 pub use blame::{answer, guilt};
 pub(crate) use blame::{grouped, named, whose};

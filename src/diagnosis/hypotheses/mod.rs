@@ -29,6 +29,7 @@ mod split;
 mod summed;
 
 pub use cache::found;
+pub use decoded::misread;
 
 use crate::diagnosis::{Evidence, cause::Tried, replay::ReplayError};
 
