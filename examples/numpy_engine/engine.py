@@ -174,6 +174,8 @@ class Engine:
 def run(args, ranks):
     engine, first = Engine(args.model, args.bug, ranks), 0
     with firstdiff.Trace(args.trace, args.plan, "numpy_engine", shard=ranks.shard) as trace:  #+
+        for name, weight in engine.weights.items():  #+
+            trace.weight(name, weight)  #+
         for step, ids in enumerate(trace.plan.steps):
             logits = engine.step(ids, first, trace)
             first += len(ids)
