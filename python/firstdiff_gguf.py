@@ -42,6 +42,8 @@ WEIGHTS_AROUND = {
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+# Of a model with linear attention, and of gpt_oss.
+WEIGHTS_AFTER = {"post_attention_layernorm": "post_attention_norm"}
 WHOLE_MODEL = {"embed_tokens": "token_embd", "norm": "output_norm"}
 
 
@@ -51,9 +53,11 @@ def named_weights(model):
     base = getattr(base, "language_model", base)
     yield from _named(model, "", {"lm_head": "output"})
     yield from _named(base, "model.", WHOLE_MODEL)
-    for index, layer in enumerate(base.layers):
-        paths = {name for name, _ in layer.named_modules()}
-        known = WEIGHTS | WEIGHTS_AROUND if "pre_feedforward_layernorm" in paths else WEIGHTS
+    paths_of = [{name for name, _ in layer.named_modules()} for layer in base.layers]
+    has = lambda path: any(path in paths for paths in paths_of)
+    around = WEIGHTS_AROUND if has("pre_feedforward_layernorm") else {}
+    known = WEIGHTS | around | (WEIGHTS_AFTER if has("linear_attn") or has("mlp.router") else {})
+    for index, (layer, paths) in enumerate(zip(base.layers, paths_of, strict=True)):
         own, block = f"model.layers.{index}.", f"blk.{index}."
         yield from _named(layer, own, known, block)
         if "mlp.experts.0" in paths:

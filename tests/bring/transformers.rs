@@ -285,13 +285,15 @@ turning = Module(gate_up_proj=of(4, 8, 12), gate_up_proj_bias=of(4, 12), down_pr
 joined = Module(gate_up_proj=of(4, 12, 8), down_proj=of(4, 8, 6), is_concatenated=True)
 turning.is_concatenated = False; del joined.parts['is_concatenated']
 layer = lambda **more: Module(self_attn=attention, post_attention_layernorm=norm(), **more)
-layers = [layer(mlp=Module(experts=listed)), layer(mlp=Module(experts=turning)), layer(mlp=Module(experts=joined)),
-          layer(pre_feedforward_layernorm=norm(), linear_attn=Module(A_log=of(4), in_proj_qkvz=Module(weight=of(24, 8))))]
-base = Module(embed_tokens=Module(weight=of(32, 8)), norm=norm())
-base.layers = layers
-model = Module(lm_head=Module(weight=of(32, 8)))
-model.model = base
-for names, weight in firstdiff_gguf.named_weights(model): print(names, list(weight.shape))
+def show(*layers):
+    base = Module(embed_tokens=Module(weight=of(32, 8)), norm=norm())
+    base.layers = layers
+    model = Module(lm_head=Module(weight=of(32, 8)))
+    model.model = base
+    for names, weight in firstdiff_gguf.named_weights(model): print(names, list(weight.shape))
+show(*(layer(mlp=Module(experts=experts)) for experts in (listed, turning, joined)))
+show(layer(pre_feedforward_layernorm=norm()))
+show(layer(), layer(linear_attn=Module(A_log=of(4), in_proj_qkvz=Module(weight=of(24, 8)))))
 ";
 
 #[test]
@@ -314,9 +316,11 @@ fn weights_of_modules_are_the_tensors_of_the_gguf() {
         "model.layers.1.mlp.experts.down_proj=blk.1.ffn_down_exps.weight [4, 8, 6]",
         "model.layers.2.mlp.experts.gate_up_proj.gate=blk.2.ffn_gate_exps.weight [4, 6, 8]",
         "model.layers.2.mlp.experts.down_proj=blk.2.ffn_down_exps.weight [4, 8, 6]",
-        "model.layers.3.post_attention_layernorm.weight=blk.3.post_attention_norm.weight [8]",
-        "model.layers.3.linear_attn.A_log=blk.3.ssm_a [4]",
-        "model.layers.3.linear_attn.in_proj_qkvz.weight=blk.3.attn_qkv.weight blk.3.attn_gate.weight [24, 8]",
+        "model.layers.0.pre_feedforward_layernorm.weight=blk.0.ffn_norm.weight [8]",
+        "model.layers.0.post_attention_layernorm.weight=blk.0.post_attention_norm.weight [8]",
+        "model.layers.1.post_attention_layernorm.weight=blk.1.post_attention_norm.weight [8]",
+        "model.layers.1.linear_attn.A_log=blk.1.ssm_a [4]",
+        "model.layers.1.linear_attn.in_proj_qkvz.weight=blk.1.attn_qkv.weight blk.1.attn_gate.weight [24, 8]",
     ] {
         assert!(said.lines().any(|own| own == line), "{line}: {said}");
     }
