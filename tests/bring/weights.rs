@@ -165,6 +165,11 @@ fn a_loader_that_zero_fills_biases_is_named_before_the_rotation_of_wrong_pairs()
     // The rotation reads no wrong weight.
     let after = out.split(rotation).nth(1).unwrap();
     assert!(!after.contains("explained by the weight"), "{out}");
+    // Without the model they are only counted.
+    let (_, diff, _) = outcome(&["diff", &trace, path(&of.reference)]);
+    assert!(diff.contains("50 weights were recorded; `firstdiff explain -m"), "{diff}");
+    let (_, said, _) = outcome(&["validate", &trace]);
+    assert!(said.contains("  weights    50 recorded"), "{said}");
     // The same as data, and without a reference.
     let (exit, json, _) = outcome(&["explain", &trace, "-m", path(&of.model), "--json", "-"]);
     let report: Value = serde_json::from_str(&json).unwrap();
