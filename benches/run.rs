@@ -28,7 +28,7 @@ use firstdiff::{
     run::{
         Run,
         baseline::{self, Baseline, Held},
-        run_engine,
+        own_weights, run_engine,
     },
     trace::recording::Spool,
 };
@@ -127,6 +127,10 @@ fn split_of_a_run() -> Result<()> {
     })?;
     add("  load kernels and weights on the device", &mut || {
         spec().build(&model, task)?;
+        Ok(())
+    })?;
+    add("  read the weights back and compare them", &mut || {
+        own_weights(&model, &engine)?;
         Ok(())
     })?;
     let forced = baseline.forced();

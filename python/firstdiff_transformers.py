@@ -1,7 +1,7 @@
 """Records a model of transformers, for `firstdiff explain`: llama, mistral, qwen2, qwen3, qwen3_moe, gemma3,
 gpt_oss, qwen3_next, qwen3_5, and those whose modules are called as theirs.
 
-Needs firstdiff.py beside it, torch, and transformers 4.48 or later. Nothing is named by hand:
+Needs firstdiff.py and firstdiff_gguf.py beside it, torch, and transformers 4.48 or later. Nothing is named by hand:
 
     firstdiff capture reference -m model.gguf -p "Once upon a time" -o ref
 
@@ -24,6 +24,8 @@ judged together with the next that is there. A module that is there and is not c
 attention shows scores and probs; with another they are left out, with a warning, and the attention is judged
 as one operation. A cache that keeps a window only is recorded with the positions before it as they were.
 
+So are the weights, as the model holds them when recording starts; `weights=False` leaves them out.
+
 transformers rotates the pairs (i, i + d/2) of a head, llama.cpp those (2i, 2i + 1) of a llama, whose
 GGUF has its q and k rows permuted. So a llama's q and k, and what is made of them, are recorded in the
 order of the GGUF. So are the value heads of a qwen3_5's linear attention: transformers has those of a key
@@ -35,6 +37,7 @@ import sys
 import warnings
 
 import firstdiff
+import firstdiff_gguf
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
@@ -143,9 +146,9 @@ def parts(names, plan, layer):
     return {path: sites for path, sites in found.items() if any(sites)}
 
 
-def record(model, folder, plan):
+def record(model, folder, plan, weights=True):
     """Runs the ids of a plan through the model, with a cache, and records them in `folder`."""
-    with trace(model, folder, plan) as recorded, torch.no_grad():
+    with trace(model, folder, plan, weights) as recorded, torch.no_grad():
         cache = {}
         for ids in recorded.plan.steps:
             out = model(torch.tensor([ids], device=model.device), use_cache=True, **cache)
@@ -154,8 +157,8 @@ def record(model, folder, plan):
 
 
 @contextlib.contextmanager
-def trace(model, folder, plan):
-    """Records each call of the model as a step, until the block ends."""
+def trace(model, folder, plan, weights=True):
+    """Records each call of the model as a step, until the block ends; before them its weights."""
     storage = STORAGE.get(model.dtype)
     if storage is None:
         raise ValueError(f"the model is in {model.dtype}; load it as float32, float16 or bfloat16")
@@ -166,12 +169,19 @@ def trace(model, folder, plan):
     if storage != "f32":
         # So are biases and the weights of norms, and what a kernel gives the next.
         arithmetic.update(vectors=storage, between=storage)
-    engine = f"transformers {type(model).__name__}"
-    recorded = firstdiff.Trace(folder, plan, engine, arithmetic=arithmetic)
+    recorded = firstdiff.Trace(folder, plan, f"transformers {type(model).__name__}", arithmetic=arithmetic)
     with recorded, contextlib.ExitStack() as undo:
         if recorded.on:
             _Hooks(model, recorded).attach(undo)
+            for names, weight in firstdiff_gguf.named_weights(model) if weights else ():
+                recorded.weight(names, _array(weight))
         yield recorded
+
+
+def _array(tensor):
+    """A tensor as numpy has it, of bfloat16 the bits."""
+    own, bits = tensor.detach().cpu(), lambda x: x.contiguous().view(torch.int16).numpy().view(np.uint16)
+    return bits(own) if own.dtype == torch.bfloat16 else own.numpy()
 
 
 class _Hooks:
@@ -274,7 +284,7 @@ class _Hooks:
     def _hook_experts(self, undo, module):
         """Watches the products of fused experts."""
         # Where gate and up are joined they take turns, or one is after the other.
-        turns = not getattr(module, "is_concatenated", not hasattr(module, "alpha"))
+        turns = firstdiff_gguf.take_turns(module)
 
         def mode(_, args, kwargs):
             given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
@@ -399,12 +409,7 @@ class _Hooks:
         if site in self.permuted:
             # Elements i and i + d/2 of a head come to be 2i and 2i + 1.
             tensor = tensor.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
-        tensor = tensor.detach().cpu()
-        if tensor.dtype == torch.bfloat16:
-            array = tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
-        else:
-            array = tensor.numpy()
-        self.trace.put(self.layer, axes, rows, **{site: array})
+        self.trace.put(self.layer, axes, rows, **{site: _array(tensor)})
         self.seen.add(site)
 
     def _rotary(self, own):
@@ -534,7 +539,8 @@ class _Experts(TorchFunctionMode):
         neurons = first.shape[1] // 2
         halves = (first[:, ::2], first[:, 1::2]) if turns else first.split(neurons, 1)
         results = self.given | dict(zip(("gate", "up"), halves, strict=True)) | {"down": second}
-        acts = [[rows, (), _rows(rows, args, neurons)] for rows, args, _ in self.products[1::2]]
+        given = lambda rows, args: next((x for x in args[:2] if x.numel() == len(rows) * neurons), None)
+        acts = [[rows, (), given(rows, args)] for rows, args, _ in self.products[1::2]]
         for part, calls in (("act", acts), ("weighted", self.weighted)):
             whole = self._whole(calls)
             if whole is not None:
@@ -555,11 +561,6 @@ class _Experts(TorchFunctionMode):
             return None
         whole = torch.cat(given)
         return torch.empty_like(whole).index_copy_(0, rows, whole)
-
-
-def _rows(rows, args, neurons):
-    """What a product was given as rows of neurons."""
-    return next((x for x in args[:2] if x.numel() == len(rows) * neurons), None)
 
 
 def _same(a, b):

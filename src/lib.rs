@@ -28,7 +28,8 @@
 //! - [`trace`]: a side: a run recorded to a folder or for the length of a run; dumps of other programs;
 //!   checks of a recording by itself
 //! - [`compare`]: two sides aligned; distances, tolerance, the verdict on each site
-//! - [`diagnosis`]: every operation again in f64 from a side's own inputs, and why a guilty one is wrong
+//! - [`diagnosis`]: every operation again in f64 from a side's own inputs, and why a guilty one is wrong; an
+//!   engine's weights beside the file's
 //! - [`run`]: both sides at the same time, one engine on two devices, the reference's tokens and floor
 //! - [`report`]: the answer as data, as text, as JSON, and in the forms of CI systems
 //! - [`doctor`]: what this machine has

@@ -44,6 +44,8 @@ typedef struct {
     float *v_cache; /* [layer][head][dim][position] */
 } state;
 
+static firstdiff_trace *recorder; //+
+
 /* A weight of a layer. One that must be there ends the program if it is not. */
 static float *weight(const gguf_file *g, int layer, const char *part, int count, int required)
 {
@@ -58,6 +60,9 @@ static float *weight(const gguf_file *g, int layer, const char *part, int count,
         fprintf(stderr, "%s has no tensor %s\n", g->path, name);
         exit(2);
     }
+    if (data) //+
+        firstdiff_weight(recorder, name, FIRSTDIFF_F32, data, //+
+                         firstdiff_rows(gguf_rows(g, name), (size_t)count / gguf_rows(g, name))); //+
     return data;
 }
 
@@ -393,10 +398,11 @@ int main(int count, char **arguments)
     if (!take_bug(&count, arguments) || count < 3 || count > 4)
         return usage();
     g = gguf_open(arguments[1]);
+    firstdiff_trace *fd = firstdiff_begin(arguments[3], arguments[2], "c_engine"); //+
+    recorder = fd; //+
     m = load(&g);
     p = read_plan(arguments[2], m.V);
     s = allocate(&g, &m, p.most, p.total + p.own);
-    firstdiff_trace *fd = firstdiff_begin(arguments[3], arguments[2], "c_engine"); //+
     for (step = 0; step < p.steps; step++) {
         int T = p.ends[step] - first, best = 0, i;
         const float *last = s.logits + (T - 1) * m.V;

@@ -185,6 +185,8 @@ def run(args, ranks):
     engine, first = Engine(args.model, args.bug, ranks), 0
     engine.last = args.last
     with firstdiff.Trace(args.trace, args.plan, "numpy_engine", shard=ranks.shard) as trace:  #+
+        for name, weight in engine.weights.items():  #+
+            trace.weight(name, weight)  #+
         trace.plan.steps = divided(trace.plan.steps, args.chunks)
         recording, trace.on = trace.on, False
         for ids in trace.plan.steps[: args.after]:  # as if a cache of prefixes had them

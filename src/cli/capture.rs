@@ -20,7 +20,7 @@ use firstdiff::{
     model::ModelFile,
     reference::{Changes, Precision, Reference, Routing, is_choice},
     run::{
-        Division,
+        Division, RunError,
         baseline::{Baseline, Held},
     },
     trace::{Manifest, ModelId, Settings, Side, TraceReader, TraceWriter},
@@ -195,6 +195,9 @@ fn capture_engine(
     let mut writer = TraceWriter::create(&args.output, manifest, args.overwrite)?;
     bar.set_message("recording");
     let mut built = engine.build(&inputs.model, inputs.task())?;
+    for weight in built.loaded_weights().map_err(RunError::from)? {
+        writer.put_weight(&weight)?;
+    }
     let filtered = Filtered { writer: &mut writer, filter, recomputed: engine.recomputed() };
     record(&steps, filtered, |step, tokens, sink| Ok(built.step(step, tokens, sink)?))?;
     writer.finish()?;

@@ -40,6 +40,12 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
     let ranks =
         [&engine, &reference].map(lint::ranks).into_iter().collect::<Result<Vec<_>, _>>()?;
     report.headline = report.headline.after(ranks.into_iter().flatten().next());
+    let weights = engine.weights()?.len();
+    if weights > 0 {
+        report.notes.push(format!(
+            "{weights} weights were recorded; `firstdiff explain -m MODEL.gguf` compares them with the file"
+        ));
+    }
     report.seconds = start.elapsed().as_secs_f64();
     run::finish(&report, args.compare.json.as_deref())
 }

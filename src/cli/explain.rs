@@ -10,15 +10,19 @@ use std::{
 use firstdiff::{
     compare::{SiteFilter, verdict::Rule},
     core::{exit::Exit, floor::DEFAULT_FACTOR},
-    diagnosis::Diagnosis,
+    diagnosis::{
+        Diagnosis,
+        loaded::{Form, LoadedSummary},
+    },
     engine::Plan,
     graph::{
         SiteList,
         site::{Site, Stage},
     },
-    model::{Config, ModelFile},
+    model::{Config, ModelError, ModelFile},
     reference::Vocabulary,
     report::{Headline, ModelSummary, Report, answer, guilt},
+    run::RunError,
     trace::{Side, TraceError, TraceReader, comparable, lint},
 };
 
@@ -73,10 +77,13 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
         }
         None => Report::of_trace(&engine)?,
     };
+    bar.set_message("comparing weights");
+    let weights = loaded(&engine, file)?;
     match lint::ranks(&engine)? {
         None => {
             bar.set_message("replaying every operation");
-            let diagnosis = diagnose(&model, &engine, reference.as_ref(), carried)?;
+            let sides = (&engine, reference.as_ref());
+            let diagnosis = diagnose(&model, sides, carried, weights.as_ref())?;
             report.headline = headline(&report, &diagnosis, &engine);
             if diagnosis.engine.replayed > 0 && !diagnosis.engine.unmeasured.is_empty() {
                 report.notes.push(SPANNED.to_string());
@@ -89,6 +96,10 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
             report.notes.push(NOT_REPLAYED.to_string());
         }
     }
+    if let Some(weights) = &weights {
+        report.headline = report.headline.after_weights(weights);
+    }
+    report.weights = weights;
     bar.set_message("looking for what was recorded wrongly");
     let vocabulary = LazyCell::new(|| Vocabulary::load(file));
     let text = |token| vocabulary.as_ref().map_or(String::new(), |loaded| loaded.text(token));
@@ -180,6 +191,16 @@ fn same_tokens(
         }
         other => Ok(other.map(drop)?),
     }
+}
+
+/// The weights that an engine recorded, beside the file's; `None` where it recorded none.
+fn loaded(engine: &TraceReader, file: &ModelFile) -> Result<Option<LoadedSummary>, Error> {
+    let weights = engine.weights()?;
+    if weights.is_empty() {
+        return Ok(None);
+    }
+    let found = LoadedSummary::of(file, &weights, Form::Any).map_err(ModelError::from);
+    Ok(Some(found.map_err(RunError::from)?))
 }
 
 fn headline(report: &Report, diagnosis: &Diagnosis, engine: &TraceReader) -> Headline {

@@ -5,6 +5,7 @@ use firstdiff::{
     core::{arithmetic::Arithmetic, attending::Attending, floor::Floor, task::Task, tensor::DType},
     diagnosis::{
         Diagnosis,
+        loaded::LoadedSummary,
         replay::{GraphRun, Recording},
     },
     graph::{ModelGraph, SequenceInputs},
@@ -99,12 +100,12 @@ impl<'t> Replayed<'t> {
 }
 
 /// Replays the engine, and the other side if there is one: llama.cpp where it ran in f32, as only then is its
-/// arithmetic known, or another run of the engine.
+/// arithmetic known, or another run of the engine. `weights` are the engine's, where it recorded any.
 pub fn diagnose(
     model: &Subject,
-    engine: &TraceReader,
-    other: Option<&TraceReader>,
+    (engine, other): (&TraceReader, Option<&TraceReader>),
     carried: Option<Carried>,
+    weights: Option<&LoadedSummary>,
 ) -> Result<Diagnosis, Error> {
     let is_known = |trace: &&TraceReader| {
         let manifest = trace.manifest();
@@ -127,5 +128,9 @@ pub fn diagnose(
     let engine = Replayed::of(engine, &graph, &inputs);
     let other = other.map(|trace| Replayed::of(trace, &graph, &inputs));
     let other = other.as_ref().map(|other| other.run(file, &graph, &f32));
-    Ok(Diagnosis::of(engine.run(file, &graph, &f32), other)?)
+    let mut diagnosis = Diagnosis::of(engine.run(file, &graph, &f32), other)?;
+    if let Some(weights) = weights {
+        diagnosis.explain_by(&graph, weights);
+    }
+    Ok(diagnosis)
 }

@@ -56,7 +56,7 @@ pub fn same_engine(args: &DiffArgs) -> Result<Exit, Error> {
     let mut report = Report::of_traces(&a, &b, filter, rule, &floor)?;
     if let Some(model) = &model {
         bar.set_message("replaying every operation");
-        report.diagnosis = Some(diagnose(model, &a, Some(&b), None)?);
+        report.diagnosis = Some(diagnose(model, (&a, Some(&b)), None, None)?);
     }
     if let (Bond::Rerun, Some(compared)) = (bond, &mut report.compared) {
         compared.formula = "equal bit for bit, as both runs have the same steps".to_string();

@@ -13,6 +13,7 @@ use super::{
     group::{ATTENTION, group},
     hypotheses,
     invariant::{Invariant, broken},
+    loaded::LoadedSummary,
     replay::{
         Found, GraphRun, Judged, Operation, Recording, ReplayError, RunVerdict, Worst, judge_found,
     },
@@ -61,6 +62,9 @@ pub struct Finding {
     pub pattern: Option<String>,
     /// Operations within what is blamed, whose own results were not recorded.
     pub spanned: Vec<Operation>,
+    /// What is said of weights that the operations read, where the engine holds other values than the file's own.
+    #[serde(default)]
+    pub weights: Vec<String>,
 }
 
 /// What one side's replay says.
@@ -168,6 +172,16 @@ impl Diagnosis {
         let all = own.flat_map(|finding| finding.cause.declare.iter().copied());
         let mut seen = BTreeSet::new();
         all.filter(|convention| seen.insert(*convention)).collect()
+    }
+
+    /// Says of each finding on the engine which of its weights are not the file's own.
+    pub fn explain_by(&mut self, model: &ModelGraph, weights: &LoadedSummary) {
+        for finding in self.findings.iter_mut().filter(|finding| finding.verdict.is_of_engine()) {
+            let operations = finding.operations.iter().chain(&finding.spanned);
+            let specs = operations.filter_map(|operation| model.sites.get(operation.site(0)));
+            let tensors: Vec<String> = specs.flat_map(|spec| model.weights_of(spec)).collect();
+            finding.weights = weights.said_of(&tensors);
+        }
     }
 
     /// Whether a recorded result is the work of a guilty operation.

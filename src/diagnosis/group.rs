@@ -128,6 +128,7 @@ fn finding(n_layer: usize, group: Vec<Guilty>, verdict: Verdict) -> Finding {
         worst,
         pattern: first.judged.pattern,
         spanned,
+        weights: Vec::new(),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Why an operation is wrong: it is recomputed under each named mistake, and the one that gives its
 //! wrong result within the rounding bound is the cause.
 //!
+//! What an engine's weights are, as it holds them, is `loaded`.
+//!
 //! A hypothesis is a change of nodes of the model's graph, which the same replay computes; a new one is a
 //! function in `hypotheses`.
 
@@ -12,6 +14,7 @@ mod explain;
 mod group;
 mod hypotheses;
 mod invariant;
+pub mod loaded;
 pub mod replay;
 mod written;
 

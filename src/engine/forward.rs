@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use crate::{
     core::{
         exit::Exit,
+        loaded::LoadedWeight,
         sink::{Choice, NoSink, Sink, Stopped},
         tensor::DType,
     },
@@ -156,6 +157,11 @@ impl Engine {
     /// The device's name, for the report.
     pub fn device_name(&self) -> String {
         self.device.name()
+    }
+
+    /// The weights as the device holds them: of large ones some rows.
+    pub fn loaded_weights(&self) -> Result<Vec<LoadedWeight>, EngineError> {
+        self.weights.held(&*self.device)
     }
 
     /// Runs a step of tokens at the next positions; every wanted site goes to the sink.

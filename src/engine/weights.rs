@@ -1,9 +1,14 @@
 //! The model's weights on a device.
 
+use std::cell::RefCell;
+
 use half::{f16, slice::HalfFloatSliceExt};
 
 use crate::{
-    core::tensor::DType,
+    core::{
+        loaded::{LoadedWeight, sampled_rows},
+        tensor::DType,
+    },
     engine::{
         EngineError,
         device::{Buffer, Device, WIDENED},
@@ -46,6 +51,16 @@ pub struct Weights {
     pub output_bias: Option<Buffer>,
     /// Divisors of rope's angles (D/2) f32.
     pub rope_factors: Option<Buffer>,
+    /// All of them, in the order of loading.
+    named: Vec<Named>,
+}
+
+/// A weight on a device: a matrix (rows, row length) by the name of its tensor.
+struct Named {
+    name: String,
+    buffer: Buffer,
+    dtype: DType,
+    shape: [usize; 2],
 }
 
 /// Reads tensors of a model and puts them on a device.
@@ -54,6 +69,7 @@ struct Loader<'a> {
     model: &'a Model,
     storage: DType,
     faults: &'a Faults,
+    named: RefCell<Vec<Named>>,
 }
 
 impl Weights {
@@ -64,7 +80,7 @@ impl Weights {
         storage: DType,
         faults: &Faults,
     ) -> Result<Weights, EngineError> {
-        let loader = Loader { device, model, storage, faults };
+        let loader = Loader { device, model, storage, faults, named: RefCell::default() };
         let names = &model.names;
         let layers = names.layers.iter().map(|layer| loader.layer(layer));
         let output = (!names.is_tied()).then(|| loader.matrix(&names.output.weight));
@@ -75,7 +91,42 @@ impl Weights {
             output: output.transpose()?,
             output_bias: loader.optional_vector(&names.output.bias)?,
             rope_factors: loader.optional_vector(&names.rope_factors)?,
+            named: loader.named.take(),
         })
+    }
+
+    /// The weights as the device holds them, read back: of large ones some rows.
+    pub fn held(&self, device: &dyn Device) -> Result<Vec<LoadedWeight>, EngineError> {
+        let held = |named: &Named| {
+            let [all, length] = named.shape;
+            let rows = sampled_rows(&named.name, all, length);
+            let size = length * named.dtype.size();
+            let mut bytes = vec![0; rows.as_ref().map_or(all, Vec::len) * size];
+            match &rows {
+                None => device.download(&named.buffer, 0, &mut bytes)?,
+                Some(rows) => {
+                    for (row, out) in rows.iter().zip(bytes.chunks_exact_mut(size)) {
+                        device.download(&named.buffer, row * size, out)?;
+                    }
+                }
+            }
+            let values = match named.dtype {
+                DType::F16 => {
+                    let pairs = bytes.as_chunks::<2>().0.iter();
+                    pairs.map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect()
+                }
+                _ => bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+            };
+            Ok(LoadedWeight {
+                name: named.name.clone(),
+                of: vec![named.name.clone()],
+                shape: named.shape.to_vec(),
+                rows,
+                values,
+                sums: Vec::new(),
+            })
+        };
+        self.named.iter().map(held).collect()
     }
 }
 
@@ -118,7 +169,16 @@ impl Loader<'_> {
             None => self.converted(&buffer, info, faulty.as_deref())?,
         }
         gguf.forget(info);
+        self.note(name, &buffer, self.storage)?;
         Ok(buffer)
+    }
+
+    /// Remembers where a weight is.
+    fn note(&self, name: &str, buffer: &Buffer, dtype: DType) -> Result<(), EngineError> {
+        let (info, buffer) = (self.model.info(name)?, buffer.clone());
+        let shape = [info.rows(), info.row_length()];
+        self.named.borrow_mut().push(Named { name: name.to_string(), buffer, dtype, shape });
+        Ok(())
     }
 
     /// Uploads a matrix, or what a fault has made of it, widened and rounded a few rows at a time.
@@ -169,6 +229,7 @@ impl Loader<'_> {
     fn upload(&self, name: &str, bytes: &[u8]) -> Result<Buffer, EngineError> {
         let buffer = self.device.alloc(bytes.len(), name)?;
         self.device.upload(&buffer, 0, bytes)?;
+        self.note(name, &buffer, DType::F32)?;
         Ok(buffer)
     }
 }

@@ -1,10 +1,10 @@
 //! A model's graph with what is derived from it once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Graph, NodeId, Sites};
+use super::{Graph, Kind, NodeId, SiteSpec, Sites};
 
 /// A model's graph, its sites, and the nodes in the order in which llama.cpp computes them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -53,6 +53,27 @@ impl ModelGraph {
             read_at.entry(spec.reader).or_default().push(place);
         }
         ModelGraph { graph, sites, asked, read_at }
+    }
+
+    /// The weights that the operation of a site reads, back to the sites that it is computed from.
+    pub fn weights_of(&self, spec: &SiteSpec) -> Vec<String> {
+        let sites: HashSet<NodeId> = self.sites.specs().iter().map(|other| other.node).collect();
+        let (mut waiting, mut seen, mut weights) = (vec![spec.node], HashSet::new(), Vec::new());
+        while let Some(id) = waiting.pop() {
+            for &source in self.graph.node(id).sources.iter().flatten() {
+                let root = self.graph.root(source);
+                if !seen.insert(root) {
+                    continue;
+                }
+                let node = self.graph.node(root);
+                match node.kind {
+                    Kind::Weight => weights.push(node.name.clone()),
+                    Kind::Computed if !sites.contains(&root) => waiting.push(root),
+                    _ => {}
+                }
+            }
+        }
+        weights
     }
 
     /// The sites whose values are in place when a node is computed, by their places.

@@ -201,6 +201,9 @@ fn finding(text: &mut String, number_of: usize, finding: &Finding, report: &Repo
         finding.what,
         cause.text
     );
+    for weight in finding.weights.iter().take(MAX_NAMED) {
+        detail(text, weight);
+    }
     for also in cause.also.iter().take(MAX_NAMED) {
         detail(text, &format!("or, giving the same numbers: {also}"));
     }

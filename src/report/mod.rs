@@ -9,6 +9,7 @@ mod parted;
 mod schema;
 mod summaries;
 mod terminal;
+mod weights;
 
 pub use blame::{answer, guilt};
 pub(crate) use blame::{grouped, named, whose};

@@ -39,10 +39,12 @@ impl Report {
         };
         let sites: Vec<SiteRow> = finished.sites.into_iter().map(SiteRow::from).collect();
         let headline = answer(&sites, &compared, finished.diagnosis.as_ref());
+        let headline = headline.after_weights(&finished.weights);
         Ok(Report {
             model: Some(ModelSummary::of(run.model)?),
             reference: Some(SideSummary::of_reference(run.reference)),
             compared: Some(compared),
+            weights: Some(finished.weights),
             diagnosis: finished.diagnosis,
             steps,
             notes,

@@ -10,7 +10,7 @@ use crate::{
     core::{
         arithmetic::Arithmetic, exit::Exit, floor::SiteFloor, sink::Choice, task::first_position,
     },
-    diagnosis::{Diagnosis, replay::Operation},
+    diagnosis::{Diagnosis, loaded::LoadedSummary, replay::Operation},
     graph::site::Site,
     model::{Config, Ledger},
 };
@@ -30,6 +30,8 @@ pub struct Report {
     pub reference: Option<SideSummary>,
     /// Absent where there was nothing to compare with.
     pub compared: Option<Compared>,
+    /// The engine's weights as it holds them, beside the file's; absent where none were recorded.
+    pub weights: Option<LoadedSummary>,
     /// Every operation replayed in f64 from its side's own inputs; absent if that was not asked for.
     pub diagnosis: Option<Diagnosis>,
     /// The same engine on a second device; absent where one was asked for.
@@ -55,6 +57,7 @@ impl Report {
             engine,
             reference: None,
             compared: None,
+            weights: None,
             diagnosis: None,
             devices: None,
             steps: Vec::new(),
@@ -96,13 +99,23 @@ impl Headline {
 
     /// The same after what the ranks of a trace disagree on, if there is such a thing.
     pub fn after(self, ranks: Option<String>) -> Headline {
-        let Some(found) = ranks else { return self };
+        self.preceded(ranks.map(|found| format!("ranks disagree: {found}")))
+    }
+
+    /// The same after the weights that are wrong: what follows from them is not equal.
+    pub fn after_weights(self, weights: &LoadedSummary) -> Headline {
+        self.preceded(weights.headline())
+    }
+
+    /// The same after something that is wrong, if there is such a thing.
+    fn preceded(self, found: Option<String>) -> Headline {
+        let Some(found) = found else { return self };
         let exit = match self.exit {
             Exit::Equal | Exit::NotMeasured => Exit::Diverged,
             exit => exit,
         };
         let rest = if self.text.is_empty() { "" } else { "; " };
-        let text = format!("ranks disagree: {found}{rest}{}", self.text);
+        let text = format!("{found}{rest}{}", self.text);
         Headline { exit, exit_code: exit as u8, text, ..self }
     }
 }

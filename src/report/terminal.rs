@@ -10,7 +10,7 @@ use crate::{
         verdict::{Coverage, Outcome},
     },
     graph::site::{Axis, Site, Stage},
-    report::{Compared, Report, SiteRow, blame::blame},
+    report::{Compared, Report, SiteRow, blame::blame, weights::weights},
     trace::rows_in_words,
 };
 
@@ -119,6 +119,9 @@ pub fn render(report: &Report) -> String {
     let mut text = String::new();
     let colour = if report.headline.exit_code == 0 { GOOD } else { BAD };
     let _ = writeln!(text, "{colour}{}{colour:#}", report.headline.text);
+    if let Some(found) = &report.weights {
+        weights(&mut text, found);
+    }
     let diverged = report.sites.iter().find(|row| row.outcome == Outcome::Diverged);
     if let Some((row, difference)) = diverged.and_then(|row| Some((row, row.difference.as_ref()?)))
     {

@@ -20,5 +20,5 @@ pub use error::RunError;
 pub use open::{PLANNED_POSITIONS, open, open_for, planned};
 pub use pairing::Pairing;
 pub use seen::SeenKeys;
-pub use two_sides::{Finished, Kept, Run, run_engine};
+pub use two_sides::{Finished, Kept, Run, own_weights, run_engine};
 pub use two_traces::judge_traces;

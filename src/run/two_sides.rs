@@ -16,11 +16,12 @@ use crate::{
     },
     diagnosis::{
         Diagnosis, ReferenceReplay,
+        loaded::{Form, LoadedSummary},
         replay::{GraphRun, Recording},
     },
     engine::{Engine, EngineError, EngineSpec, device::DeviceError},
     graph::site::{Site, Stage},
-    model::Model,
+    model::{Model, ModelError},
     reference::{Changes, Precision, Reference, ReferenceError},
     run::{
         RunError,
@@ -61,6 +62,8 @@ pub struct Finished {
     pub runs_repeat: Option<bool>,
     /// Every operation of both sides replayed; `None` if that was not asked for.
     pub diagnosis: Option<Diagnosis>,
+    /// The engine's weights beside the file's.
+    pub weights: LoadedSummary,
     /// What the engine recorded, where it was replayed.
     pub recorded: Option<Spool>,
     pub seconds: f64,
@@ -129,6 +132,7 @@ impl Run<'_> {
         let ended = self.side_by_side(&baseline, &sites, kept, on_site)?;
         let Ended { mut engine, choices, logits_hash, reports, spools } = ended;
         let (steps, device) = (&baseline.steps, engine.device_name());
+        let weights = own_weights(self.model, &engine)?;
         let stopped = matches!(choices, Err(EngineError::Stopped(_)));
         let engine_choices = match choices {
             Err(EngineError::Stopped(_)) => Vec::new(),
@@ -159,7 +163,10 @@ impl Run<'_> {
         });
         let (hooks, engine) = hooks.map_err(|_| ended_early())??;
         kept.engine = engine;
-        let diagnosis = diagnosis.transpose()?;
+        let mut diagnosis = diagnosis.transpose()?;
+        if let Some(diagnosis) = &mut diagnosis {
+            diagnosis.explain_by(&self.model.graph, &weights);
+        }
         // What was stopped is not whole.
         kept.reference = reference.filter(|_| kept.wanted && !stopped);
         kept.replayed = kept.replayed.take().filter(|_| kept.reference.is_some());
@@ -173,6 +180,7 @@ impl Run<'_> {
             hooks_leave_logits: hooks.leave_logits,
             runs_repeat: hooks.runs_repeat,
             diagnosis,
+            weights,
             recorded,
             seconds: start.elapsed().as_secs_f64(),
             baseline,
@@ -295,6 +303,14 @@ impl Run<'_> {
         *known = Some(replay);
         Ok(diagnosis)
     }
+}
+
+/// What an engine of ours has loaded, beside the model's file.
+pub fn own_weights(model: &Model, engine: &Engine) -> Result<LoadedSummary, RunError> {
+    let weights = engine.loaded_weights()?.into_iter().map(|weight| (None, weight));
+    let weights: Vec<_> = weights.collect();
+    let found = LoadedSummary::of(model.file(), &weights, Form::AsFile);
+    Ok(found.map_err(ModelError::from)?)
 }
 
 /// Puts what a reference recorded into its sink, in the order of the sites.

@@ -206,10 +206,10 @@ fn an_engine_without_recording_runs_as_with_it() {
 }
 
 #[test]
-fn recording_takes_at_most_15_lines_and_the_readme_shows_them_as_they_stand() {
+fn recording_takes_at_most_20_lines_and_the_readme_shows_them_as_they_stand() {
     let readme = fs::read_to_string(project().join("README.md")).unwrap();
     let files = [
-        ("c_engine/engine.c", "//+", 10..=15),
+        ("c_engine/engine.c", "//+", 10..=20),
         ("numpy_engine/engine.py", "#+", 10..=15),
         ("transformers/run.py", "#+", 3..=3),
     ];
@@ -219,8 +219,16 @@ fn recording_takes_at_most_15_lines_and_the_readme_shows_them_as_they_stand() {
         assert!(lines.contains(&added.len()), "{file}: {} lines", added.len());
         // All of what speaks of recording is marked.
         for line in text.lines().filter(|line| !line.trim_end().ends_with(mark)) {
-            let recording =
-                ["firstdiff_begin", "firstdiff.Trace", "TAP(", "trace.put", "tensor(fd", "record("];
+            let recording = [
+                "firstdiff_begin",
+                "firstdiff.Trace",
+                "TAP(",
+                "trace.put",
+                "tensor(fd",
+                "record(",
+                "weight(recorder",
+                "trace.weight",
+            ];
             assert!(!recording.iter().any(|call| line.contains(call)), "{file}: {line}");
         }
         for line in added {

@@ -11,4 +11,5 @@ mod support;
 mod survey;
 mod transformers;
 mod validate;
+mod weights;
 mod writer;

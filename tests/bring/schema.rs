@@ -131,7 +131,7 @@ fn the_schema_takes_every_manifest_that_is_written_and_none_that_is_refused() {
         check(&schema, &schema, manifest, "manifest").unwrap();
     }
     type Edit = fn(&mut Value);
-    let edits: [Edit; 12] = [
+    let edits: [Edit; 15] = [
         |m| m["format_version"] = 1.into(),
         |m| m["speed"] = 1.into(),
         |m| m["steps"][0]["speed"] = 1.into(),
@@ -141,6 +141,9 @@ fn the_schema_takes_every_manifest_that_is_written_and_none_that_is_refused() {
         |m| m["model"]["blake3"] = "AB".into(),
         |m| m["arithmetic"]["default"]["storage"] = "f8".into(),
         |m| m["side"] = "left".into(),
+        |m| m["weights"]["tensors"][0]["dtype"] = "tf32".into(),
+        |m| m["weights"]["tensors"][0]["shape"] = json!([0]),
+        |m| m["weights"]["bytes"] = Value::Null,
         |m| m["shard"] = json!({"rank": 0}),
         |m| m["shard"] = json!({"rank": 0, "world": 2, "split": {"q": "dim"}}),
         |m| m["shard"] = json!({"rank": 0, "world": 2, "ranks": 2}),

@@ -259,3 +259,69 @@ fn mistakes_in_experts_windows_and_linear_attention_are_blamed_on_their_operatio
         }
     }
 }
+
+/// Which tensors of the GGUF each weight is, of models without torch: shapes and names alone.
+const WEIGHTS: &str = "
+import numpy as np, firstdiff_gguf
+class Tensor(np.ndarray):
+    def transpose(self, a, b): return self.swapaxes(a, b)
+    def chunk(self, n, axis): return np.split(self, n, axis)
+class Module:
+    def __init__(self, **parts): self.parts = parts; self.__dict__.update(parts)
+    def named_parameters(self):
+        for name, part in self.parts.items():
+            if isinstance(part, Module): yield from ((f'{name}.{path}', x) for path, x in part.named_parameters())
+            else: yield name, part
+    def named_modules(self, own=''):
+        yield own, self
+        for name, part in self.parts.items():
+            if isinstance(part, Module): yield from part.named_modules(f'{own}.{name}'.strip('.'))
+of = lambda *shape: np.zeros(shape).view(Tensor)
+linear = lambda *shape: Module(weight=of(*shape), bias=of(shape[0]))
+norm = lambda: Module(weight=of(8))
+attention = Module(q_proj=linear(8, 8), o_proj=linear(8, 8))
+listed = Module(**{str(i): Module(gate_proj=Module(weight=of(6, 8)), down_proj=Module(weight=of(8, 6))) for i in (0, 1)})
+turning = Module(gate_up_proj=of(4, 8, 12), gate_up_proj_bias=of(4, 12), down_proj=of(4, 6, 8))
+joined = Module(gate_up_proj=of(4, 12, 8), down_proj=of(4, 8, 6), is_concatenated=True)
+turning.is_concatenated = False; del joined.parts['is_concatenated']
+layer = lambda **more: Module(self_attn=attention, post_attention_layernorm=norm(), **more)
+def show(*layers):
+    base = Module(embed_tokens=Module(weight=of(32, 8)), norm=norm())
+    base.layers = layers
+    model = Module(lm_head=Module(weight=of(32, 8)))
+    model.model = base
+    for names, weight in firstdiff_gguf.named_weights(model): print(names, list(weight.shape))
+show(*(layer(mlp=Module(experts=experts)) for experts in (listed, turning, joined)))
+show(layer(pre_feedforward_layernorm=norm()))
+show(layer(), layer(linear_attn=Module(A_log=of(4), in_proj_qkvz=Module(weight=of(24, 8)))))
+";
+
+#[test]
+fn weights_of_modules_are_the_tensors_of_the_gguf() {
+    let mut command = Command::new(crate::trace::python::python());
+    command.args(["-B", "-c", WEIGHTS]).env("PYTHONPATH", project().join("python"));
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8(output.stdout).unwrap();
+    for line in [
+        "lm_head.weight=output.weight [32, 8]",
+        "model.embed_tokens.weight=token_embd.weight [32, 8]",
+        "model.norm.weight=output_norm.weight [8]",
+        "model.layers.0.self_attn.q_proj.bias=blk.0.attn_q.bias [8]",
+        "model.layers.0.post_attention_layernorm.weight=blk.0.ffn_norm.weight [8]",
+        "model.layers.0.mlp.experts.1.gate_proj.weight=blk.0.ffn_gate_exps.weight[6:12] [6, 8]",
+        "model.layers.0.mlp.experts.1.down_proj.weight=blk.0.ffn_down_exps.weight[8:16] [8, 6]",
+        "model.layers.1.mlp.experts.gate_up_proj.up=blk.1.ffn_up_exps.weight [4, 6, 8]",
+        "model.layers.1.mlp.experts.gate_up_proj_bias.gate=blk.1.ffn_gate_exps.bias [4, 6]",
+        "model.layers.1.mlp.experts.down_proj=blk.1.ffn_down_exps.weight [4, 8, 6]",
+        "model.layers.2.mlp.experts.gate_up_proj.gate=blk.2.ffn_gate_exps.weight [4, 6, 8]",
+        "model.layers.2.mlp.experts.down_proj=blk.2.ffn_down_exps.weight [4, 8, 6]",
+        "model.layers.0.pre_feedforward_layernorm.weight=blk.0.ffn_norm.weight [8]",
+        "model.layers.0.post_attention_layernorm.weight=blk.0.post_attention_norm.weight [8]",
+        "model.layers.1.post_attention_layernorm.weight=blk.1.post_attention_norm.weight [8]",
+        "model.layers.1.linear_attn.A_log=blk.1.ssm_a [4]",
+        "model.layers.1.linear_attn.in_proj_qkvz.weight=blk.1.attn_qkv.weight blk.1.attn_gate.weight [24, 8]",
+    ] {
+        assert!(said.lines().any(|own| own == line), "{line}: {said}");
+    }
+}

@@ -111,15 +111,17 @@ impl Runner<'_> {
             longer = Some(run::open_for(&self.model.path, positions)?);
         }
         let model = longer.as_ref().unwrap_or(self.model);
-        let spool = record(model, engine, steps)?;
+        let (spool, weights) = record(model, engine, steps)?;
         let sites = prompt.compare(model, case.dtype, &spool, config.least_factor())?;
         let (arithmetic, attention) = (engine.arithmetic(), engine.attending());
         let recording = Recording { tensors: &spool, steps, arithmetic: &arithmetic, attention };
         let inputs = model.inputs(steps);
-        let diagnosis = Diagnosis::of(GraphRun::of(model, &inputs, recording), None)?;
-        let diagnosis = Some(&diagnosis);
+        let mut diagnosis = Diagnosis::of(GraphRun::of(model, &inputs, recording), None)?;
+        diagnosis.explain_by(&model.graph, &weights);
+        let (diagnosis, weights) = (Some(&diagnosis), &weights);
         let (hooks_leave_logits, runs_repeat) = (None, None);
-        let evidence = Evidence { sites, steps, diagnosis, hooks_leave_logits, runs_repeat };
+        let evidence =
+            Evidence { sites, steps, diagnosis, weights, hooks_leave_logits, runs_repeat };
         let mut result = judged(config, model, case, evidence);
         result.text += &format!("; {SAMPLES} elements and {SUMS} sums of each compared");
         Ok((result, spool))

@@ -17,7 +17,7 @@ use crate::{
         verdict::{Coverage, Outcome, Rule, SiteReport},
     },
     core::{cache, task::Task},
-    diagnosis::Diagnosis,
+    diagnosis::{Diagnosis, loaded::LoadedSummary},
     engine::EngineSpec,
     graph::site::Site,
     model::{
@@ -244,6 +244,7 @@ pub(super) struct Evidence<'a> {
     pub sites: Vec<SiteReport>,
     pub steps: &'a [Vec<i32>],
     pub diagnosis: Option<&'a Diagnosis>,
+    pub weights: &'a LoadedSummary,
     pub hooks_leave_logits: Option<bool>,
     pub runs_repeat: Option<bool>,
 }
@@ -254,6 +255,7 @@ impl Evidence<'_> {
             sites: std::mem::take(&mut finished.sites),
             steps: &finished.baseline.steps,
             diagnosis: finished.diagnosis.as_ref(),
+            weights: &finished.weights,
             hooks_leave_logits: finished.hooks_leave_logits,
             runs_repeat: finished.runs_repeat,
         }
@@ -267,8 +269,8 @@ pub(super) fn judged(
     case: &Case,
     evidence: Evidence<'_>,
 ) -> CaseResult {
-    let Evidence { sites: mut reports, steps, diagnosis, hooks_leave_logits, runs_repeat } =
-        evidence;
+    let Evidence { sites, steps, diagnosis, weights, hooks_leave_logits, runs_repeat } = evidence;
+    let mut reports = sites;
     reports.iter_mut().for_each(|report| judge_again(config, report));
     let total = model.config.sites(config.steps + 1).len();
     let coverage = Coverage::of(&reports, total, total);
@@ -286,7 +288,7 @@ pub(super) fn judged(
         hooks_leave_logits,
         runs_repeat,
     };
-    let headline = answer(&rows, &compared, diagnosis);
+    let headline = answer(&rows, &compared, diagnosis).after_weights(weights);
     let guilty = config.guilty(model, case, steps, diagnosis);
     let diverged = rows.iter().find(|row| row.outcome == Outcome::Diverged);
     CaseResult {

@@ -13,11 +13,14 @@ use crate::{
         lock::{Level, Locked, LockedCase},
     },
     core::task::Task,
-    diagnosis::replay::{Accuracy, GraphRun, Operation, Recording, accuracies},
+    diagnosis::{
+        loaded::LoadedSummary,
+        replay::{Accuracy, GraphRun, Operation, Recording, accuracies},
+    },
     engine::EngineSpec,
     model::Model,
     report::ci::Change,
-    run::run_engine,
+    run::{own_weights, run_engine},
     trace::recording::Spool,
 };
 
@@ -106,7 +109,7 @@ pub fn locked(
         let shifted = |id: &i32| ((i64::from(*id) + i64::from(draw * SHIFT)) % n_vocab) as i32;
         let steps: Vec<Vec<i32>> =
             steps.iter().map(|ids| ids.iter().map(shifted).collect()).collect();
-        draws.push(accuracies_of(model, engine, &steps, &record(model, engine, &steps)?)?);
+        draws.push(accuracies_of(model, engine, &steps, &record(model, engine, &steps)?.0)?);
     }
     let operations = own.iter().map(|own| {
         let of = |value: fn(&Accuracy) -> f64, margin| {
@@ -141,12 +144,18 @@ fn rounded(value: f64) -> f64 {
     format!("{rounded:.2e}").parse().unwrap_or(rounded)
 }
 
-/// Runs an engine over the steps, without a reference.
-pub fn record(model: &Model, engine: &EngineSpec, steps: &[Vec<i32>]) -> Result<Spool, CheckError> {
+/// Runs an engine over the steps, without a reference; also what its weights are.
+pub fn record(
+    model: &Model,
+    engine: &EngineSpec,
+    steps: &[Vec<i32>],
+) -> Result<(Spool, LoadedSummary), CheckError> {
     let task = Task { prompt: &steps[0], decode: steps.len() as u32 - 1 };
     let mut spool = Spool::new()?;
-    run_engine(&mut engine.build(model, task)?, steps, &mut spool)?;
-    Ok(spool.finished()?)
+    let mut engine = engine.build(model, task)?;
+    let weights = own_weights(model, &engine)?;
+    run_engine(&mut engine, steps, &mut spool)?;
+    Ok((spool.finished()?, weights))
 }
 
 /// The accuracies of a recorded engine.

@@ -31,6 +31,7 @@ mod split;
 mod summed;
 
 pub use cache::found;
+pub use decoded::misread;
 pub use slots::read_off_unknown;
 
 use crate::diagnosis::{Evidence, cause::Tried, replay::ReplayError};

@@ -151,10 +151,7 @@ fn matrix<'a>(
             })
         }
         Reading::Halves(widen) => Matrix::of_rows(outputs, inputs, move |rows, out| {
-            let bytes = &data[2 * inputs * rows.start..2 * inputs * rows.end];
-            for (value, half) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-                *value = widen(u16::from_le_bytes([half[0], half[1]]));
-            }
+            widened(&data[2 * inputs * rows.start..], widen, out);
             round(weights, out);
         }),
     };
@@ -162,6 +159,34 @@ fn matrix<'a>(
         Some(format) => matrix.rounded(format),
         None => matrix,
     })
+}
+
+/// Reads some rows of a weight.
+pub type ReadRows<'a> = Box<dyn Fn(Range<usize>, &mut [f32]) + 'a>;
+
+/// Each wrong way to read a tensor's bytes, in words.
+pub fn misread<'a>(info: &TensorInfo, data: &'a [u8]) -> Vec<(String, ReadRows<'a>)> {
+    let inputs = info.row_length();
+    let rows = |(text, reading)| {
+        let read: ReadRows<'a> = match reading {
+            Reading::Blocks(packing, mistake) => {
+                let decoder = Decoder::new(packing, Some(mistake), data, inputs);
+                Box::new(move |rows, out| decoder.rows(rows, out))
+            }
+            Reading::Halves(widen) => {
+                Box::new(move |rows, out| widened(&data[2 * inputs * rows.start..], widen, out))
+            }
+        };
+        (text, read)
+    };
+    readings(info).into_iter().map(rows).collect()
+}
+
+/// Numbers of 16 bits, widened so.
+fn widened(bytes: &[u8], widen: fn(u16) -> f32, out: &mut [f32]) {
+    for (value, half) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+        *value = widen(u16::from_le_bytes([half[0], half[1]]));
+    }
 }
 
 /// The wrong ways to read a tensor; none of a type that is not known here.
