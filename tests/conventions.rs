@@ -68,6 +68,14 @@ fn a_rounding_that_a_kernel_makes_is_undeclared_arithmetic_and_nothing_once_it_i
             "exps=f16",
         ),
         (
+            "attention.cu",
+            "sum += p[j - first] * to_float(v[(long long)j * head_dim + d]);",
+            "sum += __half2float(__float2half_rn(p[j - first]))
+                   * __half2float(__float2half_rn(to_float(v[(long long)j * head_dim + d])));",
+            DType::F32,
+            "exps=f16,values=f16",
+        ),
+        (
             "swiglu.cu",
             "float activated = x / (1.0f + expf(-x));",
             "T s; store(&s, 1.0f / (1.0f + expf(-x))); T t; store(&t, x * to_float(s));
@@ -85,6 +93,21 @@ fn a_rounding_that_a_kernel_makes_is_undeclared_arithmetic_and_nothing_once_it_i
         let held = run_with(&bench, (file, from, to), storage, diagnosis.undeclared());
         assert_eq!(held.coverage.exit(), Exit::Equal, "{declared}");
         assert!(held.diagnosis.unwrap().findings.is_empty(), "{declared}");
+    }
+}
+
+#[test]
+fn an_engine_that_is_more_exact_than_it_declares_is_right() {
+    let bench = Bench::fixture();
+    for declared in ["caches=f16", "caches=int8-rows", "inputs=q8_0", "exps=f16,values=f16"] {
+        let roundings = declared.split(',').map(|text| Convention::parse(text).unwrap()).collect();
+        let found = run_with(
+            &bench,
+            ("rope.cu", "rotation in float.", "rotation in f32."),
+            DType::F32,
+            roundings,
+        );
+        assert!(found.diagnosis.unwrap().findings.is_empty(), "{declared}");
     }
 }
 

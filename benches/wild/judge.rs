@@ -60,6 +60,7 @@ struct Cause {
     explained: u64,
     wrong: u64,
     also: Vec<String>,
+    signs: Vec<String>,
 }
 
 /// What a cause is of the stated one.
@@ -126,12 +127,12 @@ impl Finding {
     }
 
     fn worth(&self, case: &Case) -> Worth {
-        let Cause { text, certainty, also, .. } = &self.cause;
+        let Cause { text, certainty, also, signs, .. } = &self.cause;
         let says = |pattern: &Option<Regex>| {
             let is_match = |text: &String| {
                 pattern.as_ref().is_some_and(|pattern| pattern.is_match(text.as_bytes()))
             };
-            is_match(text) || also.iter().any(is_match)
+            is_match(text) || also.iter().chain(signs).any(is_match)
         };
         if says(&case.says) {
             Worth::Stated

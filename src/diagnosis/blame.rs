@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     cause::{Cause, Certainty, diagnose, diagnose_again},
+    common::note_types,
     evidence::gather_found,
     group::{ATTENTION, group},
     hypotheses,
@@ -254,6 +255,9 @@ impl Replayed {
             }
             guilty.push(Guilty { judged: judged[&operation].clone(), cause });
         }
+        let is_right =
+            |operation: Operation| judged.get(&operation).is_some_and(|one| !one.is_guilty());
+        note_types(run, &mut guilty, &is_right);
         Ok(Replayed { summary, guilty, found })
     }
 }

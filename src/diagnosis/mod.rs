@@ -8,6 +8,7 @@
 
 mod blame;
 mod cause;
+mod common;
 mod edit;
 mod evidence;
 mod explain;

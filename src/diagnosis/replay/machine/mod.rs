@@ -546,3 +546,35 @@ fn site_order(spec: &SiteSpec, shape: &[usize], ne: [usize; 4]) -> Vec<usize> {
     });
     order
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{core::random::splitmix64, diagnosis::replay::LAMBDA};
+
+    #[test]
+    fn sums_that_begin_with_a_bias_or_end_with_it_are_within_the_bound() {
+        let random = |key: u64, i: usize| splitmix64(key, i as u64) as f64 / u64::MAX as f64 - 0.5;
+        let (n, u) = (896, f64::from(f32::EPSILON) / 2.0);
+        let (mut worst, mut worst_without) = (0f64, 0f64);
+        for row in 0..200 {
+            let products: Vec<f32> = (0..n).map(|i| random(row, i) as f32).collect();
+            let bias = 300.0 * random(row, n) as f32;
+            let begun = products.iter().fold(bias, |sum, x| sum + x);
+            let exact: f64 = products.iter().map(|&x| f64::from(x)).sum();
+            let whole = exact + f64::from(bias);
+            let squares: f64 = products.iter().map(|&x| f64::from(x).powi(2)).sum();
+            let plain = u * (n as f64 * (exact * exact / 9.0 + squares / 6.0)).sqrt();
+            let sum = Root { value: vec![exact], walk: (n as f64).sqrt() * u, ..Root::default() };
+            let mut deviation = [plain];
+            begun_with(&sum, &[whole], &mut deviation);
+            let last = 2.0 * u * whole.abs();
+            let times = |spread: f64| (f64::from(begun) - whole).abs() / (LAMBDA * spread + last);
+            (worst, worst_without) =
+                (worst.max(times(deviation[0])), worst_without.max(times(plain)));
+            let ended = products.iter().fold(0.0, |sum, x| sum + x) + bias;
+            assert!((f64::from(ended) - whole).abs() <= LAMBDA * deviation[0] + last);
+        }
+        assert!(worst < 1.0 && worst_without > 1.0, "{worst} {worst_without}");
+    }
+}
