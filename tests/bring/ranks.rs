@@ -195,12 +195,10 @@ fn a_wrong_split_of_the_heads_is_named() {
             assert_eq!(exit, 1);
             let first = &findings[0];
             assert_eq!(first[0][0], "blk.0.q", "{name} {bug}: {findings:?}");
-            let cause = (&first[1], &first[2], &first[3]);
-            assert_eq!(
-                cause,
-                (&"rank-split".into(), &says.into(), &"proven".into()),
-                "{name} {bug}"
-            );
+            let [key, text, certainty] = [1, 2, 3].map(|at| first[at].as_str().unwrap());
+            assert_eq!((key, certainty), ("rank-split", "proven"), "{name} {bug}");
+            // Of k and v the same may be said in other words.
+            assert_eq!(text.split("; in ").next(), Some(says), "{name} {bug}");
             fs::remove_dir_all(trace).unwrap();
         }
     }

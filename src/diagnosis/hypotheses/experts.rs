@@ -43,7 +43,8 @@ pub fn mixtures(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayE
     for id in evidence.nodes(|node| node.op == Op::GetRows) {
         let graph = evidence.graph();
         let table = graph.node(id).source(0).map(|table| graph.node(graph.root(table)).kind);
-        if table == Some(Kind::Computed) {
+        let chosen = graph.node(id).source(1).map(|ids| graph.node(graph.root(ids)).op);
+        if table == Some(Kind::Computed) && chosen.is_some_and(|op| op.is_choice()) {
             ids(evidence, &[id], visit)?;
             chosen_weights(evidence, id, visit)?;
         }
