@@ -5,11 +5,14 @@
 //! of its error, until the next recording judges both.
 
 mod again;
+mod ahead;
 mod places;
+mod probe;
 mod reads;
 mod roundings;
 mod wanted;
 mod windows;
+mod writes;
 
 use std::{
     borrow::Cow,
@@ -17,20 +20,24 @@ use std::{
     rc::Rc,
 };
 
-pub use again::{AsItIs, Edit};
+pub use again::{AsItIs, Edit, again_in_all};
+use ahead::Ahead;
 use places::Places;
+pub use probe::Probe;
 pub use reads::Found;
 use reads::Reads;
 
 use super::{
-    Matrix, Recording, declared,
+    Matrix, Recording,
     expected::{Expected, Rounding, Spread},
     recording::{Piece, ReplayError},
     rules::{self, Argument, Call, Steps, Values},
 };
 use crate::{
     core::tensor::DType,
-    graph::{Extent, Graph, Kind, ModelGraph, NodeId, Op, SequenceInputs, SiteSpec, Sizes},
+    graph::{
+        Extent, Graph, Kind, ModelGraph, NodeId, Op, SequenceInputs, SiteAxis, SiteSpec, Sizes,
+    },
     model::{Model, ModelFile},
 };
 
@@ -117,6 +124,10 @@ pub struct Machine<'a> {
     reads: HashMap<NodeId, Rc<Reads>>,
     /// Whether no declared rounding is made.
     is_exact: bool,
+    /// Products of later steps.
+    ahead: Ahead<'a>,
+    /// The part of a product that is computed.
+    probe: Option<Probe>,
 }
 
 impl<'a> Machine<'a> {
@@ -140,6 +151,8 @@ impl<'a> Machine<'a> {
             found: Rc::default(),
             reads: HashMap::new(),
             is_exact: false,
+            ahead: Ahead::of(&run.model.graph),
+            probe: None,
         }
     }
 
@@ -159,20 +172,14 @@ impl<'a> Machine<'a> {
 
     /// Computes the next step; `observe` is given every recorded site.
     pub fn step(&mut self, step: u32, observe: Observe<'_, 'a>) -> Result<(), ReplayError> {
-        let positions = self.run.recording.positions(step);
-        self.step = step;
-        self.first_position = positions.start;
-        self.extent = Extent {
-            tokens: positions.len(),
-            cells: positions.end,
-            is_first: positions.start == 0,
-        };
+        self.begin(step);
         self.forget();
         for (id, _) in self.graph().iter().filter(|(_, node)| node.kind == Kind::Input) {
             let value = self.run.inputs.at(self.graph(), id, self.extent, self.first_position);
             self.memory[id.index()] = value.map(|value| Rc::new(Root { value, ..Root::default() }));
         }
         let (wanted, done_after) = (self.wanted_nodes(), self.done_after());
+        let read = self.sources_of(wanted.iter().flatten());
         for id in self.graph().ids() {
             let node = self.graph().node(id);
             for &place in self.run.model.read_at(id) {
@@ -196,7 +203,8 @@ impl<'a> Machine<'a> {
                 Kind::Computed if wanted.as_ref().is_none_or(|wanted| wanted.contains(&id)) => {
                     self.node(id, observe)?;
                 }
-                Kind::Computed => self.read(id)?,
+                Kind::Computed if read.contains(&id) => self.read(id)?,
+                Kind::Computed => {}
                 Kind::Weight | Kind::Input | Kind::Skipped | Kind::State => {}
             }
             for root in &done_after[id.index()] {
@@ -204,6 +212,18 @@ impl<'a> Machine<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Goes to a step.
+    fn begin(&mut self, step: u32) {
+        let positions = self.run.recording.positions(step);
+        self.step = step;
+        self.first_position = positions.start;
+        self.extent = Extent {
+            tokens: positions.len(),
+            cells: positions.end,
+            is_first: positions.start == 0,
+        };
     }
 
     /// Takes what was recorded of a node, which is not computed.
@@ -239,7 +259,7 @@ impl<'a> Machine<'a> {
             Some(place) => self.recorded(place)?,
             None => None,
         };
-        let computed = self.compute(id, &AsItIs)?;
+        let computed = self.compute_in_turn(id)?;
         if computed.is_none() {
             self.without_rule_if_fed(id);
         }
@@ -313,6 +333,13 @@ impl<'a> Machine<'a> {
         if self.is_by_token(id, edit) {
             return self.compute_by_token(id, edit);
         }
+        let Some(call) = self.call(id, edit)? else { return Ok(None) };
+        let result = rules::compute(&call)?;
+        Ok(result.map(|result| self.passed_on(id, edit, result)))
+    }
+
+    /// A node as it is about to be computed; `None` where a source is not known.
+    fn call(&self, id: NodeId, edit: &dyn Edit) -> Result<Option<Call<'_, 'a>>, ReplayError> {
         let node = self.graph().node(id);
         let mut arguments = Vec::with_capacity(node.sources.len());
         for source in &node.sources {
@@ -333,17 +360,19 @@ impl<'a> Machine<'a> {
             has_tables: self.run.has_tables,
             position: None,
             steps: Steps::default(),
+            only: self.probe.as_ref().filter(|probe| probe.product == id).map(Probe::outputs),
         };
-        let declared = self.declared(id);
         edit.change(self, id, &mut call)?;
-        declared.change(self, id, &mut call)?;
-        let mut result = rules::compute(&call)?;
-        if let Some(result) = &mut result {
-            self.tell_apart(id, result);
-            declared.result(self, id, result);
-            edit.result(self, id, result);
-        }
-        Ok(result)
+        self.declared(id).change(self, id, &mut call)?;
+        Ok(Some(call))
+    }
+
+    /// A result as its node passes it on.
+    fn passed_on(&self, id: NodeId, edit: &dyn Edit, mut result: Expected<'a>) -> Expected<'a> {
+        self.tell_apart(id, &mut result);
+        self.declared(id).result(self, id, &mut result);
+        edit.result(self, id, &mut result);
+        result
     }
 
     /// What was rounded once before a factor, a term or a scale is bounded after it too, and needs no room for
@@ -421,95 +450,6 @@ impl<'a> Machine<'a> {
         Ok(Argument { ne: sizes.ne, values: Values::Dense { value, spread: None } })
     }
 
-    /// Writes rows into a state, or into another tensor's memory.
-    fn set_rows(&mut self, id: NodeId) {
-        let graph = self.graph();
-        let node = graph.node(id);
-        let (Some(rows), Some(places), Some(window)) =
-            (node.source(0), node.source(1), node.window)
-        else {
-            return;
-        };
-        let through = self.through(id);
-        let stored = self.stored_as(window.root);
-        let (Ok(Some(rows)), Ok(Some(indices))) = (self.argument(rows), self.argument(places))
-        else {
-            self.memory[window.root.index()] = None;
-            return;
-        };
-        let sizes = node.sizes(self.extent);
-        let Some(target) = Places::of(node.format.size(), &sizes) else { return };
-        let [_, per_group, per_outer, _] = indices.ne;
-        let (Values::Dense { value, spread }, Ok(indices)) = (&rows.values, indices.value()) else {
-            return;
-        };
-        let (mut value, mut spread) =
-            (Cow::Borrowed(&value[..]), spread.as_deref().map(Cow::Borrowed));
-        if let Some((format, length)) = stored {
-            let (rounded, slack) = declared::rows(&value, spread.as_deref(), length, format);
-            (value, spread) = (Cow::Owned(rounded), slack.map(Cow::Owned));
-        }
-        let [length, n, groups, outer] = rows.ne;
-        let is_uncertain = spread.is_some();
-        let mut writes = Vec::with_capacity(value.len());
-        for i3 in 0..outer {
-            for i2 in 0..groups {
-                for i1 in 0..n {
-                    let group = i3 % per_outer.max(1) * per_group + i2 % per_group.max(1);
-                    let Some(&row) = indices.get(group * n + i1) else { continue };
-                    let row = row as usize;
-                    let from = ((i3 * groups + i2) * n + i1) * length;
-                    for i0 in 0..length {
-                        let at = target.place([i0, row, i2, i3]);
-                        writes.push((at, value[from + i0], spread.as_ref().map(|s| s[from + i0])));
-                    }
-                }
-            }
-        }
-        let Some(root) = &mut self.memory[window.root.index()] else { return };
-        let root = Rc::make_mut(root);
-        if is_uncertain && root.spread.is_none() {
-            root.spread = Some(vec![0.0; root.value.len()]);
-        }
-        for (at, value, spread) in writes {
-            if at < root.value.len() {
-                root.value[at] = value;
-                if let Some(all) = &mut root.spread {
-                    all[at] = spread.unwrap_or(0.0);
-                }
-            }
-        }
-        root.through.extend(through);
-    }
-
-    /// Stores a node's values: its own, or in the memory that it lies in.
-    fn store(&mut self, id: NodeId, root: Option<Root>) {
-        let node = self.graph().node(id);
-        let Some(window) = node.window else {
-            self.memory[id.index()] = root.map(Rc::new);
-            return;
-        };
-        let places = Places::of(node.format.size(), &node.sizes(self.extent));
-        let (Some(values), Some(places)) = (root, places) else {
-            self.memory[window.root.index()] = None;
-            return;
-        };
-        let Some(root) = &mut self.memory[window.root.index()] else { return };
-        let root = Rc::make_mut(root);
-        if values.spread.is_some() && root.spread.is_none() {
-            root.spread = Some(vec![0.0; root.value.len()]);
-        }
-        let mut flat = 0;
-        places.each(|at| {
-            root.value[at] = values.value[flat];
-            if let Some(spread) = &mut root.spread {
-                spread[at] = values.spread.as_ref().map_or(0.0, |spread| spread[flat]);
-            }
-            flat += 1;
-        });
-        root.through.extend(values.through);
-    }
-
     /// The shape of a site's tensor in this step.
     pub(super) fn shape(&self, spec: &SiteSpec) -> Vec<usize> {
         spec.shape(self.extent.tokens, self.extent.cells)
@@ -527,9 +467,11 @@ impl<'a> Machine<'a> {
     fn in_node_order(&self, place: usize, values: &[f64]) -> Vec<f64> {
         let spec = &self.run.model.sites.specs()[place];
         let sizes = self.graph().node(spec.node).sizes(self.extent);
-        let order = site_order(spec, &self.shape(spec), sizes.ne);
         let mut ordered = vec![0.0; sizes.elements()];
-        order.into_iter().zip(values).for_each(|(at, &value)| ordered[at] = value);
+        match site_order(spec, &self.shape(spec), sizes.ne) {
+            Some(order) => order.into_iter().zip(values).for_each(|(at, &x)| ordered[at] = x),
+            None => ordered.iter_mut().zip(values).for_each(|(to, &x)| *to = x),
+        }
         ordered
     }
 
@@ -587,11 +529,25 @@ fn uncertain(expected: Expected<'_>) -> Root {
     Root { value: expected.value, spread, single, ..Root::default() }
 }
 
-/// The place in a node's own order of each element of its site.
-fn site_order(spec: &SiteSpec, shape: &[usize], ne: [usize; 4]) -> Vec<usize> {
-    let mut order = Vec::with_capacity(shape.iter().product());
-    spec.each_index(shape, |at| {
-        order.push(((at[3] * ne[2] + at[2]) * ne[1] + at[1]) * ne[0] + at[0]);
+/// The place in a node's own order of each element of its site; `None` where both orders are one.
+fn site_order(spec: &SiteSpec, shape: &[usize], ne: [usize; 4]) -> Option<Vec<usize>> {
+    let strides = [1, ne[0], ne[0] * ne[1], ne[0] * ne[1] * ne[2]];
+    let stride = |axis: &SiteAxis| axis.step * strides[axis.along];
+    let axes: Vec<(usize, usize)> =
+        spec.axes.iter().zip(shape).map(|(axis, &n)| (n, stride(axis))).collect();
+    let mut run = 1;
+    let is_same = axes.iter().rev().all(|&(n, stride)| {
+        let fits = n == 1 || stride == run;
+        run *= n;
+        fits
     });
-    order
+    if is_same && run == ne.iter().product::<usize>() {
+        return None;
+    }
+    let mut order = vec![0];
+    for (n, stride) in axes {
+        let of = |first: usize| (0..n).map(move |i| first + i * stride);
+        order = order.into_iter().flat_map(of).collect();
+    }
+    Some(order)
 }
