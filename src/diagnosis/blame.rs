@@ -241,15 +241,14 @@ impl Replayed {
         let (mut guilty, mut found) = (Vec::new(), HashMap::new());
         let evidence =
             if places.is_empty() { Vec::new() } else { gather_found(run, &places, known)? };
-        let mut causes: Vec<Cause> = Vec::new();
+        let mut proven = Vec::new();
         for mut evidence in evidence {
             let spec = evidence.spec();
             let operation = Operation { layer: spec.layer, stage: spec.stage };
-            let mut cause = diagnose_again(&mut evidence, &causes)?;
+            let mut cause = diagnose_again(&mut evidence, &mut proven)?;
             if cause.certainty != Certainty::Proven {
                 cause = exactly(run, evidence.place, known)?.unwrap_or(cause);
             }
-            causes.push(cause.clone());
             if let Some(seen) = hypotheses::found(&evidence, &cause) {
                 found.insert(evidence.place, seen);
             }

@@ -1,6 +1,9 @@
 //! The cause of a guilty operation: the explanations that give its wrong result.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeSet, HashMap},
+    rc::Rc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +73,8 @@ pub struct Tried {
     pub explained: Explained,
     /// What to declare where it is a convention.
     pub declare: Vec<Convention>,
+    /// The family of hypotheses that it is of, by its place among them.
+    pub family: usize,
 }
 
 impl Tried {
@@ -99,34 +104,56 @@ pub enum Rank {
     Consistent,
 }
 
+/// A hypothesis that was proven of a whole site, and may be of others.
+pub struct Known {
+    pub cause: Cause,
+    pub family: usize,
+}
+
 /// Tries every hypothesis on a guilty site.
 pub fn diagnose(evidence: &Evidence<'_>) -> Result<Cause, ReplayError> {
+    diagnose_as(evidence, &mut Vec::new())
+}
+
+/// The same, and keeps a cause that is proven.
+fn diagnose_as(evidence: &Evidence<'_>, known: &mut Vec<Rc<Known>>) -> Result<Cause, ReplayError> {
     let mut tried = Vec::new();
     hypotheses::all(evidence, &mut |hypothesis| tried.extend(hypothesis))?;
-    let mut cause = choose(tried);
+    let families: HashMap<String, usize> =
+        tried.iter().map(|tried| (tried.text.clone(), tried.family)).collect();
+    let mut cause = Cause { signs: signs(evidence), ..choose(tried) };
     if let (Certainty::Unknown, Some(seen)) =
         (cause.certainty, hypotheses::read_off_unknown(evidence))
     {
         cause.text = format!("unknown: {seen}");
     }
-    Ok(Cause { signs: signs(evidence), ..cause })
+    if let (Certainty::Proven, Some(&family)) = (cause.certainty, families.get(&cause.text)) {
+        known.push(Rc::new(Known { cause: cause.clone(), family }));
+    }
+    Ok(cause)
 }
 
-/// The same where one of these causes may be it again, which is tried first: one mistake is in many layers.
-pub fn diagnose_again(evidence: &mut Evidence<'_>, known: &[Cause]) -> Result<Cause, ReplayError> {
+/// The same where one of the causes of other sites may be it again, which is tried first: one mistake is in
+/// many layers.
+pub fn diagnose_again(
+    evidence: &mut Evidence<'_>,
+    known: &mut Vec<Rc<Known>>,
+) -> Result<Cause, ReplayError> {
     const MOST: usize = 4;
     let mut seen = BTreeSet::new();
-    let proven = known.iter().rev().filter(|cause| cause.certainty == Certainty::Proven);
-    for cause in proven.filter(|cause| seen.insert(&cause.text)).take(MOST) {
-        evidence.only = Some(cause.text.clone());
+    let newest = known.iter().rev().filter(|known| seen.insert(&known.cause.text));
+    let newest: Vec<Rc<Known>> = newest.take(MOST).cloned().collect();
+    for one in newest {
+        evidence.only = Some(Rc::clone(&one));
         let found = diagnose(evidence)?;
-        if found.certainty == Certainty::Proven && found.text == cause.text {
-            let (also, refuted) = (cause.also.clone(), cause.refuted);
+        if found.certainty == Certainty::Proven && found.text == one.cause.text {
+            let (also, refuted) = (one.cause.also.clone(), one.cause.refuted);
+            known.push(one);
             return Ok(Cause { also, refuted, ..found });
         }
     }
     evidence.only = None;
-    diagnose(evidence)
+    diagnose_as(evidence, known)
 }
 
 /// The best explanation: a proof before a part, a mistake before a likeness, everywhere before
@@ -243,6 +270,7 @@ mod tests {
             mistakes: 1,
             explained,
             declare: Vec::new(),
+            family: 0,
         }
     }
 

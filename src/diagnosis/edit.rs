@@ -1,6 +1,6 @@
 //! Changes of a node that hypotheses are made of.
 
-use std::{borrow::Cow, rc::Rc};
+use std::{borrow::Cow, rc::Rc, sync::Arc};
 
 use crate::{
     core::tensor::DType,
@@ -13,6 +13,10 @@ use crate::{
 
 /// New values of a source, of those that it has and their number along each axis.
 type NewValues<'c> = Rc<dyn Fn(&Machine<'_>, &[f64], [usize; 4]) -> Option<Vec<f64>> + 'c>;
+
+/// The place of an element of a source that is taken for one, of so many along each axis; zero where there is
+/// none.
+type Moves = Arc<dyn Fn(usize, [usize; 4]) -> Option<usize> + Send + Sync>;
 
 /// Changes a result, in ggml's order, of so many elements along each axis.
 type OfResult<'c> = Rc<dyn Fn(&mut [f64], [usize; 4]) + 'c>;
@@ -46,6 +50,8 @@ pub enum Change<'c> {
     Swapped(usize, usize),
     /// A source's values are others.
     Values(usize, NewValues<'c>),
+    /// A source's elements are others of it.
+    Moved(usize, Moves),
     /// A source is another weight of the file.
     Weight(usize, String),
     /// A source is a matrix made of weights of the file.
@@ -84,13 +90,9 @@ impl<'c> Change<'c> {
     /// A source's elements in another order: each is that from the place given.
     pub fn moved(
         source: usize,
-        from: impl Fn(usize, [usize; 4]) -> Option<usize> + 'c,
+        from: impl Fn(usize, [usize; 4]) -> Option<usize> + Send + Sync + 'static,
     ) -> Change<'c> {
-        let values = move |_: &Machine<'_>, values: &[f64], ne| {
-            let of = |i| from(i, ne).and_then(|i| values.get(i).copied()).unwrap_or(0.0);
-            Some((0..values.len()).map(of).collect::<Vec<f64>>())
-        };
-        Change::Values(source, Rc::new(values))
+        Change::Moved(source, Arc::new(from))
     }
 
     /// A source times a number that a program holds in f32. That is an operation of its own: its product
@@ -221,6 +223,27 @@ fn row_times(
     result.value = value;
 }
 
+/// Moves a source's elements; rows of a weight are only made when they are read.
+fn moved<'a>(argument: &mut Argument<'_, 'a>, from: &Moves) -> Result<(), ReplayError> {
+    let ne = argument.ne;
+    if let Values::Weight(matrix) = &argument.values {
+        let (flat, from) = (matrix.flat()?, Arc::clone(from));
+        let (outputs, inputs) = (matrix.outputs, matrix.inputs);
+        let element = move |output: usize, input: usize| {
+            let at = from(output * inputs + input, ne);
+            at.and_then(|at| flat.get(at).copied()).unwrap_or(0.0)
+        };
+        argument.values = Values::Weight(Matrix::of_elements(outputs, inputs, element));
+        return Ok(());
+    }
+    let value = argument.value()?;
+    let of = |i| from(i, ne).and_then(|at| value.get(at).copied()).unwrap_or(0.0);
+    let value = (0..value.len()).map(of).collect::<Vec<f64>>();
+    let spread = argument.spread().map(|spread| Cow::Owned(spread.to_vec()));
+    argument.values = Values::Dense { value: Cow::Owned(value), spread };
+    Ok(())
+}
+
 fn apply<'a>(
     change: &Change<'_>,
     machine: &Machine<'a>,
@@ -245,6 +268,10 @@ fn apply<'a>(
             };
             let spread = argument.spread().map(|spread| Cow::Owned(spread.to_vec()));
             argument.values = Values::Dense { value: Cow::Owned(value), spread };
+        }
+        Change::Moved(source, from) => {
+            let Some(Some(argument)) = call.arguments.get_mut(*source) else { return Ok(()) };
+            moved(argument, from)?;
         }
         Change::Weight(source, name) => {
             let Some(Some(argument)) = call.arguments.get_mut(*source) else { return Ok(()) };

@@ -1,8 +1,10 @@
 //! A guilty site with its inputs and its wrong results, in every step where it was recorded.
 
 use std::{
+    cell::OnceCell,
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Range,
     rc::Rc,
 };
 
@@ -14,12 +16,11 @@ use crate::{
         tensor::Tensor,
     },
     diagnosis::{
-        cause::Rank,
-        cause::Tried,
+        cause::{Known, Rank, Tried},
         explain::{Explained, Place, Trial},
         replay::{
-            Edit, Expected, Found, GraphRun, Machine, Observed, Piece, ReplayError, Rounding,
-            Spread, wrong_elements,
+            Edit, Expected, Found, GraphRun, Machine, Observed, Piece, Probe, ReplayError,
+            Rounding, Spread, again_in_all, wrong_elements,
         },
     },
     graph::{Graph, NodeId, SiteSpec, site::Axis},
@@ -43,8 +44,11 @@ pub struct Evidence<'a> {
     pub steps: Vec<StepEvidence<'a>>,
     /// Which elements of each step are beyond their bounds.
     pub wrong: Vec<Vec<bool>>,
-    /// The only hypothesis that is tried, by its text; all, where it is `None`.
-    pub only: Option<String>,
+    /// The only hypothesis that is tried; all, where it is `None`.
+    pub only: Option<Rc<Known>>,
+    /// A part of the step that hypotheses are tried on first.
+    probe: Option<Probe>,
+    relative_error: OnceCell<f64>,
 }
 
 /// Terms of sums that are looked at for sharper bounds of the right result of a step.
@@ -88,7 +92,19 @@ pub(super) fn gather_found<'a>(
     }
     let evidence = |(place, steps): (usize, Vec<StepEvidence<'a>>)| {
         let wrong = steps.iter().map(|step| wrong_elements(&step.observed.piece)).collect();
-        Evidence { run, place, steps, wrong, only: None }
+        let mut evidence = Evidence {
+            run,
+            place,
+            steps,
+            wrong,
+            only: None,
+            probe: None,
+            relative_error: OnceCell::new(),
+        };
+        let first = evidence.first_tried();
+        let StepEvidence { machine, cone, .. } = &evidence.steps[first];
+        evidence.probe = machine.probe(place, cone, &evidence.wrong[first]);
+        evidence
     };
     Ok(gathered.into_iter().map(evidence).collect())
 }
@@ -135,33 +151,61 @@ impl<'a> Evidence<'a> {
             return Ok(None);
         }
         let first = self.first_tried();
-        let again = |at: usize| {
-            let step = &self.steps[at];
-            let expected = step.machine.again(self.place, &step.cone, edit)?;
-            let right = &step.observed.piece.expected.value;
-            let fits = |expected: &Expected<'_>| expected.value.len() == right.len();
-            let mut expected = expected.filter(fits);
-            // Where nothing is expected of the right operation, nothing is of a wrong one.
-            if let Some(expected) = &mut expected {
-                let values = expected.value.iter_mut().zip(right);
-                values.filter(|(_, right)| right.is_nan()).for_each(|(value, _)| *value = f64::NAN);
-            }
-            Ok::<_, ReplayError>(expected)
-        };
-        let Some(probe) = again(first)? else { return Ok(None) };
-        if !self.explains_some(first, &probe, key) {
-            return Ok(Some(self.refuted(key, text, rank)));
-        }
-        let mut probe = Some(probe);
-        let mut predicted = Vec::with_capacity(self.steps.len());
-        for at in 0..self.steps.len() {
-            let known = if at == first { probe.take() } else { None };
-            let Some(expected) = known.map_or_else(|| again(at), |e| Ok(Some(e)))? else {
+        if let Some(probe) = &self.probe {
+            let StepEvidence { machine, cone, .. } = &self.steps[first];
+            let part = machine.probing(probe).again(self.place, cone, edit)?;
+            let Some(part) = part.and_then(|part| self.fitted(first, part)) else {
                 return Ok(None);
             };
-            predicted.push(expected);
+            if self.is_refuted_by(first, &part) {
+                return Ok(Some(self.refuted(key, text, rank)));
+            }
+            let Some(predicted) = self.again(0..self.steps.len(), edit)? else { return Ok(None) };
+            return Ok(Some(self.tried(key, text, rank, predicted)));
         }
+        let Some(own) = self.again(first..first + 1, edit)? else { return Ok(None) };
+        if !self.explains_some(first, &own[0], key) {
+            return Ok(Some(self.refuted(key, text, rank)));
+        }
+        let Some(mut predicted) = self.again(0..first, edit)? else { return Ok(None) };
+        let Some(after) = self.again(first + 1..self.steps.len(), edit)? else { return Ok(None) };
+        predicted.extend(own.into_iter().chain(after));
         Ok(Some(self.tried(key, text, rank, predicted)))
+    }
+
+    /// Steps computed again, changed.
+    fn again(
+        &self,
+        steps: Range<usize>,
+        edit: &dyn Edit,
+    ) -> Result<Option<Vec<Expected<'a>>>, ReplayError> {
+        let own = self.steps[steps.clone()].iter().map(|step| (&step.machine, &step.cone[..]));
+        let own: Vec<(&Machine<'a>, &[NodeId])> = own.collect();
+        let Some(results) = again_in_all(&own, self.place, edit)? else { return Ok(None) };
+        Ok(steps.zip(results).map(|(at, expected)| self.fitted(at, expected)).collect())
+    }
+
+    /// A result of as many elements as the right one; where nothing is expected of that, nothing is of a wrong
+    /// one.
+    fn fitted(&self, at: usize, mut expected: Expected<'a>) -> Option<Expected<'a>> {
+        let right = &self.steps[at].observed.piece.expected.value;
+        if expected.value.len() != right.len() {
+            return None;
+        }
+        let values = expected.value.iter_mut().zip(right);
+        values.filter(|(_, right)| right.is_nan()).for_each(|(value, _)| *value = f64::NAN);
+        Some(expected)
+    }
+
+    /// Whether a part of a step's result gives too few of the wrong elements that are in it. Half of the share
+    /// that refutes a whole result: a part is not exactly like the whole.
+    fn is_refuted_by(&self, at: usize, part: &Expected<'_>) -> bool {
+        const LEAST: usize = 32;
+        let captured = &self.steps[at].observed.piece.captured;
+        let is_told = |&i: &usize| self.wrong[at][i] && part.value[i].is_finite();
+        let told: Vec<usize> = (0..captured.len()).filter(is_told).collect();
+        let gives = |&&i: &&usize| part.times_bound(i, captured[i]).is_some_and(|x| x <= 1.0);
+        told.len() >= LEAST && told.iter().filter(gives).count() * 20 < told.len()
     }
 
     /// The step that hypotheses are tried on first: the smallest that has enough wrong elements.
@@ -197,7 +241,7 @@ impl<'a> Evidence<'a> {
             residual: 0.0,
             is_wide: false,
         };
-        Tried { key, text, rank, mistakes: 1, explained, declare: Vec::new() }
+        Tried { key, text, rank, mistakes: 1, explained, declare: Vec::new(), family: 0 }
     }
 
     /// A step's place among the steps.
@@ -276,7 +320,15 @@ impl<'a> Evidence<'a> {
         if self.is_left_out(&text) {
             return None;
         }
-        let predicted = self.steps.iter().map(of).collect::<Option<Vec<_>>>()?;
+        let first = self.first_tried();
+        let mut own = Some(of(&self.steps[first])?);
+        if own.as_ref().is_some_and(|own| !self.explains_some(first, own, key)) {
+            return Some(self.refuted(key, text, rank));
+        }
+        let again = |(at, step)| {
+            if at == first { own.take() } else { of(step) }
+        };
+        let predicted = self.steps.iter().enumerate().map(again).collect::<Option<Vec<_>>>()?;
         Some(self.tried(key, text, rank, predicted))
     }
 
@@ -289,13 +341,8 @@ impl<'a> Evidence<'a> {
         rank: Rank,
         from: impl Fn(usize) -> Option<Moved>,
     ) -> Option<Tried> {
-        let text = text.into();
-        if self.is_left_out(&text) {
-            return None;
-        }
-        let mut predicted = Vec::with_capacity(self.steps.len());
-        for (at, step) in self.steps.iter().enumerate() {
-            let Moved { step: other, order } = from(at)?;
+        self.predicted(key, text, rank, |step| {
+            let Moved { step: other, order } = from(self.index_of(step))?;
             let right = &self.steps.get(other)?.observed.piece.expected;
             let is_whole = order.len() == step.observed.piece.captured.len();
             if !is_whole || order.iter().any(|&from| from >= right.value.len()) {
@@ -305,13 +352,12 @@ impl<'a> Evidence<'a> {
             let spread = order.iter().map(|&from| right.most_spread(from)).collect();
             let single = order.iter().map(|&from| right.single_of(from)).collect();
             let (spread, rounding) = (Spread::Each(spread), right.rounding);
-            predicted.push(Expected { value, spread, single, rounding });
-        }
-        Some(self.tried(key, text, rank, predicted))
+            Some(Expected { value, spread, single, rounding })
+        })
     }
 
     fn is_left_out(&self, text: &str) -> bool {
-        self.only.as_ref().is_some_and(|only| only != text)
+        self.only.as_ref().is_some_and(|only| only.cause.text != text)
     }
 
     /// The right values stored more coarsely than declared.
@@ -331,12 +377,14 @@ impl<'a> Evidence<'a> {
 
     /// The root mean square of the errors, relative to that of the right values.
     pub fn relative_error(&self) -> f64 {
-        let (mut errors, mut values) = (0.0, 0.0);
-        for (right, recorded) in self.pairs() {
-            errors += (recorded - right).powi(2);
-            values += right * right;
-        }
-        (errors / values).sqrt()
+        *self.relative_error.get_or_init(|| {
+            let (mut errors, mut values) = (0.0, 0.0);
+            for (right, recorded) in self.pairs() {
+                errors += (recorded - right).powi(2);
+                values += right * right;
+            }
+            (errors / values).sqrt()
+        })
     }
 
     /// What a part of the computation is multiplied by, as the recorded values tell, given the change that
@@ -391,7 +439,7 @@ impl<'a> Evidence<'a> {
         let is_coarse = matches!(key, CauseKey::StoredCoarser | CauseKey::F16Accumulation);
         let is_wide = !is_coarse && self.is_wider(&predicted);
         let explained = Explained { is_wide, ..explained };
-        Tried { key, text, rank, mistakes: 1, explained, declare: Vec::new() }
+        Tried { key, text, rank, mistakes: 1, explained, declare: Vec::new(), family: 0 }
     }
 
     /// Whether most of the predicted results have bounds far wider, for their size, than the right ones: no proof

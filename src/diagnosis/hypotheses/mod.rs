@@ -49,7 +49,27 @@ pub type Visit<'v> = &'v mut dyn FnMut(Option<Tried>);
 type Family = fn(&Evidence<'_>, Visit<'_>) -> Result<(), ReplayError>;
 
 /// The families; each finds its operations among the nodes that make a site.
-const FAMILIES: [Family; 23] = [
+const FAMILIES: [Family; 28] = [
+    |evidence, visit| {
+        cache::caches(evidence, visit);
+        Ok(())
+    },
+    |evidence, visit| {
+        slots::contents(evidence, visit);
+        Ok(())
+    },
+    |evidence, visit| {
+        added::sums(evidence, visit);
+        Ok(())
+    },
+    |evidence, visit| {
+        grid::grids(evidence, visit);
+        Ok(())
+    },
+    |evidence, visit| {
+        reordered::layouts(evidence, visit);
+        Ok(())
+    },
     embedding::lookups,
     norm::norms,
     product::products,
@@ -75,12 +95,13 @@ const FAMILIES: [Family; 23] = [
     likeness::likenesses,
 ];
 
-/// Every hypothesis that applies to a site.
+/// Every hypothesis that applies to a site, or the only one that is asked for.
 pub fn all(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
-    cache::caches(evidence, visit);
-    slots::contents(evidence, visit);
-    added::sums(evidence, visit);
-    grid::grids(evidence, visit);
-    reordered::layouts(evidence, visit);
-    FAMILIES.iter().try_for_each(|family| family(evidence, visit))
+    let is_asked =
+        |family: &usize| evidence.only.as_ref().is_none_or(|only| only.family == *family);
+    for family in (0..FAMILIES.len()).filter(is_asked) {
+        let with_family = |tried: Tried| Tried { family, ..tried };
+        FAMILIES[family](evidence, &mut |tried| visit(tried.map(with_family)))?;
+    }
+    Ok(())
 }

@@ -21,8 +21,10 @@ pub use accuracy::{Accuracy, accuracies};
 pub use declared::{Declared, rows as rounded_rows};
 pub use expected::{Expected, LAMBDA, Operand, Rounding, Spread, SumRounding, Terms};
 pub use judge::{Judged, RunVerdict, Worst, drift, judge, judge_found, wrong_elements};
-pub use machine::{AsItIs, Edit, Found, GraphRun, Machine, Memory, Observe, Observed, Root};
+pub use machine::{
+    AsItIs, Edit, Found, GraphRun, Machine, Memory, Observe, Observed, Probe, Root, again_in_all,
+};
 pub use matrix::{Matrix, round};
 pub use operation::{Operation, name};
-pub use products::{Factor, Pair, Product};
+pub use products::{Factor, Multiplied, Pair, Product};
 pub use recording::{Piece, Recording, ReplayError};

@@ -49,6 +49,8 @@ pub struct Product<'a> {
     pub pairs: Vec<Pair>,
     /// Roundings of each term beside those of the sum, in unit roundoffs.
     pub of_terms: f64,
+    /// The only outputs that are computed where the factor is a weight; the others are NaN.
+    pub only: Option<Arc<[usize]>>,
 }
 
 /// The rows of a result that one block gives.
@@ -64,16 +66,87 @@ struct Part {
     norms: Vec<f64>,
 }
 
+/// The elements of a product, row after row.
+struct Sums {
+    value: Vec<f64>,
+    /// What uncertain inputs add.
+    inherited: Option<Vec<f64>>,
+    /// The squares of the 4-norms of the rows of each block that is used.
+    norms: Vec<Vec<f64>>,
+}
+
+/// A product's sums, whose bounds are not formed yet.
+pub struct Multiplied<'a> {
+    product: Product<'a>,
+    value: Vec<f64>,
+    /// What uncertain inputs add.
+    inherited: Option<Vec<f64>>,
+    /// The squares of the 4-norms of the rows of each block that is used.
+    norms: Arc<Vec<Vec<f64>>>,
+}
+
 impl<'a> Product<'a> {
     /// The elements (pairs, outputs). Uncertain inputs add up to first order, in quadrature.
     pub fn expected(self, rounding: Rounding) -> Result<Expected<'a>, GgufError> {
+        let one = Product::together(vec![self])?.pop();
+        Ok(one.expect("as many as were given").bounded(rounding))
+    }
+
+    /// Products of one factor, which is read once: each element is the same bits as alone.
+    pub fn together(mut products: Vec<Product<'a>>) -> Result<Vec<Multiplied<'a>>, GgufError> {
+        let joined = match &products[..] {
+            [_] => None,
+            all => Some(Product::joined(all)),
+        };
+        let sums = joined.as_ref().unwrap_or(&products[0]).sums()?;
+        let Sums { mut value, mut inherited, norms } = sums;
+        let norms = Arc::new(norms);
+        let mut all = Vec::with_capacity(products.len());
+        // From the last on, so that the first, which may be far the largest, stays where it is.
+        while let Some(product) = products.pop() {
+            let from = value.len() - product.pairs.len() * product.outputs;
+            let inherited = inherited.as_mut().map(|all| all.split_off(from));
+            let (value, norms) = (value.split_off(from), Arc::clone(&norms));
+            all.push(Multiplied { product, value, inherited, norms });
+        }
+        all.reverse();
+        Ok(all)
+    }
+
+    /// The rows of several products, one after another.
+    fn joined(products: &[Product<'a>]) -> Product<'a> {
+        let Product { x, factor, outputs, of_terms, only, .. } = &products[0];
+        let is_uncertain = products.iter().any(|product| product.x.spread.is_some());
+        let (mut value, mut spread, mut pairs) = (Vec::new(), Vec::new(), Vec::new());
+        for product in products {
+            let before = value.len() / x.width.max(1);
+            let moved = |pair: &Pair| Pair { row: before + pair.row, ..*pair };
+            pairs.extend(product.pairs.iter().map(moved));
+            value.extend_from_slice(&product.x.value);
+            match &product.x.spread {
+                Some(own) => spread.extend_from_slice(own),
+                None if is_uncertain => spread.resize(value.len(), 0.0),
+                None => {}
+            }
+        }
+        let spread = is_uncertain.then_some(spread);
+        let x = Arc::new(Operand { width: x.width, value, spread });
+        let (factor, only) = (factor.clone(), only.clone());
+        Product { x, factor, outputs: *outputs, pairs, of_terms: *of_terms, only }
+    }
+
+    /// The elements, what uncertain inputs add, and the norms of the blocks that are used.
+    fn sums(&self) -> Result<Sums, GgufError> {
         let mut blocks: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (at, pair) in self.pairs.iter().enumerate() {
             blocks.entry(pair.block).or_default().push(at);
         }
         let blocks: Vec<(usize, Vec<usize>)> = blocks.into_iter().collect();
         let part = |(block, rows): (usize, Vec<usize>)| match &self.factor {
-            Factor::Weight(weight) => self.of_weight(weight, block, rows),
+            Factor::Weight(weight) => match &self.only {
+                Some(only) => self.of_outputs(weight, block, rows, only),
+                None => self.of_weight(weight, block, rows),
+            },
             Factor::Dense(dense) => Ok(self.of_dense(dense, block, rows)),
         };
         let parts = blocks.into_par_iter().map(part).collect::<Result<Vec<_>, _>>()?;
@@ -81,7 +154,7 @@ impl<'a> Product<'a> {
         let mut norms = vec![Vec::new(); last];
         let elements = self.pairs.len() * self.outputs;
         let (value, inherited) = gather(parts, elements, &mut norms);
-        Ok(self.bounded(value, inherited, norms, rounding))
+        Ok(Sums { value, inherited, norms })
     }
 
     /// The rows of x that rows of the result are made of.
@@ -131,6 +204,36 @@ impl<'a> Product<'a> {
         Ok(Part { rows, block, value, inherited, norms: of_outputs })
     }
 
+    /// Some outputs of a weight, one by one.
+    fn of_outputs(
+        &self,
+        weight: &Matrix<'a>,
+        block: usize,
+        rows: Vec<usize>,
+        outputs: &[usize],
+    ) -> Result<Part, GgufError> {
+        let x = self.selected(&rows);
+        let values = Rows::new(x.width, &x.value);
+        let mut value = Array2::from_elem((rows.len(), self.outputs), f64::NAN);
+        let spread: Option<Vec<f64>> =
+            x.spread.as_ref().map(|spread| spread.iter().map(|s| s * s).collect());
+        let squares = spread.map(|squares| Rows::new(x.width, &squares));
+        let mut inherited = squares.is_some().then(|| Array2::zeros(value.dim()));
+        let mut norms = vec![0.0; self.outputs];
+        for &output in outputs {
+            let at = block * self.outputs + output;
+            weight.with_rows(at..at + 1, |weights| {
+                norms[output] = sum_of(weights, |_, w| (w * w).powi(2)).sqrt();
+                values.times(weights, |w| w, value.slice_mut(s![.., output..output + 1]));
+                if let (Some(squares), Some(all)) = (&squares, &mut inherited) {
+                    squares.times(weights, |w| w * w, all.slice_mut(s![.., output..output + 1]));
+                }
+            })?;
+        }
+        let inherited = inherited.map(|squares| squares.mapv_into(f64::sqrt));
+        Ok(Part { rows, block, value, inherited, norms })
+    }
+
     fn of_dense(&self, dense: &Operand, block: usize, rows: Vec<usize>) -> Part {
         let x = self.selected(&rows);
         let (first, shape) = (block * self.outputs, (rows.len(), self.outputs));
@@ -153,16 +256,19 @@ impl<'a> Product<'a> {
         let inherited = Some(inherited.mapv_into(f64::sqrt));
         Part { rows, block, value, inherited, norms }
     }
+}
 
-    /// `norms` are those of the rows of each block that is used.
-    fn bounded(
-        self,
-        value: Vec<f64>,
-        inherited: Option<Vec<f64>>,
-        norms_of_blocks: Vec<Vec<f64>>,
-        rounding: Rounding,
-    ) -> Expected<'a> {
-        let Product { x, factor, outputs, pairs, of_terms } = self;
+impl<'a> Multiplied<'a> {
+    /// Whether these are the sums of a product of the same factor: of the same rows with the same blocks.
+    pub fn are_of(&self, product: &Product<'_>) -> bool {
+        let (own, x) = (&self.product, &product.x);
+        own.pairs == product.pairs && own.x.value == x.value && own.x.spread == x.spread
+    }
+
+    /// The sums with their bounds.
+    pub fn bounded(self, rounding: Rounding) -> Expected<'a> {
+        let Multiplied { product, value, inherited, norms: norms_of_blocks } = self;
+        let Product { x, factor, outputs, pairs, of_terms, .. } = product;
         let of_rows = norms(view(&x));
         let sum = SumRounding { n: x.width, u: rounding.sum, of_terms };
         let pairs = Arc::new(pairs);
@@ -278,4 +384,76 @@ fn sum_of(weights: &[f32], term: impl Fn(usize, f64) -> f64) -> f64 {
     let first = whole.len() * LANES;
     let rest = rest.iter().enumerate().map(|(lane, &w)| term(first + lane, f64::from(w)));
     sums.into_iter().sum::<f64>() + rest.sum::<f64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::tensor::DType;
+
+    const OUTPUTS: usize = 131;
+
+    fn number(i: usize) -> f64 {
+        ((i * 7919 % 1013) as f64 - 506.0) / 97.0
+    }
+
+    /// Rows of x with the blocks of a weight in turn.
+    fn product(rows: usize, blocks: usize, seed: usize, is_uncertain: bool) -> Product<'static> {
+        const WIDTH: usize = 300;
+        let value = (0..rows * WIDTH).map(|i| number(i + seed)).collect();
+        let spread =
+            is_uncertain.then(|| (0..rows * WIDTH).map(|i| 1e-6 * number(i).abs()).collect());
+        let element = |output, input| number(output * WIDTH + input) as f32;
+        let weight = Matrix::of_elements(blocks * OUTPUTS, WIDTH, element);
+        let pairs = (0..rows).map(|row| Pair { row, block: (row + seed) % blocks }).collect();
+        Product {
+            x: Arc::new(Operand { width: WIDTH, value, spread }),
+            factor: Factor::Weight(weight),
+            outputs: OUTPUTS,
+            pairs,
+            of_terms: 0.0,
+            only: None,
+        }
+    }
+
+    #[test]
+    fn products_of_one_weight_are_together_what_they_are_alone() {
+        let rounding = Rounding::new(DType::F32, DType::F32);
+        for blocks in [1, 3] {
+            let all = || {
+                let of = |(seed, rows)| product(rows, blocks, seed, seed == 1);
+                [33, 1, 7, 1].into_iter().enumerate().map(of).collect::<Vec<_>>()
+            };
+            let together = Product::together(all()).unwrap();
+            for (sums, alone) in together.into_iter().zip(all()) {
+                assert!(sums.are_of(&alone));
+                let (sums, alone) = (sums.bounded(rounding), alone.expected(rounding).unwrap());
+                assert_eq!(sums.value, alone.value);
+                for i in 0..alone.value.len() {
+                    assert_eq!(sums.bound(i), alone.bound(i));
+                    assert_eq!(sums.most_bound(i), alone.most_bound(i));
+                }
+            }
+        }
+        let mut other = product(1, 1, 5, false);
+        let own = Product::together(vec![product(1, 1, 5, false)]).unwrap().remove(0);
+        assert!(own.are_of(&other));
+        other.pairs[0].block = 1;
+        assert!(!own.are_of(&other) && !own.are_of(&product(1, 1, 6, false)));
+    }
+
+    #[test]
+    fn some_outputs_are_the_same_bits_and_the_others_no_numbers() {
+        let rounding = Rounding::new(DType::F32, DType::F32);
+        let whole = product(5, 2, 3, true).expected(rounding).unwrap();
+        let part = Product { only: Some([0, 17, 130].into()), ..product(5, 2, 3, true) };
+        let part = part.expected(rounding).unwrap();
+        for i in 0..whole.value.len() {
+            if [0, 17, 130].contains(&(i % OUTPUTS)) {
+                assert_eq!((part.value[i], part.bound(i)), (whole.value[i], whole.bound(i)));
+            } else {
+                assert!(part.value[i].is_nan());
+            }
+        }
+    }
 }

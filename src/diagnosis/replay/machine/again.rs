@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeSet, rc::Rc};
 
-use super::{Machine, Root, site_order, uncertain};
+use super::{Machine, Root, ahead::is_with_weight, site_order, uncertain};
 use crate::{
     diagnosis::replay::{
         expected::{Expected, Rounding, Spread},
+        products::Product,
         recording::ReplayError,
-        rules::{Argument, Call, Values},
+        rules::{self, Argument, Call, Values},
     },
     graph::{Kind, NodeId, SiteSpec},
 };
@@ -78,19 +79,15 @@ impl<'a> Machine<'a> {
         cone: &[NodeId],
         edit: &dyn Edit,
     ) -> Result<Option<Expected<'a>>, ReplayError> {
+        let all = again_in_all(&[(self, cone)], place, edit)?;
+        Ok(all.and_then(|mut all| all.pop()))
+    }
+
+    /// What a site shows of the memory that it is a window on.
+    fn shown(&self, place: usize) -> Result<Option<Expected<'a>>, ReplayError> {
         let spec = &self.run.model.sites.specs()[place];
-        let mut branch = self.clone();
-        for &id in cone {
-            let Some(expected) = branch.compute(id, edit)? else { return Ok(None) };
-            if id == spec.node {
-                return Ok(Some(branch.in_site_order(spec, expected)));
-            }
-            let root = uncertain(expected);
-            branch.store(id, Some(root));
-        }
-        // The site is a window on the last of them.
         let Some(Argument { values: Values::Dense { value, spread }, .. }) =
-            branch.argument(spec.node)?
+            self.argument(spec.node)?
         else {
             return Ok(None);
         };
@@ -98,22 +95,33 @@ impl<'a> Machine<'a> {
         let spread = spread.map_or(Spread::None, |spread| Spread::Each(spread.into_owned()));
         let value = value.into_owned();
         let expected = Expected { value, spread, single: Vec::new(), rounding };
-        Ok(Some(branch.in_site_order(spec, expected)))
+        Ok(Some(self.in_site_order(spec, expected)))
     }
 
     /// A result in the order of its site.
     pub(super) fn in_site_order(&self, spec: &SiteSpec, expected: Expected<'a>) -> Expected<'a> {
         let ne = self.graph().node(spec.node).sizes(self.extent).ne;
-        let order = site_order(spec, &self.shape(spec), ne);
-        expected.rearranged(order, f64::from(spec.factor))
+        let factor = f64::from(spec.factor);
+        match site_order(spec, &self.shape(spec), ne) {
+            None if factor == 1.0 => expected,
+            None => {
+                let order = (0..expected.value.len()).collect();
+                expected.rearranged(order, factor)
+            }
+            Some(order) => expected.rearranged(order, factor),
+        }
     }
 
     /// A node's values in the order of its site.
     pub fn ordered(&self, place: usize, value: Vec<f64>) -> Option<Vec<f64>> {
         let spec = &self.run.model.sites.specs()[place];
         let ne = self.graph().node(spec.node).sizes(self.extent).ne;
-        let order = site_order(spec, &self.shape(spec), ne);
-        order.into_iter().map(|at| value.get(at).map(|x| x * f64::from(spec.factor))).collect()
+        let factor = f64::from(spec.factor);
+        let Some(order) = site_order(spec, &self.shape(spec), ne) else {
+            let is_whole = value.len() == ne.iter().product::<usize>();
+            return is_whole.then(|| value.into_iter().map(|x| x * factor).collect());
+        };
+        order.into_iter().map(|at| value.get(at).map(|x| x * factor)).collect()
     }
 
     /// The same machine with only what a cone is computed from.
@@ -129,4 +137,63 @@ impl<'a> Machine<'a> {
         let memory = graph.ids().zip(&self.memory).map(keep).collect();
         Machine { memory, ..self.clone() }
     }
+}
+
+/// Computes a cone again in several steps, changed; what its site must then give in each.
+pub fn again_in_all<'a>(
+    steps: &[(&Machine<'a>, &[NodeId])],
+    place: usize,
+    edit: &dyn Edit,
+) -> Result<Option<Vec<Expected<'a>>>, ReplayError> {
+    let Some(&(machine, cone)) = steps.first() else { return Ok(Some(Vec::new())) };
+    if steps.iter().any(|(_, other)| *other != cone) {
+        let all = steps.iter().map(|&step| again_in_all(&[step], place, edit));
+        let all = all.collect::<Result<Option<Vec<_>>, _>>()?;
+        return Ok(all.map(|all| all.into_iter().flatten().collect()));
+    }
+    let spec = &machine.run.model.sites.specs()[place];
+    let mut branches: Vec<Machine<'a>> =
+        steps.iter().map(|(machine, _)| (*machine).clone()).collect();
+    for &id in cone {
+        let Some(results) = compute_in_all(&branches, id, edit)? else { return Ok(None) };
+        let all = branches.iter_mut().zip(results);
+        if id == spec.node {
+            let in_order =
+                |(branch, expected): (&mut Machine<'a>, _)| branch.in_site_order(spec, expected);
+            return Ok(Some(all.map(in_order).collect()));
+        }
+        all.for_each(|(branch, expected)| branch.store(id, Some(uncertain(expected))));
+    }
+    // The site is a window on the last of them.
+    branches.iter().map(|branch| branch.shown(place)).collect()
+}
+
+/// A node in several steps. A weight that it multiplies is read once: an edit changes it alike in each.
+fn compute_in_all<'a>(
+    steps: &[Machine<'a>],
+    id: NodeId,
+    edit: &dyn Edit,
+) -> Result<Option<Vec<Expected<'a>>>, ReplayError> {
+    let graph = steps[0].graph();
+    if steps.len() == 1 || !is_with_weight(graph, graph.node(id)) {
+        return steps.iter().map(|step| step.compute(id, edit)).collect();
+    }
+    let calls =
+        steps.iter().map(|step| step.call(id, edit)).collect::<Result<Option<Vec<_>>, _>>()?;
+    let Some(calls) = calls else { return Ok(None) };
+    if calls.iter().any(|call| !rules::is_with_weight(call)) {
+        return steps.iter().map(|step| step.compute(id, edit)).collect();
+    }
+    let products = calls.iter().map(rules::product_of).collect::<Result<Vec<_>, _>>()?;
+    let sums = Product::together(products)?;
+    let finished = |((step, call), sums): ((&Machine<'a>, _), _)| {
+        Ok(step.passed_on(id, edit, rules::finished_product(call, sums)?))
+    };
+    steps
+        .iter()
+        .zip(&calls)
+        .zip(sums)
+        .map(finished)
+        .collect::<Result<Vec<_>, ReplayError>>()
+        .map(Some)
 }

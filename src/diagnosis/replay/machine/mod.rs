@@ -5,9 +5,11 @@
 //! of its error, until the next recording judges both.
 
 mod again;
+mod ahead;
 mod partly;
 mod places;
 mod prefix;
+mod probe;
 mod reads;
 mod roundings;
 mod wanted;
@@ -20,8 +22,10 @@ use std::{
     rc::Rc,
 };
 
-pub use again::{AsItIs, Edit};
+pub use again::{AsItIs, Edit, again_in_all};
+use ahead::Ahead;
 use places::Places;
+pub use probe::Probe;
 pub use reads::Found;
 use reads::Reads;
 
@@ -33,7 +37,9 @@ use super::{
 };
 use crate::{
     core::tensor::DType,
-    graph::{Extent, Graph, Kind, ModelGraph, NodeId, Op, SequenceInputs, SiteSpec, Sizes},
+    graph::{
+        Extent, Graph, Kind, ModelGraph, NodeId, Op, SequenceInputs, SiteAxis, SiteSpec, Sizes,
+    },
     model::{Model, ModelFile},
 };
 
@@ -126,6 +132,10 @@ pub struct Machine<'a> {
     filled: BTreeSet<NodeId>,
     /// Whether no declared rounding is made.
     is_exact: bool,
+    /// Products of later steps.
+    ahead: Ahead<'a>,
+    /// The part of a product that is computed.
+    probe: Option<Probe>,
 }
 
 impl<'a> Machine<'a> {
@@ -150,6 +160,8 @@ impl<'a> Machine<'a> {
             reads: HashMap::new(),
             filled: BTreeSet::new(),
             is_exact: false,
+            ahead: Ahead::of(&run.model.graph),
+            probe: None,
         }
     }
 
@@ -169,14 +181,7 @@ impl<'a> Machine<'a> {
 
     /// Computes the next step; `observe` is given every recorded site.
     pub fn step(&mut self, step: u32, observe: Observe<'_, 'a>) -> Result<(), ReplayError> {
-        let positions = self.run.recording.positions(step);
-        self.step = step;
-        self.first_position = positions.start;
-        self.extent = Extent {
-            tokens: positions.len(),
-            cells: positions.end,
-            is_first: positions.start == 0,
-        };
+        self.begin(step);
         self.forget();
         for (id, _) in self.graph().iter().filter(|(_, node)| node.kind == Kind::Input) {
             let value = self.run.inputs.at(self.graph(), id, self.extent, self.first_position);
@@ -184,6 +189,7 @@ impl<'a> Machine<'a> {
         }
         self.fill_caches()?;
         let (wanted, done_after) = (self.wanted_nodes(), self.done_after());
+        let read = self.sources_of(wanted.iter().flatten());
         for id in self.graph().ids() {
             let node = self.graph().node(id);
             for &place in self.run.model.read_at(id) {
@@ -207,7 +213,8 @@ impl<'a> Machine<'a> {
                 Kind::Computed if wanted.as_ref().is_none_or(|wanted| wanted.contains(&id)) => {
                     self.node(id, observe)?;
                 }
-                Kind::Computed => self.read(id)?,
+                Kind::Computed if read.contains(&id) => self.read(id)?,
+                Kind::Computed => {}
                 Kind::Weight | Kind::Input | Kind::Skipped | Kind::State => {}
             }
             for root in &done_after[id.index()] {
@@ -215,6 +222,18 @@ impl<'a> Machine<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Goes to a step.
+    fn begin(&mut self, step: u32) {
+        let positions = self.run.recording.positions(step);
+        self.step = step;
+        self.first_position = positions.start;
+        self.extent = Extent {
+            tokens: positions.len(),
+            cells: positions.end,
+            is_first: positions.start == 0,
+        };
     }
 
     /// Takes what was recorded of a node, which is not computed.
@@ -253,7 +272,7 @@ impl<'a> Machine<'a> {
             Some(place) => self.recorded(place)?,
             None => None,
         };
-        let computed = self.compute(id, &AsItIs)?;
+        let computed = self.compute_in_turn(id)?;
         if computed.is_none() {
             self.without_rule_if_fed(id);
         }
@@ -328,6 +347,13 @@ impl<'a> Machine<'a> {
         if self.is_by_token(id, edit) {
             return self.compute_by_token(id, edit);
         }
+        let Some(call) = self.call(id, edit)? else { return Ok(None) };
+        let result = rules::compute(&call)?;
+        Ok(result.map(|result| self.passed_on(id, edit, result)))
+    }
+
+    /// A node as it is about to be computed; `None` where a source is not known.
+    fn call(&self, id: NodeId, edit: &dyn Edit) -> Result<Option<Call<'_, 'a>>, ReplayError> {
         let node = self.graph().node(id);
         let mut arguments = Vec::with_capacity(node.sources.len());
         for source in &node.sources {
@@ -348,17 +374,19 @@ impl<'a> Machine<'a> {
             has_tables: self.run.has_tables,
             position: None,
             steps: Steps::default(),
+            only: self.probe.as_ref().filter(|probe| probe.product == id).map(Probe::outputs),
         };
-        let declared = self.declared(id);
         edit.change(self, id, &mut call)?;
-        declared.change(self, id, &mut call)?;
-        let mut result = rules::compute(&call)?;
-        if let Some(result) = &mut result {
-            self.tell_apart(id, result);
-            declared.result(self, id, result);
-            edit.result(self, id, result);
-        }
-        Ok(result)
+        self.declared(id).change(self, id, &mut call)?;
+        Ok(Some(call))
+    }
+
+    /// A result as its node passes it on.
+    fn passed_on(&self, id: NodeId, edit: &dyn Edit, mut result: Expected<'a>) -> Expected<'a> {
+        self.tell_apart(id, &mut result);
+        self.declared(id).result(self, id, &mut result);
+        edit.result(self, id, &mut result);
+        result
     }
 
     /// What was rounded once before a factor, a term or a scale is bounded after it too, and needs no room for
@@ -457,9 +485,11 @@ impl<'a> Machine<'a> {
     fn in_node_order(&self, place: usize, values: &[f64]) -> Vec<f64> {
         let spec = &self.run.model.sites.specs()[place];
         let sizes = self.graph().node(spec.node).sizes(self.extent);
-        let order = site_order(spec, &self.shape(spec), sizes.ne);
         let mut ordered = vec![0.0; sizes.elements()];
-        order.into_iter().zip(values).for_each(|(at, &value)| ordered[at] = value);
+        match site_order(spec, &self.shape(spec), sizes.ne) {
+            Some(order) => order.into_iter().zip(values).for_each(|(at, &x)| ordered[at] = x),
+            None => ordered.iter_mut().zip(values).for_each(|(to, &x)| *to = x),
+        }
         ordered
     }
 
@@ -538,13 +568,27 @@ fn begun_with(sum: &Root, whole: &[f64], deviations: &mut [f64]) {
     }
 }
 
-/// The place in a node's own order of each element of its site.
-fn site_order(spec: &SiteSpec, shape: &[usize], ne: [usize; 4]) -> Vec<usize> {
-    let mut order = Vec::with_capacity(shape.iter().product());
-    spec.each_index(shape, |at| {
-        order.push(((at[3] * ne[2] + at[2]) * ne[1] + at[1]) * ne[0] + at[0]);
+/// The place in a node's own order of each element of its site; `None` where both orders are one.
+fn site_order(spec: &SiteSpec, shape: &[usize], ne: [usize; 4]) -> Option<Vec<usize>> {
+    let strides = [1, ne[0], ne[0] * ne[1], ne[0] * ne[1] * ne[2]];
+    let stride = |axis: &SiteAxis| axis.step * strides[axis.along];
+    let axes: Vec<(usize, usize)> =
+        spec.axes.iter().zip(shape).map(|(axis, &n)| (n, stride(axis))).collect();
+    let mut run = 1;
+    let is_same = axes.iter().rev().all(|&(n, stride)| {
+        let fits = n == 1 || stride == run;
+        run *= n;
+        fits
     });
-    order
+    if is_same && run == ne.iter().product::<usize>() {
+        return None;
+    }
+    let mut order = vec![0];
+    for (n, stride) in axes {
+        let of = |first: usize| (0..n).map(move |i| first + i * stride);
+        order = order.into_iter().flat_map(of).collect();
+    }
+    Some(order)
 }
 
 #[cfg(test)]

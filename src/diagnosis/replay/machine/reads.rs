@@ -103,6 +103,7 @@ impl<'a> Machine<'a> {
                 has_tables: self.run.has_tables,
                 position: Some(self.first_position + token),
                 steps: Steps::default(),
+                only: None,
             };
             edit.change(self, id, &mut call)?;
             declared.change(self, id, &mut call)?;

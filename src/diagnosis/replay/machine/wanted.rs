@@ -21,11 +21,20 @@ impl Machine<'_> {
             if graph.node(id).kind != Kind::Computed || !found.insert(id) {
                 continue;
             }
-            let sources = graph.node(id).sources.iter().flatten();
-            let sources = sources.flat_map(|&source| [source, graph.root(source)]);
-            waiting.extend(sources.filter(|&source| !self.is_recorded(source)));
+            let sources = self.sources_of([&id].into_iter());
+            waiting.extend(sources.into_iter().filter(|&source| !self.is_recorded(source)));
         }
         Some(found)
+    }
+
+    /// The tensors that nodes are computed from.
+    pub(super) fn sources_of<'n>(
+        &self,
+        nodes: impl Iterator<Item = &'n NodeId>,
+    ) -> BTreeSet<NodeId> {
+        let graph = self.graph();
+        let sources = nodes.flat_map(|&id| graph.node(id).sources.iter().flatten());
+        sources.flat_map(|&source| [source, graph.root(source)]).collect()
     }
 
     /// The computed roots that nothing after each node is made from, up to the next recording.

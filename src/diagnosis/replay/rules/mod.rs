@@ -21,10 +21,13 @@ mod sums;
 #[cfg(test)]
 mod testing;
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
-pub use self::choices::{Logits, is_choice_of};
 use self::point::{Point, Source};
+pub use self::{
+    choices::{Logits, is_choice_of},
+    products::{finished as finished_product, is_with_weight, product_of},
+};
 use crate::{
     core::format::Format,
     diagnosis::replay::{Expected, LAMBDA, Matrix, Rounding},
@@ -51,6 +54,8 @@ pub struct Call<'c, 'a> {
     pub position: Option<usize>,
     /// What is rounded within the operation.
     pub steps: Steps,
+    /// The only outputs of a product with a weight that are computed, of each row; the others are NaN.
+    pub only: Option<Arc<[usize]>>,
 }
 
 /// The formats that values within one operation are rounded to.
@@ -161,8 +166,7 @@ pub fn compute<'a>(call: &Call<'_, 'a>) -> Result<Option<Expected<'a>>, GgufErro
         | Step | Relu | LeakyRelu | Floor | Ceil | Round | Trunc => elementwise::compute(call)?,
         Exp | Expm1 | Log | Sin | Cos | Tanh | Elu | Sigmoid | Silu | Gelu | GeluQuick
         | GeluErf | HardSwish | HardSigmoid | Softplus | Xielu => functions::compute(call)?,
-        MulMat => Some(products::product(call)?),
-        MulMatId => Some(products::of_experts(call)?),
+        MulMat | MulMatId => Some(products::product(call)?),
         OutProd => Some(products::outer(call)?),
         Sum | SumRows | CumSum | Mean | SsmConv | SolveTri => sums::compute(call)?,
         Norm | RmsNorm | GroupNorm | L2Norm => Some(norms::compute(call)?),

@@ -7,27 +7,57 @@ use super::{
     place::{index, place, row_of},
 };
 use crate::{
-    diagnosis::replay::{Expected, Factor, Operand, Pair, Product},
+    diagnosis::replay::{Expected, Factor, Multiplied, Operand, Pair, Product},
+    graph::Op,
     model::gguf::GgufError,
 };
 
 /// src0 (k, m, a2, a3) with src1 (k, n, b2, b3): (m, n, b2, b3), each element a sum of k products.
 /// src0 is repeated to b2 and b3.
+///
+/// Of experts, src0 (k, m, experts) with src1 (k, slots or 1, tokens) by the experts that src2 (slots,
+/// tokens) names: (m, slots, tokens).
 pub fn product<'a>(call: &Call<'_, 'a>) -> Result<Expected<'a>, GgufError> {
-    let (a, x) = (call.argument(0), call.argument(1));
-    let ratio = |axis: usize| (x.ne[axis] / a.ne[axis].max(1)).max(1);
-    let (r2, r3) = (ratio(2), ratio(3));
-    let pair = |row: usize| {
-        let [_, i2, i3, _] = place([x.ne[1], x.ne[2], x.ne[3], 1], row);
-        Pair { row, block: i3 / r3 * a.ne[2] + i2 / r2 }
-    };
-    let pairs = (0..x.rows()).map(pair).collect();
-    multiplied(call, x.operand()?, a, pairs)
+    let product = product_of(call)?;
+    let multiplied = Product::together(vec![product])?.pop();
+    finished(call, multiplied.expect("as many as were given"))
 }
 
-/// src0 (k, m, experts) with src1 (k, slots or 1, tokens) by the experts that src2 (slots, tokens)
-/// names: (m, slots, tokens).
-pub fn of_experts<'a>(call: &Call<'_, 'a>) -> Result<Expected<'a>, GgufError> {
+/// Whether a call multiplies a weight of the file.
+pub fn is_with_weight(call: &Call<'_, '_>) -> bool {
+    let is_product = matches!(call.op, Op::MulMat | Op::MulMatId);
+    is_product && matches!(call.argument(0).values, Values::Weight(_))
+}
+
+/// What a call multiplies.
+pub fn product_of<'a>(call: &Call<'_, 'a>) -> Result<Product<'a>, GgufError> {
+    let (a, x) = (call.argument(0), call.argument(1));
+    let pairs = match call.op {
+        Op::MulMatId => {
+            let pairs = pairs_of_experts(call)?.into_iter();
+            pairs.map(|pair| pair.unwrap_or(Pair { row: 0, block: 0 })).collect()
+        }
+        _ => {
+            let ratio = |axis: usize| (x.ne[axis] / a.ne[axis].max(1)).max(1);
+            let (r2, r3) = (ratio(2), ratio(3));
+            let pair = |row: usize| {
+                let [_, i2, i3, _] = place([x.ne[1], x.ne[2], x.ne[3], 1], row);
+                Pair { row, block: i3 / r3 * a.ne[2] + i2 / r2 }
+            };
+            (0..x.rows()).map(pair).collect()
+        }
+    };
+    let x = x.operand()?;
+    let (factor, of_terms) = match &a.values {
+        Values::Weight(matrix) => (Factor::Weight(matrix.clone()), 0.0),
+        Values::Dense { .. } => (Factor::Dense(Arc::new(a.operand()?)), of_terms(&x)),
+    };
+    let (x, only) = (Arc::new(x), call.only.clone());
+    Ok(Product { x, factor, outputs: call.ne[0], pairs, of_terms, only })
+}
+
+/// The row and the expert of each slot of each token; `None` where no expert has the id.
+fn pairs_of_experts(call: &Call<'_, '_>) -> Result<Vec<Option<Pair>>, GgufError> {
     let (a, x, ids) = (call.argument(0), call.argument(1), call.argument(2));
     let experts = a.ne[2];
     let names = ids.value()?;
@@ -37,13 +67,24 @@ pub fn of_experts<'a>(call: &Call<'_, 'a>) -> Result<Expected<'a>, GgufError> {
         let row = token * x.ne[1] + slot % x.ne[1];
         Some(Pair { row, block: row_of(name, experts)? })
     };
-    let pairs: Vec<Option<Pair>> = (0..call.ne[1] * call.ne[2]).map(pair).collect();
-    let known = pairs.iter().map(|pair| pair.unwrap_or(Pair { row: 0, block: 0 })).collect();
-    let mut expected = multiplied(call, x.operand()?, a, known)?;
-    for (values, pair) in expected.value.chunks_exact_mut(call.ne[0]).zip(&pairs) {
-        if pair.is_none() {
-            values.fill(f64::NAN);
-        }
+    Ok((0..call.ne[1] * call.ne[2]).map(pair).collect())
+}
+
+/// What a call must give, of its sums.
+pub fn finished<'a>(
+    call: &Call<'_, 'a>,
+    multiplied: Multiplied<'a>,
+) -> Result<Expected<'a>, GgufError> {
+    let mut expected = multiplied.bounded(call.rounding);
+    if matches!(call.argument(0).values, Values::Dense { .. }) {
+        // It may be stored before it is scaled.
+        let single = 2.0 * call.rounding.sum + call.rounding.between;
+        let values = expected.single.iter_mut().zip(&expected.value);
+        values.for_each(|(own, y)| *own += single * y.abs());
+    }
+    if call.op == Op::MulMatId {
+        let rows = expected.value.chunks_exact_mut(call.ne[0]).zip(pairs_of_experts(call)?);
+        rows.filter(|(_, pair)| pair.is_none()).for_each(|(values, _)| values.fill(f64::NAN));
     }
     Ok(expected)
 }
@@ -66,32 +107,7 @@ pub fn outer<'a>(call: &Call<'_, 'a>) -> Result<Expected<'a>, GgufError> {
     };
     let sources = [transposed(call.argument(0))?, transposed(call.argument(1))?];
     let arguments = sources.map(Some).into();
-    product(&Call { arguments, ..*call })
-}
-
-/// Rows of x with blocks of `call.ne[0]` rows of a.
-fn multiplied<'a>(
-    call: &Call<'_, 'a>,
-    x: Operand,
-    a: &Argument<'_, 'a>,
-    pairs: Vec<Pair>,
-) -> Result<Expected<'a>, GgufError> {
-    let is_weight = matches!(a.values, Values::Weight(_));
-    let factor = match &a.values {
-        Values::Weight(matrix) => Factor::Weight(matrix.clone()),
-        Values::Dense { .. } => Factor::Dense(Arc::new(a.operand()?)),
-    };
-    let of_terms = if is_weight { 0.0 } else { of_terms(&x) };
-    let outputs = call.ne[0];
-    let product = Product { x: Arc::new(x), factor, outputs, pairs, of_terms };
-    let mut expected = product.expected(call.rounding)?;
-    if !is_weight {
-        // It may be stored before it is scaled.
-        let single = 2.0 * call.rounding.sum + call.rounding.between;
-        let values = expected.single.iter_mut().zip(&expected.value);
-        values.for_each(|(own, y)| *own += single * y.abs());
-    }
-    Ok(expected)
+    product(&Call { op: Op::MulMat, arguments, only: None, ..*call })
 }
 
 /// Where x is no stage of its own for an engine, its elements are only known to some roundings: a query
@@ -108,7 +124,7 @@ mod tests {
         super::testing::{Given, Node, assert_near},
         *,
     };
-    use crate::{diagnosis::replay::Spread, graph::Op};
+    use crate::diagnosis::replay::Spread;
 
     /// The sums, and the sums of their terms' squares.
     fn naive(a: &Given, x: &Given) -> [Vec<f64>; 2] {

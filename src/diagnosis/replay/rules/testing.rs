@@ -127,6 +127,7 @@ impl Node {
             has_tables: self.has_tables,
             position: None,
             steps: Default::default(),
+            only: None,
         };
         compute(&call).unwrap()
     }
