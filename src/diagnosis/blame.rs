@@ -111,6 +111,8 @@ pub struct ReferenceReplay {
 struct Guilty {
     judged: Judged,
     cause: Cause,
+    /// The first of what it is made from that was recorded, where results between were not.
+    after: Option<Operation>,
 }
 
 impl Diagnosis {
@@ -243,10 +245,22 @@ impl Replayed {
             if let Some(seen) = hypotheses::found(&evidence, &cause) {
                 found.insert(evidence.place, seen);
             }
-            guilty.push(Guilty { judged: judged[&operation].clone(), cause });
+            let judged = judged[&operation].clone();
+            let after = recorded_before(run.model, &judged.spanned);
+            guilty.push(Guilty { judged, cause, after });
         }
         Ok(Replayed { summary, guilty, found })
     }
+}
+
+/// The first recorded result, in the order of the graph, that operations are made from.
+fn recorded_before(model: &ModelGraph, spanned: &[Operation]) -> Option<Operation> {
+    let spec = |operation: &Operation| model.sites.get(operation.site(0));
+    let inputs = spanned.iter().filter_map(spec).flat_map(|spec| &spec.inputs);
+    let inputs = inputs.filter_map(|name| Operation::of_result(name));
+    let is_recorded = |one: &Operation| spec(one).is_some() && !spanned.contains(one);
+    let place = |one: &Operation| model.sites.specs().iter().position(|s| s.site(0) == one.site(0));
+    inputs.filter(is_recorded).min_by_key(place)
 }
 
 /// The cause of a guilty site where nothing that is declared is rounded, if that is proven: a side may be wrong
@@ -364,10 +378,17 @@ fn finding(n_layer: usize, group: Vec<Guilty>, verdict: Verdict) -> Finding {
         let within = [Stage::Scores, Stage::Probs].map(|stage| Operation { stage, ..*operation });
         operation.stage == Stage::AttnOut && within.iter().all(|one| spanned.contains(one))
     };
-    if operations.iter().all(fused) {
+    if operations.iter().all(&fused) {
         what = what.replace(replay::name(Stage::AttnOut), ATTENTION);
     }
     let first = group.into_iter().next().expect("a group has a member");
+    let stage = first.judged.operation.stage;
+    if let Some(after) = first.after
+        && !operations.iter().any(fused)
+        && operations.iter().all(|operation| operation.stage == stage)
+    {
+        what = what.replacen(replay::name(stage), &between(after, first.judged.operation), 1);
+    }
     Finding {
         verdict,
         what,
@@ -379,6 +400,18 @@ fn finding(n_layer: usize, group: Vec<Guilty>, verdict: Verdict) -> Finding {
         pattern: first.judged.pattern,
         spanned,
     }
+}
+
+/// `between the layer's input and layer_out`: what was recorded before and after what was not.
+fn between(after: Operation, operation: Operation) -> String {
+    let (stage, result) = (operation.stage.name(), after.result());
+    let before = match (after.layer, operation.layer) {
+        (own, layer) if own == layer => after.stage.name(),
+        (Some(own), Some(layer)) if own + 1 == layer => "the layer's input",
+        (None, Some(0)) => "the layer's input",
+        _ => &result,
+    };
+    format!("between {before} and {stage}")
 }
 
 /// `q and k rotation, all layers`; `final norm`.
