@@ -131,6 +131,13 @@ fn results_that_were_not_recorded_are_named_and_green_only_where_a_recorded_one_
                  silu(gate) * up (proven)\n";
     assert!(exit == 1 && out.starts_with(cause), "{out}");
     assert!(out.contains("or an operation before it, as blk.0.attn_norm, "), "{out}");
+    // With what it is made from, the gap is named.
+    let hidden =
+        [&["--sites", "embd,layer_out,logits"][..], &["--fault", "gelu-for-silu"]].concat();
+    let (exit, out, _) = outcome(&["explain", &traces.record("engine", "gap", &hidden)]);
+    let cause = "guilty: between the layer's input and layer_out, all layers: gelu_tanh(gate) * up \
+                 instead of silu(gate) * up (proven)\n";
+    assert!(exit == 1 && out.starts_with(cause), "{out}");
 }
 
 #[test]

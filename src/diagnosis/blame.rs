@@ -113,6 +113,8 @@ pub struct ReferenceReplay {
 pub(super) struct Guilty {
     pub judged: Judged,
     pub cause: Cause,
+    /// The first of what it is made from that was recorded, where results between were not.
+    pub after: Option<Operation>,
 }
 
 impl Diagnosis {
@@ -252,13 +254,25 @@ impl Replayed {
             if let Some(seen) = hypotheses::found(&evidence, &cause) {
                 found.insert(evidence.place, seen);
             }
-            guilty.push(Guilty { judged: judged[&operation].clone(), cause });
+            let judged = judged[&operation].clone();
+            let after = recorded_before(run.model, &judged.spanned);
+            guilty.push(Guilty { judged, cause, after });
         }
         let is_right =
             |operation: Operation| judged.get(&operation).is_some_and(|one| !one.is_guilty());
         note_types(run, &mut guilty, &is_right);
         Ok(Replayed { summary, guilty, found })
     }
+}
+
+/// The first recorded result, in the order of the graph, that operations are made from.
+fn recorded_before(model: &ModelGraph, spanned: &[Operation]) -> Option<Operation> {
+    let spec = |operation: &Operation| model.sites.get(operation.site(0));
+    let inputs = spanned.iter().filter_map(spec).flat_map(|spec| &spec.inputs);
+    let inputs = inputs.filter_map(|name| Operation::of_result(name));
+    let is_recorded = |one: &Operation| spec(one).is_some() && !spanned.contains(one);
+    let place = |one: &Operation| model.sites.specs().iter().position(|s| s.site(0) == one.site(0));
+    inputs.filter(is_recorded).min_by_key(place)
 }
 
 /// The cause of a guilty site where nothing that is declared is rounded, if that is proven: a side may be wrong

@@ -113,11 +113,18 @@ fn finding(n_layer: usize, group: Vec<Guilty>, verdict: Verdict) -> Finding {
         let within = [Stage::Scores, Stage::Probs].map(|stage| Operation { stage, ..*operation });
         operation.stage == Stage::AttnOut && within.iter().all(|one| spanned.contains(one))
     };
-    if operations.iter().all(fused) {
+    if operations.iter().all(&fused) {
         what = what.replace(replay::name(Stage::AttnOut), ATTENTION);
     }
     let text = worded(n_layer, &group);
     let first = group.into_iter().next().expect("a group has a member");
+    let stage = first.judged.operation.stage;
+    if let Some(after) = first.after
+        && !operations.iter().any(fused)
+        && operations.iter().all(|operation| operation.stage == stage)
+    {
+        what = what.replacen(replay::name(stage), &between(after, first.judged.operation), 1);
+    }
     Finding {
         verdict,
         what,
@@ -132,10 +139,22 @@ fn finding(n_layer: usize, group: Vec<Guilty>, verdict: Verdict) -> Finding {
     }
 }
 
+/// `between the layer's input and layer_out`: what was recorded before and after what was not.
+fn between(after: Operation, operation: Operation) -> String {
+    let (stage, result) = (operation.stage.name(), after.result());
+    let before = match (after.layer, operation.layer) {
+        (own, layer) if own == layer => after.stage.name(),
+        (Some(own), Some(layer)) if own + 1 == layer => "the layer's input",
+        (None, Some(0)) => "the layer's input",
+        _ => &result,
+    };
+    format!("between {before} and {stage}")
+}
+
 /// The cause of a group's first operation, then of those where it reads otherwise.
 fn worded(n_layer: usize, group: &[Guilty]) -> String {
     let mut texts: Vec<(&str, Vec<Operation>)> = Vec::new();
-    for Guilty { judged, cause } in group {
+    for Guilty { judged, cause, .. } in group {
         match texts.iter_mut().find(|(text, _)| *text == cause.text) {
             Some((_, operations)) => operations.push(judged.operation),
             None => texts.push((&cause.text, vec![judged.operation])),
@@ -247,7 +266,7 @@ mod tests {
             signs: Vec::new(),
             declare: Vec::new(),
         };
-        Guilty { judged, cause }
+        Guilty { judged, cause, after: None }
     }
 
     fn grouped(guilty: Vec<Guilty>) -> Vec<(String, String)> {

@@ -52,11 +52,14 @@ pub fn answer(sites: &[SiteRow], compared: &Compared, diagnosis: Option<&Diagnos
     {
         exit = Exit::Equal;
         let through = diagnosis.engine.unmeasured.len();
-        text = format!(
-            "equal within the floor: {} of {} sites, and {through} operations that were not recorded \
-             are judged through the next that is",
-            compared.coverage.equal, compared.coverage.asked
-        );
+        let (equal, asked) = (compared.coverage.equal, compared.coverage.asked);
+        text = format!("equal within the floor: {equal} of {asked} sites");
+        text += &match through {
+            0 => ", and every operation is within its bound where it was recorded".to_string(),
+            _ => format!(
+                ", and {through} operations that were not recorded are judged through the next that is"
+            ),
+        };
     }
     if let Some(parted) = &compared.parted {
         text = format!("{text}; {parted}");
