@@ -4,13 +4,18 @@ use std::path::{Path, PathBuf};
 
 use firstdiff::{
     compare::SiteFilter,
-    core::{cache, task::Task},
+    core::{
+        arithmetic::{Convention, Value},
+        cache,
+        task::Task,
+    },
     engine::{
         DeviceKind, EngineSpec,
         contract::{Contract, ContractError, Op},
         fault::{self, Faults, Subject},
         kernels::{KernelSet, Launches},
     },
+    graph::SiteSpec,
     model::{Model, ModelFile},
     reference::{Precision, Reference, ReferenceError, ReferenceOptions},
     run,
@@ -246,7 +251,32 @@ pub fn check_effects(args: &EngineArgs, engine: &EngineSpec, inputs: &Inputs) ->
         let on_gpu = args.device.contains(&DeviceArg::Cuda);
         engine.kernels.check_launched(&[Launches { attention, decodes, on_gpu }])?;
     }
+    args.arithmetic.iter().try_for_each(|&convention| check_rounding(convention, inputs))?;
     check_faults(engine, inputs)
+}
+
+/// Refuses a rounding that nothing of the model makes.
+fn check_rounding(convention: Convention, inputs: &Inputs) -> Result<(), Error> {
+    let Convention { value, format, stage, .. } = convention;
+    let model = &inputs.model.graph;
+    let stages = model.stages_with(value);
+    let refuse = |why: String| Err(Error::Usage(format!("--arithmetic {convention}: {why}")));
+    if stages.is_empty() || stage.is_some_and(|stage| !stages.contains(&stage)) {
+        let names: Vec<&str> = stages.iter().map(|stage| stage.name()).collect();
+        return refuse(format!(
+            "no such operation has {}; those of this model that have: {}",
+            value.name(),
+            names.join(", ")
+        ));
+    }
+    let caches = model.sites.specs().iter().filter(|spec| stages.contains(&spec.stage));
+    let length = |spec: &SiteSpec| spec.axes.last().map_or(0, |axis| axis.size.fixed as usize);
+    match caches.map(length).find(|&length| !format.divides(length)) {
+        Some(length) if value == Value::Caches => {
+            refuse(format!("heads of {length} are no whole blocks; give a format whose blocks are"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Refuses faults that change nothing in this run.

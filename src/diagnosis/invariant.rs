@@ -3,6 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    core::{
+        arithmetic::{Convention, Value},
+        format::Format,
+    },
     diagnosis::{
         Evidence,
         replay::{LAMBDA, Machine, Observed, ReplayError},
@@ -89,7 +93,15 @@ fn first_token(machine: &Machine<'_>, observed: &Observed<'_>) -> Result<Broken,
     if kv_dim != dim || kv_heads == 0 || heads % kv_heads != 0 {
         return Ok(None);
     }
-    let tolerance = tolerance(observed);
+    // The value may be rounded where it is kept, or where it is read.
+    let roundings = machine.run.recording.arithmetic.roundings.iter();
+    let is_of_values = |one: &&Convention| matches!(one.value, Value::Caches | Value::Values);
+    let kept: Vec<Format> = roundings.filter(is_of_values).map(|one| one.format).collect();
+    if kept.iter().any(|format| !format.is_of_numbers()) {
+        return Ok(None);
+    }
+    let more = kept.iter().map(|format| 2.0 * format.unit_roundoff()).sum::<f64>();
+    let tolerance = tolerance(observed) + more;
     for (i, &out) in observed.piece.captured[..heads * dim].iter().enumerate() {
         let kv_head = i / dim / (heads / kv_heads);
         let (out, value) = (f64::from(out), f64::from(v.data[kv_head * dim + i % dim]));
