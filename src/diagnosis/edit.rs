@@ -114,6 +114,12 @@ impl<'c> Change<'c> {
         }))
     }
 
+    /// Whether it makes sense of another node of the same operation, whatever its sizes.
+    fn fits_any(&self) -> bool {
+        use Change::{LeftOut, Op, Params, Times, Without, ZeroWeight};
+        matches!(self, LeftOut(_) | Op(_) | Params(_) | Times(_) | Without(_) | ZeroWeight(_))
+    }
+
     /// A parameter is another number.
     pub fn float(index: usize, value: f64) -> Change<'c> {
         Change::Params(Rc::new(move |params| params.set_float(index, value as f32)))
@@ -158,6 +164,22 @@ impl Edit for Edits<'_> {
             *of == id && matches!(change, Change::AtPosition(_))
         };
         self.0.iter().any(is_of)
+    }
+
+    fn nodes(&self) -> Vec<NodeId> {
+        self.0.iter().map(|(id, _)| *id).collect()
+    }
+
+    fn in_alike(&self, alike: &dyn Fn(NodeId) -> Vec<NodeId>) -> Option<Box<dyn Edit + '_>> {
+        if !self.0.iter().all(|(_, change)| change.fits_any()) {
+            return None;
+        }
+        let mut all = self.0.clone();
+        for (id, change) in &self.0 {
+            all.extend(alike(*id).into_iter().map(|other| (other, change.clone())));
+        }
+        let is_more = all.len() > self.0.len();
+        is_more.then(|| Box::new(Edits(all)) as Box<dyn Edit>)
     }
 
     fn result(&self, machine: &Machine<'_>, id: NodeId, result: &mut Expected<'_>) {
@@ -312,9 +334,13 @@ fn apply<'a>(
             }
         }
         Change::LeftOut(source) => {
-            let kept = call.arguments.get_mut(*source).and_then(Option::take);
+            let elements = call.elements();
+            let Some(argument) = call.arguments.get_mut(*source) else { return Ok(()) };
+            let Some(kept) = argument.take_if(|argument| argument.elements() == elements) else {
+                return Ok(());
+            };
             call.op = Op::Dup;
-            call.arguments = vec![kept];
+            call.arguments = vec![Some(kept)];
         }
         Change::Call(of) => of(call),
         Change::AtPosition(of) => {

@@ -103,7 +103,9 @@ pub(super) fn gather_found<'a>(
         };
         let first = evidence.first_tried();
         let StepEvidence { machine, cone, .. } = &evidence.steps[first];
-        evidence.probe = machine.probe(place, cone, &evidence.wrong[first]);
+        if !evidence.is_through_caches() {
+            evidence.probe = machine.probe(place, cone, &evidence.wrong[first]);
+        }
         evidence
     };
     Ok(gathered.into_iter().map(evidence).collect())
@@ -147,6 +149,9 @@ impl<'a> Evidence<'a> {
         rank: Rank,
         edit: &dyn Edit,
     ) -> Result<Option<Tried>, ReplayError> {
+        if self.is_through_caches() {
+            return self.edited_in_gap(key, &text, rank, edit);
+        }
         if self.is_left_out(&text) {
             return Ok(None);
         }
@@ -174,7 +179,7 @@ impl<'a> Evidence<'a> {
     }
 
     /// Steps computed again, changed.
-    fn again(
+    pub(super) fn again(
         &self,
         steps: Range<usize>,
         edit: &dyn Edit,
@@ -219,7 +224,7 @@ impl<'a> Evidence<'a> {
     }
 
     /// Whether a result gives at least a tenth of a step's wrong elements.
-    fn explains_some(&self, at: usize, expected: &Expected<'_>, key: CauseKey) -> bool {
+    pub(super) fn explains_some(&self, at: usize, expected: &Expected<'_>, key: CauseKey) -> bool {
         let captured = &self.steps[at].observed.piece.captured;
         let gives_none = |i: usize| {
             key.gives_none() && !(expected.value[i].is_finite() || captured[i].is_finite())
@@ -356,7 +361,7 @@ impl<'a> Evidence<'a> {
         })
     }
 
-    fn is_left_out(&self, text: &str) -> bool {
+    pub(super) fn is_left_out(&self, text: &str) -> bool {
         self.only.as_ref().is_some_and(|only| only.cause.text != text)
     }
 
@@ -409,7 +414,7 @@ impl<'a> Evidence<'a> {
     }
 
     /// What a predicted result explains.
-    fn tried(
+    pub(super) fn tried(
         &self,
         key: CauseKey,
         text: String,

@@ -204,7 +204,7 @@ fn what(n_layer: usize, operations: &[Operation]) -> String {
 }
 
 /// `q and k rotation`, where the names end alike; else joined in full.
-fn joined_names(stages: &[Stage]) -> String {
+pub(super) fn joined_names(stages: &[Stage]) -> String {
     let names: Vec<&str> = stages.iter().map(|&stage| replay::name(stage)).collect();
     let halves: Vec<Option<(&str, &str)>> = names.iter().map(|name| name.split_once(' ')).collect();
     let end = halves[0].map(|(_, end)| end);

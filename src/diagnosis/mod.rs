@@ -12,6 +12,7 @@ mod common;
 mod edit;
 mod evidence;
 mod explain;
+mod gap;
 mod group;
 mod hypotheses;
 mod invariant;

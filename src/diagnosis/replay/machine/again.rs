@@ -1,6 +1,9 @@
 //! A site computed again, with nodes changed.
 
-use std::{collections::BTreeSet, rc::Rc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    rc::Rc,
+};
 
 use super::{Machine, Root, ahead::is_with_weight, site_order, uncertain};
 use crate::{
@@ -10,7 +13,7 @@ use crate::{
         recording::ReplayError,
         rules::{self, Argument, Call, Values},
     },
-    graph::{Kind, NodeId, SiteSpec},
+    graph::{Graph, Kind, NodeId, Op, SiteSpec},
 };
 
 /// A change of what nodes compute, for a hypothesis.
@@ -30,6 +33,16 @@ pub trait Edit {
 
     /// Changes a node's result.
     fn result(&self, _machine: &Machine<'_>, _id: NodeId, _result: &mut Expected<'_>) {}
+
+    /// The nodes that are changed, where they are told.
+    fn nodes(&self) -> Vec<NodeId> {
+        Vec::new()
+    }
+
+    /// The same change in other nodes too, `alike` to each; `None` where it is of one node alone.
+    fn in_alike(&self, _alike: &dyn Fn(NodeId) -> Vec<NodeId>) -> Option<Box<dyn Edit + '_>> {
+        None
+    }
 }
 
 /// No change.
@@ -47,7 +60,8 @@ impl Edit for AsItIs {
 }
 
 impl<'a> Machine<'a> {
-    /// The nodes that make a site from what is known: in order, the site's own last.
+    /// The nodes that make a site from what is known: in order, the site's own last. Those that write what is not
+    /// known of a cache are among them.
     pub fn cone(&self, place: usize) -> Vec<NodeId> {
         let graph = self.graph();
         let own = graph.root(self.run.model.sites.specs()[place].node);
@@ -62,9 +76,19 @@ impl<'a> Machine<'a> {
                 let root = graph.root(*source);
                 let known = self.memory[root.index()].as_ref();
                 // What was recorded is certain.
-                if root != own
-                    && known.is_none_or(|root| !root.is_recorded && root.spread.is_some())
-                {
+                let is_certain =
+                    known.is_some_and(|root| root.is_recorded || root.spread.is_none());
+                if root == own || is_certain {
+                    continue;
+                }
+                if graph.node(root).kind == Kind::State {
+                    waiting.extend(
+                        graph
+                            .ids()
+                            .take_while(|&id| id < own)
+                            .filter(|&id| writes_into(graph, id) == Some(root)),
+                    );
+                } else {
                     waiting.push(root);
                 }
             }
@@ -131,12 +155,54 @@ impl<'a> Machine<'a> {
         let mut kept = BTreeSet::from([own]);
         for &id in cone {
             kept.extend(graph.node(id).sources.iter().flatten().map(|&source| graph.root(source)));
+            kept.extend(writes_into(graph, id));
         }
         let keep =
             |(id, root): (NodeId, &Option<Rc<Root>>)| root.clone().filter(|_| kept.contains(&id));
         let memory = graph.ids().zip(&self.memory).map(keep).collect();
         Machine { memory, ..self.clone() }
     }
+}
+
+/// The state that a node writes into.
+pub fn writes_into(graph: &Graph, id: NodeId) -> Option<NodeId> {
+    let node = graph.node(id);
+    let root = node.window.filter(|_| !node.op.is_window())?.root;
+    (graph.node(root).kind == Kind::State).then_some(root)
+}
+
+/// The same where caches are written on the way, which the next steps then find.
+fn again_through<'a>(
+    steps: &[(&Machine<'a>, &[NodeId])],
+    place: usize,
+    edit: &dyn Edit,
+) -> Result<Option<Vec<Expected<'a>>>, ReplayError> {
+    let mut states: HashMap<NodeId, Option<Rc<Root>>> = HashMap::new();
+    let mut all = Vec::with_capacity(steps.len());
+    for &(machine, cone) in steps {
+        let spec = &machine.run.model.sites.specs()[place];
+        let graph = machine.graph();
+        let mut branch = machine.clone();
+        for (root, state) in &states {
+            branch.memory[root.index()].clone_from(state);
+        }
+        for &id in cone {
+            if graph.node(id).op == Op::SetRows {
+                branch.set_rows(id);
+                continue;
+            }
+            let Some(expected) = branch.compute(id, edit)? else { return Ok(None) };
+            if id == spec.node {
+                all.push(branch.in_site_order(spec, expected));
+                break;
+            }
+            branch.store(id, Some(uncertain(expected)));
+        }
+        for root in cone.iter().filter_map(|&id| writes_into(graph, id)) {
+            states.insert(root, branch.memory[root.index()].clone());
+        }
+    }
+    Ok((all.len() == steps.len()).then_some(all))
 }
 
 /// Computes a cone again in several steps, changed; what its site must then give in each.
@@ -146,6 +212,10 @@ pub fn again_in_all<'a>(
     edit: &dyn Edit,
 ) -> Result<Option<Vec<Expected<'a>>>, ReplayError> {
     let Some(&(machine, cone)) = steps.first() else { return Ok(Some(Vec::new())) };
+    let writes = |id: &NodeId| writes_into(machine.graph(), *id).is_some();
+    if steps.iter().any(|(_, cone)| cone.iter().any(writes)) {
+        return again_through(steps, place, edit);
+    }
     if steps.iter().any(|(_, other)| *other != cone) {
         let all = steps.iter().map(|&step| again_in_all(&[step], place, edit));
         let all = all.collect::<Result<Option<Vec<_>>, _>>()?;

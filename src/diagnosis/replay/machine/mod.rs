@@ -23,7 +23,7 @@ use std::{
     rc::Rc,
 };
 
-pub use again::{AsItIs, Edit, again_in_all};
+pub use again::{AsItIs, Edit, again_in_all, writes_into};
 use ahead::Ahead;
 use errors::{errors_of, uncertain};
 use places::Places;

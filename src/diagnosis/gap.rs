@@ -1,0 +1,98 @@
+//! Mistakes in a gap between recorded sites that caches lie in: what one step writes wrongly the next ones find, and
+//! one mistake is often in several operations of it.
+
+use std::collections::BTreeSet;
+
+use super::{
+    cause::{Rank, Tried},
+    evidence::Evidence,
+    group::joined_names,
+    replay::{Edit, Expected, ReplayError, writes_into},
+};
+use crate::{
+    core::cause_key::CauseKey,
+    graph::{Kind, NodeId, site::Stage},
+};
+
+impl<'a> Evidence<'a> {
+    /// Whether the site is made through caches that were not recorded.
+    pub fn is_through_caches(&self) -> bool {
+        let graph = self.graph();
+        self.cone().iter().any(|&id| writes_into(graph, id).is_some())
+    }
+
+    /// What a result looks like when a node of the gap computes otherwise, or all that are like it.
+    pub(super) fn edited_in_gap(
+        &self,
+        key: CauseKey,
+        text: &str,
+        rank: Rank,
+        edit: &dyn Edit,
+    ) -> Result<Option<Tried>, ReplayError> {
+        let alone = self.tried_in_gap(key, text, rank, edit)?;
+        let is_whole = |tried: &Tried| tried.explained.is_whole();
+        if alone.as_ref().is_some_and(is_whole) {
+            return Ok(alone);
+        }
+        let alike = |id: NodeId| self.alike(id);
+        let Some(everywhere) = edit.in_alike(&alike) else { return Ok(alone) };
+        let everywhere = self.tried_in_gap(key, text, rank, &*everywhere)?;
+        let share =
+            |tried: &Option<Tried>| tried.as_ref().map_or(-1.0, |one| one.explained.share());
+        Ok(if share(&everywhere) > share(&alone) { everywhere } else { alone })
+    }
+
+    fn tried_in_gap(
+        &self,
+        key: CauseKey,
+        text: &str,
+        rank: Rank,
+        edit: &dyn Edit,
+    ) -> Result<Option<Tried>, ReplayError> {
+        let text = self.in_operations(text, &edit.nodes());
+        if self.is_left_out(&text) {
+            return Ok(None);
+        }
+        // What a step finds in the caches was written by those before it.
+        let is_wrong = |at: &usize| self.wrong[*at].contains(&true);
+        let first = (0..self.steps.len()).find(is_wrong).unwrap_or(0);
+        let Some(begun) = self.again(0..first + 1, edit)? else { return Ok(None) };
+        if !begun
+            .last()
+            .is_some_and(|expected: &Expected<'_>| self.explains_some(first, expected, key))
+        {
+            return Ok(Some(self.refuted(key, text, rank)));
+        }
+        let predicted = if first + 1 == self.steps.len() {
+            Some(begun)
+        } else {
+            self.again(0..self.steps.len(), edit)?
+        };
+        Ok(predicted.map(|predicted| self.tried(key, text, rank, predicted)))
+    }
+
+    /// The nodes of the gap that do the same to weights or tensors of the same kind.
+    fn alike(&self, id: NodeId) -> Vec<NodeId> {
+        let graph = self.graph();
+        let kinds = |id: NodeId| -> Vec<Option<bool>> {
+            let sources = graph.node(id).sources.iter();
+            let is_weight = |source: NodeId| graph.node(graph.root(source)).kind == Kind::Weight;
+            sources.map(|source| source.map(is_weight)).collect()
+        };
+        let own = (graph.node(id).op, kinds(id));
+        let others = self.cone().iter().copied().filter(|&other| other != id);
+        others.filter(|&other| (graph.node(other).op, kinds(other)) == own).collect()
+    }
+
+    /// A mistake with the operations that make it, where they are not the site's own.
+    fn in_operations(&self, text: &str, nodes: &[NodeId]) -> String {
+        let (places, specs) = (self.run.model.operations(), self.run.model.sites.specs());
+        let stage = |id: &NodeId| places[id.index()].map(|place| specs[place].stage);
+        let stages: BTreeSet<Stage> = nodes.iter().filter_map(stage).collect();
+        let stages: Vec<Stage> = stages.into_iter().collect();
+        if stages.is_empty() || stages == [self.spec().stage] {
+            return text.to_string();
+        }
+        format!("{}: {text}", joined_names(&stages))
+    }
+}
