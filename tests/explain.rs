@@ -127,17 +127,30 @@ fn results_that_were_not_recorded_are_named_and_green_only_where_a_recorded_one_
     // A bug among what was not recorded is found behind it.
     let hidden = [&["--sites", "layer_out,logits"][..], &["--fault", "gelu-for-silu"]].concat();
     let (exit, out, _) = outcome(&["explain", &traces.record("engine", "hidden", &hidden)]);
-    let cause = "guilty: feed-forward residual, all layers: gelu_tanh(gate) * up instead of \
+    let cause = "guilty: feed-forward residual, all layers: SwiGLU: gelu_tanh(gate) * up instead of \
                  silu(gate) * up (proven)\n";
     assert!(exit == 1 && out.starts_with(cause), "{out}");
     assert!(out.contains("or an operation before it, as blk.0.attn_norm, "), "{out}");
-    // With what it is made from, the gap is named.
-    let hidden =
-        [&["--sites", "embd,layer_out,logits"][..], &["--fault", "gelu-for-silu"]].concat();
-    let (exit, out, _) = outcome(&["explain", &traces.record("engine", "gap", &hidden)]);
-    let cause = "guilty: between the layer's input and layer_out, all layers: gelu_tanh(gate) * up \
-                 instead of silu(gate) * up (proven)\n";
-    assert!(exit == 1 && out.starts_with(cause), "{out}");
+}
+
+#[test]
+fn a_mistake_anywhere_in_a_gap_is_named_with_the_operations_that_make_it() {
+    let traces = Traces::new();
+    let cases = [
+        ("gelu-for-silu", "SwiGLU: gelu_tanh(gate) * up instead of silu(gate) * up"),
+        // What the keys and values of one step lack, later steps find in the caches.
+        ("qkv-bias-zero", "q, k and v projection: bias missing"),
+        ("rope-pairs-interleaved", "q and k rotation: pairs (2i, 2i+1) instead of (i, i+d/2)"),
+    ];
+    for (fault, cause) in cases {
+        let gap = ["--sites", "embd,layer_out,logits", "--fault", fault];
+        let (exit, out, _) = outcome(&["explain", &traces.record("engine", fault, &gap)]);
+        let guilty = format!(
+            "guilty: between the layer's input and layer_out, all layers: {cause} (proven)"
+        );
+        let first = out.lines().next().unwrap();
+        assert!(exit == 1 && first.ends_with(&guilty), "{fault}: {out}");
+    }
 }
 
 #[test]
@@ -151,7 +164,7 @@ fn layers_and_logits_name_the_layer_and_what_rope_gives_names_the_operation() {
             "layer_out,logits",
             "layer_out",
             "0 sites before it are equal; 14 of 14 after it",
-            "unknown",
+            "q and k rotation: pairs (2i, 2i+1) instead of (i, i+d/2) (proven",
         ),
         (
             "layer_out,logits,q_rope,k_rope",
