@@ -164,10 +164,10 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// The state that a node writes into.
+/// The cache that a node writes rows into.
 pub fn writes_into(graph: &Graph, id: NodeId) -> Option<NodeId> {
     let node = graph.node(id);
-    let root = node.window.filter(|_| !node.op.is_window())?.root;
+    let root = node.window.filter(|_| node.op == Op::SetRows)?.root;
     (graph.node(root).kind == Kind::State).then_some(root)
 }
 
@@ -187,7 +187,7 @@ fn again_through<'a>(
             branch.memory[root.index()].clone_from(state);
         }
         for &id in cone {
-            if graph.node(id).op == Op::SetRows {
+            if writes_into(graph, id).is_some() {
                 branch.set_rows(id);
                 continue;
             }
