@@ -91,6 +91,37 @@ fn a_sequence_is_the_same_in_a_batch_and_alone_or_said_not_to_be() {
 }
 
 #[test]
+fn each_mistake_of_a_batch_is_found_in_its_sequence_and_named() {
+    let trace = recorded(&FIXTURE, "left", Some("padding-in-positions"));
+    let (exit, out) = explained(&trace, &[]);
+    assert_eq!(exit, 1, "{out}");
+    let cause = "positions of the prompt off by +5, the padding before it (proven)";
+    let first = out.lines().next().unwrap();
+    assert!(first.starts_with("sequence 1: guilty: q and k rotation, all layers"), "{out}");
+    assert!(first.contains(cause), "{out}");
+    assert!(out.contains("note       sequence 0: nothing guilty"), "{out}");
+
+    let trace = recorded(&LONG, "paged", Some("block-table-stale"));
+    let (exit, out) = explained(&trace, &[]);
+    assert_eq!(exit, 1, "{out}");
+    let first = out.lines().next().unwrap();
+    assert!(first.starts_with("sequence 0: guilty: k and v cache append, all layers"), "{out}");
+    let cause =
+        "from step 1 on slots of positions 16-31 hold the row of sequence 2, 16 positions before";
+    assert!(first.contains(cause), "{out}");
+
+    let trace = recorded(&LONG, "prefix", Some("prefix-not-copied"));
+    let (exit, out) = explained(&trace, &[]);
+    assert_eq!(exit, 1, "{out}");
+    let cause = "sequence 0: guilty: k and v cache append, all layers: from step 1 on slots of positions 20-30 \
+                 hold the row of sequence 1 (proven)";
+    assert!(out.starts_with(cause), "{out}");
+    // What is read of the shared block is the second's own.
+    let (exit, out) = explained(&trace, &["--sequence", "1"]);
+    assert_eq!(exit, 0, "{out}");
+}
+
+#[test]
 fn a_batch_is_listed_and_a_command_that_needs_one_sequence_says_which_there_are() {
     let trace = NUMPY.record_with(&FIXTURE, "left-listed", None, &["--batch", "left"]);
     let (exit, out, err) = outcome(&["validate", &trace]);
