@@ -101,6 +101,12 @@ fn each_mistake_of_a_batch_is_found_in_its_sequence_and_named() {
     assert!(first.contains(cause), "{out}");
     assert!(out.contains("note       sequence 0: nothing guilty"), "{out}");
 
+    let trace = recorded(&FIXTURE, "right", Some("padding-in-positions"));
+    let (exit, out) = explained(&trace, &[]);
+    assert_eq!(exit, 1, "{out}");
+    let cause = "sequence 1: guilty: q and k rotation, all layers: positions of decode steps off by +5 (proven)";
+    assert!(out.starts_with(cause), "{out}");
+
     let trace = recorded(&LONG, "paged", Some("block-table-stale"));
     let (exit, out) = explained(&trace, &[]);
     assert_eq!(exit, 1, "{out}");

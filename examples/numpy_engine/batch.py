@@ -44,9 +44,13 @@ def batched(engine):
             self.kind, self.pool = kind, None
 
         def positions(self, step, count):
-            if self.bug == "padding-in-positions" and step.padding and step.parts[0][0].length == 0:
-                return np.arange(count) % (count // len(step.parts))
-            return np.array(step.positions)
+            positions = np.array(step.positions)
+            for number, rows in step.rows.items():
+                sequence = step.parts[number][0]
+                counts = step.padding == ("right" if sequence.length else "left")
+                if self.bug == "padding-in-positions" and counts:
+                    positions[rows] += sequence.padding
+            return positions
 
         def begin(self, ids, step, trace):
             ids = {number: ids for number, (_, ids) in step.parts.items()}
