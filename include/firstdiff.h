@@ -24,7 +24,8 @@
  * overwritten. An engine that runs one token at a time records a row at a time: rows are stacked in
  * the order of the calls. Where only some of the step's tokens have a row, firstdiff_of_tokens says
  * which; one row of logits is the last token's. A step may have any number of tokens, and the first
- * may follow those of a cached prefix: firstdiff_step_at.
+ * may follow those of a cached prefix: firstdiff_step_at. A step of several sequences, padded or with a
+ * cache in pages, is firstdiff_batch.
  *
  * Tensors on a device: give a function that copies to the host, once, after firstdiff_begin:
  *
@@ -72,6 +73,15 @@ typedef struct {
     size_t n[FIRSTDIFF_AXES];
     ptrdiff_t stride[FIRSTDIFF_AXES];
 } firstdiff_axes;
+
+/* A sequence's part of a step of several: `n` rows from `first_row` on, of positions from `first_position` on. */
+typedef struct {
+    unsigned sequence; /* its number, the same in every step */
+    size_t first_position, first_row, n;
+    /* The blocks that hold its positions from 0 on, as many as these take; NULL where no cache is recorded. */
+    const size_t *blocks;
+    const size_t *keys; /* the key of each of its positions; NULL where these are the positions themselves */
+} firstdiff_sequence;
 
 /* Copies from a device to the host; 0 if it did. */
 typedef int (*firstdiff_copy)(void *host, const void *device, size_t bytes);
@@ -166,6 +176,9 @@ static inline size_t firstdiff_plan_decode(const char *plan)
     ((void)(sizeof(fd) + FIRSTDIFF_UNUSED(tokens) + sizeof(n)))
 #define firstdiff_step_at(fd, tokens, n, first_position)                                           \
     ((void)(sizeof(fd) + FIRSTDIFF_UNUSED(tokens) + sizeof(n) + sizeof(first_position)))
+#define firstdiff_batch(fd, tokens, n, slots, block_size, keys, sequences, count)                  \
+    ((void)(sizeof(fd) + FIRSTDIFF_UNUSED(tokens) + sizeof(n) + sizeof(slots) +                    \
+            sizeof(block_size) + sizeof(keys) + FIRSTDIFF_UNUSED(sequences) + sizeof(count)))
 #define firstdiff_of_tokens(fd, site, layer, dtype, data, axes, tokens)                            \
     ((void)(sizeof(fd) + FIRSTDIFF_UNUSED(site) + sizeof(layer) + sizeof(dtype) +                  \
             FIRSTDIFF_UNUSED(data) + sizeof(axes) + FIRSTDIFF_UNUSED(tokens)))
@@ -252,6 +265,8 @@ struct firstdiff_trace {
     size_t buffer_size, host_size;
     char *rows;    /* of the open step: which tokens rows are of, as JSON without its braces */
     size_t rows_length, rows_size;
+    char *batch;   /* of the open step: its sequences as JSON, or NULL */
+    firstdiff_u64 slots, keys, sequences;
     char *pending; /* what stdio holds back of the open step's file */
 };
 
@@ -795,6 +810,8 @@ static inline void firstdiff_list_step(firstdiff_trace *fd, firstdiff_u64 sites)
             fd->first_position, fd->steps - 1, 8 + fd->room + fd->data, sites);
     if (fd->rows_length)
         fprintf(fd->manifest, ", \"rows\": {%s}", fd->rows);
+    if (fd->batch)
+        fprintf(fd->manifest, ", \"batch\": {%s]}", fd->batch);
     fputc('}', fd->manifest);
     fd->manifest_tail = ftell(fd->manifest);
     fprintf(fd->manifest, "\n]\n}\n");
@@ -862,7 +879,7 @@ static inline firstdiff_u64 firstdiff_bytes(const firstdiff_entry *entry)
 static inline int firstdiff_is_last(firstdiff_trace *fd, const firstdiff_group *group,
                                     firstdiff_entry *entry)
 {
-    if (strcmp(group->name, "logits") || entry->rows != 1 ||
+    if (fd->batch || strcmp(group->name, "logits") || entry->rows != 1 ||
         entry->offset + firstdiff_bytes(entry) != fd->data)
         return 0;
     entry->n[0] = 1;
@@ -975,6 +992,8 @@ static inline void firstdiff_step_at(firstdiff_trace *fd, const int32_t *tokens,
         return;
     }
     fd->rows_length = 0;
+    free(fd->batch);
+    fd->batch = NULL;
     copy = (int32_t *)realloc(fd->tokens, n * sizeof *tokens);
     if (!copy) {
         firstdiff_fail(fd, "out of memory");
@@ -1000,17 +1019,83 @@ static inline void firstdiff_step(firstdiff_trace *fd, const int32_t *tokens, si
                           (size_t)(fd->first_position + (fd->file ? fd->n_tokens : 0)));
 }
 
+/* Appends numbers with commas as a field of JSON; their new end. */
+static inline char *firstdiff_put_list(char *end, const char *field, const size_t *numbers, firstdiff_u64 n)
+{
+    firstdiff_u64 i;
+    end = firstdiff_put(end, field);
+    for (i = 0; i < n; i++)
+        end = firstdiff_put_u64(firstdiff_put(end, i ? ", " : ""), (firstdiff_u64)numbers[i]);
+    return firstdiff_put(end, "]");
+}
+
+/* Starts a step of several sequences. `tokens` has an id for each of the `n` rows of its tensors, padding too.
+ * A cache has `slots` rows in all: position p of a sequence is in slot blocks[p / block_size] * block_size + p %
+ * block_size. `keys` is the length of an axis of keys, 0 for the positions of the longest sequence. The
+ * first_position of a sequence goes on where it was in the step before; at its first it may be any. */
+static inline void firstdiff_batch(firstdiff_trace *fd, const int32_t *tokens, size_t n, size_t slots,
+                                   size_t block_size, size_t keys, const firstdiff_sequence *sequences,
+                                   size_t count)
+{
+    size_t i, row, room = 160;
+    firstdiff_u64 longest = 0;
+    char *end;
+    firstdiff_step(fd, tokens, n);
+    if (!fd || fd->failed)
+        return;
+    block_size = block_size ? block_size : 1;
+    for (i = 0; i < count; i++) {
+        firstdiff_u64 positions = (firstdiff_u64)sequences[i].first_position + sequences[i].n;
+        longest = positions > longest ? positions : longest;
+        room += 160 + 22 * (sequences[i].n + 2 * (size_t)positions + 1);
+    }
+    fd->slots = slots, fd->keys = keys ? keys : longest, fd->sequences = count;
+    fd->batch = (char *)malloc(room);
+    if (!fd->batch) {
+        firstdiff_fail(fd, "out of memory");
+        return;
+    }
+    end = firstdiff_put_u64(firstdiff_put(fd->batch, "\"slots\": "), slots);
+    end = firstdiff_put_u64(firstdiff_put(end, ", \"block_size\": "), block_size);
+    end = firstdiff_put_u64(firstdiff_put(end, ", \"keys\": "), fd->keys);
+    end = firstdiff_put(end, ", \"sequences\": [");
+    for (i = 0; i < count; i++) {
+        const firstdiff_sequence *own = &sequences[i];
+        size_t positions = own->first_position + own->n;
+        end = firstdiff_put_u64(firstdiff_put(end, i ? ", {\"sequence\": " : "{\"sequence\": "), own->sequence);
+        end = firstdiff_put_u64(firstdiff_put(end, ", \"first_position\": "), own->first_position);
+        end = firstdiff_put(end, ", \"rows\": [");
+        for (row = 0; row < own->n; row++)
+            end = firstdiff_put_u64(firstdiff_put(end, row ? ", " : ""), own->first_row + row);
+        end = firstdiff_put(end, "]");
+        if (own->blocks)
+            end = firstdiff_put_list(end, ", \"blocks\": [", own->blocks,
+                                     positions / block_size + (positions % block_size > 0));
+        if (own->keys)
+            end = firstdiff_put_list(end, ", \"keys\": [", own->keys, positions);
+        end = firstdiff_put(end, "}");
+    }
+    *end = 0;
+}
+
 /* The shape that a site has in the open step; axes that it has not count 1. */
 static inline void firstdiff_shape(const firstdiff_trace *fd, const firstdiff_group *group,
                                    firstdiff_u64 n[FIRSTDIFF_AXES])
 {
-    long long positions = (long long)(fd->first_position + fd->n_tokens);
+    long long positions = (long long)(fd->batch ? fd->keys : fd->first_position + fd->n_tokens);
     const char *at = group->sizes;
     int i;
     for (i = 0; i < FIRSTDIFF_AXES; i++) {
         long long size = *at ? firstdiff_size(at, (long long)fd->n_tokens, positions, &at) : 1;
         n[i] = size > 0 ? (firstdiff_u64)size : 0;
     }
+    if (!fd->batch)
+        return;
+    /* A cache has the slots of all; what has neither tokens nor positions is there for each sequence. */
+    if (!firstdiff_word(group->axes, "position", 8))
+        n[0] = fd->slots;
+    else if (!strpbrk(group->sizes, "TP"))
+        n[0] *= fd->sequences;
 }
 
 /* Room of at least that many bytes, or NULL. */
@@ -1513,6 +1598,7 @@ static inline int firstdiff_end(firstdiff_trace *fd)
     free(fd->listed);
     free(fd->tokens);
     free(fd->rows);
+    free(fd->batch);
     free(fd->plan);
     free(fd->groups);
     free(fd->entries);

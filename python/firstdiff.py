@@ -24,6 +24,12 @@ the step's tokens have a row, say which: put(layer, rows=[-1], q=q). One row of 
 A step may have any number of tokens, and the first may follow those of a cached prefix, whose number is
 given: step(ids, first_position=16).
 
+Several sequences in a step: batch({0: ids, 1: ids}) in the place of step. The rows of its tensors are those of
+sequence after sequence, or padded to one length: batch({0: ids, 1: ids}, padding="left"), and then an array may
+have an axis more: put(layer, axes="batch head token key", scores=scores). A paged cache is put whole, (slots, heads,
+dim), with the blocks of each sequence: batch(..., slots=96, block_size=16, blocks={0: [4, 1], 1: [0]}).
+`firstdiff explain mine` explains each sequence in turn.
+
 A process of several gives its rank, how many there are, and how its sites are split: an axis for all
 sites that have it, SITE=partial for partial sums before an all-reduce; the others are whole on every
 rank. Each writes a folder in `mine`, and firstdiff reads them as one:
@@ -163,6 +169,7 @@ class Trace:
         self.folder = Path(folder) / f"rank{rank}" if shard else Path(folder)
         self.run = secrets.token_hex(16)
         self.first_position, self.steps, self.open, self.weights = 0, [], None, None
+        self.ends = {}  # the position after the last of each sequence
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / "plan.txt").exists():
             raise ValueError(f"{folder} holds a reference's trace; choose another folder")
@@ -224,6 +231,44 @@ class Trace:
                                  f"{first_position}")
             self.first_position = first_position
         self.open = _Step(self.folder, len(self.steps), list(map(int, tokens)), self)
+
+    def batch(self, sequences, padding=None, pad=0, first_positions=None, slots=0, block_size=1, blocks=None,
+              cached=None, keys=None):
+        """Starts a step of several sequences: their ids by their numbers, each after those of its steps before.
+
+        `padding` is "left" or "right" where all have the same number of rows, those over with the id `pad`. Else
+        the rows of one sequence follow those of another. `first_positions` are those of sequences that begin after a cached prefix, by the number.
+
+        A cache has `slots` rows: a sequence's position p is in slot blocks[p // block_size] * block_size +
+        p % block_size of its `blocks`. Where every sequence has so many slots, its own and padding, `cached`
+        says that number instead: `blocks` are then each position's slot among its own, and may be left out where
+        position p is in slot p. `keys` is the length of the axis of keys, where that is not the number of
+        positions of the longest sequence; with `cached` the keys of a sequence are its slots."""
+        if not self.on:
+            return
+        numbers, given = list(sequences), first_positions or {}
+        longest = max(map(len, sequences.values()))
+        tokens, parts, blocks = [], [], dict(blocks or {})
+        for place, number in enumerate(numbers):
+            ids = [int(token) for token in sequences[number]]
+            padded = [int(pad)] * (longest - len(ids)) if padding else []
+            start = len(tokens) + (len(padded) if padding == "left" else 0)
+            tokens += padded + ids if padding == "left" else ids + padded
+            first = given.get(number, self.ends.get(number, 0))
+            part = {"sequence": number, "first_position": first, "rows": list(range(start, start + len(ids)))}
+            end = self.ends[number] = first + len(ids)
+            own = blocks.get(number)
+            if cached is not None:
+                part["keys"] = [int(slot) for slot in (range(end) if own is None else own)]
+                own = [place * cached + slot for slot in part["keys"]]
+            if own is not None:
+                part["blocks"] = [int(block) for block in own]
+            parts.append(part)
+        if cached is not None:
+            slots, block_size, keys = cached * len(numbers), 1, cached
+        batch = {"slots": slots, "block_size": block_size, "sequences": parts}
+        self.step(tokens)
+        self.open.batch = batch | ({} if keys is None else {"keys": keys})
 
     def put(self, layer=None, axes=None, rows=None, **tensors):
         """Records tensors of the open step by the names of their sites, or some rows of them. `rows` are the
@@ -326,11 +371,19 @@ def _cut(split, axes):
     return axes.index(split) if split in axes else None
 
 
+def _joined(array, order, first):
+    """The array with its axis of sequences and that of their rows as one, and the order of its axes."""
+    places = [order.index("batch"), order.index(first)]
+    rest = [axis for axis in range(array.ndim) if axis not in places]
+    moved = array.transpose(places + rest)
+    return moved.reshape(-1, *moved.shape[2:]), [first] + [order[axis] for axis in rest]
+
+
 class _Step:
     """The file of a step. A tensor goes to disk when all of its rows are there."""
 
     def __init__(self, folder, index, tokens, trace):
-        self.index, self.tokens, self.trace = index, tokens, trace
+        self.index, self.tokens, self.trace, self.batch = index, tokens, trace, None
         self.name = f"step-{index:04}.safetensors"
         self.positions = trace.first_position + len(tokens)
         self.room = 256 + ROOM * len(trace.plan.sites)
@@ -348,12 +401,14 @@ class _Step:
         order = axes.split() if axes else list(wanted)
         # A user's "token" may be the cache's.
         order = ["position" if axis == "token" and "position" in wanted else axis for axis in order]
+        if self.batch and "batch" in order and array.ndim == len(order):
+            array, order = _joined(array, order, wanted[0])
         if sorted(order) != sorted(wanted) or array.ndim != len(wanted):
             said = f"axes {' '.join(order)!r} and {array.ndim} of them"
             raise ValueError(f"{name} has the axes {' '.join(wanted)!r}, not {said}")
         if order != wanted:
             array = array.transpose([order.index(axis) for axis in wanted])
-        shape = place.shape(len(self.tokens), self.positions)
+        shape = self._shape(place)
         if tokens is not None:
             tokens = self._tokens(name, place, tokens)
             shape[0] = len(tokens)
@@ -386,6 +441,18 @@ class _Step:
                 self.tokens_of[name] = tokens
             self._write(name, shape, self.rows.pop(name))
 
+    def _shape(self, place):
+        """Of a batch, caches have its slots, and what has rows of nothing else those of each sequence."""
+        if not self.batch:
+            return place.shape(len(self.tokens), self.positions)
+        ends = [part["first_position"] + len(part["rows"]) for part in self.batch["sequences"]]
+        shape = place.shape(len(self.tokens), self.batch.get("keys", max(ends)))
+        if place.axes[0] == "position":
+            shape[0] = self.batch["slots"]
+        elif not any(letter in size for size in place.sizes for letter in "TP"):
+            shape[0] *= len(ends)
+        return shape
+
     def _tokens(self, name, place, tokens):
         """The tokens of rows, counted from the first of the step; negative ones count from its end."""
         n = len(self.tokens)
@@ -399,7 +466,8 @@ class _Step:
         return tokens
 
     def close(self):
-        if len(self.rows.get("logits", [])) == 1 and len(self.rows["logits"][0]) == 1:
+        one = not self.batch and len(self.rows.get("logits", [])) == 1
+        if one and len(self.rows["logits"][0]) == 1:
             last = self.rows.pop("logits")  # logits are computed for the last token only
             self._write("logits", [1, *last[0].shape[1:]], last)
         for name, found in self.missed.items():
@@ -420,7 +488,7 @@ class _Step:
             "file": self.name,
             "bytes": 8 + self.room + self.data,
             "sites": len(self.header) - 1,
-        } | ({"rows": self.tokens_of} if self.tokens_of else {})
+        } | ({"rows": self.tokens_of} if self.tokens_of else {}) | ({"batch": self.batch} if self.batch else {})
 
     def _write(self, name, shape, rows):
         start = self.data

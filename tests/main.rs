@@ -52,6 +52,8 @@ mod pinned;
 mod progress;
 // Traces that divide the same tokens otherwise, or have rows of some.
 mod positions;
+// Several sequences in one trace.
+mod sequences;
 // Weights as an engine holds them.
 mod loaded;
 // llama.cpp's tensors are the ones that the site table means.

@@ -6,7 +6,7 @@
 Runs the token ids of a plan that `firstdiff capture reference` wrote, and records what it computes
 in the folder TRACE. The lines marked with #+ are all that recording takes. f32, with f32 and f16
 weights. --ranks divides the heads, the feed-forward network and the vocabulary over that many
-processes. --bug plants a mistake.
+processes. --batch runs three sequences in a step. --bug plants a mistake.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import functools
 import sys
 from pathlib import Path
 
+import batch
 import numpy as np
 import ranks
 from gguf import Gguf
@@ -76,13 +77,16 @@ class Engine:
         y = x @ weight.T
         return y if bias is None or self.bug == "qkv-bias-zero" else y + bias
 
+    def positions(self, first, count):
+        return first + np.arange(count)
+
     def rope(self, x, first):
         """x: (T, heads, dim)"""
         half = self.dim // 2
         turn = self.theta ** (-2.0 * np.arange(half) / self.dim)
         factors = self.weight("rope_freqs.weight")
         turn = turn if factors is None else turn / factors
-        angle = ((first + np.arange(len(x)))[:, None] * turn).astype(np.float32)[:, None, :]
+        angle = (self.positions(first, len(x))[:, None] * turn).astype(np.float32)[:, None, :]
         cos, sin = np.cos(angle), np.sin(angle)
         if self.bug == "rope-backwards":
             sin = -sin
@@ -154,11 +158,14 @@ class Engine:
         trace.put(l, ffn_gate=gate, ffn_up=up, ffn_down=down, layer_out=x)  #+
         return x
 
+    def begin(self, ids, first, trace):
+        trace.step(ids, first)  #+
+
     def step(self, ids, first, trace):
         """The logits of all tokens of a step: (T, V)"""
         embd = self.weight("token_embd.weight")
         x = embd[np.array(ids) - (self.bug == "embd-previous-row")]
-        trace.step(ids, first)  #+
+        self.begin(ids, first, trace)
         trace.put(embd=x)  #+
         for layer in range(self.layers):
             x = self.layer(x, layer, first, trace)
@@ -213,9 +220,12 @@ def main():
                         help="run the tokens in steps of so many, such as 7 or 16,1")  # fmt: skip
     parser.add_argument("--last", action="store_true", help="logits of a step's last token only")
     parser.add_argument("--after", type=int, default=0, help="record only what follows so many steps")
-    parser.add_argument("--bug", choices=BUGS + ranks.BUGS)
+    parser.add_argument("--batch", choices=batch.KINDS, help="run several sequences in a step")
+    parser.add_argument("--bug", choices=BUGS + ranks.BUGS + batch.BUGS)
     args = parser.parse_args()
-    if args.ranks == 1:
+    if args.batch:
+        batch.run(args, Engine, ranks.Ranks())
+    elif args.ranks == 1:
         run(args, ranks.Ranks())
     else:
         ranks.start(args.ranks, functools.partial(run, args), args.bug)

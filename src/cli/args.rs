@@ -182,6 +182,9 @@ pub struct CaptureArgs {
     #[arg(long, value_name = "TRACE")]
     #[arg(conflicts_with_all = ["prompt", "file", "n_predict", "tokens", "decoded"])]
     pub tokens_of: Option<PathBuf>,
+    /// Of several sequences in the trace of --tokens-of, the one to run
+    #[arg(long, value_name = "N", requires = "tokens_of")]
+    pub sequence: Option<u32>,
     /// Send each token to the experts that the engine of --tokens-of sent it to
     #[arg(long, requires = "tokens_of", conflicts_with = "chunks")]
     pub force_routing: bool,
@@ -230,6 +233,9 @@ pub struct DiffArgs {
     /// With --same-engine: GGUF model that was recorded [default: the embedded fixture, if it was that]
     #[arg(short, long, value_name = "FILE", requires = "same_engine")]
     pub model: Option<PathBuf>,
+    /// Of a trace of several sequences, the one to compare
+    #[arg(long, value_name = "N")]
+    pub sequence: Option<u32>,
     #[command(flatten)]
     pub compare: CompareArgs,
 }
@@ -241,6 +247,9 @@ pub struct ExplainArgs {
     /// The reference's trace of the same tokens, to compare every site with as `diff` does
     #[arg(long, value_name = "TRACE")]
     pub reference: Option<PathBuf>,
+    /// Of a trace of several sequences, the one to explain [default: each in turn]
+    #[arg(long, value_name = "N")]
+    pub sequence: Option<u32>,
     /// GGUF model that was recorded [default: the embedded fixture, if it was that]
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,

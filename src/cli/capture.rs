@@ -77,6 +77,7 @@ fn capture_reference(
     bar: &ProgressBar,
 ) -> Result<usize, Error> {
     let like = args.tokens_of.as_deref().map(TraceReader::open).transpose()?;
+    let like = like.map(|trace| trace.sequence(args.sequence)).transpose()?;
     let inputs = match &like {
         Some(trace) => Inputs::load_like(&args.model, trace)?,
         None => Inputs::load_ids(&args.model, &args.ids)?,

@@ -22,7 +22,7 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
     let start = Instant::now();
     inputs::check_factor(args.compare.factor)?;
     output::check_json(args.compare.json.as_deref())?;
-    let (a, b) = (TraceReader::open(&args.trace_a)?, TraceReader::open(&args.trace_b)?);
+    let [a, b] = opened(args)?;
     let swapped = a.manifest().side == Side::Reference && b.manifest().side == Side::Engine;
     let (engine, reference) = if swapped { (b, a) } else { (a, b) };
     let filter = inputs::filter(args.compare.sites.as_deref())?;
@@ -48,6 +48,18 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
     }
     report.seconds = start.elapsed().as_secs_f64();
     run::finish(&report, args.compare.json.as_deref())
+}
+
+/// Both traces; of one with several sequences, that which is named.
+pub fn opened(args: &DiffArgs) -> Result<[TraceReader; 2], Error> {
+    let (a, b) = (TraceReader::open(&args.trace_a)?, TraceReader::open(&args.trace_b)?);
+    let is_single = |trace: &TraceReader| trace.sequences().is_empty();
+    let number = |trace: &TraceReader, other: &TraceReader| {
+        // The other one may be a run of that sequence alone.
+        args.sequence.filter(|_| !is_single(trace) || is_single(other))
+    };
+    let (of_a, of_b) = (number(&a, &b), number(&b, &a));
+    Ok([a.sequence(of_a)?, b.sequence(of_b)?])
 }
 
 /// The floor for the engine's arithmetic, if the trace it is judged by carries it.

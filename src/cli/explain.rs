@@ -7,6 +7,8 @@ use std::{
     time::Instant,
 };
 
+use indicatif::ProgressBar;
+
 use firstdiff::{
     compare::{SiteFilter, verdict::Rule},
     core::{exit::Exit, floor::DEFAULT_FACTOR},
@@ -23,7 +25,7 @@ use firstdiff::{
     reference::Vocabulary,
     report::{Headline, ModelSummary, Report, answer, guilt},
     run::RunError,
-    trace::{Side, TraceError, TraceReader, comparable, lint},
+    trace::{BatchedSequence, Manifest, Side, TraceError, TraceReader, comparable, lint},
 };
 
 use super::{
@@ -51,65 +53,120 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     let start = Instant::now();
     output::check_json(args.json.as_deref())?;
     let bar = output::progress(None, "checking the traces");
-    let engine = open(&args.trace, Side::Engine)?;
+    let batch = open(&args.trace, Side::Engine)?;
+    let sequences = args.sequence.map_or_else(|| batch.sequences(), |number| vec![number]);
     let reference = args.reference.as_deref().map(|path| open(path, Side::Reference));
     let reference = reference.transpose()?;
+    if let Some(reference) = args.reference.as_deref().filter(|_| sequences.len() > 1) {
+        return Err(several(&batch, reference));
+    }
+    let single = (sequences.len() < 2).then(|| batch.clone().sequence(args.sequence));
+    let single = single.transpose()?;
     // With the graph that a reference carries, llama.cpp need not load the model.
     let carried = reference.as_ref().map(TraceReader::graph).transpose()?.flatten();
-    let model = model(args.model.as_deref(), &engine, carried.as_ref())?;
-    let file = model.file();
-    if let Some(reference) = &reference {
-        same_tokens(&engine, reference, file)?;
-    }
-    let mut report = match &reference {
-        Some(reference) => {
-            let (of_engine, manifest) = (engine.manifest(), reference.manifest());
-            let floor = match diff::floor(of_engine, manifest) {
-                Some(floor) => Cow::Borrowed(floor),
-                None => {
-                    bar.set_message("measuring the floor");
-                    Cow::Owned(measured_floor(&of_engine.arithmetic, reference, file)?)
-                }
-            };
-            bar.set_message("comparing sites");
-            let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
-            Report::of_traces(&engine, reference, SiteFilter::default(), rule, &floor)?
-        }
-        None => Report::of_trace(&engine)?,
-    };
+    let model = model(args.model.as_deref(), &batch, carried.as_ref())?;
     bar.set_message("comparing weights");
-    let weights = loaded(&engine, file)?;
-    match lint::ranks(&engine)? {
-        None => {
-            bar.set_message("replaying every operation");
-            let sides = (&engine, reference.as_ref());
-            let diagnosis = diagnose(&model, sides, carried, weights.as_ref())?;
-            report.headline = headline(&report, &diagnosis, &engine);
-            if diagnosis.engine.replayed > 0 && !diagnosis.engine.unmeasured.is_empty() {
-                report.notes.push(SPANNED.to_string());
-            }
-            report.diagnosis = Some(diagnosis);
+    let weights = loaded(&batch, model.file())?;
+    let subject = Explaining { model: &model, weights: weights.as_ref(), bar: &bar };
+    let mut report = if let Some(engine) = &single {
+        if let Some(reference) = &reference {
+            same_tokens(engine, reference, model.file())?;
         }
-        // What is put together of other inputs is no operation's result.
-        found => {
-            report.headline = report.headline.after(found);
-            report.notes.push(NOT_REPLAYED.to_string());
-        }
-    }
-    if let Some(weights) = &weights {
-        report.headline = report.headline.after_weights(weights);
-    }
+        subject.report(engine, reference.as_ref(), carried)?
+    } else {
+        let report = |&sequence: &u32| {
+            let engine = batch.clone().sequence(Some(sequence))?;
+            Ok((sequence, subject.report(&engine, None, None)?))
+        };
+        let reports = sequences.iter().map(report).collect::<Result<Vec<_>, Error>>()?;
+        Report::of_sequences(reports)
+    };
     report.weights = weights;
-    bar.set_message("looking for what was recorded wrongly");
-    let vocabulary = LazyCell::new(|| Vocabulary::load(file));
-    let text = |token| vocabulary.as_ref().map_or(String::new(), |loaded| loaded.text(token));
-    report.notes.extend(lint::embedding(&engine, file, &text)?);
     if let Subject::Engine(model) = &model {
         report.model = Some(ModelSummary::of(model)?);
     }
     report.seconds = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
     run::finish(&report, args.json.as_deref())
+}
+
+/// A reference is of one sequence.
+fn several(batch: &TraceReader, reference: &Path) -> Error {
+    let numbers: Vec<String> = batch.sequences().iter().map(u32::to_string).collect();
+    Error::Usage(format!(
+        "{} has the sequences {}, and {} is of one: say which with --sequence",
+        batch.folder().display(),
+        numbers.join(", "),
+        reference.display()
+    ))
+}
+
+/// What is the same for every sequence of a trace.
+struct Explaining<'a> {
+    model: &'a Subject,
+    weights: Option<&'a LoadedSummary>,
+    bar: &'a ProgressBar,
+}
+
+impl Explaining<'_> {
+    /// Compares and replays one sequence. Without its weights and the time it took.
+    fn report(
+        &self,
+        engine: &TraceReader,
+        reference: Option<&TraceReader>,
+        carried: Option<Carried>,
+    ) -> Result<Report, Error> {
+        let Explaining { model, weights, bar } = *self;
+        let file = model.file();
+        let mut report = match reference {
+            Some(reference) => compared(engine, reference, file, bar)?,
+            None => Report::of_trace(engine)?,
+        };
+        match lint::ranks(engine)? {
+            None => {
+                bar.set_message("replaying every operation");
+                let diagnosis = diagnose(model, (engine, reference), carried, weights)?;
+                report.headline = headline(&report, &diagnosis, engine);
+                if diagnosis.engine.replayed > 0 && !diagnosis.engine.unmeasured.is_empty() {
+                    report.notes.push(SPANNED.to_string());
+                }
+                report.diagnosis = Some(diagnosis);
+            }
+            // What is put together of other inputs is no operation's result.
+            found => {
+                report.headline = report.headline.after(found);
+                report.notes.push(NOT_REPLAYED.to_string());
+            }
+        }
+        if let Some(weights) = weights {
+            report.headline = report.headline.after_weights(weights);
+        }
+        bar.set_message("looking for what was recorded wrongly");
+        let vocabulary = LazyCell::new(|| Vocabulary::load(file));
+        let text = |token| vocabulary.as_ref().map_or(String::new(), |loaded| loaded.text(token));
+        report.notes.extend(lint::embedding(engine, file, &text)?);
+        Ok(report)
+    }
+}
+
+/// The comparison with a reference, whose floor is measured where it carries none.
+fn compared(
+    engine: &TraceReader,
+    reference: &TraceReader,
+    file: &ModelFile,
+    bar: &ProgressBar,
+) -> Result<Report, Error> {
+    let (of_engine, manifest) = (engine.manifest(), reference.manifest());
+    let floor = match diff::floor(of_engine, manifest) {
+        Some(floor) => Cow::Borrowed(floor),
+        None => {
+            bar.set_message("measuring the floor");
+            Cow::Owned(measured_floor(&of_engine.arithmetic, reference, file)?)
+        }
+    };
+    bar.set_message("comparing sites");
+    let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
+    Ok(Report::of_traces(engine, reference, SiteFilter::default(), rule, &floor)?)
 }
 
 /// Opens the trace of a side, and refuses that of the other.
@@ -148,7 +205,7 @@ pub fn model(
     let hash = file.hash();
     let model = match carried {
         Some((graph, inputs)) => Plan::model(ModelFile::open(&path)?, graph, inputs).ok(),
-        None => firstdiff::run::open_for(&path, engine.manifest().positions().end).ok(),
+        None => firstdiff::run::open_for(&path, longest(engine.manifest())).ok(),
     };
     if hash != id.blake3 {
         let is_alike = model.is_some_and(|model| has_shapes(list, &model.config));
@@ -165,6 +222,13 @@ pub fn model(
         )));
     }
     Ok(Subject::Engine(Box::new(model)))
+}
+
+/// Positions of the longest sequence.
+fn longest(manifest: &Manifest) -> usize {
+    let parts = manifest.steps.iter().filter_map(|step| step.batch.as_ref());
+    let ends = parts.flat_map(|batch| &batch.sequences).map(BatchedSequence::positions);
+    ends.max().unwrap_or(manifest.positions().end)
 }
 
 /// Whether the sites of a trace that a model of ours has are as long as the model's.

@@ -28,6 +28,8 @@ enum Bond {
     Rerun,
     /// The same tokens in other steps, so that sums may be made in another order.
     OtherSteps,
+    /// A sequence of a batch and a run of it alone: so may these.
+    OtherBatch,
 }
 
 /// Compares two runs of one engine and prints the report.
@@ -35,17 +37,18 @@ pub fn same_engine(args: &DiffArgs) -> Result<Exit, Error> {
     let start = Instant::now();
     inputs::check_factor(args.compare.factor)?;
     output::check_json(args.compare.json.as_deref())?;
-    let (a, b) = (TraceReader::open(&args.trace_a)?, TraceReader::open(&args.trace_b)?);
+    let [a, b] = diff::opened(args)?;
     same(a.manifest(), b.manifest())?;
     let common = comparable(a.manifest(), b.manifest())?;
-    let bond = bond(&common, a.manifest(), b.manifest());
+    let is_alone = a.selected().is_none() == b.selected().is_none();
+    let bond = if is_alone { bond(&common, a.manifest(), b.manifest()) } else { Bond::OtherBatch };
     // A rerun needs neither a floor nor the model: the causes are sought where the model is there.
     let model = explain::model(args.model.as_deref(), &a, None);
     let model = if bond == Bond::Rerun && args.model.is_none() { model.ok() } else { Some(model?) };
     let bar = output::progress(None, "comparing sites");
     let floor = match (bond, diff::floor(a.manifest(), b.manifest()), &model) {
-        (Bond::OtherSteps, Some(floor), _) => Cow::Borrowed(floor),
-        (Bond::OtherSteps, None, Some(model)) => {
+        (Bond::OtherSteps | Bond::OtherBatch, Some(floor), _) => Cow::Borrowed(floor),
+        (Bond::OtherSteps | Bond::OtherBatch, None, Some(model)) => {
             bar.set_message("measuring the floor");
             Cow::Owned(measured_floor(&a.manifest().arithmetic, &b, model.file())?)
         }
@@ -105,10 +108,14 @@ fn headline(bond: Bond, found: Headline) -> Headline {
             "not consistent: other steps must be equal within the floor"
         }
         (Bond::OtherSteps, _) => "the same tokens in other steps",
+        (Bond::OtherBatch, Exit::Diverged) => {
+            "not consistent: a sequence in a batch and alone must be equal within the floor"
+        }
+        (Bond::OtherBatch, _) => "the same sequence in a batch and alone",
     };
     let text = match bond {
         Bond::Rerun => found.text.replace("equal within the floor", "equal bit for bit"),
-        Bond::OtherSteps => found.text.clone(),
+        _ => found.text.clone(),
     };
     Headline { text: format!("{demanded}: {text}"), ..found }
 }

@@ -40,6 +40,7 @@ pub fn validate(args: &ValidateArgs) -> Result<Exit, Error> {
     if let Some(rows) = rows_in_words(found.partly.iter().copied()) {
         let _ = writeln!(text, "  rows       {rows}");
     }
+    text.push_str(&sequences(&found.manifest));
     if let Some(shard) = found.shard() {
         text.push_str(&ranks(shard, &found));
     }
@@ -53,7 +54,17 @@ pub fn validate(args: &ValidateArgs) -> Result<Exit, Error> {
 
 fn suspicious(trace: &TraceReader) -> Result<Vec<String>, TraceError> {
     let ranks = lint::ranks(trace)?.map(|found| format!("ranks disagree: {found}"));
-    Ok(ranks.into_iter().chain(lint::alone(trace)?).collect())
+    let mut notes: Vec<String> = ranks.into_iter().collect();
+    let sequences = trace.sequences();
+    if sequences.is_empty() {
+        notes.extend(lint::alone(trace)?);
+    }
+    // What is no sequence's means nothing.
+    for number in sequences {
+        let own = lint::alone(&trace.clone().sequence(Some(number))?)?;
+        notes.extend(own.into_iter().map(|note| format!("sequence {number}: {note}")));
+    }
+    Ok(notes)
 }
 
 fn headline(found: &Inspection) -> String {
@@ -72,9 +83,14 @@ fn headline(found: &Inspection) -> String {
     let prompt: usize = of_prompt.iter().map(|step| step.tokens.len()).sum();
     let decode = manifest.steps.len() - of_prompt.len();
     let after = if start > 0 { format!(" after {start} in the cache") } else { String::new() };
+    let sequences = manifest.sequences().len();
+    let ran = if sequences == 0 {
+        format!("{prompt} prompt tokens{after}, {decode} decode steps")
+    } else {
+        format!("{sequences} sequences, {} steps", manifest.steps.len())
+    };
     format!(
-        "{state}: {there} of {all} sites ({} layers, {prompt} prompt tokens{after}, {decode} decode \
-         steps), recorded by {} {} from {}\n",
+        "{state}: {there} of {all} sites ({} layers, {ran}), recorded by {} {} from {}\n",
         found.list().layers(),
         manifest.producer.name,
         manifest.producer.version,
@@ -117,6 +133,19 @@ fn contents(found: &Inspection) -> String {
         }
     }
     text
+}
+
+/// The positions of each sequence of a batch.
+fn sequences(manifest: &Manifest) -> String {
+    let batches = || manifest.steps.iter().filter_map(|step| step.batch.as_ref());
+    let positions = |number: &u32| {
+        let parts = batches().flat_map(|batch| &batch.sequences);
+        let own: Vec<_> = parts.filter(|part| part.sequence == *number).collect();
+        let (first, last) = (own.first()?, own.last()?);
+        Some(format!("{number}: positions {} to {}", first.first_position, last.positions() - 1))
+    };
+    let all: Vec<String> = manifest.sequences().iter().filter_map(positions).collect();
+    if all.is_empty() { String::new() } else { format!("  sequences  {}\n", all.join("; ")) }
 }
 
 /// How the recorded stages were put together.

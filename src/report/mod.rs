@@ -4,6 +4,7 @@ mod blame;
 pub mod ci;
 mod devices;
 mod of_run;
+mod of_sequences;
 mod of_traces;
 mod parted;
 mod schema;

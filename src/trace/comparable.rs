@@ -47,6 +47,10 @@ pub struct Parting {
 /// A refusal with the first difference, named with both values.
 pub fn comparable(a: &Manifest, b: &Manifest) -> Result<Common, TraceError> {
     same_model(&a.model, &b.model)?;
+    if let Some(batch) = [a, b].into_iter().find(|manifest| !manifest.sequences().is_empty()) {
+        let (path, all) = ("a trace of these".into(), batch.sequences());
+        return Err(TraceError::Sequences { path, all, number: None });
+    }
     let (of_a, of_b) = (a.positions(), b.positions());
     let (start, end) = (of_a.start.max(of_b.start), of_a.end.min(of_b.end));
     if start >= end {

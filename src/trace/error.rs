@@ -110,6 +110,9 @@ pub enum TraceError {
     #[error("cannot {action} {path}: {source}; {}", advice(source.kind()))]
     Io { action: &'static str, path: PathBuf, source: io::Error },
 
+    #[error("{path} {}", sequences_text(all, *number))]
+    Sequences { path: PathBuf, all: Vec<u32>, number: Option<u32> },
+
     #[error("the writer was misused: {0}; this is a bug of the recording side, please report it")]
     Misuse(String),
     #[error("{site} was put with shape {found:?} instead of {expected:?}; fix the recording side")]
@@ -222,7 +225,7 @@ impl TraceError {
             Missing { .. } | NotATrace { .. } | Exists { .. } | Occupied { .. } | Io { .. } => {
                 Kind::BadInput
             }
-            OneRank { .. } => Kind::BadInput,
+            OneRank { .. } | Sequences { .. } => Kind::BadInput,
             Misuse(_) | PutShape { .. } | PutArray { .. } => Kind::Internal,
             _ => Kind::Refused,
         }
@@ -249,6 +252,22 @@ impl TraceError {
     ) -> impl FnOnce(io::Error) -> TraceError {
         let path = path.into();
         move |source| TraceError::Io { action, path, source }
+    }
+}
+
+/// Which sequences a trace has, where one must be named.
+fn sequences_text(all: &[u32], number: Option<u32>) -> String {
+    let named: Vec<String> = all.iter().map(u32::to_string).collect();
+    match (all, number) {
+        ([], Some(number)) => {
+            format!("is one sequence without a number, not {number}; leave out --sequence")
+        }
+        (_, None) => {
+            format!("has the sequences {}; choose one with --sequence", named.join(", "))
+        }
+        (_, Some(number)) => {
+            format!("has no sequence {number}; it has {}: choose one of them", named.join(", "))
+        }
     }
 }
 

@@ -208,8 +208,7 @@ impl StepFile<'_> {
         let Some(site) = site.filter(|&site| self.layout.has(site)) else {
             return Err(TraceError::UnknownTensor { path, name });
         };
-        let (tokens, positions) = (self.step.tokens.len(), self.step.positions());
-        let mut expected = self.layout.shape(&path, site, tokens, positions)?;
+        let mut expected = self.layout.shape(&path, site, self.step.into())?;
         let found = info.shape.clone();
         let listed = self.layout.list().get(site);
         let rows = self.rows(site, listed, &name, &found)?;
@@ -252,7 +251,10 @@ impl StepFile<'_> {
             }
             return Ok((rows.len() < tokens).then(|| Arc::from(&rows[..])));
         }
-        let is_last = has_tokens && site.stage == Stage::Logits && found.first() == Some(&1);
+        let is_last = has_tokens
+            && site.stage == Stage::Logits
+            && self.step.batch.is_none()
+            && found.first() == Some(&1);
         Ok((is_last && tokens > 1).then(|| Arc::from([tokens - 1])))
     }
 

@@ -1,6 +1,6 @@
 //! `manifest.json`: what was run, and what every step file must agree with.
 //!
-//! All serialised types of the format are here, in `groups`, in `shard` and in `weights`. A new field means a new
+//! All serialised types of the format are here, in `batch`, `groups`, `shard` and `weights`. A new field means a new
 //! version.
 
 use std::{collections::BTreeMap, path::Path};
@@ -8,6 +8,8 @@ use std::{collections::BTreeMap, path::Path};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    batch,
+    batch::Batch,
     error::{Limit, TraceError},
     groups::{SiteGroup, grouped},
     layout::Layout,
@@ -176,6 +178,10 @@ pub struct Step {
     /// Of each tensor that has not a row for every token: which tokens of the step its rows are of, ascending.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rows: BTreeMap<String, Vec<usize>>,
+    /// Whose the rows are, where the step runs several sequences. Then every step has this, and the tokens are
+    /// those of all rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<Batch>,
 }
 
 impl Manifest {
@@ -247,9 +253,11 @@ impl Manifest {
             });
         }
         let read: Manifest = serde_json::from_slice(json).map_err(syntax)?;
-        if found == BEFORE && read.weights.is_some() {
+        let is_batched = read.steps.iter().any(|step| step.batch.is_some());
+        let later = [("weights", read.weights.is_some()), ("steps[].batch", is_batched)];
+        if let Some((name, _)) = later.iter().find(|(_, is_there)| found == BEFORE && *is_there) {
             let reason = format!("is of a later version than {BEFORE}");
-            return Err(field(path, "weights".into(), reason));
+            return Err(field(path, name.to_string(), reason));
         }
         let arithmetic = read.arithmetic.as_hardware();
         Ok(Manifest { arithmetic, format_version: FORMAT_VERSION, ..read })
@@ -303,7 +311,7 @@ impl Manifest {
             step.check(path, expected)?;
             position += step.tokens.len();
         }
-        Ok(())
+        batch::check(path, &self.steps)
     }
 }
 

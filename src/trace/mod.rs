@@ -3,6 +3,7 @@
 //! `docs/trace-format.md` describes the files for people who write their own writer.
 
 mod array;
+mod batch;
 #[cfg(feature = "full")]
 mod comparable;
 mod error;
@@ -35,6 +36,8 @@ pub mod recording;
 #[cfg(feature = "full")]
 mod row_words;
 mod seal;
+#[cfg(feature = "full")]
+mod sequence;
 mod shard;
 mod step;
 #[cfg(feature = "full")]
@@ -43,6 +46,7 @@ mod weights;
 mod write;
 
 pub use array::{Array, Elements};
+pub use batch::{Batch, BatchedSequence};
 #[cfg(feature = "full")]
 pub use comparable::{Common, Longer, Parting, comparable};
 pub use error::{Kind, Limit, TraceError};
@@ -58,6 +62,8 @@ pub use plan::{PLAN_FILE, Plan};
 pub use read::{TraceReader, feed};
 #[cfg(feature = "full")]
 pub use row_words::rows_in_words;
+#[cfg(feature = "full")]
+pub use sequence::NeighbourRow;
 pub use shard::{Shard, Split, rank_folder};
 pub use weights::{WEIGHTS_FILE, WeightEntry, WeightsFile};
 pub use write::TraceWriter;

@@ -36,7 +36,7 @@ pub(super) fn folders(trace: &Path) -> Result<Vec<PathBuf>, TraceError> {
 }
 
 /// One rank's folder, or that of a trace that has no ranks.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Part {
     pub folder: PathBuf,
     pub manifest: Manifest,

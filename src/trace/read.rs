@@ -15,6 +15,7 @@ use super::{
     loaded,
     manifest::{CHECKSUM_FILE, MANIFEST_FILE, Manifest, UNFINISHED_FILE, within},
     ranks::{Part, folders, join},
+    sequence::Selection,
     shard::Split,
     stitch::{Whole, stitch},
 };
@@ -32,13 +33,15 @@ use crate::{
 
 /// A trace whose every file has been checked; tensors are read one at a time. Those of several
 /// ranks are read as one.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TraceReader {
     folder: PathBuf,
     manifest: Manifest,
     parts: Vec<Part>,
     layout: Layout,
     sites: BTreeMap<Site, Whole>,
+    /// The sequence of a batch that this is.
+    pub(in crate::trace) selection: Option<Box<Selection>>,
 }
 
 impl TraceReader {
@@ -61,7 +64,38 @@ impl TraceReader {
         parts.iter().try_for_each(|part| loaded::check(&part.folder, &part.manifest))?;
         let sites = stitch(folder, &manifest, &layout, &parts, places);
         let sites = sites.into_iter().collect::<Result<_, _>>()?;
-        Ok(TraceReader { folder: folder.into(), manifest, parts, layout, sites })
+        let folder = folder.into();
+        Ok(TraceReader { folder, manifest, parts, layout, sites, selection: None })
+    }
+
+    /// The reader of a sequence of a batch, whose steps are those of the manifest.
+    pub(super) fn of_sequence(
+        manifest: Manifest,
+        selection: Selection,
+    ) -> Result<TraceReader, TraceError> {
+        let batch = &selection.batch;
+        let (folder, parts) = (batch.folder.clone(), batch.parts.clone());
+        let mut own = TraceReader {
+            folder,
+            manifest,
+            parts,
+            layout: batch.layout.clone(),
+            sites: BTreeMap::new(),
+            selection: None,
+        };
+        for (&site, whole) in &batch.sites {
+            let Some(step) = selection.own_step(site.step) else { continue };
+            let site = Site { step, ..site };
+            if let Some(mut whole) = selection.whole(site, whole) {
+                whole.shape = own.shape(site)?;
+                if let Some(rows) = &whole.rows {
+                    whole.shape[0] = rows.len();
+                }
+                own.sites.insert(site, whole);
+            }
+        }
+        own.selection = Some(Box::new(selection));
+        Ok(own)
     }
 
     /// What the trace says about the run.
@@ -99,7 +133,7 @@ impl TraceReader {
     /// The shape of a site of the model in a recorded step.
     pub fn shape(&self, site: Site) -> Result<Vec<usize>, TraceError> {
         let step = &self.manifest.steps[site.step as usize];
-        self.layout.shape(&self.folder, site, step.tokens.len(), step.positions())
+        self.layout.shape(&self.folder, site, step.into())
     }
 
     /// The model's graph, and the values of its inputs over all tokens of the run, where the trace has them.
@@ -169,7 +203,10 @@ impl TraceReader {
 
     /// The file that a step of the trace lies in, or that of its first rank.
     pub fn path(&self, step: u32) -> PathBuf {
-        self.parts[0].path(step)
+        match &self.selection {
+            Some(selection) => selection.batch.path(selection.of_batch_step(step)),
+            None => self.parts[0].path(step),
+        }
     }
 
     /// How many ranks recorded it; 1 where it is not in parts.
@@ -207,6 +244,10 @@ impl TraceReader {
 
     /// One rank's own tensor of a site, in its own shape.
     pub fn of_rank(&self, site: Site, rank: usize) -> Result<Option<Tensor>, TraceError> {
+        if let Some(selection) = &self.selection {
+            let part = selection.batch.of_rank(selection.of_batch(site), rank)?;
+            return Ok(part.and_then(|part| selection.of_tensor(site, part)));
+        }
         let pieces = self.sites.get(&site).into_iter().flat_map(|whole| &whole.pieces);
         let Some(piece) = pieces.into_iter().find(|piece| piece.rank == rank) else {
             return Ok(None);
@@ -217,7 +258,10 @@ impl TraceReader {
         Ok(Some(Tensor::new(piece.place.shape.clone(), data)))
     }
 
-    fn read(&self, site: Site, order: ByteOrder) -> Result<Option<Tensor>, TraceError> {
+    pub(super) fn read(&self, site: Site, order: ByteOrder) -> Result<Option<Tensor>, TraceError> {
+        if let Some(selection) = self.selection.as_ref().filter(|_| self.has(site)) {
+            return selection.read(site, order);
+        }
         let Some(whole) = self.sites.get(&site) else { return Ok(None) };
         let open = |rank: usize| File::open(self.parts[rank].path(site.step));
         let read = whole.read(order, open);

@@ -9,7 +9,7 @@ use crate::{
         tensor::Tensor,
     },
     graph::site::{Site, Stage},
-    trace::{TraceError, TraceReader},
+    trace::{NeighbourRow, TraceError, TraceReader},
 };
 
 /// Tensors that can be read again, in any order and from several threads.
@@ -27,6 +27,16 @@ pub trait Recorded: Sync {
 
     /// The position of the first token of the first step.
     fn first_position(&self) -> usize {
+        0
+    }
+
+    /// The rows of a site with a row for each token that the other sequences of a batch have, up to that step.
+    fn neighbours(&self, _site: Site) -> Result<Vec<NeighbourRow>, TraceError> {
+        Ok(Vec::new())
+    }
+
+    /// Of a sequence in a batch, how many rows of padding stand right before its own in a step.
+    fn padding(&self, _step: u32) -> usize {
         0
     }
 
@@ -51,6 +61,14 @@ impl Recorded for TraceReader {
 
     fn first_position(&self) -> usize {
         self.manifest().positions().start
+    }
+
+    fn neighbours(&self, site: Site) -> Result<Vec<NeighbourRow>, TraceError> {
+        self.selection.as_ref().map_or(Ok(Vec::new()), |selection| selection.neighbours(site))
+    }
+
+    fn padding(&self, step: u32) -> usize {
+        self.selection.as_ref().map_or(0, |selection| selection.padding(step))
     }
 
     fn magnitudes(&self, site: Site) -> Result<Option<Vec<f32>>, TraceError> {
@@ -143,6 +161,14 @@ impl Recorded for Without<'_> {
 
     fn first_position(&self) -> usize {
         self.recorded.first_position()
+    }
+
+    fn neighbours(&self, site: Site) -> Result<Vec<NeighbourRow>, TraceError> {
+        self.recorded.neighbours(site)
+    }
+
+    fn padding(&self, step: u32) -> usize {
+        self.recorded.padding(step)
     }
 
     fn has(&self, site: Site) -> bool {

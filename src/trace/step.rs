@@ -14,8 +14,9 @@ use safetensors::{
 
 use super::{
     array::{Array, Rows},
+    batch::Batch,
     error::TraceError,
-    layout::Layout,
+    layout::{Layout, StepLengths},
     manifest::{Manifest, Step, step_file},
     seal,
     shard::Shard,
@@ -43,6 +44,8 @@ pub(super) struct StepWriter {
     index: usize,
     tokens: Vec<i32>,
     first_position: usize,
+    /// Whose the rows are, where there are several sequences.
+    batch: Option<Batch>,
     /// The rank whose parts are put.
     shard: Option<Shard>,
     /// The name of the run, which the file repeats.
@@ -82,6 +85,7 @@ impl StepWriter {
             index,
             tokens: tokens.to_vec(),
             first_position,
+            batch: None,
             shard: manifest.shard.clone(),
             run: manifest.run.clone(),
             tensors: Vec::new(),
@@ -92,6 +96,11 @@ impl StepWriter {
             stacked: BTreeMap::new(),
             missed: BTreeMap::new(),
         })
+    }
+
+    /// Says that the rows are of several sequences.
+    pub fn with_batch(self, batch: Batch) -> StepWriter {
+        StepWriter { batch: Some(batch), ..self }
     }
 
     pub fn set_choice(&mut self, choice: Choice) {
@@ -187,8 +196,10 @@ impl StepWriter {
 
     /// The shape of a site in this step.
     fn shape(&self, layout: &Layout, site: Site) -> Result<Vec<usize>, TraceError> {
-        let positions = self.first_position + self.tokens.len();
-        layout.shape(&self.path, site, self.tokens.len(), positions)
+        let tokens = self.tokens.len();
+        let positions = self.first_position + tokens;
+        let batch = self.batch.as_ref();
+        layout.shape(&self.path, site, StepLengths { tokens, positions, batch })
     }
 
     fn write_rows(&mut self, site: Site, rows: &Rows) -> Result<(), TraceError> {
@@ -217,7 +228,7 @@ impl StepWriter {
         for (site, rows) in std::mem::take(&mut self.stacked) {
             let (found, all) = (rows.count(), self.tokens.len());
             // Logits with one row are the last token's.
-            if site.stage != Stage::Logits || found > 1 {
+            if site.stage != Stage::Logits || found > 1 || self.batch.is_some() {
                 let reason =
                     format!("has {found} of {all} rows: record them all, or say of which tokens");
                 return Err(TraceError::PutArray { site, reason });
@@ -249,6 +260,7 @@ impl StepWriter {
             first_position: self.first_position,
             choice: self.choice,
             rows: self.rows,
+            batch: self.batch,
         })
     }
 }

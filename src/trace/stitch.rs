@@ -54,7 +54,7 @@ pub(super) fn stitch(
     let shard = parts[0].manifest.shard.clone().unwrap_or(Shard { world: 1, ..Shard::default() });
     let whole = |(site, places): (Site, Vec<(usize, Place)>)| {
         let step = &manifest.steps[site.step as usize];
-        let mut shape = layout.shape(trace, site, step.tokens.len(), step.positions())?;
+        let mut shape = layout.shape(trace, site, step.into())?;
         let split = shard.of(site.stage);
         let rows = places[0].1.rows.clone();
         if let Some((rank, _)) = places.iter().find(|(_, place)| place.rows != rows) {

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use super::{
     array::Array,
+    batch::Batch,
     error::{Limit, TraceError},
     layout::Layout,
     manifest::{CHECKSUM_FILE, MANIFEST_FILE, Manifest, Side, Step, step_file, within},
@@ -171,6 +172,14 @@ impl TraceWriter {
                 Some(StepWriter::create(path, index, tokens, first_position, layout, manifest)?);
             Ok(())
         })
+    }
+
+    /// Starts the next step of several sequences: `tokens` are those of all rows, padding among them.
+    pub fn begin_batch(&mut self, tokens: &[i32], batch: Batch) -> Result<(), TraceError> {
+        let rows = self.manifest.steps.last().map_or(0, Step::positions);
+        self.begin_step(tokens, rows)?;
+        self.open = self.open.take().map(|open| open.with_batch(batch));
+        Ok(())
     }
 
     /// Writes the tensor of a site of the open step, in the shape of the stage's definition.

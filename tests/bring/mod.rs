@@ -1,5 +1,6 @@
 //! Engines that firstdiff does not run: their traces, and what is said of them.
 
+mod batch;
 mod dump;
 pub mod engines;
 pub mod header;

@@ -127,7 +127,11 @@ fn the_schema_takes_every_manifest_that_is_written_and_none_that_is_refused() {
     .unwrap();
     let mut rank = engine.clone();
     rank["shard"] = json!({"rank": 0, "world": 2, "split": {"q": "head", "o_proj": "partial"}});
-    for manifest in [&reference, &engine, &example, &rank] {
+    let mut batch = engine.clone();
+    batch["steps"][0]["batch"] = json!({ "slots": 4, "block_size": 2, "keys": 5, "sequences": [
+        { "sequence": 0, "first_position": 0, "rows": [1, 0], "blocks": [1], "keys": [3, 4] }
+    ]});
+    for manifest in [&reference, &engine, &example, &rank, &batch] {
         check(&schema, &schema, manifest, "manifest").unwrap();
     }
     type Edit = fn(&mut Value);

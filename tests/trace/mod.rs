@@ -2,6 +2,7 @@
 
 pub mod any;
 mod arrays;
+mod batch;
 mod compare;
 mod corrupt;
 pub mod fuzz;

@@ -27,8 +27,14 @@ pub fn used(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError
         if used.iter().all(|(&position, &used)| position as f64 == used) {
             continue;
         }
-        let prompt = evidence.run.recording.steps.first().map_or(0, Vec::len);
-        let text = described(&used, prompt);
+        let recording = &evidence.run.recording;
+        let prompt = recording.positions(0);
+        let mut text = described(&used, prompt.len());
+        let padding = recording.tensors.padding(0);
+        let first = used.get(&prompt.start).map(|used| used - prompt.start as f64);
+        if padding > 0 && first == Some(padding as f64) {
+            text.push_str(", the padding before it");
+        }
         let values = move |machine: &Machine<'_>, positions: &[f64], _: [usize; 4]| {
             let first = machine.first_position;
             let of = |token: usize| used.get(&(first + token)).copied();
@@ -147,6 +153,9 @@ fn described(used: &Used, prompt: usize) -> String {
         if all(&|p| p as f64 + offset) {
             return format!("positions off by {}", signed(offset));
         }
+        if all(&|p| if p < prompt { p as f64 + offset } else { p as f64 }) {
+            return format!("positions of the prompt off by {}", signed(offset));
+        }
         if all(&|_| to) {
             return format!("every token is rotated as position {}", short(to));
         }
@@ -210,6 +219,10 @@ mod tests {
     fn a_map_of_positions_is_said_in_the_shortest_words() {
         let p = |p: usize| p as f64;
         assert_eq!(of(|i| p(i) + 5.0), "positions off by +5");
+        assert_eq!(
+            of(|i| p(i) + if i < 20 { 3.0 } else { 0.0 }),
+            "positions of the prompt off by +3"
+        );
         assert_eq!(of(|_| 3.0), "every token is rotated as position 3");
         assert_eq!(
             of(|i| p(i) + if i < 20 { 0.0 } else { 3.0 }),

@@ -12,6 +12,7 @@ use crate::{
     core::{cause_key::CauseKey, format::Format},
     diagnosis::{Evidence, cause::Rank, replay},
     graph::{Extent, Op, RopeParams, site::Axis},
+    trace::NeighbourRow,
 };
 
 /// Rows that are turned are sought up to so many positions away.
@@ -54,6 +55,12 @@ enum Content {
     /// The row of another tensor, by its name, at a position and a head.
     Other {
         name: usize,
+        position: usize,
+        head: usize,
+    },
+    /// The row of another sequence of the batch.
+    Neighbour {
+        sequence: u32,
         position: usize,
         head: usize,
     },
@@ -121,8 +128,9 @@ fn read_off(evidence: &Evidence<'_>) -> Option<Found> {
     let (shape, own) = (shape(evidence)?, own_rows(evidence)?);
     let Shape { heads, dim } = shape;
     let others = sources(evidence, &own);
-    let known =
+    let mut known =
         known_rows(shape, &own, &others.iter().map(|(_, _, rows)| rows).collect::<Vec<_>>());
+    add_neighbours(evidence, shape, &mut known);
     let names = others.into_iter().map(|(_, text, _)| text).collect();
     let rope = rotation(evidence);
     let (mut slots, mut unclear, mut unknown) = (Vec::new(), Vec::new(), 0);
@@ -177,6 +185,32 @@ fn known_rows(shape: Shape, own: &Rows, others: &[&Rows]) -> HashMap<Vec<u32>, V
     known
 }
 
+/// Adds what the other sequences of a batch append.
+fn add_neighbours(
+    evidence: &Evidence<'_>,
+    shape: Shape,
+    known: &mut HashMap<Vec<u32>, Vec<Content>>,
+) -> Option<()> {
+    let (graph, last) = (evidence.graph(), evidence.steps.last()?);
+    let root = graph.root(written(evidence)?);
+    let mut specs = evidence.run.model.sites.specs().iter();
+    let source = specs.find(|spec| graph.root(spec.node) == root)?;
+    let recording = &evidence.run.recording;
+    let rows = recording.tensors.neighbours(source.site(last.observed.step)).ok()?;
+    for NeighbourRow { sequence, position, mut values } in rows {
+        if values.len() != shape.heads * shape.dim {
+            return None;
+        }
+        replay::round(recording.arithmetic.default.storage, &mut values);
+        for (head, row) in values.chunks_exact(shape.dim).enumerate().filter(|(_, row)| varies(row))
+        {
+            let content = Content::Neighbour { sequence, position, head };
+            known.entry(bits(row)).or_default().push(content);
+        }
+    }
+    Some(())
+}
+
 fn varies(row: &[f32]) -> bool {
     row.iter().any(|x| x.to_bits() != row[0].to_bits())
 }
@@ -190,6 +224,11 @@ fn cleared(unclear: &[(Slot, &Vec<Content>)]) -> Vec<(Slot, Content)> {
         Content::Other { name, position, head } => {
             (1 + name, position as i64 - slot.position as i64, head as i64 - slot.head as i64)
         }
+        Content::Neighbour { sequence, position, head } => (
+            usize::MAX / 2 + sequence as usize,
+            position as i64 - slot.position as i64,
+            head as i64 - slot.head as i64,
+        ),
         _ => (usize::MAX, 0, 0),
     };
     let mut counts: HashMap<(usize, i64, i64), usize> = HashMap::new();
@@ -325,6 +364,12 @@ fn kind(found: &Found, slot: Slot, content: &Content) -> String {
             } else {
                 format!("{name}, and {at}")
             }
+        }
+        Content::Neighbour { sequence, position, head } => {
+            let at = row(position, head);
+            let from = at.strip_prefix("hold the row").unwrap_or_default();
+            let from = from.strip_prefix(" of ").map_or(from.to_string(), |by| format!(", {by}"));
+            format!("hold the row of sequence {sequence}{from}")
         }
         Content::Turned(by) if by > 0 => format!("are turned on by {by} positions"),
         Content::Turned(by) => format!("are turned back by {} positions", -by),
