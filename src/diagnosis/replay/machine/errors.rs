@@ -32,15 +32,33 @@ impl Machine<'_> {
         if root.single.len() != before.len() || !is_whole {
             return;
         }
-        let is_sum = matches!(node.op, Op::Add | Op::Sub);
+        let walk = self.walk_of(source).filter(|_| matches!(node.op, Op::Add | Op::Sub));
         result.single.resize(after.len(), 0.0);
         for (i, after) in after.iter_mut().enumerate().filter(|(i, _)| before[*i] > 0.0) {
             let factor = *after / before[i];
             *after = factor * (before[i] - root.single[i] * ONE_ROUNDING).max(0.0);
             result.single[i] += factor * root.single[i];
         }
-        if is_sum {
-            begun_with(root, &result.value, after);
+        if let Some(walk) = walk {
+            begun_with(walk, &root.value, &result.value, after);
+        }
+    }
+
+    /// Of a sum of n products, or of some of its rows, sqrt(n) u: what a sum of any size loses in as many additions.
+    fn walk_of(&self, mut id: NodeId) -> Option<f64> {
+        let graph = self.graph();
+        loop {
+            id = graph.root(id);
+            let node = graph.node(id);
+            let source = node.source(0)?;
+            if matches!(node.op, Op::MulMat | Op::MulMatId) {
+                let n = graph.node(source).sizes(self.extent).ne[0] as f64;
+                return Some(n.sqrt() * self.rounding(id).sum);
+            }
+            if !(node.op.is_layout() || node.op == Op::GetRows) {
+                return None;
+            }
+            id = source;
         }
     }
 }
@@ -57,20 +75,16 @@ pub(super) fn errors_of(expected: &Expected<'_>) -> Root {
     let single: Vec<f64> = (0..n).map(|i| expected.fixed(i)).collect();
     let spread = |i| expected.most_spread(i) + ONE_ROUNDING * single[i];
     let spread = Some((0..n).map(spread).collect());
-    let walk = match &expected.spread {
-        Spread::Product { rounding, .. } => (rounding.n as f64).sqrt() * rounding.u,
-        _ => 0.0,
-    };
-    Root { spread, single, walk, ..Root::default() }
+    Root { spread, single, ..Root::default() }
 }
 
 /// Widens the deviations of sums to which something was added: a program may begin a sum with it, be it a bias or a
 /// residual b, and then rounds each partial sum with it. Those are b and a share of the products' sum p, so the mean of
 /// their squares is b^2 + b p + p^2 / 3, of which the sum of the products alone has the last.
-fn begun_with(sum: &Root, whole: &[f64], deviations: &mut [f64]) {
-    for ((deviation, &whole), &p) in deviations.iter_mut().zip(whole).zip(&sum.value) {
+fn begun_with(walk: f64, sums: &[f64], whole: &[f64], deviations: &mut [f64]) {
+    for ((deviation, &whole), &p) in deviations.iter_mut().zip(whole).zip(sums) {
         let b = whole - p;
-        let more = sum.walk * sum.walk * (b * b + b * p).max(0.0) / 3.0;
+        let more = walk * walk * (b * b + b * p).max(0.0) / 3.0;
         *deviation = (*deviation * *deviation + more).sqrt();
     }
 }
@@ -93,9 +107,8 @@ mod tests {
             let whole = exact + f64::from(bias);
             let squares: f64 = products.iter().map(|&x| f64::from(x).powi(2)).sum();
             let plain = u * (n as f64 * (exact * exact / 9.0 + squares / 6.0)).sqrt();
-            let sum = Root { value: vec![exact], walk: (n as f64).sqrt() * u, ..Root::default() };
             let mut deviation = [plain];
-            begun_with(&sum, &[whole], &mut deviation);
+            begun_with((n as f64).sqrt() * u, &[exact], &[whole], &mut deviation);
             let last = 2.0 * u * whole.abs();
             let times = |spread: f64| (f64::from(begun) - whole).abs() / (LAMBDA * spread + last);
             (worst, worst_without) =

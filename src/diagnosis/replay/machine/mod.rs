@@ -77,8 +77,6 @@ pub struct Root {
     pub spread: Option<Vec<f64>>,
     /// The part of that which single roundings have, as their bounds; empty where it is not told apart.
     pub single: Vec<f64>,
-    /// Of a sum of n products, sqrt(n) u: what a sum of any size loses in as many additions. 0 of others.
-    pub walk: f64,
     /// Sites, by their places, that were computed on the way because they were not recorded.
     pub through: BTreeSet<usize>,
     /// Whether it is what the side recorded, though it may be known to some roundings only.
