@@ -295,7 +295,7 @@ fn certainty(finding: &Finding) -> String {
             format!("proven: 100 % of {} elements within the bound", grouped(cause.wrong))
         }
         Certainty::Consistent => format!(
-            "consistent with all {} elements; coarser sums cannot be computed again, so nothing is proven",
+            "consistent with all {} elements; it cannot be computed again to the last digit, so nothing is proven",
             grouped(cause.wrong)
         ),
         Certainty::Partly => format!("partly: {share:.0} % of {} elements", grouped(cause.wrong)),
