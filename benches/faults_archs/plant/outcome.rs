@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use firstdiff::{
-    diagnosis::{Certainty, Diagnosis, Finding, Verdict, replay::Operation},
+    diagnosis::{Certainty, Diagnosis, Finding, replay::Operation},
     model::ModelFile,
     reference::{Changes, Reference, ReferenceOptions},
     trace::recording::{Recorded, Spool},
@@ -66,7 +66,8 @@ impl Outcome {
         let names = planted.expected.iter().map(|place| operation(place).result());
         let blamed =
             |finding: &Finding| finding.operations.iter().all(|one| expected.contains(one));
-        let first = diagnosis.first_of_engine();
+        // A rounding that was not declared is told as such, and no operation is wrong.
+        let first = diagnosis.findings.iter().find(|finding| finding.verdict.is_of_engine());
         let is_named = |finding: &&Finding| fault.causes.contains(&finding.cause.key.name());
         Ok(Some(Outcome {
             fault: fault.name.clone(),
@@ -153,7 +154,7 @@ fn said(diagnosis: &Diagnosis) -> String {
             Certainty::Partly => format!("{}, partly", finding.cause.key),
             Certainty::Unknown => "unknown".to_string(),
         };
-        let side = if finding.verdict == Verdict::EngineWrong { "" } else { " of the reference" };
+        let side = if finding.verdict.is_of_engine() { "" } else { " of the reference" };
         format!("{}{side}: {} [{key}]", finding.what, finding.cause.text)
     };
     if diagnosis.findings.is_empty() {
