@@ -7,7 +7,7 @@ use super::{
     cause::{Rank, Tried},
     evidence::Evidence,
     group::joined_names,
-    replay::{Edit, Expected, ReplayError, writes_into},
+    replay::{Edit, ReplayError, writes_into},
 };
 use crate::{
     core::cause_key::CauseKey,
@@ -57,10 +57,7 @@ impl<'a> Evidence<'a> {
         let is_wrong = |at: &usize| self.wrong[*at].contains(&true);
         let first = (0..self.steps.len()).find(is_wrong).unwrap_or(0);
         let Some(begun) = self.again(0..first + 1, edit)? else { return Ok(None) };
-        if !begun
-            .last()
-            .is_some_and(|expected: &Expected<'_>| self.explains_some(first, expected, key))
-        {
+        if !self.explains_some(first, &begun[first], key) {
             return Ok(Some(self.refuted(key, text, rank)));
         }
         let predicted = if first + 1 == self.steps.len() {
@@ -86,8 +83,8 @@ impl<'a> Evidence<'a> {
 
     /// A mistake with the operations that make it, where they are not the site's own.
     fn in_operations(&self, text: &str, nodes: &[NodeId]) -> String {
-        let (places, specs) = (self.run.model.operations(), self.run.model.sites.specs());
-        let stage = |id: &NodeId| places[id.index()].map(|place| specs[place].stage);
+        let (machine, specs) = (&self.steps[0].machine, self.run.model.sites.specs());
+        let stage = |id: &NodeId| machine.operation_of(*id).map(|place| specs[place].stage);
         let stages: BTreeSet<Stage> = nodes.iter().filter_map(stage).collect();
         let stages: Vec<Stage> = stages.into_iter().collect();
         if stages.is_empty() || stages == [self.spec().stage] {

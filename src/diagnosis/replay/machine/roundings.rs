@@ -42,9 +42,14 @@ impl<'a> Machine<'a> {
     pub(super) fn declared(&self, id: NodeId) -> Declared<'a> {
         let all = &self.run.recording.arithmetic.roundings[..];
         let conventions = if self.is_exact { &[] } else { all };
-        let place = self.site_of[id.index()];
+        let place = self.operation_of(id);
         let stage = place.map(|place| self.run.model.sites.specs()[place].stage);
         Declared { conventions, stage }
+    }
+
+    /// The site whose operation a node belongs to, by its place.
+    pub fn operation_of(&self, id: NodeId) -> Option<usize> {
+        self.site_of[id.index()]
     }
 
     /// Whether a node's result is a site of its own.
