@@ -1,5 +1,5 @@
 use firstdiff::{
-    compare::compare,
+    compare::{compare, verdict::Outcome},
     core::{
         floor::{DEFAULT_FACTOR, SiteFloor},
         tensor::Tensor,
@@ -96,6 +96,15 @@ fn values_that_are_no_numbers_are_counted_and_located() {
     let same =
         compare(site(Stage::Q), &q(reference.clone()), &q(reference.clone()), 0.into(), FLOOR, 8.0);
     assert!(!same.diverged(8.0));
+    let outcome = Outcome::of(&same, FLOOR, 8.0);
+    assert_eq!(
+        outcome,
+        Outcome::Unmeasured("2 of 6 elements are NaN or infinite on both sides".into())
+    );
+    // What a mask writes is the same number on both sides.
+    let masked = q(vec![1.0, f32::NEG_INFINITY, 1.0, 1.0, 1.0, 1.0]);
+    let same = compare(site(Stage::Q), &masked, &masked, 0.into(), FLOOR, 8.0);
+    assert_eq!(Outcome::of(&same, FLOOR, 8.0), Outcome::Equal);
     let mut engine = reference.clone();
     engine[2] = f32::NEG_INFINITY;
     engine[4] = f32::NAN;
@@ -104,8 +113,19 @@ fn values_that_are_no_numbers_are_counted_and_located() {
     assert_eq!((found.non_finite.mismatched, found.beyond), (2, 2));
     assert!(found.diverged(8.0));
     assert_eq!(found.first.unwrap().index, [0, 2, 0]);
-    let none = q(vec![f32::NAN; 6]);
-    assert!(compare(site(Stage::Q), &none, &none, 0.into(), FLOOR, 8.0).has_no_number());
+}
+
+#[test]
+fn a_tolerance_that_lets_zeros_pass_measures_nothing() {
+    let tensor = q(vec![1.0, -2.0, 3.0, 4.0, 0.5, 1.0]);
+    let of = |floor: f64, factor| {
+        let floor = SiteFloor { elementwise: floor, relative_l2: floor };
+        let same = compare(site(Stage::Q), &tensor, &tensor, 0.into(), floor, factor);
+        Outcome::of(&same, floor, factor)
+    };
+    assert_eq!(of(0.12, 8.0), Outcome::Equal);
+    assert!(matches!(of(0.13, 8.0), Outcome::Unmeasured(why) if why.contains("zeros would pass")));
+    assert!(matches!(of(0.001, 1000.0), Outcome::Unmeasured(_)));
 }
 
 #[test]

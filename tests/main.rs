@@ -10,6 +10,8 @@ mod bisect;
 
 // Engines that bring their own trace: the header, the Python writer, the examples.
 mod bring;
+// What is kept between runs, and who may have written it.
+mod cache;
 // A matrix of runs: its file, its verdicts, its parts.
 mod check;
 // Mistakes in models of any architecture are named, and noise is not.

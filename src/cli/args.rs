@@ -78,7 +78,7 @@ pub struct ModelArgs {
     /// Prompt [default: an embedded one of 86 tokens]
     #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
     pub prompt: Option<String>,
-    /// File that holds the prompt
+    /// File that holds the prompt, - for standard input
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// Tokens to decode after the prompt, each forced to the reference's choice
@@ -330,6 +330,10 @@ pub struct DoctorArgs {
     /// Print the probes as JSON
     #[arg(long)]
     pub json: bool,
+
+    /// Empty the cache instead; all that was in it is made again when it is needed
+    #[arg(long, conflicts_with = "json")]
+    pub prune: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]

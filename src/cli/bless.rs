@@ -9,7 +9,7 @@ use std::{
 use clap::Args;
 use firstdiff::{
     ci::check::{self, Config, Lock, Opened, Pinned, PinnedError, Proposal, Review},
-    core::{cache, exit::Exit},
+    core::{exit::Exit, files},
 };
 
 use super::{error::Error, inputs, output};
@@ -104,7 +104,7 @@ fn reference(config: &Config, path: &Path, all: bool) -> Result<Exit, Error> {
         }
         (false, true) => {
             let new = new.text();
-            cache::write_atomic(path, new.as_bytes())
+            files::write_atomic(path, new.as_bytes())
                 .map_err(|source| Error::Write { path: path.to_path_buf(), source })?;
             let kilobytes = new.len().div_ceil(1000);
             (Exit::Equal, format!("{kilobytes} kB written; commit {name}\n"))
@@ -185,7 +185,7 @@ fn finish(args: &BlessArgs, review: &Review, accepted: usize, new: &Lock) -> Res
         ),
         _ => {
             let write = |source| Error::Write { path: path.clone(), source };
-            cache::write_atomic(path, new.text().as_bytes()).map_err(write)?;
+            files::write_atomic(path, new.text().as_bytes()).map_err(write)?;
             let open = if open > 0 { format!(", {open} not accepted") } else { String::new() };
             format!("{accepted} accepted{open}; commit {name}\n")
         }

@@ -7,12 +7,16 @@ use firstdiff::{
     core::{
         arithmetic::Arithmetic,
         exit::Exit,
+        files,
         floor::DeclaredFloor,
         sink::{Choice, Sink, Stopped},
         task::Task,
         tensor::{DType, Tensor},
     },
-    engine::{EngineSpec, kernels::KernelSet},
+    engine::{
+        EngineSpec,
+        kernels::{KernelSet, source},
+    },
     graph::{
         SiteList,
         site::{Site, Stage},
@@ -240,7 +244,9 @@ fn kernel_hashes(engine: &EngineSpec) -> Result<BTreeMap<String, String>, Error>
     for contract in engine.kernels.contracts() {
         for path in contract.files() {
             let read = |source| Error::Read { path: path.to_path_buf(), source };
-            let hash = blake3::hash(&std::fs::read(path).map_err(read)?).to_hex().to_string();
+            let hash = blake3::hash(&files::read(path, source::MAX_BYTES).map_err(read)?)
+                .to_hex()
+                .to_string();
             hashes.insert(path.display().to_string(), hash);
         }
     }

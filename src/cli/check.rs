@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 use firstdiff::{
     ci::check::{self, Asked, Config, Lock, Opened, Partition, Pinned},
-    core::exit::Exit,
+    core::{exit::Exit, files},
     report::ci::{self, Results},
 };
 
@@ -99,7 +99,7 @@ fn finish(results: &Results, write: &WriteArgs) -> Result<Exit, Error> {
         output::write_json(results, path)?;
     }
     if let Some(path) = &write.junit {
-        firstdiff::core::cache::write_atomic(path, ci::junit(results).as_bytes())
+        files::write_atomic(path, ci::junit(results).as_bytes())
             .map_err(|source| Error::Write { path: path.clone(), source })?;
     }
     if let Some(path) = variable("GITHUB_STEP_SUMMARY") {

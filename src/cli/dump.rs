@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use firstdiff::{
-    core::{cache, exit::Exit},
+    core::{exit::Exit, files},
     trace::{
         TraceReader,
         import::{Confidence, Dump, Mapping},
@@ -27,7 +27,7 @@ pub fn align(args: &AlignArgs) -> Result<Exit, Error> {
     let found = firstdiff::trace::import::align(&dump, &reference)?;
     bar.finish_and_clear();
     let write = |source| Error::Write { path: args.output.clone(), source };
-    cache::write_atomic(&args.output, found.to_string().as_bytes()).map_err(write)?;
+    files::write_atomic(&args.output, found.to_string().as_bytes()).map_err(write)?;
     let arrays = |confidence| {
         let matches = found.matches.iter().filter(|found| found.confidence == confidence);
         matches.map(|found| found.arrays).sum::<usize>()

@@ -6,7 +6,9 @@ use firstdiff::{
     compare::SiteFilter,
     core::{
         arithmetic::{Convention, Value},
-        cache,
+        cache::{self, Entry},
+        files,
+        floor::{MOST_FACTOR, is_factor},
         task::Task,
     },
     engine::{
@@ -306,10 +308,12 @@ pub fn filter(globs: Option<&str>) -> Result<SiteFilter, Error> {
 
 /// Refuses a factor that makes every or no tensor equal.
 pub fn check_factor(factor: f64) -> Result<(), Error> {
-    if factor.is_finite() && factor > 0.0 {
+    if is_factor(factor) {
         Ok(())
     } else {
-        Err(Error::Usage(format!("--factor {factor} is no positive number")))
+        Err(Error::Usage(format!(
+            "--factor {factor} is no tolerance; give more than 0 and at most {MOST_FACTOR}"
+        )))
     }
 }
 
@@ -323,12 +327,7 @@ fn prompt(args: &ModelArgs) -> Result<String, Error> {
         return Ok(args.prompt.clone().unwrap_or_else(|| PROMPT.trim_end().to_string()));
     };
     let read = |source| Error::Read { path: path.clone(), source };
-    let metadata = std::fs::metadata(path).map_err(read)?;
-    if metadata.len() > MAX_PROMPT_BYTES {
-        let path = path.display();
-        return Err(Error::Usage(format!("{path} is over 1 MiB, no prompt; give a shorter file")));
-    }
-    let text = std::fs::read_to_string(path).map_err(read)?;
+    let text = files::read_text(path, MAX_PROMPT_BYTES).map_err(read)?;
     Ok(text.strip_suffix('\n').map(str::to_string).unwrap_or(text))
 }
 
@@ -345,10 +344,10 @@ pub fn fixture() -> Result<PathBuf, Error> {
 /// The same, for those who say themselves what was to be written.
 pub fn fixture_file() -> std::io::Result<PathBuf> {
     let name = format!("tiny-qwen2-f16-{}.gguf", &blake3::hash(FIXTURE).to_hex()[..12]);
-    let path = cache::folder("fixture")?.join(name);
-    let complete = std::fs::metadata(&path).is_ok_and(|m| m.len() == FIXTURE.len() as u64);
-    if !complete {
-        cache::write_atomic(&path, FIXTURE)?;
+    let entry = Entry::new("fixture", name)?;
+    if entry.file().is_none() {
+        files::write_atomic(entry.path(), FIXTURE)?;
+        entry.seal()?;
     }
-    Ok(path)
+    Ok(entry.path().to_path_buf())
 }

@@ -31,7 +31,7 @@ pub fn unfinished(path: &std::path::Path) {
 fn remove_siblings(path: &std::path::Path) {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(std::path::Path::new("."));
-    let prefix = firstdiff::core::cache::temporary_prefix();
+    let prefix = firstdiff::core::files::temporary_prefix();
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         if !entry.file_name().to_string_lossy().starts_with(&prefix) {
             continue;

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use firstdiff::core::files;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -30,13 +31,15 @@ pub fn write_json(value: &impl Serialize, path: &Path) -> Result<(), Error> {
     if is_stdout(path) {
         return print(&json);
     }
-    firstdiff::core::cache::write_atomic(path, json.as_bytes())
+    files::write_atomic(path, json.as_bytes())
         .map_err(|source| Error::Write { path: path.to_path_buf(), source })
 }
 
 /// Refuses a JSON path whose folder cannot take it, before hours of work.
 pub fn check_json(path: Option<&Path>) -> Result<(), Error> {
-    let Some(path) = path.filter(|path| !is_stdout(path)) else { return Ok(()) };
+    let Some(path) = path.filter(|path| !is_stdout(path) && files::is_replaced(path)) else {
+        return Ok(());
+    };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     let writable = tempfile::tempfile_in(folder).map(drop);

@@ -1,7 +1,7 @@
 //! `firstdiff plan`: what an engine is to run and may record, without a run of the model.
 
 use firstdiff::{
-    core::{cache, exit::Exit},
+    core::{exit::Exit, files},
     run::Division,
     trace::Plan,
 };
@@ -34,7 +34,7 @@ pub fn plan(args: &PlanArgs) -> Result<Exit, Error> {
         return Ok(Exit::Equal);
     };
     let write = |source| Error::Write { path: path.clone(), source };
-    cache::write_atomic(path, plan.to_string().as_bytes()).map_err(write)?;
+    files::write_atomic(path, plan.to_string().as_bytes()).map_err(write)?;
     let sites = inputs.reference.graph().sites.specs().len();
     let mut text =
         format!("{}: {sites} sites a step, {}\n", path.display(), plan.model.architecture);

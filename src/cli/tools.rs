@@ -6,7 +6,10 @@ use clap::CommandFactory;
 use comfy_table::{Table, presets};
 use firstdiff::{
     ci::progress::{Progress, Saved},
-    core::exit::Exit,
+    core::{
+        cache::{self, Removed},
+        exit::Exit,
+    },
     doctor,
     engine::fault::FAULTS,
 };
@@ -47,8 +50,15 @@ pub fn completions(shell: clap_complete::Shell) -> Result<Exit, Error> {
     Ok(Exit::Equal)
 }
 
-/// Checks this machine.
+/// Checks this machine, or empties the cache.
 pub fn doctor(args: &DoctorArgs) -> Result<Exit, Error> {
+    if args.prune {
+        let unwritten = |source| Error::Write { path: cache::root(), source };
+        let (root, Removed { files, bytes }) = cache::prune().map_err(unwritten)?;
+        let (root, bytes) = (root.display(), doctor::in_words(bytes));
+        output::print(&format!("removed {files} files, {bytes}, from {root}\n"))?;
+        return Ok(Exit::Equal);
+    }
     let probes = doctor::probes();
     if args.json {
         output::write_json(&probes, Path::new("-"))?

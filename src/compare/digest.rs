@@ -107,6 +107,7 @@ impl Digest {
                 engine: u64::from(own.non_finite),
                 reference: u64::from(self.totals.non_finite),
                 mismatched,
+                in_both: u64::from(own.non_finite.min(self.totals.non_finite)),
             },
             beyond: 0,
             first: None,

@@ -45,6 +45,10 @@ pub struct NonFinite {
     pub reference: u64,
     /// Elements where one side is finite and the other is not, or the two differ in kind.
     pub mismatched: u64,
+    /// Elements that are NaN, or positive infinity, on both sides: nothing is compared there. Negative
+    /// infinity is what a mask writes.
+    #[serde(default)]
+    pub in_both: u64,
 }
 
 /// The difference of an engine's tensor from the reference's.
@@ -79,9 +83,9 @@ impl Difference {
         self.beyond > 0 || self.l2_times_floor > factor
     }
 
-    /// Whether no element is finite on either side, so that there is nothing to compare.
-    pub fn has_no_number(&self) -> bool {
-        self.elements > 0 && self.non_finite.reference == self.elements
+    /// Whether elements are no numbers on either side, so that they cannot be compared.
+    pub fn lacks_numbers(&self) -> bool {
+        self.non_finite.in_both > 0
     }
 
     /// How many floors the site is off: by its worst element or its relative L2.
@@ -121,6 +125,7 @@ impl Piece {
         self.non_finite.engine += next.non_finite.engine;
         self.non_finite.reference += next.non_finite.reference;
         self.non_finite.mismatched += next.non_finite.mismatched;
+        self.non_finite.in_both += next.non_finite.in_both;
         self.beyond += next.beyond;
         self.first = self.first.or(next.first);
         self.worst = match (self.worst, next.worst) {
@@ -268,7 +273,9 @@ fn compare_elements(
         if !(e.is_finite() && r.is_finite()) {
             piece.non_finite.engine += u64::from(!e.is_finite());
             piece.non_finite.reference += u64::from(!r.is_finite());
-            piece.non_finite.mismatched += u64::from(!same_non_finite(e, r));
+            let is_same = same_non_finite(e, r);
+            piece.non_finite.mismatched += u64::from(!is_same);
+            piece.non_finite.in_both += u64::from(is_same && e != f32::NEG_INFINITY);
         } else {
             piece.max_ulp = piece.max_ulp.max(u64::from(ulp_distance(e, r)));
             let (e, r) = (f64::from(e), f64::from(r));

@@ -37,11 +37,19 @@ impl Outcome {
     }
 
     /// What a difference means where that many floors are allowed.
-    pub fn of(difference: &Difference, factor: f64) -> Outcome {
+    pub fn of(difference: &Difference, floor: SiteFloor, factor: f64) -> Outcome {
         if difference.diverged(factor) {
             Outcome::Diverged
-        } else if difference.has_no_number() {
-            Outcome::Unmeasured("every element is NaN or infinite on both sides".into())
+        } else if difference.lacks_numbers() {
+            let (some, all) = (difference.non_finite.in_both, difference.elements);
+            Outcome::Unmeasured(format!(
+                "{some} of {all} elements are NaN or infinite on both sides"
+            ))
+        } else if floor.passes_zeros(factor) {
+            let part = factor * floor.elementwise.min(floor.relative_l2);
+            Outcome::Unmeasured(format!(
+                "its tolerance is {part:.1} x its values, {factor} floors: zeros would pass"
+            ))
         } else {
             Outcome::Equal
         }
@@ -102,13 +110,7 @@ pub fn judge<'a>(
             ((Some(e), Some(r)), Some(floor)) => {
                 let tokens = tokens(site);
                 let difference = compare(site, &e, &r, tokens, floor, rule.factor);
-                let outcome = match Outcome::of(&difference, rule.factor) {
-                    // A mask: infinite everywhere, with the same signs.
-                    Outcome::Unmeasured(_) if r.data.iter().all(|r| r.is_infinite()) => {
-                        Outcome::Equal
-                    }
-                    outcome => outcome,
-                };
+                let outcome = Outcome::of(&difference, floor, rule.factor);
                 [e, r].into_iter().for_each(pool::done);
                 (outcome, Some(difference))
             }

@@ -13,6 +13,14 @@ use crate::{core::arithmetic::Arithmetic, graph::site::Site};
 /// asks for, and for the luck of one noisy run.
 pub const DEFAULT_FACTOR: f64 = 8.0;
 
+/// Most floors that a user may allow: noise of one rounding never explains more.
+pub const MOST_FACTOR: f64 = 1000.0;
+
+/// Whether so many floors are a tolerance.
+pub fn is_factor(factor: f64) -> bool {
+    0.0 < factor && factor <= MOST_FACTOR
+}
+
 /// The floor of one site.
 ///
 /// An element of row i (a token or a position) may differ by factor x `elementwise` x the largest
@@ -26,6 +34,21 @@ pub struct SiteFloor {
 }
 
 impl SiteFloor {
+    /// At most the values themselves: noise that is larger says no more.
+    pub fn capped(self) -> SiteFloor {
+        SiteFloor { elementwise: self.elementwise.min(1.0), relative_l2: self.relative_l2.min(1.0) }
+    }
+
+    /// Whether it is a part of the values, as [`SiteFloor::capped`] leaves it.
+    pub fn is_sound(self) -> bool {
+        [self.elementwise, self.relative_l2].iter().all(|part| (0.0..=1.0).contains(part))
+    }
+
+    /// Whether a tensor of zeros is within so many floors of any other.
+    pub fn passes_zeros(self, factor: f64) -> bool {
+        factor * self.elementwise >= 1.0 && factor * self.relative_l2 >= 1.0
+    }
+
     /// The larger of two measurements.
     pub fn max(self, other: SiteFloor) -> SiteFloor {
         SiteFloor {

@@ -3,10 +3,12 @@
 pub mod arithmetic;
 #[cfg(feature = "full")]
 pub mod attending;
+#[cfg(feature = "full")]
 pub mod cache;
 #[cfg(feature = "full")]
 pub mod cause_key;
 pub mod exit;
+pub mod files;
 pub mod floor;
 pub mod format;
 pub mod loaded;

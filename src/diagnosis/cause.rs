@@ -117,6 +117,10 @@ pub fn diagnose(evidence: &Evidence<'_>) -> Result<Cause, ReplayError> {
 
 /// The same, and keeps a cause that is proven.
 fn diagnose_as(evidence: &Evidence<'_>, known: &mut Vec<Rc<Known>>) -> Result<Cause, ReplayError> {
+    let layers = evidence.layers();
+    if layers > 1 {
+        return Ok(too_far(layers));
+    }
     let mut tried = Vec::new();
     hypotheses::all(evidence, &mut |hypothesis| tried.extend(hypothesis))?;
     let families: HashMap<String, usize> =
@@ -131,6 +135,15 @@ fn diagnose_as(evidence: &Evidence<'_>, known: &mut Vec<Rc<Known>>) -> Result<Ca
         known.push(Rc::new(Known { cause: cause.clone(), family }));
     }
     Ok(cause)
+}
+
+/// What is said where whole layers lie between what was recorded: too many mistakes would look alike, and each
+/// would be computed through all of them.
+fn too_far(layers: usize) -> Cause {
+    let text = format!(
+        "unknown: nothing between was recorded in {layers} layers; record layer_out of each to know the cause"
+    );
+    Cause { text, ..unknown(None, 0) }
 }
 
 /// The same where one of the causes of other sites may be it again, which is tried first: one mistake is in
@@ -213,17 +226,21 @@ pub fn choose(tried: Vec<Tried>) -> Cause {
         (Some(best), _) if share(best) >= LEAST_SHARE => {
             cause(best, Certainty::Partly, Vec::new(), count - 1)
         }
-        (best, _) => Cause {
-            key: CauseKey::Unknown,
-            text: "unknown".to_string(),
-            certainty: Certainty::Unknown,
-            explained: best.map_or(0, |best| best.explained.explained),
-            wrong: best.map_or(0, |best| best.explained.wrong),
-            also: Vec::new(),
-            refuted: count,
-            signs: Vec::new(),
-            declare: Vec::new(),
-        },
+        (best, _) => unknown(best, count),
+    }
+}
+
+fn unknown(best: Option<&Tried>, refuted: usize) -> Cause {
+    Cause {
+        key: CauseKey::Unknown,
+        text: "unknown".to_string(),
+        certainty: Certainty::Unknown,
+        explained: best.map_or(0, |best| best.explained.explained),
+        wrong: best.map_or(0, |best| best.explained.wrong),
+        also: Vec::new(),
+        refuted,
+        signs: Vec::new(),
+        declare: Vec::new(),
     }
 }
 

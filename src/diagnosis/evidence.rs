@@ -125,6 +125,13 @@ impl<'a> Evidence<'a> {
         &self.steps[0].cone
     }
 
+    /// How many layers the cone goes through.
+    pub fn layers(&self) -> usize {
+        let (machine, specs) = (&self.steps[0].machine, self.run.model.sites.specs());
+        let places = self.cone().iter().filter_map(|&id| machine.operation_of(id));
+        places.filter_map(|place| specs[place].layer).collect::<BTreeSet<u32>>().len()
+    }
+
     /// The nodes of the cone that are wanted.
     pub fn nodes(&self, wanted: impl Fn(&crate::graph::Node) -> bool) -> Vec<NodeId> {
         let graph = self.graph();

@@ -10,4 +10,4 @@ mod system;
 mod tools;
 
 pub use probes::{Need, Probe, Status, healthy, probes, render};
-pub use system::llama_cpp_version;
+pub use system::{in_words, llama_cpp_version};

@@ -74,16 +74,13 @@ fn locked_version<'a>(lock_file: &'a str, package: &str) -> Option<&'a str> {
 /// Where compiled kernels, widened weights and floors are kept, and how much of them.
 pub(super) fn cache_folder() -> Finding {
     let root = cache::root();
-    if !cache::is_writable(&root) {
+    if let Err(error) = cache::own_folder(&root) {
+        let why = format!("{} cannot be used: {error}", root.display());
         return match cache::folder("") {
-            Ok(other) => Finding::ok(format!(
-                "{} cannot be written; using {}",
-                root.display(),
-                other.display()
-            )),
-            Err(error) => Finding::failed(format!("{} cannot be written: {error}", root.display())),
+            Ok(other) => Finding::ok(format!("{why}; using {}", other.display())),
+            Err(_) => Finding::failed(why),
         }
-        .next("set FIRSTDIFF_CACHE to a folder that can");
+        .next("set FIRSTDIFF_CACHE to a folder of your own");
     }
     let mut parts = Vec::new();
     let mut total = 0;
@@ -97,7 +94,8 @@ pub(super) fn cache_folder() -> Finding {
         parts.push(format!("{name} {}", in_words(bytes)));
     }
     let parts = if parts.is_empty() { "empty".to_owned() } else { parts.join(", ") };
-    Finding::ok(format!("{}, {}: {parts}", root.display(), in_words(total)))
+    let (total, limit) = (in_words(total), in_words(cache::limit()));
+    Finding::ok(format!("{}, {total} of at most {limit}: {parts}", root.display()))
 }
 
 fn sorted_entries(folder: &Path) -> Vec<PathBuf> {
@@ -118,7 +116,7 @@ fn size_of(path: &Path) -> u64 {
 }
 
 /// Bytes in the unit that fits: `0 B`, `4.5 MB`.
-fn in_words(bytes: u64) -> String {
+pub fn in_words(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
     if bytes < 1000 {
         return format!("{bytes} B");

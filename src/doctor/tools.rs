@@ -49,8 +49,7 @@ fn builds(call: &CompilerCall, version: &str) -> Finding {
 /// folder may not be writable, or it may be mounted noexec.
 fn compile(mut command: Command) -> Result<(), String> {
     let io = |error: std::io::Error| error.to_string();
-    let place = Some(cache::root()).filter(|root| cache::is_writable(root));
-    let folder = tempfile::tempdir_in(place.unwrap_or_else(std::env::temp_dir)).map_err(io)?;
+    let folder = tempfile::tempdir_in(cache::folder("").map_err(io)?).map_err(io)?;
     let (source, library) = (folder.path().join("probe.cpp"), folder.path().join("probe.so"));
     let text = "#include <cmath>\n#include <cstdint>\n\
         extern \"C\" std::int32_t probe() { return std::lround(6.5) * 6; }\n";

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    core::cache,
+    core::cache::Entry,
     graph::{ModelGraph, SequenceInputs},
     model::{
         Config, WeightNames,
@@ -101,18 +101,15 @@ impl ModelFile {
         let path = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
         let identity = format!("{path:?} {} {modified:?}", self.gguf.bytes().len());
         let name = blake3::hash(identity.as_bytes()).to_hex();
-        let remembered = cache::folder("hashes").ok().map(|folder| folder.join(name.as_str()));
-        let known = remembered.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
-        if let Some(known) = known.filter(|known| known.len() == 64 && modified.is_some()) {
-            return known;
-        }
-        let hash = blake3::hash(self.gguf.bytes()).to_hex().to_string();
-        self.gguf.forget_all();
-        if let Some(path) = remembered {
-            // A hash that cannot be remembered is computed again the next time.
-            let _ = cache::write_atomic(&path, hash.as_bytes());
-        }
-        hash
+        let entry = Entry::new("hashes", name.as_str()).ok().filter(|_| modified.is_some());
+        let known =
+            entry.as_ref().and_then(Entry::read).and_then(|text| String::from_utf8(text).ok());
+        known.unwrap_or_else(|| {
+            let hash = blake3::hash(self.gguf.bytes()).to_hex().to_string();
+            self.gguf.forget_all();
+            entry.inspect(|entry| entry.write(hash.as_bytes()));
+            hash
+        })
     }
 
     /// Whether the file has a tensor of that name, such as `blk.0.attn_q.bias`.

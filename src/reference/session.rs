@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     core::{
-        cache,
+        cache::Entry,
         exit::Exit,
         sink::{Choice, Sink, Stopped},
     },
@@ -181,16 +181,14 @@ impl Reference {
     fn graph_for(&self, positions: usize) -> Result<Arc<ModelGraph>, ReferenceError> {
         let key = (GRAPH_VERSION, env!("CARGO_PKG_VERSION"), &self.hash, self.options.precision);
         let key = serde_json::to_vec(&(key, positions)).expect("plain data has no reason to fail");
-        let name = format!("{}.json", blake3::hash(&key).to_hex());
-        let path = cache::folder("graphs").ok().map(|folder| folder.join(name));
-        let cached = path.as_ref().and_then(|path| std::fs::read(path).ok());
+        let entry = Entry::new("graphs", format!("{}.json", blake3::hash(&key).to_hex())).ok();
+        let cached = entry.as_ref().and_then(Entry::read);
         if let Some(graph) = cached.and_then(|json| serde_json::from_slice(&json).ok()) {
             return Ok(Arc::new(graph));
         }
         let graph = self.importer(positions)?.graph()?;
-        if let (Some(path), Ok(json)) = (path, serde_json::to_vec(&graph)) {
-            // A graph that cannot be cached is read again the next time.
-            let _ = cache::write_atomic(&path, &json);
+        if let (Some(entry), Ok(json)) = (entry, serde_json::to_vec(&graph)) {
+            entry.write(&json);
         }
         Ok(Arc::new(graph))
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use llama_cpp_sys_2 as sys;
 
 use crate::{
-    core::cache,
+    core::cache::{self, Entry},
     model::{
         ModelFile,
         gguf::{Header, WriteError},
@@ -35,14 +35,10 @@ pub fn widened(model: &ModelFile) -> Result<PathBuf, WriteError> {
         header.add_tensor(&info.name, &info.dims, sys::GGML_TYPE_F32);
     }
     let name = format!("{}-f32.gguf", model.hash());
-    let folder = cache::folder("widened").map_err(|source| WriteError {
-        path: cache::root().join("widened"),
-        bytes: header.file_size(),
-        source,
-    })?;
-    let path = folder.join(name);
-    let complete = |metadata: std::fs::Metadata| metadata.len() == header.file_size();
-    if std::fs::metadata(&path).is_ok_and(complete) {
+    let unwritten = |source| header.write_error(&cache::root().join("widened"), source);
+    let entry = Entry::new("widened", name).map_err(unwritten)?;
+    let path = entry.path().to_path_buf();
+    if entry.file().is_some() {
         return Ok(path);
     }
     header.write(&path, |info, out| {
@@ -59,5 +55,6 @@ pub fn widened(model: &ModelFile) -> Result<PathBuf, WriteError> {
         gguf.forget(source);
         Ok(())
     })?;
+    entry.seal().map_err(unwritten)?;
     Ok(path)
 }

@@ -9,7 +9,7 @@ use crate::{
     graph::site::Site,
     report::{Compared, Headline, Parted, Report, SideSummary, SiteRow, StepRow, answer, formula},
     run::{Pairing, RunError, judge_traces},
-    trace::{Step, TraceError, TraceReader, comparable, lint, rows_in_words},
+    trace::{Side, Step, TraceError, TraceReader, comparable, lint, rows_in_words},
 };
 
 impl Report {
@@ -65,7 +65,8 @@ impl Report {
             runs_repeat: None,
         };
         let sites: Vec<SiteRow> = reports.into_iter().map(SiteRow::from).collect();
-        let headline = answer(&sites, &compared, None);
+        let mut headline = answer(&sites, &compared, None);
+        headline.text += copies(&sites, [engine, reference].map(|trace| trace.manifest().side));
         Ok(Report {
             reference: Some(SideSummary::of_trace(reference.manifest())),
             compared: Some(compared),
@@ -108,6 +109,18 @@ impl Report {
 /// What a reader must know where the ids are not the same to the end.
 const OWN_TOKENS: &str = "later steps are not compared with the reference, as they are of other ids; to \
                           compare them, record it over the engine's: capture reference --tokens-of";
+
+/// What a reader must know of two sides that are one: their comparison tests no engine.
+fn copies(sites: &[SiteRow], sides: [Side; 2]) -> &'static str {
+    let differs = |row: &SiteRow| row.difference.as_ref().is_none_or(|found| found.max_abs != 0.0);
+    if sides == [Side::Reference; 2] {
+        "; both traces are of llama.cpp, so that no engine was compared"
+    } else if sites.iter().any(|row| row.outcome != Outcome::Equal || differs(row)) {
+        ""
+    } else {
+        "; no element differs at all, which two programs never reach: is one trace a copy of the other?"
+    }
+}
 
 /// How the engine divides the tokens, where the reference does otherwise.
 fn divided(engine: &TraceReader) -> String {

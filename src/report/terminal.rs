@@ -171,7 +171,7 @@ fn divergence(text: &mut String, report: &Report, row: &SiteRow, difference: &Di
         ),
     );
     if difference.non_finite != NonFinite::default() {
-        let NonFinite { engine, reference, mismatched } = difference.non_finite;
+        let NonFinite { engine, reference, mismatched, .. } = difference.non_finite;
         let counts = format!("{engine} in the engine, {reference} in the reference");
         line(text, "non-finite", &format!("{counts}, {mismatched} in one side only"));
     }

@@ -9,7 +9,7 @@ use crate::{
     compare::{Aligner, RowTokens, SiteFilter, channel},
     core::{
         arithmetic::Arithmetic,
-        cache,
+        cache::Entry,
         floor::{Floor, SiteFloor},
         sink::{Choice, Sink},
         task::{Task, first_position},
@@ -127,17 +127,14 @@ impl Baseline {
             (reference.options().precision, reference.threads()),
         );
         let key = serde_json::to_vec(&key).expect("plain data has no reason to fail");
-        let name = format!("{}.json", blake3::hash(&key).to_hex());
-        let path = cache::folder("floors").ok().map(|folder| folder.join(name));
-        let read = |path: &std::path::PathBuf| std::fs::read(path).ok();
-        let cached = path.as_ref().and_then(read);
+        let entry = Entry::new("floors", format!("{}.json", blake3::hash(&key).to_hex())).ok();
+        let cached = entry.as_ref().and_then(Entry::read);
         if let Some(baseline) = cached.and_then(|json| serde_json::from_slice(&json).ok()) {
             return Ok(baseline);
         }
         let baseline = Baseline::measure(reference, model, task, arithmetic, filter, held)?;
-        if let (Some(path), Ok(json)) = (path, serde_json::to_vec(&baseline)) {
-            // A floor that cannot be cached is measured again the next time.
-            let _ = cache::write_atomic(&path, &json);
+        if let (Some(entry), Ok(json)) = (entry, serde_json::to_vec(&baseline)) {
+            entry.write(&json);
         }
         Ok(baseline)
     }

@@ -42,7 +42,7 @@ impl Division {
                     largest.relative_l2 = largest.relative_l2.max(any);
                 }
                 let site: Site = spec.site(step as u32);
-                floor.0.insert(site, largest);
+                floor.0.insert(site, largest.capped());
             }
             start = end;
         }

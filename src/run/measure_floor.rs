@@ -37,6 +37,7 @@ impl SiteFloor {
         }
         let own = amplitude.relative + amplitude.additive;
         let relative_l2 = if size > 0.0 { (distance / size).sqrt() } else { 0.0 };
-        SiteFloor { elementwise: elementwise.max(own), relative_l2: relative_l2.max(own) }
+        let floor = SiteFloor { elementwise, relative_l2 };
+        floor.max(SiteFloor { elementwise: own, relative_l2: own }).capped()
     }
 }

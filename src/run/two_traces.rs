@@ -99,7 +99,7 @@ fn of_rows<'f>(pairing: &Pairing<'_>, sites: &[Site], floor: &'f Floor) -> Cow<'
         let step = &pairing.reference.manifest().steps[site.step as usize];
         let width: usize = listed.shape(step.tokens.len(), step.positions())[1..].iter().product();
         let relative_l2 = relative_l2.max(elementwise * (width as f64).sqrt());
-        changed.to_mut().0.insert(site, SiteFloor { elementwise, relative_l2 });
+        changed.to_mut().0.insert(site, SiteFloor { elementwise, relative_l2 }.capped());
     }
     changed
 }

@@ -1,7 +1,7 @@
 //! A step's file: is it what the manifest says, and where in it does each tensor lie?
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     sync::Arc,
@@ -20,9 +20,12 @@ use super::{
     manifest::{Step, within},
     shard::{Shard, Split},
 };
-use crate::graph::{
-    ListedSite,
-    site::{Site, Stage},
+use crate::{
+    core::files,
+    graph::{
+        ListedSite,
+        site::{Site, Stage},
+    },
 };
 
 /// Elements read at a time.
@@ -90,17 +93,14 @@ fn to_f32(dtype: Dtype, bytes: &[u8]) -> f32 {
     }
 }
 
-/// Opens a regular file and tells its length. A pipe or device would block, so it is refused.
+/// Opens a file and tells its length.
 pub(super) fn open_file(path: &Path) -> Result<(File, u64), TraceError> {
-    match fs::metadata(path) {
-        Ok(metadata) if metadata.is_file() => {
-            let file = File::open(path).map_err(TraceError::io("read", path))?;
-            Ok((file, metadata.len()))
+    match files::open(path).and_then(|file| Ok((file.metadata()?.len(), file))) {
+        Ok((length, file)) => Ok((file, length)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(TraceError::MissingFile { path: path.into() })
         }
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(TraceError::io("read", path)(error))
-        }
-        _ => Err(TraceError::MissingFile { path: path.into() }),
+        Err(error) => Err(TraceError::io("read", path)(error)),
     }
 }
 

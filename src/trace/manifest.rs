@@ -17,7 +17,12 @@ use super::{
     weights::WeightsFile,
 };
 use crate::{
-    core::{arithmetic::Arithmetic, floor::DeclaredFloor, sink::Choice, tensor::DType},
+    core::{
+        arithmetic::Arithmetic,
+        floor::{DeclaredFloor, SiteFloor},
+        sink::Choice,
+        tensor::DType,
+    },
     graph::SiteList,
 };
 
@@ -282,6 +287,18 @@ impl Manifest {
                     let reason = format!("is {blake3:?}, not 64 lowercase hex digits");
                     return Err(field(path, format!("graph.{name}.blake3"), reason));
                 }
+            }
+        }
+        for (index, declared) in self.floors.iter().enumerate() {
+            if let Some((site, floor)) =
+                declared.floor.0.iter().find(|(_, floor)| !floor.is_sound())
+            {
+                let SiteFloor { elementwise, relative_l2 } = floor;
+                let name = format!("floors[{index}].floor.{}/{}", site.step, site.tensor_name());
+                let reason = format!(
+                    "is {elementwise} and {relative_l2}, not from 0 to 1; record the reference again"
+                );
+                return Err(field(path, name, reason));
             }
         }
         let check = |weights: &WeightsFile| weights.check(path, self.run.as_deref());

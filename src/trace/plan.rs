@@ -6,7 +6,6 @@
 use std::{
     collections::HashMap,
     fmt::{self, Write},
-    fs,
     path::Path,
 };
 
@@ -16,7 +15,13 @@ use super::{
     layout::Layout,
     manifest::{Manifest, ModelId, field},
 };
-use crate::graph::site::{Axis, Stage};
+use crate::{
+    core::files,
+    graph::site::{Axis, Stage},
+};
+
+/// A longer file is no plan.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// The plan's file name.
 pub const PLAN_FILE: &str = "plan.txt";
@@ -118,7 +123,7 @@ impl Plan {
     /// # Errors
     /// It cannot be read, or lacks a key or a number.
     pub fn open(path: &Path) -> Result<Plan, TraceError> {
-        let text = fs::read_to_string(path).map_err(TraceError::io("read", path))?;
+        let text = files::read_text(path, MAX_BYTES).map_err(TraceError::io("read", path))?;
         let (mut keys, mut steps, mut sites) = (HashMap::new(), Vec::new(), Vec::new());
         let mut section = false;
         for line in text.lines() {

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     core::{
-        cache,
+        files,
         loaded::LoadedWeight,
         sink::{Choice, Sink, Stopped},
         tensor::Tensor,
@@ -88,7 +88,7 @@ impl TraceWriter {
         let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new("."));
         let temporary = tempfile::Builder::new()
-            .prefix(&cache::temporary_prefix())
+            .prefix(&files::temporary_prefix())
             .tempdir_in(parent)
             .map_err(TraceError::io("create a folder in", parent))?;
         let draft = draft(&temporary);

@@ -159,7 +159,7 @@ impl PinnedPrompt {
                         Some(floor) => {
                             let difference =
                                 kept.digest.compare(site, &tensor, first, floor, factor);
-                            (Outcome::of(&difference, factor), Some(difference), Some(floor))
+                            (Outcome::of(&difference, floor, factor), Some(difference), Some(floor))
                         }
                     }
                 }

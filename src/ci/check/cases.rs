@@ -16,7 +16,10 @@ use crate::{
         SiteFilter,
         verdict::{Coverage, Outcome, Rule, SiteReport},
     },
-    core::{cache, task::Task},
+    core::{
+        cache::{self, Entry},
+        task::Task,
+    },
     diagnosis::{Diagnosis, loaded::LoadedSummary},
     engine::EngineSpec,
     graph::site::Site,
@@ -74,13 +77,14 @@ fn unwritten(source: io::Error) -> CheckError {
 
 /// A random model in the cache.
 fn synthesised(spec: &Spec) -> Result<PathBuf, CheckError> {
-    let folder = cache::folder("synth").map_err(unwritten)?;
     let key = format!("{} {spec:?}", env!("CARGO_PKG_VERSION"));
-    let path = folder.join(format!("{}.gguf", &blake3::hash(key.as_bytes()).to_hex()[..24]));
-    if !path.is_file() {
-        synth::write(spec, &path, &mut |_| {})?;
+    let name = format!("{}.gguf", &blake3::hash(key.as_bytes()).to_hex()[..24]);
+    let entry = Entry::new("synth", name).map_err(unwritten)?;
+    if entry.file().is_none() {
+        synth::write(spec, entry.path(), &mut |_| {})?;
+        entry.seal().map_err(unwritten)?;
     }
-    Ok(path)
+    Ok(entry.path().to_path_buf())
 }
 
 /// What is asked of a check.

@@ -9,7 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     compare::{FilterError, SiteFilter},
-    core::{arithmetic::Convention, floor::DEFAULT_FACTOR, tensor::DType},
+    core::{
+        arithmetic::Convention,
+        files,
+        floor::{DEFAULT_FACTOR, MOST_FACTOR, is_factor},
+        tensor::DType,
+    },
     engine::{
         AttentionVariant, DeviceKind,
         kernels::{KernelError, KernelSet, Launches},
@@ -29,8 +34,6 @@ const MAX_STEPS: u32 = 4096;
 pub enum ConfigError {
     #[error("cannot read {path}: {source}; check the path")]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{path} is over 1 MiB; give a shorter file")]
-    Long { path: PathBuf },
     #[error("{path}:{line}: {message}; docs/ci.md lists the keys")]
     Syntax { path: PathBuf, line: usize, message: String },
     #[error("{path}: {detail}")]
@@ -210,10 +213,7 @@ impl Config {
 
 fn read_text(path: &Path) -> Result<String, ConfigError> {
     let read = |source| ConfigError::Read { path: path.to_path_buf(), source };
-    if std::fs::metadata(path).map_err(read)?.len() > MAX_BYTES {
-        return Err(ConfigError::Long { path: path.to_path_buf() });
-    }
-    std::fs::read_to_string(path).map_err(read)
+    files::read_text(path, MAX_BYTES).map_err(read)
 }
 
 /// Turns the file's values into what they mean.
@@ -391,8 +391,11 @@ impl Reader<'_> {
 
     fn tolerance(&self, entry: ToleranceEntry) -> Result<Tolerance, ConfigError> {
         let ToleranceEntry { sites: glob, factor } = entry;
-        if !(factor.is_finite() && factor > 0.0) {
-            let detail = format!("tolerances: {glob}: factor {factor} is no positive number");
+        if !is_factor(factor) {
+            let detail = format!(
+                "tolerances: {glob}: factor {factor} is no tolerance; give more than 0 and at most \
+                 {MOST_FACTOR}"
+            );
             return Err(self.value(detail));
         }
         let filter = SiteFilter::parse(&glob).map_err(|error| {

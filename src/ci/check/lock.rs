@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ci::check::lines, graph::site::Site};
+use crate::{ci::check::lines, core::files, graph::site::Site};
 
 /// Raised when the meaning of the file changes.
 const LOCK_VERSION: u32 = 1;
@@ -83,10 +83,7 @@ impl Lock {
     pub fn read(path: &Path) -> Result<Lock, LockError> {
         let read = |source| LockError::Read { path: path.to_path_buf(), source };
         let foreign = |detail: String| LockError::Foreign { path: path.to_path_buf(), detail };
-        if std::fs::metadata(path).map_err(read)?.len() > MAX_BYTES {
-            return Err(foreign("it is over 256 MiB".to_string()));
-        }
-        let json = std::fs::read(path).map_err(read)?;
+        let json = files::read(path, MAX_BYTES).map_err(read)?;
         let lock: Lock =
             serde_json::from_slice(&json).map_err(|error| foreign(error.to_string()))?;
         if lock.lock_version != LOCK_VERSION {
@@ -96,7 +93,9 @@ impl Lock {
         for (id, case) in &lock.cases {
             for (name, locked) in &case.operations {
                 let levels = [locked.rms, locked.peak];
-                let sound = |level: &Level| 0.0 <= level.value && level.value <= level.most;
+                let sound = |level: &Level| {
+                    0.0 <= level.value && level.value <= level.most && level.most <= 1.0
+                };
                 if !levels.iter().all(sound) || Site::from_tensor_name(0, name).is_none() {
                     return Err(foreign(format!("{id}: {name} is no operation with its errors")));
                 }
@@ -155,6 +154,7 @@ mod tests {
         refused(text.replace("1.45e-2, 2.36e-2", "3e-2, 2.36e-2"), "is no operation with its");
         refused(text.replace("1.45e-2", "-1.45e-2"), "is no operation with its errors");
         refused(text.replace("1.45e-2", "1e999"), "number out of range");
+        refused(text.replace("2.36e-2", "1.01"), "is no operation with its errors");
         refused(text.replace("[1.45e-2, ", "["), "invalid length 1");
         refused(text.replace("\"peak\"", "\"peek\""), "unknown field `peek`");
         refused("[]".repeat(9000), "");

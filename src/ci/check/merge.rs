@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    core::exit::Exit,
+    core::{exit::Exit, files},
     report::ci::{CHECK_VERSION, CaseResult, Results},
 };
 
@@ -30,6 +30,8 @@ pub enum MergeError {
     Gap { id: String, more: String },
     #[error("{path}: {id} is not in its own plan; write it again with `firstdiff check --json`")]
     Unplanned { path: PathBuf, id: String },
+    #[error("{path}: {id} {what}; write it again with `firstdiff check --json`")]
+    Contradiction { path: PathBuf, id: String, what: &'static str },
 }
 
 impl MergeError {
@@ -46,15 +48,31 @@ impl MergeError {
 pub fn read(path: &Path) -> Result<Results, MergeError> {
     let read = |source| MergeError::Read { path: path.to_path_buf(), source };
     let foreign = |detail: String| MergeError::Foreign { path: path.to_path_buf(), detail };
-    if std::fs::metadata(path).map_err(read)?.len() > MAX_BYTES {
-        return Err(foreign("it is over 256 MiB".to_string()));
-    }
-    let json = std::fs::read(path).map_err(read)?;
+    let json = files::read(path, MAX_BYTES).map_err(read)?;
     let results: Results =
         serde_json::from_slice(&json).map_err(|error| foreign(error.to_string()))?;
     match results.check_version {
         CHECK_VERSION => Ok(results),
         other => Err(foreign(format!("version {other}, and this reads {CHECK_VERSION}"))),
+    }
+}
+
+/// What a check never writes of a case.
+fn contradiction(case: &CaseResult, models: &BTreeMap<String, String>) -> Option<&'static str> {
+    let found = !case.guilty.is_empty() || !case.regressed.is_empty();
+    match (case.exit, &case.coverage) {
+        _ if !models.contains_key(&case.model) => Some("is of a model that was not run"),
+        (Exit::Equal, _) if found || case.first_divergence.is_some() => {
+            Some("is equal, and has what is wrong with it")
+        }
+        (Exit::Equal, None) => Some("is equal, and nothing of it was compared"),
+        (Exit::Equal, Some(compared)) if compared.diverged + compared.refused > 0 => {
+            Some("is equal, and has sites that are not")
+        }
+        (Exit::Equal, Some(compared)) if compared.equal == 0 => {
+            Some("is equal, and nothing of it was compared")
+        }
+        _ => None,
     }
 }
 
@@ -89,6 +107,9 @@ pub fn merge(parts: Vec<(PathBuf, Results)>) -> Result<Results, MergeError> {
             let id = case.id.clone();
             if !plan.contains(&id) {
                 return Err(MergeError::Unplanned { path, id });
+            }
+            if let Some(what) = contradiction(&case, &models) {
+                return Err(MergeError::Contradiction { path, id, what });
             }
             if let Some((first, _)) = found.insert(id.clone(), (path.clone(), case)) {
                 return Err(MergeError::Overlap { id, first, second: path });

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     ci::check::lines,
     compare::{Digest, SAMPLES, SUMS},
-    core::{floor::SiteFloor, tensor::DType},
+    core::{files, floor::SiteFloor, tensor::DType},
     graph::site::Site,
     reference::Precision,
 };
@@ -136,11 +136,7 @@ impl Pinned {
     pub fn read(path: &Path) -> Result<Pinned, PinnedError> {
         let read = |source| PinnedError::Read { path: path.to_path_buf(), source };
         let foreign = |detail: String| PinnedError::Foreign { path: path.to_path_buf(), detail };
-        if std::fs::metadata(path).map_err(read)?.len() > MAX_BYTES {
-            return Err(foreign("it is over 256 MiB".to_string()));
-        }
-        let bytes = std::fs::read(path).map_err(read)?;
-        let text = String::from_utf8(bytes).map_err(|error| foreign(error.to_string()))?;
+        let text = files::read_text(path, MAX_BYTES).map_err(read)?;
         if let Ok(Versioned { reference_version: found }) = serde_json::from_str(&text)
             && found != REFERENCE_VERSION
         {
@@ -257,8 +253,8 @@ fn opened(bytes: &[u8], dtypes: usize) -> Option<PinnedSite> {
     let number = |bytes: &[u8]| bf16::from_le_bytes([bytes[0], bytes[1]]).to_f64();
     let floor = |bytes: &[u8]| {
         let (elementwise, relative_l2) = (number(bytes), number(&bytes[2..]));
-        let sound = |x: f64| x.is_finite() && x >= 0.0;
-        (sound(elementwise) && sound(relative_l2)).then_some(SiteFloor { elementwise, relative_l2 })
+        let floor = SiteFloor { elementwise, relative_l2 };
+        floor.is_sound().then_some(floor)
     };
     let floors = (floors.len() == FLOOR * dtypes).then(|| floors.chunks(FLOOR).map(floor))?;
     Some(PinnedSite { digest, floors: floors.collect::<Option<_>>()? })

@@ -125,12 +125,13 @@ pub fn locked(
     Ok(LockedCase { model, inputs, operations: operations.collect() })
 }
 
-/// The largest draw, times the ratio of the largest to the least, times a margin.
+/// The largest draw, times the ratio of the largest to the least, times a margin; at most the bound, as
+/// what is beyond it is wrong whatever the baseline says.
 fn level(own: f64, draws: impl Iterator<Item = f64>, margin: f64) -> Level {
     let draws: Vec<f64> = draws.chain([own]).filter(|&draw| draw > 0.0).collect();
     let most = draws.iter().copied().fold(0.0, f64::max);
     let least = draws.iter().copied().fold(most, f64::min);
-    let most = if least > 0.0 { most * (most / least) * margin } else { 0.0 };
+    let most = if least > 0.0 { (most * (most / least) * margin).min(1.0) } else { 0.0 };
     Level { value: rounded(own), most: rounded(most) }
 }
 
@@ -207,7 +208,8 @@ mod tests {
             assert!((level.value / value - 1.0).abs() < 1e-2, "{level:?}");
             assert!((level.most / most - 1.0).abs() < 1e-2, "{level:?}");
         };
-        close(level(0.2, [0.1, 0.3].into_iter(), 1.5), 0.2, 1.35);
+        close(level(0.2, [0.1, 0.2].into_iter(), 1.5), 0.2, 0.6);
+        close(level(0.2, [0.1, 0.3].into_iter(), 1.5), 0.2, 1.0);
         close(level(0.123_41, [0.123_41].into_iter(), 1.0), 0.124, 0.124);
         assert_eq!(level(0.0, [0.0].into_iter(), 1.5), Level { value: 0.0, most: 0.0 });
     }

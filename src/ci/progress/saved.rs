@@ -1,8 +1,7 @@
 //! A report read back from its JSON.
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -10,7 +9,7 @@ use serde::Deserialize;
 
 use crate::{
     compare::{NonFinite, verdict::Outcome},
-    core::exit::Exit,
+    core::{exit::Exit, files},
     diagnosis::Diagnosis,
     report::{Compared, Headline, REPORT_VERSION, SideSummary, StepRow},
 };
@@ -23,8 +22,6 @@ const MAX_BYTES: u64 = 1 << 30;
 pub enum SavedError {
     #[error("cannot read {path}: {source}; check the path")]
     Read { path: PathBuf, source: io::Error },
-    #[error("{path} is over 1 GiB, no report; name what `firstdiff run --json` wrote")]
-    TooLong { path: PathBuf },
     #[error("{path} is no report: {source}; name what `firstdiff run --json` wrote")]
     Syntax { path: PathBuf, source: serde_json::Error },
     #[error(
@@ -48,7 +45,7 @@ impl SavedError {
     pub fn exit(&self) -> Exit {
         use SavedError::*;
         match self {
-            Read { .. } | TooLong { .. } | Syntax { .. } => Exit::BadInput,
+            Read { .. } | Syntax { .. } => Exit::BadInput,
             _ => Exit::Refused,
         }
     }
@@ -99,12 +96,7 @@ impl Saved {
         }
         let read = |source| SavedError::Read { path: path.into(), source };
         let syntax = |source| SavedError::Syntax { path: path.into(), source };
-        let mut json = Vec::new();
-        let file = File::open(path).map_err(read)?;
-        file.take(MAX_BYTES + 1).read_to_end(&mut json).map_err(read)?;
-        if json.len() as u64 > MAX_BYTES {
-            return Err(SavedError::TooLong { path: path.into() });
-        }
+        let json = files::read(path, MAX_BYTES).map_err(read)?;
         // The version first: another version may have other fields.
         let Version { report_version: found } = serde_json::from_slice(&json).map_err(syntax)?;
         if found != u64::from(REPORT_VERSION) {

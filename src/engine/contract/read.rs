@@ -10,6 +10,7 @@ use serde::Deserialize;
 use crate::{
     core::{
         attending::{Calls, Current},
+        files,
         tensor::DType,
     },
     engine::contract::{
@@ -182,13 +183,7 @@ impl Contract {
     /// Reads a contract file for an operation.
     pub fn read(op: Op, path: &Path) -> Result<Contract, ContractError> {
         let failed = |source| ContractError::Read { path: path.to_path_buf(), source };
-        let text = match std::fs::metadata(path).map_err(failed)?.len() {
-            length if length > MAX_BYTES => {
-                let message = "it is over 1 MiB, no contract; give its file".to_string();
-                return Err(ContractError::Invalid { path: path.to_path_buf(), message });
-            }
-            _ => std::fs::read_to_string(path).map_err(failed)?,
-        };
+        let text = files::read_text(path, MAX_BYTES).map_err(failed)?;
         let reader = Reader { path, op };
         let written: Written = toml::from_str(&text).map_err(|error| {
             let line = error.span().map(|span| 1 + text[..span.start].matches('\n').count());

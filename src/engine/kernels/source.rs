@@ -5,9 +5,12 @@ use std::{
     sync::Arc,
 };
 
-use crate::engine::{
-    contract::{Contract, Op},
-    device::KernelSource,
+use crate::{
+    core::files,
+    engine::{
+        contract::{Contract, Op},
+        device::KernelSource,
+    },
 };
 
 /// The files of `kernels/`: those of the engine in the order of a forward pass, then those of a device.
@@ -25,6 +28,9 @@ pub(super) const EMBEDDED: [(&str, &str); 12] = [
     ("cuda/gemv.cu", include_str!("../../../kernels/cuda/gemv.cu")),
     ("cuda/widen.cu", include_str!("../../../kernels/cuda/widen.cu")),
 ];
+
+/// Larger files are no kernels.
+pub const MAX_BYTES: u64 = 16 << 20;
 
 /// Includes nested deeper than this are taken for a cycle.
 const MAX_INCLUDE_DEPTH: usize = 8;
@@ -129,7 +135,7 @@ impl KernelSet {
     /// The text of a file as it stands: the folder's, else the embedded one, if there is one.
     pub fn read(&self, file: &str) -> Result<Option<String>, KernelError> {
         if let Some(path) = self.folder.as_ref().map(|folder| folder.join(file)) {
-            match std::fs::read_to_string(&path) {
+            match files::read_text(&path, MAX_BYTES) {
                 Ok(text) => return Ok(Some(text)),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(source) => return Err(KernelError::Read { path, source }),

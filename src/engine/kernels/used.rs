@@ -7,8 +7,9 @@ use std::{
 
 use super::{
     KernelError, KernelSet,
-    source::{EMBEDDED, includes},
+    source::{EMBEDDED, MAX_BYTES, includes},
 };
+use crate::core::files;
 use crate::engine::{
     AttentionVariant,
     contract::Op,
@@ -68,7 +69,7 @@ impl KernelSet {
             .collect();
         let mut included = BTreeSet::new();
         for file in &files {
-            if let Ok(text) = std::fs::read_to_string(folder.join(file)) {
+            if let Ok(text) = files::read_text(&folder.join(file), MAX_BYTES) {
                 included.extend(includes(&text).map(str::to_string));
             }
         }

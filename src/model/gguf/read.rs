@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     ffi::{CStr, CString},
-    fs::File,
     io::Read,
     path::{Path, PathBuf},
 };
@@ -13,7 +12,10 @@ use llama_cpp_sys_2 as sys;
 use memmap2::Mmap;
 use rayon::prelude::*;
 
-use crate::{core::format::Format, model::llama};
+use crate::{
+    core::{files, format::Format},
+    model::llama,
+};
 
 /// Where a tensor's data lies, and what it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,11 +96,8 @@ impl Gguf {
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
         llama::backend();
         let read = |source| GgufError::Read { path: path.to_path_buf(), source };
-        let mut file = File::open(path).map_err(read)?;
+        let mut file = files::open(path).map_err(read)?;
         let mut magic = [0u8; 4];
-        if file.metadata().map_err(read)?.is_dir() {
-            return Err(read(std::io::ErrorKind::IsADirectory.into()));
-        }
         if file.read_exact(&mut magic).is_err() || &magic != b"GGUF" {
             return Err(GgufError::NotGguf { path: path.to_path_buf() });
         }

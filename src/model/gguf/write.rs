@@ -9,7 +9,7 @@ use std::{
 use llama_cpp_sys_2 as sys;
 
 use crate::{
-    core::cache,
+    core::files,
     model::gguf::{Gguf, TensorInfo, read::Context},
 };
 
@@ -160,7 +160,7 @@ impl Header {
         F: FnMut(&TensorInfo, &mut dyn Write) -> std::io::Result<()>,
     {
         let failed = |source| self.write_error(path, source);
-        let file = cache::temporary_beside(path).map_err(failed)?;
+        let file = files::temporary_beside(path).map_err(failed)?;
         let mut out = BufWriter::with_capacity(1 << 20, file);
         // SAFETY: the buffer has the size that the context asks for.
         let meta = unsafe {

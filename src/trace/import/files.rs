@@ -13,6 +13,7 @@ use super::{
     error::DumpError,
     npz::{self, npz},
 };
+use crate::core::files;
 
 /// Longer headers are no headers.
 const MAX_HEADER: u64 = 16 << 20;
@@ -174,7 +175,7 @@ fn list(folder: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), Dum
 
 fn npy(path: &Path, name: String) -> Result<Array, DumpError> {
     let read = |source| DumpError::Read { path: path.into(), source };
-    let mut file = File::open(path).map_err(read)?;
+    let mut file = files::open(path).map_err(read)?;
     let length = file.metadata().map_err(read)?.len();
     npy_header(&mut file, length, path, name)
 }
@@ -244,7 +245,7 @@ pub(super) fn npy_header(
 fn safetensors(path: &Path, stem: &str) -> Result<Vec<Array>, DumpError> {
     let wrong = |reason: String| DumpError::Array { path: path.into(), reason };
     let read = |source| DumpError::Read { path: path.into(), source };
-    let mut file = File::open(path).map_err(read)?;
+    let mut file = files::open(path).map_err(read)?;
     let length = file.metadata().map_err(read)?.len();
     let mut start = [0; 8];
     file.read_exact(&mut start).map_err(|error| wrong(error.to_string()))?;

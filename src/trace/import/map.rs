@@ -10,9 +10,12 @@ use super::{
     error::DumpError,
     files::Array,
 };
-use crate::graph::{
-    SiteList,
-    site::{Axis, Site},
+use crate::{
+    core::files,
+    graph::{
+        SiteList,
+        site::{Axis, Site},
+    },
 };
 
 /// Longer mapping files are none.
@@ -73,10 +76,7 @@ impl Mapping {
     pub fn open(path: &Path) -> Result<Mapping, DumpError> {
         let read = |source| DumpError::Read { path: path.into(), source };
         let wrong = |reason: String| DumpError::Mapping { path: path.into(), reason };
-        if std::fs::metadata(path).map_err(read)?.len() > MAX_BYTES {
-            return Err(wrong("it is over 64 MiB".into()));
-        }
-        let text = std::fs::read_to_string(path).map_err(read)?;
+        let text = files::read_text(path, MAX_BYTES).map_err(read)?;
         let file: File = toml::from_str(&text).map_err(|error| {
             let at = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
             wrong(format!("line {at}: {}", error.message().replace('\n', " ")))

@@ -12,6 +12,7 @@ use super::{
     error::DumpError,
     files::{Array, npy_header},
 };
+use crate::core::files;
 
 /// The arrays of an archive; other files in it are left alone.
 pub(super) fn npz(path: &Path, stem: &str) -> Result<Vec<Array>, DumpError> {
@@ -45,7 +46,7 @@ pub(super) fn entry(path: &Path, index: usize, offset: u64, bytes: usize) -> io:
 }
 
 fn open(path: &Path) -> Result<ZipArchive<File>, ZipError> {
-    ZipArchive::new(File::open(path)?)
+    ZipArchive::new(files::open(path)?)
 }
 
 fn wrong(path: &Path, error: ZipError) -> DumpError {

@@ -5,24 +5,19 @@ use std::ffi::{CStr, CString};
 use cudarc::nvrtc::{result as nvrtc, sys as nvrtc_sys};
 
 use crate::{
-    core::cache,
+    core::cache::Entry,
     engine::device::{DeviceError, KernelSource, cuda::toolkit},
 };
 
 /// The machine code (a cubin) of a source for an architecture such as `sm_90`, from the cache or
 /// NVRTC.
 pub fn cubin(source: &KernelSource, architecture: &str) -> Result<Vec<u8>, DeviceError> {
-    let path =
-        cache::folder("cuda").ok().map(|folder| folder.join(file_name(source, architecture)));
-    let cached = path.as_ref().and_then(|path| std::fs::read(path).ok());
-    if let Some(code) = cached {
+    let entry = Entry::new("cuda", file_name(source, architecture)).ok();
+    if let Some(code) = entry.as_ref().and_then(Entry::read) {
         return Ok(code);
     }
     let code = compile(source, architecture)?;
-    if let Some(path) = path {
-        // What cannot be cached is compiled again the next time.
-        let _ = cache::write_atomic(&path, &code);
-    }
+    entry.inspect(|entry| entry.write(&code));
     Ok(code)
 }
 

@@ -8,7 +8,7 @@ use std::{
 use rayon::prelude::*;
 
 use crate::{
-    core::cache,
+    core::{cache::Entry, files},
     engine::device::{
         DeviceError, KernelSource,
         host::{Compiler, assembly},
@@ -111,8 +111,6 @@ pub fn build(
     watch: Watch,
     sources: &[KernelSource],
 ) -> Result<Library, DeviceError> {
-    let folder =
-        cache::folder("host").map_err(|error| DeviceError::Cache { detail: format!("{error}") })?;
     let recipe = &Recipe::new(compiler, watch);
     let wrappers: Vec<Wrapper> =
         sources.iter().map(|source| Wrapper::new(compiler, recipe, source)).collect();
@@ -123,15 +121,16 @@ pub fn build(
         .chain([(&runtime_key, RUNTIME, None)])
         .map(|(key, text, kernel)| Unit { key, text, kernel, recipe })
         .collect();
-    let objects: Vec<PathBuf> =
-        units.par_iter().map(|unit| unit.object(compiler, &folder)).collect::<Result<_, _>>()?;
     let all_keys: String = units.iter().map(|unit| unit.key).collect();
-    let path = folder.join(format!("{}.so", key(compiler, &[], &all_keys)));
-    if !path.exists() {
-        link(compiler, watch, &folder, &objects, &path)?;
+    let library = entry(&format!("{}.so", key(compiler, &[], &all_keys)))?;
+    if library.file().is_none() {
+        let objects: Vec<Entry> =
+            units.par_iter().map(|unit| unit.object(compiler)).collect::<Result<_, _>>()?;
+        link(compiler, watch, &objects, &library)?;
     }
+    let (path, in_place) = (library.path().to_path_buf(), watch == Watch::Sanitizers);
     let tables = wrappers.into_iter().map(|wrapper| (wrapper.file, wrapper.table)).collect();
-    Ok(Library { path, in_place: watch == Watch::Sanitizers, tables })
+    Ok(Library { path, in_place, tables })
 }
 
 /// A kernel file with what makes it a C++ file of its own.
@@ -180,12 +179,12 @@ struct Unit<'a> {
 
 impl Unit<'_> {
     /// The object file, from the cache or the compiler.
-    fn object(&self, compiler: &Compiler, folder: &Path) -> Result<PathBuf, DeviceError> {
-        let path = folder.join(format!("{}.o", self.key));
-        if path.exists() {
-            return Ok(path);
+    fn object(&self, compiler: &Compiler) -> Result<Entry, DeviceError> {
+        let object = entry(&format!("{}.o", self.key))?;
+        if object.file().is_some() {
+            return Ok(object);
         }
-        let scratch = scratch(folder)?;
+        let scratch = scratch(&object)?;
         for (name, text) in [
             ("cuda_host.h", HEADER),
             ("cuda_fp16.h", FP16),
@@ -203,8 +202,8 @@ impl Unit<'_> {
         if self.kernel.is_some() {
             rename_bss(scratch.path())?;
         }
-        std::fs::rename(scratch.path().join("unit.o"), &path).map_err(cache_error)?;
-        Ok(path)
+        moved(&scratch.path().join("unit.o"), &object)?;
+        Ok(object)
     }
 
     /// Compiles by way of assembly, where the shared arrays are moved apart.
@@ -259,24 +258,24 @@ fn rename_bss(folder: &Path) -> Result<(), DeviceError> {
 fn link(
     compiler: &Compiler,
     watch: Watch,
-    folder: &Path,
-    objects: &[PathBuf],
-    to: &Path,
+    objects: &[Entry],
+    to: &Entry,
 ) -> Result<(), DeviceError> {
-    let scratch = scratch(folder)?;
+    let scratch = scratch(to)?;
     let mut command = compiler.command();
     command.args(["-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", "-o", "unit.so"]);
     if watch == Watch::Sanitizers {
         command.arg("-fsanitize=address,undefined");
     }
-    let output = run(command.args(objects).arg("-lm").current_dir(scratch.path()))?;
+    command.args(objects.iter().map(Entry::path)).arg("-lm").current_dir(scratch.path());
+    let output = run(&mut command)?;
     if !output.status.success() {
         return Err(DeviceError::Tool {
             tool: "the linker".to_string(),
             detail: shortened(&String::from_utf8_lossy(&output.stderr)),
         });
     }
-    std::fs::rename(scratch.path().join("unit.so"), to).map_err(cache_error)
+    moved(&scratch.path().join("unit.so"), to)
 }
 
 pub(super) fn run(command: &mut Command) -> Result<Output, DeviceError> {
@@ -290,8 +289,17 @@ pub(super) fn run(command: &mut Command) -> Result<Output, DeviceError> {
     })
 }
 
-fn scratch(folder: &Path) -> Result<tempfile::TempDir, DeviceError> {
-    tempfile::Builder::new().prefix("build-").tempdir_in(folder).map_err(cache_error)
+fn entry(name: &str) -> Result<Entry, DeviceError> {
+    Entry::new("host", name).map_err(cache_error)
+}
+
+/// A folder beside an entry that is to be made.
+fn scratch(entry: &Entry) -> Result<tempfile::TempDir, DeviceError> {
+    files::temporary_folder_beside(entry.path()).map_err(cache_error)
+}
+
+fn moved(made: &Path, to: &Entry) -> Result<(), DeviceError> {
+    std::fs::rename(made, to.path()).and_then(|()| to.seal()).map_err(cache_error)
 }
 
 fn cache_error(error: std::io::Error) -> DeviceError {

@@ -11,7 +11,7 @@ use super::{
     tensors,
 };
 use crate::{
-    core::cache,
+    core::files,
     model::{
         gguf::Header,
         llama,
@@ -71,7 +71,7 @@ impl ArchModel {
     ) -> Result<(), SynthError> {
         let header = self.header()?;
         let failed = |source| header.write_error(path, source);
-        let folder = cache::temporary_folder_beside(path).map_err(failed)?;
+        let folder = files::temporary_folder_beside(path).map_err(failed)?;
         let unfinished = folder.path().join("model.gguf");
         let is_tied = !self.layout.tensors.iter().any(|tensor| tensor.name == "output.weight");
         let mut tensors = self.layout.tensors.iter();
