@@ -4,7 +4,6 @@ mod cli;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use firstdiff::core::exit::Exit;
 
 fn main() -> ExitCode {
@@ -14,7 +13,7 @@ fn main() -> ExitCode {
     }));
     let exit = std::panic::catch_unwind(|| {
         cli::interrupt::clean_up_on_signal();
-        cli::dispatch(cli::args::Cli::parse())
+        cli::dispatch(cli::parse())
     });
     let exit = match exit {
         Ok(Ok(exit)) => exit,

@@ -212,3 +212,28 @@ fn the_ledger_finds_zeros_nan_unused_and_absent_tensors() {
     assert_eq!(ledger.unused, ["blk.1.attn_v.bias"]);
     assert_eq!(ledger.absent, ["blk.1.attn_v.bias"]);
 }
+
+#[test]
+fn what_is_no_gguf_file_is_told_what_gives_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let error = |path: &std::path::Path| match ModelFile::open(path) {
+        Ok(_) => panic!("{path:?} is no model"),
+        Err(error) => error.to_string(),
+    };
+    std::fs::create_dir(path("hf")).unwrap();
+    std::fs::write(path("hf/config.json"), "{}").unwrap();
+    std::fs::write(path("hf/model.safetensors"), "").unwrap();
+    let convert = format!("python convert_hf_to_gguf.py {} --outfile", path("hf").display());
+    assert!(error(&path("hf")).contains(&convert));
+    assert!(error(&path("hf/model.safetensors")).contains(&convert));
+    let url = "https://example.com/model.gguf";
+    assert!(error(std::path::Path::new(url)).contains(&format!("curl -LO {url}")));
+    std::fs::create_dir(path("models")).unwrap();
+    assert!(error(&path("models")).ends_with("is a folder; give a .gguf model"));
+    std::fs::write(path("models/a.gguf"), "").unwrap();
+    assert!(error(&path("models")).ends_with("models/a.gguf"));
+    std::fs::create_dir(path("trace")).unwrap();
+    std::fs::write(path("trace/manifest.json"), "{}").unwrap();
+    assert!(error(&path("trace")).contains("`firstdiff explain "));
+}

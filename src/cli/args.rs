@@ -15,9 +15,6 @@ use super::lengths::Lengths;
 /// Find the first tensor where an LLM inference engine and llama.cpp part.
 #[derive(Parser)]
 #[command(name = "firstdiff", version, propagate_version = true)]
-#[command(after_help = "\
-Exit codes: 0 equal within the floor · 1 diverged · 2 usage or bad input · 3 incomparable ·
-4 nothing or not enough measured · 5 device or engine failure · 70 internal error")]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,

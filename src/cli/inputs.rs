@@ -9,6 +9,7 @@ use firstdiff::{
         cache::{self, Entry},
         files,
         floor::{MOST_FACTOR, is_factor},
+        near::did_you_mean,
         task::Task,
     },
     engine::{
@@ -318,8 +319,10 @@ pub fn check_factor(factor: f64) -> Result<(), Error> {
 }
 
 fn fault(name: &str) -> Result<&'static fault::Fault, Error> {
-    fault::find(name)
-        .ok_or_else(|| Error::Usage(format!("no fault {name}; `firstdiff faults` lists them")))
+    fault::find(name).ok_or_else(|| {
+        let near = did_you_mean(name, fault::FAULTS.iter().map(|fault| fault.name));
+        Error::Usage(format!("no fault {name}{near}; `firstdiff faults` lists them"))
+    })
 }
 
 fn prompt(args: &ModelArgs) -> Result<String, Error> {

@@ -9,6 +9,7 @@ mod diff;
 mod dump;
 pub mod error;
 mod explain;
+mod help;
 mod inputs;
 pub mod interrupt;
 mod kernels;
@@ -26,8 +27,15 @@ mod variants;
 mod watch;
 
 use args::{Cli, Command};
+use clap::FromArgMatches;
 use error::Error;
 use firstdiff::core::exit::Exit;
+
+/// Reads the command line; help, and a wrong flag, end the program.
+pub fn parse() -> Cli {
+    let matches = help::command().get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
 
 /// Runs a command to its exit code.
 pub fn dispatch(cli: Cli) -> Result<Exit, Error> {

@@ -1,10 +1,13 @@
 //! Which sites a run looks at: comma-separated globs, and the queries of scores and probs.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
-use crate::graph::site::{Site, Stage};
+use crate::{
+    core::near::did_you_mean,
+    graph::site::{Site, Stage},
+};
 
 /// Sites chosen by globs over `blk.3.q_rope`, over the stage alone (`q_rope`), or over either with
 /// its step before it (`1/blk.*.scores`). The default wants every site.
@@ -21,8 +24,8 @@ pub struct SiteFilter {
 pub enum FilterError {
     #[error("--sites: {0}; write globs such as q_rope,blk.0.*,logits")]
     Syntax(#[from] globset::Error),
-    #[error("--sites: {0} matches no site of this model; `blk.0.*` shows the names in the report")]
-    NoMatch(String),
+    #[error("--sites: {glob} matches no site of this model{near}; `firstdiff sites` lists them")]
+    NoMatch { glob: String, near: String },
 }
 
 impl SiteFilter {
@@ -69,7 +72,9 @@ impl SiteFilter {
             let matcher = Glob::new(glob)?.compile_matcher();
             let matches = |site: &Site| names(*site).iter().any(|name| matcher.is_match(name));
             if !sites.iter().any(matches) {
-                return Err(FilterError::NoMatch(glob.clone()));
+                let known: BTreeSet<String> = sites.iter().flat_map(|&site| names(site)).collect();
+                let near = did_you_mean(glob, known.iter().map(String::as_str));
+                return Err(FilterError::NoMatch { glob: glob.clone(), near });
             }
         }
         Ok(())
@@ -104,7 +109,9 @@ mod tests {
         }
         assert!(SiteFilter::default().wants(site));
         let error = SiteFilter::parse("q_rope,bogus").unwrap().check(&[site]).unwrap_err();
-        assert!(error.to_string().contains("bogus matches no site"), "{error}");
+        assert!(error.to_string().contains("bogus matches no site of this model;"), "{error}");
+        let error = SiteFilter::parse("q-rope").unwrap().check(&[site]).unwrap_err();
+        assert!(error.to_string().contains("(did you mean q_rope?)"), "{error}");
         assert!(SiteFilter::parse("[").is_err());
     }
 }

@@ -13,6 +13,8 @@ pub mod floor;
 pub mod format;
 pub mod loaded;
 #[cfg(feature = "full")]
+pub mod near;
+#[cfg(feature = "full")]
 pub mod places;
 #[cfg(feature = "full")]
 pub mod pool;

@@ -18,6 +18,9 @@ use crate::{
 /// llama.cpp's number for "all tensors f32" in `general.file_type`.
 const ALL_F32: u32 = 0;
 
+/// A copy of so many bytes takes seconds to write.
+const WORTH_SAYING: u64 = 500_000_000;
+
 /// Elements widened at a time: the copy's memory.
 const CHUNK_ELEMENTS: usize = 1 << 22;
 
@@ -40,6 +43,14 @@ pub fn widened(model: &ModelFile) -> Result<PathBuf, WriteError> {
     let path = entry.path().to_path_buf();
     if entry.file().is_some() {
         return Ok(path);
+    }
+    let bytes = header.file_size();
+    if bytes >= WORTH_SAYING {
+        let (gigabytes, folder) = (bytes as f64 / 1e9, path.parent().unwrap_or(&path).display());
+        eprintln!(
+            "firstdiff: writing an f32 copy of {}, {gigabytes:.1} GB, once, to {folder}; --reference native needs none",
+            model.path.display()
+        );
     }
     header.write(&path, |info, out| {
         let source = gguf.tensor(&info.name).expect("the header lists the file's own tensors");

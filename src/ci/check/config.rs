@@ -198,7 +198,7 @@ impl Config {
         for rule in &self.tolerances {
             match rule.filter.check(sites) {
                 Ok(()) => {}
-                Err(FilterError::NoMatch(glob)) => {
+                Err(FilterError::NoMatch { glob, .. }) => {
                     return Err(ConfigError::Unmatched { path: self.path.clone(), glob });
                 }
                 Err(FilterError::Syntax(error)) => {
@@ -401,7 +401,7 @@ impl Reader<'_> {
         let filter = SiteFilter::parse(&glob).map_err(|error| {
             let detail = match error {
                 FilterError::Syntax(error) => error.to_string(),
-                FilterError::NoMatch(glob) => glob,
+                FilterError::NoMatch { glob, .. } => glob,
             };
             ConfigError::Glob { path: self.path.to_path_buf(), detail }
         })?;

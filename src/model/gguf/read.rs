@@ -51,8 +51,8 @@ impl TensorInfo {
 pub enum GgufError {
     #[error("cannot read {path}: {source}; check the path")]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{path} is not a GGUF file (it does not begin with \"GGUF\"); give a .gguf model")]
-    NotGguf { path: PathBuf },
+    #[error("{path} is {what}; {next}")]
+    NotGguf { path: PathBuf, what: &'static str, next: String },
     #[error("{path} is a GGUF file with a broken header ({detail}); download it again")]
     BadHeader { path: PathBuf, detail: String },
     #[error(
@@ -65,6 +65,37 @@ pub enum GgufError {
         "tensor {tensor} of {path} has type {ggml_type}, which ggml cannot widen; requantise it"
     )]
     Undequantisable { path: PathBuf, tensor: String, ggml_type: String },
+}
+
+/// What a path is that leads to no GGUF file, and what gives one.
+fn foreign(path: &Path) -> Option<(&'static str, String)> {
+    let shown = path.display();
+    let text = shown.to_string();
+    let convert = |folder: &Path| {
+        let folder = folder.display();
+        format!(
+            "convert it with llama.cpp's script: python convert_hf_to_gguf.py {folder} --outfile model.gguf"
+        )
+    };
+    if ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme)) {
+        return Some(("a URL", format!("download it first: curl -LO {shown}")));
+    }
+    if path.join("config.json").is_file() {
+        return Some(("a folder of Hugging Face's format", convert(path)));
+    }
+    if path.join("manifest.json").is_file() {
+        return Some(("a trace", format!("`firstdiff explain {shown}` explains it")));
+    }
+    if path.is_dir() {
+        let mut files = std::fs::read_dir(path).ok()?.flatten().map(|file| file.path());
+        let model = files.find(|file| file.extension().is_some_and(|ending| ending == "gguf"));
+        let model = model.map_or("a .gguf model".to_string(), |model| model.display().to_string());
+        return Some(("a folder", format!("give {model}")));
+    }
+    let is_safetensors = path.extension().is_some_and(|ending| ending == "safetensors");
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    (is_safetensors && path.is_file())
+        .then(|| ("a safetensors file", convert(folder.unwrap_or(Path::new(".")))))
 }
 
 /// An open GGUF file.
@@ -96,10 +127,15 @@ impl Gguf {
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
         llama::backend();
         let read = |source| GgufError::Read { path: path.to_path_buf(), source };
+        if let Some((what, next)) = foreign(path) {
+            return Err(GgufError::NotGguf { path: path.to_path_buf(), what, next });
+        }
         let mut file = files::open(path).map_err(read)?;
         let mut magic = [0u8; 4];
         if file.read_exact(&mut magic).is_err() || &magic != b"GGUF" {
-            return Err(GgufError::NotGguf { path: path.to_path_buf() });
+            let what = "not a GGUF file (it does not begin with \"GGUF\")";
+            let next = "give a .gguf model".to_string();
+            return Err(GgufError::NotGguf { path: path.to_path_buf(), what, next });
         }
         // SAFETY: the map is read-only. A file that another process shortens meanwhile would
         // fault, as it would in llama.cpp, which maps it too.
