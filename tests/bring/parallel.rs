@@ -135,7 +135,7 @@ fn a_divided_vocabulary_or_kv_heads_that_are_looked_up_wrongly_are_named() {
     let masked = "what a rank looks up for ids that are not its own is not masked";
     let mistakes = [
         ("ids-not-masked", 4, "embd", masked),
-        ("ids-offset", 4, "embd", "has the row of id -1"),
+        ("ids-offset", 4, "embd", "has the row of id - 1"),
         ("logits-of-ranks-reversed", 4, "logits", "of 4 ranks in reverse order of the ranks"),
         ("residual-on-each-rank", 4, "blk.0.layer_out", "before their sum: times 4"),
     ];

@@ -240,7 +240,8 @@ fn moved_ids(mut rows: Vec<(usize, Vec<usize>)>) -> String {
             [(first, _), .., (last, _)] => format!("ids {first} to {last} have"),
             [] => String::new(),
         };
-        format!("{which} the row of id {:+}", off(&run[0]))
+        let (sign, by) = if off(&run[0]) < 0 { ('-', -off(&run[0])) } else { ('+', off(&run[0])) };
+        format!("{which} the row of id {sign} {by}")
     };
     listed(&rows, |a, b| off(a) == off(b), part)
 }

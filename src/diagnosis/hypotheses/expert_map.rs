@@ -1,17 +1,12 @@
-//! Which expert's weights each slot was computed with, and how often each expert's slots count, read off the results.
+//! Which expert's weights each slot was computed with, read off the results; slots whose results are exchanged.
 
 use std::{collections::BTreeMap, rc::Rc};
 
-use super::{
-    Order, Visit,
-    least_squares::{solve, whole},
-};
+use super::{Order, Visit};
 use crate::{
-    compare::axis_phrase,
     core::cause_key::CauseKey,
     diagnosis::{
         Change, Edits, Evidence, StepEvidence,
-        cause::Rank,
         replay::{Machine, ReplayError, rules::Values},
     },
     graph::{NodeId, Op, site::Axis},
@@ -22,21 +17,18 @@ const ROWS: usize = 3;
 const OUTPUTS: usize = 8;
 /// Bounds by which a value may miss the one of another expert, when that is sought.
 const NEAR: f64 = 4.0;
-/// How near to a whole number a count is.
-const NEAR_COUNT: f64 = 0.01;
 /// Experts that are named.
 const NAMED: usize = 3;
 /// At most so many ranks are tried.
 const MAX_RANKS: usize = 16;
 
-/// Products with the weights of other experts, and sums in which some do not count.
+/// Products with the weights of other experts, and results of other slots.
 pub fn mixtures(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
     let root = evidence.graph().root(evidence.spec().node);
     if evidence.graph().node(root).op == Op::MulMatId {
         weights(evidence, root, visit)?;
     }
-    exchanged(evidence, visit)?;
-    sums(evidence, visit)
+    exchanged(evidence, visit)
 }
 
 /// Results of slots that are those of other slots.
@@ -182,157 +174,4 @@ fn described(evidence: &Evidence<'_>, map: &BTreeMap<usize, usize>, experts: usi
         named.push(format!("{} more", map.len() - NAMED));
     }
     named.join("; ")
-}
-
-/// The slots of a sum in a step: (T, slots, E), and the expert of each.
-struct Slots {
-    values: Vec<f64>,
-    experts: Vec<usize>,
-    /// Of a token.
-    count: usize,
-    width: usize,
-}
-
-impl Slots {
-    /// What an element of the sum is made of, each with its expert.
-    fn of(&self, flat: usize) -> impl Iterator<Item = (usize, f64)> + '_ {
-        let (token, column) = (flat / self.width, flat % self.width);
-        let rows = token * self.count..(token + 1) * self.count;
-        rows.map(move |row| (self.experts[row], self.values[row * self.width + column]))
-    }
-}
-
-/// Experts whose slots are left out of a sum, or counted more than once.
-fn sums(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
-    let Some(places) = summed(evidence).filter(|_| evidence.may_fit()) else { return Ok(()) };
-    let mut of_steps = Vec::new();
-    for step in &evidence.steps {
-        let Some(slots) = slots(evidence, places, step)? else { return Ok(()) };
-        of_steps.push(slots);
-    }
-    let Some(counts) = counted(evidence, &of_steps) else { return Ok(()) };
-    let text = in_words(evidence, &counts);
-    visit(evidence.predicted(CauseKey::ExpertRank, text, Rank::Mistake, |step| {
-        let (right, slots) = (&step.observed.piece.expected, &of_steps[evidence.index_of(step)]);
-        let more = |flat: usize| {
-            let term = |(expert, x): (usize, f64)| {
-                counts.get(&expert).map_or(0.0, |&count| count as f64 * x)
-            };
-            slots.of(flat).map(term).sum::<f64>()
-        };
-        let value: Vec<f64> =
-            right.value.iter().enumerate().map(|(flat, x)| x + more(flat)).collect();
-        let size = |flat: usize| slots.of(flat).map(|(_, x)| x.abs()).sum::<f64>();
-        let largest = (0..value.len()).map(size).fold(0.0, f64::max);
-        Some(right.with_values(value, right.rounding.sum * largest))
-    }));
-    Ok(())
-}
-
-/// Of a sum over slots, what is summed and the experts' ids.
-fn summed(evidence: &Evidence<'_>) -> Option<[NodeId; 2]> {
-    let graph = evidence.graph();
-    let specs = evidence.run.model.sites.specs();
-    let own = graph.node(graph.root(evidence.spec().node));
-    if own.op != Op::Add {
-        return None;
-    }
-    let has_slots = |root: &NodeId| {
-        let spec = specs.iter().find(|spec| spec.node == *root);
-        spec.is_some_and(|spec| spec.axes.iter().any(|axis| axis.axis == Axis::Slot))
-    };
-    let terms = evidence.nodes(|node| node.op == Op::Add);
-    let mut roots: Vec<NodeId> = terms
-        .iter()
-        .flat_map(|&id| graph.node(id).sources.iter().flatten().map(|&source| graph.root(source)))
-        .filter(has_slots)
-        .collect();
-    roots.sort_unstable();
-    roots.dedup();
-    let [slots] = roots[..] else { return None };
-    let layer = evidence.spec().layer;
-    let product = specs.iter().filter(|spec| spec.layer == layer).find_map(|spec| {
-        let root = graph.root(spec.node);
-        (graph.node(root).op == Op::MulMatId).then_some(root)
-    })?;
-    Some([slots, graph.node(product).source(2)?])
-}
-
-/// What is summed in a step.
-fn slots(
-    evidence: &Evidence<'_>,
-    [slots, ids]: [NodeId; 2],
-    step: &StepEvidence<'_>,
-) -> Result<Option<Slots>, ReplayError> {
-    let (Some(of_slots), Some(of_ids)) =
-        (step.machine.argument(slots)?, step.machine.argument(ids)?)
-    else {
-        return Ok(None);
-    };
-    let [width, count, ..] = of_slots.ne;
-    let experts: Vec<usize> = of_ids.value()?.iter().map(|&id| id as usize).collect();
-    let values = of_slots.value()?.into_owned();
-    let fits = experts.len() * width == values.len()
-        && step.observed.piece.captured.len() * count == values.len()
-        && evidence.graph().node(slots).ne[1].is_fixed();
-    Ok(fits.then_some(Slots { values, experts, count, width }))
-}
-
-/// How often each expert's slots count more than once; of those alone.
-fn counted(evidence: &Evidence<'_>, of_steps: &[Slots]) -> Option<BTreeMap<usize, i64>> {
-    const MOST: usize = 256;
-    const ERRORS: usize = 16;
-    let mut all: Vec<usize> =
-        of_steps.iter().flat_map(|slots| slots.experts.iter().copied()).collect();
-    all.sort_unstable();
-    all.dedup();
-    if all.len() > MOST {
-        return None;
-    }
-    let (mut rows, mut targets) = (Vec::new(), Vec::new());
-    let elements: usize = evidence.wrong.iter().map(Vec::len).sum();
-    let every = (elements / (ERRORS * all.len().max(1))).max(1) | 1;
-    let mut nth = 0;
-    for (step, slots) in evidence.steps.iter().zip(of_steps) {
-        let piece = &step.observed.piece;
-        for (flat, &right) in piece.expected.value.iter().enumerate() {
-            nth += 1;
-            let error = f64::from(piece.captured[flat]) - right;
-            if nth % every != 0 || !error.is_finite() {
-                continue;
-            }
-            let mut row = vec![0.0; all.len()];
-            for (expert, x) in slots.of(flat) {
-                row[all.binary_search(&expert).ok()?] += x;
-            }
-            rows.push(row);
-            targets.push(error);
-        }
-    }
-    let found = whole(&solve(&rows, &targets)?, NEAR_COUNT)?;
-    let counts: BTreeMap<usize, i64> =
-        all.iter().copied().zip(found).filter(|(_, count)| *count != 0).collect();
-    // All alike is a factor.
-    let is_some = !counts.is_empty() && counts.len() < all.len();
-    is_some.then_some(counts)
-}
-
-/// `experts 4-7 are left out of the sum`.
-fn in_words(evidence: &Evidence<'_>, counts: &BTreeMap<usize, i64>) -> String {
-    let mut kinds: Vec<i64> = counts.values().copied().collect();
-    kinds.sort_unstable();
-    kinds.dedup();
-    let most = counts.keys().max().map_or(0, |last| last + 1);
-    let part = |&kind: &i64| {
-        let marks: Vec<bool> = (0..most).map(|expert| counts.get(&expert) == Some(&kind)).collect();
-        let which = axis_phrase(Axis::Expert, &marks).unwrap_or_else(|| "every expert".to_string());
-        match kind {
-            -1 => format!("slots of {which} are left out of the sum"),
-            1 => format!("slots of {which} are summed twice"),
-            kind => format!("slots of {which} are summed {} times", kind + 1),
-        }
-    };
-    let text = kinds.iter().map(part).collect::<Vec<_>>().join("; ");
-    let world = evidence.run.recording.tensors.world();
-    if world > 1 { format!("{text}, of {world} ranks' experts") } else { text }
 }
