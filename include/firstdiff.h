@@ -60,8 +60,21 @@
 
 typedef struct firstdiff_trace firstdiff_trace;
 
-/* The format of the elements in memory; they are written as they are. */
-typedef enum { FIRSTDIFF_F32, FIRSTDIFF_F16, FIRSTDIFF_BF16, FIRSTDIFF_F64 } firstdiff_dtype;
+/* The format of the elements in memory; they are written as they are. Those from FIRSTDIFF_Q8_0 on are of caches
+ * only: ggml's blocks, and numbers of 8 bits. Counts and strides are of elements all the same. */
+typedef enum {
+    FIRSTDIFF_F32,
+    FIRSTDIFF_F16,
+    FIRSTDIFF_BF16,
+    FIRSTDIFF_F64,
+    FIRSTDIFF_Q8_0,
+    FIRSTDIFF_Q4_0,
+    FIRSTDIFF_Q4_1,
+    FIRSTDIFF_Q5_0,
+    FIRSTDIFF_Q5_1,
+    FIRSTDIFF_E4M3,
+    FIRSTDIFF_E5M2
+} firstdiff_dtype;
 
 /* The most axes of a site. */
 #define FIRSTDIFF_AXES 5
@@ -203,7 +216,7 @@ static inline size_t firstdiff_plan_decode(const char *plan)
 #endif
 
 /* The version of docs/trace-format.md that is written. */
-#define FIRSTDIFF_FORMAT_VERSION 5
+#define FIRSTDIFF_FORMAT_VERSION 6
 #define FIRSTDIFF_PATH 1024
 /* Bytes of a site's name with its layer, and of its entry in a step file's header. */
 #define FIRSTDIFF_NAME 144
@@ -236,6 +249,12 @@ typedef struct {
     firstdiff_u64 missed; /* positions of a cache that was not whole */
 } firstdiff_entry;
 
+/* Text that grows. */
+typedef struct {
+    char *text;
+    size_t length, size;
+} firstdiff_text;
+
 struct firstdiff_trace {
     char folder[FIRSTDIFF_PATH];
     char engine[256], name[256], blake3[80], architecture[64], run[40];
@@ -263,8 +282,8 @@ struct firstdiff_trace {
     size_t n_entries;
     unsigned char *buffer, *host;
     size_t buffer_size, host_size;
-    char *rows;    /* of the open step: which tokens rows are of, as JSON without its braces */
-    size_t rows_length, rows_size;
+    firstdiff_text rows;      /* of the open step: which tokens rows are of, as JSON without its braces */
+    firstdiff_text quantised; /* the same of the types of caches in blocks */
     char *batch;   /* of the open step: its sequences as JSON, or NULL */
     firstdiff_u64 slots, keys, sequences;
     char *pending; /* what stdio holds back of the open step's file */
@@ -676,7 +695,9 @@ static inline firstdiff_trace *firstdiff_begin(const char *folder, const char *p
  */
 static inline void firstdiff_storage(firstdiff_trace *fd, firstdiff_dtype dtype)
 {
-    if (fd)
+    if (fd && (int)dtype > FIRSTDIFF_F64)
+        firstdiff_fail(fd, "firstdiff_storage takes f32, f16, bf16 or f64, not blocks of a cache");
+    else if (fd)
         fd->storage = dtype;
 }
 
@@ -687,16 +708,37 @@ static inline void firstdiff_device(firstdiff_trace *fd, firstdiff_copy copy)
         fd->copy = copy;
 }
 
-static inline const char *firstdiff_dtype_name(int dtype, int upper)
+/* Whether it is a type of this header. */
+static inline int firstdiff_is_dtype(int dtype)
 {
-    static const char *const names[2][4] = {{"f32", "f16", "bf16", "f64"},
-                                            {"F32", "F16", "BF16", "F64"}};
-    return names[upper][dtype];
+    return dtype >= FIRSTDIFF_F32 && dtype <= FIRSTDIFF_E5M2;
 }
 
+static inline int firstdiff_is_quantised(int dtype)
+{
+    return dtype >= FIRSTDIFF_Q8_0;
+}
+
+/* The name of a type, or that of a step file's. */
+static inline const char *firstdiff_dtype_name(int dtype, int of_file)
+{
+    static const char *const names[] = {"f32",  "f16",  "bf16", "f64",  "q8_0", "q4_0",
+                                        "q4_1", "q5_0", "q5_1", "e4m3", "e5m2"};
+    static const char *const files[] = {"F32", "F16", "BF16", "F64"};
+    return !of_file ? names[dtype] : firstdiff_is_quantised(dtype) ? "U8" : files[dtype];
+}
+
+/* Bytes of an element, or of a block. */
 static inline size_t firstdiff_dtype_size(int dtype)
 {
-    return dtype == FIRSTDIFF_F64 ? 8 : dtype == FIRSTDIFF_F32 ? 4 : 2;
+    static const unsigned char sizes[] = {4, 2, 2, 8, 34, 18, 20, 22, 24, 1, 1};
+    return sizes[dtype];
+}
+
+/* Elements of a block. */
+static inline size_t firstdiff_block(int dtype)
+{
+    return dtype >= FIRSTDIFF_Q8_0 && dtype <= FIRSTDIFF_Q5_1 ? 32 : 1;
 }
 
 static inline void firstdiff_write_shard(firstdiff_trace *fd)
@@ -808,8 +850,10 @@ static inline void firstdiff_list_step(firstdiff_trace *fd, firstdiff_u64 sites)
             "], \"first_position\": %llu, \"file\": \"step-%04llu.safetensors\", "
             "\"bytes\": %llu, \"sites\": %llu",
             fd->first_position, fd->steps - 1, 8 + fd->room + fd->data, sites);
-    if (fd->rows_length)
-        fprintf(fd->manifest, ", \"rows\": {%s}", fd->rows);
+    if (fd->rows.length)
+        fprintf(fd->manifest, ", \"rows\": {%s}", fd->rows.text);
+    if (fd->quantised.length)
+        fprintf(fd->manifest, ", \"quantised\": {%s}", fd->quantised.text);
     if (fd->batch)
         fprintf(fd->manifest, ", \"batch\": {%s]}", fd->batch);
     fputc('}', fd->manifest);
@@ -906,7 +950,8 @@ static inline firstdiff_u64 firstdiff_write_entry(firstdiff_trace *fd, const fir
     end = firstdiff_put(firstdiff_put(end, group->name), "\":{\"dtype\":\"");
     end = firstdiff_put(firstdiff_put(end, firstdiff_dtype_name(entry->dtype, 1)), "\",\"shape\":[");
     for (i = 0; i < axes; i++) {
-        end = firstdiff_put_u64(firstdiff_put(end, i ? "," : ""), entry->n[i]);
+        size_t of_last = i + 1 == axes && firstdiff_is_quantised(entry->dtype) ? firstdiff_dtype_size(entry->dtype) : 1;
+        end = firstdiff_put_u64(firstdiff_put(end, i ? "," : ""), entry->n[i] * of_last);
         elements *= entry->n[i];
     }
     end = firstdiff_put_u64(firstdiff_put(end, "],\"data_offsets\":["), entry->offset);
@@ -991,7 +1036,7 @@ static inline void firstdiff_step_at(firstdiff_trace *fd, const int32_t *tokens,
                        (firstdiff_u64)first_position);
         return;
     }
-    fd->rows_length = 0;
+    fd->rows.length = fd->quantised.length = 0;
     free(fd->batch);
     fd->batch = NULL;
     copy = (int32_t *)realloc(fd->tokens, n * sizeof *tokens);
@@ -1243,29 +1288,84 @@ static inline firstdiff_group *firstdiff_find(firstdiff_trace *fd, const char *s
     return global;
 }
 
+/* Begins a note on a tensor of the open step, of so many bytes after its name; where it goes on, or NULL. */
+static inline char *firstdiff_note(firstdiff_trace *fd, firstdiff_text *notes, const firstdiff_group *group,
+                                   int layer, size_t bytes)
+{
+    size_t needed = notes->length + FIRSTDIFF_NAME + 32 + bytes;
+    char *end;
+    if (needed > notes->size) {
+        char *text = (char *)realloc(notes->text, 2 * needed);
+        if (!text) {
+            firstdiff_fail(fd, "out of memory");
+            return NULL;
+        }
+        notes->text = text, notes->size = 2 * needed;
+    }
+    end = firstdiff_put(notes->text + notes->length, notes->length ? ", \"" : "\"");
+    if (*group->layers != '-')
+        end = firstdiff_put(firstdiff_put_u64(firstdiff_put(end, "blk."), (firstdiff_u64)layer), ".");
+    return firstdiff_put(firstdiff_put(end, group->name), "\": ");
+}
+
+static inline void firstdiff_end_note(firstdiff_text *notes, char *end)
+{
+    *end = 0;
+    notes->length = (size_t)(end - notes->text);
+}
+
 /* Notes which tokens of the open step the rows of a tensor are of. */
 static inline void firstdiff_note_tokens(firstdiff_trace *fd, const firstdiff_group *group, int layer,
                                          const size_t *tokens, size_t n)
 {
-    size_t needed = fd->rows_length + FIRSTDIFF_NAME + 32 + 22 * n, i;
-    char *end;
-    if (needed > fd->rows_size) {
-        char *rows = (char *)realloc(fd->rows, 2 * needed);
-        if (!rows) {
-            firstdiff_fail(fd, "out of memory");
-            return;
-        }
-        fd->rows = rows, fd->rows_size = 2 * needed;
-    }
-    end = firstdiff_put(fd->rows + fd->rows_length, fd->rows_length ? ", \"" : "\"");
-    if (*group->layers != '-')
-        end = firstdiff_put(firstdiff_put_u64(firstdiff_put(end, "blk."), (firstdiff_u64)layer), ".");
-    end = firstdiff_put(firstdiff_put(end, group->name), "\": [");
+    char *end = firstdiff_note(fd, &fd->rows, group, layer, 22 * n);
+    size_t i;
+    if (!end)
+        return;
+    end = firstdiff_put(end, "[");
     for (i = 0; i < n; i++)
         end = firstdiff_put_u64(firstdiff_put(end, i ? ", " : ""), (firstdiff_u64)tokens[i]);
-    end = firstdiff_put(end, "]");
-    *end = 0;
-    fd->rows_length = (size_t)(end - fd->rows);
+    firstdiff_end_note(&fd->rows, firstdiff_put(end, "]"));
+}
+
+/* Notes the type of a cache's blocks. */
+static inline void firstdiff_note_type(firstdiff_trace *fd, const firstdiff_group *group, int layer, int dtype)
+{
+    char *end = firstdiff_note(fd, &fd->quantised, group, layer, 16);
+    if (!end)
+        return;
+    end = firstdiff_put(firstdiff_put(end, "\""), firstdiff_dtype_name(dtype, 0));
+    firstdiff_end_note(&fd->quantised, firstdiff_put(end, "\""));
+}
+
+/* Counts and strides in blocks instead of elements; 0 where blocks cannot lie so. */
+static inline int firstdiff_in_blocks(firstdiff_trace *fd, const firstdiff_group *group, int layer, int dtype,
+                                      firstdiff_axes *axes, firstdiff_u64 n[FIRSTDIFF_AXES])
+{
+    size_t block = firstdiff_block(dtype);
+    int last = firstdiff_n_axes(group) - 1, i;
+    const char *name = firstdiff_dtype_name(dtype, 0);
+    if (firstdiff_word(group->axes, "position", 8)) {
+        firstdiff_fail(fd, "%s of layer %d came in blocks of %s, and is no cache: give its numbers", group->name,
+                       layer, name);
+        return 0;
+    }
+    if (axes->n[last] % block) {
+        firstdiff_fail(fd, "%s of layer %d has rows of %llu, which blocks of %llu of %s do not divide", group->name,
+                       layer, (firstdiff_u64)axes->n[last], (firstdiff_u64)block, name);
+        return 0;
+    }
+    for (i = 0; i <= last; i++) {
+        if (axes->n[i] != 1 && (i == last ? axes->stride[i] != 1 : axes->stride[i] % (ptrdiff_t)block)) {
+            firstdiff_fail(fd, "%s of layer %d has a stride of %lld, which cuts blocks of %llu of %s", group->name,
+                           layer, (long long)axes->stride[i], (firstdiff_u64)block, name);
+            return 0;
+        }
+        if (i < last)
+            axes->stride[i] /= (ptrdiff_t)block;
+    }
+    axes->n[last] /= block, n[last] /= block;
+    return 1;
 }
 
 /* Whether rows can be of those tokens: the site has one for each token, and they ascend. */
@@ -1297,6 +1397,10 @@ static inline void firstdiff_record(firstdiff_trace *fd, const char *site, int l
     group = firstdiff_find(fd, site, layer, &entry);
     if (!group)
         return;
+    if (!firstdiff_is_dtype((int)dtype)) {
+        firstdiff_fail(fd, "%s of layer %d came as type %d, which firstdiff_dtype has not", site, layer, (int)dtype);
+        return;
+    }
     firstdiff_shape(fd, group, n);
     cut = firstdiff_cut(group);
     key = firstdiff_word(group->axes, "key", 3);
@@ -1319,7 +1423,11 @@ static inline void firstdiff_record(firstdiff_trace *fd, const char *site, int l
         entry->missed = axes.n[0];
         return;
     }
+    if (fits && firstdiff_is_quantised((int)dtype) && !firstdiff_in_blocks(fd, group, layer, (int)dtype, &axes, n))
+        return;
     if (fits && entry->dtype < 0) {
+        if (firstdiff_is_quantised((int)dtype))
+            firstdiff_note_type(fd, group, layer, (int)dtype);
         entry->dtype = (int)dtype, entry->rows = 0, entry->offset = fd->data;
         memcpy(entry->n, n, sizeof n);
         for (i = 0; i < FIRSTDIFF_AXES; i++)
@@ -1548,6 +1656,8 @@ static inline void firstdiff_weight(firstdiff_trace *fd, const char *names, firs
     for (axis = 0; axis < FIRSTDIFF_AXES; axis++)
         if (!axes.n[axis])
             firstdiff_fail(fd, "the weight %s has no elements", names);
+    if (!firstdiff_is_dtype((int)dtype) || firstdiff_is_quantised((int)dtype))
+        firstdiff_fail(fd, "the weight %s came in blocks of a cache, or as no type; give its numbers", names);
     if (fd->steps || !data)
         firstdiff_fail(fd, "the weight %s %s", names, data ? "was recorded after a step began" : "is NULL");
     if (!fd->failed && !fd->weights)
@@ -1597,7 +1707,8 @@ static inline int firstdiff_end(firstdiff_trace *fd)
     failed = fd->failed;
     free(fd->listed);
     free(fd->tokens);
-    free(fd->rows);
+    free(fd->rows.text);
+    free(fd->quantised.text);
     free(fd->batch);
     free(fd->plan);
     free(fd->groups);

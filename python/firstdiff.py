@@ -30,6 +30,9 @@ have an axis more: put(layer, axes="batch head token key", scores=scores). A pag
 dim), with the blocks of each sequence: batch(..., slots=96, block_size=16, blocks={0: [4, 1], 1: [0]}).
 `firstdiff explain mine` explains each sequence in turn.
 
+A quantised cache is put as the bytes that the engine has, uint8 with the bytes of a row as the last axis:
+put(layer, k_cache=firstdiff.Blocks("q8_0", bytes)), with ggml's blocks or numbers of 8 bits (e4m3, e5m2).
+
 A process of several gives its rank, how many there are, and how its sites are split: an axis for all
 sites that have it, SITE=partial for partial sums before an all-reduce; the others are whole on every
 rank. Each writes a folder in `mine`, and firstdiff reads them as one:
@@ -48,12 +51,15 @@ from pathlib import Path
 
 import numpy as np
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 DTYPES = {"float32": "F32", "float16": "F16", "uint16": "BF16", "float64": "F64"}
 AXES = ("token", "position", "head", "dim", "key", "channel", "neuron", "vocab", "expert", "slot",
         "element")  # fmt: skip
 # Ranks cannot divide what is summed or chosen over.
 SPLITS = (*(axis for axis in AXES if axis not in ("dim", "key", "slot")), "partial", "replicated")
+# Of a cache in blocks: the elements of a block, and its bytes.
+BLOCKS = {"q8_0": (32, 34), "q4_0": (32, 18), "q4_1": (32, 20), "q5_0": (32, 22), "q5_1": (32, 24),
+          "e4m3": (1, 1), "e5m2": (1, 1)}  # fmt: skip
 WHOLE, ROWS, LEAST_ROWS, SAMPLED = 1 << 16, 32, 4, 1 << 18  # of weights: see _sampled_rows
 ROOM = 350  # bytes that the entry of a tensor may take in a step file's header
 
@@ -89,6 +95,18 @@ def _layers(text):
         return [None]
     runs = [run.split("-") for run in text.split(",")]
     return [layer for run in runs for layer in range(int(run[0]), int(run[-1]) + 1)]
+
+
+class Blocks:
+    """A cache as the engine keeps it: the type of its blocks, and their bytes, with those of a row as the last
+    axis. (P, heads, dim) of q8_0 is uint8 of (P, heads, dim / 32 * 34)."""
+
+    def __init__(self, kind, data):
+        if kind not in BLOCKS:
+            raise ValueError(f"{kind!r} is no type of a cache's blocks; they are {', '.join(BLOCKS)}")
+        self.kind, self.data = kind, np.asarray(data)
+        if self.data.dtype != np.uint8:
+            raise ValueError(f"blocks of {kind} came as {self.data.dtype}; give their bytes, uint8")
 
 
 class Plan:
@@ -278,7 +296,8 @@ class Trace:
         if self.open is None:
             raise ValueError("put before the first step; call step")
         for site, array in tensors.items():
-            self.open.put(site, layer, axes, np.asarray(array), rows)
+            kind = array.kind if isinstance(array, Blocks) else None
+            self.open.put(site, layer, axes, np.asarray(array.data if kind else array), rows, kind)
 
     def end(self):
         """Ends the trace; the folder is now whole."""
@@ -393,9 +412,10 @@ class _Step:
         self.parts = {}  # this rank's share of the axis that is cut, by name
         self.header, self.rows, self.data = {"__metadata__": metadata}, {}, 0
         self.missed = {}  # positions of caches that were not whole, by name
+        self.quantised = {}  # the types of caches in blocks, by name
         self.tokens_of = {}  # the tokens of a tensor's rows, where they are not all, by name
 
-    def put(self, site, layer, axes, array, tokens=None):
+    def put(self, site, layer, axes, array, tokens=None, kind=None):
         place = self.trace.plan.site(site, layer)
         name, wanted = place.name, place.axes
         order = axes.split() if axes else list(wanted)
@@ -409,6 +429,9 @@ class _Step:
         if order != wanted:
             array = array.transpose([order.index(axis) for axis in wanted])
         shape = self._shape(place)
+        if kind:
+            shape[-1] = self._bytes(name, place, kind, shape[-1])
+            self.quantised[name] = kind
         if tokens is not None:
             tokens = self._tokens(name, place, tokens)
             shape[0] = len(tokens)
@@ -426,7 +449,7 @@ class _Step:
         rows = self.rows.setdefault(name, [])
         there = sum(map(len, rows))
         fits = list(array.shape[1:]) == shape[1:] and 0 < len(array) <= shape[0] - there
-        if name in self.header or not fits or array.dtype.name not in DTYPES:
+        if name in self.header or not fits or array.dtype.name not in DTYPES and not kind:
             found = f"{array.dtype} {array.shape}"
             raise ValueError(f"step {self.index}: {name} came as {found}; it has {shape}, "
                              f"and {shape[0] if name in self.header else there} rows were there")
@@ -452,6 +475,15 @@ class _Step:
         elif not any(letter in size for size in place.sizes for letter in "TP"):
             shape[0] *= len(ends)
         return shape
+
+    def _bytes(self, name, place, kind, row):
+        """The bytes of a cache's row in blocks."""
+        elements, size = BLOCKS[kind]
+        if place.axes[0] != "position":
+            raise ValueError(f"{name} came in blocks of {kind}, and is no cache: give its numbers")
+        if row % elements:
+            raise ValueError(f"{name} has rows of {row}, which blocks of {elements} of {kind} do not divide")
+        return row // elements * size
 
     def _tokens(self, name, place, tokens):
         """The tokens of rows, counted from the first of the step; negative ones count from its end."""
@@ -488,7 +520,11 @@ class _Step:
             "file": self.name,
             "bytes": 8 + self.room + self.data,
             "sites": len(self.header) - 1,
-        } | ({"rows": self.tokens_of} if self.tokens_of else {}) | ({"batch": self.batch} if self.batch else {})
+        } | {field: value for field, value in self._some() if value}
+
+    def _some(self):
+        """Fields of the step that are left out where they are empty."""
+        return ("rows", self.tokens_of), ("quantised", self.quantised), ("batch", self.batch)
 
     def _write(self, name, shape, rows):
         start = self.data
@@ -497,7 +533,7 @@ class _Step:
             self.file.write(data)
             self.data += len(data)
         self.header[name] = {
-            "dtype": DTYPES[rows[0].dtype.name],
+            "dtype": "U8" if name in self.quantised else DTYPES[rows[0].dtype.name],
             "shape": shape,
             "data_offsets": [start, self.data],
         }

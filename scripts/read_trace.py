@@ -32,7 +32,9 @@ def main():
                 values = tensors.get_tensor(name)
                 # In f64, as a sum of many f32 would lose what it is printed for.
                 total = values.sum(dtype=numpy.float64)
-                print(f"  {name}  {values.dtype}  {list(values.shape)}  {float(total)!r}")
+                # Of a quantised cache these are bytes.
+                kind = step.get("quantised", {}).get(name, values.dtype)
+                print(f"  {name}  {kind}  {list(values.shape)}  {float(total)!r}")
                 if name in wanted:
                     print(values)
 

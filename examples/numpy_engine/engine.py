@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""A forward pass of llama, qwen2 and qwen3 models in plain numpy, to show how an engine is recorded.
+"""A forward pass of llama, qwen2, qwen3 and qwen3moe models in plain numpy, to show how an engine is recorded.
 
     python3 examples/numpy_engine/engine.py MODEL.gguf PLAN.txt [TRACE] [--ranks N] [--bug NAME]
 
 Runs the token ids of a plan that `firstdiff capture reference` wrote, and records what it computes
 in the folder TRACE. The lines marked with #+ are all that recording takes. f32, with f32 and f16
 weights. --ranks divides the heads, the feed-forward network and the vocabulary over that many
-processes. --batch runs three sequences in a step. --bug plants a mistake.
+processes. --batch runs three sequences in a step. --cache keeps a quantised cache.
+--bug plants a mistake.
 """
 
 import argparse
@@ -15,7 +16,9 @@ import sys
 from pathlib import Path
 
 import batch
+import experts
 import numpy as np
+import quantised
 import ranks
 from gguf import Gguf
 
@@ -33,10 +36,10 @@ BUGS = """
 
 class Engine:
     def __init__(self, path, bug, ranks):
-        self.file, self.bug, self.ranks, self.last = Gguf(path), bug, ranks, False
+        self.file, self.bug, self.ranks, self.last, self.cache = Gguf(path), bug, ranks, False, None
         arch = self.file.keys["general.architecture"]
-        if arch not in ("llama", "qwen2", "qwen3"):
-            raise SystemExit(f"{path} is a {arch} model; this example runs llama, qwen2 and qwen3")
+        if arch not in ("llama", "qwen2", "qwen3", "qwen3moe"):
+            raise SystemExit(f"{path} is a {arch} model; this example runs llama, qwen2, qwen3 and qwen3moe")
         key = lambda name, absent=None: self.file.keys.get(f"{arch}.{name}", absent)
         self.layers = key("block_count")
         self.heads = key("attention.head_count")
@@ -46,6 +49,11 @@ class Engine:
         self.theta = 1e4 if bug == "rope-base-1e4" else key("rope.freq_base", 1e4)
         self.interleaved = (arch == "llama") != (bug == "rope-pairs-interleaved")
         self.weights = {name: self.file.tensor(name) for name in self.file.tensors}
+        count = key("expert_count", 0)
+        self.mixture = experts.Mixture(count, key("expert_used_count"), ranks, bug) if count else None
+        words = f"o_proj=partial {experts.SPLIT if count else 'neuron ffn_down=partial'}"
+        gathered = bug == "logits-of-ranks-reversed"
+        ranks.declare(f"head {words}{' vocab' if not gathered else ''}")
         if ranks.world > 1:
             ranks.divide(self.weights, self.layers, self.heads, self.kv_heads, self.dim)
             self.heads, self.kv_heads = len(ranks.share(self.heads)), len(ranks.share(self.kv_heads))
@@ -59,6 +67,8 @@ class Engine:
         if self.bug == "norm-mean-subtracted":
             x = x - x.mean(-1, keepdims=True)
         y = x / np.sqrt((x * x).mean(-1, keepdims=True, dtype=np.float32) + self.eps)
+        if self.bug == "norm-of-shard" and x.ndim == 2:
+            y = x / np.sqrt(self.ranks.means_of_shares(x * x) + self.eps)
         return y if weight is None else y * weight
 
     def linear(self, x, name, layer=None):
@@ -102,6 +112,8 @@ class Engine:
             v = v[:, ::-1]
         if self.bug == "decode-never-appended" and first:
             k, v = np.zeros_like(k), np.zeros_like(v)
+        if self.cache:
+            k, v = self.cache.append(layer, k, v)
         self.keys[layer] = np.concatenate([self.keys[layer], k])
         self.values[layer] = np.concatenate([self.values[layer], v])
         return self.keys[layer], self.values[layer]
@@ -145,18 +157,29 @@ class Engine:
         k = k if self.bug == "rope-k-missing" else self.rope(k, first)
         keys, values = self.append(l, k, v, first)
         scores, probs, out = self.attend(q, keys, values, first)
+        if self.cache:
+            keys, values = self.cache.kept(l)
         trace.put(l, q_rope=q, k_rope=k, k_cache=keys, v_cache=values, attn_out=out)  #+
         trace.put(l, axes="head token key", scores=scores, probs=probs)  #+
         o_proj = self.linear(out.reshape(len(x), -1), "attn_output", l)
         residual = (attn_norm if self.bug == "attn-residual-of-normed" else x) + self.ranks.all_reduce(o_proj)
         ffn_norm = self.norm(residual, self.weight("ffn_norm.weight", l))
+        if self.mixture:
+            down = self.mixture(self, ffn_norm, l, trace)
+        else:
+            down = self.feed_forward(ffn_norm, l, trace)
+        x = residual + self.ranks.all_reduce(down)
+        if self.bug == "residual-on-each-rank":
+            x = self.ranks.all_reduce(residual + down)
+        trace.put(l, o_proj=o_proj, attn_residual=residual, ffn_norm=ffn_norm, layer_out=x)  #+
+        return x
+
+    def feed_forward(self, ffn_norm, l, trace):
         gate, up = self.linear(ffn_norm, "ffn_gate", l), self.linear(ffn_norm, "ffn_up", l)
         act = self.activation(gate, up)
         down = self.linear(act, "ffn_down", l)
-        x = residual + self.ranks.all_reduce(down)
-        trace.put(l, o_proj=o_proj, attn_residual=residual, ffn_norm=ffn_norm, ffn_act=act)  #+
-        trace.put(l, ffn_gate=gate, ffn_up=up, ffn_down=down, layer_out=x)  #+
-        return x
+        trace.put(l, ffn_gate=gate, ffn_up=up, ffn_act=act, ffn_down=down)  #+
+        return down
 
     def begin(self, ids, first, trace):
         trace.step(ids, first)  #+
@@ -165,6 +188,8 @@ class Engine:
         """The logits of all tokens of a step: (T, V)"""
         embd = self.weight("token_embd.weight")
         x = embd[np.array(ids) - (self.bug == "embd-previous-row")]
+        if self.ranks.world > 1:
+            x = self.ranks.embed(embd, np.array(ids))
         self.begin(ids, first, trace)
         trace.put(embd=x)  #+
         for layer in range(self.layers):
@@ -175,8 +200,11 @@ class Engine:
         output = embd if tied else output
         read = final_norm[-1:] if self.last else final_norm
         logits = read @ output[self.ranks.share(len(output))].T
+        whole = self.ranks.gather(logits, lambda parts: np.concatenate(parts, axis=1))
+        if self.bug == "logits-of-ranks-reversed":
+            whole = logits = self.ranks.gather(logits, lambda parts: np.concatenate(parts[::-1], axis=1))
         trace.put(final_norm=final_norm, logits=logits)  #+
-        return self.ranks.gather(logits, lambda parts: np.concatenate(parts, axis=1))
+        return whole
 
 
 def divided(steps, sizes):
@@ -191,6 +219,7 @@ def divided(steps, sizes):
 def run(args, ranks):
     engine, first = Engine(args.model, args.bug, ranks), 0
     engine.last = args.last
+    engine.cache = quantised.Cache(args.cache, args.bug, engine.layers) if args.cache else None
     with firstdiff.Trace(args.trace, args.plan, "numpy_engine", shard=ranks.shard) as trace:  #+
         for name, weight in engine.weights.items():  #+
             trace.weight(name, weight)  #+
@@ -221,7 +250,9 @@ def main():
     parser.add_argument("--last", action="store_true", help="logits of a step's last token only")
     parser.add_argument("--after", type=int, default=0, help="record only what follows so many steps")
     parser.add_argument("--batch", choices=batch.KINDS, help="run several sequences in a step")
-    parser.add_argument("--bug", choices=BUGS + ranks.BUGS + batch.BUGS)
+    parser.add_argument("--cache", choices=quantised.KINDS, help="keep the cache in blocks of this type")
+    bugs = BUGS + ranks.BUGS + batch.BUGS + experts.BUGS + quantised.BUGS
+    parser.add_argument("--bug", choices=bugs)
     args = parser.parse_args()
     if args.batch:
         batch.run(args, Engine, ranks.Ranks())

@@ -10,7 +10,7 @@ use firstdiff::{
     },
     trace::{
         Inspection, MANIFEST_FILE, Manifest, Shard, Side, Split, Step, TraceError, TraceReader,
-        UNFINISHED_FILE, lint, rows_in_words,
+        UNFINISHED_FILE, caches_in_words, lint, rows_in_words,
     },
 };
 
@@ -39,6 +39,9 @@ pub fn validate(args: &ValidateArgs) -> Result<Exit, Error> {
     }
     if let Some(rows) = rows_in_words(found.partly.iter().copied()) {
         let _ = writeln!(text, "  rows       {rows}");
+    }
+    if let Some(kept) = caches_in_words(&found.manifest) {
+        let _ = writeln!(text, "  caches     {kept}");
     }
     text.push_str(&sequences(&found.manifest));
     if let Some(shard) = found.shard() {

@@ -84,6 +84,7 @@ cause_keys! {
     CacheStride = "cache-stride",
     CacheLayer = "cache-layer",
     CacheSource = "cache-source",
+    CacheQuantised = "cache-quantised",
     CacheBeforeRope = "cache-before-rope",
     ScoreScale = "score-scale",
     HeadMap = "head-map",

@@ -32,6 +32,12 @@ pub enum Format {
     Q8K,
     /// ggml's blocks of 32 integers of 4 bits, with a scale in f16.
     Q4_0,
+    /// ggml's blocks of 32 integers of 4 bits, with a scale and a minimum in f16.
+    Q4_1,
+    /// ggml's blocks of 32 integers of 5 bits, with a scale in f16.
+    Q5_0,
+    /// The same with a minimum too.
+    Q5_1,
     /// Blocks of 32 integers of 8 bits, with a scale in f32.
     Int8Blocks,
     /// Blocks of 32 integers of 8 bits, with a scale in f16 by which they are divided.
@@ -42,8 +48,15 @@ pub enum Format {
     Ggml,
 }
 
+/// Numbers that lie together in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredBlock {
+    pub elements: usize,
+    pub bytes: usize,
+}
+
 impl Format {
-    pub const ALL: [Format; 16] = [
+    pub const ALL: [Format; 19] = [
         Format::Tf32,
         Format::Tf32Even,
         Format::Tf32Cut,
@@ -56,6 +69,9 @@ impl Format {
         Format::Q8_1,
         Format::Q8K,
         Format::Q4_0,
+        Format::Q4_1,
+        Format::Q5_0,
+        Format::Q5_1,
         Format::Int8Blocks,
         Format::Int8BlocksF16,
         Format::Int8Rows,
@@ -77,6 +93,9 @@ impl Format {
             Format::Q8_1 => "q8_1",
             Format::Q8K => "q8_k",
             Format::Q4_0 => "q4_0",
+            Format::Q4_1 => "q4_1",
+            Format::Q5_0 => "q5_0",
+            Format::Q5_1 => "q5_1",
             Format::Int8Blocks => "int8-blocks",
             Format::Int8BlocksF16 => "int8-blocks-f16",
             Format::Int8Rows => "int8-rows",
@@ -93,6 +112,25 @@ impl Format {
     /// The format of a name.
     pub fn from_name(name: &str) -> Option<Format> {
         Format::ALL.into_iter().find(|format| format.name() == name)
+    }
+
+    /// The formats whose bytes a trace may have of a cache.
+    pub fn stored() -> impl Iterator<Item = (Format, StoredBlock)> {
+        Format::ALL.into_iter().filter_map(|format| Some((format, format.stored_block()?)))
+    }
+
+    /// How a program keeps numbers of it in memory; `None` where that is not one way for all.
+    pub fn stored_block(self) -> Option<StoredBlock> {
+        let (elements, bytes) = match self {
+            Format::E4m3 | Format::E5m2 => (1, 1),
+            Format::Q4_0 => (32, 18),
+            Format::Q4_1 => (32, 20),
+            Format::Q5_0 => (32, 22),
+            Format::Q5_1 => (32, 24),
+            Format::Q8_0 => (32, 34),
+            _ => return None,
+        };
+        Some(StoredBlock { elements, bytes })
     }
 
     /// Whether each number is rounded on its own.
@@ -116,6 +154,10 @@ impl Format {
             Format::E4m3 => 2f64.powi(-4),
             Format::E5m2 => 2f64.powi(-3),
             Format::Q4_0 => 1.0 / 16.0,
+            Format::Q5_0 => 1.0 / 32.0,
+            // Half a step of the range, which is up to twice the largest number.
+            Format::Q4_1 => 1.0 / 15.0,
+            Format::Q5_1 => 1.0 / 31.0,
             // Half a step of 127.
             _ => 1.0 / 254.0,
         }

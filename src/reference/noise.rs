@@ -144,7 +144,12 @@ impl Noise {
         let mut amplitude = Amplitude { relative: 0.0, additive: 0.0 };
         let (values, stage) = (place.rounded_values(), place.spec.stage);
         let is_cache = matches!(stage, Stage::KCache | Stage::VCache);
-        let is_own = |one: &&Convention| one.is_of(Some(stage), place.extent.tokens);
+        // What a cache rounds, those have that read it.
+        let is_own = |one: &&Convention| match (one.value, one.stage) {
+            (Value::Caches, Some(Stage::KCache)) if values.contains(&Value::Keys) => true,
+            (Value::Caches, Some(Stage::VCache)) if values.contains(&Value::Values) => true,
+            _ => one.is_of(Some(stage), place.extent.tokens),
+        };
         for convention in self.arithmetic.roundings.iter().filter(is_own) {
             // A block's numbers are rounded by a part of its largest, some two or three times their mean.
             let blocks = if convention.format.is_of_numbers() { 1.0 } else { 2.0 };

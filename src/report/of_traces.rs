@@ -9,7 +9,7 @@ use crate::{
     graph::site::Site,
     report::{Compared, Headline, Parted, Report, SideSummary, SiteRow, StepRow, answer, formula},
     run::{Pairing, RunError, judge_traces},
-    trace::{Side, Step, TraceError, TraceReader, comparable, lint, rows_in_words},
+    trace::{Side, Step, TraceError, TraceReader, caches_in_words, comparable, lint, rows_in_words},
 };
 
 impl Report {
@@ -39,6 +39,7 @@ impl Report {
         let model = &manifest.model;
         let mut notes = vec![format!("traces of the same model, {}", model.name)];
         notes.extend(suspicious);
+        notes.extend(caches(engine));
         notes.extend((others.count > 0).then(|| others.to_string()));
         if common.same_steps {
             notes.extend(lint::beside(engine, reference, &diverged)?);
@@ -95,6 +96,7 @@ impl Report {
         let headline = Headline::of(Exit::NotMeasured, String::new());
         let mut notes = lint::alone(engine)?;
         notes.extend(rows_in_words(engine.partly()));
+        notes.extend(caches(engine));
         let start = manifest.positions().start;
         notes.extend((start > 0).then(|| format!("the trace begins at position {start}")));
         Ok(Report {
@@ -104,6 +106,12 @@ impl Report {
             ..Report::of_engine(headline, SideSummary::of_trace(manifest))
         })
     }
+}
+
+/// How an engine's caches are kept, where it recorded them in blocks.
+fn caches(engine: &TraceReader) -> Option<String> {
+    let kept = caches_in_words(engine.manifest())?;
+    Some(format!("the engine keeps {kept}, as it recorded them"))
 }
 
 /// What a reader must know where the ids are not the same to the end.

@@ -2,7 +2,10 @@
 
 use safetensors::Dtype;
 
-use crate::graph::{ListedSite, site::Axis};
+use crate::{
+    core::format::{Format, StoredBlock},
+    graph::{ListedSite, site::Axis},
+};
 
 /// Elements as they lie in memory. Halves are given as their bits.
 #[derive(Clone, Copy, Debug)]
@@ -11,6 +14,40 @@ pub enum Elements<'a> {
     F16(&'a [u16]),
     Bf16(&'a [u16]),
     F64(&'a [f64]),
+    /// Of a cache: blocks of a format, as the engine keeps them. Counts and strides are of elements.
+    Blocks(Format, &'a [u8]),
+}
+
+/// How elements are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stored {
+    Numbers(Dtype),
+    Blocks(Format, StoredBlock),
+}
+
+impl Stored {
+    /// The type and shape that the file states of elements of that shape.
+    pub fn in_file(self, shape: &[usize]) -> (Dtype, Vec<usize>) {
+        match self {
+            Stored::Numbers(dtype) => (dtype, shape.to_vec()),
+            Stored::Blocks(_, StoredBlock { elements, bytes }) => {
+                let mut shape = shape.to_vec();
+                if let Some(last) = shape.last_mut() {
+                    *last = *last / elements * bytes;
+                }
+                (Dtype::U8, shape)
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Stored {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Stored::Numbers(dtype) => write!(f, "{dtype}"),
+            Stored::Blocks(format, _) => write!(f, "{format}"),
+        }
+    }
 }
 
 /// Elements with the counts and strides of their axes.
@@ -96,6 +133,10 @@ impl<'a> Array<'a> {
         {
             return Err(format!("has {} rows of the tokens {tokens:?}", shape[0]));
         }
+        let stored = self.elements.stored()?;
+        if let Stored::Blocks(format, block) = stored {
+            self.check_blocks(site, format, block, [&shape, &strides])?;
+        }
         let furthest: usize = shape.iter().zip(&strides).map(|(n, stride)| (n - 1) * stride).sum();
         if furthest >= self.elements.len() {
             let (needed, found) = (furthest + 1, self.elements.len());
@@ -103,7 +144,41 @@ impl<'a> Array<'a> {
         }
         let mut bytes = Vec::new();
         self.gather(&mut bytes, 0, &Layout { shape: &shape, strides: &strides, written: &written });
-        Ok(Some(Rows { dtype: self.elements.dtype(), shape: written, bytes }))
+        Ok(Some(Rows { stored, shape: written, bytes }))
+    }
+
+    /// Refuses blocks that are none of a cache's, and layouts that cut them.
+    fn check_blocks(
+        &self,
+        site: &ListedSite,
+        format: Format,
+        block: StoredBlock,
+        [shape, strides]: [&[usize]; 2],
+    ) -> Result<(), String> {
+        let StoredBlock { elements, bytes } = block;
+        if site.axes[0] != Axis::Position {
+            return Err(format!("came in blocks of {format}, and is no cache: give its numbers"));
+        }
+        let Elements::Blocks(_, data) = self.elements else { return Ok(()) };
+        if !data.len().is_multiple_of(bytes) {
+            let found = data.len();
+            return Err(format!(
+                "has {found} bytes, which are no whole blocks of {format}, of {bytes}"
+            ));
+        }
+        let row = shape.last().copied().unwrap_or(0);
+        if !row.is_multiple_of(elements) {
+            return Err(format!(
+                "has rows of {row}, which blocks of {elements} of {format} do not divide"
+            ));
+        }
+        let (last, others) = strides.split_last().unwrap_or((&1, &[]));
+        if *last != 1 || others.iter().any(|stride| !stride.is_multiple_of(elements)) {
+            return Err(format!(
+                "has the strides {strides:?}, which cut blocks of {elements} of {format}"
+            ));
+        }
+        Ok(())
     }
 
     /// Which of its own axes each axis of the site is.
@@ -131,7 +206,9 @@ impl<'a> Array<'a> {
         };
         let rest =
             Layout { shape: rest, strides: &layout.strides[1..], written: &layout.written[1..] };
-        for at in 0..count {
+        // A block lies within the last axis.
+        let step = if rest.shape.is_empty() { self.elements.together() } else { 1 };
+        for at in (0..count).step_by(step) {
             self.gather(bytes, start + at * layout.strides[0], &rest);
         }
         let missing = (layout.written[0] - count) * rest.written.iter().product::<usize>();
@@ -152,24 +229,41 @@ impl Elements<'_> {
             Elements::F32(values) => values.len(),
             Elements::F16(bits) | Elements::Bf16(bits) => bits.len(),
             Elements::F64(values) => values.len(),
+            Elements::Blocks(format, data) => {
+                format.stored_block().map_or(0, |block| data.len() / block.bytes * block.elements)
+            }
         }
     }
 
+    /// Bytes of one that lies alone.
     fn size(self) -> usize {
         match self {
             Elements::F32(_) => 4,
             Elements::F16(_) | Elements::Bf16(_) => 2,
             Elements::F64(_) => 8,
+            Elements::Blocks(..) => 1,
         }
     }
 
-    fn dtype(self) -> Dtype {
+    /// Elements that are written at once.
+    fn together(self) -> usize {
         match self {
-            Elements::F32(_) => Dtype::F32,
-            Elements::F16(_) => Dtype::F16,
-            Elements::Bf16(_) => Dtype::BF16,
-            Elements::F64(_) => Dtype::F64,
+            Elements::Blocks(format, _) => format.stored_block().map_or(1, |block| block.elements),
+            _ => 1,
         }
+    }
+
+    fn stored(self) -> Result<Stored, String> {
+        Ok(match self {
+            Elements::F32(_) => Stored::Numbers(Dtype::F32),
+            Elements::F16(_) => Stored::Numbers(Dtype::F16),
+            Elements::Bf16(_) => Stored::Numbers(Dtype::BF16),
+            Elements::F64(_) => Stored::Numbers(Dtype::F64),
+            Elements::Blocks(format, _) => {
+                let unknown = || format!("came in blocks of {format}; {}", block_types());
+                Stored::Blocks(format, format.stored_block().ok_or_else(unknown)?)
+            }
+        })
     }
 
     fn write(self, at: usize, bytes: &mut Vec<u8>) {
@@ -177,14 +271,26 @@ impl Elements<'_> {
             Elements::F32(values) => bytes.extend(values[at].to_le_bytes()),
             Elements::F16(bits) | Elements::Bf16(bits) => bytes.extend(bits[at].to_le_bytes()),
             Elements::F64(values) => bytes.extend(values[at].to_le_bytes()),
+            Elements::Blocks(format, data) => {
+                if let Some(StoredBlock { elements, bytes: size }) = format.stored_block() {
+                    let first = at / elements * size;
+                    bytes.extend(&data[first..first + size]);
+                }
+            }
         }
     }
+}
+
+/// The types that blocks of a cache may have, as a next step.
+pub(super) fn block_types() -> String {
+    let names: Vec<&str> = Format::stored().map(|(format, _)| format.name()).collect();
+    format!("blocks of a cache are {}", names.join(", "))
 }
 
 /// Rows of a tensor as they are written.
 #[derive(Debug)]
 pub(super) struct Rows {
-    pub dtype: Dtype,
+    pub stored: Stored,
     pub shape: Vec<usize>,
     pub bytes: Vec<u8>,
 }
@@ -196,8 +302,8 @@ impl Rows {
 
     /// These and those that follow them.
     pub fn then(mut self, next: Rows) -> Result<Rows, String> {
-        if self.dtype != next.dtype || self.shape[1..] != next.shape[1..] {
-            let (a, b) = (self.dtype, next.dtype);
+        if self.stored != next.stored || self.shape[1..] != next.shape[1..] {
+            let (a, b) = (self.stored, next.stored);
             return Err(format!("came as {a} {:?} and {b} {:?}", self.shape, next.shape));
         }
         self.shape[0] += next.shape[0];

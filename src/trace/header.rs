@@ -14,6 +14,7 @@ use safetensors::{
 };
 
 use super::{
+    array::{Stored, block_types},
     error::{Limit, TraceError},
     fits::fits,
     layout::Layout,
@@ -21,11 +22,15 @@ use super::{
     shard::{Shard, Split},
 };
 use crate::{
-    core::files,
+    core::{
+        files,
+        format::{Format, StoredBlock},
+    },
     graph::{
         ListedSite,
-        site::{Site, Stage},
+        site::{Axis, Site, Stage},
     },
+    model::gguf::Packing,
 };
 
 /// Elements read at a time.
@@ -42,7 +47,7 @@ pub(super) enum ByteOrder {
 /// Where a tensor lies in its step's file.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
-    dtype: Dtype,
+    stored: Stored,
     pub shape: Vec<usize>,
     /// The token of each row, where not every token of the step has one.
     pub rows: Option<Arc<[usize]>>,
@@ -53,18 +58,42 @@ pub(super) struct Place {
 impl Place {
     /// Reads the tensor from the step's file as f32, the bytes of each element in the order given.
     pub fn read(&self, mut file: File, order: ByteOrder) -> io::Result<Vec<f32>> {
-        let size = element_size(self.dtype).expect("checked when the trace was opened");
+        file.seek(SeekFrom::Start(self.offset))?;
+        match self.stored {
+            Stored::Numbers(dtype) => self.numbers(file, dtype, order),
+            Stored::Blocks(format, block) => self.blocks(file, format, block),
+        }
+    }
+
+    fn numbers(&self, mut file: File, dtype: Dtype, order: ByteOrder) -> io::Result<Vec<f32>> {
+        let size = element_size(dtype).expect("checked when the trace was opened");
         let elements: usize = self.shape.iter().product();
         let mut data = Vec::with_capacity(elements);
         let mut bytes = vec![0; size * CHUNK.min(elements)];
-        file.seek(SeekFrom::Start(self.offset))?;
         while data.len() < elements {
             let bytes = &mut bytes[..size * CHUNK.min(elements - data.len())];
             file.read_exact(bytes)?;
             if order == ByteOrder::Swapped {
                 bytes.chunks_exact_mut(size).for_each(<[u8]>::reverse);
             }
-            data.extend(bytes.chunks_exact(size).map(|bytes| to_f32(self.dtype, bytes)));
+            data.extend(bytes.chunks_exact(size).map(|bytes| to_f32(dtype, bytes)));
+        }
+        Ok(data)
+    }
+
+    /// The numbers that blocks stand for, as ggml has them.
+    fn blocks(&self, mut file: File, format: Format, block: StoredBlock) -> io::Result<Vec<f32>> {
+        let blocks: usize = self.shape.iter().product::<usize>() / block.elements;
+        let mut bytes = vec![0; blocks * block.bytes];
+        file.read_exact(&mut bytes)?;
+        let mut data = vec![0.0; blocks * block.elements];
+        let both = bytes.chunks_exact(block.bytes).zip(data.chunks_exact_mut(block.elements));
+        match Packing::of_format(format) {
+            Some(packing) => {
+                let layout = packing.layout();
+                both.for_each(|(bytes, out)| layout.decode(bytes, &packing.scales(bytes), out));
+            }
+            None => both.for_each(|(bytes, out)| out[0] = format.of_byte(bytes[0])),
         }
         Ok(data)
     }
@@ -148,8 +177,12 @@ impl StepFile<'_> {
             let (found, expected) = (names.len(), self.step.sites);
             return self.invalid(format!("it has {found} tensors, the manifest says {expected}"));
         }
-        if let Some(name) = self.step.rows.keys().find(|name| metadata.info(name).is_none()) {
+        let is_absent = |name: &&String| metadata.info(name).is_none();
+        if let Some(name) = self.step.rows.keys().find(is_absent) {
             return self.invalid(format!("it has no {name}, of which the manifest names rows"));
+        }
+        if let Some(name) = self.step.quantised.keys().find(is_absent) {
+            return self.invalid(format!("it has no {name}, of which the manifest names the type"));
         }
         // In the order of the file, so that of several errors always the same one is reported.
         let place = |name: String| {
@@ -209,8 +242,8 @@ impl StepFile<'_> {
             return Err(TraceError::UnknownTensor { path, name });
         };
         let mut expected = self.layout.shape(&path, site, self.step.into())?;
-        let found = info.shape.clone();
         let listed = self.layout.list().get(site);
+        let (stored, found) = self.stored(listed, &name, info)?;
         let rows = self.rows(site, listed, &name, &found)?;
         if let Some(rows) = &rows {
             expected[0] = rows.len();
@@ -226,11 +259,43 @@ impl StepFile<'_> {
             let fits = fits.into();
             return Err(TraceError::TensorShape { path, name, expected, found, fits });
         }
-        if element_size(info.dtype).is_none() {
-            return Err(TraceError::TensorType { path, name, found: info.dtype.to_string() });
-        }
         let offset = data + info.data_offsets.0 as u64;
-        Ok((site, Place { dtype: info.dtype, shape: found, rows, offset }))
+        Ok((site, Place { stored, shape: found, rows, offset }))
+    }
+
+    /// How a tensor's elements lie in the file, and its shape in elements.
+    fn stored(
+        &self,
+        listed: Option<&ListedSite>,
+        name: &str,
+        info: &TensorInfo,
+    ) -> Result<(Stored, Vec<usize>), TraceError> {
+        let Some(&format) = self.step.quantised.get(name) else {
+            if element_size(info.dtype).is_none() {
+                let (path, name) = (self.path.clone(), name.to_string());
+                return Err(TraceError::TensorType { path, name, found: info.dtype.to_string() });
+            }
+            return Ok((Stored::Numbers(info.dtype), info.shape.clone()));
+        };
+        let Some(block) = format.stored_block() else {
+            return self.invalid(format!("{name} is {format}; {}", block_types()));
+        };
+        let is_cache = listed.is_some_and(|listed| listed.axes[0] == Axis::Position);
+        if !is_cache || info.dtype != Dtype::U8 {
+            let found = info.dtype;
+            return self.invalid(format!(
+                "{name} is said to be blocks of {format} and has the type {found}; those of a cache are U8"
+            ));
+        }
+        let mut shape = info.shape.clone();
+        let Some(last) = shape.last_mut().filter(|last| last.is_multiple_of(block.bytes)) else {
+            let (found, bytes) = (&info.shape, block.bytes);
+            return self.invalid(format!(
+                "{name} has the shape {found:?} in bytes, whose rows are no whole blocks of {format}, of {bytes}"
+            ));
+        };
+        *last = *last / block.bytes * block.elements;
+        Ok((Stored::Blocks(format, block), shape))
     }
 
     /// Which tokens the rows of a tensor are of, where it has not all: those that the manifest names, and of

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, path::Path};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    array::block_types,
     batch,
     batch::Batch,
     error::{Limit, TraceError},
@@ -20,17 +21,18 @@ use crate::{
     core::{
         arithmetic::Arithmetic,
         floor::{DeclaredFloor, SiteFloor},
+        format::Format,
         sink::Choice,
         tensor::DType,
     },
     graph::SiteList,
 };
 
-/// The version that is written. Versions 2 to 4 are read too, as if they were this one.
-pub const FORMAT_VERSION: u32 = 5;
-/// The version before, which lacks fields of this one and has no others.
+/// The version that is written. Versions 2 to 5 are read too, as if they were this one.
+pub const FORMAT_VERSION: u32 = 6;
+/// The versions before, which lack fields of this one and have no others.
 #[cfg(feature = "full")]
-const BEFORE: u64 = 4;
+const BEFORE: [u64; 2] = [4, 5];
 /// The manifest's file name.
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// The manifest's name while the run that writes it goes on. It lists the steps that are whole.
@@ -183,6 +185,9 @@ pub struct Step {
     /// Of each tensor that has not a row for every token: which tokens of the step its rows are of, ascending.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rows: BTreeMap<String, Vec<usize>>,
+    /// Of each cache that is recorded in the blocks that the engine keeps: their type.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub quantised: BTreeMap<String, Format>,
     /// Whose the rows are, where the step runs several sequences. Then every step has this, and the tokens are
     /// those of all rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -250,7 +255,7 @@ impl Manifest {
                 serde_json::from_value(old::upgraded(path, old, found)?).map_err(syntax)?;
             return Ok(Manifest { arithmetic: read.arithmetic.as_hardware(), ..read });
         }
-        if ![BEFORE, u64::from(FORMAT_VERSION)].contains(&found) {
+        if !BEFORE.contains(&found) && found != u64::from(FORMAT_VERSION) {
             return Err(TraceError::Version {
                 path: path.into(),
                 found,
@@ -258,10 +263,16 @@ impl Manifest {
             });
         }
         let read: Manifest = serde_json::from_slice(json).map_err(syntax)?;
-        let is_batched = read.steps.iter().any(|step| step.batch.is_some());
-        let later = [("weights", read.weights.is_some()), ("steps[].batch", is_batched)];
-        if let Some((name, _)) = later.iter().find(|(_, is_there)| found == BEFORE && *is_there) {
-            let reason = format!("is of a later version than {BEFORE}");
+        let has = |of: fn(&Step) -> bool| read.steps.iter().any(of);
+        let later = [
+            ("weights", 5, read.weights.is_some()),
+            ("steps[].batch", 5, has(|step| step.batch.is_some())),
+            ("steps[].quantised", 6, has(|step| !step.quantised.is_empty())),
+        ];
+        if let Some((name, since, _)) =
+            later.iter().find(|(_, since, is_there)| found < *since && *is_there)
+        {
+            let reason = format!("is of version {since}, and the manifest is of version {found}");
             return Err(field(path, name.to_string(), reason));
         }
         let arithmetic = read.arithmetic.as_hardware();
@@ -415,12 +426,21 @@ impl Step {
             _ => {}
         }
         self.check_rows(path, index)?;
+        self.check_quantised(path, index)?;
         match self.choice {
             Some(Choice { token, .. }) if unknown(token) => {
                 refuse("choice.token", format!("is {token}, n_vocab is {n_vocab}"))
             }
             _ => Ok(()),
         }
+    }
+
+    /// Checks the types of blocks.
+    fn check_quantised(&self, path: &Path, index: usize) -> Result<(), TraceError> {
+        let unknown = self.quantised.iter().find(|(_, format)| format.stored_block().is_none());
+        let Some((name, format)) = unknown else { return Ok(()) };
+        let reason = format!("is {format}; {}", block_types());
+        Err(field(path, format!("steps[{index}].quantised.{name}"), reason))
     }
 
     /// Checks which tokens rows are said to be of.

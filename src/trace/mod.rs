@@ -28,6 +28,8 @@ mod manifest;
 mod old;
 mod plan;
 #[cfg(feature = "full")]
+mod quantised;
+#[cfg(feature = "full")]
 mod ranks;
 #[cfg(feature = "full")]
 mod read;
@@ -58,6 +60,8 @@ pub use manifest::{
     Producer, Settings, Side, Step, UNFINISHED_FILE, step_file,
 };
 pub use plan::{PLAN_FILE, Plan};
+#[cfg(feature = "full")]
+pub use quantised::caches_in_words;
 #[cfg(feature = "full")]
 pub use read::{TraceReader, feed};
 #[cfg(feature = "full")]

@@ -9,6 +9,7 @@ use super::{
     comparable::same_steps,
     error::TraceError,
     manifest::{MANIFEST_FILE, Manifest, UNFINISHED_FILE},
+    quantised,
     shard::RANK,
 };
 
@@ -47,6 +48,12 @@ pub(super) struct Part {
 /// # Errors
 /// A rank is missing or there twice, or two are not of one run.
 pub(super) fn join(trace: &Path, parts: &mut [Part]) -> Result<Manifest, TraceError> {
+    let mut whole = joined(trace, parts)?;
+    quantised::declare(&mut whole, parts)?;
+    Ok(whole)
+}
+
+fn joined(trace: &Path, parts: &mut [Part]) -> Result<Manifest, TraceError> {
     if let [Part { folder, manifest }] = parts
         && folder == trace
     {

@@ -9,7 +9,7 @@ use crate::{
         tensor::Tensor,
     },
     graph::site::{Site, Stage},
-    trace::{NeighbourRow, TraceError, TraceReader},
+    trace::{NeighbourRow, Split, TraceError, TraceReader},
 };
 
 /// Tensors that can be read again, in any order and from several threads.
@@ -44,6 +44,16 @@ pub trait Recorded: Sync {
     fn magnitudes(&self, _site: Site) -> Result<Option<Vec<f32>>, TraceError> {
         Ok(None)
     }
+
+    /// How many ranks the work is divided over.
+    fn world(&self) -> usize {
+        1
+    }
+
+    /// What each rank recorded of a tensor that is their sum; nothing of any other.
+    fn partial_sums(&self, _site: Site) -> Result<Vec<Tensor>, TraceError> {
+        Ok(Vec::new())
+    }
 }
 
 impl Recorded for TraceReader {
@@ -73,6 +83,18 @@ impl Recorded for TraceReader {
 
     fn magnitudes(&self, site: Site) -> Result<Option<Vec<f32>>, TraceError> {
         TraceReader::magnitudes(self, site)
+    }
+
+    fn world(&self) -> usize {
+        TraceReader::world(self)
+    }
+
+    fn partial_sums(&self, site: Site) -> Result<Vec<Tensor>, TraceError> {
+        if self.world() == 1 || self.split(site.stage) != Split::Partial {
+            return Ok(Vec::new());
+        }
+        let of_rank = |rank| TraceReader::of_rank(self, site, rank).transpose();
+        (0..self.world()).filter_map(of_rank).collect()
     }
 }
 
@@ -169,6 +191,18 @@ impl Recorded for Without<'_> {
 
     fn padding(&self, step: u32) -> usize {
         self.recorded.padding(step)
+    }
+
+    fn magnitudes(&self, site: Site) -> Result<Option<Vec<f32>>, TraceError> {
+        if self.has(site) { self.recorded.magnitudes(site) } else { Ok(None) }
+    }
+
+    fn world(&self) -> usize {
+        self.recorded.world()
+    }
+
+    fn partial_sums(&self, site: Site) -> Result<Vec<Tensor>, TraceError> {
+        if self.has(site) { self.recorded.partial_sums(site) } else { Ok(Vec::new()) }
     }
 
     fn has(&self, site: Site) -> bool {

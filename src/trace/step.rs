@@ -13,7 +13,7 @@ use safetensors::{
 };
 
 use super::{
-    array::{Array, Rows},
+    array::{Array, Rows, Stored},
     batch::Batch,
     error::TraceError,
     layout::{Layout, StepLengths},
@@ -22,7 +22,7 @@ use super::{
     shard::Shard,
 };
 use crate::{
-    core::{sink::Choice, tensor::Tensor},
+    core::{format::Format, sink::Choice, tensor::Tensor},
     graph::{
         ListedSite,
         site::{Site, Stage},
@@ -57,6 +57,8 @@ pub(super) struct StepWriter {
     choice: Option<Choice>,
     /// Of tensors that have not a row for every token: the tokens of their rows.
     rows: BTreeMap<String, Vec<usize>>,
+    /// Of caches that came in blocks: their type.
+    quantised: BTreeMap<String, Format>,
     /// Tensors whose rows come one by one.
     stacked: BTreeMap<Site, Rows>,
     /// Caches that came with so few positions, and may yet come whole.
@@ -93,6 +95,7 @@ impl StepWriter {
             data: 0,
             choice: None,
             rows: BTreeMap::new(),
+            quantised: BTreeMap::new(),
             stacked: BTreeMap::new(),
             missed: BTreeMap::new(),
         })
@@ -204,7 +207,11 @@ impl StepWriter {
 
     fn write_rows(&mut self, site: Site, rows: &Rows) -> Result<(), TraceError> {
         self.file.write_all(&rows.bytes).map_err(TraceError::io("write", &self.path))?;
-        self.list(site, rows.dtype, rows.shape.clone(), rows.bytes.len());
+        if let Stored::Blocks(format, _) = rows.stored {
+            self.quantised.insert(site.tensor_name(), format);
+        }
+        let (dtype, shape) = rows.stored.in_file(&rows.shape);
+        self.list(site, dtype, shape, rows.bytes.len());
         Ok(())
     }
 
@@ -260,6 +267,7 @@ impl StepWriter {
             first_position: self.first_position,
             choice: self.choice,
             rows: self.rows,
+            quantised: self.quantised,
             batch: self.batch,
         })
     }

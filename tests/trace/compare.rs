@@ -20,6 +20,7 @@ fn run(steps: &[&[i32]]) -> Manifest {
             sites: 0,
             choice: None,
             rows: Default::default(),
+            quantised: Default::default(),
             batch: None,
         });
         first_position += tokens.len();

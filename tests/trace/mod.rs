@@ -8,6 +8,7 @@ mod corrupt;
 pub mod fuzz;
 mod old;
 pub mod python;
+mod quantised;
 mod refuse;
 pub mod support;
 mod weights;

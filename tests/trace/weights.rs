@@ -4,7 +4,9 @@ use std::fs;
 
 use firstdiff::{
     core::loaded::LoadedWeight,
-    trace::{Inspection, Limit, TraceError, TraceReader, TraceWriter, WEIGHTS_FILE},
+    trace::{
+        FORMAT_VERSION, Inspection, Limit, TraceError, TraceReader, TraceWriter, WEIGHTS_FILE,
+    },
 };
 use serde_json::{Value, json};
 
@@ -150,9 +152,9 @@ fn a_file_of_weights_that_is_cut_changed_missing_or_of_another_run_is_refused() 
 fn version_4_is_read_and_has_no_weights() {
     let plain = Recorded::new();
     plain.edit_manifest(|manifest| manifest["format_version"] = 4.into());
-    assert_eq!(TraceReader::open(&plain.folder).unwrap().manifest().format_version, 5);
+    assert_eq!(TraceReader::open(&plain.folder).unwrap().manifest().format_version, FORMAT_VERSION);
     let recorded = recorded();
     recorded.edit_manifest(|manifest| manifest["format_version"] = 4.into());
     let error = recorded.refusal().to_string();
-    assert!(error.contains("weights is of a later version than 4"), "{error}");
+    assert!(error.contains("weights is of version 5, and the manifest is of version 4"), "{error}");
 }

@@ -4,7 +4,10 @@ use super::{Order, Scalar, Visit, near::short};
 use crate::{
     core::cause_key::CauseKey,
     diagnosis::{Change, Edits, Evidence, replay::ReplayError},
-    graph::{Extent, NodeId, Op, site::Stage},
+    graph::{
+        Extent, NodeId, Op,
+        site::{Axis, Stage},
+    },
 };
 
 /// Every operation of elements in the cone.
@@ -116,9 +119,9 @@ fn rows(
     visit: Visit<'_>,
 ) -> Result<(), ReplayError> {
     let orders: [(&str, Order); 3] = [
-        ("in reverse order", |i, n| n - 1 - i),
-        ("of the next", |i, n| (i + 1) % n),
-        ("of the one before", |i, n| (i + n - 1) % n),
+        ("in reverse order of the {}s", |i, n| n - 1 - i),
+        ("of the next {}", |i, n| (i + 1) % n),
+        ("of the {} before", |i, n| (i + n - 1) % n),
     ];
     for axis in 0..3 {
         for (text, order) in orders {
@@ -127,8 +130,9 @@ fn rows(
                 let at = i / step % ne[axis];
                 Some(i - at * step + order(at, ne[axis]) * step)
             };
-            let axis_name = ["element", "slot or head", "token"][axis];
-            let text = format!("factors {text} {axis_name}");
+            let has_slots = evidence.spec().axes.iter().any(|axis| axis.axis == Axis::Slot);
+            let group = if has_slots { "slot" } else { "head" };
+            let text = format!("factors {}", text.replace("{}", ["element", group, "token"][axis]));
             let edit = Edits::one(id, Change::moved(source, moved));
             visit(evidence.mistake(CauseKey::InputOfOther, text, &edit)?);
         }

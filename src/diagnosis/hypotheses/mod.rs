@@ -7,6 +7,7 @@ mod cache;
 mod decoded;
 mod elementwise;
 mod embedding;
+mod expert_map;
 mod experts;
 mod frequencies;
 mod fused;
@@ -21,7 +22,9 @@ mod online;
 mod parts;
 mod positions;
 mod product;
+mod quantised;
 mod recurrent;
+mod reduced;
 mod reordered;
 mod rope;
 mod rounded;
@@ -49,9 +52,13 @@ pub type Visit<'v> = &'v mut dyn FnMut(Option<Tried>);
 type Family = fn(&Evidence<'_>, Visit<'_>) -> Result<(), ReplayError>;
 
 /// The families; each finds its operations among the nodes that make a site.
-const FAMILIES: [Family; 28] = [
+const FAMILIES: [Family; 31] = [
     |evidence, visit| {
         cache::caches(evidence, visit);
+        Ok(())
+    },
+    |evidence, visit| {
+        quantised::caches(evidence, visit);
         Ok(())
     },
     |evidence, visit| {
@@ -70,6 +77,7 @@ const FAMILIES: [Family; 28] = [
         reordered::layouts(evidence, visit);
         Ok(())
     },
+    reduced::sums,
     embedding::lookups,
     norm::norms,
     product::products,
@@ -90,6 +98,7 @@ const FAMILIES: [Family; 28] = [
     activation::functions,
     elementwise::operations,
     experts::mixtures,
+    expert_map::mixtures,
     recurrent::recurrences,
     parts::parts,
     likeness::likenesses,

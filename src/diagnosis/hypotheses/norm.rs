@@ -314,12 +314,15 @@ fn groups(evidence: &Evidence<'_>, norm: NodeId, visit: Visit<'_>) -> Result<(),
     }
     let own = width.fixed.max(1) as usize;
     let mut parts = evidence.head_dims();
-    parts.extend([2, 4, 8].map(|n| own / n));
+    let world = evidence.run.recording.tensors.world();
+    parts.extend([2, 4, 8, world].map(|n| own / n));
     parts.retain(|&dim| dim > 1 && dim < own && own.is_multiple_of(dim));
     parts.sort_unstable();
     parts.dedup();
     widths.extend(parts.into_iter().map(|dim| {
-        (dim, format!("each {dim} elements are normalised by themselves, not all {own}"))
+        let text = format!("each {dim} elements are normalised by themselves, not all {own}");
+        let is_of_rank = world > 1 && dim * world == own;
+        (dim, if is_of_rank { format!("{text}: the share of each of {world} ranks") } else { text })
     }));
     for (width, text) in widths {
         let regrouped = move |call: &mut Call<'_, '_>| {

@@ -43,6 +43,9 @@ const BLOCKS: [Format; 7] = [
     Format::Q4_0,
 ];
 
+/// Formats that only a cache is kept in.
+const OF_CACHES: [Format; 3] = [Format::Q4_1, Format::Q5_0, Format::Q5_1];
+
 /// Every value on the way to a site in every format that is coarser than declared; where none alone gives the result,
 /// two of them, and all.
 pub fn values(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
@@ -310,7 +313,7 @@ pub fn caches(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayErr
         return Ok(());
     }
     let dim = evidence.spec().axes.last().map_or(0, |axis| axis.size.fixed as usize);
-    for (order, format) in (1..).zip(NUMBERS.into_iter().chain(BLOCKS)) {
+    for (order, format) in (1..).zip(NUMBERS.into_iter().chain(BLOCKS).chain(OF_CACHES)) {
         if !format.divides(dim) || !is_plausible(evidence, Value::Caches, format) {
             continue;
         }

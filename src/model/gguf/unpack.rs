@@ -4,6 +4,8 @@
 use half::f16;
 use llama_cpp_sys_2 as sys;
 
+use crate::core::format::Format;
+
 /// The most elements of a block.
 const MOST_ELEMENTS: usize = 256;
 /// The most groups of a block that have a scale of their own.
@@ -43,6 +45,18 @@ impl Packing {
     /// That of a type of ggml.
     pub fn of(ggml_type: sys::ggml_type) -> Option<Packing> {
         Packing::ALL.into_iter().find(|packing| packing.ggml_type() == ggml_type)
+    }
+
+    /// That of blocks that a cache may be kept in.
+    pub fn of_format(format: Format) -> Option<Packing> {
+        match format {
+            Format::Q4_0 => Some(Packing::Q4_0),
+            Format::Q4_1 => Some(Packing::Q4_1),
+            Format::Q5_0 => Some(Packing::Q5_0),
+            Format::Q5_1 => Some(Packing::Q5_1),
+            Format::Q8_0 => Some(Packing::Q8_0),
+            _ => None,
+        }
     }
 
     pub fn ggml_type(self) -> sys::ggml_type {

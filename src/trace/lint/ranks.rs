@@ -6,7 +6,10 @@ use std::collections::BTreeSet;
 use super::beside::distance;
 use crate::{
     core::tensor::Tensor,
-    graph::site::{Site, Stage},
+    graph::{
+        ListedSite,
+        site::{Axis, Site, Stage},
+    },
     trace::{Split, TraceError, TraceReader},
 };
 
@@ -49,7 +52,7 @@ impl Ranks<'_> {
                     "missing all-reduce: each rank adds its own partial sum of {}, not all ranks'",
                     partial(site).unwrap_or_default()
                 ),
-                None => self.cause(site),
+                None => self.cause(site)?,
             };
             let name = site.stage.name();
             return Ok(Some(format!(
@@ -161,10 +164,30 @@ impl Ranks<'_> {
         Ok(first.data.iter().any(|value| *value != 0.0))
     }
 
+    /// Whether each rank has the part that is its number among the parts, and not a share of neighbours: of two KV
+    /// heads on four ranks 0, 1, 0, 1 instead of 0, 0, 1, 1.
+    fn is_dealt_in_turn(&self, site: Site) -> Result<bool, TraceError> {
+        let (world, parts) = (self.trace.world(), self.trace.copies(site).len());
+        if parts < 2 || parts == world {
+            return Ok(false);
+        }
+        let all = (0..world).map(|rank| self.trace.of_rank(site, rank));
+        let Some(all) = all.collect::<Result<Option<Vec<Tensor>>, _>>()? else { return Ok(false) };
+        let same =
+            |a: usize, b: usize| all[a].shape == all[b].shape && self.agree(&all[a], &all[b]);
+        Ok((0..world).all(|rank| (0..parts).all(|part| same(rank, part) == (rank % parts == part))))
+    }
+
     /// Why copies of a site may differ, where no sum says it.
-    fn cause(&self, site: Site) -> String {
+    fn cause(&self, site: Site) -> Result<String, TraceError> {
         use Stage::*;
-        match site.stage {
+        if self.is_dealt_in_turn(site)? {
+            let (world, parts) = (self.trace.world(), self.trace.copies(site).len());
+            return Ok(format!(
+                "rank r has KV head r % {parts}, not r * {parts} / {world}: they are dealt to the ranks in turn"
+            ));
+        }
+        Ok(match site.stage {
             OProj | FfnDown => {
                 "missing all-reduce, or partial sums that are not declared as such".into()
             }
@@ -175,7 +198,7 @@ impl Ranks<'_> {
                     .into(),
                 sums => format!("missing all-reduce of {sums}"),
             },
-        }
+        })
     }
 
     /// The sums between the last copies that agree and a site; empty where there are none.
@@ -190,12 +213,14 @@ impl Ranks<'_> {
         let agreed = self.sites.iter().rfind(before).and_then(|&agreed| place(agreed));
         let start = agreed.map_or(0, |place| place + 1);
         let end = place(site).unwrap_or(start).max(start);
-        let is_sum = |stage: &Stage| {
-            let is_role = matches!(stage, Stage::OProj | Stage::FfnDown);
-            is_role || self.trace.split(*stage) == Split::Partial
+        // Slots of experts are summed by rank, before the ranks are.
+        let is_sum = |site: &&ListedSite| {
+            let is_role = matches!(site.stage, Stage::OProj | Stage::FfnDown);
+            let is_partial = self.trace.split(site.stage) == Split::Partial;
+            is_role || is_partial && !site.axes.contains(&Axis::Slot)
         };
-        let between = list.sites()[start..end].iter().map(|site| site.stage);
-        let names: BTreeSet<Stage> = between.filter(is_sum).collect();
+        let between = list.sites()[start..end].iter().filter(is_sum);
+        let names: BTreeSet<Stage> = between.map(|site| site.stage).collect();
         names.into_iter().map(Stage::name).collect::<Vec<_>>().join(" or ")
     }
 }
