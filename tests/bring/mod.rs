@@ -4,6 +4,7 @@ mod batch;
 mod dump;
 pub mod engines;
 pub mod header;
+mod pt;
 mod python;
 mod ranks;
 mod schema;
