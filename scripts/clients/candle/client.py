@@ -7,7 +7,11 @@ import common
 from patch import Source
 
 VERSION = "0.11.1"
-CASES = [common.Case("Qwen2.5 Coder 0.5B Q4_K_M", common.QWEN)]
+RANDOM = common.WORK / "candle/random-qwen2-q4_k.gguf"
+CASES = [
+    common.Case("a small random qwen2, Q4_K", RANDOM),
+    common.Case("Qwen2.5 Coder 0.5B Q4_K_M", common.QWEN, bugs=("bias_missing",)),
+]
 OWN = common.CLIENTS / "candle"
 FOLDER = common.WORK / "candle"
 # The model, and what it uses of its crate.
@@ -133,6 +137,8 @@ def prepare():
         common.write_if_other(FOLDER / "src" / name, (OWN / name).read_text())
     (FOLDER / "src/models").mkdir(exist_ok=True)
     cargo("fetch")
+    sizes = "--layers 3 --embd 256 --heads 4 --kv-heads 2 --head-dim 64 --ffn 512".split()
+    common.call(common.FIRSTDIFF, "synth", "--shape", "tiny-qwen2", *sizes, "--type", "q4_k", "-o", RANDOM)
     for name in BESIDE:
         common.write_if_other(FOLDER / "src" / name, (crate() / name).read_text())
 
