@@ -3,13 +3,13 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup setup-tests build demo test check bench faults faults-archs archs matrix mutants wild fuzz nvrtc examples fmt clean
-.PHONY: gpu-test gpu-bench gpu-sanitize gpu-bundle transformers-test real-models
+.PHONY: gpu-test gpu-bench gpu-sanitize gpu-bundle transformers-test real-models clients
 unexport MAKEFLAGS MFLAGS
 
 FIRSTDIFF := $(or $(CARGO_TARGET_DIR),./target)/release/firstdiff
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## install what is missing (cmake, a C++ compiler, libclang); does nothing the second time
 	scripts/setup.sh
@@ -84,6 +84,16 @@ real-models: setup ## compare our engine with llama.cpp on two real models, whic
 
 transformers-test: setup ## record models of transformers; installs torch under target/ (some 5 GB)
 	scripts/transformers.sh
+
+clients: setup ## record engines that others wrote, right and with planted bugs, and write docs/clients.md
+	cargo build --release --locked
+	bash -c '. scripts/models.sh && fetch_models'
+	scripts/clients/clients.py
+
+client-%: ## the same with one: transformers_gguf, two_ranks, candle, llama2_c or vllm
+	cargo build --release --locked
+	bash -c '. scripts/models.sh && fetch_models'
+	scripts/clients/clients.py $*
 
 gpu-test: ## on a GPU: the GPU tests, and the engine's tests with their kernels there
 	scripts/gpu.sh test

@@ -40,8 +40,8 @@ rank. Each writes a folder in `mine`, and firstdiff reads them as one:
     firstdiff.Trace("mine", "ref/plan.txt", "my engine",
                     shard=(rank, 2, "head neuron o_proj=partial ffn_down=partial"))
 
-Where the folder is None nothing is recorded. A run that fails or is killed leaves a folder that is refused as unfinished; `firstdiff validate
-mine` says what is whole in it.
+Where the folder is None nothing is recorded. A run that fails or is killed leaves a folder that is refused as
+unfinished; `firstdiff validate mine` says what is whole in it. Dumps of torch.save are read by firstdiff_pt.py.
 """
 
 import json

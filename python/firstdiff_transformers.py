@@ -17,6 +17,11 @@ Needs firstdiff.py and firstdiff_gguf.py beside it, torch, and transformers 4.48
         for ids in trace.plan.steps:          # each call of the model is a step
             model(torch.tensor([ids]), ...)
 
+A rank of a model that is divided (`tp_plan="auto"`, torchrun) says which it is, of how many, and how sites are
+split; what follows an all-reduce is whole on every rank:
+
+    firstdiff_transformers.record(model, "mine", "ref/plan.txt", shard=(rank, world, "head neuron"))
+
 What is recorded is what the model computes, with the functions and modules that it has when recording
 starts. A module's output is the site of the plan that its name and its size say. Inside of routers, experts
 and linear attention it is what a function of torch gives there. A site that neither shows is left out, and
@@ -146,9 +151,9 @@ def parts(names, plan, layer):
     return {path: sites for path, sites in found.items() if any(sites)}
 
 
-def record(model, folder, plan, weights=True):
+def record(model, folder, plan, weights=True, shard=None):
     """Runs the ids of a plan through the model, with a cache, and records them in `folder`."""
-    with trace(model, folder, plan, weights) as recorded, torch.no_grad():
+    with trace(model, folder, plan, weights, shard) as recorded, torch.no_grad():
         cache = {}
         for ids in recorded.plan.steps:
             out = model(torch.tensor([ids], device=model.device), use_cache=True, **cache)
@@ -157,8 +162,9 @@ def record(model, folder, plan, weights=True):
 
 
 @contextlib.contextmanager
-def trace(model, folder, plan, weights=True):
-    """Records each call of the model as a step, until the block ends; before them its weights."""
+def trace(model, folder, plan, weights=True, shard=None):
+    """Records each call of the model as a step, until the block ends; before them its weights. `shard` is that of
+    firstdiff.Trace, of a rank that has an equal part of each site that is divided."""
     storage = STORAGE.get(model.dtype)
     if storage is None:
         raise ValueError(f"the model is in {model.dtype}; load it as float32, float16 or bfloat16")
@@ -169,26 +175,34 @@ def trace(model, folder, plan, weights=True):
     if storage != "f32":
         # So are biases and the weights of norms, and what a kernel gives the next.
         arithmetic.update(vectors=storage, between=storage)
-    recorded = firstdiff.Trace(folder, plan, f"transformers {type(model).__name__}", arithmetic=arithmetic)
+    engine = f"transformers {type(model).__name__}"
+    recorded = firstdiff.Trace(folder, plan, engine, arithmetic=arithmetic, shard=shard)
     with recorded, contextlib.ExitStack() as undo:
         if recorded.on:
-            _Hooks(model, recorded).attach(undo)
+            _Hooks(model, recorded, shard[1] if shard else 1).attach(undo)
             for names, weight in firstdiff_gguf.named_weights(model) if weights else ():
-                recorded.weight(names, _array(weight))
+                recorded.weight(names, as_numpy(weight))
         yield recorded
 
 
-def _array(tensor):
+def as_numpy(tensor):
     """A tensor as numpy has it, of bfloat16 the bits."""
-    own, bits = tensor.detach().cpu(), lambda x: x.contiguous().view(torch.int16).numpy().view(np.uint16)
+    own = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # this rank's part
+    own, bits = own.detach().cpu(), lambda x: x.contiguous().view(torch.int16).numpy().view(np.uint16)
     return bits(own) if own.dtype == torch.bfloat16 else own.numpy()
+
+
+def in_gguf_order(heads):
+    """Heads of a llama: elements i and i + d/2 come to be 2i and 2i + 1."""
+    return heads.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
 
 
 class _Hooks:
     """What is hooked to a model, and what it has shown of the step and layer that run."""
 
-    def __init__(self, model, recorded):
+    def __init__(self, model, recorded, world):
         self.model, self.trace, self.layer, self.seen = model, recorded, None, set()
+        self.world = world  # ranks
         self.plan = recorded.plan
         architecture = self.plan.model["architecture"]
         self.permuted = PERMUTED if architecture == "llama" else ()
@@ -346,15 +360,24 @@ class _Hooks:
             raise ValueError(f"{where} has not shown {', '.join(missing)}: its forward calls other "
                              "modules or functions; record these by hand, with firstdiff.py")
 
+    def _shape(self, site):
+        """Of a site in the open step, as this rank has it."""
+        place = self.plan.site(site, self.layer)
+        shape = place.shape(len(self.trace.open.tokens), self.trace.open.positions)
+        split = self.trace.split.get(site)
+        if split in place.axes:
+            shape[place.axes.index(split)] //= self.world
+        return shape
+
     def _put_rows(self, sites, tensor):
         """tensor: (1, T, ...) or (T, ...), heads side by side: the first of the sites that has its size."""
-        tokens, positions = len(self.trace.open.tokens), self.trace.open.positions
+        tokens = len(self.trace.open.tokens)
         shapes = []
         for site in sites:
             if (site, self.layer) not in self.plan.sites and (site, None) not in self.plan.sites:
                 continue
             place = self.plan.site(site, self.layer)
-            shapes.append(place.shape(tokens, positions))
+            shapes.append(self._shape(site))
             if tensor.numel() == np.prod(shapes[-1]):
                 if "head" in place.axes:
                     tensor = _by_token(tensor, *shapes[-1][:2])
@@ -368,11 +391,11 @@ class _Hooks:
 
     def _put_inside(self, sites, tensor):
         """The first of the sites that has the size of what a function was given or gave, if it was not seen yet."""
-        tokens, positions = len(self.trace.open.tokens), self.trace.open.positions
+        tokens = len(self.trace.open.tokens)
         for site in sites:
             if (site, self.layer) not in self.plan.sites and (site, None) not in self.plan.sites:
                 continue
-            shape = self.plan.site(site, self.layer).shape(tokens, positions)
+            shape = self._shape(site)
             if site in CONVOLVED and tensor.dim() == 3 and tensor.shape[1] == shape[1]:
                 # Channels first, and perhaps with tokens of the steps before.
                 tensor = tensor[:, :, -tokens:].transpose(1, 2)
@@ -407,9 +430,8 @@ class _Hooks:
         if site in self.tiled and self.layer in self.linear:
             tensor = self._tile(site, tensor)
         if site in self.permuted:
-            # Elements i and i + d/2 of a head come to be 2i and 2i + 1.
-            tensor = tensor.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
-        self.trace.put(self.layer, axes, rows, **{site: _array(tensor)})
+            tensor = in_gguf_order(tensor)
+        self.trace.put(self.layer, axes, rows, **{site: as_numpy(tensor)})
         self.seen.add(site)
 
     def _rotary(self, own):

@@ -5,24 +5,11 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly VENV="${CARGO_TARGET_DIR:-target}/transformers"
 # Earlier ones have no qwen3_5, and not all experts in one module.
 readonly PACKAGES=('torch>=2.4' 'transformers>=5.24,<6')
 
 if [[ -z ${FIRSTDIFF_TEST_PYTHON-} ]]; then
-    if [[ ! -e "$VENV/ready" ]]; then
-        echo "installing torch and transformers into $VENV"
-        python3 -m venv "$VENV" || {
-            echo 'transformers.sh: python3 with venv is missing; run scripts/setup.sh' >&2
-            exit 2
-        }
-        "$VENV/bin/pip" install --quiet "${PACKAGES[@]}" || {
-            echo 'transformers.sh: torch could not be installed; check the network and run it again' >&2
-            exit 2
-        }
-        touch "$VENV/ready"
-    fi
-    FIRSTDIFF_TEST_PYTHON=$(realpath "$VENV")/bin/python
+    FIRSTDIFF_TEST_PYTHON=$(scripts/venv.sh transformers "${PACKAGES[@]}")
 fi
 export FIRSTDIFF_TEST_PYTHON
 cargo test --release --locked -- --ignored transformers::

@@ -5,22 +5,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly VENV="${CARGO_TARGET_DIR:-target}/wild"
-
 if [[ -z ${FIRSTDIFF_TEST_PYTHON-} ]]; then
-    if [[ ! -e "$VENV/ready" ]]; then
-        echo "installing numpy into $VENV"
-        python3 -m venv "$VENV" || {
-            echo 'wild.sh: python3 with venv is missing; run scripts/setup.sh' >&2
-            exit 2
-        }
-        "$VENV/bin/pip" install --quiet 'numpy>=1.24,<3' || {
-            echo 'wild.sh: numpy could not be installed; check the network and run it again' >&2
-            exit 2
-        }
-        touch "$VENV/ready"
-    fi
-    FIRSTDIFF_TEST_PYTHON=$(realpath "$VENV")/bin/python
+    FIRSTDIFF_TEST_PYTHON=$(scripts/venv.sh wild 'numpy>=1.24,<3')
 fi
 export FIRSTDIFF_TEST_PYTHON
 cargo bench --locked --bench wild -- "$@"

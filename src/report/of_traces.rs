@@ -9,7 +9,9 @@ use crate::{
     graph::site::Site,
     report::{Compared, Headline, Parted, Report, SideSummary, SiteRow, StepRow, answer, formula},
     run::{Pairing, RunError, judge_traces},
-    trace::{Side, Step, TraceError, TraceReader, caches_in_words, comparable, lint, rows_in_words},
+    trace::{
+        Side, Step, TraceError, TraceReader, caches_in_words, comparable, lint, rows_in_words,
+    },
 };
 
 impl Report {

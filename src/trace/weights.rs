@@ -24,8 +24,10 @@ use crate::core::{
 
 /// The file's name.
 pub const WEIGHTS_FILE: &str = "weights.bin";
-/// The most axes of a weight, and the most tensors that it stands for.
-const MOST: usize = 8;
+/// The most axes of a weight.
+const AXES: usize = 8;
+/// The most tensors, or parts of tensors, that a weight stands for: q, k and v of each head in turn are many.
+const TENSORS: usize = 1024;
 
 /// The file, and what is in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,9 +90,9 @@ impl WeightEntry {
             Some("is no name of a weight".into())
         } else if let Some(name) = self.of.iter().find(|name| !is_tensor(name)) {
             Some(format!("stands for {name:?}, which is no name of a tensor"))
-        } else if self.of.len() > MOST {
-            Some(format!("stands for {} tensors, more than {MOST}", self.of.len()))
-        } else if self.shape.is_empty() || self.shape.len() > MOST || self.shape.contains(&0) {
+        } else if self.of.len() > TENSORS {
+            Some(format!("stands for {} tensors, more than {TENSORS}", self.of.len()))
+        } else if self.shape.is_empty() || self.shape.len() > AXES || self.shape.contains(&0) {
             Some(format!("has the shape {:?}", self.shape))
         } else if self.dtype == DType::Tf32 {
             Some("is in tf32, in which nothing is stored".into())

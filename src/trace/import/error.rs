@@ -8,7 +8,10 @@ use crate::{core::exit::Exit, trace::TraceError};
 pub enum DumpError {
     #[error("cannot read {path}: {source}; check the path")]
     Read { path: PathBuf, source: io::Error },
-    #[error("{path} holds no .npy, .npz or .safetensors file; name the folder of the dump")]
+    #[error(
+        "{path} holds no .npy, .npz or .safetensors file; name the folder of the dump, or convert .pt files by \
+         python/firstdiff_pt.py"
+    )]
     Empty { path: PathBuf },
     #[error("{path} is no array that can be read: {reason}; write it again as f16, f32 or f64")]
     Array { path: PathBuf, reason: String },
