@@ -48,12 +48,16 @@ pub fn answer(sites: &[SiteRow], compared: &Compared, diagnosis: Option<&Diagnos
             exit = Exit::Equal;
         }
     } else if exit == Exit::NotMeasured
-        && let Some(diagnosis) = diagnosis.filter(|found| is_judged_through(sites, found))
+        && let Some(diagnosis) = diagnosis.filter(|found| is_judged_through(sites, compared, found))
     {
         exit = Exit::Equal;
         let through = diagnosis.engine.unmeasured.len();
         let (equal, asked) = (compared.coverage.equal, compared.coverage.asked);
         text = format!("equal within the floor: {equal} of {asked} sites");
+        let wide = sites.iter().filter(|row| row.lets_zeros_pass(compared.factor)).count();
+        if wide > 0 {
+            text += &format!(", and {wide} with a floor as large as their values");
+        }
         text += &match through {
             0 => ", and every operation is within its bound where it was recorded".to_string(),
             _ => format!(
@@ -84,9 +88,10 @@ fn is_judged_to_parting(sites: &[SiteRow], diagnosis: &Diagnosis) -> bool {
 }
 
 /// Whether every site that the engine has is equal and its operation right, up to the logits of every step: then
-/// what it did not record is judged together with what follows.
-fn is_judged_through(sites: &[SiteRow], diagnosis: &Diagnosis) -> bool {
-    let is_equal = |row: &SiteRow| row.outcome == Outcome::Equal;
+/// what it did not record is judged together with what follows. So is what no floor can judge.
+fn is_judged_through(sites: &[SiteRow], compared: &Compared, diagnosis: &Diagnosis) -> bool {
+    let is_equal =
+        |row: &SiteRow| row.outcome == Outcome::Equal || row.lets_zeros_pass(compared.factor);
     let is_missing = |row: &SiteRow| row.outcome == Outcome::missing_in_engine();
     let operation = |row: &SiteRow| Operation { layer: row.place.layer, stage: row.place.stage };
     let equal: BTreeSet<Operation> =

@@ -262,6 +262,14 @@ impl From<SiteReport> for SiteRow {
 }
 
 impl SiteRow {
+    /// Whether nothing differs in it but within a tolerance that is as large as its values.
+    pub fn lets_zeros_pass(&self, factor: f64) -> bool {
+        let is_within = |found: &Difference| !found.diverged(factor) && !found.lacks_numbers();
+        matches!(self.outcome, Outcome::Unmeasured(_))
+            && self.difference.as_ref().is_some_and(is_within)
+            && self.floor.is_some_and(|floor| floor.passes_zeros(factor))
+    }
+
     /// How many floors the site is off.
     pub fn times_floor(&self) -> f64 {
         self.difference.as_ref().map_or(0.0, Difference::times_floor)

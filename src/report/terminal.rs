@@ -54,7 +54,10 @@ pub fn headline(
         return format!("incomparable: {}: {why}", row.place);
     }
     if coverage.equal == 0 {
-        return "nothing was measured: no site is provided by both sides".to_string();
+        return match not_comparable(sites) {
+            Some((row, why)) => format!("nothing was measured: {}: {why}", row.place),
+            None => "nothing was measured: no site is provided by both sides".to_string(),
+        };
     }
     let recomputed = match coverage.recomputed {
         0 => String::new(),
@@ -62,16 +65,26 @@ pub fn headline(
     };
     let counts = format!("{} of {} sites{recomputed} ({extent})", coverage.equal, coverage.total);
     if coverage.unmeasured > 0 {
-        return format!(
-            "not enough measured: {counts} are equal within the floor, {} were not provided",
-            coverage.unmeasured
-        );
+        let why = match not_comparable(sites) {
+            Some((row, why)) => format!("were not measured, first {}: {why}", row.place),
+            None => "were not provided".to_string(),
+        };
+        let n = coverage.unmeasured;
+        return format!("not enough measured: {counts} are equal within the floor, {n} {why}");
     }
     let worst = sites.iter().max_by(|a, b| a.times_floor().total_cmp(&b.times_floor()));
     let worst = worst.map_or(String::new(), |row| {
         format!("; worst {} x floor at {}", number(row.times_floor()), row.place)
     });
     format!("equal within the floor: {counts}{worst}")
+}
+
+/// The first site that both sides have and that is not measured, with the reason.
+fn not_comparable(sites: &[SiteRow]) -> Option<(&SiteRow, &str)> {
+    sites.iter().find_map(|row| match &row.outcome {
+        Outcome::Unmeasured(why) if row.difference.is_some() => Some((row, &**why)),
+        _ => None,
+    })
 }
 
 /// `[position 1, head 0, dim 3] engine 0.118 reference -5.201, 3.1e5 x floor`

@@ -138,6 +138,13 @@ pub fn arranged(search: &Search<'_>) -> Option<String> {
         if is_from(&|row, col| col * held.rows + row) {
             return Some("the file's (outputs, inputs) were taken for (inputs, outputs)".into());
         }
+        let transposed = |row: usize, col: usize| {
+            let at = row * held.cols + col;
+            at % held.rows * held.cols + at / held.rows
+        };
+        if is_from(&transposed) {
+            return Some("transposed, and then read in the shape of before".into());
+        }
         if let Some(stride) =
             stride(search, closeness).filter(|&n| is_from(&|row, col| row * n + col))
         {
