@@ -1,7 +1,7 @@
 //! `manifest.json`: what was run, and what every step file must agree with.
 //!
-//! All serialised types of the format are here, in `batch`, `groups`, `shard` and `weights`. A new field means a new
-//! version.
+//! All serialised types of the format are here, in `batch`, `groups`, `removed`, `shard` and `weights`. A new field
+//! means a new version.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -13,6 +13,7 @@ use super::{
     error::{Limit, TraceError},
     groups::{SiteGroup, grouped},
     layout::Layout,
+    removed::Removed,
     shard::Shard,
     weights::WeightsFile,
 };
@@ -163,6 +164,9 @@ pub struct Step {
     /// The position of the first of them: that of the step before, and its tokens. In the first step the
     /// number of tokens that were in the cache already.
     pub first_position: usize,
+    /// Positions of the cache that are removed before the step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed: Option<Removed>,
     /// `step-0000.safetensors` for step 0 and so on.
     pub file: String,
     /// The file's length.
@@ -219,7 +223,7 @@ impl Manifest {
     /// The positions that the steps run.
     pub fn positions(&self) -> std::ops::Range<usize> {
         let first = self.steps.first().map_or(0, |step| step.first_position);
-        first..self.steps.last().map_or(0, Step::positions)
+        first..self.steps.iter().map(Step::positions).max().unwrap_or(0)
     }
 
     /// The position after the prompt.
@@ -254,7 +258,12 @@ impl Manifest {
         }
         let read: Manifest = serde_json::from_slice(json).map_err(syntax)?;
         let is_batched = read.steps.iter().any(|step| step.batch.is_some());
-        let later = [("weights", read.weights.is_some()), ("steps[].batch", is_batched)];
+        let is_cut = read.steps.iter().any(|step| step.removed.is_some());
+        let later = [
+            ("weights", read.weights.is_some()),
+            ("steps[].batch", is_batched),
+            ("steps[].removed", is_cut),
+        ];
         if let Some((name, _)) = later.iter().find(|(_, is_there)| found == BEFORE && *is_there) {
             let reason = format!("is of a later version than {BEFORE}");
             return Err(field(path, name.to_string(), reason));
@@ -307,6 +316,13 @@ impl Manifest {
         within(path, Limit::Tokens, position as u64)?;
         let (n_vocab, hashed) = (self.model.n_vocab, self.run.is_none());
         for (index, step) in self.steps.iter().enumerate() {
+            if let Some(removed) = step.removed {
+                let refuse = |reason| field(path, format!("steps[{index}].removed"), reason);
+                if index == 0 {
+                    return Err(refuse("is there in the first step, before which nothing ran".into()));
+                }
+                position = removed.left_of(position).map_err(refuse)?;
+            }
             let expected = StepPlace { index, position, n_vocab, hashed };
             step.check(path, expected)?;
             position += step.tokens.len();

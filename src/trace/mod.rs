@@ -33,6 +33,7 @@ mod ranks;
 mod read;
 #[cfg(feature = "full")]
 pub mod recording;
+mod removed;
 #[cfg(feature = "full")]
 mod row_words;
 mod seal;
@@ -60,6 +61,7 @@ pub use manifest::{
 pub use plan::{PLAN_FILE, Plan};
 #[cfg(feature = "full")]
 pub use read::{TraceReader, feed};
+pub use removed::Removed;
 #[cfg(feature = "full")]
 pub use row_words::rows_in_words;
 #[cfg(feature = "full")]

@@ -9,7 +9,7 @@ use crate::{
         tensor::Tensor,
     },
     graph::site::{Site, Stage},
-    trace::{NeighbourRow, TraceError, TraceReader},
+    trace::{NeighbourRow, Removed, TraceError, TraceReader},
 };
 
 /// Tensors that can be read again, in any order and from several threads.
@@ -28,6 +28,11 @@ pub trait Recorded: Sync {
     /// The position of the first token of the first step.
     fn first_position(&self) -> usize {
         0
+    }
+
+    /// Positions that are removed from the caches before a step.
+    fn removed(&self, _step: u32) -> Option<Removed> {
+        None
     }
 
     /// The rows of a site with a row for each token that the other sequences of a batch have, up to that step.
@@ -61,6 +66,10 @@ impl Recorded for TraceReader {
 
     fn first_position(&self) -> usize {
         self.manifest().positions().start
+    }
+
+    fn removed(&self, step: u32) -> Option<Removed> {
+        self.manifest().steps.get(step as usize)?.removed
     }
 
     fn neighbours(&self, site: Site) -> Result<Vec<NeighbourRow>, TraceError> {
@@ -161,6 +170,10 @@ impl Recorded for Without<'_> {
 
     fn first_position(&self) -> usize {
         self.recorded.first_position()
+    }
+
+    fn removed(&self, step: u32) -> Option<Removed> {
+        self.recorded.removed(step)
     }
 
     fn neighbours(&self, site: Site) -> Result<Vec<NeighbourRow>, TraceError> {

@@ -20,7 +20,7 @@ const KEYS: usize = 4;
 
 fn part(sequence: u32, first_position: usize, rows: &[usize], blocks: &[usize]) -> BatchedSequence {
     let (rows, blocks) = (rows.to_vec(), blocks.to_vec());
-    BatchedSequence { sequence, first_position, rows, blocks, keys: None }
+    BatchedSequence { sequence, first_position, removed: None, rows, blocks, keys: None }
 }
 
 /// Two steps: sequences 0 and 7 with a row of padding between them, then each a token; pages of two slots.
