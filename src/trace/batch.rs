@@ -219,7 +219,10 @@ pub(super) fn check(path: &Path, steps: &[Step]) -> Result<(), TraceError> {
             let end = match (ends.insert(own.sequence, own.positions()), own.removed) {
                 (None, None) => continue,
                 (None, Some(_)) => {
-                    return refuse("removed", "is there, and no step ran the sequence before".into());
+                    return refuse(
+                        "removed",
+                        "is there, and no step ran the sequence before".into(),
+                    );
                 }
                 (Some(end), None) => end,
                 (Some(end), Some(removed)) => match removed.left_of(end) {

@@ -319,7 +319,9 @@ impl Manifest {
             if let Some(removed) = step.removed {
                 let refuse = |reason| field(path, format!("steps[{index}].removed"), reason);
                 if index == 0 {
-                    return Err(refuse("is there in the first step, before which nothing ran".into()));
+                    return Err(refuse(
+                        "is there in the first step, before which nothing ran".into(),
+                    ));
                 }
                 position = removed.left_of(position).map_err(refuse)?;
             }

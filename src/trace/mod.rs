@@ -65,7 +65,7 @@ pub use removed::Removed;
 #[cfg(feature = "full")]
 pub use row_words::rows_in_words;
 #[cfg(feature = "full")]
-pub use sequence::NeighbourRow;
+pub use sequence::{NeighbourRow, Outside, OutsideRow};
 pub use shard::{Shard, Split, rank_folder};
 pub use weights::{WEIGHTS_FILE, WeightEntry, WeightsFile};
 pub use write::TraceWriter;

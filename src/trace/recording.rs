@@ -9,7 +9,7 @@ use crate::{
         tensor::Tensor,
     },
     graph::site::{Site, Stage},
-    trace::{NeighbourRow, Removed, TraceError, TraceReader},
+    trace::{NeighbourRow, OutsideRow, Removed, TraceError, TraceReader},
 };
 
 /// Tensors that can be read again, in any order and from several threads.
@@ -37,6 +37,11 @@ pub trait Recorded: Sync {
 
     /// The rows of a site with a row for each token that the other sequences of a batch have, up to that step.
     fn neighbours(&self, _site: Site) -> Result<Vec<NeighbourRow>, TraceError> {
+        Ok(Vec::new())
+    }
+
+    /// The rows of a cache of a batch that hold none of the sequence's positions.
+    fn outside(&self, _site: Site) -> Result<Vec<OutsideRow>, TraceError> {
         Ok(Vec::new())
     }
 
@@ -74,6 +79,10 @@ impl Recorded for TraceReader {
 
     fn neighbours(&self, site: Site) -> Result<Vec<NeighbourRow>, TraceError> {
         self.selection.as_ref().map_or(Ok(Vec::new()), |selection| selection.neighbours(site))
+    }
+
+    fn outside(&self, site: Site) -> Result<Vec<OutsideRow>, TraceError> {
+        self.selection.as_ref().map_or(Ok(Vec::new()), |selection| selection.outside(site))
     }
 
     fn padding(&self, step: u32) -> usize {
@@ -178,6 +187,10 @@ impl Recorded for Without<'_> {
 
     fn neighbours(&self, site: Site) -> Result<Vec<NeighbourRow>, TraceError> {
         self.recorded.neighbours(site)
+    }
+
+    fn outside(&self, site: Site) -> Result<Vec<OutsideRow>, TraceError> {
+        self.recorded.outside(site)
     }
 
     fn padding(&self, step: u32) -> usize {

@@ -47,6 +47,28 @@ pub struct NeighbourRow {
     pub values: Vec<f32>,
 }
 
+/// Whose a row of a cache is that holds none of a sequence's positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outside {
+    /// Of padding before the sequence.
+    Padding,
+    /// Behind its last position, in the same page.
+    Page,
+    /// Of a draft that was rejected.
+    Rejected,
+    /// Of another sequence.
+    Sequence(u32),
+}
+
+/// Such a row.
+#[derive(Clone, Debug)]
+pub struct OutsideRow {
+    pub of: Outside,
+    /// The position that it holds, or that it would have.
+    pub position: usize,
+    pub values: Vec<f32>,
+}
+
 impl TraceReader {
     /// The sequences of a batch, ascending; none where the trace is one sequence.
     pub fn sequences(&self) -> Vec<u32> {
@@ -128,7 +150,11 @@ impl StepPart {
         StepPart {
             step,
             rows: part.rows.clone(),
-            slots: if batch.slots == 0 { Vec::new() } else { positions.clone().map(slot).collect() },
+            slots: if batch.slots == 0 {
+                Vec::new()
+            } else {
+                positions.clone().map(slot).collect()
+            },
             keys: positions.map(|at| part.key(at)).collect(),
             place: Some([place, batch.sequences.len()]),
             is_whole: false,
@@ -245,6 +271,43 @@ impl Selection {
             }
         }
         Ok(found)
+    }
+
+    /// The rows of a cache that hold none of the sequence's positions, of one page at most and of the other
+    /// sequences of the step.
+    pub fn outside(&self, site: Site) -> Result<Vec<OutsideRow>, TraceError> {
+        let is_cache = self.whole.list().get(site).and_then(RowKind::of) == Some(RowKind::Slots);
+        let Some(part) = self.part(site.step).filter(|_| is_cache) else { return Ok(Vec::new()) };
+        let batch = self.whole.manifest().steps[part.step as usize].batch.as_ref();
+        let (Some(batch), Some(tensor)) = (batch, self.whole.tensor(self.of_whole(site))?) else {
+            return Ok(Vec::new());
+        };
+        let mut taken: BTreeSet<usize> = part.slots.iter().copied().collect();
+        let mut slots: Vec<(Outside, usize, usize)> = Vec::new();
+        let is_other = |other: &&BatchedSequence| Some(other.sequence) != self.sequence;
+        for other in batch.sequences.iter().filter(is_other) {
+            for position in 0..other.positions() {
+                let slot = other.slot(position, batch.block_size);
+                if taken.insert(slot) {
+                    slots.push((Outside::Sequence(other.sequence), position, slot));
+                }
+            }
+        }
+        let (Some(&first), Some(&last)) = (part.slots.first(), part.slots.last()) else {
+            return Ok(Vec::new());
+        };
+        let page = last + 1..(last / batch.block_size + 1) * batch.block_size;
+        let behind = (part.slots.len()..).zip(page).filter(|(_, slot)| taken.insert(*slot));
+        slots.extend(behind.map(|(position, slot)| (Outside::Page, position, slot)));
+        let before = if batch.block_size == 1 { self.padding(0).min(first) } else { 0 };
+        let before = (first - before..first).enumerate().filter(|(_, slot)| taken.insert(*slot));
+        slots.extend(before.map(|(position, slot)| (Outside::Padding, position, slot)));
+        let width = tensor.data.len() / tensor.shape[0];
+        let row = |(of, position, slot): (Outside, usize, usize)| {
+            let values = tensor.data[slot * width..(slot + 1) * width].to_vec();
+            OutsideRow { of, position, values }
+        };
+        Ok(slots.into_iter().map(row).collect())
     }
 
     /// Rows of no sequence right before the sequence's own in a step.

@@ -1,6 +1,10 @@
 //! Mistakes of how an engine divides its work, each planted in an engine that is right else.
 
-use super::{engine::{Row, StepPlan}, explained, schedules::*};
+use super::{
+    engine::{Row, StepPlan},
+    explained,
+    schedules::*,
+};
 
 /// A mistake, and what the first line says of it.
 struct Bug {
@@ -99,7 +103,9 @@ fn each_mistake_of_chunks_is_named() {
             name: "every chunk is written from slot 0 on",
             schedule: sevens,
             plant: |steps| later(steps, |row, at, _| row.slot = Some(at)),
-            says: &["k and v cache append, all layers: every step is written from slot 0 on (proven)"],
+            says: &[
+                "k and v cache append, all layers: every step is written from slot 0 on (proven)",
+            ],
         },
         Bug {
             name: "no mask within a chunk",
@@ -113,7 +119,9 @@ fn each_mistake_of_chunks_is_named() {
             plant: |steps| {
                 steps.iter_mut().for_each(|step| step.rows.last_mut().unwrap().slot = None);
             },
-            says: &["k and v cache append, all layers: a step's last token is not appended (proven)"],
+            says: &[
+                "k and v cache append, all layers: a step's last token is not appended (proven)",
+            ],
         },
     ]);
 }
@@ -134,7 +142,9 @@ fn each_mistake_of_padding_and_of_whose_a_row_is_is_named() {
                     }
                 }
             },
-            says: &["sequence 1: guilty: softmax, all layers", "padding"],
+            says: &[
+                "sequence 1: guilty: softmax and weighted sum of values, all layers: the padding's keys count in the softmax (proven)",
+            ],
         },
         Bug {
             name: "padding counts in positions",
@@ -144,7 +154,9 @@ fn each_mistake_of_padding_and_of_whose_a_row_is_is_named() {
                     of_sequence(step, 1, |row, _, _| row.position += 6);
                 }
             },
-            says: &["sequence 1: guilty: q and k rotation, all layers: positions off by +6, the padding before it (proven)"],
+            says: &[
+                "sequence 1: guilty: q and k rotation, all layers: positions off by +6, the padding before it (proven)",
+            ],
         },
         Bug {
             name: "padding counts in positions of decode steps",
@@ -154,7 +166,9 @@ fn each_mistake_of_padding_and_of_whose_a_row_is_is_named() {
                     of_sequence(step, 1, |row, _, _| row.position += 6);
                 }
             },
-            says: &["sequence 1: guilty: q and k rotation, all layers: positions of decode steps off by +6"],
+            says: &[
+                "sequence 1: guilty: q and k rotation, all layers: positions of decode steps off by +6",
+            ],
         },
         Bug {
             name: "the keys of the sequence before",
@@ -168,7 +182,30 @@ fn each_mistake_of_padding_and_of_whose_a_row_is_is_named() {
                     });
                 }
             },
-            says: &["sequence 2: guilty: attention scores and output, all layers", "sequence 1", "proven"],
+            says: &[
+                "sequence 2: guilty: attention scores and weighted sum of values, all layers",
+                "get the row of sequence 1",
+                "(proven)",
+            ],
+        },
+        Bug {
+            name: "the keys of all sequences count",
+            schedule: paged,
+            plant: |steps| {
+                for step in steps {
+                    let tables = [0, 1, 2].map(|number| table_of(step, number));
+                    for number in 0..3 {
+                        let others =
+                            tables.iter().enumerate().filter(|(at, _)| *at as u32 != number);
+                        let others: Vec<usize> =
+                            others.flat_map(|(_, table)| table.clone()).collect();
+                        of_sequence(step, number, |row, _, _| row.beyond = others.clone());
+                    }
+                }
+            },
+            says: &[
+                "sequence 0: guilty: softmax and weighted sum of values, all layers: the keys of all other sequences count in the softmax too (proven)",
+            ],
         },
         Bug {
             name: "written into the slots of the sequence before",
@@ -199,7 +236,11 @@ fn each_mistake_of_pages_is_named() {
                     });
                 }
             },
-            says: &["sequence 2: guilty: attention scores and output, all layers", "sequence 0", "proven"],
+            says: &[
+                "sequence 2: guilty: attention scores and weighted sum of values, all layers",
+                "get the row of sequence 0",
+                "(proven)",
+            ],
         },
         Bug {
             name: "the last page is read to its end",
@@ -207,14 +248,16 @@ fn each_mistake_of_pages_is_named() {
             plant: |steps| {
                 for step in steps {
                     for number in 0..3 {
-                        of_sequence(step, number, |row, at, first| {
-                            let last = row.table[first + at];
-                            row.beyond = (last + 1..last.next_multiple_of(PAGE)).collect();
+                        let last = *table_of(step, number).last().unwrap();
+                        of_sequence(step, number, |row, _, _| {
+                            row.beyond = (last + 1..(last / PAGE + 1) * PAGE).collect();
                         });
                     }
                 }
             },
-            says: &["sequence 0: guilty: softmax, all layers", "page"],
+            says: &[
+                "sequence 0: guilty: softmax and weighted sum of values, all layers: keys behind the last position count in the softmax, up to the end of its page (proven)",
+            ],
         },
         Bug {
             name: "two pages are read in the wrong order",
@@ -227,7 +270,11 @@ fn each_mistake_of_pages_is_named() {
                     });
                 }
             },
-            says: &["sequence 0: guilty: attention scores", "proven"],
+            says: &[
+                "sequence 0: guilty: attention scores and weighted sum of values, all layers",
+                "get the row of 16 positions",
+                "(proven)",
+            ],
         },
     ]);
 }
@@ -243,7 +290,9 @@ fn each_mistake_of_a_cached_prefix_is_named() {
                     of_sequence(step, 1, |row, _, _| row.position += 1);
                 }
             },
-            says: &["sequence 1: guilty: q and k rotation, all layers: positions off by +1 (proven)"],
+            says: &[
+                "sequence 1: guilty: q and k rotation, all layers: positions off by +1 (proven)",
+            ],
         },
         Bug {
             name: "the prefix is one too short",
@@ -253,7 +302,7 @@ fn each_mistake_of_a_cached_prefix_is_named() {
                     of_sequence(step, 1, |row, _, _| row.sees[PAGE - 1] = false);
                 }
             },
-            says: &["sequence 1: guilty: softmax, all layers", "15", "proven"],
+            says: &["sequence 1: guilty: softmax, all layers: no query weighs key 15 (proven)"],
         },
     ]);
 }
@@ -299,7 +348,9 @@ fn each_mistake_of_rejected_drafts_is_named() {
                 steps
             },
             plant: |steps| steps[2].rows[0].beyond = vec![15, 16],
-            says: &["softmax, all layers", "rejected"],
+            says: &[
+                "softmax and weighted sum of values, all layers: rejected keys behind the last position count in the softmax (proven)",
+            ],
         },
     ]);
 }
@@ -346,15 +397,20 @@ fn each_mistake_of_a_context_shift_is_named() {
             says: &["k and v cache append, all layers", "removed", "proven"],
         },
         Bug {
-            name: "values are moved one too far",
+            name: "rows are moved from one position too far",
             schedule: shift,
             plant: |steps| {
-                for one in steps.iter_mut().flat_map(|step| &mut step.moves) {
+                for one in &mut steps[2].moves {
                     one.from += 1;
                     one.turn -= 1;
                 }
             },
-            says: &["k and v cache append, all layers", "1 positions later", "proven"],
+            says: &[
+                "k and v cache append, all layers",
+                "hold the row of 1 positions later",
+                "are zero",
+                "(proven)",
+            ],
         },
         Bug {
             name: "new tokens go on at the old positions",

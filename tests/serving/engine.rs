@@ -4,8 +4,14 @@
 use std::{path::Path, sync::LazyLock};
 
 use firstdiff::{
-    core::{arithmetic::Arithmetic, tensor::{DType, Tensor}},
-    graph::{SiteList, site::{Site, Stage}},
+    core::{
+        arithmetic::Arithmetic,
+        tensor::{DType, Tensor},
+    },
+    graph::{
+        SiteList,
+        site::{Site, Stage},
+    },
     model::{Config, Model},
     run,
     trace::{Batch, Manifest, ModelId, Removed, Side, TraceWriter},
@@ -207,7 +213,8 @@ impl Engine {
         let (n, positions) = (step.rows.len(), step.first_position + step.rows.len());
         self.shift(&step.moves, config);
         let ids = step.rows.iter().map(|row| row.token as usize);
-        let mut x: Vec<f32> = ids.flat_map(|id| &embedding[id * width..(id + 1) * width]).copied().collect();
+        let mut x: Vec<f32> =
+            ids.flat_map(|id| &embedding[id * width..(id + 1) * width]).copied().collect();
         put(None, Stage::Embd, &x, &[n, width]);
         for (l, layer) in layers.iter().enumerate() {
             let at = Some(l as u32);
@@ -319,7 +326,9 @@ impl Engine {
                     out.iter_mut().zip(value).for_each(|(out, v)| *out += p * v);
                 }
                 let wide = |values: &[f32]| -> Vec<f32> {
-                    (0..step.keys).map(|key| values[..row.table.len()].get(key).copied().unwrap_or(0.0)).collect()
+                    (0..step.keys)
+                        .map(|key| values[..row.table.len()].get(key).copied().unwrap_or(0.0))
+                        .collect()
                 };
                 all.scores.extend(wide(&scores));
                 all.probs.extend(wide(&probs));

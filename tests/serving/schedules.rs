@@ -134,7 +134,8 @@ pub fn prefix() -> Vec<StepPlan> {
     let alone = batch(std::slice::from_ref(&first), PAGE);
     (first.first_position, first.ids) = (23, ids(1, 50));
     let blocks = [&shuffled(0)[..1], &shuffled(1)[..2]].concat();
-    let second = Part { sequence: 1, ids: ids(9, 3), first_position: PAGE, blocks, ..first.clone() };
+    let second =
+        Part { sequence: 1, ids: ids(9, 3), first_position: PAGE, blocks, ..first.clone() };
     let steps = decoding(vec![first, second], PAGE);
     std::iter::once(alone).chain(steps).collect()
 }

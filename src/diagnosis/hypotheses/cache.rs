@@ -409,8 +409,8 @@ fn offered(
             let n = evidence.steps[at].observed.piece.captured.len();
             read[at] = (0..n).map(|flat| memory.read(flat)).collect();
         });
-        let read = std::cell::RefCell::new(read.into_iter());
-        let tried = evidence.copied(key, text.clone(), Rank::Mistake, |_| read.borrow_mut().next());
+        let read_in = |step: &StepEvidence<'_>| Some(read[evidence.index_of(step)].clone());
+        let tried = evidence.copied(key, text.clone(), Rank::Mistake, read_in);
         // How a cache is filled is known step by step: what holds in some steps only is another mistake.
         let of_steps = |region: &String| region.contains("step") || region.contains("prefill");
         let is_of_steps = |tried: &Tried| tried.explained.region.as_ref().is_some_and(of_steps);

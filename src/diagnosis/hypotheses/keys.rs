@@ -98,6 +98,25 @@ fn described(seen: &Weighed) -> String {
     let ranges: Option<Vec<(usize, [usize; 2])>> =
         other.iter().map(|(query, keys)| Some((*query, range(keys)?))).collect();
     let (Some(ranges), Some(&(first, _))) = (ranges, other.first()) else {
+        if let Some(keys) = missing(&other) {
+            let behind = seen.keys().filter(|(_, _, query)| *query >= keys[0]).count();
+            let which = if other.len() == behind {
+                "no query weighs".to_string()
+            } else {
+                format!("{} queries do not weigh", other.len())
+            };
+            return match keys[..] {
+                [key] => format!("{which} key {key}"),
+                [first, .., last] if last - first + 1 == keys.len() => {
+                    format!("{which} keys {first} to {last}")
+                }
+                _ => {
+                    let list: Vec<String> = keys.iter().take(8).map(usize::to_string).collect();
+                    let more = if keys.len() > 8 { ", ..." } else { "" };
+                    format!("{which} keys {}{more}", list.join(" "))
+                }
+            };
+        }
         let rows = other.iter().take(3).map(|(query, keys)| {
             let list: Vec<String> = (0..keys.len())
                 .filter(|&key| keys[key])
@@ -130,6 +149,17 @@ fn described(seen: &Weighed) -> String {
     }
     let rows = ranges.iter().take(3).map(|(q, [start, end])| format!("{q} keys {start} to {end}"));
     format!("{which} other keys: position {}", rows.collect::<Vec<String>>().join(", position "))
+}
+
+/// The keys before a query that none of these weighs, where they are the same for all and nothing later is weighed.
+fn missing(other: &[(usize, &Vec<bool>)]) -> Option<Vec<usize>> {
+    let of = |(query, keys): &(usize, &Vec<bool>)| {
+        let is_later = keys.iter().skip(query + 1).any(|&seen| seen);
+        let own = (0..=*query).filter(|&key| !keys.get(key).copied().unwrap_or(false));
+        (!is_later).then(|| own.collect::<Vec<usize>>())
+    };
+    let first = of(other.first()?)?;
+    (!first.is_empty() && other.iter().all(|one| of(one).as_ref() == Some(&first))).then_some(first)
 }
 
 /// What follows from the division into steps, where it does.
@@ -271,7 +301,9 @@ mod tests {
         let text = of(24, |q, k| k <= q && k + 5 > q);
         assert_eq!(text, "queries from position 5 on weigh the last 5 keys only");
         let text = of(24, |q, k| if q == 7 { k == 2 || k == 5 } else { k <= q });
-        assert_eq!(text, "the query of position 7 weighs keys 2 5, ... of 1 queries");
+        assert_eq!(text, "1 queries do not weigh keys 0 1 3 4 6 7");
+        let text = of(24, |q, k| k <= q && k != 5);
+        assert_eq!(text, "no query weighs key 5");
     }
 
     #[test]

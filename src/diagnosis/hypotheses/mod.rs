@@ -18,6 +18,7 @@ mod mapped;
 mod near;
 mod norm;
 mod online;
+mod outside;
 mod parts;
 mod positions;
 mod product;
@@ -49,7 +50,7 @@ pub type Visit<'v> = &'v mut dyn FnMut(Option<Tried>);
 type Family = fn(&Evidence<'_>, Visit<'_>) -> Result<(), ReplayError>;
 
 /// The families; each finds its operations among the nodes that make a site.
-const FAMILIES: [Family; 28] = [
+const FAMILIES: [Family; 29] = [
     |evidence, visit| {
         cache::caches(evidence, visit);
         Ok(())
@@ -85,6 +86,7 @@ const FAMILIES: [Family; 28] = [
     attention::products,
     softmax::attention,
     keys::weighed,
+    outside::read,
     online::tiles,
     fused::attentions,
     activation::functions,

@@ -48,7 +48,8 @@ pub fn used(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError
         }
         let values = move |machine: &Machine<'_>, positions: &[f64], _: [usize; 4]| {
             let first = machine.first_position;
-            let is_of = |one: &&Used, token| one.step == machine.step && one.position == first + token;
+            let is_of =
+                |one: &&Used, token| one.step == machine.step && one.position == first + token;
             let of = |token| used.iter().find(|one| is_of(one, token)).map(|one| one.used);
             (0..positions.len()).map(of).collect()
         };
@@ -170,7 +171,8 @@ fn described(used: &[Used]) -> String {
     if let Some(offset) = common(used, Used::offset) {
         return format!("positions off by {}", signed(offset));
     }
-    if let (Some(offset), Some(0.0)) = (common(&prompt, Used::offset), common(&rest, Used::offset)) {
+    if let (Some(offset), Some(0.0)) = (common(&prompt, Used::offset), common(&rest, Used::offset))
+    {
         return format!("positions of the prompt off by {}", signed(offset));
     }
     if let Some(to) = common(used, |one| one.used) {
@@ -265,7 +267,8 @@ mod tests {
         let p = |p: usize| p as f64;
         let text = in_steps(&[7, 7, 7, 2, 1], |position, first| p(position - first));
         assert_eq!(text, "positions begin at 0 in each step");
-        let text = in_steps(&[7, 5, 5, 1], |position, first| p(position + 2 * usize::from(first > 7)));
+        let text =
+            in_steps(&[7, 5, 5, 1], |position, first| p(position + 2 * usize::from(first > 7)));
         assert_eq!(text, "positions from step 2 on off by +2");
         let text = in_steps(&[7, 5, 5], |position, first| p(position + usize::from(first > 0)));
         assert_eq!(text, "positions from step 1 on off by +1");

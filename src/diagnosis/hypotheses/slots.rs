@@ -36,15 +36,15 @@ const NAMED: usize = 3;
 
 /// A place in a cache: a row of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Slot {
-    step: usize,
-    position: usize,
-    head: usize,
+pub(super) struct Slot {
+    pub step: usize,
+    pub position: usize,
+    pub head: usize,
 }
 
 /// What lies in a slot that should hold something else.
 #[derive(Clone, Debug, PartialEq)]
-enum Content {
+pub(super) enum Content {
     Zero,
     Constant(f32),
     /// The row of a position and a head.
@@ -76,6 +76,10 @@ enum Content {
     Integers,
     /// Its own row in a coarser format.
     Rounded(Format),
+    /// A row of padding before the sequence.
+    Padding,
+    /// A row behind the last position, in the same page.
+    PageEnd,
     /// A row of nothing that is known.
     Foreign,
 }
@@ -102,20 +106,21 @@ struct KnownRow {
 }
 
 impl KnownRow {
-    /// What it is in the caches of a step.
-    fn seen_in(&self, evidence: &Evidence<'_>, step: u32) -> Content {
+    /// What it is in the caches of a step; `None` of a key that was to be turned since.
+    fn seen_in(&self, evidence: &Evidence<'_>, step: u32, is_turned: bool) -> Option<Content> {
         let recording = &evidence.run.recording;
         match self.content {
             Content::Row { position, head } if self.step <= step => {
                 match recording.position_in(self.step, position, step) {
-                    Ok(position) => Content::Row { position, head },
+                    Ok(now) if is_turned && now != position => None,
+                    Ok(position) => Some(Content::Row { position, head }),
                     Err(before) => {
                         let is_rejected = recording.shift(before).is_none();
-                        Content::Removed { position, head, is_rejected }
+                        Some(Content::Removed { position, head, is_rejected })
                     }
                 }
             }
-            _ => self.content.clone(),
+            _ => Some(self.content.clone()),
         }
     }
 }
@@ -143,6 +148,22 @@ pub fn contents(evidence: &Evidence<'_>, visit: Visit<'_>) {
         }
         Some(piece.expected.copied(value))
     }));
+}
+
+/// Which rows are read in the place of those of each position, in words.
+pub(super) fn read_as(
+    evidence: &Evidence<'_>,
+    shape: Shape,
+    slots: Vec<(Slot, Content)>,
+) -> String {
+    let steps: Vec<u32> = evidence.steps.iter().map(|step| step.observed.step).collect();
+    let positions = evidence.steps.iter().map(|step| step.machine.extent.cells).max().unwrap_or(0);
+    let shifts = vec![None; steps.len()];
+    let found = Found { shape, slots, names: Vec::new(), positions, steps, shifts };
+    described(&found)
+        .replace("slots of", "reads of")
+        .replace("all slots", "all reads")
+        .replace(" hold ", " get ")
 }
 
 /// What lies in the slots of a cache, where some hold what is not known.
@@ -182,9 +203,11 @@ fn read_off(evidence: &Evidence<'_>) -> Option<Found> {
                 continue;
             }
             let slot = Slot { step, position: row / heads, head: row % heads };
-            if let Some(rows) = known.get(&bits(recorded)) {
-                let in_step = |row: &KnownRow| row.seen_in(evidence, one.observed.step);
-                unclear.push((slot, rows.iter().map(in_step).collect()));
+            let rows = known.get(&bits(recorded)).into_iter().flatten();
+            let in_step = |row: &KnownRow| row.seen_in(evidence, one.observed.step, rope.is_some());
+            let rows: Vec<Content> = rows.filter_map(in_step).collect();
+            if !rows.is_empty() {
+                unclear.push((slot, rows));
                 continue;
             }
             let turned = || {
@@ -331,9 +354,11 @@ fn cleared(unclear: &[(Slot, Vec<Content>)]) -> Vec<(Slot, Content)> {
 
 /// A content that no other row is needed for.
 fn plain(recorded: &[f32], right: &[f64]) -> Option<Content> {
+    if recorded.iter().all(|&x| x == 0.0) {
+        return Some(Content::Zero);
+    }
     if !varies(recorded) && recorded[0].is_finite() {
-        let is_zero = recorded[0] == 0.0;
-        return Some(if is_zero { Content::Zero } else { Content::Constant(recorded[0]) });
+        return Some(Content::Constant(recorded[0]));
     }
     let is_integer = |x: &f32| x.fract() == 0.0 && x.abs() <= 127.0;
     let most = right.iter().fold(0f64, |most, x| most.max(x.abs()));
@@ -460,7 +485,8 @@ fn kind(found: &Found, slot: Slot, content: &Content) -> String {
         }
         Content::Removed { position, head, is_rejected } => {
             let at = row(position, head);
-            let of = at.strip_prefix("hold the row of ").map_or(String::new(), |by| format!(", {by}"));
+            let of =
+                at.strip_prefix("hold the row of ").map_or(String::new(), |by| format!(", {by}"));
             match (is_rejected, of.is_empty()) {
                 (true, true) => "hold the rejected row of their position".to_string(),
                 (true, false) => format!("hold a rejected row{of}"),
@@ -481,6 +507,8 @@ fn kind(found: &Found, slot: Slot, content: &Content) -> String {
         Content::Turned(by) if by > 0 => format!("are turned on by {by} positions"),
         Content::Turned(by) => format!("are turned back by {} positions", -by),
         Content::Rounded(format) => format!("hold their row in {format}"),
+        Content::Padding => "hold a row of padding".to_string(),
+        Content::PageEnd => "hold a row behind the last position".to_string(),
         Content::Foreign => "hold no row that this run computed".to_string(),
         Content::Integers => "hold integers of 8 bits: their scale is lost".to_string(),
     }

@@ -240,11 +240,7 @@ impl<'a> Machine<'a> {
 
     fn extent_of(&self, step: u32) -> Extent {
         let positions = self.run.recording.positions(step);
-        Extent {
-            tokens: positions.len(),
-            cells: positions.end,
-            is_first: positions.start == 0,
-        }
+        Extent { tokens: positions.len(), cells: positions.end, is_first: positions.start == 0 }
     }
 
     /// Takes what was recorded of a node, which is not computed.

@@ -41,7 +41,8 @@ impl Machine<'_> {
         let is_state = |id: &NodeId| graph.node(*id).kind == Kind::State;
         for root in graph.ids().filter(is_state).collect::<Vec<NodeId>>() {
             let is_cache = |spec: &&SiteSpec| {
-                graph.root(spec.node) == root && spec.axes.first().is_some_and(|axis| axis.axis == Axis::Position)
+                graph.root(spec.node) == root
+                    && spec.axes.first().is_some_and(|axis| axis.axis == Axis::Position)
             };
             let spec = specs.iter().find(is_cache);
             let is_moved = removed.is_shift(before.cells);
@@ -112,7 +113,11 @@ impl Machine<'_> {
             Some(order) => order.into_iter().map(|at| in_node[at]).collect(),
             None => in_node,
         };
-        (places.len() == shape.iter().product::<usize>()).then_some(CacheRows { places, heads, dim })
+        (places.len() == shape.iter().product::<usize>()).then_some(CacheRows {
+            places,
+            heads,
+            dim,
+        })
     }
 
     /// What becomes of a row of a cache at another position.
