@@ -244,8 +244,7 @@ fn replay_beside_a_forward_pass() -> Result<()> {
             attention: Default::default(),
         };
         let replay = median(|| {
-            let inputs = model.inputs(&steps);
-            let judged = replay::judge(GraphRun::of(&model, &inputs, recording))?.judged;
+            let judged = replay::judge(GraphRun::of(&model, model.inputs(), recording))?.judged;
             assert!(judged.iter().all(|judged| !judged.is_guilty()), "a clean engine is cleared");
             Ok(())
         })?;

@@ -25,7 +25,8 @@
  * the order of the calls. Where only some of the step's tokens have a row, firstdiff_of_tokens says
  * which; one row of logits is the last token's. A step may have any number of tokens, and the first
  * may follow those of a cached prefix: firstdiff_step_at. A step of several sequences, padded or with a
- * cache in pages, is firstdiff_batch.
+ * cache in pages, is firstdiff_batch. Positions that left the cache since the step before, as rejected
+ * drafts or the oldest of a context shift, are named before the step: firstdiff_removed.
  *
  * Tensors on a device: give a function that copies to the host, once, after firstdiff_begin:
  *
@@ -94,6 +95,7 @@ typedef struct {
     /* The blocks that hold its positions from 0 on, as many as these take; NULL where no cache is recorded. */
     const size_t *blocks;
     const size_t *keys; /* the key of each of its positions; NULL where these are the positions themselves */
+    size_t removed_first, removed_count; /* positions that left its cache since its step before */
 } firstdiff_sequence;
 
 /* Copies from a device to the host; 0 if it did. */
@@ -192,6 +194,8 @@ static inline size_t firstdiff_plan_decode(const char *plan)
 #define firstdiff_batch(fd, tokens, n, slots, block_size, keys, sequences, count)                  \
     ((void)(sizeof(fd) + FIRSTDIFF_UNUSED(tokens) + sizeof(n) + sizeof(slots) +                    \
             sizeof(block_size) + sizeof(keys) + FIRSTDIFF_UNUSED(sequences) + sizeof(count)))
+#define firstdiff_removed(fd, first, count)                                                        \
+    ((void)(sizeof(fd) + sizeof(first) + sizeof(count)))
 #define firstdiff_of_tokens(fd, site, layer, dtype, data, axes, tokens)                            \
     ((void)(sizeof(fd) + FIRSTDIFF_UNUSED(site) + sizeof(layer) + sizeof(dtype) +                  \
             FIRSTDIFF_UNUSED(data) + sizeof(axes) + FIRSTDIFF_UNUSED(tokens)))
@@ -286,6 +290,7 @@ struct firstdiff_trace {
     firstdiff_text quantised; /* the same of the types of caches in blocks */
     char *batch;   /* of the open step: its sequences as JSON, or NULL */
     firstdiff_u64 slots, keys, sequences;
+    firstdiff_u64 removed[2], next_removed[2]; /* first and count: before the open step, and before the next */
     char *pending; /* what stdio holds back of the open step's file */
 };
 
@@ -850,6 +855,8 @@ static inline void firstdiff_list_step(firstdiff_trace *fd, firstdiff_u64 sites)
             "], \"first_position\": %llu, \"file\": \"step-%04llu.safetensors\", "
             "\"bytes\": %llu, \"sites\": %llu",
             fd->first_position, fd->steps - 1, 8 + fd->room + fd->data, sites);
+    if (fd->removed[1])
+        fprintf(fd->manifest, ", \"removed\": {\"first\": %llu, \"count\": %llu}", fd->removed[0], fd->removed[1]);
     if (fd->rows.length)
         fprintf(fd->manifest, ", \"rows\": {%s}", fd->rows.text);
     if (fd->quantised.length)
@@ -1031,6 +1038,9 @@ static inline void firstdiff_step_at(firstdiff_trace *fd, const int32_t *tokens,
         firstdiff_close_step(fd);
     else
         firstdiff_open_manifest(fd), fd->first_position = first_position;
+    fd->first_position -= fd->next_removed[1];
+    memcpy(fd->removed, fd->next_removed, sizeof fd->removed);
+    fd->next_removed[1] = 0;
     if (fd->first_position != first_position) {
         firstdiff_fail(fd, "step %llu begins at position %llu, not %llu", fd->steps, fd->first_position,
                        (firstdiff_u64)first_position);
@@ -1061,7 +1071,22 @@ static inline void firstdiff_step(firstdiff_trace *fd, const int32_t *tokens, si
 {
     if (fd)
         firstdiff_step_at(fd, tokens, n,
-                          (size_t)(fd->first_position + (fd->file ? fd->n_tokens : 0)));
+                          (size_t)(fd->first_position + (fd->file ? fd->n_tokens : 0) - fd->next_removed[1]));
+}
+
+/* Says before a step that `count` positions from `first` on left the cache since the step before; those behind
+ * them moved down. Of a batch each sequence has its own. */
+static inline void firstdiff_removed(firstdiff_trace *fd, size_t first, size_t count)
+{
+    firstdiff_u64 positions = fd && fd->file ? fd->first_position + fd->n_tokens : 0;
+    if (!fd || fd->failed || !count)
+        return;
+    if (first > positions || count > positions - first || fd->next_removed[1]) {
+        firstdiff_fail(fd, "%llu positions from %llu on cannot be removed of %llu before step %llu",
+                       (firstdiff_u64)count, (firstdiff_u64)first, positions, fd->steps);
+        return;
+    }
+    fd->next_removed[0] = first, fd->next_removed[1] = count;
 }
 
 /* Appends numbers with commas as a field of JSON; their new end. */
@@ -1092,7 +1117,7 @@ static inline void firstdiff_batch(firstdiff_trace *fd, const int32_t *tokens, s
     for (i = 0; i < count; i++) {
         firstdiff_u64 positions = (firstdiff_u64)sequences[i].first_position + sequences[i].n;
         longest = positions > longest ? positions : longest;
-        room += 160 + 22 * (sequences[i].n + 2 * (size_t)positions + 1);
+        room += 256 + 22 * (sequences[i].n + 2 * (size_t)positions + 1);
     }
     fd->slots = slots, fd->keys = keys ? keys : longest, fd->sequences = count;
     fd->batch = (char *)malloc(room);
@@ -1109,6 +1134,11 @@ static inline void firstdiff_batch(firstdiff_trace *fd, const int32_t *tokens, s
         size_t positions = own->first_position + own->n;
         end = firstdiff_put_u64(firstdiff_put(end, i ? ", {\"sequence\": " : "{\"sequence\": "), own->sequence);
         end = firstdiff_put_u64(firstdiff_put(end, ", \"first_position\": "), own->first_position);
+        if (own->removed_count) {
+            end = firstdiff_put_u64(firstdiff_put(end, ", \"removed\": {\"first\": "), own->removed_first);
+            end = firstdiff_put_u64(firstdiff_put(end, ", \"count\": "), own->removed_count);
+            end = firstdiff_put(end, "}");
+        }
         end = firstdiff_put(end, ", \"rows\": [");
         for (row = 0; row < own->n; row++)
             end = firstdiff_put_u64(firstdiff_put(end, row ? ", " : ""), own->first_row + row);

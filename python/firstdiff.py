@@ -22,7 +22,8 @@ declared: put(layer, axes="head token dim", q=q), put(layer, axes="head dim toke
 Other strides are numpy's own: q = qkv[:, :n_head]. bfloat16 is put as uint16, its bits. Where only some of
 the step's tokens have a row, say which: put(layer, rows=[-1], q=q). One row of logits is the last token's.
 A step may have any number of tokens, and the first may follow those of a cached prefix, whose number is
-given: step(ids, first_position=16).
+given: step(ids, first_position=16). Positions that left the cache since the step before, as rejected drafts at
+its end or the oldest in a context shift, are named: step(ids, removed=(first, count)).
 
 Several sequences in a step: batch({0: ids, 1: ids}) in the place of step. The rows of its tensors are those of
 sequence after sequence, or padded to one length: batch({0: ids, 1: ids}, padding="left"), and then an array may
@@ -87,6 +88,14 @@ def _size(text, numbers):
                 product *= numbers[factor] if factor in numbers else int(factor)
             total += product
     return total
+
+
+def _left(removed, positions):
+    """Positions of a cache after some of them were removed."""
+    first, count = removed
+    if first < 0 or count < 1 or first + count > positions:
+        raise ValueError(f"{count} positions from {first} on cannot be removed of {positions}")
+    return positions - count
 
 
 def _layers(text):
@@ -234,24 +243,28 @@ class Trace:
         self.weights = self.weights or _Weights(self.folder, self.run)
         self.weights.put(names, np.asarray(array))
 
-    def step(self, tokens, first_position=None):
+    def step(self, tokens, first_position=None, removed=None):
         """Starts a step, which runs these ids after those of all steps before. `first_position` is that of
-        the first of them; only in the first step may it be any, where others are in the cache already."""
+        the first of them; only in the first step may it be any, where others are in the cache already.
+        `removed` is (first, count) of positions that were removed from the cache since the step before."""
         if not self.on:
             return
         self._close_step()
         if self.weights:
             self.manifest["weights"] = self.weights.close()
             self.weights = None
+        if removed is not None:
+            self.first_position = _left(removed, self.first_position if self.steps else 0)
         if first_position is not None:
             if first_position < 0 or self.steps and first_position != self.first_position:
                 raise ValueError(f"step {len(self.steps)} begins at position {self.first_position}, not "
                                  f"{first_position}")
             self.first_position = first_position
         self.open = _Step(self.folder, len(self.steps), list(map(int, tokens)), self)
+        self.open.removed = removed
 
     def batch(self, sequences, padding=None, pad=0, first_positions=None, slots=0, block_size=1, blocks=None,
-              cached=None, keys=None):
+              cached=None, keys=None, removed=None):
         """Starts a step of several sequences: their ids by their numbers, each after those of its steps before.
 
         `padding` is "left" or "right" where all have the same number of rows, those over with the id `pad`. Else
@@ -261,7 +274,8 @@ class Trace:
         p % block_size of its `blocks`. Where every sequence has so many slots, its own and padding, `cached`
         says that number instead: `blocks` are then each position's slot among its own, and may be left out where
         position p is in slot p. `keys` is the length of the axis of keys, where that is not the number of
-        positions of the longest sequence; with `cached` the keys of a sequence are its slots."""
+        positions of the longest sequence; with `cached` the keys of a sequence are its slots. `removed` has
+        (first, count) of the positions that each sequence's cache lost since its step before, by the number."""
         if not self.on:
             return
         numbers, given = list(sequences), first_positions or {}
@@ -272,8 +286,11 @@ class Trace:
             padded = [int(pad)] * (longest - len(ids)) if padding else []
             start = len(tokens) + (len(padded) if padding == "left" else 0)
             tokens += padded + ids if padding == "left" else ids + padded
-            first = given.get(number, self.ends.get(number, 0))
+            cut, end = (removed or {}).get(number), self.ends.get(number, 0)
+            first = given.get(number, end if cut is None else _left(cut, end))
             part = {"sequence": number, "first_position": first, "rows": list(range(start, start + len(ids)))}
+            if cut is not None:
+                part["removed"] = {"first": int(cut[0]), "count": int(cut[1])}
             end = self.ends[number] = first + len(ids)
             own = blocks.get(number)
             if cached is not None:
@@ -402,7 +419,7 @@ class _Step:
     """The file of a step. A tensor goes to disk when all of its rows are there."""
 
     def __init__(self, folder, index, tokens, trace):
-        self.index, self.tokens, self.trace, self.batch = index, tokens, trace, None
+        self.index, self.tokens, self.trace, self.batch, self.removed = index, tokens, trace, None, None
         self.name = f"step-{index:04}.safetensors"
         self.positions = trace.first_position + len(tokens)
         self.room = 256 + ROOM * len(trace.plan.sites)
@@ -514,17 +531,15 @@ class _Step:
         self.file.seek(0)
         self.file.write(self.room.to_bytes(8, "little") + header.ljust(self.room))
         self.file.close()
+        removed = {"first": int(self.removed[0]), "count": int(self.removed[1])} if self.removed else None
+        more = {"removed": removed, "rows": self.tokens_of, "quantised": self.quantised, "batch": self.batch}
         return {
             "tokens": self.tokens,
             "first_position": self.trace.first_position,
             "file": self.name,
             "bytes": 8 + self.room + self.data,
             "sites": len(self.header) - 1,
-        } | {field: value for field, value in self._some() if value}
-
-    def _some(self):
-        """Fields of the step that are left out where they are empty."""
-        return ("rows", self.tokens_of), ("quantised", self.quantised), ("batch", self.batch)
+        } | {name: value for name, value in more.items() if value}
 
     def _write(self, name, shape, rows):
         start = self.data

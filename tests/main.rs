@@ -56,6 +56,8 @@ mod progress;
 mod positions;
 // Several sequences in one trace.
 mod sequences;
+// Engines that divide their work as serving ones do, right and wrong.
+mod serving;
 // Weights as an engine holds them.
 mod loaded;
 // llama.cpp's tensors are the ones that the site table means.

@@ -179,8 +179,8 @@ fn a_reference_of_another_parameter_is_told_to_be_another_model_with_both_values
         arithmetic: &arithmetic,
         attention: Default::default(),
     };
-    let inputs = own.model.inputs(&steps);
-    let run = |tensors| GraphRun::of(&own.model, &inputs, recording(tensors));
+    let inputs = own.model.inputs();
+    let run = |tensors| GraphRun::of(&own.model, inputs, recording(tensors));
     let found = Diagnosis::of(run(&engine), Some(run(&reference))).unwrap();
     let wanted = owned(&[
         ("attention and feed-forward norm, all layers; final norm", "eps 3e-4 instead of 1e-6"),
@@ -207,8 +207,8 @@ fn a_reference_that_computes_an_operation_wrong_is_told_to_be_wrong() {
         arithmetic: &arithmetic,
         attention: Default::default(),
     };
-    let inputs = bench.model.inputs(&steps);
-    let run = |tensors| GraphRun::of(&bench.model, &inputs, recording(tensors));
+    let inputs = bench.model.inputs();
+    let run = |tensors| GraphRun::of(&bench.model, inputs, recording(tensors));
     let found = Diagnosis::of(run(&engine), Some(run(&reference))).unwrap();
     assert_eq!(causes(&found), owned(&[("logits projection", "doubled")]));
     assert_eq!(found.findings[0].verdict, Verdict::ReferenceWrong);
@@ -228,8 +228,8 @@ fn is_guilty(
     let (steps, attention) = ([tokens.to_vec()], Default::default());
     let recording = Recording { tensors, steps: &steps, arithmetic: &arithmetic, attention };
     let operation = Operation { layer: Some(0), stage };
-    let inputs = model.inputs(&steps);
-    let verdict = judge(GraphRun::of(model, &inputs, recording)).unwrap();
+    let inputs = model.inputs();
+    let verdict = judge(GraphRun::of(model, inputs, recording)).unwrap();
     verdict.judged.iter().find(|judged| judged.operation == operation).unwrap().is_guilty()
 }
 
@@ -332,8 +332,8 @@ fn inputs_that_are_rounded_before_a_product_are_simulated_and_random_weights_are
         }
         let (tensors, attention) = (&engine, Default::default());
         let recording = Recording { tensors, steps: &steps, arithmetic: &arithmetic, attention };
-        let inputs = bench.model.inputs(&steps);
-        let run = GraphRun::of(&bench.model, &inputs, recording);
+        let inputs = bench.model.inputs();
+        let run = GraphRun::of(&bench.model, inputs, recording);
         let found = Diagnosis::of(run, None).unwrap();
         let is_product =
             |one: &&firstdiff::diagnosis::Finding| one.what == "output projection, layer 0";
@@ -369,8 +369,8 @@ fn finding(
     let arithmetic = Arithmetic::engine(DType::F32);
     let (tensors, attention) = (&engine, Default::default());
     let recording = Recording { tensors, steps: &steps, arithmetic: &arithmetic, attention };
-    let inputs = bench.model.inputs(&steps);
-    let found = Diagnosis::of(GraphRun::of(&bench.model, &inputs, recording), None).unwrap();
+    let inputs = bench.model.inputs();
+    let found = Diagnosis::of(GraphRun::of(&bench.model, inputs, recording), None).unwrap();
     let first = found.findings.into_iter().next().expect("a wrong result is blamed");
     (first.what, first.cause)
 }

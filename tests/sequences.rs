@@ -122,6 +122,19 @@ fn each_mistake_of_a_batch_is_found_in_its_sequence_and_named() {
     let cause = "sequence 0: guilty: k and v cache append, all layers: from step 1 on slots of positions 20-30 \
                  hold the row of sequence 1 (proven)";
     assert!(out.starts_with(cause), "{out}");
+    // JSON has the answer of each.
+    let (_, out) = explained(&trace, &["--json", "-"]);
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let exits = report["sequences"].as_array().unwrap().iter();
+    let exits: Vec<_> =
+        exits.map(|one| (&one["sequence"], &one["headline"]["exit_code"])).collect();
+    let pair = |sequence: u32, exit: u32| (sequence.into(), exit.into());
+    let wanted: Vec<(serde_json::Value, serde_json::Value)> =
+        vec![pair(0, 1), pair(1, 0), pair(2, 0)];
+    assert!(exits.iter().copied().eq(wanted.iter().map(|(a, b)| (a, b))), "{exits:?}");
+    assert_eq!((&report["sequence"], &report["report_version"]), (&0.into(), &7.into()));
+    let first = &report["sequences"][0]["diagnosis"]["findings"][0];
+    assert_eq!(first["cause"]["key"], "cache-slot");
     // What is read of the shared block is the second's own.
     let (exit, out) = explained(&trace, &["--sequence", "1"]);
     assert_eq!(exit, 0, "{out}");

@@ -28,7 +28,9 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
     let filter = inputs::filter(args.compare.sites.as_deref())?;
     let rule = Rule { factor: args.compare.factor, stop_at_first: args.compare.stop_at_first };
     // Before the floor: traces that cannot be compared need none.
-    comparable(engine.manifest(), reference.manifest())?;
+    let settled = [&engine, &reference].map(|trace| trace.clone().settled());
+    let [of_engine, of_reference] = settled;
+    comparable(of_engine?.manifest(), of_reference?.manifest())?;
     let floor = floor(engine.manifest(), reference.manifest()).ok_or_else(|| {
         Error::Refused(format!(
             "the reference trace has no floor for the engine's arithmetic ({} storage); use \

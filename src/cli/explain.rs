@@ -247,6 +247,7 @@ fn same_tokens(
     reference: &TraceReader,
     model: &ModelFile,
 ) -> Result<(), Error> {
+    let engine = engine.clone().settled()?;
     match comparable(engine.manifest(), reference.manifest()) {
         Err(error @ TraceError::OtherTokens { a, b, .. }) => {
             let vocabulary = Vocabulary::load(model)?;

@@ -142,6 +142,7 @@ impl Inputs<ModelFile> {
 
 /// The ids of a trace's prompt, and those after it.
 pub fn tokens_of(trace: &TraceReader) -> Result<(Vec<i32>, Vec<i32>), Error> {
+    let trace = &trace.clone().settled()?;
     let manifest = trace.manifest();
     let start = manifest.positions().start;
     if start > 0 {

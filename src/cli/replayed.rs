@@ -70,17 +70,12 @@ pub fn measured_floor(
 struct Replayed<'t> {
     trace: &'t TraceReader,
     steps: Vec<Vec<i32>>,
-    inputs: SequenceInputs,
+    inputs: &'t SequenceInputs,
 }
 
 impl<'t> Replayed<'t> {
-    /// Ids before the first that was recorded are not known, and nothing that was recorded is made of them.
-    fn of(trace: &'t TraceReader, graph: &ModelGraph, inputs: &SequenceInputs) -> Replayed<'t> {
-        let manifest = trace.manifest();
-        let steps: Vec<Vec<i32>> = manifest.steps.iter().map(|s| s.tokens.clone()).collect();
-        let before = std::iter::repeat_n(0, manifest.positions().start);
-        let own = before.chain(steps.iter().flatten().copied());
-        let inputs = inputs.with_tokens(&graph.graph, own);
+    fn of(trace: &'t TraceReader, inputs: &'t SequenceInputs) -> Replayed<'t> {
+        let steps = trace.manifest().steps.iter().map(|step| step.tokens.clone()).collect();
         Replayed { trace, steps, inputs }
     }
 
@@ -117,7 +112,7 @@ pub fn diagnose(
     let needed = other.map_or(0, positions).max(positions(engine));
     let (graph, inputs) = match (carried, model) {
         (Some((graph, inputs)), _) if inputs.tokens >= needed => (graph, inputs),
-        (None, Subject::Engine(model)) => (model.graph.clone(), model.inputs(&[])),
+        (None, Subject::Engine(model)) => (model.graph.clone(), model.inputs().clone()),
         (_, model) => {
             let llama = Reference::load(model.file(), ReferenceOptions::default())?;
             let (graph, inputs) = llama.import(&vec![0; needed])?;
@@ -125,8 +120,8 @@ pub fn diagnose(
         }
     };
     let (file, f32) = (model.file(), Arithmetic::engine(DType::F32));
-    let engine = Replayed::of(engine, &graph, &inputs);
-    let other = other.map(|trace| Replayed::of(trace, &graph, &inputs));
+    let engine = Replayed::of(engine, &inputs);
+    let other = other.map(|trace| Replayed::of(trace, &inputs));
     let other = other.as_ref().map(|other| other.run(file, &graph, &f32));
     let mut diagnosis = Diagnosis::of(engine.run(file, &graph, &f32), other)?;
     if let Some(weights) = weights {

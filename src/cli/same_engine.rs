@@ -39,9 +39,11 @@ pub fn same_engine(args: &DiffArgs) -> Result<Exit, Error> {
     output::check_json(args.compare.json.as_deref())?;
     let [a, b] = diff::opened(args)?;
     same(a.manifest(), b.manifest())?;
-    let common = comparable(a.manifest(), b.manifest())?;
+    let (settled_a, settled_b) = (a.clone().settled()?, b.clone().settled()?);
+    let common = comparable(settled_a.manifest(), settled_b.manifest())?;
     let is_alone = a.selected().is_none() == b.selected().is_none();
-    let bond = if is_alone { bond(&common, a.manifest(), b.manifest()) } else { Bond::OtherBatch };
+    let manifests = [a.manifest(), b.manifest()];
+    let bond = if is_alone { bond(&common, manifests) } else { Bond::OtherBatch };
     // A rerun needs neither a floor nor the model: the causes are sought where the model is there.
     let model = explain::model(args.model.as_deref(), &a, None);
     let model = if bond == Bond::Rerun && args.model.is_none() { model.ok() } else { Some(model?) };
@@ -50,9 +52,9 @@ pub fn same_engine(args: &DiffArgs) -> Result<Exit, Error> {
         (Bond::OtherSteps | Bond::OtherBatch, Some(floor), _) => Cow::Borrowed(floor),
         (Bond::OtherSteps | Bond::OtherBatch, None, Some(model)) => {
             bar.set_message("measuring the floor");
-            Cow::Owned(measured_floor(&a.manifest().arithmetic, &b, model.file())?)
+            Cow::Owned(measured_floor(&a.manifest().arithmetic, &settled_b, model.file())?)
         }
-        _ => Cow::Owned(no_floor(&b)),
+        _ => Cow::Owned(no_floor(&settled_b)),
     };
     let rule = Rule { factor: args.compare.factor, stop_at_first: args.compare.stop_at_first };
     let filter = inputs::filter(args.compare.sites.as_deref())?;
@@ -89,9 +91,16 @@ fn same(a: &Manifest, b: &Manifest) -> Result<(), Error> {
     Err(Error::Refused(format!("the traces are {what}; leave out --same-engine")))
 }
 
-fn bond(common: &Common, a: &Manifest, b: &Manifest) -> Bond {
+fn bond(common: &Common, [a, b]: [&Manifest; 2]) -> Bond {
     let is_whole = common.longer.is_none() && a.positions() == b.positions();
-    if common.same_steps && is_whole { Bond::Rerun } else { Bond::OtherSteps }
+    let lengths = |manifest: &Manifest| -> Vec<_> {
+        manifest.steps.iter().map(|step| (step.tokens.len(), step.removed)).collect()
+    };
+    if common.same_steps && is_whole && lengths(a) == lengths(b) {
+        Bond::Rerun
+    } else {
+        Bond::OtherSteps
+    }
 }
 
 /// No distance is allowed anywhere.

@@ -1,6 +1,9 @@
 //! The values of a graph's inputs over a whole sequence of tokens.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use super::{Extent, Graph, Kind, Node, NodeId, Op, RopeParams, Size};
 
@@ -27,25 +30,6 @@ enum Along {
 }
 
 impl SequenceInputs {
-    /// Those of other tokens, as many or fewer.
-    pub fn with_tokens(&self, graph: &Graph, tokens: impl Iterator<Item = i32>) -> SequenceInputs {
-        let mut inputs = self.clone();
-        let is_lookup = |node: &&Node| {
-            let kind = |source| node.source(source).map(|id| graph.node(graph.root(id)).kind);
-            let kinds = (kind(0), kind(1));
-            node.op == Op::GetRows && kinds == (Some(Kind::Weight), Some(Kind::Input))
-        };
-        let ids = graph.nodes.iter().filter(is_lookup).filter_map(|node| node.source(1));
-        let tokens: Vec<f64> = tokens.map(f64::from).collect();
-        for id in ids.map(|id| graph.root(id)) {
-            if let Some(values) = inputs.values.get_mut(&id) {
-                let own = tokens.iter().chain(values.iter().skip(tokens.len()));
-                *values = own.copied().collect();
-            }
-        }
-        inputs
-    }
-
     /// The values of an input in a step whose first token has that position. `None` where the sequence
     /// does not have them.
     pub fn at(&self, graph: &Graph, input: NodeId, step: Extent, first: usize) -> Option<Vec<f64>> {
@@ -82,6 +66,14 @@ impl SequenceInputs {
             }
         }
         Some(found)
+    }
+}
+
+impl Graph {
+    /// The inputs that are the ids of a step's tokens. Positions may choose rows of a weight too.
+    pub fn token_ids(&self) -> BTreeSet<NodeId> {
+        let is_ids = |node: &Node| node.kind == Kind::Input && node.name == "inp_tokens";
+        self.iter().filter(|(_, node)| is_ids(node)).map(|(id, _)| id).collect()
     }
 }
 

@@ -167,8 +167,8 @@ impl Model {
         self.inputs.tokens
     }
 
-    /// The values of the graph's inputs when these tokens are run, step after step.
-    pub fn inputs(&self, steps: &[Vec<i32>]) -> SequenceInputs {
-        self.inputs.with_tokens(&self.graph.graph, steps.iter().flatten().copied())
+    /// The values of the graph's inputs over all planned positions; the token ids are those of each run.
+    pub fn inputs(&self) -> &SequenceInputs {
+        &self.inputs
     }
 }

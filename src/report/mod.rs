@@ -16,8 +16,8 @@ pub use blame::{answer, guilt};
 pub(crate) use blame::{grouped, named, whose};
 use schema::formula;
 pub use schema::{
-    Compared, DevicesSummary, Headline, ModelSummary, Parted, REPORT_VERSION, Report, SideSummary,
-    SiteRow, StepRow,
+    Compared, DevicesSummary, Headline, ModelSummary, Parted, REPORT_VERSION, Report, SequenceRow,
+    SideSummary, SiteRow, StepRow,
 };
 pub(crate) use terminal::{BAD, DIM, GOOD, line};
 pub use terminal::{headline, render};

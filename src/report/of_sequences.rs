@@ -1,6 +1,6 @@
 //! The reports of the sequences of one trace as one.
 
-use super::Report;
+use super::{Report, SequenceRow};
 use crate::core::exit::Exit;
 
 impl Report {
@@ -20,7 +20,14 @@ impl Report {
         let lines: Vec<String> = (reports.iter())
             .map(|(number, report)| format!("sequence {number}: {}", report.headline.text))
             .collect();
+        let row = |(sequence, report): &(u32, Report)| SequenceRow {
+            sequence: *sequence,
+            headline: report.headline.clone(),
+            diagnosis: report.diagnosis.clone(),
+        };
+        let sequences = reports.iter().map(row).collect();
         let (number, mut report) = reports.swap_remove(worst);
+        report.sequences = sequences;
         report.headline.text = if report.headline.exit == Exit::Equal {
             let count = lines.len();
             format!("each of {count} sequences: {}", report.headline.text)

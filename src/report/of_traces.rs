@@ -23,6 +23,8 @@ impl Report {
         rule: Rule,
         floor: &Floor,
     ) -> Result<Report, RunError> {
+        let whole = engine;
+        let (engine, reference) = (&engine.clone().settled()?, &reference.clone().settled()?);
         let common = comparable(engine.manifest(), reference.manifest())?;
         let pairing = Pairing::new(engine, reference, common);
         let all = pairing.sites();
@@ -49,6 +51,7 @@ impl Report {
             notes.push(divided(engine));
         }
         notes.extend(parted.is_some().then(|| OWN_TOKENS.to_string()));
+        notes.extend(removed(whole, engine));
         let first_positions = manifest.steps.iter().map(|step| step.first_position).collect();
         let end = manifest.prompt_tokens.unwrap_or(manifest.steps[0].positions());
         let is_of_prompt = |step: &&Step| step.first_position < end;
@@ -74,7 +77,8 @@ impl Report {
             reference: Some(SideSummary::of_trace(reference.manifest())),
             compared: Some(compared),
             steps: steps(&pairing)?,
-            engine_positions: own_positions(engine),
+            sequence: whole.selected(),
+            engine_positions: own_positions(whole),
             notes,
             sites,
             ..Report::of_engine(headline, SideSummary::of_trace(engine.manifest()))
@@ -103,6 +107,7 @@ impl Report {
         notes.extend((start > 0).then(|| format!("the trace begins at position {start}")));
         Ok(Report {
             steps: steps.collect::<Result<_, TraceError>>()?,
+            sequence: engine.selected(),
             engine_positions: own_positions(engine),
             notes,
             ..Report::of_engine(headline, SideSummary::of_trace(manifest))
@@ -130,6 +135,16 @@ fn copies(sites: &[SiteRow], sides: [Side; 2]) -> &'static str {
     } else {
         "; no element differs at all, which two programs never reach: is one trace a copy of the other?"
     }
+}
+
+/// What a comparison leaves out of a trace whose caches lose positions.
+fn removed(whole: &TraceReader, settled: &TraceReader) -> Option<String> {
+    let count = |trace: &TraceReader| -> usize {
+        trace.manifest().steps.iter().map(|step| step.tokens.len()).sum()
+    };
+    let left_out = count(whole) - count(settled);
+    let reason = "they are replayed only, as later steps remove them or move positions";
+    (left_out > 0).then(|| format!("{left_out} tokens are not compared: {reason}"))
 }
 
 /// How the engine divides the tokens, where the reference does otherwise.

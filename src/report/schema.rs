@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Raised when a field is added, removed or changes its meaning.
-pub const REPORT_VERSION: u32 = 6;
+pub const REPORT_VERSION: u32 = 7;
 
 /// A whole report.
 #[derive(Clone, Debug, Serialize)]
@@ -24,6 +24,12 @@ pub struct Report {
     pub report_version: u32,
     pub firstdiff: String,
     pub headline: Headline,
+    /// Which sequence of a batch this is of; absent where the trace is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u32>,
+    /// The answer of each sequence, where all were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sequences: Vec<SequenceRow>,
     pub model: Option<ModelSummary>,
     pub engine: SideSummary,
     /// Absent where one trace was explained by itself.
@@ -53,6 +59,8 @@ impl Report {
             report_version: REPORT_VERSION,
             firstdiff: env!("CARGO_PKG_VERSION").to_string(),
             headline,
+            sequence: None,
+            sequences: Vec::new(),
             model: None,
             engine,
             reference: None,
@@ -118,6 +126,15 @@ impl Headline {
         let text = format!("{found}{rest}{}", self.text);
         Headline { exit, exit_code: exit as u8, text, ..self }
     }
+}
+
+/// The answer of one sequence of a batch.
+#[derive(Clone, Debug, Serialize)]
+pub struct SequenceRow {
+    pub sequence: u32,
+    pub headline: Headline,
+    /// What was replayed of it; absent if nothing was.
+    pub diagnosis: Option<Diagnosis>,
 }
 
 /// The model that both sides ran.

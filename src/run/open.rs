@@ -29,7 +29,7 @@ pub fn open_for(path: &Path, positions: usize) -> Result<Model, RunError> {
 /// What a replay is told of a run's model: its graph, and the values of the graph's inputs.
 pub struct Replayable<'m> {
     pub graph: Cow<'m, ModelGraph>,
-    pub inputs: SequenceInputs,
+    pub inputs: Cow<'m, SequenceInputs>,
 }
 
 /// The graph and inputs of a run: as they were planned, or read anew where the run is longer.
@@ -40,10 +40,12 @@ pub fn replayable<'m>(
 ) -> Result<Replayable<'m>, RunError> {
     let tokens: Vec<i32> = steps.iter().flatten().copied().collect();
     if tokens.len() <= model.planned_positions() {
-        return Ok(Replayable { graph: Cow::Borrowed(&model.graph), inputs: model.inputs(steps) });
+        let (graph, inputs) = (Cow::Borrowed(&model.graph), Cow::Borrowed(model.inputs()));
+        return Ok(Replayable { graph, inputs });
     }
     let (graph, inputs) = reference.import(&tokens)?;
-    Ok(Replayable { graph: Cow::Owned(ModelGraph::clone(&graph)), inputs })
+    let graph = Cow::Owned(ModelGraph::clone(&graph));
+    Ok(Replayable { graph, inputs: Cow::Owned(inputs) })
 }
 
 /// The model of a file that is loaded, for runs of that many positions.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     error::{Limit, TraceError},
     manifest::{Step, field, within},
+    removed::Removed,
 };
 
 /// The sequences of a step. Its tokens are those of all rows, padding among them.
@@ -36,6 +37,9 @@ pub struct BatchedSequence {
     pub sequence: u32,
     /// The position of its first row; the rows follow one another from there.
     pub first_position: usize,
+    /// Positions of its cache that are removed before the step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed: Option<Removed>,
     /// Rows of the step's tensors, in the order of their positions.
     pub rows: Vec<usize>,
     /// The blocks that hold its positions, in their order.
@@ -202,18 +206,33 @@ pub(super) fn check(path: &Path, steps: &[Step]) -> Result<(), TraceError> {
         if !is_batched {
             return Err(field(path, name(""), "is there, and step 0 has none".into()));
         }
+        if step.removed.is_some() {
+            let reason = "is there beside a batch; state it of each sequence".into();
+            return Err(field(path, format!("steps[{index}].removed"), reason));
+        }
         batch.check(path, index, step.tokens.len())?;
         for (place, own) in batch.sequences.iter().enumerate() {
+            let refuse = |of: &str, reason| {
+                Err(field(path, name(&format!(".sequences[{place}].{of}")), reason))
+            };
             let first = own.first_position;
-            if let Some(end) = ends.insert(own.sequence, own.positions())
-                && end != first
-            {
+            let end = match (ends.insert(own.sequence, own.positions()), own.removed) {
+                (None, None) => continue,
+                (None, Some(_)) => {
+                    return refuse(
+                        "removed",
+                        "is there, and no step ran the sequence before".into(),
+                    );
+                }
+                (Some(end), None) => end,
+                (Some(end), Some(removed)) => match removed.left_of(end) {
+                    Ok(left) => left,
+                    Err(reason) => return refuse("removed", reason),
+                },
+            };
+            if end != first {
                 let reason = format!("is {first}, and the sequence goes on at position {end}");
-                return Err(field(
-                    path,
-                    name(&format!(".sequences[{place}].first_position")),
-                    reason,
-                ));
+                return refuse("first_position", reason);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! `manifest.json`: what was run, and what every step file must agree with.
 //!
-//! All serialised types of the format are here, in `batch`, `groups`, `shard` and `weights`. A new field means a new
-//! version.
+//! All serialised types of the format are here, in `batch`, `groups`, `removed`, `shard` and `weights`. A new field
+//! means a new version.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -14,6 +14,7 @@ use super::{
     error::{Limit, TraceError},
     groups::{SiteGroup, grouped},
     layout::Layout,
+    removed::Removed,
     shard::Shard,
     weights::WeightsFile,
 };
@@ -170,6 +171,9 @@ pub struct Step {
     /// The position of the first of them: that of the step before, and its tokens. In the first step the
     /// number of tokens that were in the cache already.
     pub first_position: usize,
+    /// Positions of the cache that are removed before the step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed: Option<Removed>,
     /// `step-0000.safetensors` for step 0 and so on.
     pub file: String,
     /// The file's length.
@@ -229,7 +233,7 @@ impl Manifest {
     /// The positions that the steps run.
     pub fn positions(&self) -> std::ops::Range<usize> {
         let first = self.steps.first().map_or(0, |step| step.first_position);
-        first..self.steps.last().map_or(0, Step::positions)
+        first..self.steps.iter().map(Step::positions).max().unwrap_or(0)
     }
 
     /// The position after the prompt.
@@ -267,6 +271,7 @@ impl Manifest {
         let later = [
             ("weights", 5, read.weights.is_some()),
             ("steps[].batch", 5, has(|step| step.batch.is_some())),
+            ("steps[].removed", 6, has(|step| step.removed.is_some())),
             ("steps[].quantised", 6, has(|step| !step.quantised.is_empty())),
         ];
         if let Some((name, since, _)) =
@@ -335,6 +340,15 @@ impl Manifest {
         within(path, Limit::Tokens, position as u64)?;
         let (n_vocab, hashed) = (self.model.n_vocab, self.run.is_none());
         for (index, step) in self.steps.iter().enumerate() {
+            if let Some(removed) = step.removed {
+                let refuse = |reason| field(path, format!("steps[{index}].removed"), reason);
+                if index == 0 {
+                    return Err(refuse(
+                        "is there in the first step, before which nothing ran".into(),
+                    ));
+                }
+                position = removed.left_of(position).map_err(refuse)?;
+            }
             let expected = StepPlace { index, position, n_vocab, hashed };
             step.check(path, expected)?;
             position += step.tokens.len();

@@ -35,6 +35,7 @@ mod ranks;
 mod read;
 #[cfg(feature = "full")]
 pub mod recording;
+mod removed;
 #[cfg(feature = "full")]
 mod row_words;
 mod seal;
@@ -64,10 +65,11 @@ pub use plan::{PLAN_FILE, Plan};
 pub use quantised::caches_in_words;
 #[cfg(feature = "full")]
 pub use read::{TraceReader, feed};
+pub use removed::Removed;
 #[cfg(feature = "full")]
 pub use row_words::rows_in_words;
 #[cfg(feature = "full")]
-pub use sequence::NeighbourRow;
+pub use sequence::{NeighbourRow, Outside, OutsideRow};
 pub use shard::{Shard, Split, rank_folder};
 pub use weights::{WEIGHTS_FILE, WeightEntry, WeightsFile};
 pub use write::TraceWriter;

@@ -40,7 +40,7 @@ pub struct TraceReader {
     parts: Vec<Part>,
     layout: Layout,
     sites: BTreeMap<Site, Whole>,
-    /// The sequence of a batch that this is.
+    /// The part of another trace that this is.
     pub(in crate::trace) selection: Option<Box<Selection>>,
 }
 
@@ -68,25 +68,25 @@ impl TraceReader {
         Ok(TraceReader { folder, manifest, parts, layout, sites, selection: None })
     }
 
-    /// The reader of a sequence of a batch, whose steps are those of the manifest.
-    pub(super) fn of_sequence(
+    /// The reader of a part of a trace, whose steps are those of the manifest.
+    pub(super) fn of_selection(
         manifest: Manifest,
         selection: Selection,
     ) -> Result<TraceReader, TraceError> {
-        let batch = &selection.batch;
-        let (folder, parts) = (batch.folder.clone(), batch.parts.clone());
+        let of = &selection.whole;
+        let (folder, parts) = (of.folder.clone(), of.parts.clone());
         let mut own = TraceReader {
             folder,
             manifest,
             parts,
-            layout: batch.layout.clone(),
+            layout: of.layout.clone(),
             sites: BTreeMap::new(),
             selection: None,
         };
-        for (&site, whole) in &batch.sites {
+        for (&site, whole) in &of.sites {
             let Some(step) = selection.own_step(site.step) else { continue };
             let site = Site { step, ..site };
-            if let Some(mut whole) = selection.whole(site, whole) {
+            if let Some(mut whole) = selection.of_site(site, whole) {
                 whole.shape = own.shape(site)?;
                 if let Some(rows) = &whole.rows {
                     whole.shape[0] = rows.len();
@@ -204,7 +204,7 @@ impl TraceReader {
     /// The file that a step of the trace lies in, or that of its first rank.
     pub fn path(&self, step: u32) -> PathBuf {
         match &self.selection {
-            Some(selection) => selection.batch.path(selection.of_batch_step(step)),
+            Some(selection) => selection.whole.path(selection.of_whole_step(step)),
             None => self.parts[0].path(step),
         }
     }
@@ -245,7 +245,7 @@ impl TraceReader {
     /// One rank's own tensor of a site, in its own shape.
     pub fn of_rank(&self, site: Site, rank: usize) -> Result<Option<Tensor>, TraceError> {
         if let Some(selection) = &self.selection {
-            let part = selection.batch.of_rank(selection.of_batch(site), rank)?;
+            let part = selection.whole.of_rank(selection.of_whole(site), rank)?;
             return Ok(part.and_then(|part| selection.of_tensor(site, part)));
         }
         let pieces = self.sites.get(&site).into_iter().flat_map(|whole| &whole.pieces);

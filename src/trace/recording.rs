@@ -9,7 +9,7 @@ use crate::{
         tensor::Tensor,
     },
     graph::site::{Site, Stage},
-    trace::{NeighbourRow, Split, TraceError, TraceReader},
+    trace::{NeighbourRow, OutsideRow, Removed, Split, TraceError, TraceReader},
 };
 
 /// Tensors that can be read again, in any order and from several threads.
@@ -30,8 +30,18 @@ pub trait Recorded: Sync {
         0
     }
 
+    /// Positions that are removed from the caches before a step.
+    fn removed(&self, _step: u32) -> Option<Removed> {
+        None
+    }
+
     /// The rows of a site with a row for each token that the other sequences of a batch have, up to that step.
     fn neighbours(&self, _site: Site) -> Result<Vec<NeighbourRow>, TraceError> {
+        Ok(Vec::new())
+    }
+
+    /// The rows of a cache of a batch that hold none of the sequence's positions.
+    fn outside(&self, _site: Site) -> Result<Vec<OutsideRow>, TraceError> {
         Ok(Vec::new())
     }
 
@@ -73,8 +83,16 @@ impl Recorded for TraceReader {
         self.manifest().positions().start
     }
 
+    fn removed(&self, step: u32) -> Option<Removed> {
+        self.manifest().steps.get(step as usize)?.removed
+    }
+
     fn neighbours(&self, site: Site) -> Result<Vec<NeighbourRow>, TraceError> {
         self.selection.as_ref().map_or(Ok(Vec::new()), |selection| selection.neighbours(site))
+    }
+
+    fn outside(&self, site: Site) -> Result<Vec<OutsideRow>, TraceError> {
+        self.selection.as_ref().map_or(Ok(Vec::new()), |selection| selection.outside(site))
     }
 
     fn padding(&self, step: u32) -> usize {
@@ -185,8 +203,16 @@ impl Recorded for Without<'_> {
         self.recorded.first_position()
     }
 
+    fn removed(&self, step: u32) -> Option<Removed> {
+        self.recorded.removed(step)
+    }
+
     fn neighbours(&self, site: Site) -> Result<Vec<NeighbourRow>, TraceError> {
         self.recorded.neighbours(site)
+    }
+
+    fn outside(&self, site: Site) -> Result<Vec<OutsideRow>, TraceError> {
+        self.recorded.outside(site)
     }
 
     fn padding(&self, step: u32) -> usize {

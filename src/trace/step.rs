@@ -18,6 +18,7 @@ use super::{
     error::TraceError,
     layout::{Layout, StepLengths},
     manifest::{Manifest, Step, step_file},
+    removed::Removed,
     seal,
     shard::Shard,
 };
@@ -44,6 +45,8 @@ pub(super) struct StepWriter {
     index: usize,
     tokens: Vec<i32>,
     first_position: usize,
+    /// What was removed from the caches before.
+    removed: Option<Removed>,
     /// Whose the rows are, where there are several sequences.
     batch: Option<Batch>,
     /// The rank whose parts are put.
@@ -87,6 +90,7 @@ impl StepWriter {
             index,
             tokens: tokens.to_vec(),
             first_position,
+            removed: None,
             batch: None,
             shard: manifest.shard.clone(),
             run: manifest.run.clone(),
@@ -104,6 +108,11 @@ impl StepWriter {
     /// Says that the rows are of several sequences.
     pub fn with_batch(self, batch: Batch) -> StepWriter {
         StepWriter { batch: Some(batch), ..self }
+    }
+
+    /// Says which positions were removed before the step.
+    pub fn with_removed(self, removed: Option<Removed>) -> StepWriter {
+        StepWriter { removed, ..self }
     }
 
     pub fn set_choice(&mut self, choice: Choice) {
@@ -265,6 +274,7 @@ impl StepWriter {
             sites,
             tokens: self.tokens,
             first_position: self.first_position,
+            removed: self.removed,
             choice: self.choice,
             rows: self.rows,
             quantised: self.quantised,

@@ -14,6 +14,7 @@ use super::{
     layout::Layout,
     manifest::{CHECKSUM_FILE, MANIFEST_FILE, Manifest, Side, Step, step_file, within},
     plan::{PLAN_FILE, plan},
+    removed::Removed,
     seal,
     shard::rank_folder,
     step::StepWriter,
@@ -151,10 +152,38 @@ impl TraceWriter {
 
     /// Starts the next step, which runs `tokens` from `first_position` on.
     pub fn begin_step(&mut self, tokens: &[i32], first_position: usize) -> Result<(), TraceError> {
+        self.begin(tokens, first_position, None)
+    }
+
+    /// The same after positions were removed from the caches: rejected drafts, or the oldest in a context shift.
+    pub fn begin_step_after(
+        &mut self,
+        removed: Removed,
+        tokens: &[i32],
+        first_position: usize,
+    ) -> Result<(), TraceError> {
+        self.begin(tokens, first_position, Some(removed))
+    }
+
+    fn begin(
+        &mut self,
+        tokens: &[i32],
+        first_position: usize,
+        removed: Option<Removed>,
+    ) -> Result<(), TraceError> {
         self.guard(|writer| {
             let index = writer.manifest.steps.len();
             // What was in the cache before the first step is another run's.
-            let expected = writer.manifest.steps.last().map_or(first_position, Step::positions);
+            let end = writer.manifest.steps.last().map(Step::positions);
+            let left = |removed: Removed| {
+                removed.left_of(end.unwrap_or(0)).map_err(|reason| {
+                    TraceError::Misuse(format!("what is removed before step {index} {reason}"))
+                })
+            };
+            let expected = match removed {
+                Some(removed) => left(removed)?,
+                None => end.unwrap_or(first_position),
+            };
             if writer.open.is_some() || tokens.is_empty() || first_position != expected {
                 return Err(TraceError::Misuse(format!(
                     "step {index} began with {} tokens at position {first_position} \
@@ -168,8 +197,8 @@ impl TraceWriter {
             }
             let path = draft(&writer.temporary).join(step_file(index));
             let (layout, manifest) = (&writer.layout, &writer.manifest);
-            writer.open =
-                Some(StepWriter::create(path, index, tokens, first_position, layout, manifest)?);
+            let open = StepWriter::create(path, index, tokens, first_position, layout, manifest)?;
+            writer.open = Some(open.with_removed(removed));
             Ok(())
         })
     }

@@ -1,7 +1,9 @@
 /* Records a step of two sequences, padded on the left to one length, and one of a token of each, with a cache in
  * pages.
  *
- *     batch FOLDER PLAN
+ *     batch FOLDER PLAN [single]
+ *
+ * With `single`, one sequence instead, of which two tokens are rejected.
  *
  * Row r of what is written is r, its last axis counting in hundredths. */
 #include "firstdiff.h"
@@ -29,6 +31,14 @@ int main(int count, char **arguments)
         return 2;
     memset(sequences, 0, sizeof sequences);
     fd = firstdiff_begin(arguments[1], arguments[2], "batch");
+    if (count > 3) {
+        firstdiff_step(fd, padded, 3);
+        firstdiff_f32(fd, "q", 0, rows(3, HQ, D), 3);
+        firstdiff_removed(fd, 1, 2);
+        firstdiff_step(fd, decoded, 1);
+        firstdiff_f32(fd, "k_cache", 0, rows(2, HK, D), 2);
+        return firstdiff_end(fd);
+    }
     sequences[0].n = 3, sequences[0].blocks = long_blocks;
     sequences[1].sequence = 7, sequences[1].first_row = 4, sequences[1].n = 2;
     sequences[1].blocks = short_blocks;
@@ -43,5 +53,7 @@ int main(int count, char **arguments)
     firstdiff_batch(fd, decoded, 2, SLOTS, PAGE, 0, sequences, 2);
     firstdiff_f32(fd, "k_cache", 0, rows(SLOTS, HK, D), SLOTS);
     firstdiff_f32(fd, "scores", 0, rows(2, HQ, 4), 2);
+    sequences[0].first_position = 2, sequences[0].removed_first = 2, sequences[0].removed_count = 2;
+    firstdiff_batch(fd, decoded, 1, SLOTS, PAGE, 0, sequences, 1);
     return firstdiff_end(fd);
 }

@@ -2,7 +2,10 @@
 
 use std::{fs, path::Path, process::Command};
 
-use firstdiff::{graph::site::Site, trace::TraceReader};
+use firstdiff::{
+    graph::site::Site,
+    trace::{Removed, TraceReader},
+};
 
 use super::{
     header::PLAN,
@@ -28,6 +31,12 @@ with firstdiff.Trace(sys.argv[1], sys.argv[2], 'batch') as trace:
     trace.put(rows=[2, 5], logits=rows(2, 1, 13)[:, 0])
     trace.batch({0: [6], 7: [7]}, blocks={0: [4, 1], 7: [0, 5]}, **paged)
     trace.put(0, k_cache=rows(12, 2, 4), scores=rows(2, 6, 4))
+    trace.batch({0: [6]}, blocks={0: [4, 1]}, removed={0: (2, 2)}, **paged)
+with firstdiff.Trace(sys.argv[3], sys.argv[2], 'single') as trace:
+    trace.step([1, 2, 3])
+    trace.put(0, q=rows(3, 6, 4))
+    trace.step([6], removed=(1, 2))
+    trace.put(0, k_cache=rows(2, 2, 4))
 ";
 
 /// The first number of each row, and of the first line the hundredths.
@@ -48,7 +57,10 @@ fn check(folder: &Path, keys: &[usize]) {
     let tokens = |trace: &TraceReader| -> Vec<Vec<i32>> {
         trace.manifest().steps.iter().map(|step| step.tokens.clone()).collect()
     };
-    assert_eq!(tokens(&zero), [vec![1, 2, 3], vec![6]]);
+    assert_eq!(tokens(&zero), [vec![1, 2, 3], vec![6], vec![6]]);
+    let third = &zero.manifest().steps[2];
+    let removed = Some(Removed { first: 2, count: 2 });
+    assert_eq!((third.first_position, third.removed), (2, removed));
     assert_eq!(tokens(&seven), [vec![4, 5], vec![7]]);
     assert_eq!(rows(&zero, 0, "blk.0.q").0, [0.0, 1.0, 2.0]);
     assert_eq!(rows(&seven, 0, "blk.0.q").0, [4.0, 5.0]);
@@ -59,6 +71,21 @@ fn check(folder: &Path, keys: &[usize]) {
     let logits = Site::from_tensor_name(0, "logits").unwrap();
     assert_eq!((zero.rows(logits), seven.rows(logits)), (Some(&[2][..]), Some(&[1][..])));
     assert_eq!(rows(&seven, 0, "logits").0, [1.0]);
+}
+
+/// A trace of one sequence, two tokens of which are rejected: what stays is a trace without them.
+fn check_single(folder: &Path) {
+    let trace = TraceReader::open(folder).unwrap();
+    let steps = |trace: &TraceReader| -> Vec<(usize, Vec<i32>)> {
+        trace.manifest().steps.iter().map(|s| (s.first_position, s.tokens.clone())).collect()
+    };
+    assert_eq!(steps(&trace), [(0, vec![1, 2, 3]), (1, vec![6])]);
+    let removed = Some(Removed { first: 1, count: 2 });
+    assert_eq!(trace.manifest().steps[1].removed, removed);
+    let settled = trace.settled().unwrap();
+    assert_eq!(steps(&settled), [(0, vec![1]), (1, vec![6])]);
+    assert_eq!(rows(&settled, 0, "blk.0.q").0, [0.0]);
+    assert_eq!(rows(&settled, 1, "blk.0.k_cache").0, [0.0, 1.0]);
 }
 
 #[test]
@@ -74,6 +101,11 @@ fn a_batch_of_the_c_header_is_read_sequence_by_sequence() {
         let err = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.success() && err.is_empty(), "{err}");
         check(&trace, &[1, 2, 3]);
+        let single = folder.path().join("single");
+        let arguments = [single.to_str().unwrap(), plan.to_str().unwrap(), "single"];
+        let output = run(&program, &arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        check_single(&single);
     }
 }
 
@@ -83,8 +115,10 @@ fn a_batch_of_the_python_writer_is_read_sequence_by_sequence() {
     let (plan, trace) = (folder.path().join("plan.txt"), folder.path().join("trace"));
     fs::write(&plan, PLAN).unwrap();
     let mut command = Command::new(python());
-    command.args(["-B", "-c", SCRIPT]).arg(&trace).arg(&plan);
+    let single = folder.path().join("single");
+    command.args(["-B", "-c", SCRIPT]).arg(&trace).arg(&plan).arg(&single);
     let output = command.env("PYTHONPATH", project().join("python")).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     check(&trace, &[0, 1, 2]);
+    check_single(&single);
 }

@@ -1,5 +1,7 @@
 //! Steps of several sequences: what a reader shows of each, and tables that are refused.
 
+use std::{collections::BTreeSet, fs};
+
 use firstdiff::{
     core::tensor::Tensor,
     graph::{
@@ -7,20 +9,20 @@ use firstdiff::{
         site::{Axis, Site, Stage},
     },
     trace::{
-        Array, Batch, BatchedSequence, Elements, Manifest, ModelId, TraceReader, TraceWriter,
-        recording::Recorded as _,
+        Array, Batch, BatchedSequence, Elements, MANIFEST_FILE, Manifest, ModelId, TraceReader,
+        TraceWriter, recording::Recorded as _,
     },
 };
 use serde_json::{Value, json};
 
-use super::support::{Recorded, manifest};
+use super::support::{Random, Recorded, manifest};
 
 const SLOTS: usize = 12;
 const KEYS: usize = 4;
 
 fn part(sequence: u32, first_position: usize, rows: &[usize], blocks: &[usize]) -> BatchedSequence {
     let (rows, blocks) = (rows.to_vec(), blocks.to_vec());
-    BatchedSequence { sequence, first_position, rows, blocks, keys: None }
+    BatchedSequence { sequence, first_position, removed: None, rows, blocks, keys: None }
 }
 
 /// Two steps: sequences 0 and 7 with a row of padding between them, then each a token; pages of two slots.
@@ -118,7 +120,7 @@ fn rows_of_some_tokens_are_those_of_the_sequences_that_have_them() {
 
 #[test]
 fn each_malformed_batch_and_table_is_refused_by_name() {
-    let edits: [(&str, Value, &str); 19] = [
+    let edits: [(&str, Value, &str); 26] = [
         ("/0/batch/sequences", json!([]), "steps[0].batch.sequences is empty"),
         ("/0/batch/block_size", json!(0), "steps[0].batch.block_size is 0"),
         ("/0/batch/sequences/1/sequence", json!(0), "sequences[1].sequence is 0 a second time"),
@@ -147,6 +149,37 @@ fn each_malformed_batch_and_table_is_refused_by_name() {
             json!(3),
             "sequences[0].first_position is 3, and the sequence goes on at position 2",
         ),
+        (
+            "/0/batch/sequences/0/removed",
+            json!({"first": 0, "count": 1}),
+            "sequences[0].removed is there, and no step ran the sequence before",
+        ),
+        (
+            "/1/batch/sequences/0/removed",
+            json!({"first": 1, "count": 2}),
+            "sequences[0].removed is 2 positions from 1 on, and the cache has 2",
+        ),
+        (
+            "/1/batch/sequences/0/removed",
+            json!({"first": 1, "count": 0}),
+            "sequences[0].removed has a count of 0",
+        ),
+        (
+            "/1/batch/sequences/0/removed",
+            json!({"first": 1, "count": 1}),
+            "sequences[0].first_position is 2, and the sequence goes on at position 1",
+        ),
+        ("/1/batch/sequences/0/removed", json!({"first": 1}), "missing field `count`"),
+        (
+            "/1/removed",
+            json!({"first": 0, "count": 1}),
+            "steps[1].removed is there beside a batch; state it of each sequence",
+        ),
+        (
+            "/0/removed",
+            json!({"first": 0, "count": 1}),
+            "steps[0].removed is there in the first step, before which nothing ran",
+        ),
         ("/1/batch", Value::Null, "steps[1].batch is missing, and step 0 has one"),
         ("/0/batch", Value::Null, "steps[1].batch is there, and step 0 has none"),
         ("/0/tokens/3", json!(13), "steps[0].tokens has id 13, n_vocab is 13"),
@@ -154,7 +187,13 @@ fn each_malformed_batch_and_table_is_refused_by_name() {
     for (pointer, value, says) in edits {
         let recorded = written(None);
         recorded.edit_manifest(|manifest| {
-            *manifest["steps"].pointer_mut(pointer).unwrap() = value;
+            // The last part may not be there yet.
+            let (parent, name) = pointer.rsplit_once('/').unwrap();
+            let parent = manifest["steps"].pointer_mut(parent).unwrap();
+            match parent {
+                Value::Array(list) => list[name.parse::<usize>().unwrap()] = value,
+                object => object[name] = value,
+            }
         });
         let error = recorded.refusal().to_string();
         assert!(error.contains(says), "{pointer}: {error}");
@@ -224,4 +263,88 @@ fn a_state_is_each_sequences_own_and_what_cannot_be_divided_is_refused() {
     writer.begin_batch(&tokens, batch).unwrap();
     let error = writer.put(padded, &tensor(&[9, 4])).unwrap_err().to_string();
     assert!(error.contains("blk.0.padded cannot be divided into the sequences"), "{error}");
+}
+
+/// The numbers that say whose the rows are, and which positions leave a cache, by their places in the manifest.
+fn numbers(value: &Value, at: &str, found: &mut Vec<String>) {
+    match value {
+        Value::Number(_) => found.push(at.to_string()),
+        Value::Array(list) => {
+            (0..)
+                .zip(list)
+                .for_each(|(i, value): (usize, _)| numbers(value, &format!("{at}/{i}"), found));
+        }
+        Value::Object(fields) => {
+            fields.iter().for_each(|(name, value)| numbers(value, &format!("{at}/{name}"), found));
+        }
+        _ => {}
+    }
+}
+
+/// Reads all of a batch, and holds its tables to what they promise, however they were made.
+fn read_whole(reader: &TraceReader) {
+    for number in reader.sequences() {
+        let one = reader.clone().sequence(Some(number)).unwrap();
+        let mut end = None;
+        for step in &one.manifest().steps {
+            let removed = step.removed.map_or(0, |removed| removed.count);
+            assert!(end.is_none_or(|end: usize| end - removed == step.first_position));
+            end = Some(step.positions());
+        }
+        for site in one.sites() {
+            let tensor = one.tensor(site).unwrap().expect("a site that it lists");
+            assert_eq!(tensor.shape.iter().product::<usize>(), tensor.data.len());
+            assert!(one.neighbours(site).is_ok() && one.outside(site).is_ok());
+        }
+        one.settled().unwrap();
+    }
+    for step in &reader.manifest().steps {
+        let rows = step.batch.iter().flat_map(|batch| &batch.sequences).flat_map(|own| &own.rows);
+        let mut seen = BTreeSet::new();
+        assert!(rows.into_iter().all(|&row| row < step.tokens.len() && seen.insert(row)));
+    }
+}
+
+#[test]
+fn a_batch_of_random_numbers_is_read_whole_or_refused() {
+    let recorded = written(None);
+    recorded.edit_manifest(|manifest| {
+        let parts = manifest["steps"][1]["batch"]["sequences"].as_array_mut().unwrap();
+        parts[0]["removed"] = json!({"first": 1, "count": 1});
+        parts[0]["first_position"] = json!(1);
+        parts[0]["blocks"] = json!([0]);
+    });
+    let path = recorded.folder.join(MANIFEST_FILE);
+    let whole: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    read_whole(&TraceReader::open(&recorded.folder).unwrap());
+    let mut places = Vec::new();
+    for step in 0..2 {
+        numbers(&whole["steps"][step]["batch"], &format!("/steps/{step}/batch"), &mut places);
+    }
+    let mut random = Random(18);
+    let (mut opened, mut refused) = (0, 0);
+    for round in 0..2000 {
+        let mut manifest = whole.clone();
+        for _ in 0..=random.below(2) {
+            let place = &places[random.below(places.len())];
+            let number = match random.below(8) {
+                0 => random.next() >> random.below(64),
+                _ => random.below(8) as u64,
+            };
+            *manifest.pointer_mut(place).unwrap() = number.into();
+        }
+        fs::write(&path, serde_json::to_vec(&manifest).unwrap()).unwrap();
+        recorded.seal();
+        match TraceReader::open(&recorded.folder) {
+            Ok(reader) => {
+                read_whole(&reader);
+                opened += 1;
+            }
+            Err(error) => {
+                assert!(error.is_refusal(), "round {round}: {error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(opened > 100 && refused > 500, "{opened} {refused}");
 }

@@ -14,6 +14,7 @@ fn run(steps: &[&[i32]]) -> Manifest {
         manifest.steps.push(Step {
             tokens: tokens.to_vec(),
             first_position,
+            removed: None,
             file: step_file(index),
             bytes: 0,
             blake3: Some(String::new()),

@@ -115,8 +115,7 @@ impl Runner<'_> {
         let sites = prompt.compare(model, case.dtype, &spool, config.least_factor())?;
         let (arithmetic, attention) = (engine.arithmetic(), engine.attending());
         let recording = Recording { tensors: &spool, steps, arithmetic: &arithmetic, attention };
-        let inputs = model.inputs(steps);
-        let mut diagnosis = Diagnosis::of(GraphRun::of(model, &inputs, recording), None)?;
+        let mut diagnosis = Diagnosis::of(GraphRun::of(model, model.inputs(), recording), None)?;
         diagnosis.explain_by(&model.graph, &weights);
         let (diagnosis, weights) = (Some(&diagnosis), &weights);
         let (hooks_leave_logits, runs_repeat) = (None, None);

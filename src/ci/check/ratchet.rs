@@ -168,7 +168,7 @@ pub fn accuracies_of(
 ) -> Result<Vec<Accuracy>, CheckError> {
     let (arithmetic, attention) = (engine.arithmetic(), engine.attending());
     let recording = Recording { tensors: spool, steps, arithmetic: &arithmetic, attention };
-    Ok(accuracies(GraphRun::of(model, &model.inputs(steps), recording))?)
+    Ok(accuracies(GraphRun::of(model, model.inputs(), recording))?)
 }
 
 #[cfg(test)]

@@ -196,8 +196,7 @@ fn judged(
     let arithmetic = Arithmetic::engine(case.storage);
     let (steps, attention) = (&case.steps[..], contract.attending());
     let recording = Recording { tensors: spool, steps, arithmetic: &arithmetic, attention };
-    let inputs = case.model.inputs(steps);
-    let verdict = judge(GraphRun::of(case.model, &inputs, recording))?;
+    let verdict = judge(GraphRun::of(case.model, case.model.inputs(), recording))?;
     Ok(verdict.judged.iter().find(|judged| judged.is_guilty()).map(wrong))
 }
 

@@ -92,6 +92,35 @@ pub fn caches(evidence: &Evidence<'_>, visit: Visit<'_>) {
     if !is_cache(evidence) {
         return;
     }
+    let recording = &evidence.run.recording;
+    if (0..recording.steps.len() as u32).all(|step| recording.shift(step).is_none()) {
+        appends(evidence, visit);
+    }
+    // What the side itself held before the step, but for the step's own rows.
+    let Some(own) = own_rows(evidence) else { return };
+    let unwritten = |step: &StepEvidence<'_>| {
+        let mut value = step.observed.piece.expected.value.clone();
+        value[step.machine.first_position * own.width..].fill(0.0);
+        Some(value)
+    };
+    let text = "a step's own rows are not written";
+    visit(evidence.copied(CauseKey::CacheUnwritten, text, Rank::Mistake, unwritten));
+    let before = |step: &StepEvidence<'_>| {
+        let mut value = step.observed.piece.expected.value.clone();
+        let first = step.machine.first_position;
+        if step.machine.extent.tokens == 1 && first > 0 {
+            value.copy_within((first - 1) * own.width..first * own.width, first * own.width);
+        }
+        Some(value)
+    };
+    let text = "decode steps hold the row of the slot before";
+    visit(evidence.copied(CauseKey::CacheStale, text, Rank::Mistake, before));
+    heads(evidence, visit);
+    other_layers(evidence, visit);
+}
+
+/// What the steps append, simulated one after another: no position moves between them.
+fn appends(evidence: &Evidence<'_>, visit: Visit<'_>) {
     let (mut nth, mut proven, mut nearest) = (0, false, None);
     each_append(evidence, &mut |named, append| {
         let agreement = probed(evidence, append);
@@ -124,27 +153,6 @@ pub fn caches(evidence: &Evidence<'_>, visit: Visit<'_>) {
             }
         });
     }
-    // What the side itself held before the step, but for the step's own rows.
-    let Some(own) = own_rows(evidence) else { return };
-    let unwritten = |step: &StepEvidence<'_>| {
-        let mut value = step.observed.piece.expected.value.clone();
-        value[step.machine.first_position * own.width..].fill(0.0);
-        Some(value)
-    };
-    let text = "a step's own rows are not written";
-    visit(evidence.copied(CauseKey::CacheUnwritten, text, Rank::Mistake, unwritten));
-    let before = |step: &StepEvidence<'_>| {
-        let mut value = step.observed.piece.expected.value.clone();
-        let first = step.machine.first_position;
-        if step.machine.extent.tokens == 1 && first > 0 {
-            value.copy_within((first - 1) * own.width..first * own.width, first * own.width);
-        }
-        Some(value)
-    };
-    let text = "decode steps hold the row of the slot before";
-    visit(evidence.copied(CauseKey::CacheStale, text, Rank::Mistake, before));
-    heads(evidence, visit);
-    other_layers(evidence, visit);
 }
 
 /// What the tokens of each step find in a cache, where they were appended one by one and a cause of what is
@@ -232,7 +240,8 @@ type Named = (CauseKey, String, u8);
 /// of another layer, to other slots, with another stride, or none at all.
 fn each_append(evidence: &Evidence<'_>, take: &mut dyn FnMut(Named, &Append<'_>)) {
     let (Some(own), Some(shape)) = (own_rows(evidence), shape(evidence)) else { return };
-    let positions = evidence.steps.last().map_or(0, |step| step.machine.extent.cells);
+    let lengths = evidence.steps.iter().map(|step| step.machine.extent.cells);
+    let positions = lengths.max().unwrap_or(0);
     let roomy = (positions + 2).next_multiple_of(64);
     let straight = move |head: usize, position: usize, _: Step| Some(head * roomy + position);
     for (key, text, source) in sources(evidence, &own) {
@@ -400,8 +409,8 @@ fn offered(
             let n = evidence.steps[at].observed.piece.captured.len();
             read[at] = (0..n).map(|flat| memory.read(flat)).collect();
         });
-        let read = std::cell::RefCell::new(read.into_iter());
-        let tried = evidence.copied(key, text.clone(), Rank::Mistake, |_| read.borrow_mut().next());
+        let read_in = |step: &StepEvidence<'_>| Some(read[evidence.index_of(step)].clone());
+        let tried = evidence.copied(key, text.clone(), Rank::Mistake, read_in);
         // How a cache is filled is known step by step: what holds in some steps only is another mistake.
         let of_steps = |region: &String| region.contains("step") || region.contains("prefill");
         let is_of_steps = |tried: &Tried| tried.explained.region.as_ref().is_some_and(of_steps);

@@ -17,8 +17,11 @@ use crate::{
 const MASK: usize = 1;
 const SINKS: usize = 2;
 
-/// Whether the query of a position weighed each key, by position; keys of all heads alike.
-type Weighed = BTreeMap<usize, Vec<bool>>;
+/// Whether the query of a step and a position weighed each key, by position; keys of all heads alike.
+type Weighed = BTreeMap<Query, Vec<bool>>;
+
+/// A query: its step, the position of the step's first, and its own.
+type Query = (u32, usize, usize);
 
 /// A softmax over the keys that its results tell, and with further terms in its sum.
 pub fn weighed(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
@@ -54,7 +57,8 @@ fn sets(evidence: &Evidence<'_>) -> Option<Weighed> {
                     differs |= (right == 0.0) != (piece.captured[row + key] == 0.0);
                 }
             }
-            all.insert(step.machine.first_position + token, seen);
+            let first = step.machine.first_position;
+            all.insert((step.observed.step, first, first + token), seen);
         }
     }
     differs.then_some(all)
@@ -64,7 +68,8 @@ fn sets(evidence: &Evidence<'_>) -> Option<Weighed> {
 fn masked(seen: Weighed) -> Change<'static> {
     let values = move |machine: &Machine<'_>, mask: &[f64], ne: [usize; 4]| {
         let value = |i: usize| {
-            let query = machine.first_position + i / ne[0] % ne[1];
+            let first = machine.first_position;
+            let query = (machine.step, first, first + i / ne[0] % ne[1]);
             let own = seen.get(&query).and_then(|keys| keys.get(i % ne[0]));
             if own.copied().unwrap_or(false) { 0.0 } else { f64::NEG_INFINITY }
         };
@@ -82,14 +87,36 @@ fn range(keys: &[bool]) -> Option<[usize; 2]> {
 
 /// The sets in the shortest words that are true of all of them.
 fn described(seen: &Weighed) -> String {
+    if let Some(text) = of_steps(seen) {
+        return text.to_string();
+    }
     let other: Vec<(usize, &Vec<bool>)> = seen
         .iter()
-        .map(|(&query, keys)| (query, keys))
+        .map(|(&(_, _, query), keys)| (query, keys))
         .filter(|(query, keys)| range(keys) != Some([0, *query]))
         .collect();
     let ranges: Option<Vec<(usize, [usize; 2])>> =
         other.iter().map(|(query, keys)| Some((*query, range(keys)?))).collect();
     let (Some(ranges), Some(&(first, _))) = (ranges, other.first()) else {
+        if let Some(keys) = missing(&other) {
+            let behind = seen.keys().filter(|(_, _, query)| *query >= keys[0]).count();
+            let which = if other.len() == behind {
+                "no query weighs".to_string()
+            } else {
+                format!("{} queries do not weigh", other.len())
+            };
+            return match keys[..] {
+                [key] => format!("{which} key {key}"),
+                [first, .., last] if last - first + 1 == keys.len() => {
+                    format!("{which} keys {first} to {last}")
+                }
+                _ => {
+                    let list: Vec<String> = keys.iter().take(8).map(usize::to_string).collect();
+                    let more = if keys.len() > 8 { ", ..." } else { "" };
+                    format!("{which} keys {}{more}", list.join(" "))
+                }
+            };
+        }
         let rows = other.iter().take(3).map(|(query, keys)| {
             let list: Vec<String> = (0..keys.len())
                 .filter(|&key| keys[key])
@@ -104,7 +131,7 @@ fn described(seen: &Weighed) -> String {
     let last = ranges.last().map_or(first, |(query, _)| *query);
     let which = match ranges.len() == last - first + 1 {
         _ if first == last => format!("the query of position {first} weighs"),
-        _ if seen.keys().next_back() == Some(&last) => {
+        _ if seen.keys().next_back().is_some_and(|&(_, _, query)| query == last) => {
             format!("queries from position {first} on weigh")
         }
         _ => format!("queries of {} positions from {first} to {last} weigh", ranges.len()),
@@ -122,6 +149,43 @@ fn described(seen: &Weighed) -> String {
     }
     let rows = ranges.iter().take(3).map(|(q, [start, end])| format!("{q} keys {start} to {end}"));
     format!("{which} other keys: position {}", rows.collect::<Vec<String>>().join(", position "))
+}
+
+/// The keys before a query that none of these weighs, where they are the same for all and nothing later is weighed.
+fn missing(other: &[(usize, &Vec<bool>)]) -> Option<Vec<usize>> {
+    let of = |(query, keys): &(usize, &Vec<bool>)| {
+        let is_later = keys.iter().skip(query + 1).any(|&seen| seen);
+        let own = (0..=*query).filter(|&key| !keys.get(key).copied().unwrap_or(false));
+        (!is_later).then(|| own.collect::<Vec<usize>>())
+    };
+    let first = of(other.first()?)?;
+    (!first.is_empty() && other.iter().all(|one| of(one).as_ref() == Some(&first))).then_some(first)
+}
+
+/// What follows from the division into steps, where it does.
+fn of_steps(seen: &Weighed) -> Option<&'static str> {
+    let is = |sees: fn(usize, usize, usize) -> bool| {
+        seen.iter().all(|(&(_, first, query), keys)| {
+            (0..keys.len()).all(|key| keys[key] == sees(first, query, key))
+        })
+    };
+    let has_later = seen.keys().any(|&(_, first, _)| first > 0);
+    match () {
+        () if !has_later => None,
+        () if is(|first, query, key| (first..=query).contains(&key)) => {
+            Some("queries weigh the keys of their own step only")
+        }
+        () if is(|first, query, key| key + first <= query) => {
+            Some("queries weigh keys by their places in the step, not by their positions")
+        }
+        () if is(|first, query, key| key <= query && key + 1 != first) => {
+            Some("the key before their own step is not seen")
+        }
+        () if is(|first, query, key| key < first || first == 0 && key <= query) => {
+            Some("queries of later steps weigh the steps before only, not their own")
+        }
+        () => None,
+    }
 }
 
 /// How many terms of a score of 0 were in the sum beside its own, by the position of the query.
@@ -224,7 +288,7 @@ mod tests {
     use super::*;
 
     fn of(n: usize, sees: impl Fn(usize, usize) -> bool) -> String {
-        let row = |q: usize| (q, (0..n).map(|k| sees(q, k)).collect());
+        let row = |q: usize| ((0, 0, q), (0..n).map(|k| sees(q, k)).collect());
         described(&(0..n).map(row).collect())
     }
 
@@ -237,7 +301,28 @@ mod tests {
         let text = of(24, |q, k| k <= q && k + 5 > q);
         assert_eq!(text, "queries from position 5 on weigh the last 5 keys only");
         let text = of(24, |q, k| if q == 7 { k == 2 || k == 5 } else { k <= q });
-        assert_eq!(text, "the query of position 7 weighs keys 2 5, ... of 1 queries");
+        assert_eq!(text, "1 queries do not weigh keys 0 1 3 4 6 7");
+        let text = of(24, |q, k| k <= q && k != 5);
+        assert_eq!(text, "no query weighs key 5");
+    }
+
+    #[test]
+    fn sets_that_follow_the_steps_are_said_by_them() {
+        let of = |sees: fn(usize, usize, usize) -> bool| {
+            let row = |q: usize| {
+                let (step, first) = ((q / 7) as u32, q / 7 * 7);
+                ((step, first, q), (0..21).map(|k| sees(first, q, k)).collect())
+            };
+            described(&(0..21).map(row).collect())
+        };
+        let text = of(|first, q, k| first <= k && k <= q);
+        assert_eq!(text, "queries weigh the keys of their own step only");
+        let text = of(|first, q, k| k + first <= q);
+        assert_eq!(text, "queries weigh keys by their places in the step, not by their positions");
+        let text = of(|first, q, k| k <= q && k + 1 != first);
+        assert_eq!(text, "the key before their own step is not seen");
+        let text = of(|first, q, k| k < first || first == 0 && k <= q);
+        assert_eq!(text, "queries of later steps weigh the steps before only, not their own");
     }
 
     #[test]

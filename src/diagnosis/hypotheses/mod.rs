@@ -19,6 +19,7 @@ mod mapped;
 mod near;
 mod norm;
 mod online;
+mod outside;
 mod parts;
 mod positions;
 mod product;
@@ -52,7 +53,7 @@ pub type Visit<'v> = &'v mut dyn FnMut(Option<Tried>);
 type Family = fn(&Evidence<'_>, Visit<'_>) -> Result<(), ReplayError>;
 
 /// The families; each finds its operations among the nodes that make a site.
-const FAMILIES: [Family; 31] = [
+const FAMILIES: [Family; 32] = [
     |evidence, visit| {
         cache::caches(evidence, visit);
         Ok(())
@@ -93,6 +94,7 @@ const FAMILIES: [Family; 31] = [
     attention::products,
     softmax::attention,
     keys::weighed,
+    outside::read,
     online::tiles,
     fused::attentions,
     activation::functions,

@@ -1,6 +1,6 @@
 //! The positions that a rotation used, read off what it did to each token.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::rc::Rc;
 
 use half::{bf16, f16};
 
@@ -14,8 +14,21 @@ use crate::{
     graph::{Extent, NodeId, Op, RopeParams},
 };
 
-/// The position used for each position.
-type Used = BTreeMap<usize, f64>;
+/// The position that a token was turned to.
+#[derive(Clone, Copy)]
+struct Used {
+    /// The number of its step, and the position of the step's first token.
+    step: u32,
+    first: usize,
+    position: usize,
+    used: f64,
+}
+
+impl Used {
+    fn offset(&self) -> f64 {
+        self.used - self.position as f64
+    }
+}
 
 /// A rotation by the positions that its results tell, where these are others.
 pub fn used(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
@@ -24,20 +37,20 @@ pub fn used(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError
             continue;
         }
         let Some(used) = solved(evidence, id)? else { continue };
-        if used.iter().all(|(&position, &used)| position as f64 == used) {
+        if used.iter().all(|one| one.offset() == 0.0) {
             continue;
         }
-        let recording = &evidence.run.recording;
-        let prompt = recording.positions(0);
-        let mut text = described(&used, prompt.len());
-        let padding = recording.tensors.padding(0);
-        let first = used.get(&prompt.start).map(|used| used - prompt.start as f64);
+        let mut text = described(&used);
+        let padding = evidence.run.recording.tensors.padding(0);
+        let first = used.first().filter(|one| one.step == 0).map(Used::offset);
         if padding > 0 && first == Some(padding as f64) {
             text.push_str(", the padding before it");
         }
         let values = move |machine: &Machine<'_>, positions: &[f64], _: [usize; 4]| {
             let first = machine.first_position;
-            let of = |token: usize| used.get(&(first + token)).copied();
+            let is_of =
+                |one: &&Used, token| one.step == machine.step && one.position == first + token;
+            let of = |token| used.iter().find(|one| is_of(one, token)).map(|one| one.used);
             (0..positions.len()).map(of).collect()
         };
         let edits = Edits::one(id, Change::Values(1, Rc::new(values)));
@@ -47,9 +60,9 @@ pub fn used(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError
 }
 
 /// The position that each token was turned to; `None` where one of them cannot be told.
-fn solved(evidence: &Evidence<'_>, id: NodeId) -> Result<Option<Used>, ReplayError> {
+fn solved(evidence: &Evidence<'_>, id: NodeId) -> Result<Option<Vec<Used>>, ReplayError> {
     let Some(rope) = plain(evidence, id) else { return Ok(None) };
-    let mut used = Used::new();
+    let mut used = Vec::new();
     for step in &evidence.steps {
         let Some(of_step) = solved_step(evidence, id, rope, step)? else { return Ok(None) };
         used.extend(of_step);
@@ -77,13 +90,14 @@ fn solved_step(
     id: NodeId,
     rope: RopeParams,
     step: &StepEvidence<'_>,
-) -> Result<Option<Vec<(usize, f64)>>, ReplayError> {
+) -> Result<Option<Vec<Used>>, ReplayError> {
+    let (number, first) = (step.observed.step, step.machine.first_position);
     let Some(tokens) = turns(evidence, id, rope, step)? else { return Ok(None) };
     let mut used = Vec::new();
     for (token, turns) in tokens.iter().enumerate() {
-        let right = step.machine.first_position + token;
-        let Some(position) = position(turns, right) else { return Ok(None) };
-        used.push((right, position));
+        let right = first + token;
+        let Some(turned) = position(turns, right) else { return Ok(None) };
+        used.push(Used { step: number, first, position: right, used: turned });
     }
     Ok(Some(used))
 }
@@ -145,43 +159,59 @@ fn position(turns: &[Turn], right: usize) -> Option<f64> {
 }
 
 /// The map in the shortest words that are true of it.
-fn described(used: &Used, prompt: usize) -> String {
-    let all = |of: &dyn Fn(usize) -> f64| used.iter().all(|(&p, &used)| of(p) == used);
-    let first = |test: &dyn Fn(usize) -> bool| used.iter().find(|(p, _)| test(**p));
-    if let Some((&p, &to)) = first(&|_| true) {
-        let offset = to - p as f64;
-        if all(&|p| p as f64 + offset) {
-            return format!("positions off by {}", signed(offset));
-        }
-        if all(&|p| if p < prompt { p as f64 + offset } else { p as f64 }) {
-            return format!("positions of the prompt off by {}", signed(offset));
-        }
-        if all(&|_| to) {
-            return format!("every token is rotated as position {}", short(to));
-        }
+fn described(used: &[Used]) -> String {
+    let all = |of: &dyn Fn(usize) -> f64| used.iter().all(|one| of(one.position) == one.used);
+    let of_steps = |is_one: &dyn Fn(u32) -> bool| {
+        used.iter().copied().filter(|one| is_one(one.step)).collect::<Vec<Used>>()
+    };
+    let first = used.first().map_or(0, |one| one.step);
+    let (prompt, rest) = (of_steps(&|step| step == first), of_steps(&|step| step > first));
+    let wrong = used.iter().find(|one| one.offset() != 0.0).map_or(first, |one| one.step);
+    let (before, after) = (of_steps(&|step| step < wrong), of_steps(&|step| step >= wrong));
+    if let Some(offset) = common(used, Used::offset) {
+        return format!("positions off by {}", signed(offset));
     }
-    if let Some((&p, &to)) = first(&|p| p >= prompt) {
-        let offset = to - p as f64;
-        if all(&|p| if p < prompt { p as f64 } else { p as f64 + offset }) {
-            return format!("positions of decode steps off by {}", signed(offset));
-        }
-        if all(&|p| if p < prompt { p as f64 } else { to }) {
-            return format!("every decode step rotates at position {}", short(to));
-        }
+    if let (Some(offset), Some(0.0)) = (common(&prompt, Used::offset), common(&rest, Used::offset))
+    {
+        return format!("positions of the prompt off by {}", signed(offset));
     }
-    if let Some((&p, &to)) = first(&|p| p > 0) {
-        let factor = to / p as f64;
-        let near = |(&p, &used): (&usize, &f64)| (used - factor * p as f64).abs() < 1e-3;
+    if let Some(to) = common(used, |one| one.used) {
+        return format!("every token is rotated as position {}", short(to));
+    }
+    let is_decoding = rest.windows(2).all(|pair| pair[0].step != pair[1].step);
+    let which = if before.len() == prompt.len() && is_decoding {
+        "of decode steps".to_string()
+    } else {
+        format!("from step {wrong} on")
+    };
+    if let (Some(0.0), Some(offset)) = (common(&before, Used::offset), common(&after, Used::offset))
+    {
+        return format!("positions {which} off by {}", signed(offset));
+    }
+    if let (Some(0.0), Some(to)) = (common(&prompt, Used::offset), common(&rest, |one| one.used))
+        && is_decoding
+    {
+        return format!("every decode step rotates at position {}", short(to));
+    }
+    if used.iter().all(|one| one.used == (one.position - one.first) as f64) {
+        return "positions begin at 0 in each step".to_string();
+    }
+    if let Some(one) = used.iter().find(|one| one.position > 0) {
+        let factor = one.used / one.position as f64;
+        let near = |one: &Used| (one.used - factor * one.position as f64).abs() < 1e-3;
         if used.iter().all(near) {
             return format!("positions times {}", short(factor));
         }
     }
-    let wraps = used.iter().find(|(p, used)| **used < **p as f64).map(|(&p, _)| p);
+    let wraps = used.iter().find(|one| one.offset() < 0.0).map(|one| one.position);
     if let Some(length) = wraps.filter(|&n| n > 0 && all(&|p| (p % n) as f64)) {
         return format!("positions wrap at {length}");
     }
     let halved = |p: usize| if p.is_multiple_of(2) { (p / 2) as f64 } else { 0.0 };
-    if all(&halved) || all(&|p| if p < prompt { halved(p) } else { p as f64 }) {
+    let is_halved = |one: &Used| halved(one.position) == one.used;
+    if prompt.iter().all(is_halved)
+        && (rest.iter().all(is_halved) || common(&rest, Used::offset) == Some(0.0))
+    {
         return "even positions p are rotated as p / 2, odd ones as 0: 64-bit numbers read as 32-bit"
             .to_string();
     }
@@ -194,12 +224,18 @@ fn described(used: &Used, prompt: usize) -> String {
     const LISTED: usize = 6;
     let others: Vec<String> = used
         .iter()
-        .filter(|(p, used)| **p as f64 != **used)
-        .map(|(p, used)| format!("{p} as {}", short(*used)))
+        .filter(|one| one.offset() != 0.0)
+        .map(|one| format!("{} as {}", one.position, short(one.used)))
         .collect();
     let rest = others.len().saturating_sub(LISTED);
     let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
     format!("positions rotated as others: {}{more}", others[..others.len() - rest].join(", "))
+}
+
+/// The number that is the same for all tokens, if there are any.
+fn common(used: &[Used], of: impl Fn(&Used) -> f64) -> Option<f64> {
+    let first = of(used.first()?);
+    used.iter().all(|one| of(one) == first).then_some(first)
 }
 
 fn signed(offset: f64) -> String {
@@ -211,8 +247,31 @@ fn signed(offset: f64) -> String {
 mod tests {
     use super::*;
 
+    /// A prompt of 20 tokens, and four of a token each.
     fn of(map: impl Fn(usize) -> f64) -> String {
-        described(&(0..24).map(|p| (p, map(p))).collect(), 20)
+        in_steps(&[20, 1, 1, 1, 1], |position, _| map(position))
+    }
+
+    fn in_steps(steps: &[usize], map: impl Fn(usize, usize) -> f64) -> String {
+        let (mut used, mut first) = (Vec::new(), 0);
+        for (step, tokens) in (0..).zip(steps) {
+            let own = |position| Used { step, first, position, used: map(position, first) };
+            used.extend((first..first + tokens).map(own));
+            first += tokens;
+        }
+        described(&used)
+    }
+
+    #[test]
+    fn what_follows_the_steps_is_said_by_the_steps() {
+        let p = |p: usize| p as f64;
+        let text = in_steps(&[7, 7, 7, 2, 1], |position, first| p(position - first));
+        assert_eq!(text, "positions begin at 0 in each step");
+        let text =
+            in_steps(&[7, 5, 5, 1], |position, first| p(position + 2 * usize::from(first > 7)));
+        assert_eq!(text, "positions from step 2 on off by +2");
+        let text = in_steps(&[7, 5, 5], |position, first| p(position + usize::from(first > 0)));
+        assert_eq!(text, "positions from step 1 on off by +1");
     }
 
     #[test]

@@ -10,9 +10,9 @@ use super::{
 use crate::{
     compare::axis_phrase,
     core::{cause_key::CauseKey, format::Format},
-    diagnosis::{Evidence, cause::Rank, replay},
+    diagnosis::{Evidence, StepEvidence, cause::Rank, replay},
     graph::{Extent, Op, RopeParams, site::Axis},
-    trace::NeighbourRow,
+    trace::{NeighbourRow, Removed},
 };
 
 /// Rows that are turned are sought up to so many positions away.
@@ -36,21 +36,27 @@ const NAMED: usize = 3;
 
 /// A place in a cache: a row of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Slot {
-    step: usize,
-    position: usize,
-    head: usize,
+pub(super) struct Slot {
+    pub step: usize,
+    pub position: usize,
+    pub head: usize,
 }
 
 /// What lies in a slot that should hold something else.
 #[derive(Clone, Debug, PartialEq)]
-enum Content {
+pub(super) enum Content {
     Zero,
     Constant(f32),
     /// The row of a position and a head.
     Row {
         position: usize,
         head: usize,
+    },
+    /// The row of a position that was removed before, as it was then.
+    Removed {
+        position: usize,
+        head: usize,
+        is_rejected: bool,
     },
     /// The row of another tensor, by its name, at a position and a head.
     Other {
@@ -70,6 +76,10 @@ enum Content {
     Integers,
     /// Its own row in a coarser format.
     Rounded(Format),
+    /// A row of padding before the sequence.
+    Padding,
+    /// A row behind the last position, in the same page.
+    PageEnd,
     /// A row of nothing that is known.
     Foreign,
 }
@@ -84,6 +94,35 @@ struct Found {
     positions: usize,
     /// The numbers of the steps.
     steps: Vec<u32>,
+    /// What each step's context shift removes.
+    shifts: Vec<Option<Removed>>,
+}
+
+/// A row of a cache that is known, and the step that wrote it.
+#[derive(Clone)]
+struct KnownRow {
+    step: u32,
+    content: Content,
+}
+
+impl KnownRow {
+    /// What it is in the caches of a step; `None` of a key that was to be turned since.
+    fn seen_in(&self, evidence: &Evidence<'_>, step: u32, is_turned: bool) -> Option<Content> {
+        let recording = &evidence.run.recording;
+        match self.content {
+            Content::Row { position, head } if self.step <= step => {
+                match recording.position_in(self.step, position, step) {
+                    Ok(now) if is_turned && now != position => None,
+                    Ok(position) => Some(Content::Row { position, head }),
+                    Err(before) => {
+                        let is_rejected = recording.shift(before).is_none();
+                        Some(Content::Removed { position, head, is_rejected })
+                    }
+                }
+            }
+            _ => Some(self.content.clone()),
+        }
+    }
 }
 
 /// The slots that do not hold what they must, by what lies in them.
@@ -111,6 +150,22 @@ pub fn contents(evidence: &Evidence<'_>, visit: Visit<'_>) {
     }));
 }
 
+/// Which rows are read in the place of those of each position, in words.
+pub(super) fn read_as(
+    evidence: &Evidence<'_>,
+    shape: Shape,
+    slots: Vec<(Slot, Content)>,
+) -> String {
+    let steps: Vec<u32> = evidence.steps.iter().map(|step| step.observed.step).collect();
+    let positions = evidence.steps.iter().map(|step| step.machine.extent.cells).max().unwrap_or(0);
+    let shifts = vec![None; steps.len()];
+    let found = Found { shape, slots, names: Vec::new(), positions, steps, shifts };
+    described(&found)
+        .replace("slots of", "reads of")
+        .replace("all slots", "all reads")
+        .replace(" hold ", " get ")
+}
+
 /// What lies in the slots of a cache, where some hold what is not known.
 pub fn read_off_unknown(evidence: &Evidence<'_>) -> Option<String> {
     let found = if is_cache(evidence) { read_off(evidence) } else { None };
@@ -118,6 +173,11 @@ pub fn read_off_unknown(evidence: &Evidence<'_>) -> Option<String> {
 }
 
 impl Found {
+    /// Whether a context shift moves the row of a slot.
+    fn is_moved(&self, slot: Slot) -> bool {
+        self.shifts[slot.step].is_some_and(|removed| slot.position >= removed.first)
+    }
+
     fn has_unknown(&self) -> bool {
         self.slots.iter().any(|(_, content)| *content == Content::Foreign)
     }
@@ -128,8 +188,8 @@ fn read_off(evidence: &Evidence<'_>) -> Option<Found> {
     let (shape, own) = (shape(evidence)?, own_rows(evidence)?);
     let Shape { heads, dim } = shape;
     let others = sources(evidence, &own);
-    let mut known =
-        known_rows(shape, &own, &others.iter().map(|(_, _, rows)| rows).collect::<Vec<_>>());
+    let rows = others.iter().map(|(_, _, rows)| rows).collect::<Vec<_>>();
+    let mut known = known_rows(evidence, shape, &own, &rows);
     add_neighbours(evidence, shape, &mut known);
     let names = others.into_iter().map(|(_, text, _)| text).collect();
     let rope = rotation(evidence);
@@ -143,13 +203,17 @@ fn read_off(evidence: &Evidence<'_>) -> Option<Found> {
                 continue;
             }
             let slot = Slot { step, position: row / heads, head: row % heads };
-            if let Some(rows) = known.get(&bits(recorded)) {
+            let rows = known.get(&bits(recorded)).into_iter().flatten();
+            let in_step = |row: &KnownRow| row.seen_in(evidence, one.observed.step, rope.is_some());
+            let rows: Vec<Content> = rows.filter_map(in_step).collect();
+            if !rows.is_empty() {
                 unclear.push((slot, rows));
                 continue;
             }
             let turned = || {
                 let rope = rope.filter(|_| unknown < MOST_UNKNOWN)?;
-                Some(Content::Turned(turned(rope, recorded, right)?))
+                let own = turned(rope, recorded, right).map(Content::Turned);
+                own.or_else(|| moved(evidence, shape, slot, rope))
             };
             let content = plain(recorded, right).or_else(turned);
             unknown += usize::from(content.is_none());
@@ -158,9 +222,10 @@ fn read_off(evidence: &Evidence<'_>) -> Option<Found> {
     }
     slots.extend(cleared(&unclear));
     slots.sort_by_key(|(slot, _)| *slot);
-    let positions = evidence.steps.last()?.machine.extent.cells;
-    let steps = evidence.steps.iter().map(|step| step.observed.step).collect();
-    Some(Found { shape, slots, names, positions, steps })
+    let positions = evidence.steps.iter().map(|step| step.machine.extent.cells).max()?;
+    let steps: Vec<u32> = evidence.steps.iter().map(|step| step.observed.step).collect();
+    let shifts = steps.iter().map(|&step| evidence.run.recording.shift(step)).collect();
+    Some(Found { shape, slots, names, positions, steps, shifts })
 }
 
 fn bits(row: &[f32]) -> Vec<u32> {
@@ -168,28 +233,63 @@ fn bits(row: &[f32]) -> Vec<u32> {
 }
 
 /// Where each row is known from; zeros are none.
-fn known_rows(shape: Shape, own: &Rows, others: &[&Rows]) -> HashMap<Vec<u32>, Vec<Content>> {
+fn known_rows(
+    evidence: &Evidence<'_>,
+    shape: Shape,
+    own: &Rows,
+    others: &[&Rows],
+) -> HashMap<Vec<u32>, Vec<KnownRow>> {
     let Shape { heads, dim } = shape;
-    let mut known: HashMap<Vec<u32>, Vec<Content>> = HashMap::new();
+    let mut known: HashMap<Vec<u32>, Vec<KnownRow>> = HashMap::new();
     for (source, rows) in std::iter::once(own).chain(others.iter().copied()).enumerate() {
-        let all = rows.steps.iter().flatten().map(|&x| x as f32).collect::<Vec<f32>>();
-        for (at, row) in all.chunks_exact(dim).enumerate().filter(|(_, row)| varies(row)) {
-            let (position, head) = (at / heads, at % heads);
-            let content = match source.checked_sub(1) {
-                None => Content::Row { position, head },
-                Some(name) => Content::Other { name, position, head },
-            };
-            known.entry(bits(row)).or_default().push(content);
+        for (step, rows) in evidence.steps.iter().zip(&rows.steps) {
+            let all = rows.iter().map(|&x| x as f32).collect::<Vec<f32>>();
+            for (at, row) in all.chunks_exact(dim).enumerate().filter(|(_, row)| varies(row)) {
+                let (position, head) = (step.machine.first_position + at / heads, at % heads);
+                let content = match source.checked_sub(1) {
+                    None => Content::Row { position, head },
+                    Some(name) => Content::Other { name, position, head },
+                };
+                let row_of = KnownRow { step: step.observed.step, content };
+                known.entry(bits(row)).or_default().push(row_of);
+            }
         }
     }
     known
+}
+
+/// Whose row of the step before a slot holds after a context shift: turned by as far as it moved, or by as many
+/// positions as were removed.
+fn moved(evidence: &Evidence<'_>, shape: Shape, slot: Slot, rope: RopeParams) -> Option<Content> {
+    let Shape { heads, dim } = shape;
+    let [before, own] = [slot.step.checked_sub(1)?, slot.step].map(|at| &evidence.steps[at]);
+    let removed = evidence.run.recording.shift(own.observed.step)?;
+    let row = |of: &StepEvidence<'_>, position: usize| -> Vec<f32> {
+        let from = (position * heads + slot.head) * dim;
+        of.observed.piece.captured[from..from + dim].to_vec()
+    };
+    let recorded = row(own, slot.position);
+    let is_of = |&position: &usize| {
+        let row: Vec<f64> = row(before, position).into_iter().map(f64::from).collect();
+        let size = row.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let way = slot.position as i64 - position as i64;
+        let is_turned = |by: i64| is_turned_by(rope, &recorded, &row, size, by as i32);
+        is_turned(way) || is_turned(-(removed.count as i64))
+    };
+    let position = (0..before.machine.extent.cells).find(is_of)?;
+    let head = slot.head;
+    Some(match position {
+        at if at < removed.first => Content::Row { position, head },
+        at if at < removed.end() => Content::Removed { position, head, is_rejected: false },
+        at => Content::Row { position: at - removed.count, head },
+    })
 }
 
 /// Adds what the other sequences of a batch append.
 fn add_neighbours(
     evidence: &Evidence<'_>,
     shape: Shape,
-    known: &mut HashMap<Vec<u32>, Vec<Content>>,
+    known: &mut HashMap<Vec<u32>, Vec<KnownRow>>,
 ) -> Option<()> {
     let (graph, last) = (evidence.graph(), evidence.steps.last()?);
     let root = graph.root(written(evidence)?);
@@ -205,7 +305,8 @@ fn add_neighbours(
         for (head, row) in values.chunks_exact(shape.dim).enumerate().filter(|(_, row)| varies(row))
         {
             let content = Content::Neighbour { sequence, position, head };
-            known.entry(bits(row)).or_default().push(content);
+            let row_of = KnownRow { step: 0, content };
+            known.entry(bits(row)).or_default().push(row_of);
         }
     }
     Some(())
@@ -216,7 +317,7 @@ fn varies(row: &[f32]) -> bool {
 }
 
 /// Of several rows that are alike the one that most slots hold in the same relation to themselves.
-fn cleared(unclear: &[(Slot, &Vec<Content>)]) -> Vec<(Slot, Content)> {
+fn cleared(unclear: &[(Slot, Vec<Content>)]) -> Vec<(Slot, Content)> {
     let relation = |slot: &Slot, content: &Content| match *content {
         Content::Row { position, head } => {
             (0, position as i64 - slot.position as i64, head as i64 - slot.head as i64)
@@ -224,6 +325,11 @@ fn cleared(unclear: &[(Slot, &Vec<Content>)]) -> Vec<(Slot, Content)> {
         Content::Other { name, position, head } => {
             (1 + name, position as i64 - slot.position as i64, head as i64 - slot.head as i64)
         }
+        Content::Removed { position, head, .. } => (
+            usize::MAX / 2 - 1,
+            position as i64 - slot.position as i64,
+            head as i64 - slot.head as i64,
+        ),
         Content::Neighbour { sequence, position, head } => (
             usize::MAX / 2 + sequence as usize,
             position as i64 - slot.position as i64,
@@ -235,7 +341,7 @@ fn cleared(unclear: &[(Slot, &Vec<Content>)]) -> Vec<(Slot, Content)> {
     for (slot, rows) in unclear {
         rows.iter().for_each(|row| *counts.entry(relation(slot, row)).or_default() += 1);
     }
-    let best = |(slot, rows): &(Slot, &Vec<Content>)| {
+    let best = |(slot, rows): &(Slot, Vec<Content>)| {
         let standing = |row: &&Content| {
             let relation = relation(slot, row);
             (counts[&relation], std::cmp::Reverse((relation.0, relation.1.abs(), relation.2.abs())))
@@ -248,9 +354,11 @@ fn cleared(unclear: &[(Slot, &Vec<Content>)]) -> Vec<(Slot, Content)> {
 
 /// A content that no other row is needed for.
 fn plain(recorded: &[f32], right: &[f64]) -> Option<Content> {
+    if recorded.iter().all(|&x| x == 0.0) {
+        return Some(Content::Zero);
+    }
     if !varies(recorded) && recorded[0].is_finite() {
-        let is_zero = recorded[0] == 0.0;
-        return Some(if is_zero { Content::Zero } else { Content::Constant(recorded[0]) });
+        return Some(Content::Constant(recorded[0]));
     }
     let is_integer = |x: &f32| x.fract() == 0.0 && x.abs() <= 127.0;
     let most = right.iter().fold(0f64, |most, x| most.max(x.abs()));
@@ -278,20 +386,24 @@ fn rotation(evidence: &Evidence<'_>) -> Option<RopeParams> {
 
 /// By how many positions a row was turned on.
 fn turned(rope: RopeParams, recorded: &[f32], right: &[f64]) -> Option<i32> {
-    const NEAR: f64 = 1e-5;
     let size = right.iter().map(|x| x * x).sum::<f64>().sqrt();
-    let is_turned_by = |&by: &i32| {
-        let mut expected = right.to_vec();
-        for pair in 0..rope.dims / 2 {
-            let (a, b) = rope.elements(pair);
-            let (sine, cosine) = rope.angle(f64::from(by), pair).sin_cos();
-            (expected[a], expected[b]) =
-                (right[a] * cosine - right[b] * sine, right[a] * sine + right[b] * cosine);
-        }
-        let off = expected.iter().zip(recorded).map(|(e, &x)| (e - f64::from(x)).abs());
-        off.fold(0.0, f64::max) <= NEAR * size * f64::from(by.abs().max(1)).sqrt()
-    };
-    (1..=FAR).flat_map(|by| [by, -by]).find(is_turned_by)
+    let is_it = |&by: &i32| is_turned_by(rope, recorded, right, size, by);
+    (1..=FAR).flat_map(|by| [by, -by]).find(is_it)
+}
+
+/// Whether a row is another of that length, turned on by so many positions.
+fn is_turned_by(rope: RopeParams, recorded: &[f32], row: &[f64], size: f64, by: i32) -> bool {
+    const NEAR: f64 = 1e-5;
+    let near = NEAR * size * f64::from(by.abs().max(1)).sqrt();
+    let is_near = |expected: f64, at: usize| (expected - f64::from(recorded[at])).abs() <= near;
+    let mut is_rotated = vec![false; row.len()];
+    let pairs = (0..rope.dims / 2).all(|pair| {
+        let (a, b) = rope.elements(pair);
+        let (sine, cosine) = rope.angle(f64::from(by), pair).sin_cos();
+        (is_rotated[a], is_rotated[b]) = (true, true);
+        is_near(row[a] * cosine - row[b] * sine, a) && is_near(row[a] * sine + row[b] * cosine, b)
+    });
+    pairs && (0..row.len()).all(|at| is_rotated[at] || is_near(row[at], at))
 }
 
 fn key_of(found: &Found) -> CauseKey {
@@ -371,9 +483,32 @@ fn kind(found: &Found, slot: Slot, content: &Content) -> String {
             let from = from.strip_prefix(" of ").map_or(from.to_string(), |by| format!(", {by}"));
             format!("hold the row of sequence {sequence}{from}")
         }
+        Content::Removed { position, head, is_rejected } => {
+            let at = row(position, head);
+            let of =
+                at.strip_prefix("hold the row of ").map_or(String::new(), |by| format!(", {by}"));
+            match (is_rejected, of.is_empty()) {
+                (true, true) => "hold the rejected row of their position".to_string(),
+                (true, false) => format!("hold a rejected row{of}"),
+                (false, true) => "hold the row that was removed from their position".to_string(),
+                (false, false) => format!("hold a row that was removed{of}"),
+            }
+        }
+        Content::Turned(by) if found.is_moved(slot) => {
+            let wanted = found.shifts[slot.step].map_or(0, |removed| removed.count as i32);
+            match wanted - by {
+                0 => format!("are not turned back by the {wanted} positions that were removed"),
+                back if back > 0 => {
+                    format!("are turned back by {back} positions instead of {wanted}")
+                }
+                on => format!("are turned on by {} positions instead of back by {wanted}", -on),
+            }
+        }
         Content::Turned(by) if by > 0 => format!("are turned on by {by} positions"),
         Content::Turned(by) => format!("are turned back by {} positions", -by),
         Content::Rounded(format) => format!("hold their row in {format}"),
+        Content::Padding => "hold a row of padding".to_string(),
+        Content::PageEnd => "hold a row behind the last position".to_string(),
         Content::Foreign => "hold no row that this run computed".to_string(),
         Content::Integers => "hold integers of 8 bits: their scale is lost".to_string(),
     }

@@ -6,7 +6,7 @@ use super::expected::Expected;
 use crate::{
     core::{arithmetic::Arithmetic, attending::Attending, exit::Exit},
     model::{ModelError, gguf::GgufError},
-    trace::{TraceError, recording::Recorded},
+    trace::{Removed, TraceError, recording::Recorded},
 };
 
 /// Why an operation could not be replayed.
@@ -42,7 +42,7 @@ impl From<GgufError> for ReplayError {
 #[derive(Clone, Copy)]
 pub struct Recording<'a> {
     pub tensors: &'a dyn Recorded,
-    /// Token ids of each step; together they are the positions from the tensors' first one on.
+    /// Token ids of each step. Where nothing is removed they are the positions from the tensors' first one on.
     pub steps: &'a [Vec<i32>],
     pub arithmetic: &'a Arithmetic,
     pub attention: Attending,
@@ -51,9 +51,33 @@ pub struct Recording<'a> {
 impl Recording<'_> {
     /// The positions of a step's tokens.
     pub fn positions(&self, step: u32) -> Range<usize> {
-        let tokens: usize = self.steps[..step as usize].iter().map(Vec::len).sum();
-        let before = self.tensors.first_position() + tokens;
-        before..before + self.steps[step as usize].len()
+        let mut own = self.tensors.first_position()..self.tensors.first_position();
+        for (at, tokens) in (0..=step).zip(self.steps) {
+            let removed = self.tensors.removed(at).map_or(0, |removed| removed.count);
+            let start = own.end.saturating_sub(removed);
+            own = start..start + tokens.len();
+        }
+        own
+    }
+
+    /// What is removed before a step, where other positions move by it.
+    pub fn shift(&self, step: u32) -> Option<Removed> {
+        let removed = self.tensors.removed(step)?;
+        let before = self.positions(step.checked_sub(1)?).end;
+        removed.is_shift(before).then_some(removed)
+    }
+
+    /// Where a position of a step is in a later one; else the step before which it was removed.
+    pub fn position_in(&self, step: u32, position: usize, later: u32) -> Result<usize, u32> {
+        let mut at = position;
+        for step in step + 1..=later {
+            let Some(removed) = self.tensors.removed(step) else { continue };
+            if (removed.first..removed.end()).contains(&at) {
+                return Err(step);
+            }
+            at -= if at >= removed.end() { removed.count } else { 0 };
+        }
+        Ok(at)
     }
 }
 

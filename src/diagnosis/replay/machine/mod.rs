@@ -12,6 +12,7 @@ mod places;
 mod prefix;
 mod probe;
 mod reads;
+mod removed;
 mod roundings;
 mod wanted;
 mod windows;
@@ -113,6 +114,8 @@ pub struct Machine<'a> {
     pub extent: Extent,
     pub step: u32,
     pub first_position: usize,
+    /// The inputs that are token ids.
+    token_ids: Rc<BTreeSet<NodeId>>,
     /// Nodes that no rule is known for, by their places.
     pub without_rule: BTreeSet<NodeId>,
     /// The site at each tensor.
@@ -149,6 +152,7 @@ impl<'a> Machine<'a> {
             extent: Extent { tokens: 0, cells: 0, is_first: true },
             step: 0,
             first_position: 0,
+            token_ids: Rc::new(run.model.graph.token_ids()),
             without_rule: BTreeSet::new(),
             site_at: Rc::new(site_at),
             site_of: Rc::new(site_of),
@@ -181,9 +185,15 @@ impl<'a> Machine<'a> {
         self.begin(step);
         self.forget();
         for (id, _) in self.graph().iter().filter(|(_, node)| node.kind == Kind::Input) {
-            let value = self.run.inputs.at(self.graph(), id, self.extent, self.first_position);
+            let value = if self.token_ids.contains(&id) {
+                let ids = &self.run.recording.steps[step as usize];
+                Some(ids.iter().map(|&id| f64::from(id)).collect())
+            } else {
+                self.run.inputs.at(self.graph(), id, self.extent, self.first_position)
+            };
             self.memory[id.index()] = value.map(|value| Rc::new(Root { value, ..Root::default() }));
         }
+        self.remove_positions()?;
         self.fill_caches()?;
         let (wanted, done_after) = (self.wanted_nodes(), self.done_after());
         let read = self.sources_of(wanted.iter().flatten());
@@ -223,14 +233,14 @@ impl<'a> Machine<'a> {
 
     /// Goes to a step.
     fn begin(&mut self, step: u32) {
-        let positions = self.run.recording.positions(step);
         self.step = step;
-        self.first_position = positions.start;
-        self.extent = Extent {
-            tokens: positions.len(),
-            cells: positions.end,
-            is_first: positions.start == 0,
-        };
+        self.first_position = self.run.recording.positions(step).start;
+        self.extent = self.extent_of(step);
+    }
+
+    fn extent_of(&self, step: u32) -> Extent {
+        let positions = self.run.recording.positions(step);
+        Extent { tokens: positions.len(), cells: positions.end, is_first: positions.start == 0 }
     }
 
     /// Takes what was recorded of a node, which is not computed.

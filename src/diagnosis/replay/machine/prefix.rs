@@ -1,4 +1,5 @@
-//! A recording that begins in the middle of a sequence: what was in the caches before is read off them.
+//! A recording that begins in the middle of a sequence, or caches whose contents are lost: they are read off what
+//! was recorded.
 
 use std::{collections::BTreeSet, rc::Rc};
 
@@ -9,9 +10,11 @@ use crate::{
 };
 
 impl Machine<'_> {
-    /// Whether tokens came before the first that was recorded.
+    /// Whether caches may hold what no step that was recorded wrote.
     pub(super) fn has_prefix(&self) -> bool {
-        self.run.recording.tensors.first_position() > 0
+        let tensors = self.run.recording.tensors;
+        let is_cut = || (1..=self.step).any(|step| tensors.removed(step).is_some());
+        tensors.first_position() > 0 || is_cut()
     }
 
     /// Gives each cache whose contents are not known yet what was recorded of it in this step; the step's own
