@@ -166,7 +166,9 @@ fn keys_that_llama_cpp_refuses_are_named() {
     };
     for (name, right, wrong, says) in [
         ("qwen2.attention.head_count", 14, 0, "model.gguf"),
-        ("qwen2.attention.head_count", 14, 15, "blk.0.attn_k.weight"),
+        ("qwen2.attention.head_count", 14, 15, "head_count_kv is 2, which does not divide 15 heads"),
+        ("qwen2.attention.head_count", 14, 16, "blk.0.attn_k.weight"),
+        ("qwen2.block_count", 4, 0, "qwen2.block_count is 0"),
         ("qwen2.block_count", 4, 500, "blk.4."),
         ("qwen2.block_count", 4, 600, "llama.cpp runs at most 512"),
     ] {

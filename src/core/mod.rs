@@ -1,5 +1,7 @@
 //! What everything speaks of: values, number formats, errors' exit codes, files and memory.
 
+#[cfg(feature = "full")]
+pub mod activity;
 pub mod arithmetic;
 #[cfg(feature = "full")]
 pub mod attending;

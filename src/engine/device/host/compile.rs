@@ -8,7 +8,10 @@ use std::{
 use rayon::prelude::*;
 
 use crate::{
-    core::cache,
+    core::{
+        activity::{self, Foreign},
+        cache,
+    },
     engine::device::{
         DeviceError, KernelSource,
         host::{Compiler, assembly},
@@ -224,6 +227,8 @@ impl Unit<'_> {
         folder: &Path,
         flags: &[&str],
     ) -> Result<(), DeviceError> {
+        let file = self.kernel.unwrap_or("the host device's runtime");
+        let _running = activity::running(Foreign::Compiler, file, "compiles");
         let output = ["-I.", "-c", "unit.cpp", "-o", "unit.o"];
         self.checked(compiler.run(folder, &[&output, flags].concat())?)
     }
@@ -291,7 +296,7 @@ pub(super) fn run(command: &mut Command) -> Result<Output, DeviceError> {
 }
 
 fn scratch(folder: &Path) -> Result<tempfile::TempDir, DeviceError> {
-    tempfile::Builder::new().prefix("build-").tempdir_in(folder).map_err(cache_error)
+    cache::temporary_folder_in(folder).map_err(cache_error)
 }
 
 fn cache_error(error: std::io::Error) -> DeviceError {
