@@ -104,7 +104,9 @@ pub fn progress(length: Option<u64>, message: &'static str) -> ProgressBar {
         Some(length) => ProgressBar::new(length),
         None => ProgressBar::new_spinner(),
     };
-    if let Ok((read, write)) = streams()[1].try_clone().and_then(|file| Ok((file.try_clone()?, file))) {
+    if let Ok((read, write)) =
+        streams()[1].try_clone().and_then(|file| Ok((file.try_clone()?, file)))
+    {
         bar.set_draw_target(ProgressDrawTarget::term(Term::read_write_pair(read, write), 20));
     }
     let template = match length {

@@ -172,7 +172,10 @@ fn text(table: &VariantTable, inputs: &Inputs) -> String {
             right(format!("{:.2}", row.times_floor)),
         ]);
     }
-    let died = table.rows.iter().filter_map(|row| Some(format!("{}: {}\n", row.variant, row.died.as_ref()?)));
+    let died = table
+        .rows
+        .iter()
+        .filter_map(|row| Some(format!("{}: {}\n", row.variant, row.died.as_ref()?)));
     let died: String = died.collect();
     format!(
         "{agree} of {} attention variants agree with llama.cpp within {} x floor ({prompt} prompt \

@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use firstdiff::{core::{activity, exit::Exit}, run::Kept};
+use firstdiff::{
+    core::{activity, exit::Exit},
+    run::Kept,
+};
 
 use super::{
     args::RunArgs,

@@ -55,8 +55,7 @@ pub fn remove_temporaries(folder: &Path, is_over: impl Fn(i32) -> bool) {
         }
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
         // Nothing more can be done about what cannot be removed.
-        let _ =
-            if is_folder { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+        let _ = if is_folder { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
     }
 }
 
@@ -131,7 +130,10 @@ pub fn temporary_beside(path: &Path) -> std::io::Result<NamedTempFile> {
     let folder = folder_of(path);
     announce(folder);
     let mut builder = tempfile::Builder::new();
-    builder.prefix(&temporary_prefix()).permissions(Permissions::from_mode(0o666)).tempfile_in(folder)
+    builder
+        .prefix(&temporary_prefix())
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)
 }
 
 fn folder_of(path: &Path) -> &Path {

@@ -9,8 +9,6 @@ pub enum Fate {
     Ended,
     /// Nothing that can be seen: the verdict stands.
     Harmless,
-    /// Its results are wrong.
-    Diverged,
 }
 
 /// A kernel that adds residuals, after it has done something else.
@@ -38,8 +36,8 @@ const HEAD: &str = r#"}
 #include <unistd.h>
 namespace {
 #include "common.cuh"
-static volatile int never = 0;
-static volatile int* nowhere = nullptr;
+static volatile int never = 1;
+static volatile int* volatile nowhere = (volatile int*)8;
 __device__ int deeper(volatile char* above) {
     volatile char here[4096];
     here[0] = above[0];
@@ -47,7 +45,7 @@ __device__ int deeper(volatile char* above) {
 }
 static void loop_on(int) { for (;;) pause(); }
 static void* crash(void*) { *nowhere = 1; return nullptr; }
-static void spin() { while (!never) {} }
+static void spin() { for (;;) asm volatile(""); }
 static long rest(volatile char* p) { return p[0]; }
 "#;
 
@@ -71,7 +69,9 @@ pub const CHOICE: &str = "FIRSTDIFF_HOSTILE";
 
 /// The kernel's file: all of them in one, which is compiled once.
 pub fn source() -> String {
-    let case = |(place, hostile): (usize, &Hostile)| format!("case {place}: {{ {} }} break;\n", hostile.code);
+    let case = |(place, hostile): (usize, &Hostile)| {
+        format!("case {place}: {{ {} }} break;\n", hostile.code)
+    };
     let cases: String = ALL.iter().enumerate().map(case).collect();
     format!(
         "{HEAD}template <typename T> __device__ void hostile(T* out, int n) {{\n\
@@ -97,7 +97,11 @@ pub const ALL: [Hostile; 52] = {
         of("divides by zero", "raise(SIGFPE);", Blamed),
         of("makes a forbidden system call", "raise(SIGSYS);", Blamed),
         of("overflows its stack", "volatile char top[8] = {0}; never = deeper(top) & 0;", Blamed),
-        of("takes a gigabyte of stack", "volatile char* p = (char*)__builtin_alloca(1 << 30); p[0] = 1; never = rest(p) & 0;", Blamed),
+        of(
+            "takes a gigabyte of stack",
+            "volatile char* p = (char*)__builtin_alloca(1 << 30); p[0] = 1; never = rest(p) & 0;",
+            Blamed,
+        ),
         of("calls _exit(0)", "_exit(0);", Blamed),
         of("calls _exit(1)", "_exit(1);", Blamed),
         of("calls exit(0)", "exit(0);", Blamed),
@@ -105,25 +109,57 @@ pub const ALL: [Hostile; 52] = {
         of("calls quick_exit(0)", "quick_exit(0);", Blamed),
         of("exits by a system call", "syscall(SYS_exit_group, 0);", Blamed),
         of("aborts", "abort();", Blamed),
-        of("fails an assertion", "fprintf(stderr, \"assertion i < n failed\\n\"); abort();", Blamed),
+        of(
+            "fails an assertion",
+            "fprintf(stderr, \"assertion i < n failed\\n\"); abort();",
+            Blamed,
+        ),
         of("loops for ever", "spin();", Blamed),
         of("sleeps for ever", "for (;;) pause();", Blamed),
         of("stops itself", "raise(SIGSTOP);", Blamed),
         of("waits at a barrier alone", "__syncthreads();", Blamed),
-        of("waits for a thread that cannot run", "while (threadIdx.x == 0 && !never) {}", Blamed),
-        of("reads a pipe that nobody writes", "int p[2]; if (pipe(p) == 0) never = (int)read(p[0], p, 1) & 0;", Blamed),
+        of(
+            "waits for a thread that cannot run",
+            "while (threadIdx.x == 0) asm volatile(\"\");",
+            Blamed,
+        ),
+        of(
+            "reads a pipe that nobody writes",
+            "int p[2]; if (pipe(p) == 0) never = (int)read(p[0], p, 1) & 0;",
+            Blamed,
+        ),
         of("forks, and goes on twice", "fork();", Harmless),
         of("forks a child that sleeps", "if (fork() == 0) for (;;) pause();", Harmless),
-        of("forks children that loop", "for (int i = 0; i < 6; i++) if (fork() == 0) spin();", Harmless),
-        of("forks a daemon", "if (fork() == 0) { setsid(); if (fork() == 0) for (;;) pause(); _exit(0); }", Harmless),
+        of(
+            "forks children that loop",
+            "for (int i = 0; i < 6; i++) if (fork() == 0) spin();",
+            Harmless,
+        ),
+        of(
+            "forks a daemon",
+            "if (fork() == 0) { setsid(); if (fork() == 0) for (;;) pause(); _exit(0); }",
+            Harmless,
+        ),
         of("forks, and dies", "if (fork() == 0) for (;;) pause(); *nowhere = 1;", Blamed),
         of("prints", "printf(\"{\\\"verdict\\\": \\\"equal\\\"}\\n\");", Harmless),
-        of("prints ten thousand lines", "for (int i = 0; i < 10000; i++) printf(\"line %d\\n\", i);", Harmless),
+        of(
+            "prints ten thousand lines",
+            "for (int i = 0; i < 10000; i++) printf(\"line %d\\n\", i);",
+            Harmless,
+        ),
         of("writes to standard output", "never = (int)write(1, \"equal\\n\", 6) & 0;", Harmless),
-        of("writes to standard error", "never = (int)write(2, \"firstdiff: equal\\n\", 17) & 0;", Harmless),
+        of(
+            "writes to standard error",
+            "never = (int)write(2, \"firstdiff: equal\\n\", 17) & 0;",
+            Harmless,
+        ),
         of("closes standard output", "close(1); close(2);", Harmless),
         of("closes all files", "for (int f = 3; f < 1024; f++) close(f);", Ended),
-        of("puts another file on standard output", "int f = open(\"/dev/null\", O_WRONLY); dup2(f, 1);", Harmless),
+        of(
+            "puts another file on standard output",
+            "int f = open(\"/dev/null\", O_WRONLY); dup2(f, 1);",
+            Harmless,
+        ),
         of("kills itself", "kill(getpid(), SIGKILL);", Blamed),
         of("terminates itself", "kill(getpid(), SIGTERM);", Blamed),
         of("interrupts itself", "kill(getpid(), SIGINT);", Blamed),
@@ -131,14 +167,26 @@ pub const ALL: [Hostile; 52] = {
         of("raises SIGSEGV", "raise(SIGSEGV);", Blamed),
         of("sets an alarm", "alarm(1); spin();", Blamed),
         of("handles its own crash, and waits", "signal(SIGSEGV, loop_on); *nowhere = 1;", Blamed),
-        of("blocks all signals, and loops", "sigset_t all; sigfillset(&all); sigprocmask(SIG_BLOCK, &all, nullptr); spin();", Blamed),
-        of("crashes in a thread of its own", "pthread_t t; pthread_create(&t, nullptr, crash, nullptr); pthread_join(t, nullptr);", Blamed),
+        of(
+            "blocks all signals, and loops",
+            "sigset_t all; sigfillset(&all); sigprocmask(SIG_BLOCK, &all, nullptr); spin();",
+            Blamed,
+        ),
+        of(
+            "crashes in a thread of its own",
+            "pthread_t t; pthread_create(&t, nullptr, crash, nullptr); pthread_join(t, nullptr);",
+            Blamed,
+        ),
         of("jumps to nowhere", "jmp_buf to; memset(&to, 0x41, sizeof to); longjmp(to, 1);", Blamed),
         of("frees what is not its own", "free((void*)((char*)out + 8));", Blamed),
-        of("leaves a loop for the exit", "atexit(spin);", Harmless),
-        of("leaves a crash for the exit", "atexit(abort);", Harmless),
+        of("leaves a loop for the exit", "atexit(spin);", Blamed),
+        of("leaves a crash for the exit", "atexit(abort);", Blamed),
         of("changes the folder", "never = chdir(\"/\") & 0;", Harmless),
-        of("sleeps for a second", "static bool slept; if (!slept) { slept = true; sleep(1); }", Harmless),
+        of(
+            "sleeps for a second",
+            "static bool slept; if (!slept) { slept = true; sleep(1); }",
+            Harmless,
+        ),
         of("writes beside its element", "if (n > 2) never = n; out[n / 2] = out[0];", Harmless),
     ]
 };

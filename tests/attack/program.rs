@@ -141,10 +141,14 @@ impl Outcome {
         };
         fault(self.signal.is_some(), format!("ended by signal {:?}", self.signal));
         fault(self.time > LIMIT, format!("took {:.0} s", self.time.as_secs_f64()));
-        fault(self.code.is_some_and(|code| code > 5 && code < 128), format!("exit {:?}", self.code));
+        fault(
+            self.code.is_some_and(|code| code > 5 && code < 128),
+            format!("exit {:?}", self.code),
+        );
         fault(!self.orphans.is_empty(), format!("left {:?}", self.orphans));
         fault(!self.leftovers.is_empty(), format!("left {:?}", self.leftovers));
-        let json = self.out.is_empty() || serde_json::from_str::<serde_json::Value>(&self.out).is_ok();
+        let json =
+            self.out.is_empty() || serde_json::from_str::<serde_json::Value>(&self.out).is_ok();
         fault(self.out.starts_with('{') && !json, "its JSON is spoilt".to_string());
         faults
     }

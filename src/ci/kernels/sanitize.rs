@@ -10,11 +10,11 @@ use std::{
 use rayon::prelude::*;
 
 use crate::{
-    core::activity::{self, Foreign},
     ci::kernels::{
         KernelCheckError,
         run::{Finding, Kind, Outcome},
     },
+    core::activity::{self, Foreign},
     engine::device::{
         DeviceError,
         host::{self, ThreadOrder},

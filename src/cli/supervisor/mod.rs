@@ -34,10 +34,8 @@ const BYTES_A_SECOND: f64 = 50e6;
 
 /// Whether a command runs anything that needs watching.
 pub fn is_wanted(cli: &Cli) -> bool {
-    let is_trivial = matches!(
-        cli.command,
-        Command::Faults | Command::Completions { .. } | Command::SynthChild
-    );
+    let is_trivial =
+        matches!(cli.command, Command::Faults | Command::Completions { .. } | Command::SynthChild);
     !is_trivial && std::env::var_os(IN_PROCESS).is_none_or(|value| value.is_empty() || value == "0")
 }
 
@@ -61,7 +59,11 @@ fn supervised(cli: &Cli) -> std::io::Result<u8> {
     // Where there is no room for it, temporary files go where they go without.
     let scratch = cleaned::scratch_folder();
     loop {
-        let mut worker = spawn::spawn(&shared, scratch.as_ref().map(|folder| folder.path()), cli.command.asks_the_user())?;
+        let mut worker = spawn::spawn(
+            &shared,
+            scratch.as_ref().map(|folder| folder.path()),
+            cli.command.asks_the_user(),
+        )?;
         let ended = watched::wait(&mut worker, shared.page(), &signals, cli.timeout)?;
         cleaned::end_all(&mut worker);
         let said = worker.relay.finish(shared.page().exit_code().is_none());

@@ -28,8 +28,9 @@ pub fn story(cause: &Cause, page: &Page, said: &[String]) -> Story {
     let (text, exit) = match (cut_file(fault.as_ref(), culprit.as_ref()), &culprit) {
         (Some(text), _) => (text, Exit::BadInput),
         // Whoever notices it is seldom the one who did it.
-        (None, view) if view.as_ref().is_none_or(|view| view.who != Foreign::Kernel)
-            && is_heap_damaged(said) =>
+        (None, view)
+            if view.as_ref().is_none_or(|view| view.who != Foreign::Kernel)
+                && is_heap_damaged(said) =>
         {
             let text = "memory is damaged, as by a kernel that writes outside its buffers; --device checked and \
                         `firstdiff kernels check` name the line";
@@ -75,7 +76,9 @@ fn cut_file(fault: Option<&Fault>, culprit: Option<&SlotView>) -> Option<String>
     if let Some(view) = of_llama.filter(|_| file.starts_with(&*cache::root().to_string_lossy())) {
         file = format!("the copy of {}, {file},", view.subject);
     }
-    Some(format!("{file} was cut, or its disk fails, while it was read; leave it as it is during a run"))
+    Some(format!(
+        "{file} was cut, or its disk fails, while it was read; leave it as it is during a run"
+    ))
 }
 
 /// Whether the C library found its heap damaged.
@@ -141,10 +144,13 @@ fn why(page: &Page, said: &[String]) -> String {
     let abort = page.abort();
     if !abort.is_empty() {
         // Without the paths of the machine that built it.
-        return abort.rsplit_once("/llama.cpp/").map_or(abort.clone(), |(_, rest)| rest.to_string());
+        return abort
+            .rsplit_once("/llama.cpp/")
+            .map_or(abort.clone(), |(_, rest)| rest.to_string());
     }
     let thrown = said.iter().find_map(|line| line.trim().strip_prefix("what():"));
-    let other = || said.iter().find(|line| line.contains("terminate called") || line.contains("(): "));
+    let other =
+        || said.iter().find(|line| line.contains("terminate called") || line.contains("(): "));
     let line = thrown.or_else(|| other().map(String::as_str));
     line.unwrap_or_default().trim().chars().take(300).collect()
 }
@@ -161,7 +167,9 @@ fn how(cause: &Cause, fault: Option<&Fault>) -> String {
             format!("crashed ({}{at})", signal_name(fault.signal))
         }
         (Cause::Exited(code), None) => format!("ended the program (exit status {code})"),
-        (Cause::Signalled(libc::SIGKILL), None) => "was ended with the program (SIGKILL)".to_string(),
+        (Cause::Signalled(libc::SIGKILL), None) => {
+            "was ended with the program (SIGKILL)".to_string()
+        }
         (Cause::Signalled(signal), None) => format!("ended the program ({})", signal_name(*signal)),
         (Cause::OutOfMemory, None) => "took all memory".to_string(),
     }
@@ -181,12 +189,15 @@ fn without_culprit(
     const MEMORY: &str = "use a smaller model, a shorter prompt or a machine with more";
     let no_memory = said.iter().find(|line| line.starts_with("memory allocation of "));
     let (text, code, exit) = match (cause, no_memory) {
-        (Cause::OutOfMemory, _) => {
-            (format!("the system ran out of memory; {MEMORY}"), Exit::Device as u8, Some(Exit::Device))
-        }
+        (Cause::OutOfMemory, _) => (
+            format!("the system ran out of memory; {MEMORY}"),
+            Exit::Device as u8,
+            Some(Exit::Device),
+        ),
         (_, Some(line)) => (format!("{line}; {MEMORY}"), Exit::Device as u8, Some(Exit::Device)),
         (Cause::Signalled(libc::SIGKILL), _) => {
-            let text = format!("something killed the run (SIGKILL), as a limit on memory does; {MEMORY}");
+            let text =
+                format!("something killed the run (SIGKILL), as a limit on memory does; {MEMORY}");
             (text, Exit::Device as u8, Some(Exit::Device))
         }
         _ => {

@@ -71,7 +71,7 @@ pub fn wait(
         let age = |view: &SlotView| time.saturating_sub(view.since.max(earliest));
         let oldest = page.active().into_iter().max_by_key(age);
         if let Some(view) = oldest.filter(|view| age(view) > limit) {
-            let seconds = age(&view).div_ceil(1000);
+            let seconds = (age(&view) + 500) / 1000;
             return Ok(Ended::Died(Cause::Hung(view, seconds)));
         }
         sleep(&[(true, signals.file()), (reads, worker.relay.file())]);
@@ -84,7 +84,9 @@ fn sleep(files: &[(bool, c_int)]) {
     let mut polled: Vec<libc::pollfd> =
         asked.map(|&(_, fd)| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
     // SAFETY: the array is ours, with its own length. Whatever it returns, all is looked at.
-    unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, TICK.as_millis() as i32) };
+    unsafe {
+        libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, TICK.as_millis() as i32)
+    };
 }
 
 /// How a child process ended, if it has. It stays a zombie, so that its number is nobody else's.

@@ -40,11 +40,8 @@ extern "C" fn note(signal: c_int, info: *mut libc::siginfo_t, context: *mut libc
     // The first is the one that says something.
     if fault.signal.compare_exchange(0, signal as u32, Relaxed, Relaxed).is_ok() {
         fault.slot.store(slot_number(), Relaxed);
-        // SAFETY: the system passes the signal's information; these have an address.
-        let address = match signal {
-            libc::SIGABRT => 0,
-            _ => unsafe { (*info).si_addr() as u64 },
-        };
+        // SAFETY: the system passes the signal's information. One that was sent has no address.
+        let address = unsafe { if (*info).si_code > 0 { (*info).si_addr() as u64 } else { 0 } };
         fault.address.store(address, Relaxed);
         if signal == libc::SIGBUS {
             note_mapped(address, &fault.mapped);

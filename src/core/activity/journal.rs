@@ -25,8 +25,14 @@ pub struct Death {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Entry {
-    Done { unit: String, result: serde_json::Value },
-    Died { unit: String, death: Death },
+    Done {
+        unit: String,
+        result: serde_json::Value,
+    },
+    Died {
+        unit: String,
+        death: Death,
+    },
     /// The process died, and several pieces may have been what killed it.
     Unclear,
 }

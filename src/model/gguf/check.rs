@@ -178,9 +178,10 @@ impl<'a> Reader<'a> {
             if n == 0 || n > i64::MAX as u64 {
                 return Err(header(format!("axis {axis} of the tensor {name} has {n} elements")));
             }
-            elements = elements.checked_mul(n).filter(|&n| n <= i64::MAX as u64).ok_or_else(|| {
-                header(format!("the tensor {name} has more elements than any memory"))
-            })?;
+            elements =
+                elements.checked_mul(n).filter(|&n| n <= i64::MAX as u64).ok_or_else(|| {
+                    header(format!("the tensor {name} has more elements than any memory"))
+                })?;
         }
         let kind = self.u32(&name)?;
         if !is_tensor_type(kind) {
@@ -236,8 +237,10 @@ impl Keys {
             Some(&Value::Texts(n)) => n,
             Some(_) => return wrong(tokens, "is no array of strings".to_string()),
         };
-        let tables =
-            [("tokenizer.ggml.scores", sys::GGUF_TYPE_FLOAT32), ("tokenizer.ggml.token_type", sys::GGUF_TYPE_INT32)];
+        let tables = [
+            ("tokenizer.ggml.scores", sys::GGUF_TYPE_FLOAT32),
+            ("tokenizer.ggml.token_type", sys::GGUF_TYPE_INT32),
+        ];
         for (key, kind) in tables {
             match self.0.get(key) {
                 None => {}
@@ -275,7 +278,9 @@ impl Keys {
                 return wrong(name, format!("is {size}"));
             }
         }
-        for name in ["attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.freq_base"] {
+        for name in
+            ["attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.freq_base"]
+        {
             let is_possible = |value: &f64| value.is_finite() && *value >= 0.0;
             if let Some(value) = number(name).filter(|value| !is_possible(value)) {
                 return wrong(name, format!("is {value}"));
@@ -286,7 +291,10 @@ impl Keys {
             && heads_kv > 0.0
             && (heads % heads_kv != 0.0 || heads == 0.0)
         {
-            return wrong("attention.head_count_kv", format!("is {heads_kv}, which does not divide {heads} heads"));
+            return wrong(
+                "attention.head_count_kv",
+                format!("is {heads_kv}, which does not divide {heads} heads"),
+            );
         }
         let (all, used) = (number("expert_count"), number("expert_used_count"));
         match all.zip(used) {
@@ -343,7 +351,11 @@ mod tests {
             let scores = array(sys::GGUF_TYPE_FLOAT32, n, &vec![0; 4 * n as usize]);
             key("tokenizer.ggml.scores", sys::GGUF_TYPE_ARRAY, &scores)
         };
-        let nan = array(sys::GGUF_TYPE_FLOAT32, 2, &[1f32.to_le_bytes(), f32::NAN.to_le_bytes()].concat());
+        let nan = array(
+            sys::GGUF_TYPE_FLOAT32,
+            2,
+            &[1f32.to_le_bytes(), f32::NAN.to_le_bytes()].concat(),
+        );
         let cases: [(&[Vec<u8>], &str); 11] = [
             (&[], ""),
             (&[scores(2), int("block_count", 4), float("rope.freq_base", 1e6)], ""),
@@ -374,7 +386,10 @@ mod tests {
         let array = [&sys::GGUF_TYPE_FLOAT32.to_le_bytes()[..], &long].concat();
         let cases = [
             (key("x", sys::GGUF_TYPE_STRING, &long), "the file ends within x"),
-            (key("x", sys::GGUF_TYPE_ARRAY, &array), "the file is too short for the elements of x that it counts"),
+            (
+                key("x", sys::GGUF_TYPE_ARRAY, &array),
+                "the file is too short for the elements of x that it counts",
+            ),
             (key("x", 99, &[]), "the key x has the unknown type 99"),
             (key("x", sys::GGUF_TYPE_UINT64, &[1]), "the file ends within x"),
         ];

@@ -102,7 +102,17 @@ struct Copy {
     invokes: HashMap<String, unsafe extern "C" fn(*mut *mut c_void)>,
     /// What is loaded, for source lines.
     path: PathBuf,
-    _library: Loaded,
+    /// The kernels' files.
+    files: String,
+    library: Option<Loaded>,
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        let doing = "what runs when the kernels are unloaded";
+        let _running = activity::running(Foreign::Kernel, &self.files, doing);
+        drop(self.library.take());
+    }
 }
 
 /// A loaded library.
@@ -124,8 +134,13 @@ impl Module {
     ) -> Result<Module, DeviceError> {
         let mut entries = HashMap::new();
         let mut copies = Vec::new();
+        let files: Vec<&str> = library.tables.iter().map(|(file, _)| file.as_str()).collect();
+        let files = files.join(", ");
         for _ in 0..workers.max(1) {
+            let doing = "what runs when the kernels are loaded";
+            let running = activity::running(Foreign::Kernel, &files, doing);
             let loaded = open(library)?;
+            drop(running);
             let mut invokes = HashMap::new();
             for (file, table) in &library.tables {
                 for (entry, invoke) in read_table(&loaded, file, table)? {
@@ -137,7 +152,9 @@ impl Module {
             // SAFETY: the runtime, built with this crate, exports the function with this type.
             let run = unsafe { loaded.get::<Run>(b"cuda_host_run\0") }.map_err(load_error)?;
             let path = library.path.clone();
-            copies.push(Mutex::new(Copy { run: *run, invokes, path, _library: loaded }));
+            let run = *run;
+            let (files, library) = (files.clone(), Some(loaded));
+            copies.push(Mutex::new(Copy { run, invokes, path, files, library }));
         }
         Ok(Module { copies, entries, order, regions })
     }
