@@ -115,10 +115,10 @@ fn the_other_kernels_are_checked_after_one_that_kills_its_process() {
     let folder = folder();
     let arguments = ["kernels", "check", "--kernels", "hostile", "residual_add.cu", "swiglu.cu"];
     let mut command = firstdiff(&[&arguments[..], &["--shuffle-threads", "0"]].concat());
-    command.env(kernels::CHOICE, place_of("calls exit(3)"));
+    command.env(kernels::CHOICE, place_of("calls _exit(1)"));
     let outcome = program::run(command, folder.path());
     assert_eq!((outcome.faults(), outcome.code), (vec![], Some(1)), "{outcome:?}");
-    assert!(outcome.out.contains("ended the program (exit status 3)"), "{}", outcome.out);
+    assert!(outcome.out.contains("ended the program (exit status 1)"), "{}", outcome.out);
     let row = |name: &str| outcome.out.lines().rfind(|line| line.contains(name)).unwrap();
     assert!(row("residual_add.cu").trim_end().ends_with("crash"), "{}", outcome.out);
     assert!(row("swiglu.cu").trim_end().ends_with("clean"), "{}", outcome.out);
