@@ -2,7 +2,7 @@
 # (and keeps its own -j from cargo, which would otherwise look for a jobserver it cannot reach).
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-tests build demo test check bench faults faults-archs archs matrix mutants wild fuzz nvrtc examples fmt clean
+.PHONY: help setup setup-tests build demo test check bench faults faults-archs archs matrix mutants wild attack fuzz nvrtc examples fmt clean
 .PHONY: gpu-test gpu-bench gpu-sanitize gpu-bundle transformers-test real-models clients
 unexport MAKEFLAGS MFLAGS
 
@@ -71,6 +71,9 @@ mutants: setup ## plant mistakes in the kernels and see whether `kernels check` 
 
 wild: setup ## make bugs anew that people reported, see what is said of them, and write docs/wild.md
 	scripts/wild.sh
+
+attack: setup ## hostile kernels, damaged files, signals, a full disk; writes docs/robustness.md
+	cargo bench --locked --bench attack
 
 fuzz: setup ## read traces damaged at random for ten minutes
 	cargo bench --locked --bench fuzz

@@ -4,24 +4,30 @@ mod cli;
 
 use std::process::ExitCode;
 
+use cli::{output, supervisor};
 use firstdiff::core::exit::Exit;
 
 fn main() -> ExitCode {
+    let is_worker = supervisor::spawn::be_worker();
     // A panic is our own mistake: one line, exit 70, no backtrace.
     std::panic::set_hook(Box::new(|info| {
-        eprintln!("firstdiff: internal error: {info}; please report it");
+        output::say(&format!("firstdiff: internal error: {info}; please report it"));
     }));
-    let exit = std::panic::catch_unwind(|| {
-        cli::interrupt::clean_up_on_signal();
-        cli::dispatch(cli::parse())
-    });
-    let exit = match exit {
+    firstdiff::core::notice::told_by(output::say);
+    let cli = cli::parse();
+    if !is_worker && supervisor::is_wanted(&cli) {
+        return ExitCode::from(supervisor::supervise(&cli));
+    }
+    let exit = match std::panic::catch_unwind(|| cli::dispatch(cli)) {
         Ok(Ok(exit)) => exit,
         Ok(Err(error)) => {
-            eprintln!("firstdiff: {error}");
+            output::say(&format!("firstdiff: {error}"));
             error.exit()
         }
         Err(_) => Exit::Internal,
     };
+    if is_worker {
+        supervisor::spawn::finish(exit);
+    }
     ExitCode::from(exit as u8)
 }

@@ -3,6 +3,8 @@
 
 mod common;
 
+// Hostile kernels, damaged files, signals: no crash, no hang, one clear line.
+mod attack;
 // Architectures whose every node is measured.
 mod archs;
 // The commit that broke a kernel, in a repository made for it.

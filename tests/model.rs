@@ -166,7 +166,14 @@ fn keys_that_llama_cpp_refuses_are_named() {
     };
     for (name, right, wrong, says) in [
         ("qwen2.attention.head_count", 14, 0, "model.gguf"),
-        ("qwen2.attention.head_count", 14, 15, "blk.0.attn_k.weight"),
+        (
+            "qwen2.attention.head_count",
+            14,
+            15,
+            "head_count_kv is 2, which does not divide 15 heads",
+        ),
+        ("qwen2.attention.head_count", 14, 16, "blk.0.attn_k.weight"),
+        ("qwen2.block_count", 4, 0, "qwen2.block_count is 0"),
         ("qwen2.block_count", 4, 500, "blk.4."),
         ("qwen2.block_count", 4, 600, "llama.cpp runs at most 512"),
     ] {
@@ -177,10 +184,9 @@ fn keys_that_llama_cpp_refuses_are_named() {
 
 #[test]
 fn what_ends_llama_cpp_is_one_line() {
-    let key = |value: u32| {
-        [&b"qwen2.block_count"[..], &4u32.to_le_bytes(), &value.to_le_bytes()].concat()
-    };
-    let (_folder, path) = file(&patched(&bytes(), &key(4), &key(0)));
+    // One token is there twice.
+    let token = |text: &[u8]| [&1u64.to_le_bytes()[..], text].concat();
+    let (_folder, path) = file(&patched(&bytes(), &token(b"B"), &token(b"A")));
     let arguments = ["run", "-m", path.to_str().unwrap()];
     refused(&arguments, 2, "llama.cpp cannot go on with");
 }

@@ -18,6 +18,22 @@ use super::lengths::Lengths;
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+    /// Longest time that one kernel launch, one operation of llama.cpp or one compilation may take [default: 60,
+    /// and a second for each 50 MB of the model]
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
+    pub timeout: Option<f64>,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok().filter(|seconds| (1.0..=1e6).contains(seconds));
+    seconds.ok_or_else(|| "it takes seconds from 1 to 1000000".to_string())
+}
+
+impl Command {
+    /// Whether the command reads answers from the terminal.
+    pub fn asks_the_user(&self) -> bool {
+        matches!(self, Command::Bless(args) if args.ask)
+    }
 }
 
 #[derive(Subcommand)]

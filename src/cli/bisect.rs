@@ -9,7 +9,7 @@ use firstdiff::{
         SiteFilter,
         verdict::{Outcome, Rule},
     },
-    core::{exit::Exit, floor::DEFAULT_FACTOR},
+    core::{activity, exit::Exit, floor::DEFAULT_FACTOR},
     engine::{AttentionVariant, EngineSpec, fault::Faults, kernels::KernelSet},
     run::{Finished, Run, RunError},
 };
@@ -110,6 +110,10 @@ impl Lab<'_> {
 
     /// Kernels that do not compile or run are passed over, as `git bisect skip` does.
     fn probe(&self, commit: &Commit) -> Result<Probe, Error> {
+        if let Some(death) = activity::died(commit.short()) {
+            return Ok(Probe::Skipped(death.text));
+        }
+        let _unit = activity::unit(commit.short());
         let finished = match self.run(commit, false) {
             Ok(finished) => finished,
             Err(

@@ -2,7 +2,7 @@
 //! or llama.cpp's tensors.
 
 use std::{
-    io::{BufRead, IsTerminal, Write},
+    io::BufRead,
     path::{Path, PathBuf},
 };
 
@@ -33,7 +33,7 @@ pub struct BlessArgs {
     improved: bool,
     /// Ask for each change: yes, no, all of the rest, or quit without writing
     #[arg(long)]
-    ask: bool,
+    pub ask: bool,
     /// Write what is kept of llama.cpp to this file instead, for `check --reference`
     #[arg(long, value_name = "FILE", conflicts_with_all = ["improved", "ask", "baseline", "kernels"])]
     reference: Option<PathBuf>,
@@ -62,8 +62,8 @@ pub fn bless(args: &BlessArgs) -> Result<Exit, Error> {
     let review = Review::of(&config, &opened, &old, &mut |case, n| {
         done += 1;
         bar.inc(1);
-        if !std::io::stderr().is_terminal() {
-            eprintln!("{done}/{n} {:.1} s {}", case.seconds, case.line());
+        if !output::is_seen() {
+            output::say(&format!("{done}/{n} {:.1} s {}", case.seconds, case.line()));
         }
     })?;
     bar.finish_and_clear();
@@ -88,8 +88,8 @@ fn reference(config: &Config, path: &Path, all: bool) -> Result<Exit, Error> {
     let bar = output::progress(Some(total as u64), "running llama.cpp");
     let new = check::pin(config, &opened, &mut |name| {
         bar.inc(1);
-        if !std::io::stderr().is_terminal() {
-            eprintln!("{name}");
+        if !output::is_seen() {
+            output::say(name);
         }
     })?;
     bar.finish_and_clear();
@@ -145,8 +145,7 @@ fn ask(proposals: &[Proposal]) -> Result<Vec<&Proposal>, Error> {
     let mut accepted = Vec::new();
     let mut rest = proposals.iter();
     while let Some(proposal) = rest.next() {
-        eprint!("{proposal}\naccept? [y]es, [n]o, [a]ll of the rest, [q]uit: ");
-        let _ = std::io::stderr().flush();
+        output::ask(&format!("{proposal}\naccept? [y]es, [n]o, [a]ll of the rest, [q]uit: "));
         let answer = answers.next().transpose();
         let answer =
             answer.map_err(|source| Error::Read { path: "standard input".into(), source })?;

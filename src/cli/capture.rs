@@ -36,7 +36,7 @@ use super::{
     args::{CaptureArgs, IdsArgs, SideArg},
     error::Error,
     inputs::{self, Inputs},
-    interrupt, output,
+    output,
 };
 
 /// A sink that passes on what the filter wants.
@@ -121,7 +121,6 @@ fn capture_reference(
         floors,
         ..Manifest::new(Side::Reference, id, Arithmetic::engine(DType::F32), device)
     };
-    interrupt::unfinished(&args.output);
     let mut writer = TraceWriter::create(&args.output, manifest, args.overwrite)?;
     bar.set_message("recording");
     let (graph, values) = inputs.reference.import(&steps.concat())?;
@@ -196,7 +195,6 @@ fn capture_engine(
         floors: vec![DeclaredFloor { arithmetic: arithmetic.clone(), floor }],
         ..Manifest::new(Side::Engine, id, arithmetic, engine.device.open()?.name())
     };
-    interrupt::unfinished(&args.output);
     let mut writer = TraceWriter::create(&args.output, manifest, args.overwrite)?;
     bar.set_message("recording");
     let mut built = engine.build(&inputs.model, inputs.task())?;

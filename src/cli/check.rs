@@ -1,14 +1,18 @@
 //! `firstdiff check` and `firstdiff merge`: a matrix of runs as one answer, for CI.
 
 use std::{
-    io::{IsTerminal, Write},
+    io::Write,
     path::{Path, PathBuf},
 };
 
 use clap::Args;
 use firstdiff::{
     ci::check::{self, Asked, Config, Lock, Opened, Partition, Pinned},
-    core::{exit::Exit, files},
+    core::{
+        activity::{self, Journal},
+        exit::Exit,
+        files,
+    },
     report::ci::{self, Results},
 };
 
@@ -70,15 +74,16 @@ pub fn check(args: &CheckArgs) -> Result<Exit, Error> {
         None => config.cases().len(),
     };
     let bar = output::progress(Some(total as u64), "checking");
-    let mut done = 0;
+    let mut done = activity::journal().map_or(0, Journal::n_done);
+    bar.inc(done as u64);
     let (baseline, reference) = (baseline.as_ref(), reference.as_ref());
     let asked = Asked { partition: args.partition, baseline, reference };
     let results = check::run(&config, &opened, asked, &mut |case, n| {
         done += 1;
         bar.inc(1);
         // Where there is no bar, a log should show that something happens.
-        if !std::io::stderr().is_terminal() {
-            eprintln!("{done}/{n} {:.1} s {}", case.seconds, case.line());
+        if !output::is_seen() {
+            output::say(&format!("{done}/{n} {:.1} s {}", case.seconds, case.line()));
         }
     })?;
     bar.finish_and_clear();
@@ -112,7 +117,7 @@ fn finish(results: &Results, write: &WriteArgs) -> Result<Exit, Error> {
     if write.annotations || variable("GITHUB_ACTIONS").is_some_and(|value| value == "true") {
         let annotations = ci::annotations(results);
         // The runner reads both streams.
-        if json_is_printed { eprint!("{annotations}") } else { output::print(&annotations)? }
+        if json_is_printed { output::ask(&annotations) } else { output::print(&annotations)? }
     }
     Ok(results.headline.exit)
 }

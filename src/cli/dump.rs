@@ -13,7 +13,7 @@ use firstdiff::{
 use super::{
     args::{AlignArgs, ImportArgs},
     error::Error,
-    interrupt, output,
+    output,
 };
 
 /// Names of arrays that are shown.
@@ -66,7 +66,6 @@ pub fn align(args: &AlignArgs) -> Result<Exit, Error> {
 pub fn import(args: &ImportArgs) -> Result<Exit, Error> {
     let reference = TraceReader::open(&args.reference)?;
     let (dump, mapping) = (Dump::open(&args.dump)?, Mapping::open(&args.map)?);
-    interrupt::unfinished(&args.output);
     let bar = output::progress(None, "writing the trace");
     let storage = args.dtype.into();
     let imported =

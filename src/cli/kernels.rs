@@ -2,14 +2,13 @@
 
 use std::{
     ffi::OsString,
-    io::Write,
     path::{Path, PathBuf},
 };
 
 use clap::{Args, Subcommand};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use firstdiff::{
-    ci::kernels::{self, Finding, Outcome, Pass, Target},
+    ci::kernels::{self, Finding, Kind, Outcome, Pass, Target},
     core::exit::Exit,
     engine::{contract::Contract, device::host::ThreadOrder},
 };
@@ -59,9 +58,8 @@ pub fn kernels(args: &KernelsArgs) -> Result<Exit, Error> {
     let orders = kernels::thread_orders(args.shuffle_threads);
     if let Some(target) = args.alone.and_then(|index| targets.get(index)) {
         let announce = |shape: &str, order| {
-            // Before the sanitizer ends the process.
-            let _ = write!(std::io::stdout(), "{}", kernels::announcement(shape, order));
-            let _ = std::io::stdout().flush();
+            // Before the sanitizer ends the process. Without a reader there is no one to tell.
+            let _ = output::print(&kernels::announcement(shape, order));
         };
         let pass = Pass { orders: &orders, sanitized: true, announce: &announce };
         let outcome = kernels::check_target(&kernels, target, &pass)?;
@@ -130,6 +128,7 @@ fn text(outcomes: &[Outcome], orders: &[ThreadOrder]) -> String {
     for outcome in outcomes {
         let verdict = match &outcome.finding {
             None => "clean".to_string(),
+            Some(Finding { kind: kind @ Kind::Crash, .. }) => kind.to_string(),
             Some(Finding { kind, shape, order, .. }) => {
                 format!("{kind} ({shape}; threads {})", order_name(*order))
             }

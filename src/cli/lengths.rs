@@ -5,12 +5,16 @@ use std::{collections::BTreeSet, str::FromStr};
 use comfy_table::{Table, presets};
 use firstdiff::{
     compare::{SiteFilter, verdict::Rule},
-    core::{exit::Exit, task::Task},
+    core::{
+        activity::{self, Death},
+        exit::Exit,
+        task::Task,
+    },
     engine::{EngineSpec, kernels::KernelSet},
     report::Report,
     run::{Run, lengths},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     args::RunArgs,
@@ -58,7 +62,7 @@ struct LengthTable {
 }
 
 /// A prompt of some length.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Row {
     tokens: usize,
     exit: Exit,
@@ -79,7 +83,20 @@ pub fn lengths(
     let bar = output::progress(Some(list.len() as u64), "lengths");
     let mut rows = Vec::new();
     for tokens in list {
-        rows.push(row(args, inputs, engine, tokens)?);
+        let name = format!("{tokens} tokens");
+        let new = match (activity::done(&name), activity::died(&name)) {
+            (Some(row), _) => row,
+            (None, Some(Death { text, exit, .. })) => {
+                Row { tokens, exit, text, first_wrong: Some(tokens) }
+            }
+            (None, None) => {
+                let _unit = activity::unit(&name);
+                let row = row(args, inputs, engine, tokens)?;
+                activity::keep(&name, &row);
+                row
+            }
+        };
+        rows.push(new);
         bar.inc(1);
     }
     bar.finish_and_clear();

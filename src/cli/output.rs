@@ -1,22 +1,67 @@
 //! What goes to the terminal: results to standard output, progress to standard error.
 
 use std::{
+    fs::File,
     io::{ErrorKind, IsTerminal, Write},
+    os::fd::{AsFd, BorrowedFd},
     path::Path,
+    sync::OnceLock,
     time::Duration,
 };
 
-use firstdiff::core::files;
+use console::Term;
+use firstdiff::core::{activity, files};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::error::Error;
 
+/// The user's standard output and standard error. What foreign code prints to the process's own must not
+/// get there.
+static STREAMS: OnceLock<[File; 2]> = OnceLock::new();
+
+/// Makes these the user's streams, in a worker; the first call decides.
+pub fn own_streams(streams: [File; 2]) {
+    // A process has one pair.
+    let _ = STREAMS.set(streams);
+}
+
+/// The user's standard output and standard error.
+pub fn streams() -> &'static [File; 2] {
+    STREAMS.get_or_init(|| {
+        let copy = |stream: BorrowedFd<'_>| stream.try_clone_to_owned().map(File::from);
+        let nowhere = |_| File::options().write(true).open("/dev/null");
+        let copy = |stream| copy(stream).or_else(nowhere).expect("a process can open a file");
+        [copy(std::io::stdout().as_fd()), copy(std::io::stderr().as_fd())]
+    })
+}
+
+/// Prints a line to standard error.
+pub fn say(line: &str) {
+    ask(&format!("{line}\n"));
+}
+
+/// Prints a text to standard error as it is.
+pub fn ask(text: &str) {
+    if (&streams()[1]).write_all(text.as_bytes()).is_err() {
+        // A kernel can close the stream; a parent process has it still.
+        activity::unsaid(text.trim_end());
+    }
+}
+
+/// Whether a person sees the progress.
+pub fn is_seen() -> bool {
+    streams()[1].is_terminal()
+}
+
 /// Prints a result. Colours are left out where the output is no terminal or NO_COLOR is set; a
 /// reader that has gone (`| head`) is no error.
 pub fn print(text: &str) -> Result<(), Error> {
-    let mut out = anstream::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    let written = streams()[0].try_clone().and_then(|file| {
+        let mut out = anstream::AutoStream::auto(file);
+        out.write_all(text.as_bytes()).and_then(|()| out.flush())
+    });
+    match written {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Error::Write { path: "standard output".into(), source: error })
         }
@@ -54,14 +99,18 @@ pub fn is_stdout(path: &Path) -> bool {
 
 /// A spinner or bar on standard error, where that is a terminal.
 pub fn progress(length: Option<u64>, message: &'static str) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
+    if !is_seen() {
         return ProgressBar::hidden();
     }
     let bar = match length {
         Some(length) => ProgressBar::new(length),
         None => ProgressBar::new_spinner(),
     };
-    bar.set_draw_target(ProgressDrawTarget::stderr());
+    if let Ok((read, write)) =
+        streams()[1].try_clone().and_then(|file| Ok((file.try_clone()?, file)))
+    {
+        bar.set_draw_target(ProgressDrawTarget::term(Term::read_write_pair(read, write), 20));
+    }
     let template = match length {
         Some(_) => "{msg} {wide_bar} {pos}/{len} {elapsed}",
         None => "{spinner} {msg} {elapsed}",

@@ -10,7 +10,7 @@ use firstdiff::{
     },
 };
 
-use super::{args::SynthArgs, error::Error, interrupt, output};
+use super::{args::SynthArgs, error::Error, output};
 
 /// Writes a random model.
 pub fn synth(args: &SynthArgs) -> Result<Exit, Error> {
@@ -51,7 +51,6 @@ fn of_shape(args: &SynthArgs, path: &Path) -> Result<String, Error> {
         *size = wanted.map_or(*size, |wanted| wanted as usize);
     }
     spec.weight_type = args.weight_type.unwrap_or(spec.weight_type);
-    interrupt::unfinished(path);
     let bar = output::progress(Some(synth::data_bytes(&spec)?), "writing weights");
     synth::write(&spec, path, &mut |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
@@ -77,7 +76,6 @@ fn of_arch(args: &SynthArgs, name: &str, path: &Path) -> Result<String, Error> {
     let program = std::env::current_exe()
         .map_err(|source| Error::Read { path: "firstdiff".into(), source })?;
     let model = ArchModel::plan(&spec, &program)?;
-    interrupt::unfinished(path);
     let bar = output::progress(Some(model.data_bytes()), "writing weights");
     model.write(path, &program, &mut |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();

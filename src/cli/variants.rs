@@ -6,12 +6,15 @@ use firstdiff::{
         SiteFilter,
         verdict::{Coverage, Outcome, Rule, SiteReport},
     },
-    core::exit::Exit,
+    core::{
+        activity::{self, Death},
+        exit::Exit,
+    },
     engine::{AttentionVariant, EngineSpec, fault::Faults},
     graph::site::{Site, Stage},
     run::Run,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     args::VariantsArgs,
@@ -21,7 +24,7 @@ use super::{
 };
 
 /// Raised when a field of the JSON changes.
-const TABLE_VERSION: u32 = 1;
+const TABLE_VERSION: u32 = 2;
 
 #[derive(Serialize)]
 struct VariantTable {
@@ -31,7 +34,7 @@ struct VariantTable {
 }
 
 /// One variant: how far its attention is from llama.cpp's, in floors and relative L2.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Row {
     variant: String,
     exit: Exit,
@@ -43,6 +46,25 @@ struct Row {
     times_floor: f64,
     worst_site: String,
     first_divergence: Option<String>,
+    /// What ended the process that ran it.
+    died: Option<String>,
+}
+
+impl Row {
+    /// A variant that ended the process which ran it.
+    fn died(variant: String, death: Death) -> Row {
+        Row {
+            variant,
+            exit: death.exit,
+            coverage: Coverage::default(),
+            relative_l2: 0.0,
+            floor_l2: 0.0,
+            times_floor: 0.0,
+            worst_site: String::new(),
+            first_divergence: None,
+            died: Some(death.text),
+        }
+    }
 }
 
 /// Runs all eight and prints the table.
@@ -72,8 +94,19 @@ pub fn variants(args: &VariantsArgs) -> Result<Exit, Error> {
             rule,
             replay: false,
         };
-        let finished = run.run(&mut |_| {})?;
-        rows.push(row(attention, &finished.sites, finished.coverage));
+        let name = attention.to_string();
+        let new = match (activity::done(&name), activity::died(&name)) {
+            (Some(row), _) => row,
+            (None, Some(death)) => Row::died(name, death),
+            (None, None) => {
+                let _unit = activity::unit(&name);
+                let finished = run.run(&mut |_| {})?;
+                let row = row(attention, &finished.sites, finished.coverage);
+                activity::keep(&name, &row);
+                row
+            }
+        };
+        rows.push(new);
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -105,6 +138,7 @@ fn row(attention: AttentionVariant, sites: &[SiteReport], coverage: Coverage) ->
         times_floor: worst.map_or(0.0, times),
         worst_site: worst.map_or(String::new(), |report| name(report.site)),
         first_divergence: diverged.map(|report| name(report.site)),
+        died: None,
     }
 }
 
@@ -124,6 +158,7 @@ fn text(table: &VariantTable, inputs: &Inputs) -> String {
     for row in &table.rows {
         let verdict = match &row.first_divergence {
             Some(site) => format!("diverges at {site}"),
+            None if row.died.is_some() => "does not run".to_string(),
             None if row.exit == Exit::Equal => "equal".to_string(),
             None => "not measured".to_string(),
         };
@@ -137,9 +172,14 @@ fn text(table: &VariantTable, inputs: &Inputs) -> String {
             right(format!("{:.2}", row.times_floor)),
         ]);
     }
+    let died = table
+        .rows
+        .iter()
+        .filter_map(|row| Some(format!("{}: {}\n", row.variant, row.died.as_ref()?)));
+    let died: String = died.collect();
     format!(
         "{agree} of {} attention variants agree with llama.cpp within {} x floor ({prompt} prompt \
-         tokens, {decode} decode steps)\n{}\n",
+         tokens, {decode} decode steps)\n{}\n{died}",
         table.rows.len(),
         table.factor,
         grid.trim_fmt()

@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use firstdiff::{core::exit::Exit, run::Kept};
+use firstdiff::{
+    core::{activity, exit::Exit},
+    run::Kept,
+};
 
 use super::{
     args::RunArgs,
@@ -46,19 +49,28 @@ pub fn watch(args: &RunArgs) -> Result<Exit, Error> {
     let mut changed = String::new();
     loop {
         let start = Instant::now();
-        let verdict = inputs::engines(&args.engine)
-            .and_then(|(engine, _)| run::verdict(args, &inputs, (&engine, None), &mut kept));
+        // Another process goes on behind one that a save has ended.
+        let save = format!("{seen:?}");
+        let save = blake3::hash(save.as_bytes()).to_hex();
+        let verdict = match activity::died(&save) {
+            Some(death) => Err(Error::Refused(death.text)),
+            None => {
+                let _unit = activity::unit(&save);
+                inputs::engines(&args.engine)
+                    .and_then(|(engine, _)| run::verdict(args, &inputs, (&engine, None), &mut kept))
+            }
+        };
         let answer = match verdict {
             Ok(Exit::Equal) => "equal",
             Ok(Exit::Diverged) => "diverged",
             Ok(_) => "not measured",
             Err(error) => {
-                eprintln!("firstdiff: {error}");
+                output::say(&format!("firstdiff: {error}"));
                 "failed"
             }
         };
         let seconds = start.elapsed().as_secs_f64();
-        eprintln!("{changed}{answer}, {seconds:.2} s; waiting for a save, Ctrl-C ends");
+        output::say(&format!("{changed}{answer}, {seconds:.2} s; waiting for a save, Ctrl-C ends"));
         let now = wait(&folders, &seen);
         changed = format!("{} saved: ", names(&seen, &now));
         seen = now;

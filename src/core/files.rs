@@ -4,7 +4,8 @@ use std::{
     fs::{self, File, OpenOptions, Permissions},
     io::{self, ErrorKind, Read, Write},
     os::unix::fs::{FileTypeExt, PermissionsExt},
-    path::Path,
+    path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use tempfile::NamedTempFile;
@@ -57,11 +58,6 @@ pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
     String::from_utf8(bytes).map_err(no_text)
 }
 
-/// How the names of this process's unfinished files and folders begin.
-pub fn temporary_prefix() -> String {
-    format!(".firstdiff-{}-", std::process::id())
-}
-
 /// Writes a file whole or not at all: through a temporary file beside it and a rename. A device or a pipe is
 /// written to, and a link followed.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -80,18 +76,96 @@ pub fn is_replaced(path: &Path) -> bool {
     fs::metadata(path).map_or(true, |there| there.is_file() || there.is_dir())
 }
 
+/// Names the temporary directory of the user where the program's own processes have another.
+pub const OWN_TMPDIR: &str = "FIRSTDIFF_TMPDIR";
+
+/// How the names of unfinished files and folders begin; the machine and the process that write them follow.
+const TEMPORARY: &str = ".firstdiff-";
+
+/// In an unfinished folder: what its result is about to replace, which is not there twice.
+pub const REPLACED: &str = "replaced";
+
+/// How the names of this process's unfinished files and folders begin.
+fn temporary_prefix() -> String {
+    format!("{TEMPORARY}{}-{}-", machine(), std::process::id())
+}
+
+/// A short name of this machine: a process's number means nothing on another, which may write here too.
+fn machine() -> &'static str {
+    static MACHINE: OnceLock<String> = OnceLock::new();
+    MACHINE.get_or_init(|| {
+        let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        });
+        format!("{:08x}", hash as u32)
+    })
+}
+
+/// Removes the unfinished files and folders in a folder that processes of this machine left, where
+/// `is_over` says so of the process.
+#[cfg(feature = "full")]
+pub fn remove_temporaries(folder: &Path, is_over: impl Fn(i32) -> bool) {
+    let prefix = format!("{TEMPORARY}{}-", machine());
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let process = name.strip_prefix(&prefix).and_then(|rest| rest.split_once('-'));
+        let Some(process) = process.and_then(|(process, _)| process.parse().ok()) else { continue };
+        if !is_over(process) {
+            continue;
+        }
+        let path = entry.path();
+        if path.join(REPLACED).exists() {
+            continue;
+        }
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        // Nothing more can be done about what cannot be removed.
+        let _ = if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    }
+}
+
+/// Announces that a folder gets unfinished files. The first time, those of runs that were killed go.
+fn announce(folder: &Path) {
+    #[cfg(feature = "full")]
+    if super::activity::temporaries_in(folder) {
+        // SAFETY: asks whether a process is there.
+        let is_gone = |process: i32| unsafe { libc::kill(process, 0) } != 0
+            && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH);
+        remove_temporaries(folder, |process| process > 0 && is_gone(process));
+    }
+    #[cfg(not(feature = "full"))]
+    let _ = folder;
+}
+
+/// The user's temporary directory, in the program's own processes too.
+pub fn temporary_directory() -> PathBuf {
+    std::env::var_os(OWN_TMPDIR).map_or_else(std::env::temp_dir, PathBuf::from)
+}
+
 /// A temporary folder in the folder of `path`, which goes with all that is in it.
 pub fn temporary_folder_beside(path: &Path) -> io::Result<tempfile::TempDir> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let prefix = temporary_prefix();
-    tempfile::Builder::new().prefix(&prefix).tempdir_in(folder.unwrap_or(Path::new(".")))
+    temporary_folder_in(folder_of(path))
+}
+
+/// A temporary folder in a folder, which goes with all that is in it.
+pub fn temporary_folder_in(folder: &Path) -> io::Result<tempfile::TempDir> {
+    announce(folder);
+    tempfile::Builder::new().prefix(&temporary_prefix()).tempdir_in(folder)
 }
 
 /// A temporary file in the folder of `path`, readable by whom the umask lets, to be renamed to it.
 pub fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let prefix = temporary_prefix();
+    let folder = folder_of(path);
+    announce(folder);
     let mut builder = tempfile::Builder::new();
-    builder.prefix(&prefix).permissions(Permissions::from_mode(0o666));
-    builder.tempfile_in(folder.unwrap_or(Path::new(".")))
+    builder
+        .prefix(&temporary_prefix())
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder.unwrap_or(Path::new("."))
 }

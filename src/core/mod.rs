@@ -1,5 +1,7 @@
 //! What everything speaks of: values, number formats, errors' exit codes, files and memory.
 
+#[cfg(feature = "full")]
+pub mod activity;
 pub mod arithmetic;
 #[cfg(feature = "full")]
 pub mod attending;
@@ -14,6 +16,8 @@ pub mod format;
 pub mod loaded;
 #[cfg(feature = "full")]
 pub mod near;
+#[cfg(feature = "full")]
+pub mod notice;
 #[cfg(feature = "full")]
 pub mod places;
 #[cfg(feature = "full")]

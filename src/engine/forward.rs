@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use crate::{
     core::{
+        activity,
         exit::Exit,
         loaded::LoadedWeight,
         sink::{Choice, NoSink, Sink, Stopped},
@@ -268,11 +269,14 @@ impl Engine {
 
     /// The output of the last layer.
     fn layers<'a>(&self, pass: &mut Pass<'a>) -> Result<&'a Buffer, EngineError> {
+        activity::place(pass.step, None);
         let mut hidden = self.embed(pass)?;
         for layer in 0..self.config.n_layer {
+            activity::place(pass.step, Some(layer));
             hidden = self.attention_block(layer, pass, hidden)?;
             hidden = self.feed_forward_block(layer, pass, hidden)?;
         }
+        activity::place(pass.step, None);
         Ok(hidden)
     }
 

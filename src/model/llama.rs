@@ -2,15 +2,13 @@
 
 use std::{
     ffi::{CStr, c_char, c_void},
-    io::Write,
-    path::Path,
     sync::{Mutex, OnceLock},
 };
 
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_sys_2 as sys;
 
-use crate::core::exit::Exit;
+use crate::core::activity;
 
 static BACKEND: OnceLock<LlamaBackend> = OnceLock::new();
 static ERRORS: Mutex<String> = Mutex::new(String::new());
@@ -35,44 +33,22 @@ unsafe extern "C" fn keep_errors(level: sys::ggml_log_level, text: *const c_char
 /// Starts llama.cpp, the first time it is called.
 pub fn backend() -> &'static LlamaBackend {
     BACKEND.get_or_init(|| {
-        // SAFETY: the callback is a static function and needs no user data.
-        unsafe { sys::llama_log_set(Some(keep_errors), std::ptr::null_mut()) };
+        // SAFETY: the callbacks are static functions and need no user data.
+        unsafe {
+            sys::llama_log_set(Some(keep_errors), std::ptr::null_mut());
+            sys::ggml_set_abort_callback(Some(note_abort));
+        }
         LlamaBackend::init().expect("only this OnceLock starts the backend")
     })
 }
 
-/// The model that llama.cpp was last given.
-static AT_WORK: Mutex<String> = Mutex::new(String::new());
-
-/// Ends the process in ggml's place, with one line in place of its stack trace; a C callback, so it must
-/// not panic.
-unsafe extern "C" fn say_abort(message: *const c_char) {
-    unsafe extern "C" {
-        fn _exit(code: i32) -> !;
-    }
-    let why = if message.is_null() {
-        String::new()
-    } else {
+/// Notes why ggml ends the process, in place of its stack trace; a C callback, so it must not panic.
+unsafe extern "C" fn note_abort(message: *const c_char) {
+    if !message.is_null() {
         // SAFETY: ggml passes a NUL-terminated string that lives for the call.
-        unsafe { CStr::from_ptr(message) }.to_string_lossy().replace('\n', " ")
-    };
-    // Whoever holds the name is not waited for.
-    let name = AT_WORK.try_lock().map_or(String::new(), |name| name.clone());
-    let line =
-        format!("firstdiff: llama.cpp cannot go on with {name}: {why}; check the file's keys\n");
-    // Without a reader there is no one to tell.
-    let _ = std::io::stderr().write_all(line.as_bytes());
-    // SAFETY: ends the process at once: other threads of llama.cpp may be anywhere.
-    unsafe { _exit(Exit::BadInput as i32) }
-}
-
-/// From now on an assertion of llama.cpp that fails ends the process with one line that names this model.
-pub fn answer_aborts(model: &Path) {
-    if let Ok(mut name) = AT_WORK.lock() {
-        *name = model.display().to_string();
+        let text = unsafe { CStr::from_ptr(message) }.to_string_lossy();
+        activity::abort_message(&text.replace('\n', " "));
     }
-    // SAFETY: the callback is a static function.
-    unsafe { sys::ggml_set_abort_callback(Some(say_abort)) };
 }
 
 /// What llama.cpp has complained about since the last call, as one line; empty if nothing.

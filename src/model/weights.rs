@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    core::cache::Entry,
+    core::{activity, cache::Entry},
     graph::{ModelGraph, SequenceInputs},
     model::{
         Config, WeightNames,
@@ -67,6 +67,7 @@ impl ModelFile {
             key: key.to_string(),
         })?;
         let file = ModelFile { path: path.to_path_buf(), architecture, gguf };
+        activity::loaded(file.gguf.bytes().len() as u64);
         file.check_layers()?;
         Ok(file)
     }

@@ -15,7 +15,10 @@ use super::{
     noise::Place,
 };
 use crate::{
-    core::sink::{Sink, Stopped},
+    core::{
+        activity,
+        sink::{Sink, Stopped},
+    },
     graph::{Extent, ModelGraph, NodeId, SiteSpec, site::Site},
 };
 
@@ -185,9 +188,11 @@ unsafe extern "C" fn on_node(
     let capture = unsafe { (*user_data.cast::<*mut Capture<'_>>()).as_mut() };
     let Some(capture) = capture.filter(|capture| capture.failure.is_none()) else { return false };
     let node = Node(tensor);
-    let handled = catch_unwind(AssertUnwindSafe(|| {
-        if ask { capture.needs(node) } else { capture.handle(node).map(|()| true) }
-    }));
+    let handled = activity::our_turn(node.name(), || {
+        catch_unwind(AssertUnwindSafe(|| {
+            if ask { capture.needs(node) } else { capture.handle(node).map(|()| true) }
+        }))
+    });
     let failure = match handled {
         Ok(Ok(answer)) => return answer,
         Ok(Err(failure)) => failure,

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     core::{
+        activity::{self, Foreign},
         cache::Entry,
         exit::Exit,
         sink::{Choice, Sink, Stopped},
@@ -85,6 +86,8 @@ impl ReferenceError {
 
 /// A model loaded in llama.cpp. Sessions on it may run in several threads.
 pub struct Reference {
+    /// The user's file.
+    name: String,
     model: LlamaModel,
     graph: Arc<ModelGraph>,
     options: ReferenceOptions,
@@ -102,7 +105,8 @@ impl Reference {
             Precision::Native => file.path.clone(),
         };
         let backend = llama::backend();
-        llama::answer_aborts(&file.path);
+        let name = file.path.display().to_string();
+        let running = activity::running(Foreign::Llama, &name, "loads the model");
         llama::take_errors();
         let params = LlamaModelParams::default().with_n_gpu_layers(0);
         let model = LlamaModel::load_from_file(backend, &path, &params).map_err(|error| {
@@ -110,12 +114,14 @@ impl Reference {
             let detail = if errors.is_empty() { error.to_string() } else { errors };
             ReferenceError::Load { path: file.path.clone(), detail }
         })?;
+        drop(running);
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let small = file.parameters() < SMALL_MODEL_PARAMETERS;
         // A quarter of the cores is left to the comparison: llama.cpp's threads wait busily, and a core
         // that two of them share stops all.
         let threads = options.threads.unwrap_or(if small { 1 } else { cores - cores / 4 });
         let mut reference = Reference {
+            name,
             model,
             graph: Arc::default(),
             options,
@@ -129,6 +135,7 @@ impl Reference {
 
     /// The token ids of a text, with the special tokens that the model's tokenizer adds.
     pub fn tokenize(&self, text: &str) -> Vec<i32> {
+        let _running = activity::running(Foreign::Llama, &self.name, "tokenises the prompt");
         let tokens = self.model.vocab().tokenize(text.as_bytes(), true, true);
         tokens.into_iter().map(|token| token.0).collect()
     }
@@ -173,7 +180,9 @@ impl Reference {
         } else {
             self.graph_for(tokens.len())?
         };
-        let inputs = self.importer(tokens.len())?.inputs(&graph, tokens)?;
+        let mut importer = self.importer(tokens.len())?;
+        let _running = activity::running(Foreign::Llama, &self.name, "makes the graph's inputs");
+        let inputs = importer.inputs(&graph, tokens)?;
         Ok((graph, inputs))
     }
 
@@ -186,7 +195,10 @@ impl Reference {
         if let Some(graph) = cached.and_then(|json| serde_json::from_slice(&json).ok()) {
             return Ok(Arc::new(graph));
         }
-        let graph = self.importer(positions)?.graph()?;
+        let mut importer = self.importer(positions)?;
+        let running = activity::running(Foreign::Llama, &self.name, "makes its graph");
+        let graph = importer.graph()?;
+        drop(running);
         if let (Some(entry), Ok(json)) = (entry, serde_json::to_vec(&graph)) {
             entry.write(&json);
         }
@@ -207,7 +219,10 @@ impl Reference {
 
     fn context(&self, spec: &ContextSpec, hooks: &Hooks) -> Result<Context, ReferenceError> {
         llama::take_errors();
+        let doing = format!("makes a context for {} tokens", spec.positions);
+        let running = activity::running(Foreign::Llama, &self.name, &doing);
         let context = Context::new(&self.model, spec, hooks);
+        drop(running);
         context.ok_or_else(|| ReferenceError::Context {
             tokens: spec.positions,
             detail: llama::take_errors(),
@@ -273,7 +288,10 @@ impl Session<'_> {
         let shape = StepShape { step, tokens: tokens.len(), positions };
         let mut capture = Capture::new(&self.reference.graph, sink, changes, shape);
         llama::take_errors();
+        let (name, doing) = (&self.reference.name, format!("computes step {step}"));
+        let running = activity::running(Foreign::Llama, name, &doing);
         let code = self.context.decode_with(&mut capture, tokens, self.positions);
+        drop(running);
         match capture.failure.take() {
             None => {}
             Some(Failure::Stopped) => return Err(Stopped.into()),

@@ -8,7 +8,10 @@ use std::path::PathBuf;
 use llama_cpp_sys_2 as sys;
 
 use crate::{
-    core::cache::{self, Entry},
+    core::{
+        cache::{self, Entry},
+        notice::notice,
+    },
     model::{
         ModelFile,
         gguf::{Header, WriteError},
@@ -47,10 +50,10 @@ pub fn widened(model: &ModelFile) -> Result<PathBuf, WriteError> {
     let bytes = header.file_size();
     if bytes >= WORTH_SAYING {
         let (gigabytes, folder) = (bytes as f64 / 1e9, path.parent().unwrap_or(&path).display());
-        eprintln!(
-            "firstdiff: writing an f32 copy of {}, {gigabytes:.1} GB, once, to {folder}; --reference native needs none",
+        notice(&format!(
+            "writing an f32 copy of {}, {gigabytes:.1} GB, once, to {folder}; --reference native needs none",
             model.path.display()
-        );
+        ));
     }
     header.write(&path, |info, out| {
         let source = gguf.tensor(&info.name).expect("the header lists the file's own tensors");

@@ -88,9 +88,7 @@ impl TraceWriter {
         manifest.run = manifest.run.or_else(seal::run_name);
         let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new("."));
-        let temporary = tempfile::Builder::new()
-            .prefix(&files::temporary_prefix())
-            .tempdir_in(parent)
+        let temporary = files::temporary_folder_in(parent)
             .map_err(TraceError::io("create a folder in", parent))?;
         let draft = draft(&temporary);
         fs::create_dir(&draft).map_err(TraceError::io("create", draft))?;
@@ -285,7 +283,7 @@ impl TraceWriter {
     fn publish(self) -> Result<(), TraceError> {
         // Again, as a run takes time and the folder may have appeared since.
         check_target(&self.target, self.overwrite)?;
-        let old = self.temporary.path().join("replaced");
+        let old = self.temporary.path().join(files::REPLACED);
         let replaces = self.target.symlink_metadata().is_ok();
         if replaces {
             fs::rename(&self.target, &old).map_err(TraceError::io("replace", &self.target))?;

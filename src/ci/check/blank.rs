@@ -5,7 +5,7 @@ use crate::{
         Case, Config,
         kernel::{Chosen, place_of_error},
     },
-    core::exit::Exit,
+    core::{activity::Death, exit::Exit},
     diagnosis::{Certainty, Diagnosis, Finding, Verdict},
     engine::{EngineSpec, fault::Faults},
     graph::site::Stage,
@@ -51,6 +51,11 @@ impl Config {
     pub(super) fn failed(&self, case: &Case, exit: Exit, text: String) -> CaseResult {
         let place = place_of_error(&self.kernels, &text);
         CaseResult { exit, text, place, ..self.blank(case) }
+    }
+
+    /// A case that ended the process which ran it.
+    pub(super) fn died(&self, case: &Case, death: Death) -> CaseResult {
+        CaseResult { seconds: death.seconds, ..self.failed(case, death.exit, death.text) }
     }
 
     /// The engine's guilty operations, with their kernels.

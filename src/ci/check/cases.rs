@@ -17,6 +17,7 @@ use crate::{
         verdict::{Coverage, Outcome, Rule, SiteReport},
     },
     core::{
+        activity,
         cache::{self, Entry},
         task::Task,
     },
@@ -106,7 +107,8 @@ pub(super) struct Ran<'a> {
     pub recorded: &'a Spool,
 }
 
-/// Runs the cases of a configuration, or a part of them. `done` hears each, and how many there are.
+/// Runs the cases of a configuration, or a part of them. `done` hears each, and how many there are; those that
+/// an earlier process has done it has heard there.
 pub fn run(
     config: &Config,
     opened: &Opened,
@@ -115,17 +117,25 @@ pub fn run(
 ) -> Result<Results, CheckError> {
     let (plan, cases) = planned(config, asked.partition);
     let hashes = opened.hashes(config, &cases);
-    let mut results = Vec::new();
-    each(config, opened, &cases, asked.reference, &mut |case, mut result, ran| {
+    // What an earlier process has done before it died of another case.
+    let mut results: BTreeMap<String, CaseResult> = cases
+        .iter()
+        .filter_map(|case| Some((case.id.clone(), activity::done(&case.id)?)))
+        .collect();
+    let is_open = |case: &&Case| !results.contains_key(&case.id);
+    let open: Vec<Case> = cases.iter().filter(is_open).cloned().collect();
+    each(config, opened, &open, asked.reference, &mut |case, mut result, ran| {
         if let (Some(lock), Some(ran)) = (asked.baseline, ran) {
             let start = Instant::now();
             hold(config, case, &mut result, &ran, lock)?;
             result.seconds += start.elapsed().as_secs_f64();
         }
+        activity::keep(&case.id, &result);
         done(&result, cases.len());
-        results.push(result);
+        results.insert(case.id.clone(), result);
         Ok(())
     })?;
+    let results = cases.iter().filter_map(|case| results.remove(&case.id)).collect();
     let partition = asked.partition.map(|partition| partition.to_string());
     let reference = asked.reference.map(Pinned::described);
     Ok(Results::of(config.hash.clone(), reference, partition, hashes, plan, results))
@@ -158,13 +168,31 @@ pub(super) fn each(
         let model = &opened.models[of_model[0].model];
         if let Some(pinned) = pinned {
             let runner = alone::Runner { config, model, pinned };
-            of_model.iter().try_for_each(|case| runner.run(case, visit))?;
+            for case in of_model {
+                if let Some(death) = activity::died(&case.id) {
+                    visit(case, config.died(case, death), None)?;
+                    continue;
+                }
+                let _unit = activity::unit(&case.id);
+                runner.run(case, visit)?;
+            }
             continue;
         }
         let options = ReferenceOptions { precision: config.reference, threads: None };
-        let reference = Reference::load(model, options)?;
-        let runner = Runner { config, model, reference: &reference };
-        of_model.iter().try_for_each(|case| runner.run(case, visit))?;
+        let mut reference = None;
+        for case in of_model {
+            if let Some(death) = activity::died(&case.id) {
+                visit(case, config.died(case, death), None)?;
+                continue;
+            }
+            // llama.cpp may die of the model as well.
+            let _unit = activity::unit(&case.id);
+            let reference = match &mut reference {
+                Some(reference) => reference,
+                none => none.insert(Reference::load(model, options)?),
+            };
+            Runner { config, model, reference }.run(case, visit)?;
+        }
     }
     Ok(())
 }

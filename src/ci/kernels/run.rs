@@ -3,6 +3,7 @@
 use std::fmt;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     ci::kernels::{
@@ -11,6 +12,7 @@ use crate::{
         contract::check_contract,
         subjects::{Case, Subject},
     },
+    core::activity::{self, Death, Journal},
     engine::{
         contract::Contract,
         device::{
@@ -22,7 +24,7 @@ use crate::{
 };
 
 /// What a finding is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Kind {
     Race,
     Bounds,
@@ -35,12 +37,14 @@ pub enum Kind {
     Numbers,
     /// Numbers that change with the order of the threads.
     Order,
+    /// The end of the process that ran it, or a launch that does not come back.
+    Crash,
     /// Anything else that a launch can fail with.
     Launch,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Race,
         Kind::Bounds,
         Kind::Uninitialised,
@@ -49,6 +53,7 @@ impl Kind {
         Kind::Divergence,
         Kind::Numbers,
         Kind::Order,
+        Kind::Crash,
         Kind::Launch,
     ];
 
@@ -80,13 +85,14 @@ impl fmt::Display for Kind {
             Kind::Divergence => "divergence",
             Kind::Numbers => "numbers",
             Kind::Order => "thread order",
+            Kind::Crash => "crash",
             Kind::Launch => "launch",
         })
     }
 }
 
 /// The first thing that is wrong with a kernel.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Finding {
     pub kind: Kind,
     /// The report: file, entry, block, thread, lines.
@@ -97,7 +103,7 @@ pub struct Finding {
 }
 
 /// What became of one subject.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
     pub name: String,
     /// Launches that were run and checked, all orders together.
@@ -156,11 +162,33 @@ pub fn check(
 ) -> Result<Vec<Outcome>, KernelCheckError> {
     let pass = Pass { orders, sanitized: false, announce: &|_, _| {} };
     let one = |target: &Target| {
-        let outcome = check_target(kernels, target, &pass);
+        let name = target.name();
+        let outcome = match (activity::done(&name), activity::died(&name)) {
+            (Some(outcome), _) => outcome,
+            (None, Some(death)) => Outcome::died(name, death),
+            (None, None) => {
+                let _unit = activity::unit(&name);
+                let outcome = check_target(kernels, target, &pass)?;
+                activity::keep(&name, &outcome);
+                outcome
+            }
+        };
         done();
-        outcome
+        Ok(outcome)
     };
+    if activity::journal().is_some_and(Journal::is_unclear) {
+        return targets.iter().map(one).collect();
+    }
     targets.par_iter().map(one).collect()
+}
+
+impl Outcome {
+    /// A target that ended the process which ran it.
+    fn died(name: String, death: Death) -> Outcome {
+        let (shape, order) = (String::new(), ThreadOrder::default());
+        let finding = Finding { kind: Kind::Crash, text: death.text, shape, order };
+        Outcome { name, launches: 0, finding: Some(finding) }
+    }
 }
 
 /// Runs all cases of a target in each order.

@@ -14,6 +14,7 @@ use crate::{
         KernelCheckError,
         run::{Finding, Kind, Outcome},
     },
+    core::activity::{self, Foreign},
     engine::device::{
         DeviceError,
         host::{self, ThreadOrder},
@@ -57,6 +58,9 @@ pub fn sanitize(
         let mut command = Command::new(program);
         command.args(of(index)).env("LD_PRELOAD", &library);
         command.env("ASAN_OPTIONS", OPTIONS).env("UBSAN_OPTIONS", OPTIONS);
+        // The sanitizers end that process themselves, and its silence is seen from here.
+        command.env(activity::IN_PROCESS, "1");
+        let _running = activity::running(Foreign::Kernel, name, "runs under AddressSanitizer");
         let output = command.output().map_err(|error| failed(name, &error.to_string()))?;
         done();
         said(name, &output)

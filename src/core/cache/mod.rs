@@ -14,6 +14,7 @@ use std::{
     sync::Once,
 };
 
+use super::{files::temporary_directory, notice::notice};
 pub use entry::Entry;
 pub use limit::{Removed, limit, prune};
 
@@ -40,7 +41,7 @@ pub fn root() -> PathBuf {
 fn temporary() -> PathBuf {
     let own = tempfile::tempfile().and_then(|file| file.metadata());
     let user = own.map_or_else(|_| String::new(), |own| format!("-{}", own.uid()));
-    std::env::temp_dir().join(format!("firstdiff{user}"))
+    temporary_directory().join(format!("firstdiff{user}"))
 }
 
 /// A subfolder of the cache, made if need be. Where the usual place cannot be used (a read-only home), it is
@@ -68,7 +69,7 @@ fn usable_root() -> io::Result<PathBuf> {
     own_folder(&other)?;
     SAID.call_once(|| {
         let (root, other) = (root.display(), other.display());
-        eprintln!("firstdiff: no cache in {root}: {error}; it is in {other} for now");
+        notice(&format!("no cache in {root}: {error}; it is in {other} for now"));
     });
     Ok(other)
 }

@@ -1,5 +1,6 @@
 //! GGUF files: read through ggml's own parser, written as a stream.
 
+mod check;
 mod read;
 mod unpack;
 mod write;

@@ -12,6 +12,7 @@ use llama_cpp_sys_2 as sys;
 use memmap2::Mmap;
 use rayon::prelude::*;
 
+use super::check::{Wrong, check};
 use crate::{
     core::{files, format::Format},
     model::llama,
@@ -55,6 +56,8 @@ pub enum GgufError {
     NotGguf { path: PathBuf, what: &'static str, next: String },
     #[error("{path} is a GGUF file with a broken header ({detail}); download it again")]
     BadHeader { path: PathBuf, detail: String },
+    #[error("{path}: {key} {why}; convert the model again")]
+    BadKey { path: PathBuf, key: String, why: String },
     #[error(
         "{path} ends before its tensor {tensor} does ({has} of {needs} bytes); download it again"
     )]
@@ -140,6 +143,10 @@ impl Gguf {
         // SAFETY: the map is read-only. A file that another process shortens meanwhile would
         // fault, as it would in llama.cpp, which maps it too.
         let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+        check(&map).map_err(|wrong| match wrong {
+            Wrong::Header(detail) => GgufError::BadHeader { path: path.to_path_buf(), detail },
+            Wrong::Key { key, why } => GgufError::BadKey { path: path.to_path_buf(), key, why },
+        })?;
         let context = parse(path)?;
         let tensors = tensor_table(path, &context, map.len() as u64)?;
         let names = tensors.iter().enumerate().map(|(index, info)| (info.name.clone(), index));

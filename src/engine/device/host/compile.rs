@@ -8,7 +8,11 @@ use std::{
 use rayon::prelude::*;
 
 use crate::{
-    core::{cache::Entry, files},
+    core::{
+        activity::{self, Foreign},
+        cache::Entry,
+        files,
+    },
     engine::device::{
         DeviceError, KernelSource,
         host::{Compiler, assembly},
@@ -223,6 +227,8 @@ impl Unit<'_> {
         folder: &Path,
         flags: &[&str],
     ) -> Result<(), DeviceError> {
+        let file = self.kernel.unwrap_or("the host device's runtime");
+        let _running = activity::running(Foreign::Compiler, file, "compiles");
         let output = ["-I.", "-c", "unit.cpp", "-o", "unit.o"];
         self.checked(compiler.run(folder, &[&output, flags].concat())?)
     }

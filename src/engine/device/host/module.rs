@@ -11,18 +11,25 @@ use std::{
 };
 
 use libloading::os::unix::{Library as Loaded, RTLD_LOCAL, RTLD_NOW};
+use serde::{Deserialize, Serialize};
 
-use crate::engine::device::{
-    Arg, DeviceError, Launch,
-    host::{
-        compile::Library,
-        lines::with_lines,
-        regions::{Access, RawRegion, Regions},
+use crate::{
+    core::{
+        activity::{self, Foreign},
+        files,
+    },
+    engine::device::{
+        Arg, DeviceError, Launch,
+        host::{
+            compile::Library,
+            lines::with_lines,
+            regions::{Access, RawRegion, Regions},
+        },
     },
 };
 
 /// The order in which the threads of a block take turns.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ThreadOrder {
     #[default]
     Forward,
@@ -95,7 +102,17 @@ struct Copy {
     invokes: HashMap<String, unsafe extern "C" fn(*mut *mut c_void)>,
     /// What is loaded, for source lines.
     path: PathBuf,
-    _library: Loaded,
+    /// The kernels' files.
+    files: String,
+    library: Option<Loaded>,
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        let doing = "what runs when the kernels are unloaded";
+        let _running = activity::running(Foreign::Kernel, &self.files, doing);
+        drop(self.library.take());
+    }
 }
 
 /// A loaded library.
@@ -117,8 +134,13 @@ impl Module {
     ) -> Result<Module, DeviceError> {
         let mut entries = HashMap::new();
         let mut copies = Vec::new();
-        for worker in 0..workers.max(1) {
-            let loaded = open(library, worker)?;
+        let files: Vec<&str> = library.tables.iter().map(|(file, _)| file.as_str()).collect();
+        let files = files.join(", ");
+        for _ in 0..workers.max(1) {
+            let doing = "what runs when the kernels are loaded";
+            let running = activity::running(Foreign::Kernel, &files, doing);
+            let loaded = open(library)?;
+            drop(running);
             let mut invokes = HashMap::new();
             for (file, table) in &library.tables {
                 for (entry, invoke) in read_table(&loaded, file, table)? {
@@ -130,7 +152,9 @@ impl Module {
             // SAFETY: the runtime, built with this crate, exports the function with this type.
             let run = unsafe { loaded.get::<Run>(b"cuda_host_run\0") }.map_err(load_error)?;
             let path = library.path.clone();
-            copies.push(Mutex::new(Copy { run: *run, invokes, path, _library: loaded }));
+            let run = *run;
+            let (files, library) = (files.clone(), Some(loaded));
+            copies.push(Mutex::new(Copy { run, invokes, path, files, library }));
         }
         Ok(Module { copies, entries, order, regions })
     }
@@ -190,7 +214,9 @@ impl Module {
         let copies = self.copies.len().min((blocks * threads / COPY_THREADS) as usize);
         let share = (blocks / (copies as u64 * SHARES)).max(1);
         let next = AtomicU64::new(0);
+        let place = activity::saved_place();
         let run = |copy: &Mutex<Copy>| {
+            activity::with_place(place);
             let copy = copy.lock().expect("a copy never panics");
             loop {
                 let first_block = next.fetch_add(share, Ordering::Relaxed);
@@ -221,6 +247,7 @@ impl Copy {
     fn run(&self, entry: &Entry, launch: RawLaunch, slots: &[u64]) -> Result<(), DeviceError> {
         let name = entry.name.to_string_lossy();
         let invoke = self.invokes[name.as_ref()];
+        let running = activity::running(Foreign::Kernel, &entry.file, &name);
         let mut pointers: Vec<*mut c_void> =
             slots.iter().map(|slot| std::ptr::from_ref(slot).cast_mut().cast()).collect();
         let mut error = [0u8; 1024];
@@ -232,6 +259,8 @@ impl Copy {
             let arguments = pointers.as_mut_ptr();
             (self.run)(entry.name.as_ptr(), invoke, &launch, arguments, message, size)
         };
+        drop(running);
+        activity::after_kernel();
         if code == 0 {
             return Ok(());
         }
@@ -242,17 +271,14 @@ impl Copy {
     }
 }
 
-fn open(library: &Library, worker: usize) -> Result<Loaded, DeviceError> {
+fn open(library: &Library) -> Result<Loaded, DeviceError> {
     if library.in_place {
         // SAFETY: as below.
         let loaded = unsafe { Loaded::open(Some(&library.path), RTLD_NOW | RTLD_LOCAL) };
         return loaded.map_err(load_error);
     }
     // The loader gives the same handle for the same file, so every copy is a file of its own.
-    let folder = library.path.parent().expect("a library lies in the cache");
-    let prefix = format!("copy-{worker}-");
-    let copy = tempfile::Builder::new().prefix(&prefix).suffix(".so").tempfile_in(folder);
-    let copy = copy.map_err(load_error)?;
+    let copy = files::temporary_beside(&library.path).map_err(load_error)?;
     std::fs::copy(&library.path, copy.path()).map_err(load_error)?;
     // SAFETY: the library was built by this crate's own recipe; loading it runs no code of ours.
     unsafe { Loaded::open(Some(copy.path()), RTLD_NOW | RTLD_LOCAL) }.map_err(load_error)

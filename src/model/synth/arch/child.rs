@@ -9,7 +9,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{log, plan, plan::Layout, request::ArchSpec, trial};
-use crate::model::synth::SynthError;
+use crate::{
+    core::activity::{self, Foreign},
+    model::synth::SynthError,
+};
 
 /// The hidden command of the program that is the child process; it must call [`serve`].
 pub const CHILD_COMMAND: &str = "synth-child";
@@ -22,6 +25,14 @@ pub(super) enum Question {
     Plan(ArchSpec),
     /// Whether llama.cpp loads a file and decodes with it.
     Trial { spec: ArchSpec, path: PathBuf },
+}
+
+impl Question {
+    fn spec(&self) -> &ArchSpec {
+        match self {
+            Question::Plan(spec) | Question::Trial { spec, .. } => spec,
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -77,6 +88,7 @@ fn ask(question: &Question, spec: &ArchSpec, program: &Path) -> Result<Answer, S
 }
 
 fn run(question: &Question, program: &Path) -> std::io::Result<Output> {
+    let _running = activity::running(Foreign::Llama, &question.spec().name, "makes a model");
     let mut child = Command::new(program)
         .arg(CHILD_COMMAND)
         // Else llama.cpp starts a debugger when it ends the process.
