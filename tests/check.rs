@@ -115,7 +115,7 @@ fn a_kernel_that_does_not_compile_is_annotated_where_the_compiler_says() {
 
 #[test]
 fn a_tolerance_counts_for_its_sites_alone() {
-    let strict = "[[tolerances]]\nsites = \"*\"\nfactor = 1e6\n\
+    let strict = "[[tolerances]]\nsites = \"*\"\nfactor = 1000\n\
                   [[tolerances]]\nsites = \"blk.1.ffn_up\"\nfactor = 1e-9\n";
     let (folder, file) = matrix(&format!("{SMALL}{strict}"));
     let results = folder.path().join("results.json");
@@ -201,7 +201,7 @@ fn a_configuration_that_cannot_be_used_is_one_line() {
     };
     config(&rule("q,blk.7.*", "8"), 2, "tolerances: blk.7.* matches no site of any model");
     config(&rule("[", "8"), 2, "tolerances: error parsing glob");
-    config(&rule("q", "0"), 2, "q: factor 0 is no positive number");
+    config(&rule("q", "0"), 2, "q: factor 0 is no tolerance; give more than 0 and at most 1000");
     let (_folder, file) = matrix(SMALL);
     let wrong = ["check", "--config", path(&file), "--partition", "hash:3/2"];
     let (exit, out, err) = crate::cli::outcome(&wrong);

@@ -176,7 +176,8 @@ fn mistakes_get_one_line_with_the_next_step_and_exit_2() {
     refused(&["run", "--fault", "bogus"], 2, "`firstdiff faults` lists them");
     refused(&["run", "--sites", "bogus"], 2, "bogus matches no site");
     refused(&["run", "--kernels", "absent"], 2, "cannot read absent");
-    refused(&["run", "--factor", "0"], 2, "no positive number");
+    refused(&["run", "--factor", "0"], 2, "--factor 0 is no tolerance");
+    refused(&["run", "--factor", "1e9"], 2, "at most 1000");
     refused(&["run", "--json", "absent/report.json"], 2, "cannot write absent/report.json");
     refused(&["run", "-n", "4000"], 2, "was trained for 2048");
     refused(&["synth", "-o", path(&at("x")), "--shape", "huge"], 2, "no shape huge");

@@ -112,7 +112,7 @@ const EXAMPLES: [(&str, &[&str]); 20] = [
         "bisect",
         &[
             "firstdiff bisect v1.0 HEAD",
-            "firstdiff bisect v1.0 HEAD --kernels src/kernels",
+            "firstdiff bisect v1.0 HEAD --folder src/kernels",
             "firstdiff bisect HEAD~20 HEAD -m model.gguf --dtype f16",
         ],
     ),
