@@ -18,7 +18,7 @@ use super::lengths::Lengths;
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
-    /// Longest time that one kernel launch, one operation of llama.cpp or one compilation may take [default: 60,
+    /// Longest time that one kernel launch, one operation of llama.cpp or one compilation may take [default: 300,
     /// and a second for each 50 MB of the model]
     #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Option<f64>,

@@ -27,8 +27,8 @@ use spawn::Shared;
 use watched::Ended;
 
 /// How long one piece of foreign work may take, where the user does not say: a launch, a node of llama.cpp's
-/// graph, a compilation. The slowest of our own takes a hundredth of it on two cores.
-const LIMIT: Duration = Duration::from_secs(60);
+/// graph, a compilation. A choice: under `--device checked` a launch over a long prompt takes minutes.
+const LIMIT: Duration = Duration::from_secs(300);
 /// A slow disk's bytes a second: models get the time to read them.
 const BYTES_A_SECOND: f64 = 50e6;
 
