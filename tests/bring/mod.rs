@@ -11,6 +11,7 @@ mod quantised;
 mod ranks;
 mod schema;
 mod shards;
+mod slices;
 mod support;
 mod survey;
 mod transformers;
