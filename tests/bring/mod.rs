@@ -5,6 +5,7 @@ mod dump;
 pub mod engines;
 pub mod header;
 mod parallel;
+mod plans;
 mod pt;
 mod python;
 mod quantised;
