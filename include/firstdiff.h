@@ -137,17 +137,30 @@ static inline size_t firstdiff_plan_step(const char *plan, size_t step, int32_t 
     FILE *file = plan ? fopen(plan, "rb") : NULL;
     char word[16];
     size_t n = 0, at = 0;
-    int is_found = 0, c;
-    long id;
+    int is_found = 0, is_id = 0, c;
+    long long id = 0;
     /* A line's key is looked at, and the rest of the line passed over. */
     while (file && !is_found && fscanf(file, "%15s", word) == 1) {
         is_found = !strcmp(word, "tokens") && at++ == step;
         for (c = 0; !is_found && c != '\n' && c != EOF;)
             c = fgetc(file);
     }
-    for (; is_found && fscanf(file, "%ld", &id) == 1; n++)
-        if (n < room)
-            ids[n] = (int32_t)id;
+    /* To the end of the line; of one with anything but ids there are none. */
+    for (c = is_found ? fgetc(file) : EOF; is_found; c = fgetc(file)) {
+        if (c >= '0' && c <= '9') {
+            id = 10 * id + (c - '0');
+            is_id = 1;
+        } else {
+            if (is_id && n++ < room)
+                ids[n - 1] = (int32_t)id;
+            is_id = 0, id = 0;
+            is_found = c == ' ' || c == '\r';
+        }
+        if (id > 2147483647 || (!is_found && c != '\n')) {
+            n = 0;
+            break;
+        }
+    }
     if (file)
         fclose(file);
     return n;
@@ -423,11 +436,171 @@ static inline void firstdiff_json(char *out, size_t room, const char *text)
     out[at] = 0;
 }
 
+/* A number of digits alone, up to `most`; -1 where it is none. */
+static inline long long firstdiff_digits(const char *at, size_t length, long long most)
+{
+    long long number = 0;
+    size_t i;
+    for (i = 0; i < length; i++) {
+        if (at[i] < '0' || at[i] > '9')
+            return -1;
+        number = 10 * number + (at[i] - '0');
+        if (number > most)
+            return -1;
+    }
+    return length ? number : -1;
+}
+
+/* Whether a text is a size: a sum of products of numbers, T, P and F, and no number below 1 alone. */
+static inline int firstdiff_is_size(const char *text, size_t length)
+{
+    const long long most = 1LL << 40;
+    long long sums[6] = {0, 0, 0, 0, 0, 0}; /* of 1, T, P, F, T*P and T*T */
+    int sign = length && *text == '-' ? -1 : 1;
+    size_t at = sign < 0;
+    for (;;) {
+        long long number = 1, factor;
+        int n_letters[3] = {0, 0, 0}, letters, place;
+        for (;; at++) {
+            size_t n = 0;
+            const char *letter;
+            while (at + n < length && !strchr("*+-", text[at + n]))
+                n++;
+            letter = n == 1 ? strchr("TPF", text[at]) : NULL;
+            if (letter) {
+                n_letters[*letter == 'T' ? 0 : *letter == 'P' ? 1 : 2]++;
+            } else {
+                factor = firstdiff_digits(text + at, n, most);
+                if (factor < 0 || (factor && number > most / factor))
+                    return 0;
+                number *= factor;
+            }
+            at += n;
+            if (at >= length || text[at] != '*')
+                break;
+        }
+        letters = n_letters[0] + n_letters[1] + n_letters[2];
+        if (letters > 2 || n_letters[1] > 1 || (n_letters[2] && letters > 1))
+            return 0;
+        place = letters == 2 ? 5 - n_letters[1] : n_letters[0] ? 1 : n_letters[1] ? 2 : n_letters[2] ? 3 : 0;
+        sums[place] += sign * number;
+        if (sums[place] > most || sums[place] < -most)
+            return 0;
+        if (at >= length)
+            return sums[0] > 0 || sums[1] || sums[2] || sums[3] || sums[4] || sums[5];
+        sign = text[at++] == '-' ? -1 : 1;
+    }
+}
+
+/* Whether a text is layers that ascend, such as 0-3,5, or "-". */
+static inline int firstdiff_are_layers(const char *at)
+{
+    long long before = -1;
+    if (!strcmp(at, "-"))
+        return 1;
+    for (;;) {
+        size_t run = strcspn(at, ","), n = strcspn(at, ",-");
+        long long first = firstdiff_digits(at, n, 1023), last = first;
+        if (n < run)
+            last = firstdiff_digits(at + n + 1, run - n - 1, 1023);
+        if (first <= before || last < first)
+            return 0;
+        before = last;
+        if (!at[run])
+            return 1;
+        at += run + 1;
+    }
+}
+
+/* What is wrong with the words of a site by themselves, or NULL. */
+static inline const char *firstdiff_site_fault(const firstdiff_group *group)
+{
+    static const char *const axes = "token,position,head,dim,key,channel,neuron,vocab,expert,slot,element";
+    static const char *const once = "embd,final_norm,logits";
+    static const char *const in_layer =
+        "attn_norm,q,k,v,q_norm,k_norm,q_rope,k_rope,k_cache,v_cache,scores,probs,attn_out,o_proj,"
+        "attn_residual,ffn_norm,ffn_gate,ffn_up,ffn_act,ffn_down,layer_out";
+    static const char *const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.";
+    const char *axis = group->axes, *size = group->sizes;
+    size_t length = strlen(group->name);
+    int is_in_layer = group->layers[0] != '-';
+    if (!length || strspn(group->name, letters) != length || length + 16 > FIRSTDIFF_NAME ||
+        group->name[0] == '.' || group->name[length - 1] == '.')
+        return "a name that is none";
+    if (!firstdiff_are_layers(group->layers))
+        return "layers that are none or do not ascend";
+    if (firstdiff_word(is_in_layer ? once : in_layer, group->name, length) >= 0)
+        return "no layer and should be in one, or the other way round";
+    for (;;) {
+        size_t n = strcspn(axis, ","), m = strcspn(size, ",");
+        if (firstdiff_word(axes, axis, n) < 0)
+            return "an axis that is none";
+        if (!firstdiff_is_size(size, m))
+            return "a size that is none";
+        if (!axis[n] || !size[m])
+            return axis[n] || size[m] ? "another number of axes than of sizes" : NULL;
+        axis += n + 1, size += m + 1;
+    }
+}
+
+/* Whether two groups of one name have a site in common. */
+static inline int firstdiff_overlap(const firstdiff_group *a, const firstdiff_group *b)
+{
+    firstdiff_u64 place, count;
+    if (strcmp(a->name, b->name) || (a->layers[0] == '-') != (b->layers[0] == '-'))
+        return 0;
+    for (place = 0; a->layers[0] != '-' && place < a->count; place++)
+        if (firstdiff_layer(b, (int)firstdiff_layer_at(a, place), &count) >= 0)
+            return 1;
+    return a->layers[0] == '-';
+}
+
+/* Whether a text is UTF-8, as JSON wants it. */
+static inline int firstdiff_is_utf8(const char *text)
+{
+    const unsigned char *at = (const unsigned char *)text;
+    while (*at) {
+        int more = *at >= 0xf0 ? 3 : *at >= 0xe0 ? 2 : 1;
+        unsigned long code, least = more == 3 ? 0x10000 : more == 2 ? 0x800 : 0x80;
+        if (*at < 0x80) {
+            at++;
+            continue;
+        }
+        code = *at++ & (0x3fu >> more);
+        for (; more; more--, at++) {
+            if ((*at & 0xc0) != 0x80)
+                return 0;
+            code = code << 6 | (*at & 0x3f);
+        }
+        if (code < least || code > 0x10ffff || (code >= 0xd800 && code < 0xe000))
+            return 0;
+    }
+    return 1;
+}
+
+/* Refuses a plan. */
+static inline void firstdiff_no_plan(firstdiff_trace *fd, const char *path, const char *key, const char *reason)
+{
+    firstdiff_fail(fd, "%s is no plan of firstdiff: %.80s %s; give the plan.txt of a reference's trace", path,
+                   key, reason);
+}
+
+/* What the lines of a plan have had so far. */
+typedef struct {
+    const char *path;
+    int section;
+    char has[5];              /* of model, blake3, architecture, n_vocab and decode */
+    firstdiff_u64 steps, tokens;
+    long long largest;        /* id */
+} firstdiff_plan_lines;
+
 /* Takes the words of a site in the plan, "NAME LAYERS AXES SIZES". */
-static inline void firstdiff_plan_site(firstdiff_trace *fd, char *line, int section)
+static inline void firstdiff_plan_site(firstdiff_trace *fd, firstdiff_plan_lines *lines, char *line)
 {
     firstdiff_group group, *groups;
+    const char *fault;
     char **words[4];
+    size_t other;
     int i;
     memset(&group, 0, sizeof group);
     words[0] = &group.name, words[1] = &group.layers;
@@ -438,15 +611,29 @@ static inline void firstdiff_plan_site(firstdiff_trace *fd, char *line, int sect
         if (line)
             *line++ = 0;
     }
-    if (i < 4 || line || firstdiff_n_axes(&group) > FIRSTDIFF_AXES ||
-        strlen(group.name) + 16 > FIRSTDIFF_NAME) {
-        firstdiff_fail(fd, "the plan has a site %s that this header cannot read; take the header of the "
-                           "firstdiff that wrote the plan", group.name);
+    if (i < 4 || line) {
+        firstdiff_no_plan(fd, lines->path, "a site", "has not four words");
         return;
     }
-    group.section = section;
+    fault = firstdiff_site_fault(&group);
+    if (fault) {
+        firstdiff_fail(fd, "%s is no plan of firstdiff: site %.80s has %s; give the plan.txt of a reference's "
+                           "trace", lines->path, group.name, fault);
+        return;
+    }
+    if (firstdiff_n_axes(&group) > FIRSTDIFF_AXES) {
+        firstdiff_fail(fd, "%s has a site %s with more axes than this header reads; take the header of the "
+                           "firstdiff that wrote the plan", lines->path, group.name);
+        return;
+    }
+    group.section = lines->section;
     group.first = fd->n_entries;
     firstdiff_layer(&group, 0, &group.count);
+    for (other = 0; other < fd->n_groups; other++)
+        if (firstdiff_overlap(&group, &fd->groups[other])) {
+            firstdiff_no_plan(fd, lines->path, group.name, "is there twice");
+            return;
+        }
     fd->n_entries += (size_t)group.count;
     /* Room for twice as many whenever their number is a power of two. */
     if (!(fd->n_groups & (fd->n_groups - 1))) {
@@ -461,26 +648,64 @@ static inline void firstdiff_plan_site(firstdiff_trace *fd, char *line, int sect
     fd->groups[fd->n_groups++] = group;
 }
 
-/* Takes a line of the plan, "key value". Token ids are not for the writer: firstdiff_plan_step. */
-static inline void firstdiff_plan_line(firstdiff_trace *fd, char *line, int *section)
+/* Takes the ids of a step, which are for firstdiff_plan_step: they are only checked. */
+static inline void firstdiff_plan_tokens(firstdiff_trace *fd, firstdiff_plan_lines *lines, const char *at)
 {
+    for (;; at++) {
+        size_t n = strcspn(at, " ");
+        long long id = firstdiff_digits(at, n, 2147483647);
+        if (id < 0) {
+            firstdiff_no_plan(fd, lines->path, "tokens", "has what is no id");
+            return;
+        }
+        lines->tokens++;
+        if (id > lines->largest)
+            lines->largest = id;
+        at += n;
+        if (!*at)
+            break;
+    }
+    lines->steps++;
+}
+
+/* Takes a line of the plan, "key value". */
+static inline void firstdiff_plan_line(firstdiff_trace *fd, firstdiff_plan_lines *lines, char *line)
+{
+    static const char *const keys = "model,blake3,architecture,n_vocab,decode";
     char *value = strchr(line, ' ');
-    if (!strcmp(line, "section"))
-        *section = 1;
-    if (!value)
+    int key;
+    if (!*line)
         return;
-    *value++ = 0;
-    if (!strcmp(line, "model"))
+    if (!strcmp(line, "section")) {
+        lines->section = 1;
+        return;
+    }
+    if (value)
+        *value++ = 0;
+    key = firstdiff_word(keys, line, strlen(line));
+    if (value && !strcmp(line, "tokens")) {
+        firstdiff_plan_tokens(fd, lines, value);
+    } else if (value && !strcmp(line, "site")) {
+        firstdiff_plan_site(fd, lines, value);
+        lines->section = 0;
+    } else if (!value || key < 0) {
+        firstdiff_no_plan(fd, lines->path, line, "is no line of one");
+    } else if (lines->has[key]++) {
+        firstdiff_no_plan(fd, lines->path, line, "is there twice");
+    } else if (key == 0) {
         firstdiff_json(fd->name, sizeof fd->name, value);
-    if (!strcmp(line, "blake3"))
+    } else if (key == 1) {
         firstdiff_json(fd->blake3, sizeof fd->blake3, value);
-    if (!strcmp(line, "architecture"))
+        if (strlen(value) != 64 || strspn(value, "0123456789abcdef") != 64)
+            firstdiff_no_plan(fd, lines->path, line, "is not 64 lowercase hex digits");
+    } else if (key == 2) {
         firstdiff_json(fd->architecture, sizeof fd->architecture, value);
-    if (!strcmp(line, "n_vocab"))
-        fd->n_vocab = strtoull(value, NULL, 10);
-    if (!strcmp(line, "site")) {
-        firstdiff_plan_site(fd, value, *section);
-        *section = 0;
+    } else {
+        long long number = firstdiff_digits(value, strlen(value), key == 3 ? 1 << 24 : 1 << 16);
+        if (number < (key == 3))
+            firstdiff_no_plan(fd, lines->path, line, "is no number, or too large");
+        else if (key == 3)
+            fd->n_vocab = (firstdiff_u64)number;
     }
 }
 
@@ -488,15 +713,20 @@ static inline void firstdiff_plan_line(firstdiff_trace *fd, char *line, int *sec
 static inline void firstdiff_read_plan(firstdiff_trace *fd, const char *path)
 {
     FILE *file = path ? fopen(path, "rb") : NULL;
+    const size_t most = (size_t)64 << 20;
     size_t length = 0, room = 0, got = 1;
+    firstdiff_plan_lines lines;
     char *line;
-    int section = 0;
+    int key;
+    static const char *const needed[4] = {"model", "blake3", "architecture", "n_vocab"};
+    memset(&lines, 0, sizeof lines);
+    lines.path = path;
     if (!file) {
         firstdiff_fail(fd, "cannot read the plan %s; give the plan.txt of a reference's trace",
                        path ? path : "(null)");
         return;
     }
-    while (got) {
+    while (got && length <= most) {
         char *plan;
         room = 2 * room + 65536;
         plan = (char *)realloc(fd->plan, room);
@@ -507,21 +737,41 @@ static inline void firstdiff_read_plan(firstdiff_trace *fd, const char *path)
         length += got;
     }
     fclose(file);
+    if (length > most) {
+        firstdiff_no_plan(fd, path, "it", "is longer than 64 MiB");
+        return;
+    }
     if (!fd->plan || got) {
         firstdiff_fail(fd, "out of memory");
         return;
     }
     fd->plan[length] = 0;
+    if (strlen(fd->plan) != length)
+        firstdiff_no_plan(fd, path, "it", "has a NUL byte");
+    else if (!firstdiff_is_utf8(fd->plan))
+        firstdiff_no_plan(fd, path, "it", "is no UTF-8 text");
+    else if (!length || fd->plan[length - 1] != '\n')
+        firstdiff_no_plan(fd, path, "it", "does not end with a line, it is cut");
     for (line = fd->plan; line && !fd->failed;) {
         char *next = strchr(line, '\n');
-        if (next)
-            *next++ = 0;
-        firstdiff_plan_line(fd, line, &section);
+        if (next) {
+            *next = 0;
+            if (next > line && next[-1] == '\r')
+                next[-1] = 0;
+            next++;
+        }
+        firstdiff_plan_line(fd, &lines, line);
         line = next;
     }
-    if (!fd->failed && (!fd->n_groups || !fd->n_vocab || !fd->blake3[0]))
-        firstdiff_fail(fd, "%s is no plan of firstdiff; give the plan.txt of a reference's trace",
-                       path);
+    for (key = 0; key < 4 && !fd->failed; key++)
+        if (!lines.has[key])
+            firstdiff_no_plan(fd, path, needed[key], "is missing");
+    if (!fd->failed && (!fd->n_groups || fd->n_entries > 1 << 17))
+        firstdiff_no_plan(fd, path, "its sites", "are none, or too many");
+    if (!fd->failed && (!lines.steps || lines.steps > 1 << 16 || lines.tokens > 1 << 20))
+        firstdiff_no_plan(fd, path, "its tokens", "are none, or too many");
+    if (!fd->failed && (firstdiff_u64)lines.largest >= fd->n_vocab)
+        firstdiff_no_plan(fd, path, "tokens", "has an id that is not below n_vocab");
 }
 
 /* A name that no other run has: in the manifest and in every step file, so that files of two runs

@@ -47,6 +47,7 @@ unfinished; `firstdiff validate mine` says what is whole in it. Dumps of torch.s
 
 import json
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -61,6 +62,11 @@ SPLITS = (*(axis for axis in AXES if axis not in ("dim", "key", "slot")), "parti
 # Of a cache in blocks: the elements of a block, and its bytes.
 BLOCKS = {"q8_0": (32, 34), "q4_0": (32, 18), "q4_1": (32, 20), "q5_0": (32, 22), "q5_1": (32, 24),
           "e4m3": (1, 1), "e5m2": (1, 1)}  # fmt: skip
+# Sites that exist once a step, and those of a layer, of the names that mean the same in every architecture.
+ONCE = ("embd", "final_norm", "logits")
+IN_LAYER = ("attn_norm q k v q_norm k_norm q_rope k_rope k_cache v_cache scores probs attn_out o_proj "
+            "attn_residual ffn_norm ffn_gate ffn_up ffn_act ffn_down layer_out").split()  # fmt: skip
+MOST_OF_PLAN = 64 << 20  # bytes
 WHOLE, ROWS, LEAST_ROWS, SAMPLED = 1 << 16, 32, 4, 1 << 18  # of weights: see _sampled_rows
 ROOM = 350  # bytes that the entry of a tensor may take in a step file's header
 
@@ -98,12 +104,43 @@ def _left(removed, positions):
     return positions - count
 
 
+def _number(text, most):
+    """A number of digits alone, up to the largest."""
+    if not re.fullmatch("[0-9]+", text) or len(text) > 4000 or int(text) > most:
+        raise ValueError(f"{text[:80]!r} is no number up to {most}")
+    return int(text)
+
+
+def _check_size(text):
+    """Refuses what is no sum of products of numbers, T, P and F, or never above 0."""
+    sums = {}
+    for sign, term in re.findall("([+-]?)([^+-]*)", text if text[:1] == "-" else "+" + text)[:-1]:
+        number, letters = -1 if sign == "-" else 1, ""
+        for factor in term.split("*"):
+            if factor in ("T", "P", "F"):
+                letters += factor
+            else:
+                number *= _number(factor, 1 << 40)
+        letters = "".join(sorted(letters))
+        sums[letters] = sums.get(letters, 0) + number
+        if letters not in ("", "T", "P", "F", "PT", "TT") or max(abs(number), abs(sums[letters])) > 1 << 40:
+            raise ValueError(f"{text[:80]!r} is no size")
+    if not any(sums[letters] for letters in sums if letters) and sums.get("", 0) < 1:
+        raise ValueError(f"{text[:80]!r} is no size")
+
+
 def _layers(text):
     """The layers of a plan's line, such as 0-3,5; [None] for a site outside of layers."""
     if text == "-":
         return [None]
-    runs = [run.split("-") for run in text.split(",")]
-    return [layer for run in runs for layer in range(int(run[0]), int(run[-1]) + 1)]
+    layers = []
+    for run in text.split(","):
+        first, dash, last = run.partition("-")
+        run = range(_number(first, 1023), _number(last if dash else first, 1023) + 1)
+        if not run or (layers and run[0] <= layers[-1]):
+            raise ValueError(f"layers {text[:80]!r} do not ascend")
+        layers += run
+    return layers
 
 
 class Blocks:
@@ -121,40 +158,73 @@ class Blocks:
 class Plan:
     """What to run, as the plan.txt of a reference's trace says: model, sites, token ids of each step."""
 
+    KEYS = ("model", "blake3", "architecture", "n_vocab", "decode")
+
     def __init__(self, path):
         self.keys, self.steps, self.groups, self.sites = {}, [], [], {}
-        self.decode = 0  # steps after those, each of a token of the engine's own choice
-        section = False
-        for line in Path(path).read_text().splitlines():
-            key, _, value = line.partition(" ")
-            if key == "tokens":
-                self.steps.append([int(token) for token in value.split()])
-            elif key == "decode":
-                self.decode = int(value)
-            elif key == "section":
-                section = True
-            elif key == "site":
-                self._add(value, section)
-                section = False
-            else:
-                self.keys[key] = value
+        self.section = False
         try:
-            names = {"name": "model", "blake3": "blake3", "architecture": "architecture"}
-            self.model = {field: self.keys[key] for field, key in names.items()}
-            self.model["n_vocab"] = int(self.keys["n_vocab"])
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"{path} is no plan of firstdiff; give a reference's plan.txt") from error
+            self._read(Path(path).read_bytes().decode())
+        except ValueError as error:
+            raise ValueError(f"{path} is no plan of firstdiff: {error}; give a reference's plan.txt") from error
+
+    def _read(self, text):
+        if "\0" in text or not text.endswith("\n") or len(text) > MOST_OF_PLAN:
+            raise ValueError("it has a NUL byte, is too long, or is cut: it does not end with a line")
+        for line in text[:-1].split("\n"):
+            if line.removesuffix("\r"):
+                self._line(line.removesuffix("\r"))
+        missing = [key for key in self.KEYS[:4] if key not in self.keys]
+        if missing or not self.steps or not self.sites:
+            raise ValueError(f"{', '.join(missing) or 'a step or a site'} is missing")
+        names = {"name": "model", "blake3": "blake3", "architecture": "architecture"}
+        self.model = {field: self.keys[key] for field, key in names.items()}
+        if not re.fullmatch("[0-9a-f]{64}", self.keys["blake3"]):
+            raise ValueError("blake3 is not 64 lowercase hex digits")
+        self.model["n_vocab"] = n_vocab = _number(self.keys["n_vocab"], 1 << 24)
+        largest = max(max(step) for step in self.steps)
+        if largest >= n_vocab:
+            raise ValueError(f"tokens has id {largest}, n_vocab is {n_vocab}")
+        if len(self.steps) > 1 << 16 or sum(map(len, self.steps)) > 1 << 20 or len(self.sites) > 1 << 17:
+            raise ValueError("it has too many steps, tokens or sites")
+        # Steps after those, each of a token of the engine's own choice.
+        self.decode = _number(self.keys.get("decode", "0"), 1 << 16)
         self.model["sites"] = self.groups
 
-    def _add(self, line, section):
-        name, layers, axes, sizes = line.split(" ")
+    def _line(self, line):
+        key, space, value = line.partition(" ")
+        if line == "section":
+            self.section = True
+        elif key == "tokens":
+            self.steps.append([_number(word, (1 << 31) - 1) for word in value.split(" ")])
+        elif key == "site":
+            self._add(value)
+            self.section = False
+        elif key not in self.KEYS or not space or key in self.keys:
+            raise ValueError(f"{key[:80]!r} is no line of one, or there twice")
+        else:
+            self.keys[key] = value
+
+    def _add(self, line):
+        words = line.split(" ")
+        if len(words) != 4:
+            raise ValueError(f"site {line[:80]!r} has not four words")
+        name, layers, axes, sizes = words
         layers, axes, sizes = _layers(layers), axes.split(","), sizes.split(",")
+        fits_role = name not in (IN_LAYER if layers == [None] else ONCE)
+        is_name = re.fullmatch(r"[\w.-]{1,128}", name, re.ASCII) and name.strip(".") == name
+        if not fits_role or not is_name or not set(axes) <= set(AXES) or len(axes) != len(sizes) or len(axes) > 8:
+            raise ValueError(f"site {line[:80]!r} has a wrong name, layer or axis")
+        for size in sizes:
+            _check_size(size)
         group = {"name": name, "layers": layers} if layers != [None] else {"name": name}
         shape = [int(size) if size.isdigit() else size for size in sizes]
         group |= {"axes": axes, "shape": shape}
-        self.groups.append(group | {"section": True} if section else group)
+        self.groups.append(group | {"section": True} if self.section else group)
         for layer in layers:
             of_step = name if layer is None else f"blk.{layer}.{name}"
+            if (name, layer) in self.sites:
+                raise ValueError(f"site {of_step} is there twice")
             self.sites[name, layer] = Site(of_step, axes, sizes)
 
     def site(self, name, layer=None):

@@ -1,6 +1,6 @@
 //! `firstdiff align` and `firstdiff import`: dumps that exist already.
 
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write};
 
 use firstdiff::{
     core::{exit::Exit, files},
@@ -28,11 +28,14 @@ pub fn align(args: &AlignArgs) -> Result<Exit, Error> {
     bar.finish_and_clear();
     let write = |source| Error::Write { path: args.output.clone(), source };
     files::write_atomic(&args.output, found.to_string().as_bytes()).map_err(write)?;
-    let arrays = |confidence| {
-        let matches = found.matches.iter().filter(|found| found.confidence == confidence);
-        matches.map(|found| found.arrays).sum::<usize>()
-    };
-    let (sure, likely) = (arrays(Confidence::Sure), arrays(Confidence::Likely));
+    // An array of several sites is as sure as the least sure of them.
+    let mut arrays = BTreeMap::new();
+    for one in &found.matches {
+        let (_, is_sure) = arrays.entry(one.name.as_str()).or_insert((one.arrays, true));
+        *is_sure &= one.confidence == Confidence::Sure;
+    }
+    let count = |sure| arrays.values().filter(|(_, is)| *is == sure).map(|(n, _)| n).sum::<usize>();
+    let (sure, likely) = (count(true), count(false));
     let mut text = format!(
         "{sure} of {} arrays sure, {likely} likely, {} ambiguous, {} unmatched: {}\n",
         dump.arrays.len(),

@@ -13,11 +13,14 @@ use super::{
     error::{Limit, TraceError},
     groups::{Length, SiteGroup},
     layout::Layout,
-    manifest::{Manifest, ModelId, field},
+    manifest::{Manifest, ModelId, field, within},
 };
 use crate::{
     core::files,
-    graph::site::{Axis, Stage},
+    graph::{
+        Size,
+        site::{Axis, Stage},
+    },
 };
 
 /// A longer file is no plan.
@@ -86,19 +89,37 @@ fn site_line(group: &SiteGroup) -> String {
 fn site_group(line: &str, section: bool) -> Option<SiteGroup> {
     let words: Vec<&str> = line.split(' ').collect();
     let [name, layers, axes, sizes] = words[..] else { return None };
-    let mut all = Vec::new();
-    for run in layers.split(',').filter(|run| *run != "-") {
+    let layers = site_layers(layers)?;
+    let axes = axes.split(',').map(Axis::from_word).collect::<Option<Vec<Axis>>>()?;
+    let shape = sizes.split(',').map(site_size).collect::<Option<Vec<Length>>>()?;
+    Some(SiteGroup { name: Stage::from_name(name)?, layers, axes, shape, section })
+}
+
+/// The layers of `0-3,5`, ascending; none of `-`.
+fn site_layers(text: &str) -> Option<Vec<u32>> {
+    let mut all: Vec<u32> = Vec::new();
+    for run in text.split(',').filter(|_| text != "-") {
         let (first, last) = run.split_once('-').unwrap_or((run, run));
-        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
-        if u64::from(last) > Limit::Layers.max() {
+        let layer = |text| number(text, Limit::Layers.max() - 1);
+        let (first, last) = (layer(first)? as u32, layer(last)? as u32);
+        if first > last || all.last().is_some_and(|&before| before >= first) {
             return None;
         }
         all.extend(first..=last);
     }
-    let axes = axes.split(',').map(Axis::from_word).collect::<Option<Vec<Axis>>>()?;
-    let sizes = sizes.split(',').map(|size| size.parse().ok().map(Length));
-    let shape = sizes.collect::<Option<Vec<Length>>>()?;
-    Some(SiteGroup { name: Stage::from_name(name)?, layers: all, axes, shape, section })
+    Some(all)
+}
+
+/// A size that gives at least one element.
+fn site_size(text: &str) -> Option<Length> {
+    let size: Size = text.parse().ok()?;
+    (!size.is_fixed() || size.fixed > 0).then_some(Length(size))
+}
+
+/// A number of digits alone, up to the largest.
+fn number(text: &str, most: u64) -> Option<u64> {
+    let is_digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|number| is_digits && *number <= most)
 }
 
 /// What an engine is to run.
@@ -121,44 +142,85 @@ impl Plan {
     /// Reads the `plan.txt` of a reference's trace.
     ///
     /// # Errors
-    /// It cannot be read, or lacks a key or a number.
+    /// It cannot be read, lacks a key or a number, has a line that is none, or ids outside of the vocabulary.
     pub fn open(path: &Path) -> Result<Plan, TraceError> {
         let text = files::read_text(path, MAX_BYTES).map_err(TraceError::io("read", path))?;
-        let (mut keys, mut steps, mut sites) = (HashMap::new(), Vec::new(), Vec::new());
-        let mut section = false;
-        for line in text.lines() {
-            let (key, value) = line.split_once(' ').unwrap_or((line, ""));
-            let wrong = |what: &str| field(path, key.into(), format!("is {value:?}, no {what}"));
-            match key {
-                "tokens" => {
-                    let ids = value.split(' ').map(str::parse).collect::<Result<Vec<i32>, _>>();
-                    steps.push(ids.map_err(|_| wrong("ids"))?);
-                }
-                "section" => section = true,
-                "site" => {
-                    sites.push(site_group(value, section).ok_or_else(|| wrong("site"))?);
-                    section = false;
-                }
-                _ => drop(keys.insert(key, value)),
-            }
-        }
-        let text = |key: &str| {
-            let missing =
-                || field(path, key.into(), "is missing: name a reference's plan.txt".into());
-            keys.get(key).copied().ok_or_else(missing)
+        let lines = lines(&text).map_err(|(key, reason)| field(path, key, reason))?;
+        let Lines { keys, sites, steps, decode } = lines;
+        let key = |key: &str| {
+            let reason = "is missing: name a reference's plan.txt";
+            let value = keys.get(key).map(|value| value.to_string());
+            value.ok_or_else(|| field(path, key.into(), reason.into()))
         };
-        let n_vocab = text("n_vocab")?.parse();
-        let n_vocab = n_vocab.map_err(|_| field(path, "n_vocab".into(), "is no number".into()))?;
-        let (name, blake3) = (text("model")?.to_string(), text("blake3")?.to_string());
-        let architecture = text("architecture")?.to_string();
-        let model = ModelId { name, blake3, architecture, n_vocab, sites };
+        let n_vocab = number(&key("n_vocab")?, u64::MAX);
+        let is_none = || field(path, "n_vocab".into(), "is no number".into());
+        let n_vocab = n_vocab.ok_or_else(is_none)? as usize;
+        let (name, blake3) = (key("model")?, key("blake3")?);
+        let model = ModelId { name, blake3, architecture: key("architecture")?, n_vocab, sites };
         Layout::new(path, &model)?;
-        let decode = match keys.get("decode") {
-            Some(number) => number.parse().map_err(|_| {
-                field(path, "decode".into(), format!("is {number:?}, no number of steps"))
-            })?,
-            None => 0,
-        };
+        within(path, Limit::Steps, steps.len() as u64)?;
+        within(path, Limit::Tokens, steps.iter().map(|step| step.len() as u64).sum())?;
+        if steps.is_empty() {
+            return Err(field(path, "tokens".into(), "is missing: no step is to be run".into()));
+        }
+        if let Some(id) = steps.iter().flatten().find(|&&id| id as usize >= n_vocab) {
+            let reason = format!("has id {id}, n_vocab is {n_vocab}");
+            return Err(field(path, "tokens".into(), reason));
+        }
         Ok(Plan { model, steps, decode })
     }
+}
+
+/// What the lines of a plan say, each by itself.
+#[derive(Default)]
+struct Lines<'t> {
+    keys: HashMap<&'t str, &'t str>,
+    sites: Vec<SiteGroup>,
+    steps: Vec<Vec<i32>>,
+    decode: usize,
+}
+
+/// Reads the lines of a plan.
+///
+/// # Errors
+/// A line's key, or `line N` of one that has none, and what is wrong with it.
+fn lines(text: &str) -> Result<Lines<'_>, (String, String)> {
+    let mut all = Lines::default();
+    if let Some(at) = text.find('\0') {
+        let line = text[..at].matches('\n').count() + 1;
+        return Err((format!("line {line}"), "has a NUL byte".into()));
+    }
+    if !text.ends_with('\n') {
+        let last = text.lines().count().max(1);
+        return Err((format!("line {last}"), "is cut: the file does not end with a line".into()));
+    }
+    let mut section = false;
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
+        let (key, value) = line.split_once(' ').unwrap_or((line, ""));
+        let wrong = |what: &str| (key.to_string(), format!("is {value:?}, no {what}"));
+        match key {
+            "tokens" => {
+                let id = |word| Some(number(word, i32::MAX as u64)? as i32);
+                let ids = value.split(' ').map(id).collect::<Option<Vec<i32>>>();
+                all.steps.push(ids.ok_or_else(|| wrong("ids"))?);
+            }
+            "section" if line == key => section = true,
+            "site" => {
+                all.sites.push(site_group(value, section).ok_or_else(|| wrong("site"))?);
+                section = false;
+            }
+            "model" | "blake3" | "architecture" | "n_vocab" | "decode" if line != key => {
+                if all.keys.insert(key, value).is_some() {
+                    return Err((key.into(), "is there twice".into()));
+                }
+            }
+            _ => return Err((format!("line {}", index + 1), "is none of a plan".into())),
+        }
+    }
+    if let Some(value) = all.keys.get("decode") {
+        let steps = number(value, Limit::Steps.max());
+        let wrong = || ("decode".into(), format!("is {value:?}, no number of steps"));
+        all.decode = steps.ok_or_else(wrong)? as usize;
+    }
+    Ok(all)
 }

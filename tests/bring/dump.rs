@@ -25,14 +25,14 @@ use crate::{
 
 /// The number type of a file of numpy.
 #[derive(Clone, Copy)]
-enum Type {
+pub enum Type {
     F16,
     F32,
     F64,
 }
 
 /// Writes a file of numpy; in Fortran order, of an array whose axes are the other way round.
-fn npy(file: &Path, shape: &[usize], values: &[f32], of: Type, fortran: bool) {
+pub fn npy(file: &Path, shape: &[usize], values: &[f32], of: Type, fortran: bool) {
     let bytes: Vec<u8> = match of {
         Type::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
         Type::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
@@ -54,7 +54,7 @@ fn npy(file: &Path, shape: &[usize], values: &[f32], of: Type, fortran: bool) {
 }
 
 /// The tensor with its axes in that order.
-fn permuted(tensor: &Tensor, axes: &[usize]) -> Tensor {
+pub fn permuted(tensor: &Tensor, axes: &[usize]) -> Tensor {
     let shape: Vec<usize> = axes.iter().map(|&axis| tensor.shape[axis]).collect();
     let mut out = vec![0.0; tensor.data.len()];
     for (flat, value) in out.iter_mut().enumerate() {

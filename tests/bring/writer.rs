@@ -60,23 +60,3 @@ fn an_engine_in_rust_records_with_the_writer_alone() {
         assert!(tensor.data.iter().copied().eq(right), "{step} {name}");
     }
 }
-
-#[test]
-fn a_plan_that_is_none_is_refused_by_its_key() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("plan.txt");
-    assert!(Plan::open(&path).unwrap_err().to_string().contains("cannot read"));
-    for (from, to, says) in [
-        ("n_vocab 13\n", "", "n_vocab is missing"),
-        ("n_vocab 13", "n_vocab many", "n_vocab is no number"),
-        ("token,neuron T,11", "token,neuron T", "has another number of axes than of sizes"),
-        ("site q 0-1 token", "site q 0-1 tokens", "no site"),
-        ("site q 0-1", "site q 0-9999999999", "no site"),
-        ("tokens 6", "tokens six", "tokens is \"six\", no ids"),
-        ("blake3 ", "blake4 ", "blake3 is missing"),
-    ] {
-        fs::write(&path, PLAN.replace(from, to)).unwrap();
-        let error = Plan::open(&path).unwrap_err().to_string();
-        assert!(error.contains(says), "{error}");
-    }
-}

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use firstdiff::{
-    core::{format::Format, loaded::LoadedWeight},
+    core::{
+        format::Format,
+        loaded::{LoadedWeight, row_sum},
+    },
     diagnosis::loaded::{Form, Standing, compare},
     model::{
         ModelFile,
@@ -14,18 +17,18 @@ use firstdiff::{
 use crate::{common::fixture, trace::support::Random};
 
 /// A model of which every weight is known.
-struct Subject {
-    file: ModelFile,
+pub struct Subject {
+    pub file: ModelFile,
     /// Of a head.
-    dim: usize,
+    pub dim: usize,
 }
 
 /// A tensor of a file.
-struct Tensor {
-    name: String,
-    rows: usize,
-    cols: usize,
-    data: Vec<f32>,
+pub struct Tensor {
+    pub name: String,
+    pub rows: usize,
+    pub cols: usize,
+    pub data: Vec<f32>,
 }
 
 impl Subject {
@@ -55,7 +58,7 @@ impl Subject {
         [Subject::fixture(), Subject::synth(folder, llama), Subject::synth(folder, blocks)]
     }
 
-    fn tensor(&self, name: &str) -> Tensor {
+    pub fn tensor(&self, name: &str) -> Tensor {
         let (info, data) = (self.file.info(name).unwrap(), self.file.weights(name).unwrap());
         let (rows, cols) = (info.rows(), info.row_length());
         Tensor { name: name.into(), rows, cols, data }
@@ -64,13 +67,16 @@ impl Subject {
     /// What is said of a weight.
     #[track_caller]
     fn said(&self, names: &str, shape: [usize; 2], data: &[f32]) -> (Standing, String) {
-        let weight = LoadedWeight::of(names, &shape, data).unwrap();
-        let verdict = compare(&self.file, &weight, None, Form::Any).unwrap();
+        self.verdict(&LoadedWeight::of(names, &shape, data).unwrap())
+    }
+
+    fn verdict(&self, weight: &LoadedWeight) -> (Standing, String) {
+        let verdict = compare(&self.file, weight, None, Form::Any).unwrap();
         (verdict.standing, verdict.text)
     }
 
     #[track_caller]
-    fn is(&self, names: &str, shape: [usize; 2], data: &[f32], standing: Standing, text: &str) {
+    pub fn is(&self, names: &str, shape: [usize; 2], data: &[f32], standing: Standing, text: &str) {
         let said = self.said(names, shape, data);
         let model = self.file.path.display();
         assert!(said.0 == standing && said.1.contains(text), "{model} {names}: {said:?}, {text}");
@@ -78,7 +84,7 @@ impl Subject {
 }
 
 impl Tensor {
-    fn shape(&self) -> [usize; 2] {
+    pub fn shape(&self) -> [usize; 2] {
         [self.rows, self.cols]
     }
 
@@ -87,7 +93,7 @@ impl Tensor {
     }
 
     /// A matrix of which each element is one of this.
-    fn from(
+    pub fn from(
         &self,
         rows: usize,
         cols: usize,
@@ -101,7 +107,7 @@ impl Tensor {
         Tensor { name: self.name.clone(), rows, cols, data }
     }
 
-    fn transposed(&self) -> Tensor {
+    pub fn transposed(&self) -> Tensor {
         self.from(self.cols, self.rows, |row, col| (col, row))
     }
 
@@ -114,19 +120,19 @@ impl Tensor {
         self.from(self.rows, self.cols, |row, col| (file(row), col))
     }
 
-    fn mapped(&self, of: impl Fn(f32) -> f32) -> Vec<f32> {
+    pub fn mapped(&self, of: impl Fn(f32) -> f32) -> Vec<f32> {
         self.data.iter().map(|&x| of(x)).collect()
     }
 
     /// The same with some rows zero.
-    fn without(&self, rows: std::ops::Range<usize>) -> Vec<f32> {
+    pub fn without(&self, rows: std::ops::Range<usize>) -> Vec<f32> {
         let mut data = self.data.clone();
         data[rows.start * self.cols..rows.end * self.cols].fill(0.0);
         data
     }
 }
 
-fn below(a: &Tensor, b: &Tensor) -> Vec<f32> {
+pub fn below(a: &Tensor, b: &Tensor) -> Vec<f32> {
     [a.data.as_slice(), &b.data].concat()
 }
 
@@ -259,6 +265,9 @@ fn each_mistake_of_a_loader_is_named_on_three_models() {
         };
         let text = "(outputs, inputs) were taken for (inputs, outputs)";
         wrong(&up, &up.from(up.rows, up.cols, turned).data, text);
+        // Not where the numbers of rows and columns are the same: then it is only transposed.
+        let text = "transposed, and then read in the shape of before";
+        wrong(&up, &up.transposed().data, text);
         let short = |row, col| {
             let flat: usize = row * (up.cols - 1) + col;
             (flat / up.cols, flat % up.cols)
@@ -352,6 +361,76 @@ fn what_is_the_same_in_two_places_is_taken_for_the_right_one() {
     assert_ne!(said.0, Standing::Wrong, "{said:?}");
 }
 
+/// The same weight with all of its rows, and with those rows of it and the sums of all.
+fn whole_and_sampled(
+    names: &str,
+    shape: [usize; 2],
+    data: &[f32],
+    rows: Vec<usize>,
+) -> [LoadedWeight; 2] {
+    let whole = LoadedWeight {
+        rows: None,
+        values: data.into(),
+        sums: Vec::new(),
+        ..LoadedWeight::of(names, &shape, data).unwrap()
+    };
+    let row = |&row: &usize| &data[row * shape[1]..(row + 1) * shape[1]];
+    let values = rows.iter().flat_map(row).copied().collect();
+    let sums = data.chunks_exact(shape[1]).map(row_sum).collect();
+    let sampled = LoadedWeight { rows: Some(rows), values, sums, ..whole.clone() };
+    [whole, sampled]
+}
+
+#[test]
+fn a_weight_is_recognised_whole_and_by_some_of_its_rows() {
+    use Standing::{Otherwise, Right, Wrong};
+    let folder = tempfile::tempdir().unwrap();
+    for subject in Subject::three(folder.path()) {
+        let (up, down, gate) = (subject.tensor(UP), subject.tensor(DOWN), subject.tensor(GATE));
+        let q = subject.tensor(Q);
+        let half = up.from(up.rows / 2, up.cols, |row, col| (row + up.rows / 2, col));
+        let columns = down.from(down.rows, down.cols / 2, |row, col| (row, col));
+        let (turned, halves) = (down.transposed(), q.halves(subject.dim));
+        let both = |standing, names: &str, shape: [usize; 2], data: &[f32], text: &str| {
+            let rows = vec![0, shape[0] / 3, shape[0] / 2 + 1, shape[0] - 1];
+            for weight in whole_and_sampled(names, shape, data, rows) {
+                let said = subject.verdict(&weight);
+                let model = subject.file.path.display();
+                assert!(said.0 == standing && said.1.contains(text), "{model} {names}: {said:?}");
+            }
+        };
+        both(Right, UP, up.shape(), &up.data, "");
+        both(Right, UP, up.shape(), &up.mapped(|x| Format::Bf16.number(x)), "rounded to bf16");
+        both(Right, UP, up.shape(), &up.mapped(|x| Format::E4m3.number(x)), "rounded to e4m3");
+        both(Otherwise, UP, half.shape(), &half.data, "rows ");
+        both(Otherwise, DOWN, columns.shape(), &columns.data, "columns 0-");
+        both(Otherwise, DOWN, turned.shape(), &turned.data, "transposed");
+        both(Otherwise, Q, halves.shape(), &halves.data, "as halves (i, i + ");
+        let q8_0: Vec<f32> = up.data.chunks(32).flat_map(rounded_q8_0).collect();
+        let said = |weight: &LoadedWeight| subject.verdict(weight);
+        for weight in whole_and_sampled(UP, up.shape(), &q8_0, vec![1, up.rows - 1]) {
+            assert!(matches!(said(&weight).0, Right | Otherwise), "{:?}", said(&weight));
+        }
+        both(Wrong, UP, up.shape(), &up.mapped(|_| 0.0), "all zero, the file's are not");
+        both(Wrong, UP, up.shape(), &up.mapped(|x| x + 1.0), "1 was added");
+        both(Wrong, UP, up.shape(), &up.mapped(|x| x - 1.0), "1 was subtracted");
+        both(Wrong, UP, up.shape(), &up.mapped(|x| -x.exp()), "the negative of its exponential");
+        both(Wrong, UP, up.shape(), &gate.data, "is blk.*.ffn_gate.weight");
+        let next = subject.tensor("blk.2.ffn_up.weight");
+        both(Wrong, UP, up.shape(), &next.data, "that of the layer after");
+        let text = "transposed, and then read in the shape of before";
+        both(Wrong, UP, up.shape(), &up.transposed().data, text);
+    }
+}
+
+/// A block of 32 as q8_0 has it.
+fn rounded_q8_0(block: &[f32]) -> Vec<f32> {
+    let most = block.iter().fold(0f32, |most, x| most.max(x.abs()));
+    let scale = Format::F16.number(most / 127.0);
+    let number = |x: &f32| if scale == 0.0 { 0.0 } else { (x * (127.0 / most)).round() * scale };
+    block.iter().map(number).collect()
+}
+
 /// A model of random sizes and type.
 fn random_spec(random: &mut Random, seed: u64) -> Spec {
     let arch = [Arch::Llama, Arch::Qwen2, Arch::Qwen3][random.below(3)];
@@ -440,13 +519,24 @@ fn a_right_weight_is_never_accused_in_1_000_random_cases() {
                 at => formats.get(at).map_or(x, |format| format.number(x)),
             };
             held.data = held.mapped(number);
-            let said = subject.said(&one.name, held.shape(), &held.data);
-            let [own, file] = [held.shape(), one.shape()];
-            assert!(
-                matches!(said.0, Standing::Right | Standing::Otherwise),
-                "{spec:?} {} {own:?} of {file:?}, rounding {rounding}: {said:?}",
-                one.name
-            );
+            let all = LoadedWeight::of(&one.name, &held.shape(), &held.data).unwrap();
+            // The first and the last, as they are always recorded, and some between.
+            let few = 2 + random.below(32);
+            let mut rows: Vec<usize> = (0..few).map(|_| random.below(held.rows)).collect();
+            rows.extend([0, held.rows - 1]);
+            rows.sort_unstable();
+            rows.dedup();
+            let [_, some] = whole_and_sampled(&one.name, held.shape(), &held.data, rows.clone());
+            let is_vector = held.cols == 1 || held.rows == 1;
+            for weight in [Some(all), (!is_vector).then_some(some)].into_iter().flatten() {
+                let said = subject.verdict(&weight);
+                let [own, file] = [held.shape(), one.shape()];
+                assert!(
+                    matches!(said.0, Standing::Right | Standing::Otherwise),
+                    "{spec:?} {} {own:?} of {file:?}, rounding {rounding}, rows {rows:?}: {said:?}",
+                    one.name
+                );
+            }
         }
     }
 }

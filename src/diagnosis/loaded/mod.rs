@@ -17,7 +17,11 @@ use serde::{Deserialize, Serialize};
 
 pub use summary::{LoadedSummary, WeightGroup};
 
-use self::{held::Held, right::Search, target::Target};
+use self::{
+    held::Held,
+    right::{Proof, Search},
+    target::Target,
+};
 use crate::{
     core::loaded::LoadedWeight,
     model::{ModelFile, gguf::GgufError},
@@ -105,10 +109,17 @@ pub fn compare(
 /// What a weight is, what is right before what is wrong.
 fn found(file: &ModelFile, weight: &LoadedWeight, target: &Target<'_>) -> Result<Found, GgufError> {
     let held = Held::of(weight, (target.rows, target.cols));
-    if let Some(fit) = right::as_in_file(&held, target)? {
-        return fit.with_sums(&held, target);
+    let as_in_file = right::as_in_file(&held, target)?;
+    let as_in_file = as_in_file.map(|fit| fit.with_sums(&held, target)).transpose()?;
+    if let Some(found) = as_in_file.clone().filter(|found| found.standing != Standing::Wrong) {
+        return Ok(found);
     }
     let search = Search::of(&held, target)?;
+    if let Some(found) = as_in_file {
+        // The recorded rows may be the file's in another form or format too.
+        let fit = search.right_of(Proof::Sums);
+        return fit.map_or(Ok(found), |fit| search.with_sums(fit));
+    }
     if let Some(fit) = search.right() {
         return search.with_sums(fit);
     }

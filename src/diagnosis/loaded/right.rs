@@ -44,6 +44,18 @@ pub enum Rows {
     None,
 }
 
+impl Rows {
+    /// The view's row of a held one, where it is one of them.
+    fn place(&self, row: usize) -> Option<usize> {
+        match self {
+            Rows::Same => Some(row),
+            Rows::From(start) => Some(start + row),
+            Rows::Regrouped(one) => Some(one.file(row)),
+            Rows::None => None,
+        }
+    }
+}
+
 /// A form that gives every recorded element.
 pub struct Fit {
     pub change: Change,
@@ -51,6 +63,15 @@ pub struct Fit {
     closeness: Closeness,
     /// What else there is to say.
     text: String,
+}
+
+/// What a form must give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// Every recorded element.
+    Elements,
+    /// The sums of all rows too.
+    Sums,
 }
 
 /// A weight beside its tensors, all of whose values are there.
@@ -211,8 +232,14 @@ impl<'s> Search<'s> {
         self.formats.iter().map(|&format| self.view.closeness(format))
     }
 
-    /// The first form that gives every recorded element.
+    /// The first form that gives every recorded element, and the sums of all rows, or else the first that gives
+    /// the elements: of a few rows several forms may give them.
     pub fn right(&self) -> Option<Fit> {
+        self.right_of(Proof::Sums).or_else(|| self.right_of(Proof::Elements))
+    }
+
+    /// The first form with that proof.
+    pub fn right_of(&self, proof: Proof) -> Option<Fit> {
         let file_is_constant = self.view.data.iter().all(|t| *t == self.view.data[0]);
         let is_vector = self.held.cols == 1;
         let less_one = || self.view.mapped(Change::LessOne, |t| t - 1.0);
@@ -220,25 +247,28 @@ impl<'s> Search<'s> {
         if self.has_shape() && self.held.is_constant() && !file_is_constant {
             return None;
         }
-        let straight = || self.in_view(&self.view);
-        let transposed = || self.in_view(&self.view.transposed(self.target.batch));
+        let straight = || self.in_view(&self.view, proof);
+        let transposed = || self.in_view(&self.view.transposed(self.target.batch), proof);
         let fit = straight().or_else(|| (!is_vector).then(transposed).flatten());
-        let fit = fit.or_else(|| is_vector.then(|| self.in_view(&less_one())).flatten());
+        let fit = fit.or_else(|| is_vector.then(|| self.in_view(&less_one(), proof)).flatten());
         let is_negative = self.view.data.iter().all(|&t| t < 0.0);
         let logarithm = || self.view.mapped(Change::Logarithm, |t| (-t).ln());
-        fit.or_else(|| is_negative.then(|| self.in_view(&logarithm())).flatten())
+        fit.or_else(|| is_negative.then(|| self.in_view(&logarithm(), proof)).flatten())
     }
 
     /// The forms in which all rows and columns of a view are there, and then those of a part.
-    fn in_view(&self, view: &View) -> Option<Fit> {
+    fn in_view(&self, view: &View, proof: Proof) -> Option<Fit> {
         let all = || self.formats.iter().map(|&format| view.closeness(format));
         let (held, change) = (self.held, view.change);
         if (held.rows, held.cols) != (view.rows, view.cols) {
-            return all().find_map(|closeness| self.part(view, closeness));
+            return all().find_map(|closeness| self.part(view, closeness, proof));
         }
         let fit = |rows, closeness, text| Some(Fit { change, rows, closeness, text });
+        let is_proven = |rows: &Rows, closeness| {
+            proof == Proof::Elements || self.sums(view, rows, closeness).is_none()
+        };
         for closeness in all() {
-            if self.is(closeness, |row| Some(view.row(row))) {
+            if self.is(closeness, |row| Some(view.row(row))) && is_proven(&Rows::Same, closeness) {
                 return fit(Rows::Same, closeness, String::new());
             }
         }
@@ -246,12 +276,17 @@ impl<'s> Search<'s> {
         let mut of_rows = Vec::new();
         regroupings(view.rows, &mut |one| of_rows.push(one));
         for closeness in all() {
-            let is_it = |one: &&Regrouping| self.is(closeness, |row| Some(view.row(one.file(row))));
+            let is_it = |one: &&Regrouping| {
+                self.is(closeness, |row| Some(view.row(one.file(row))))
+                    && is_proven(&Rows::Regrouped(**one), closeness)
+            };
             if let Some(one) = of_rows.iter().find(is_it) {
                 return fit(Rows::Regrouped(*one), closeness, one.text("rows", names));
             }
         }
-        if view.cols == 1 {
+        // The sums say nothing of columns in another order.
+        let has_proof = proof == Proof::Elements || held.sums.is_empty();
+        if view.cols == 1 || !has_proof {
             return None;
         }
         let mut of_cols = Vec::new();
@@ -279,7 +314,7 @@ impl<'s> Search<'s> {
     }
 
     /// Some rows or columns that follow one another, or all of them and zeros.
-    fn part(&self, view: &View, closeness: Closeness) -> Option<Fit> {
+    fn part(&self, view: &View, closeness: Closeness, proof: Proof) -> Option<Fit> {
         let (held, change) = (self.held, view.change);
         let fit = |rows, text| Some(Fit { change, rows, closeness, text });
         let (first_row, first) = held.each().next()?;
@@ -288,6 +323,8 @@ impl<'s> Search<'s> {
             let is_it = |start: &usize| {
                 closeness.is_row(first, view.row(start + first_row))
                     && self.is(closeness, |row| Some(view.row(start + row)))
+                    && (proof == Proof::Elements
+                        || self.sums(view, &Rows::From(*start), closeness).is_none())
             };
             let start = starts.find(is_it)?;
             let end = start + held.rows - 1;
@@ -332,20 +369,19 @@ impl<'s> Search<'s> {
             Change::Transposed => &self.view.transposed(self.target.batch),
             Change::LessOne | Change::Logarithm => return Ok(fit.found()),
         };
-        let place = |row: usize| match &fit.rows {
-            Rows::Same => Some(row),
-            Rows::From(start) => Some(start + row),
-            Rows::Regrouped(one) => Some(one.file(row)),
-            Rows::None => None,
-        };
+        Ok(self.sums(view, &fit.rows, fit.closeness).unwrap_or_else(|| fit.found()))
+    }
+
+    /// What the sums of all rows say against a form, where the weight has its sums and the form says which row
+    /// each is.
+    fn sums(&self, view: &View, rows: &Rows, closeness: Closeness) -> Option<Found> {
         let is_nearest = |(row, e): (usize, &[f32])| {
-            place(row).is_some_and(|place| fit.closeness.is_nearest(e, view.row(place)))
+            rows.place(row).is_some_and(|place| closeness.is_nearest(e, view.row(place)))
         };
-        let mut sums = SumCheck::new(self.held.each().all(is_nearest), fit.closeness);
+        let mut sums = SumCheck::new(self.held.each().all(is_nearest), closeness);
         for (row, &sum) in self.held.sums.iter().enumerate() {
-            let Some(place) = place(row) else { return Ok(fit.found()) };
-            sums.add(row, sum, view.row(place));
+            sums.add(row, sum, view.row(rows.place(row)?));
         }
-        Ok(sums.found().unwrap_or_else(|| fit.found()))
+        sums.found()
     }
 }

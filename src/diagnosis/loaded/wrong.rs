@@ -135,12 +135,15 @@ pub fn arranged(search: &Search<'_>) -> Option<String> {
             }
             continue;
         }
-        if is_from(&|row, col| col * held.rows + row) {
+        // Each matrix of experts by itself.
+        let rows = held.rows / search.target.batch;
+        let matrix = |row: usize| row / rows * rows * held.cols;
+        if is_from(&|row, col| matrix(row) + col * rows + row % rows) {
             return Some("the file's (outputs, inputs) were taken for (inputs, outputs)".into());
         }
         let transposed = |row: usize, col: usize| {
-            let at = row * held.cols + col;
-            at % held.rows * held.cols + at / held.rows
+            let at = row % rows * held.cols + col;
+            matrix(row) + at % rows * held.cols + at / rows
         };
         if is_from(&transposed) {
             return Some("transposed, and then read in the shape of before".into());

@@ -3,12 +3,14 @@
 //!
 //! Nothing is assumed. An array that fits two sites, or none, is listed as such.
 
-use std::{collections::BTreeSet, fmt};
+use std::collections::BTreeSet;
 
 use super::{
-    Dump, DumpError,
+    Array, Dump, DumpError, Slice,
     axes::{Order, gather, names, strides},
+    fused::{self, Part},
     map::Reading,
+    placement,
     signature::Signature,
     tokens::{Tokens, tokens},
 };
@@ -18,7 +20,7 @@ use crate::{
 };
 
 /// Two tensors this close (relative L2) are one, in any number format.
-const SURE: f64 = 0.02;
+pub(super) const SURE: f64 = 0.02;
 /// Two this far apart may be one whose engine is a little wrong.
 const LIKELY: f64 = 0.2;
 /// A second site is a rival up to so many times the distance of the first.
@@ -47,6 +49,8 @@ pub struct Match {
     pub arrays: usize,
     /// That of step 0 where there are several arrays.
     pub site: Site,
+    /// The part of the array that is the site, where others are other sites.
+    pub slice: Option<Slice>,
     pub order: Order,
     /// What the array's values are to be multiplied by.
     pub scale: f64,
@@ -55,6 +59,8 @@ pub struct Match {
     pub confidence: Confidence,
     /// What keeps it from being sure.
     pub doubt: Option<String>,
+    /// What is not known of its order, and does not change its values.
+    pub note: Option<String>,
 }
 
 /// What is known of a dump.
@@ -67,10 +73,12 @@ pub struct Alignment {
 }
 
 /// A site of the reference.
-struct Candidate {
-    site: Site,
+pub(super) struct Candidate {
+    pub site: Site,
     axes: Vec<Axis>,
-    shape: Vec<usize>,
+    pub shape: Vec<usize>,
+    /// The first of its rows, where it has one for each token and all of it counts.
+    pub row: Vec<f32>,
     first_position: usize,
     /// Absent for scores, of which a part does not count.
     signature: Option<Signature>,
@@ -144,6 +152,17 @@ pub fn align(dump: &Dump, reference: &TraceReader) -> Result<Alignment, DumpErro
     for (name, fits) in fits {
         alignment.add(name, &fits);
     }
+    for name in std::mem::take(&mut alignment.unmatched) {
+        let array = dump.arrays.iter().find(|array| array.name == name);
+        let array = array.expect("a name of the dump");
+        let parts = fused::parts(&array.shape, &array.read()?, &candidates, reference)?;
+        if parts.is_empty() {
+            alignment.unmatched.push(name);
+        } else {
+            alignment.add_parts(array, parts, reference);
+        }
+    }
+    placement::settle(&mut alignment, dump, reference)?;
     alignment.matches.sort_by_key(|found| found.site);
     alignment.unmatched.sort();
     Ok(alignment)
@@ -175,6 +194,7 @@ fn stack(
             let reading = Reading {
                 site: fit.site,
                 position: Some(0),
+                slice: None,
                 order: order.clone(),
                 scale: fit.scale.to_site(),
                 rows: None,
@@ -191,11 +211,13 @@ fn stack(
             name: tokens.pattern.clone(),
             arrays: tokens.arrays.len(),
             site: fit.site,
+            slice: None,
             order,
             scale: fit.scale.to_site(),
             rows: None,
             confidence: if doubt.is_none() { Confidence::Sure } else { Confidence::Likely },
             doubt,
+            note: None,
         }
     }))
 }
@@ -219,7 +241,14 @@ fn first_other(
         let mut shape = theirs.shape;
         shape[0] = shape[0] * ours.len() / theirs.data.len();
         let axes = reference.list().axes(site).to_vec();
-        let place = Candidate { site, axes, shape, first_position: position, signature: None };
+        let place = Candidate {
+            site,
+            axes,
+            shape,
+            first_position: position,
+            row: Vec::new(),
+            signature: None,
+        };
         let theirs = counted(&place, theirs.data[start..start + ours.len()].to_vec());
         let (_, distance) = scaled_distance(&counted(&place, ours), &theirs, &place.shape);
         if distance >= SURE {
@@ -240,7 +269,10 @@ fn candidates(reference: &TraceReader) -> Result<Vec<Candidate>, DumpError> {
             let first_position = reference.manifest().steps[site.step as usize].first_position;
             let signature = signature.filter(|_| !masked);
             let shape = tensor.shape;
-            candidates.push(Candidate { site, axes, shape, first_position, signature });
+            let row = &tensor.data[..tensor.data.len() / shape[0]];
+            let is_row = !masked && axes[0] == Axis::Token && row.iter().any(|&x| x != 0.0);
+            let row = if is_row { row.to_vec() } else { Vec::new() };
+            candidates.push(Candidate { site, axes, shape, row, first_position, signature });
         }
     }
     Ok(candidates)
@@ -453,22 +485,59 @@ impl Alignment {
             name,
             arrays: 1,
             site: fit.site,
+            slice: None,
             order: fit.order.clone(),
             scale: fit.scale.to_site(),
             rows: fit.rows.clone(),
             confidence: if doubt.is_none() { Confidence::Sure } else { Confidence::Likely },
             doubt,
+            note: None,
         });
     }
+
+    /// Adds the sites that one array is made of.
+    fn add_parts(&mut self, array: &Array, parts: Vec<Part>, reference: &TraceReader) {
+        for Part { blocks, sites, shape } in parts {
+            let slice = Slice::of_last(blocks);
+            let names = names(reference.list().axes(sites[0]));
+            let own: Vec<usize> = (0..names.len()).collect();
+            let order = slice.shape(&array.shape).ok();
+            let order = order.and_then(|array| Order::of(&array, &shape, &own, &names));
+            let (Some(&site), Some(order)) =
+                (sites.iter().find(|site| self.is_free(**site)), order)
+            else {
+                self.ambiguous.push((format!("{} [{slice}]", array.name), sites));
+                continue;
+            };
+            let doubt = others(site, &sites);
+            self.matches.push(Match {
+                name: array.name.clone(),
+                arrays: 1,
+                site,
+                slice: Some(slice),
+                order,
+                scale: 1.0,
+                rows: None,
+                confidence: if doubt.is_none() { Confidence::Sure } else { Confidence::Likely },
+                doubt,
+                note: None,
+            });
+        }
+    }
+}
+
+/// The other sites that have a site's values.
+fn others(site: Site, all: &[Site]) -> Option<String> {
+    let others: Vec<String> = (all.iter().filter(|other| **other != site))
+        .map(|site| format!("{}/{}", site.step, site.tensor_name()))
+        .collect();
+    (!others.is_empty()).then(|| format!("or {}", others.join(", ")))
 }
 
 /// What keeps a fit from being sure.
 fn doubt(fit: &Fit, all: &[Site]) -> Option<String> {
-    let others: Vec<String> = (all.iter().filter(|site| **site != fit.site))
-        .map(|site| format!("{}/{}", site.step, site.tensor_name()))
-        .collect();
-    if !others.is_empty() {
-        return Some(format!("or {}", others.join(", ")));
+    if let Some(others) = others(fit.site, all) {
+        return Some(others);
     }
     if all.len() > 1 {
         return Some("its axes may be in another order".into());
@@ -480,73 +549,4 @@ fn doubt(fit: &Fit, all: &[Site]) -> Option<String> {
         Scale::Other(_) => Some("a scale that programs rarely use".into()),
         _ => None,
     }
-}
-
-impl Confidence {
-    /// The word in a mapping file.
-    pub fn name(self) -> &'static str {
-        match self {
-            Confidence::Sure => "sure",
-            Confidence::Likely => "likely",
-        }
-    }
-}
-
-/// The mapping file.
-impl fmt::Display for Alignment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "# Written by firstdiff align: read it before you use it.\ntensor = [")?;
-        for found in &self.matches {
-            let (step, name) = (found.site.step, found.site.tensor_name());
-            if found.arrays > 1 {
-                let pattern = quoted(&found.name);
-                write!(f, "  {{ match = {pattern}, site = \"{name}\", position = '{{t}}'")?;
-            } else {
-                let pattern = quoted(&regex::escape(&found.name));
-                write!(f, "  {{ match = {pattern}, site = \"{step}/{name}\"")?;
-            }
-            if found.arrays > 1 || !found.order.is_own() {
-                write!(f, ", axes = \"{}\"", found.order)?;
-            }
-            if found.scale != 1.0 {
-                write!(f, ", scale = {:?}", found.scale)?;
-            }
-            if let Some(rows) = &found.rows {
-                write!(f, ", rows = {rows:?}")?;
-            }
-            write!(f, ", confidence = \"{}\" }},", found.confidence.name())?;
-            match &found.doubt {
-                Some(doubt) => writeln!(f, " # {doubt}")?,
-                None => writeln!(f)?,
-            }
-        }
-        writeln!(f, "]")?;
-        for (name, sites) in &self.ambiguous {
-            let sites: Vec<String> =
-                sites.iter().map(|site| format!("{}/{}", site.step, site.tensor_name())).collect();
-            writeln!(
-                f,
-                "# ambiguous: {} has the values of {}",
-                name.escape_debug(),
-                sites.join(", ")
-            )?;
-        }
-        for name in &self.unmatched {
-            writeln!(f, "# unmatched: {}", name.escape_debug())?;
-        }
-        Ok(())
-    }
-}
-
-/// A string of TOML: literal where it can be, for the backslashes of expressions.
-fn quoted(text: &str) -> String {
-    if !text.contains('\'') && !text.chars().any(char::is_control) {
-        return format!("'{text}'");
-    }
-    let escape = |c: char| match c {
-        '"' | '\\' => format!("\\{c}"),
-        c if c.is_control() => format!("\\u{:04X}", c as u32),
-        c => c.to_string(),
-    };
-    format!("\"{}\"", text.chars().map(escape).collect::<String>())
 }

@@ -124,6 +124,49 @@ impl Order {
         })
     }
 
+    /// The orders with the same values that differ in the place of axes of one element: each of the site's in an
+    /// axis of the array that has one, where there are as many. One where nothing is to be chosen.
+    pub(super) fn placements(&self, array: &[usize], site: &[usize]) -> Vec<Order> {
+        let slots: Vec<usize> = (0..array.len()).filter(|&place| array[place] == 1).collect();
+        let ones: Vec<usize> = (0..site.len()).filter(|&axis| site[axis] == 1).collect();
+        if array == site && self.long(site).is_sorted() {
+            return vec![Order::own(&self.names)];
+        }
+        if ones.is_empty() || slots.len() < ones.len() {
+            return vec![self.clone()];
+        }
+        let mut long = self.long(site).into_iter();
+        let mut groups = vec![Vec::new(); array.len()];
+        for (group, &n) in groups.iter_mut().zip(array).filter(|(_, n)| **n > 1) {
+            let mut size = 1;
+            while size < n
+                && let Some(axis) = long.next()
+            {
+                size *= site[axis];
+                group.push(axis);
+            }
+        }
+        let mut all = vec![groups];
+        for axis in ones {
+            let put = |groups: &Vec<Vec<usize>>, slot: usize| {
+                let mut groups = groups.clone();
+                groups[slot].push(axis);
+                groups
+            };
+            let each = |groups: Vec<Vec<usize>>| -> Vec<Vec<Vec<usize>>> {
+                let free = slots.iter().filter(|&&slot| groups[slot].is_empty());
+                free.map(|&slot| put(&groups, slot)).collect()
+            };
+            all = all.into_iter().flat_map(each).collect();
+        }
+        all.into_iter().map(|groups| Order { groups, names: self.names.clone() }).collect()
+    }
+
+    /// The axes of more than one element, the slowest first.
+    fn long(&self, site: &[usize]) -> Vec<usize> {
+        self.groups.iter().flatten().copied().filter(|&axis| site[axis] > 1).collect()
+    }
+
     /// Whether it is the site's own.
     pub fn is_own(&self) -> bool {
         self.groups.iter().enumerate().all(|(axis, group)| *group == [axis])

@@ -30,9 +30,12 @@ pub fn import(
 ) -> Result<Imported, DumpError> {
     let (mut sources, mut unmapped) = (Sources::new(reference), Vec::new());
     for array in &dump.arrays {
-        match mapping.reading(array, reference.list())? {
-            Some(reading) => sources.add(array, reading)?,
-            None => unmapped.push(array.name.clone()),
+        let readings = mapping.readings(array, reference.list())?;
+        if readings.is_empty() {
+            unmapped.push(array.name.clone());
+        }
+        for reading in readings {
+            sources.add(array, reading)?;
         }
     }
     let found = sources.whole()?;

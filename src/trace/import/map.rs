@@ -1,14 +1,15 @@
 //! `map.toml`: which array of a dump is which site, and how its values lie.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
-use regex::Regex;
+use regex::{Captures, Regex};
 use serde::Deserialize;
 
 use super::{
     axes::{Order, names},
     error::DumpError,
     files::Array,
+    slice::Slice,
 };
 use crate::{
     core::files,
@@ -44,6 +45,8 @@ struct Line {
     site: String,
     /// Where an array has one token only: its position, counted over all steps; as `site`.
     position: Option<String>,
+    /// The part of the array that is the site; all of it if absent.
+    slice: Option<Slice>,
     /// The array's axes in its own order; the site's if absent.
     axes: Option<String>,
     /// What the values are to be multiplied by.
@@ -63,9 +66,22 @@ pub(super) struct Reading {
     pub site: Site,
     /// The position of the one token, whose axis the order may be without.
     pub position: Option<usize>,
+    pub slice: Option<Slice>,
     pub order: Order,
     pub scale: f64,
     pub rows: Option<Vec<usize>>,
+}
+
+impl Reading {
+    /// The shape of the part of an array that is read.
+    ///
+    /// # Errors
+    /// The array has no such part.
+    pub fn shape(&self, array: &Array) -> Result<Vec<usize>, DumpError> {
+        let wrong = |reason| DumpError::Line { name: array.name.clone(), reason };
+        let Some(slice) = &self.slice else { return Ok(array.shape.clone()) };
+        slice.shape(&array.shape).map_err(wrong)
+    }
 }
 
 impl Mapping {
@@ -90,25 +106,46 @@ impl Mapping {
         Ok(Mapping { lines: file.tensor.into_iter().map(line).collect::<Result<_, _>>()? })
     }
 
-    /// How an array is read; `None` if no line names it.
-    pub(super) fn reading(
-        &self,
+    /// How an array is read: one way for each line that names it.
+    ///
+    /// # Errors
+    /// Two lines name it and one takes it whole, or a line does not fit it.
+    pub(super) fn readings<'m>(
+        &'m self,
         array: &Array,
         list: &SiteList,
-    ) -> Result<Option<Reading>, DumpError> {
+    ) -> Result<Vec<Reading>, DumpError> {
         let name = array.name.as_str();
-        let wrong = |reason: String| DumpError::Line { name: name.into(), reason };
-        let mut found = self.lines.iter().filter_map(|(regex, line)| {
-            regex.captures(name).map(|captures| (regex, line, captures))
-        });
-        let Some((regex, line, captures)) = found.next() else { return Ok(None) };
-        if let Some((_, other, _)) = found.next() {
+        let fits = |(regex, line): &'m (Regex, Line)| Some((regex, line, regex.captures(name)?));
+        let named: Vec<(&Regex, &Line, Captures<'_>)> =
+            self.lines.iter().filter_map(fits).collect();
+        if let [(_, line, _), (_, other, _), ..] = &named[..]
+            && named.iter().any(|(_, line, _)| line.slice.is_none())
+        {
             let (a, b) = (&line.pattern, &other.pattern);
-            return Err(wrong(format!("fits two expressions, {a:?} and {b:?}")));
+            let reason = format!("fits two expressions, {a:?} and {b:?}, not all with a slice");
+            return Err(DumpError::Line { name: name.into(), reason });
         }
+        let reading = |(regex, line, captures): (&Regex, &Line, Captures<'_>)| {
+            let group = |name| (name, captures.name(name).map_or("", |value| value.as_str()));
+            line.reading(&regex.capture_names().flatten().map(group).collect(), array, list)
+        };
+        named.into_iter().map(reading).collect()
+    }
+}
+
+impl Line {
+    /// How an array is read; `groups` are those of its name, by the names of the expression.
+    fn reading(
+        &self,
+        groups: &BTreeMap<&str, &str>,
+        array: &Array,
+        list: &SiteList,
+    ) -> Result<Reading, DumpError> {
+        let line = self;
+        let wrong = |reason: String| DumpError::Line { name: array.name.clone(), reason };
         let filled = |text: &str| {
-            regex.capture_names().flatten().fold(text.to_string(), |text, group| {
-                let value = captures.name(group).map_or("", |value| value.as_str());
+            groups.iter().fold(text.to_string(), |text, (group, value)| {
                 text.replace(&format!("{{{group}}}"), value)
             })
         };
@@ -138,6 +175,7 @@ impl Mapping {
             None => Order::own(&names),
         };
         let scale = line.scale.unwrap_or(1.0);
-        Ok(Some(Reading { site, position, order, scale, rows: line.rows.clone() }))
+        let (slice, rows) = (line.slice.clone(), line.rows.clone());
+        Ok(Reading { site, position, slice, order, scale, rows })
     }
 }

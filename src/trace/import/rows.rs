@@ -130,7 +130,8 @@ pub(super) fn row(
     let keys = shape[last];
     if axes.last() == Some(&Axis::Key) {
         // As many keys as the token sees, or more: later ones are masked.
-        let there = array.elements() / own[..last].iter().product::<usize>().max(1);
+        let there = reading.shape(array)?.iter().product::<usize>()
+            / own[..last].iter().product::<usize>().max(1);
         own[last] = there.clamp(1, keys);
     }
     let values = values(array, reading, &own)?;
@@ -145,7 +146,12 @@ pub(super) fn row(
 fn values(array: &Array, reading: &Reading, shape: &[usize]) -> Result<Vec<f32>, DumpError> {
     let wrong = |reason| DumpError::Line { name: array.name.clone(), reason };
     let ordered = &shape[shape.len() - reading.order.axes()..];
-    let mut data = reading.order.apply(&array.read()?, &array.shape, ordered).map_err(wrong)?;
+    let shape_of_part = reading.shape(array)?;
+    let mut data = array.read()?;
+    if let Some(slice) = &reading.slice {
+        data = slice.apply(data, &array.shape).map_err(wrong)?;
+    }
+    data = reading.order.apply(&data, &shape_of_part, ordered).map_err(wrong)?;
     if let Some(rows) = &reading.rows {
         let width = data.len() / shape[0];
         if rows.len() != shape[0] || rows.iter().any(|&row| row >= shape[0]) {
