@@ -206,10 +206,6 @@ pub(super) fn check(path: &Path, steps: &[Step]) -> Result<(), TraceError> {
         if !is_batched {
             return Err(field(path, name(""), "is there, and step 0 has none".into()));
         }
-        if step.removed.is_some() {
-            let reason = "is there beside a batch; state it of each sequence".into();
-            return Err(field(path, format!("steps[{index}].removed"), reason));
-        }
         batch.check(path, index, step.tokens.len())?;
         for (place, own) in batch.sequences.iter().enumerate() {
             let refuse = |of: &str, reason| {

@@ -126,7 +126,9 @@ fn to_f32(dtype: Dtype, bytes: &[u8]) -> f32 {
 pub(super) fn open_file(path: &Path) -> Result<(File, u64), TraceError> {
     match files::open(path).and_then(|file| Ok((file.metadata()?.len(), file))) {
         Ok((length, file)) => Ok((file, length)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) =>
+        {
             Err(TraceError::MissingFile { path: path.into() })
         }
         Err(error) => Err(TraceError::io("read", path)(error)),

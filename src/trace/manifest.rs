@@ -347,6 +347,11 @@ impl Manifest {
                         "is there in the first step, before which nothing ran".into(),
                     ));
                 }
+                if step.batch.is_some() {
+                    return Err(refuse(
+                        "is there beside a batch; state it of each sequence".into(),
+                    ));
+                }
                 position = removed.left_of(position).map_err(refuse)?;
             }
             let expected = StepPlace { index, position, n_vocab, hashed };

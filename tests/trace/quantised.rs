@@ -150,7 +150,7 @@ fn blocks_that_are_none_are_refused_by_the_reader() {
         ),
         (json!({ name: "q5_1" }), "whose rows are no whole blocks of q5_1, of 24"),
         (json!({ name: "e4m3" }), "blk.0.k_cache"),
-        (json!({}), "blk.0.k_cache is U8"),
+        (json!({}), "has blk.0.k_cache as U8, wanted F32"),
         (json!({ name: "q8_0", "blk.1.k_cache": "q8_0" }), "it has no blk.1.k_cache, of which"),
     ];
     for (value, says) in cases {

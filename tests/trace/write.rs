@@ -85,7 +85,7 @@ fn the_manifest_comes_back_as_it_was_set() {
     writer.set_choice(CHOICE).unwrap();
     writer.end_step().unwrap();
     let site = Site::in_layer(0, 1, Stage::Q);
-    let floor = Floor([(site, SiteFloor { elementwise: 1e-7, relative_l2: 2.5 })].into());
+    let floor = Floor([(site, SiteFloor { elementwise: 1e-7, relative_l2: 0.25 })].into());
     let declared = DeclaredFloor { arithmetic: Arithmetic::engine(DType::F16), floor };
     writer.manifest_mut().floors.push(declared.clone());
     writer.finish().unwrap();

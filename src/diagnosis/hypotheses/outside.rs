@@ -352,7 +352,6 @@ fn instead(
     let shape = Shape { heads: 1, dim: steps[0].dim };
     let text = read_as(evidence, shape, slots.collect());
     let graph = evidence.graph();
-    let node = graph.root(evidence.spec().node);
     let is_values = evidence.spec().stage == Stage::AttnOut;
     let Some(product) = evidence.nodes(|node| node.op == Op::MulMat).into_iter().find(|&id| {
         let cache = evidence.run.model.sites.specs()[attention.caches[usize::from(is_values)]].node;
@@ -360,14 +359,13 @@ fn instead(
     }) else {
         return Ok(());
     };
-    let _ = node;
     let numbers: Vec<u32> = evidence.steps.iter().map(|step| step.observed.step).collect();
-    let rows: Vec<BTreeMap<usize, Vec<f64>>> = maps
+    let rows: Vec<BTreeMap<usize, Source>> = maps
         .iter()
         .zip(steps)
         .map(|(map, recorded)| {
-            let row = |content: &Content| recorded.row(content, is_values);
-            map.iter().filter_map(|(&at, content)| Some((at, row(content)?))).collect()
+            let source = |content: &Content| recorded.source(content, is_values);
+            map.iter().filter_map(|(&at, content)| Some((at, source(content)?))).collect()
         })
         .collect();
     let [heads, dim] = [steps[0].kv_heads, steps[0].dim];
@@ -385,19 +383,12 @@ fn instead(
             if ne[..3] != [wanted[0], wanted[1], heads] {
                 return None;
             }
-            // Rows of the cache itself are taken from what it holds.
-            let row = |position: usize, head: usize| -> Vec<f64> {
-                (0..dim).map(|i| own[lies(position, head, i)]).collect()
-            };
-            for (&position, other) in &rows[at] {
-                for head in 0..heads {
-                    let from = match &other[..] {
-                        [own] => row(*own as usize, head),
-                        other => other[head * dim..(head + 1) * dim].to_vec(),
+            for (&position, source) in &rows[at] {
+                for (head, i) in (0..heads).flat_map(|head| (0..dim).map(move |i| (head, i))) {
+                    value[lies(position, head, i)] = match source {
+                        Source::Position(from) => own[lies(*from, head, i)],
+                        Source::Outside(row) => row[head * dim + i],
                     };
-                    for (i, x) in from.into_iter().enumerate() {
-                        value[lies(position, head, i)] = x;
-                    }
                 }
             }
             Some(value)
@@ -408,14 +399,22 @@ fn instead(
     Ok(())
 }
 
+/// Where a row that is read in the place of another comes from.
+enum Source {
+    /// The cache itself.
+    Position(usize),
+    /// What is not the sequence's: (Hk, D).
+    Outside(Vec<f64>),
+}
+
 impl Recorded {
-    /// The row that a content names: its elements, or alone the number of its own position.
-    fn row(&self, content: &Content, is_values: bool) -> Option<Vec<f64>> {
+    /// The row that a content names.
+    fn source(&self, content: &Content, is_values: bool) -> Option<Source> {
         if let Content::Row { position, .. } = content {
-            return Some(vec![*position as f64]);
+            return Some(Source::Position(*position));
         }
         let other = self.others.iter().find(|row| row.content() == *content)?;
-        Some(if is_values { other.value.clone() } else { other.key.clone() })
+        Some(Source::Outside(if is_values { other.value.clone() } else { other.key.clone() }))
     }
 }
 
