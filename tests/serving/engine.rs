@@ -35,8 +35,16 @@ pub struct Row {
     pub sees: Vec<bool>,
     /// Slots that count in its softmax, though no key of its own stands for them.
     pub beyond: Vec<usize>,
-    /// The row of the last layer that its logits are computed from, where that is another's.
-    pub read: Option<usize>,
+    /// The row that it goes on with, where that is another's.
+    pub read: Option<Read>,
+}
+
+/// Another row of the step in the place of one.
+#[derive(Clone, Copy, Debug)]
+pub struct Read {
+    pub row: usize,
+    /// The layer whose output is taken; the logits' input, where it is none.
+    pub after: Option<usize>,
 }
 
 /// A row of a cache that moves before a step.
@@ -151,6 +159,16 @@ fn sum(a: &[f32], b: &[f32]) -> Vec<f32> {
     a.iter().zip(b).map(|(a, b)| a + b).collect()
 }
 
+/// The rows that a step goes on with after a layer, or to the logits.
+fn read(x: &[f32], rows: &[Row], after: Option<usize>) -> Vec<f32> {
+    let width = x.len() / rows.len();
+    let from = |(row, own): (usize, &Row)| {
+        let row = own.read.filter(|read| read.after == after).map_or(row, |read| read.row);
+        &x[row * width..(row + 1) * width]
+    };
+    rows.iter().enumerate().flat_map(from).copied().collect()
+}
+
 /// Turns heads by a number of positions.
 fn turn(heads: &mut [f32], config: &Config, by: i64) {
     let half = config.head_dim / 2;
@@ -207,7 +225,7 @@ type Put<'p> = &'p mut dyn FnMut(Option<u32>, Stage, &[f32], &[usize]);
 
 impl Engine {
     fn step(&mut self, step: &StepPlan, put: Put<'_>) {
-        let Weights { model, embedding, layers, norm: last } = &*WEIGHTS;
+        let Weights { model, embedding, layers, norm: of_output } = &*WEIGHTS;
         let (config, eps) = (&model.config, model.config.rms_eps);
         let (width, row) = (config.n_embd, config.n_head_kv * config.head_dim);
         let (n, positions) = (step.rows.len(), step.first_position + step.rows.len());
@@ -272,16 +290,13 @@ impl Engine {
             put(at, Stage::FfnUp, &up, &[n, config.n_ff]);
             put(at, Stage::FfnAct, &act, &[n, config.n_ff]);
             put(at, Stage::FfnDown, &down, &[n, width]);
+            x = read(&x, &step.rows, Some(l));
             put(at, Stage::LayerOut, &x, &[n, width]);
         }
-        let normed = norm(&x, last, eps);
+        let normed = norm(&x, of_output, eps);
         put(None, Stage::FinalNorm, &normed, &[n, width]);
-        let read: Vec<f32> = (0..n)
-            .map(|row| step.rows[row].read.unwrap_or(row))
-            .flat_map(|row| &normed[row * width..(row + 1) * width])
-            .copied()
-            .collect();
-        put(None, Stage::Logits, &product(&read, width, embedding), &[n, config.n_vocab]);
+        let last = read(&normed, &step.rows, None);
+        put(None, Stage::Logits, &product(&last, width, embedding), &[n, config.n_vocab]);
     }
 
     /// Moves rows of the caches.
