@@ -15,6 +15,7 @@ pub mod interrupt;
 mod kernels;
 mod lengths;
 mod output;
+mod paired;
 mod plan;
 mod replayed;
 mod run;

@@ -6,6 +6,7 @@ use std::{path::Path, sync::LazyLock};
 use firstdiff::{
     core::{
         arithmetic::Arithmetic,
+        loaded::LoadedWeight,
         tensor::{DType, Tensor},
     },
     graph::{
@@ -190,6 +191,17 @@ pub struct Engine {
 
 /// Runs the steps and records them, but for the first few.
 pub fn record(folder: &Path, steps: &[StepPlan], unrecorded: usize) {
+    record_as(Side::Engine, folder, steps, unrecorded, &[]);
+}
+
+/// The same as a side's, with weights.
+pub fn record_as(
+    side: Side,
+    folder: &Path,
+    steps: &[StepPlan],
+    unrecorded: usize,
+    weights: &[LoadedWeight],
+) {
     let Weights { model, .. } = &*WEIGHTS;
     let config = &model.config;
     let width = SLOTS * config.n_head_kv * config.head_dim;
@@ -198,8 +210,9 @@ pub fn record(folder: &Path, steps: &[StepPlan], unrecorded: usize) {
     let list = SiteList::from(&model.graph.sites);
     let id = ModelId::new("tiny-qwen2", model.file().hash(), "qwen2", config.n_vocab, &list);
     let arithmetic = Arithmetic::engine(DType::F32);
-    let manifest = Manifest::new(Side::Engine, id, arithmetic, "the tests".into());
+    let manifest = Manifest::new(side, id, arithmetic, "the tests".into());
     let mut writer = TraceWriter::create(folder, manifest, true).unwrap();
+    weights.iter().for_each(|weight| writer.put_weight(weight).unwrap());
     let (before, recorded) = steps.split_at(unrecorded);
     before.iter().for_each(|step| engine.step(step, &mut |_, _, _, _| {}));
     for (index, step) in (0..).zip(recorded) {

@@ -1,5 +1,6 @@
 //! Engines as they serve: a right one is green however it divides its work, and each mistake of that is named.
 
+mod against;
 mod bugs;
 pub mod engine;
 mod right;
