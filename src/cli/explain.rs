@@ -126,6 +126,10 @@ impl Explaining<'_> {
                 bar.set_message("replaying every operation");
                 let diagnosis = diagnose(model, (engine, reference), carried, weights)?;
                 report.headline = headline(&report, &diagnosis, engine);
+                if let Some(prefix) = &diagnosis.prefix {
+                    report.headline = report.headline.after_prefix(prefix);
+                    report.notes.push(prefix.note());
+                }
                 if diagnosis.engine.replayed > 0 && !diagnosis.engine.unmeasured.is_empty() {
                     report.notes.push(SPANNED.to_string());
                 }

@@ -33,6 +33,11 @@ pub trait Recorded: Sync {
         0
     }
 
+    /// The ids of the positions before that, where they are known; else none.
+    fn prefix(&self) -> &[i32] {
+        &[]
+    }
+
     /// Positions that are removed from the caches before a step.
     fn removed(&self, _step: u32) -> Option<Removed> {
         None
@@ -99,6 +104,10 @@ impl Recorded for TraceReader {
 
     fn first_position(&self) -> usize {
         self.manifest().positions().start
+    }
+
+    fn prefix(&self) -> &[i32] {
+        self.manifest().steps.first().map_or(&[], |step| &step.prefix)
     }
 
     fn removed(&self, step: u32) -> Option<Removed> {
@@ -231,6 +240,10 @@ impl Recorded for Without<'_> {
 
     fn first_position(&self) -> usize {
         self.recorded.first_position()
+    }
+
+    fn prefix(&self) -> &[i32] {
+        self.recorded.prefix()
     }
 
     fn removed(&self, step: u32) -> Option<Removed> {

@@ -283,6 +283,17 @@ fn each_mistake_of_pages_is_named() {
 fn each_mistake_of_a_cached_prefix_is_named() {
     are_named(&[
         Bug {
+            name: "the prefix is another prompt's",
+            schedule: prefix,
+            plant: |steps| {
+                let of_batch = steps[1].batch.as_mut().unwrap();
+                of_batch.sequences[1].prefix[3..].copy_from_slice(&ids(PAGE, 9)[3..]);
+            },
+            says: &[
+                "sequence 1: prefix of another prompt: its key at position 3 is token 122's, as in sequence 0, not 1621's",
+            ],
+        },
+        Bug {
             name: "the prefix counts one too many",
             schedule: prefix,
             plant: |steps| {
@@ -463,7 +474,9 @@ fn a_row_of_another_sequence_of_another_token_or_of_padding_is_named() {
                 let to = *rows_of(&steps[0], 1).last().unwrap();
                 steps[0].rows[to].read = Some(Read { row: to + 2, after: None });
             },
-            says: &["sequence 1: guilty: logits projection: row of padding in the place of token 4 (proven)"],
+            says: &[
+                "sequence 1: guilty: logits projection: row of padding in the place of token 4 (proven)",
+            ],
         },
         Bug {
             name: "rows of two sequences are exchanged after layer 0",
