@@ -1,17 +1,17 @@
 //! Mistakes of how an engine divides its work, each planted in an engine that is right else.
 
 use super::{
-    engine::{Read, Row, StepPlan},
+    engine::{Row, StepPlan},
     explained,
     schedules::*,
 };
 
 /// A mistake, and what the first line says of it.
-struct Bug {
-    name: &'static str,
-    schedule: fn() -> Vec<StepPlan>,
-    plant: fn(&mut [StepPlan]),
-    says: &'static [&'static str],
+pub struct Bug {
+    pub name: &'static str,
+    pub schedule: fn() -> Vec<StepPlan>,
+    pub plant: fn(&mut [StepPlan]),
+    pub says: &'static [&'static str],
 }
 
 /// Changes the rows of all steps but the first, given the row, its place in the step and the position of the first.
@@ -40,7 +40,7 @@ fn table_of(step: &StepPlan, number: u32) -> Vec<usize> {
 
 /// Fails with what was said of each mistake that is not named as it should be.
 #[track_caller]
-fn are_named(bugs: &[Bug]) {
+pub fn are_named(bugs: &[Bug]) {
     let mut wrong = Vec::new();
     for &Bug { name, schedule, plant, says } in bugs {
         let mut steps = schedule();
@@ -432,65 +432,6 @@ fn each_mistake_of_a_context_shift_is_named() {
                 }
             },
             says: &["q and k rotation, all layers: positions", "+8", "proven"],
-        },
-    ]);
-}
-
-/// The rows of a sequence in a step.
-fn rows_of(step: &StepPlan, number: u32) -> Vec<usize> {
-    let batch = step.batch.as_ref().unwrap();
-    batch.sequences.iter().find(|part| part.sequence == number).unwrap().rows.clone()
-}
-
-#[test]
-fn a_row_of_another_sequence_of_another_token_or_of_padding_is_named() {
-    are_named(&[
-        Bug {
-            name: "the logits of the last token are those of the sequence before",
-            schedule: || padded(false),
-            plant: |steps| {
-                let [from, to] = [1, 2].map(|number| *rows_of(&steps[0], number).last().unwrap());
-                steps[0].rows[to].read = Some(Read { row: from, after: None });
-            },
-            says: &[
-                "sequence 2: guilty: logits projection: row of sequence 1, token 4, in the place of token 7 (proven)",
-            ],
-        },
-        Bug {
-            name: "the logits of the last token are those of the last but one",
-            schedule: paged,
-            plant: |steps| {
-                let to = *rows_of(&steps[0], 1).last().unwrap();
-                steps[0].rows[to].read = Some(Read { row: to - 1, after: None });
-            },
-            says: &[
-                "sequence 1: guilty: logits projection: row of token 19 in the place of token 20 (proven)",
-            ],
-        },
-        Bug {
-            name: "the logits of the last token are those of padding",
-            schedule: || padded(false),
-            plant: |steps| {
-                let to = *rows_of(&steps[0], 1).last().unwrap();
-                steps[0].rows[to].read = Some(Read { row: to + 2, after: None });
-            },
-            says: &[
-                "sequence 1: guilty: logits projection: row of padding in the place of token 4 (proven)",
-            ],
-        },
-        Bug {
-            name: "rows of two sequences are exchanged after layer 0",
-            schedule: || padded(true),
-            plant: |steps| {
-                for step in &mut steps[1..] {
-                    let [a, b] = [0, 2].map(|number| rows_of(step, number)[0]);
-                    step.rows[a].read = Some(Read { row: b, after: Some(0) });
-                    step.rows[b].read = Some(Read { row: a, after: Some(0) });
-                }
-            },
-            says: &[
-                "sequence 0: guilty: feed-forward residual of layer 0: rows of sequence 2 at the same place in the step (proven)",
-            ],
         },
     ]);
 }

@@ -4,6 +4,7 @@ mod against;
 mod bugs;
 pub mod engine;
 mod right;
+mod rows;
 pub mod schedules;
 
 use engine::{StepPlan, record};
