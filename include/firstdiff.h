@@ -96,6 +96,8 @@ typedef struct {
     const size_t *blocks;
     const size_t *keys; /* the key of each of its positions; NULL where these are the positions themselves */
     size_t removed_first, removed_count; /* positions that left its cache since its step before */
+    /* In its first step, the ids of the first_position positions before it, where these are known; else NULL. */
+    const int32_t *prefix;
 } firstdiff_sequence;
 
 /* Copies from a device to the host; 0 if it did. */
@@ -207,6 +209,9 @@ static inline size_t firstdiff_plan_decode(const char *plan)
 #define firstdiff_batch(fd, tokens, n, slots, block_size, keys, sequences, count)                  \
     ((void)(sizeof(fd) + FIRSTDIFF_UNUSED(tokens) + sizeof(n) + sizeof(slots) +                    \
             sizeof(block_size) + sizeof(keys) + FIRSTDIFF_UNUSED(sequences) + sizeof(count)))
+#define firstdiff_step_behind(fd, prefix, length, tokens, n)                                       \
+    ((void)(sizeof(fd) + FIRSTDIFF_UNUSED(prefix) + sizeof(length) + FIRSTDIFF_UNUSED(tokens) +    \
+            sizeof(n)))
 #define firstdiff_removed(fd, first, count)                                                        \
     ((void)(sizeof(fd) + sizeof(first) + sizeof(count)))
 #define firstdiff_of_tokens(fd, site, layer, dtype, data, axes, tokens)                            \
@@ -304,6 +309,7 @@ struct firstdiff_trace {
     char *batch;   /* of the open step: its sequences as JSON, or NULL */
     firstdiff_u64 slots, keys, sequences;
     firstdiff_u64 removed[2], next_removed[2]; /* first and count: before the open step, and before the next */
+    int32_t *prefix; /* the ids before the first step, until it is listed; or NULL */
     char *pending; /* what stdio holds back of the open step's file */
 };
 
@@ -1105,6 +1111,13 @@ static inline void firstdiff_list_step(firstdiff_trace *fd, firstdiff_u64 sites)
             "], \"first_position\": %llu, \"file\": \"step-%04llu.safetensors\", "
             "\"bytes\": %llu, \"sites\": %llu",
             fd->first_position, fd->steps - 1, 8 + fd->room + fd->data, sites);
+    if (fd->prefix) {
+        for (i = 0; i < fd->first_position; i++)
+            fprintf(fd->manifest, "%s%ld", i ? ", " : ", \"prefix\": [", (long)fd->prefix[i]);
+        fprintf(fd->manifest, "%s", i ? "]" : "");
+        free(fd->prefix);
+        fd->prefix = NULL;
+    }
     if (fd->removed[1])
         fprintf(fd->manifest, ", \"removed\": {\"first\": %llu, \"count\": %llu}", fd->removed[0], fd->removed[1]);
     if (fd->rows.length)
@@ -1324,6 +1337,27 @@ static inline void firstdiff_step(firstdiff_trace *fd, const int32_t *tokens, si
                           (size_t)(fd->first_position + (fd->file ? fd->n_tokens : 0) - fd->next_removed[1]));
 }
 
+/* Starts the first step behind a cached prefix of `length` ids: its first position is that. */
+static inline void firstdiff_step_behind(firstdiff_trace *fd, const int32_t *prefix, size_t length,
+                                         const int32_t *tokens, size_t n)
+{
+    if (!fd || fd->failed)
+        return;
+    if (fd->file || !length) {
+        firstdiff_fail(fd, "a prefix of %llu ids was given to step %llu; give one to the first step",
+                       (firstdiff_u64)length, fd->steps);
+        return;
+    }
+    firstdiff_step_at(fd, tokens, n, length);
+    if (fd->failed)
+        return;
+    fd->prefix = (int32_t *)malloc(length * sizeof *prefix);
+    if (fd->prefix)
+        memcpy(fd->prefix, prefix, length * sizeof *prefix);
+    else
+        firstdiff_fail(fd, "out of memory");
+}
+
 /* Says before a step that `count` positions from `first` on left the cache since the step before; those behind
  * them moved down. Of a batch each sequence has its own. */
 static inline void firstdiff_removed(firstdiff_trace *fd, size_t first, size_t count)
@@ -1367,7 +1401,7 @@ static inline void firstdiff_batch(firstdiff_trace *fd, const int32_t *tokens, s
     for (i = 0; i < count; i++) {
         firstdiff_u64 positions = (firstdiff_u64)sequences[i].first_position + sequences[i].n;
         longest = positions > longest ? positions : longest;
-        room += 256 + 22 * (sequences[i].n + 2 * (size_t)positions + 1);
+        room += 256 + 22 * (sequences[i].n + 3 * (size_t)positions + 1);
     }
     fd->slots = slots, fd->keys = keys ? keys : longest, fd->sequences = count;
     fd->batch = (char *)malloc(room);
@@ -1384,6 +1418,11 @@ static inline void firstdiff_batch(firstdiff_trace *fd, const int32_t *tokens, s
         size_t positions = own->first_position + own->n;
         end = firstdiff_put_u64(firstdiff_put(end, i ? ", {\"sequence\": " : "{\"sequence\": "), own->sequence);
         end = firstdiff_put_u64(firstdiff_put(end, ", \"first_position\": "), own->first_position);
+        for (row = 0; own->prefix && row < own->first_position; row++)
+            end = firstdiff_put_u64(firstdiff_put(end, row ? ", " : ", \"prefix\": ["),
+                                    (firstdiff_u64)own->prefix[row]);
+        if (own->prefix && own->first_position)
+            end = firstdiff_put(end, "]");
         if (own->removed_count) {
             end = firstdiff_put_u64(firstdiff_put(end, ", \"removed\": {\"first\": "), own->removed_first);
             end = firstdiff_put_u64(firstdiff_put(end, ", \"count\": "), own->removed_count);
@@ -1987,6 +2026,7 @@ static inline int firstdiff_end(firstdiff_trace *fd)
     failed = fd->failed;
     free(fd->listed);
     free(fd->tokens);
+    free(fd->prefix);
     free(fd->rows.text);
     free(fd->quantised.text);
     free(fd->batch);

@@ -313,16 +313,23 @@ class Trace:
         self.weights = self.weights or _Weights(self.folder, self.run)
         self.weights.put(names, np.asarray(array))
 
-    def step(self, tokens, first_position=None, removed=None):
+    def step(self, tokens, first_position=None, removed=None, prefix=None):
         """Starts a step, which runs these ids after those of all steps before. `first_position` is that of
         the first of them; only in the first step may it be any, where others are in the cache already.
-        `removed` is (first, count) of positions that were removed from the cache since the step before."""
+        `removed` is (first, count) of positions that were removed from the cache since the step before. `prefix` has
+        the ids of the positions that were in the cache before the first step, which then begins behind them."""
         if not self.on:
             return
         self._close_step()
         if self.weights:
             self.manifest["weights"] = self.weights.close()
             self.weights = None
+        if prefix is not None:
+            if self.steps:
+                raise ValueError(f"a prefix was given to step {len(self.steps)}; give it to the first")
+            first_position = len(prefix) if first_position is None else first_position
+            if first_position != len(prefix):
+                raise ValueError(f"a prefix of {len(prefix)} ids stands before position {first_position}")
         if removed is not None:
             self.first_position = _left(removed, self.first_position if self.steps else 0)
         if first_position is not None:
@@ -331,14 +338,15 @@ class Trace:
                                  f"{first_position}")
             self.first_position = first_position
         self.open = _Step(self.folder, len(self.steps), list(map(int, tokens)), self)
-        self.open.removed = removed
+        self.open.removed, self.open.prefix = removed, [int(token) for token in prefix or ()]
 
     def batch(self, sequences, padding=None, pad=0, first_positions=None, slots=0, block_size=1, blocks=None,
-              cached=None, keys=None, removed=None):
+              cached=None, keys=None, removed=None, prefixes=None):
         """Starts a step of several sequences: their ids by their numbers, each after those of its steps before.
 
         `padding` is "left" or "right" where all have the same number of rows, those over with the id `pad`. Else
-        the rows of one sequence follow those of another. `first_positions` are those of sequences that begin after a cached prefix, by the number.
+        the rows of one sequence follow those of another. `first_positions` are those of sequences that begin
+        after a cached prefix, by the number; `prefixes` has the ids of that instead, where they are known.
 
         A cache has `slots` rows: a sequence's position p is in slot blocks[p // block_size] * block_size +
         p % block_size of its `blocks`. Where every sequence has so many slots, its own and padding, `cached`
@@ -348,7 +356,10 @@ class Trace:
         (first, count) of the positions that each sequence's cache lost since its step before, by the number."""
         if not self.on:
             return
-        numbers, given = list(sequences), first_positions or {}
+        prefixes = {number: list(map(int, ids)) for number, ids in (prefixes or {}).items()}
+        for number in prefixes.keys() & self.ends.keys():
+            raise ValueError(f"a prefix was given to sequence {number}, which has begun; give it to its first step")
+        numbers, given = list(sequences), {number: len(ids) for number, ids in prefixes.items()} | (first_positions or {})
         longest = max(map(len, sequences.values()))
         tokens, parts, blocks = [], [], dict(blocks or {})
         for place, number in enumerate(numbers):
@@ -359,6 +370,10 @@ class Trace:
             cut, end = (removed or {}).get(number), self.ends.get(number, 0)
             first = given.get(number, end if cut is None else _left(cut, end))
             part = {"sequence": number, "first_position": first, "rows": list(range(start, start + len(ids)))}
+            if prefixes.get(number):
+                if first != len(prefixes[number]):
+                    raise ValueError(f"a prefix of {len(prefixes[number])} ids stands before position {first}")
+                part["prefix"] = prefixes[number]
             if cut is not None:
                 part["removed"] = {"first": int(cut[0]), "count": int(cut[1])}
             end = self.ends[number] = first + len(ids)
@@ -489,7 +504,7 @@ class _Step:
     """The file of a step. A tensor goes to disk when all of its rows are there."""
 
     def __init__(self, folder, index, tokens, trace):
-        self.index, self.tokens, self.trace, self.batch, self.removed = index, tokens, trace, None, None
+        self.index, self.tokens, self.trace, self.batch, self.removed, self.prefix = index, tokens, trace, None, None, []
         self.name = f"step-{index:04}.safetensors"
         self.positions = trace.first_position + len(tokens)
         self.room = 256 + ROOM * len(trace.plan.sites)
@@ -602,7 +617,7 @@ class _Step:
         self.file.write(self.room.to_bytes(8, "little") + header.ljust(self.room))
         self.file.close()
         removed = {"first": int(self.removed[0]), "count": int(self.removed[1])} if self.removed else None
-        more = {"removed": removed, "rows": self.tokens_of, "quantised": self.quantised, "batch": self.batch}
+        more = {"prefix": self.prefix, "removed": removed, "rows": self.tokens_of, "quantised": self.quantised, "batch": self.batch}
         return {
             "tokens": self.tokens,
             "first_position": self.trace.first_position,

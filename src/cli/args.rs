@@ -257,7 +257,8 @@ pub struct DiffArgs {
 pub struct ExplainArgs {
     /// The engine's trace
     pub trace: PathBuf,
-    /// The reference's trace of the same tokens, to compare every site with as `diff` does
+    /// The reference's trace of the same tokens, to compare every site with as `diff` does; of several sequences,
+    /// those whose tokens it has
     #[arg(long, value_name = "TRACE")]
     pub reference: Option<PathBuf>,
     /// Of a trace of several sequences, the one to explain [default: each in turn]

@@ -8,6 +8,7 @@ use firstdiff::{
         exit::Exit,
         floor::{DeclaredFloor, Floor},
     },
+    diagnosis::loaded::LoadedSummary,
     report::Report,
     trace::{Manifest, Side, TraceReader, comparable, lint},
 };
@@ -42,14 +43,36 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
     let ranks =
         [&engine, &reference].map(lint::ranks).into_iter().collect::<Result<Vec<_>, _>>()?;
     report.headline = report.headline.after(ranks.into_iter().flatten().next());
-    let weights = engine.weights()?.len();
-    if weights > 0 {
-        report.notes.push(format!(
-            "{weights} weights were recorded; `firstdiff explain -m MODEL.gguf` compares them with the file"
-        ));
-    }
+    compare_weights(&mut report, &engine, &reference)?;
     report.seconds = start.elapsed().as_secs_f64();
     run::finish(&report, args.compare.json.as_deref())
+}
+
+/// Adds how the recorded weights of two traces stand to one another; what is wrong comes first.
+pub fn compare_weights(
+    report: &mut Report,
+    engine: &TraceReader,
+    reference: &TraceReader,
+) -> Result<(), Error> {
+    let [own, other] = [engine.weights()?, reference.weights()?];
+    match (own.len(), other.len()) {
+        (0, 0) => {}
+        (0, more) | (more, 0) => report.notes.push(format!(
+            "{more} weights were recorded in one trace only; `firstdiff explain -m MODEL.gguf` compares them with \
+             the file"
+        )),
+        _ if engine.world() != reference.world() => report.notes.push(format!(
+            "weights are not compared, as {} and {} ranks hold other parts of them",
+            engine.world(),
+            reference.world()
+        )),
+        _ => {
+            let found = LoadedSummary::of_traces(&own, &other);
+            report.headline = report.headline.clone().after_weights(&found);
+            report.weights = Some(found);
+        }
+    }
+    Ok(())
 }
 
 /// Both traces; of one with several sequences, that which is named.

@@ -25,7 +25,7 @@ use firstdiff::{
     reference::Vocabulary,
     report::{Headline, ModelSummary, Report, answer, guilt},
     run::RunError,
-    trace::{BatchedSequence, Manifest, Side, TraceError, TraceReader, comparable, lint},
+    trace::{BatchedSequence, Manifest, Side, TraceReader, lint},
 };
 
 use super::{
@@ -33,6 +33,7 @@ use super::{
     diff,
     error::Error,
     inputs, output,
+    paired::paired,
     replayed::{Carried, Subject, diagnose, measured_floor},
     run,
 };
@@ -44,6 +45,9 @@ const NOT_REPLAYED: &str = "no operation was replayed, as the ranks ran on diffe
 /// What another file may be.
 const ALIKE: &str = ", which have the same shapes: another quantisation or fine-tune";
 
+/// What a reader must know of a sequence that the reference has not.
+const ALONE: &str = "the reference does not run this sequence: its operations are replayed, and nothing is compared";
+
 /// What a reader must know of a trace that lacks results.
 const SPANNED: &str = "a result that was not recorded is judged together with the next one that \
                        was, by a wider bound: record all sites for a verdict on each";
@@ -54,32 +58,38 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     output::check_json(args.json.as_deref())?;
     let bar = output::progress(None, "checking the traces");
     let batch = open(&args.trace, Side::Engine)?;
-    let sequences = args.sequence.map_or_else(|| batch.sequences(), |number| vec![number]);
+    let numbers = args.sequence.map_or_else(|| batch.sequences(), |number| vec![number]);
+    let engines: Vec<TraceReader> = if numbers.len() < 2 {
+        vec![batch.clone().sequence(args.sequence)?]
+    } else {
+        let own = numbers.iter().map(|&number| batch.clone().sequence(Some(number)));
+        own.collect::<Result<_, _>>()?
+    };
     let reference = args.reference.as_deref().map(|path| open(path, Side::Reference));
     let reference = reference.transpose()?;
-    if let Some(reference) = args.reference.as_deref().filter(|_| sequences.len() > 1) {
-        return Err(several(&batch, reference));
-    }
-    let single = (sequences.len() < 2).then(|| batch.clone().sequence(args.sequence));
-    let single = single.transpose()?;
     // With the graph that a reference carries, llama.cpp need not load the model.
     let carried = reference.as_ref().map(TraceReader::graph).transpose()?.flatten();
     let model = model(args.model.as_deref(), &batch, carried.as_ref())?;
+    let references = match &reference {
+        Some(reference) => Some(paired(&engines, reference, model.file())?),
+        None => None,
+    };
     bar.set_message("comparing weights");
     let weights = loaded(&batch, model.file())?;
     let subject = Explaining { model: &model, weights: weights.as_ref(), bar: &bar };
-    let mut report = if let Some(engine) = &single {
-        if let Some(reference) = &reference {
-            same_tokens(engine, reference, model.file())?;
+    let mut reports = Vec::with_capacity(engines.len());
+    for (at, engine) in engines.iter().enumerate() {
+        let reference = references.as_ref().and_then(|all| all[at].as_ref());
+        let mut report = subject.report(engine, reference, carried.clone())?;
+        if references.is_some() && reference.is_none() {
+            report.notes.push(ALONE.to_string());
         }
-        subject.report(engine, reference.as_ref(), carried)?
+        reports.push(report);
+    }
+    let mut report = if reports.len() == 1 {
+        reports.remove(0)
     } else {
-        let report = |&sequence: &u32| {
-            let engine = batch.clone().sequence(Some(sequence))?;
-            Ok((sequence, subject.report(&engine, None, None)?))
-        };
-        let reports = sequences.iter().map(report).collect::<Result<Vec<_>, Error>>()?;
-        Report::of_sequences(reports)
+        Report::of_sequences(numbers.into_iter().zip(reports).collect())
     };
     report.weights = weights;
     if let Subject::Engine(model) = &model {
@@ -88,17 +98,6 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     report.seconds = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
     run::finish(&report, args.json.as_deref())
-}
-
-/// A reference is of one sequence.
-fn several(batch: &TraceReader, reference: &Path) -> Error {
-    let numbers: Vec<String> = batch.sequences().iter().map(u32::to_string).collect();
-    Error::Usage(format!(
-        "{} has the sequences {}, and {} is of one: say which with --sequence",
-        batch.folder().display(),
-        numbers.join(", "),
-        reference.display()
-    ))
 }
 
 /// What is the same for every sequence of a trace.
@@ -127,6 +126,10 @@ impl Explaining<'_> {
                 bar.set_message("replaying every operation");
                 let diagnosis = diagnose(model, (engine, reference), carried, weights)?;
                 report.headline = headline(&report, &diagnosis, engine);
+                if let Some(prefix) = &diagnosis.prefix {
+                    report.headline = report.headline.after_prefix(prefix);
+                    report.notes.push(prefix.note());
+                }
                 if diagnosis.engine.replayed > 0 && !diagnosis.engine.unmeasured.is_empty() {
                     report.notes.push(SPANNED.to_string());
                 }
@@ -157,7 +160,9 @@ fn compared(
     bar: &ProgressBar,
 ) -> Result<Report, Error> {
     let (of_engine, manifest) = (engine.manifest(), reference.manifest());
-    let floor = match diff::floor(of_engine, manifest) {
+    // The floor of a batch is that of its steps, and not of a sequence's.
+    let carried = diff::floor(of_engine, manifest).filter(|_| reference.selected().is_none());
+    let floor = match carried {
         Some(floor) => Cow::Borrowed(floor),
         None => {
             bar.set_message("measuring the floor");
@@ -239,23 +244,6 @@ fn has_shapes(list: &SiteList, config: &Config) -> bool {
         let own = config.shape(site.stage, tokens, positions);
         matches!(site.stage, Stage::Other(_)) || site.shape(tokens, positions) == own
     })
-}
-
-/// Refuses other token ids with their texts, which a trace alone does not have.
-fn same_tokens(
-    engine: &TraceReader,
-    reference: &TraceReader,
-    model: &ModelFile,
-) -> Result<(), Error> {
-    let engine = engine.clone().settled()?;
-    match comparable(engine.manifest(), reference.manifest()) {
-        Err(error @ TraceError::OtherTokens { a, b, .. }) => {
-            let vocabulary = Vocabulary::load(model)?;
-            let (a, b) = (vocabulary.text(a), vocabulary.text(b));
-            Err(Error::Refused(format!("{error} (the engine has {a:?}, the reference {b:?})")))
-        }
-        other => Ok(other.map(drop)?),
-    }
 }
 
 /// The weights that an engine recorded, beside the file's; `None` where it recorded none.

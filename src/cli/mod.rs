@@ -14,6 +14,7 @@ mod inputs;
 mod kernels;
 mod lengths;
 pub mod output;
+mod paired;
 mod plan;
 mod replayed;
 mod run;

@@ -70,6 +70,7 @@ pub fn same_engine(args: &DiffArgs) -> Result<Exit, Error> {
         let found = answer(&report.sites, compared, report.diagnosis.as_ref());
         report.headline = headline(bond, found);
     }
+    diff::compare_weights(&mut report, &a, &b)?;
     report.notes.push(format!("{} stands in the reference's place", args.trace_b.display()));
     report.seconds = start.elapsed().as_secs_f64();
     bar.finish_and_clear();

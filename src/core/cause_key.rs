@@ -158,6 +158,7 @@ cause_keys! {
     TokenBefore = "token-before",
     TokenAfter = "token-after",
     RowsEqual = "rows-equal",
+    RowOfOther = "row-of-other",
     Reordered = "reordered",
     PreviousStep = "previous-step",
     Offset = "offset",

@@ -21,10 +21,10 @@ pub fn open(path: &Path) -> io::Result<File> {
     if metadata.is_file() || metadata.file_type().is_fifo() && is_shells() {
         return File::open(path);
     }
-    Err(match metadata.is_dir() {
-        true => ErrorKind::IsADirectory.into(),
-        false => io::Error::new(ErrorKind::InvalidInput, "it is a device or a pipe, not a file"),
-    })
+    if metadata.is_dir() {
+        return Err(ErrorKind::IsADirectory.into());
+    }
+    Err(io::Error::new(ErrorKind::InvalidInput, "it is a device or a pipe, not a file"))
 }
 
 /// Reads a file of at most `most` bytes, whole MiB.
@@ -50,10 +50,8 @@ fn bounded(reader: impl Read, most: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// As [`read`], or it is no UTF-8.
 pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
-    let bytes = match path.as_os_str() == "-" {
-        true => bounded(io::stdin(), most)?,
-        false => read(path, most)?,
-    };
+    let bytes =
+        if path.as_os_str() == "-" { bounded(io::stdin(), most)? } else { read(path, most)? };
     let no_text = |_| io::Error::new(ErrorKind::InvalidData, "it is no UTF-8 text");
     String::from_utf8(bytes).map_err(no_text)
 }

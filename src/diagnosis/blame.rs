@@ -15,6 +15,7 @@ use super::{
     hypotheses,
     invariant::{Invariant, broken},
     loaded::LoadedSummary,
+    prefix::{self, CachedPrefix},
     replay::{
         Found, GraphRun, Judged, Operation, Recording, ReplayError, RunVerdict, Worst, judge_found,
     },
@@ -90,6 +91,9 @@ pub struct Diagnosis {
     pub engine: SideReplay,
     /// `None` where the reference was not replayed.
     pub reference: Option<SideReplay>,
+    /// Whether a cached prefix is that of its ids; left out where they are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<CachedPrefix>,
 }
 
 impl Finding {
@@ -123,10 +127,11 @@ impl Diagnosis {
         engine: GraphRun<'_>,
         reference: Option<GraphRun<'_>>,
     ) -> Result<Diagnosis, ReplayError> {
-        match reference {
-            Some(reference) => Ok(Diagnosis::of_both(engine, reference)?.0),
-            None => Diagnosis::beside(engine, None),
-        }
+        let diagnosis = match reference {
+            Some(reference) => Diagnosis::of_both(engine, reference)?.0,
+            None => Diagnosis::beside(engine, None)?,
+        };
+        Ok(Diagnosis { prefix: prefix::check(engine)?, ..diagnosis })
     }
 
     /// Replays both sides at the same time; what is known of the reference holds for another engine too.
@@ -160,7 +165,7 @@ impl Diagnosis {
         undeclared(model, &mut findings);
         findings.extend(reference.iter().flat_map(|reference| reference.findings.iter().cloned()));
         let reference = reference.map(|reference| reference.summary.clone());
-        Diagnosis { findings, engine, reference }
+        Diagnosis { findings, engine, reference, prefix: None }
     }
 
     /// The first finding on the engine itself.

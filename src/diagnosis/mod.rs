@@ -17,6 +17,7 @@ mod group;
 mod hypotheses;
 mod invariant;
 pub mod loaded;
+mod prefix;
 pub mod replay;
 mod written;
 
@@ -25,3 +26,4 @@ pub use cause::{Cause, Certainty, diagnose};
 pub use edit::{Change, Edits, Row};
 pub use evidence::{Evidence, Moved, StepEvidence, gather};
 pub use invariant::Invariant;
+pub use prefix::CachedPrefix;

@@ -4,16 +4,17 @@ use super::{Report, SequenceRow};
 use crate::core::exit::Exit;
 
 impl Report {
-    /// The report of the first sequence that is worst, which says what the others are.
+    /// The report of the first sequence that is worst, which says what the others are; where all are right, of the
+    /// first that was compared.
     pub fn of_sequences(mut reports: Vec<(u32, Report)>) -> Report {
-        let rank = |exit: Exit| match exit {
-            Exit::Equal => 0,
-            Exit::Diverged => 2,
-            _ => 1,
+        let rank = |report: &Report| match report.headline.exit {
+            Exit::Equal => (0, report.compared.is_some()),
+            Exit::Diverged => (2, false),
+            _ => (1, false),
         };
         let mut worst = 0;
         for (at, (_, report)) in reports.iter().enumerate() {
-            if rank(report.headline.exit) > rank(reports[worst].1.headline.exit) {
+            if rank(report) > rank(&reports[worst].1) {
                 worst = at;
             }
         }
@@ -26,13 +27,19 @@ impl Report {
             diagnosis: report.diagnosis.clone(),
         };
         let sequences = reports.iter().map(row).collect();
+        let alone = reports.iter().filter(|(_, report)| report.compared.is_none()).count();
         let (number, mut report) = reports.swap_remove(worst);
         report.sequences = sequences;
-        report.headline.text = if report.headline.exit == Exit::Equal {
-            let count = lines.len();
-            format!("each of {count} sequences: {}", report.headline.text)
-        } else {
-            lines[worst].clone()
+        let (count, text) = (lines.len(), &report.headline.text);
+        report.headline.text = match report.headline.exit {
+            Exit::Equal if alone == 0 || report.compared.is_none() => {
+                format!("each of {count} sequences: {text}")
+            }
+            Exit::Equal => format!(
+                "{}; nothing guilty in {alone} of {count} sequences, which the reference does not run",
+                lines[worst]
+            ),
+            _ => lines[worst].clone(),
         };
         report.notes.push(format!(
             "this is the report of sequence {number}; --sequence N gives that of another"

@@ -10,7 +10,7 @@ use crate::{
     core::{
         arithmetic::Arithmetic, exit::Exit, floor::SiteFloor, sink::Choice, task::first_position,
     },
-    diagnosis::{Diagnosis, loaded::LoadedSummary, replay::Operation},
+    diagnosis::{CachedPrefix, Diagnosis, loaded::LoadedSummary, replay::Operation},
     graph::site::Site,
     model::{Config, Ledger},
 };
@@ -113,6 +113,11 @@ impl Headline {
     /// The same after the weights that are wrong: what follows from them is not equal.
     pub fn after_weights(self, weights: &LoadedSummary) -> Headline {
         self.preceded(weights.headline())
+    }
+
+    /// The same after a cached prefix that is another prompt's.
+    pub fn after_prefix(self, prefix: &CachedPrefix) -> Headline {
+        self.preceded(prefix.headline())
     }
 
     /// The same after something that is wrong, if there is such a thing.

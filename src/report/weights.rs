@@ -1,7 +1,7 @@
 //! The engine's weights as text: what is wrong with them, and how else they are held.
 
 use crate::{
-    diagnosis::loaded::{LoadedSummary, WeightGroup},
+    diagnosis::loaded::{Beside, LoadedSummary, WeightGroup},
     report::terminal::{BAD, line},
 };
 
@@ -30,7 +30,11 @@ pub fn weights(text: &mut String, found: &LoadedSummary) {
 /// `43 of 43 weights are the file's, 28 of them rounded to f16`
 fn counts(found: &LoadedSummary) -> String {
     let LoadedSummary { recorded, right, unrecorded, .. } = found;
-    let mut parts = vec![format!("{right} of {recorded} weights are the file's")];
+    let (whose, of) = match found.beside {
+        Beside::File => ("the file's", "tensors of the file"),
+        Beside::Trace => ("the other trace's", "weights of the other trace"),
+    };
+    let mut parts = vec![format!("{right} of {recorded} weights are {whose}")];
     let mut texts: Vec<&str> = found.rounded.iter().map(|group| group.text.as_str()).collect();
     texts.sort_unstable();
     texts.dedup();
@@ -40,7 +44,7 @@ fn counts(found: &LoadedSummary) -> String {
         parts.push(format!("{count} of them {text}"));
     }
     if *unrecorded > 0 {
-        parts.push(format!("{unrecorded} tensors of the file were not recorded"));
+        parts.push(format!("{unrecorded} {of} were not recorded"));
     }
     parts.join(", ")
 }

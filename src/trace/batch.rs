@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     error::{Limit, TraceError},
-    manifest::{Step, field, within},
+    manifest::{Step, check_prefix, field, within},
     removed::Removed,
 };
 
@@ -37,6 +37,9 @@ pub struct BatchedSequence {
     pub sequence: u32,
     /// The position of its first row; the rows follow one another from there.
     pub first_position: usize,
+    /// In its first step, the ids of the positions that were in the cache already, where they are known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prefix: Vec<i32>,
     /// Positions of its cache that are removed before the step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removed: Option<Removed>,
@@ -212,6 +215,10 @@ pub(super) fn check(path: &Path, steps: &[Step]) -> Result<(), TraceError> {
                 Err(field(path, name(&format!(".sequences[{place}].{of}")), reason))
             };
             let first = own.first_position;
+            let is_first = !ends.contains_key(&own.sequence);
+            if let Err(reason) = check_prefix(&own.prefix, first, is_first) {
+                return refuse("prefix", reason);
+            }
             let end = match (ends.insert(own.sequence, own.positions()), own.removed) {
                 (None, None) => continue,
                 (None, Some(_)) => {

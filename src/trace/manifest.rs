@@ -171,6 +171,9 @@ pub struct Step {
     /// The position of the first of them: that of the step before, and its tokens. In the first step the
     /// number of tokens that were in the cache already.
     pub first_position: usize,
+    /// Of the first step, the ids of the positions that were in the cache already, where they are known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prefix: Vec<i32>,
     /// Positions of the cache that are removed before the step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removed: Option<Removed>,
@@ -272,6 +275,8 @@ impl Manifest {
             ("weights", 5, read.weights.is_some()),
             ("steps[].batch", 5, has(|step| step.batch.is_some())),
             ("steps[].removed", 6, has(|step| step.removed.is_some())),
+            ("steps[].prefix", 6, has(|step| !step.prefix.is_empty())),
+            ("steps[].batch.sequences[].prefix", 6, has(Step::has_prefix_of_batch)),
             ("steps[].quantised", 6, has(|step| !step.quantised.is_empty())),
         ];
         if let Some((name, since, _)) =
@@ -401,6 +406,16 @@ impl ModelId {
     }
 }
 
+/// Whether the ids of a prefix are those of all positions before a sequence's first step.
+pub(super) fn check_prefix(ids: &[i32], first: usize, is_first: bool) -> Result<(), String> {
+    match ids.len() {
+        0 => Ok(()),
+        _ if !is_first => Err("is there in a later step than the sequence's first".into()),
+        found if found != first => Err(format!("has {found} ids of {first} positions")),
+        _ => Ok(()),
+    }
+}
+
 /// What a step's fields must agree with.
 struct StepPlace {
     index: usize,
@@ -416,6 +431,11 @@ impl Step {
         self.first_position + self.tokens.len()
     }
 
+    fn has_prefix_of_batch(&self) -> bool {
+        let sequences = self.batch.iter().flat_map(|batch| &batch.sequences);
+        sequences.into_iter().any(|own| !own.prefix.is_empty())
+    }
+
     fn check(&self, path: &Path, place: StepPlace) -> Result<(), TraceError> {
         let StepPlace { index, position, n_vocab, hashed } = place;
         let refuse =
@@ -426,6 +446,20 @@ impl Step {
         let unknown = |token: i32| usize::try_from(token).map_or(true, |id| id >= n_vocab);
         if let Some(token) = self.tokens.iter().find(|&&token| unknown(token)) {
             return refuse("tokens", format!("has id {token}, n_vocab is {n_vocab}"));
+        }
+        if let Some(token) = self.prefix.iter().find(|&&token| unknown(token)) {
+            return refuse("prefix", format!("has id {token}, n_vocab is {n_vocab}"));
+        }
+        if let Err(reason) = check_prefix(&self.prefix, self.first_position, index == 0) {
+            return refuse("prefix", reason);
+        }
+        let of_batch = self.batch.iter().flat_map(|batch| &batch.sequences);
+        let mut ids = of_batch.flat_map(|own| &own.prefix);
+        if let Some(token) = ids.find(|&&token| unknown(token)) {
+            return refuse(
+                "batch.sequences[].prefix",
+                format!("has id {token}, n_vocab is {n_vocab}"),
+            );
         }
         if self.first_position != position {
             let found = self.first_position;

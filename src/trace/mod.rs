@@ -5,6 +5,8 @@
 mod array;
 mod batch;
 #[cfg(feature = "full")]
+mod beside;
+#[cfg(feature = "full")]
 mod comparable;
 mod error;
 #[cfg(feature = "full")]
@@ -50,6 +52,8 @@ mod write;
 
 pub use array::{Array, Elements};
 pub use batch::{Batch, BatchedSequence};
+#[cfg(feature = "full")]
+pub use beside::{OtherSequence, PaddingRow};
 #[cfg(feature = "full")]
 pub use comparable::{Common, Longer, Parting, comparable};
 pub use error::{Kind, Limit, TraceError};

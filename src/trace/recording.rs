@@ -9,7 +9,10 @@ use crate::{
         tensor::Tensor,
     },
     graph::site::{Site, Stage},
-    trace::{NeighbourRow, OutsideRow, Removed, Split, TraceError, TraceReader},
+    trace::{
+        NeighbourRow, OtherSequence, OutsideRow, PaddingRow, Removed, Split, TraceError,
+        TraceReader,
+    },
 };
 
 /// Tensors that can be read again, in any order and from several threads.
@@ -30,6 +33,11 @@ pub trait Recorded: Sync {
         0
     }
 
+    /// The ids of the positions before that, where they are known; else none.
+    fn prefix(&self) -> &[i32] {
+        &[]
+    }
+
     /// Positions that are removed from the caches before a step.
     fn removed(&self, _step: u32) -> Option<Removed> {
         None
@@ -48,6 +56,21 @@ pub trait Recorded: Sync {
     /// Of a sequence in a batch, how many rows of padding stand right before its own in a step.
     fn padding(&self, _step: u32) -> usize {
         0
+    }
+
+    /// The other sequences of a batch.
+    fn others(&self) -> Result<Vec<OtherSequence>, TraceError> {
+        Ok(Vec::new())
+    }
+
+    /// The rows of a site with a row for each token that are of no sequence of the batch, of the same step.
+    fn padding_rows(&self, _site: Site) -> Result<Vec<PaddingRow>, TraceError> {
+        Ok(Vec::new())
+    }
+
+    /// The step of the batch that a sequence's step is of.
+    fn step_of_batch(&self, step: u32) -> u32 {
+        step
     }
 
     /// Of a tensor that is the sum of what several ranks recorded, the sum of their magnitudes.
@@ -83,6 +106,10 @@ impl Recorded for TraceReader {
         self.manifest().positions().start
     }
 
+    fn prefix(&self) -> &[i32] {
+        self.manifest().steps.first().map_or(&[], |step| &step.prefix)
+    }
+
     fn removed(&self, step: u32) -> Option<Removed> {
         self.manifest().steps.get(step as usize)?.removed
     }
@@ -97,6 +124,18 @@ impl Recorded for TraceReader {
 
     fn padding(&self, step: u32) -> usize {
         self.selection.as_ref().map_or(0, |selection| selection.padding(step))
+    }
+
+    fn others(&self) -> Result<Vec<OtherSequence>, TraceError> {
+        self.selection.as_ref().map_or(Ok(Vec::new()), |selection| selection.others())
+    }
+
+    fn padding_rows(&self, site: Site) -> Result<Vec<PaddingRow>, TraceError> {
+        self.selection.as_ref().map_or(Ok(Vec::new()), |selection| selection.padding_rows(site))
+    }
+
+    fn step_of_batch(&self, step: u32) -> u32 {
+        self.selection.as_ref().map_or(step, |selection| selection.of_whole_step(step))
     }
 
     fn magnitudes(&self, site: Site) -> Result<Option<Vec<f32>>, TraceError> {
@@ -203,6 +242,10 @@ impl Recorded for Without<'_> {
         self.recorded.first_position()
     }
 
+    fn prefix(&self) -> &[i32] {
+        self.recorded.prefix()
+    }
+
     fn removed(&self, step: u32) -> Option<Removed> {
         self.recorded.removed(step)
     }
@@ -217,6 +260,19 @@ impl Recorded for Without<'_> {
 
     fn padding(&self, step: u32) -> usize {
         self.recorded.padding(step)
+    }
+
+    fn others(&self) -> Result<Vec<OtherSequence>, TraceError> {
+        let others = self.recorded.others()?.into_iter();
+        Ok(others.map(|other| other.without(&self.stages)).collect())
+    }
+
+    fn padding_rows(&self, site: Site) -> Result<Vec<PaddingRow>, TraceError> {
+        if self.has(site) { self.recorded.padding_rows(site) } else { Ok(Vec::new()) }
+    }
+
+    fn step_of_batch(&self, step: u32) -> u32 {
+        self.recorded.step_of_batch(step)
     }
 
     fn magnitudes(&self, site: Site) -> Result<Option<Vec<f32>>, TraceError> {

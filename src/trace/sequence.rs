@@ -102,6 +102,7 @@ impl TraceReader {
                 own.push(Step {
                     tokens: part.rows.iter().map(|&row| step.tokens[row]).collect(),
                     first_position: part.first_position,
+                    prefix: part.prefix.clone(),
                     removed: part.removed,
                     choice: None,
                     batch: None,

@@ -45,6 +45,8 @@ pub(super) struct StepWriter {
     index: usize,
     tokens: Vec<i32>,
     first_position: usize,
+    /// The ids before the first step.
+    prefix: Vec<i32>,
     /// What was removed from the caches before.
     removed: Option<Removed>,
     /// Whose the rows are, where there are several sequences.
@@ -90,6 +92,7 @@ impl StepWriter {
             index,
             tokens: tokens.to_vec(),
             first_position,
+            prefix: Vec::new(),
             removed: None,
             batch: None,
             shard: manifest.shard.clone(),
@@ -108,6 +111,11 @@ impl StepWriter {
     /// Says that the rows are of several sequences.
     pub fn with_batch(self, batch: Batch) -> StepWriter {
         StepWriter { batch: Some(batch), ..self }
+    }
+
+    /// Says which ids were in the cache before the first step.
+    pub fn with_prefix(self, prefix: &[i32]) -> StepWriter {
+        StepWriter { prefix: prefix.to_vec(), ..self }
     }
 
     /// Says which positions were removed before the step.
@@ -274,6 +282,7 @@ impl StepWriter {
             sites,
             tokens: self.tokens,
             first_position: self.first_position,
+            prefix: self.prefix,
             removed: self.removed,
             choice: self.choice,
             rows: self.rows,

@@ -153,6 +153,17 @@ impl TraceWriter {
         self.begin(tokens, first_position, None)
     }
 
+    /// The same of the first step, after a cached prefix of these ids: the step begins behind them.
+    pub fn begin_step_behind(&mut self, prefix: &[i32], tokens: &[i32]) -> Result<(), TraceError> {
+        if !self.manifest.steps.is_empty() {
+            let what = format!("a prefix was given to step {}", self.manifest.steps.len());
+            return self.guard(|_| Err(TraceError::Misuse(what)));
+        }
+        self.begin(tokens, prefix.len(), None)?;
+        self.open = self.open.take().map(|open| open.with_prefix(prefix));
+        Ok(())
+    }
+
     /// The same after positions were removed from the caches: rejected drafts, or the oldest in a context shift.
     pub fn begin_step_after(
         &mut self,

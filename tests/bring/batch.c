@@ -1,9 +1,10 @@
 /* Records a step of two sequences, padded on the left to one length, and one of a token of each, with a cache in
  * pages.
  *
- *     batch FOLDER PLAN [single]
+ *     batch FOLDER PLAN [single | behind | prefix]
  *
- * With `single`, one sequence instead, of which two tokens are rejected.
+ * With `single`, one sequence instead, of which two tokens are rejected. With `behind`, one that begins behind a
+ * prefix; with `prefix`, one of a batch that does.
  *
  * Row r of what is written is r, its last axis counting in hundredths. */
 #include "firstdiff.h"
@@ -31,6 +32,19 @@ int main(int count, char **arguments)
         return 2;
     memset(sequences, 0, sizeof sequences);
     fd = firstdiff_begin(arguments[1], arguments[2], "batch");
+    if (count > 3 && !strcmp(arguments[3], "behind")) {
+        firstdiff_step_behind(fd, padded, 3, decoded, 2);
+        firstdiff_step(fd, decoded, 1);
+        firstdiff_f32(fd, "k_cache", 0, rows(6, HK, D), 6);
+        return firstdiff_end(fd);
+    }
+    if (count > 3 && !strcmp(arguments[3], "prefix")) {
+        sequences[0].first_position = 3, sequences[0].n = 2, sequences[0].prefix = padded;
+        firstdiff_batch(fd, decoded, 2, 0, 0, 0, sequences, 1);
+        sequences[0].first_position = 5, sequences[0].n = 1, sequences[0].prefix = NULL;
+        firstdiff_batch(fd, decoded, 1, 0, 0, 0, sequences, 1);
+        return firstdiff_end(fd);
+    }
     if (count > 3) {
         firstdiff_step(fd, padded, 3);
         firstdiff_f32(fd, "q", 0, rows(3, HQ, D), 3);

@@ -37,6 +37,13 @@ with firstdiff.Trace(sys.argv[3], sys.argv[2], 'single') as trace:
     trace.put(0, q=rows(3, 6, 4))
     trace.step([6], removed=(1, 2))
     trace.put(0, k_cache=rows(2, 2, 4))
+with firstdiff.Trace(sys.argv[4], sys.argv[2], 'behind') as trace:
+    trace.step([6, 7], prefix=[1, 2, 3])
+    trace.step([6])
+    trace.put(0, k_cache=rows(6, 2, 4))
+with firstdiff.Trace(sys.argv[5], sys.argv[2], 'prefix') as trace:
+    trace.batch({0: [6, 7]}, prefixes={0: [1, 2, 3]})
+    trace.batch({0: [6]})
 ";
 
 /// The first number of each row, and of the first line the hundredths.
@@ -88,6 +95,15 @@ fn check_single(folder: &Path) {
     assert_eq!(rows(&settled, 1, "blk.0.k_cache").0, [0.0, 1.0]);
 }
 
+/// A sequence that begins behind a prefix of three ids.
+fn check_prefix(folder: &Path) {
+    let trace = TraceReader::open(folder).unwrap().sequence(None).unwrap();
+    let steps = &trace.manifest().steps;
+    let steps: Vec<_> =
+        steps.iter().map(|s| (s.first_position, &s.prefix[..], &s.tokens[..])).collect();
+    assert_eq!(steps, [(3, &[1, 2, 3][..], &[6, 7][..]), (5, &[][..], &[6][..])]);
+}
+
 #[test]
 fn a_batch_of_the_c_header_is_read_sequence_by_sequence() {
     let folder = tempfile::tempdir().unwrap();
@@ -106,6 +122,13 @@ fn a_batch_of_the_c_header_is_read_sequence_by_sequence() {
         let output = run(&program, &arguments);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         check_single(&single);
+        for mode in ["behind", "prefix"] {
+            let trace = folder.path().join(mode);
+            let arguments = [trace.to_str().unwrap(), plan.to_str().unwrap(), mode];
+            let output = run(&program, &arguments);
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            check_prefix(&trace);
+        }
     }
 }
 
@@ -116,9 +139,11 @@ fn a_batch_of_the_python_writer_is_read_sequence_by_sequence() {
     fs::write(&plan, PLAN).unwrap();
     let mut command = Command::new(python());
     let single = folder.path().join("single");
-    command.args(["-B", "-c", SCRIPT]).arg(&trace).arg(&plan).arg(&single);
+    let behind = ["behind", "prefix"].map(|name| folder.path().join(name));
+    command.args(["-B", "-c", SCRIPT]).arg(&trace).arg(&plan).arg(&single).args(&behind);
     let output = command.env("PYTHONPATH", project().join("python")).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     check(&trace, &[0, 1, 2]);
     check_single(&single);
+    behind.iter().for_each(|folder| check_prefix(folder));
 }

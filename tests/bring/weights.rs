@@ -167,7 +167,10 @@ fn a_loader_that_zero_fills_biases_is_named_before_the_rotation_of_wrong_pairs()
     assert!(!after.contains("explained by the weight"), "{out}");
     // Without the model they are only counted.
     let (_, diff, _) = outcome(&["diff", &trace, path(&of.reference)]);
-    assert!(diff.contains("50 weights were recorded; `firstdiff explain -m"), "{diff}");
+    assert!(
+        diff.contains("50 weights were recorded in one trace only; `firstdiff explain -m"),
+        "{diff}"
+    );
     let (_, said, _) = outcome(&["validate", &trace]);
     assert!(said.contains("  weights    50 recorded"), "{said}");
     // The same as data, and without a reference.

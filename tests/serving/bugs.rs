@@ -7,11 +7,11 @@ use super::{
 };
 
 /// A mistake, and what the first line says of it.
-struct Bug {
-    name: &'static str,
-    schedule: fn() -> Vec<StepPlan>,
-    plant: fn(&mut [StepPlan]),
-    says: &'static [&'static str],
+pub struct Bug {
+    pub name: &'static str,
+    pub schedule: fn() -> Vec<StepPlan>,
+    pub plant: fn(&mut [StepPlan]),
+    pub says: &'static [&'static str],
 }
 
 /// Changes the rows of all steps but the first, given the row, its place in the step and the position of the first.
@@ -40,7 +40,7 @@ fn table_of(step: &StepPlan, number: u32) -> Vec<usize> {
 
 /// Fails with what was said of each mistake that is not named as it should be.
 #[track_caller]
-fn are_named(bugs: &[Bug]) {
+pub fn are_named(bugs: &[Bug]) {
     let mut wrong = Vec::new();
     for &Bug { name, schedule, plant, says } in bugs {
         let mut steps = schedule();
@@ -282,6 +282,17 @@ fn each_mistake_of_pages_is_named() {
 #[test]
 fn each_mistake_of_a_cached_prefix_is_named() {
     are_named(&[
+        Bug {
+            name: "the prefix is another prompt's",
+            schedule: prefix,
+            plant: |steps| {
+                let of_batch = steps[1].batch.as_mut().unwrap();
+                of_batch.sequences[1].prefix[3..].copy_from_slice(&ids(PAGE, 9)[3..]);
+            },
+            says: &[
+                "sequence 1: prefix of another prompt: its key at position 3 is token 122's, as in sequence 0, not 1621's",
+            ],
+        },
         Bug {
             name: "the prefix counts one too many",
             schedule: prefix,

@@ -6,6 +6,7 @@ use std::{path::Path, sync::LazyLock};
 use firstdiff::{
     core::{
         arithmetic::Arithmetic,
+        loaded::LoadedWeight,
         tensor::{DType, Tensor},
     },
     graph::{
@@ -35,8 +36,16 @@ pub struct Row {
     pub sees: Vec<bool>,
     /// Slots that count in its softmax, though no key of its own stands for them.
     pub beyond: Vec<usize>,
-    /// The row of the last layer that its logits are computed from, where that is another's.
-    pub read: Option<usize>,
+    /// The row that it goes on with, where that is another's.
+    pub read: Option<Read>,
+}
+
+/// Another row of the step in the place of one.
+#[derive(Clone, Copy, Debug)]
+pub struct Read {
+    pub row: usize,
+    /// The layer whose output is taken; the logits' input, where it is none.
+    pub after: Option<usize>,
 }
 
 /// A row of a cache that moves before a step.
@@ -151,6 +160,16 @@ fn sum(a: &[f32], b: &[f32]) -> Vec<f32> {
     a.iter().zip(b).map(|(a, b)| a + b).collect()
 }
 
+/// The rows that a step goes on with after a layer, or to the logits.
+fn read(x: &[f32], rows: &[Row], after: Option<usize>) -> Vec<f32> {
+    let width = x.len() / rows.len();
+    let from = |(row, own): (usize, &Row)| {
+        let row = own.read.filter(|read| read.after == after).map_or(row, |read| read.row);
+        &x[row * width..(row + 1) * width]
+    };
+    rows.iter().enumerate().flat_map(from).copied().collect()
+}
+
 /// Turns heads by a number of positions.
 fn turn(heads: &mut [f32], config: &Config, by: i64) {
     let half = config.head_dim / 2;
@@ -172,6 +191,17 @@ pub struct Engine {
 
 /// Runs the steps and records them, but for the first few.
 pub fn record(folder: &Path, steps: &[StepPlan], unrecorded: usize) {
+    record_as(Side::Engine, folder, steps, unrecorded, &[]);
+}
+
+/// The same as a side's, with weights.
+pub fn record_as(
+    side: Side,
+    folder: &Path,
+    steps: &[StepPlan],
+    unrecorded: usize,
+    weights: &[LoadedWeight],
+) {
     let Weights { model, .. } = &*WEIGHTS;
     let config = &model.config;
     let width = SLOTS * config.n_head_kv * config.head_dim;
@@ -180,8 +210,9 @@ pub fn record(folder: &Path, steps: &[StepPlan], unrecorded: usize) {
     let list = SiteList::from(&model.graph.sites);
     let id = ModelId::new("tiny-qwen2", model.file().hash(), "qwen2", config.n_vocab, &list);
     let arithmetic = Arithmetic::engine(DType::F32);
-    let manifest = Manifest::new(Side::Engine, id, arithmetic, "the tests".into());
+    let manifest = Manifest::new(side, id, arithmetic, "the tests".into());
     let mut writer = TraceWriter::create(folder, manifest, true).unwrap();
+    weights.iter().for_each(|weight| writer.put_weight(weight).unwrap());
     let (before, recorded) = steps.split_at(unrecorded);
     before.iter().for_each(|step| engine.step(step, &mut |_, _, _, _| {}));
     for (index, step) in (0..).zip(recorded) {
@@ -207,7 +238,7 @@ type Put<'p> = &'p mut dyn FnMut(Option<u32>, Stage, &[f32], &[usize]);
 
 impl Engine {
     fn step(&mut self, step: &StepPlan, put: Put<'_>) {
-        let Weights { model, embedding, layers, norm: last } = &*WEIGHTS;
+        let Weights { model, embedding, layers, norm: of_output } = &*WEIGHTS;
         let (config, eps) = (&model.config, model.config.rms_eps);
         let (width, row) = (config.n_embd, config.n_head_kv * config.head_dim);
         let (n, positions) = (step.rows.len(), step.first_position + step.rows.len());
@@ -272,16 +303,13 @@ impl Engine {
             put(at, Stage::FfnUp, &up, &[n, config.n_ff]);
             put(at, Stage::FfnAct, &act, &[n, config.n_ff]);
             put(at, Stage::FfnDown, &down, &[n, width]);
+            x = read(&x, &step.rows, Some(l));
             put(at, Stage::LayerOut, &x, &[n, width]);
         }
-        let normed = norm(&x, last, eps);
+        let normed = norm(&x, of_output, eps);
         put(None, Stage::FinalNorm, &normed, &[n, width]);
-        let read: Vec<f32> = (0..n)
-            .map(|row| step.rows[row].read.unwrap_or(row))
-            .flat_map(|row| &normed[row * width..(row + 1) * width])
-            .copied()
-            .collect();
-        put(None, Stage::Logits, &product(&read, width, embedding), &[n, config.n_vocab]);
+        let last = read(&normed, &step.rows, None);
+        put(None, Stage::Logits, &product(&last, width, embedding), &[n, config.n_vocab]);
     }
 
     /// Moves rows of the caches.

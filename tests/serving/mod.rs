@@ -1,8 +1,10 @@
 //! Engines as they serve: a right one is green however it divides its work, and each mistake of that is named.
 
+mod against;
 mod bugs;
 pub mod engine;
 mod right;
+mod rows;
 pub mod schedules;
 
 use engine::{StepPlan, record};

@@ -28,6 +28,9 @@ fn three_ragged_sequences_are_right_padded_on_either_side_and_in_shuffled_pages(
 #[test]
 fn what_follows_a_cached_prefix_is_right_alone_and_in_a_batch() {
     is_right("prefix", &prefix(), 0);
+    let (_, out) = explained(&prefix(), 0, &["--sequence", "1"]);
+    let said = "the first layer's keys of all 16 cached positions are those of their ids";
+    assert!(out.contains(said), "{out}");
     is_right("alone", &chunks(30, 20, 3), 1);
 }
 

@@ -35,6 +35,8 @@ pub struct Part {
     pub sequence: u32,
     pub ids: Vec<i32>,
     pub first_position: usize,
+    /// The ids before that, where they are said.
+    pub prefix: Vec<i32>,
     pub removed: Option<Removed>,
     pub blocks: Vec<usize>,
     /// Slots of the rows of padding before and after its own.
@@ -63,6 +65,7 @@ pub fn batch(parts: &[Part], block_size: usize) -> StepPlan {
         sequences.push(BatchedSequence {
             sequence: part.sequence,
             first_position: part.first_position,
+            prefix: part.prefix.clone(),
             removed: part.removed,
             rows: own,
             blocks,
@@ -84,7 +87,15 @@ pub fn padded(left: bool) -> Vec<StepPlan> {
         let first = if left { start + over } else { start };
         let padding = [start..first, first + tokens..start + longest].map(Iterator::collect);
         let (sequence, blocks) = (number as u32, (first..end).collect());
-        Part { sequence, ids, first_position: 0, removed: None, blocks, padding }
+        Part {
+            sequence,
+            ids,
+            first_position: 0,
+            prefix: Vec::new(),
+            removed: None,
+            blocks,
+            padding,
+        }
     };
     decoding(PROMPTS.iter().enumerate().map(part).collect(), 1)
 }
@@ -95,6 +106,7 @@ pub fn paged() -> Vec<StepPlan> {
         sequence: number as u32,
         ids: ids(tokens, number),
         first_position: 0,
+        prefix: Vec::new(),
         removed: None,
         blocks: shuffled(number),
         padding: Default::default(),
@@ -114,6 +126,7 @@ fn decoding(mut parts: Vec<Part>, block_size: usize) -> Vec<StepPlan> {
         for part in &mut parts {
             part.first_position += part.ids.len();
             part.ids = ids(1, 40 + 3 * step + part.sequence as usize);
+            part.prefix.clear();
             part.padding = Default::default();
         }
         steps.push(batch(&parts, block_size));
@@ -127,6 +140,7 @@ pub fn prefix() -> Vec<StepPlan> {
         sequence: 0,
         ids: ids(23, 0),
         first_position: 0,
+        prefix: Vec::new(),
         removed: None,
         blocks: shuffled(0),
         padding: Default::default(),
@@ -134,8 +148,14 @@ pub fn prefix() -> Vec<StepPlan> {
     let alone = batch(std::slice::from_ref(&first), PAGE);
     (first.first_position, first.ids) = (23, ids(1, 50));
     let blocks = [&shuffled(0)[..1], &shuffled(1)[..2]].concat();
-    let second =
-        Part { sequence: 1, ids: ids(9, 3), first_position: PAGE, blocks, ..first.clone() };
+    let second = Part {
+        sequence: 1,
+        ids: ids(9, 3),
+        first_position: PAGE,
+        prefix: ids(PAGE, 0),
+        blocks,
+        ..first.clone()
+    };
     let steps = decoding(vec![first, second], PAGE);
     std::iter::once(alone).chain(steps).collect()
 }
@@ -159,6 +179,7 @@ pub fn verify_paged() -> Vec<StepPlan> {
         sequence: number as u32,
         ids: ids(14 + 3 * number, number),
         first_position: 0,
+        prefix: Vec::new(),
         removed: None,
         blocks: shuffled(number),
         padding: Default::default(),

@@ -22,7 +22,15 @@ const KEYS: usize = 4;
 
 fn part(sequence: u32, first_position: usize, rows: &[usize], blocks: &[usize]) -> BatchedSequence {
     let (rows, blocks) = (rows.to_vec(), blocks.to_vec());
-    BatchedSequence { sequence, first_position, removed: None, rows, blocks, keys: None }
+    BatchedSequence {
+        sequence,
+        first_position,
+        prefix: Vec::new(),
+        removed: None,
+        rows,
+        blocks,
+        keys: None,
+    }
 }
 
 /// Two steps: sequences 0 and 7 with a row of padding between them, then each a token; pages of two slots.
@@ -120,7 +128,7 @@ fn rows_of_some_tokens_are_those_of_the_sequences_that_have_them() {
 
 #[test]
 fn each_malformed_batch_and_table_is_refused_by_name() {
-    let edits: [(&str, Value, &str); 26] = [
+    let edits: [(&str, Value, &str); 30] = [
         ("/0/batch/sequences", json!([]), "steps[0].batch.sequences is empty"),
         ("/0/batch/block_size", json!(0), "steps[0].batch.block_size is 0"),
         ("/0/batch/sequences/1/sequence", json!(0), "sequences[1].sequence is 0 a second time"),
@@ -149,6 +157,14 @@ fn each_malformed_batch_and_table_is_refused_by_name() {
             json!(3),
             "sequences[0].first_position is 3, and the sequence goes on at position 2",
         ),
+        ("/0/batch/sequences/0/prefix", json!([1]), "sequences[0].prefix has 1 ids of 0 positions"),
+        (
+            "/1/batch/sequences/0/prefix",
+            json!([1, 2]),
+            "sequences[0].prefix is there in a later step than the sequence's first",
+        ),
+        ("/0/batch/sequences/0/prefix", json!([-1]), "sequences[].prefix has id -1, n_vocab is"),
+        ("/0/prefix", json!([1]), "steps[0].prefix has 1 ids of 0 positions"),
         (
             "/0/batch/sequences/0/removed",
             json!({"first": 0, "count": 1}),

@@ -14,6 +14,7 @@ fn run(steps: &[&[i32]]) -> Manifest {
         manifest.steps.push(Step {
             tokens: tokens.to_vec(),
             first_position,
+            prefix: Vec::new(),
             removed: None,
             file: step_file(index),
             bytes: 0,

@@ -73,6 +73,9 @@ struct TableRow {
     values: Vec<f64>,
 }
 
+/// What a wrong row is, by the right one; `None` where it is as it should be.
+type Made<'m> = &'m dyn Fn(&WrongRow, &[f64]) -> Option<Vec<f64>>;
+
 /// A token whose row is wrong, and what is in its place.
 struct WrongRow {
     step: usize,
@@ -103,8 +106,7 @@ fn read_off(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(),
     };
     let of =
         |step: usize, token: usize| wrong.iter().find(|row| (row.step, row.token) == (step, token));
-    let predicted = |step: &StepEvidence<'_>,
-                     made: &dyn Fn(&WrongRow, &[f64]) -> Option<Vec<f64>>| {
+    let predicted = |step: &StepEvidence<'_>, made: Made<'_>| {
         let (at, right) = (evidence.index_of(step), &step.observed.piece.expected.value);
         let width = right.len() / step.machine.extent.tokens.max(1);
         let row = |(token, own): (usize, &[f64])| {

@@ -29,6 +29,7 @@ mod reduced;
 mod reordered;
 mod rope;
 mod rounded;
+mod rows;
 mod slots;
 mod softmax;
 mod split;
@@ -53,7 +54,7 @@ pub type Visit<'v> = &'v mut dyn FnMut(Option<Tried>);
 type Family = fn(&Evidence<'_>, Visit<'_>) -> Result<(), ReplayError>;
 
 /// The families; each finds its operations among the nodes that make a site.
-const FAMILIES: [Family; 32] = [
+const FAMILIES: [Family; 33] = [
     |evidence, visit| {
         cache::caches(evidence, visit);
         Ok(())
@@ -103,6 +104,7 @@ const FAMILIES: [Family; 32] = [
     expert_map::mixtures,
     recurrent::recurrences,
     parts::parts,
+    rows::of_others,
     likeness::likenesses,
 ];
 

@@ -375,9 +375,9 @@ fn instead(
             let at = numbers.iter().position(|&number| number == machine.step)?;
             let cells = machine.extent.cells;
             let mut value = own.to_vec();
-            let lies = |position: usize, head: usize, i: usize| match is_values {
-                false => (head * ne[1] + position) * ne[0] + i,
-                true => (head * ne[1] + i) * ne[0] + position,
+            let lies = |position: usize, head: usize, i: usize| {
+                let (row, column) = if is_values { (i, position) } else { (position, i) };
+                (head * ne[1] + row) * ne[0] + column
             };
             let wanted = if is_values { [cells, dim] } else { [dim, cells] };
             if ne[..3] != [wanted[0], wanted[1], heads] {

@@ -18,6 +18,9 @@ use crate::{
 /// How the blocks of a token's rows are made: by each its scale for the integers, and the one that is stored.
 type Steps<'f> = &'f dyn Fn(&Row<'_>, usize) -> [BlockSteps; 2];
 
+/// Another block of a token's, by a block and how many there are.
+type Neighbour = fn(usize, usize) -> usize;
+
 /// The rows of a token.
 struct Row<'r> {
     format: Format,
@@ -68,7 +71,7 @@ pub fn caches(evidence: &Evidence<'_>, visit: Visit<'_>) {
         return;
     }
     let nearest = Quantising::default();
-    let neighbours: [(&str, fn(usize, usize) -> usize); 4] = [
+    let neighbours: [(&str, Neighbour); 4] = [
         ("before, in its token's rows", |block, all| (block + all - 1) % all),
         ("before, but the first", |block, _| block.saturating_sub(1)),
         ("after, in its token's rows", |block, all| (block + 1) % all),
@@ -114,7 +117,7 @@ pub fn caches(evidence: &Evidence<'_>, visit: Visit<'_>) {
 /// The larger scale of a block's head and the same block of the head beside it.
 fn of_two_heads(row: &Row<'_>, block: usize) -> BlockSteps {
     let per_head = (row.dim / row.block).max(1);
-    let other = (block / per_head ^ 1) * per_head + block % per_head;
+    let other = ((block / per_head) ^ 1) * per_head + block % per_head;
     let own = row.steps(block);
     if other >= row.blocks() {
         return own;

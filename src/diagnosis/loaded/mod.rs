@@ -4,6 +4,7 @@
 //! that is said, and accuses nobody. Zeros, another tensor, another layer's, one that is decoded wrongly or unknown
 //! values are wrong.
 
+mod beside;
 mod elements;
 mod held;
 mod near;
@@ -15,7 +16,7 @@ mod wrong;
 
 use serde::{Deserialize, Serialize};
 
-pub use summary::{LoadedSummary, WeightGroup};
+pub use summary::{Beside, LoadedSummary, WeightGroup};
 
 use self::{
     held::Held,

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Form, Standing, WeightVerdict, compare,
+    Form, Standing, WeightVerdict, beside, compare,
     wrong::{starred, without_layer},
 };
 use crate::{
@@ -14,21 +14,40 @@ use crate::{
     model::{ModelFile, gguf::GgufError},
 };
 
+/// What an engine's weights are compared with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Beside {
+    #[default]
+    File,
+    /// Those of another trace.
+    Trace,
+}
+
+impl Beside {
+    fn is_file(&self) -> bool {
+        *self == Beside::File
+    }
+}
+
 /// What an engine's weights are.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LoadedSummary {
+    /// What they are compared with; the file where it is left out.
+    #[serde(default, skip_serializing_if = "Beside::is_file")]
+    pub beside: Beside,
     /// Weights that were recorded.
     pub recorded: usize,
-    /// Those that are the file's, or the file's rounded to a type.
+    /// Those that are the file's (or the other trace's), or that rounded to a type.
     pub right: usize,
-    /// Tensors of the file that no recorded weight stands for.
+    /// Tensors of the file, or of the other trace, that no recorded weight stands for.
     pub unrecorded: usize,
     pub wrong: Vec<WeightGroup>,
     /// The file's in another form: right if the engine takes it for that.
     pub otherwise: Vec<WeightGroup>,
     /// What the right ones are rounded to.
     pub rounded: Vec<WeightGroup>,
-    /// The file has no such tensor.
+    /// The file, or the other trace, has no such tensor.
     pub absent: Vec<WeightGroup>,
 }
 
@@ -59,22 +78,37 @@ impl LoadedSummary {
         let verdict =
             |(rank, weight): &(Option<usize>, LoadedWeight)| compare(file, weight, *rank, form);
         let verdicts = weights.par_iter().map(verdict).collect::<Result<Vec<_>, _>>()?;
-        Ok(LoadedSummary::from_verdicts(file, &verdicts))
+        let all: Vec<&str> = file.gguf().tensors().iter().map(|info| info.name.as_str()).collect();
+        Ok(LoadedSummary::from_verdicts(Beside::File, &all, &verdicts))
     }
 
-    fn from_verdicts(file: &ModelFile, verdicts: &[WeightVerdict]) -> LoadedSummary {
+    /// Compares the weights of a trace with those of another.
+    pub fn of_traces(
+        own: &[(Option<usize>, LoadedWeight)],
+        other: &[(Option<usize>, LoadedWeight)],
+    ) -> LoadedSummary {
+        let verdict =
+            |(rank, weight): &(Option<usize>, LoadedWeight)| beside::compare(weight, *rank, other);
+        let verdicts: Vec<WeightVerdict> = own.par_iter().map(verdict).collect();
+        let names = other.iter().flat_map(|(_, weight)| &weight.of);
+        let all: BTreeSet<&str> = names.map(|name| split_rows(name).0).collect();
+        let all: Vec<&str> = all.into_iter().collect();
+        LoadedSummary::from_verdicts(Beside::Trace, &all, &verdicts)
+    }
+
+    fn from_verdicts(beside: Beside, all: &[&str], verdicts: &[WeightVerdict]) -> LoadedSummary {
         let of = |standing: Standing| {
             let own = verdicts.iter().filter(|verdict| verdict.standing == standing);
             grouped(own.filter(|verdict| !verdict.text.is_empty()), verdicts)
         };
         let named = verdicts.iter().flat_map(|verdict| &verdict.weight.of);
         let named: BTreeSet<&str> = named.map(|name| split_rows(name).0).collect();
-        let all = file.gguf().tensors().iter();
         let is_right = |verdict: &&WeightVerdict| verdict.standing == Standing::Right;
         LoadedSummary {
+            beside,
             recorded: verdicts.len(),
             right: verdicts.iter().filter(is_right).count(),
-            unrecorded: all.filter(|info| !named.contains(info.name.as_str())).count(),
+            unrecorded: all.iter().filter(|name| !named.contains(**name)).count(),
             wrong: of(Standing::Wrong),
             otherwise: of(Standing::Otherwise),
             rounded: of(Standing::Right),
