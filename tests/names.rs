@@ -9,7 +9,8 @@ use firstdiff::model::synth::arch::{Architecture, architectures};
 
 /// Where names may stand: random models have architectures, and so have tests; traces of old formats name
 /// theirs in place of their sites.
-const MAY_NAME: [&str; 3] = ["src/model/synth/", "src/diagnosis/tests/", "src/trace/old.rs"];
+const MAY_NAME: [&str; 4] =
+    ["src/model/synth/", "src/diagnosis/tests/", "src/trace/old.rs", "src/cli/help.rs"];
 
 /// The name that llama.cpp and its bindings share with an architecture: it counts as one in quotes only.
 const LIBRARY: &str = "llama";

@@ -260,8 +260,8 @@ fn a_disk_that_fills_up_leaves_the_old_file_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.gguf");
     std::fs::write(&path, "old").unwrap();
-    // 100 blocks of at most 1 kB; the file is larger. Writing past the limit must fail, not kill.
-    let script = "trap '' XFSZ; ulimit -f 100; exec \"$0\" synth -o \"$1\" --shape tiny-qwen2";
+    // 1000 blocks of at most 1 kB; the file is larger. Writing past the limit must fail, not kill.
+    let script = "trap '' XFSZ; ulimit -f 1000; exec \"$0\" synth -o \"$1\" --shape tiny-qwen2";
     let program = env!("CARGO_BIN_EXE_firstdiff");
     let output = Command::new("sh").args(["-c", script, program]).arg(&path).output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();

@@ -34,6 +34,7 @@ def client(name):
 def reference(model):
     """The folder of llama.cpp's trace of a model."""
     folder = common.WORK / f"ref-{model.stem}"
+    common.WORK.mkdir(parents=True, exist_ok=True)
     common.call(common.FIRSTDIFF, "capture", "reference", "-m", model, "-p", common.PROMPT, "-n", common.STEPS,
                 "--overwrite", "-o", folder)  # fmt: skip
     return folder

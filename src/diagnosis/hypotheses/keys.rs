@@ -169,7 +169,8 @@ fn of_steps(seen: &Weighed) -> Option<&'static str> {
             (0..keys.len()).all(|key| keys[key] == sees(first, query, key))
         })
     };
-    let has_later = seen.keys().any(|&(_, first, _)| first > 0);
+    // In a step of one token the place is 0, whatever it means.
+    let has_later = seen.keys().any(|&(_, first, query)| first > 0 && query > first);
     match () {
         () if !has_later => None,
         () if is(|first, query, key| (first..=query).contains(&key)) => {
