@@ -3,6 +3,7 @@
 //!
 //! An argument is how many of the damaged files and signals are tried, of a hundred:
 //! `cargo bench --bench attack -- 10`; then nothing is written.
+#![allow(clippy::unwrap_used, reason = "a trial that cannot go on panics")]
 
 #[path = "../../tests/attack/damaged.rs"]
 mod damaged;

@@ -431,6 +431,7 @@ impl Step {
         self.first_position + self.tokens.len()
     }
 
+    #[cfg(feature = "full")]
     fn has_prefix_of_batch(&self) -> bool {
         let sequences = self.batch.iter().flat_map(|batch| &batch.sequences);
         sequences.into_iter().any(|own| !own.prefix.is_empty())

@@ -147,7 +147,7 @@ pub fn be_worker() -> bool {
     // SAFETY: no other thread has been started. A program that this one starts is no worker.
     unsafe { std::env::remove_var(WORKER) };
     let numbers = numbers.to_string_lossy();
-    let files: Vec<File> = numbers.split(',').filter_map(|number| inherited(number)).collect();
+    let files: Vec<File> = numbers.split(',').filter_map(inherited).collect();
     let Ok([page, mut journal, out, err]) = <[File; 4]>::try_from(files) else { return false };
     if page.metadata().is_ok_and(|metadata| metadata.len() != Page::BYTES as u64) {
         return false;

@@ -102,7 +102,7 @@ fn ended(pid: i32) -> io::Result<Option<Cause>> {
     }
     // SAFETY: waitid has filled the struct, or left its zeros.
     let (of, status) = unsafe { (info.si_pid(), info.si_status()) };
-    Ok((of == pid).then(|| match info.si_code {
+    Ok((of == pid).then_some(match info.si_code {
         libc::CLD_EXITED => Cause::Exited(status),
         _ => Cause::Signalled(status),
     }))
