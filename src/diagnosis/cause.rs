@@ -62,6 +62,9 @@ impl Cause {
 const LEAST_SHARE: f64 = 0.5;
 /// Wrong elements that a likeness must give to be proven.
 const LEAST_ALIKE: u64 = 8;
+/// A gap through more layers has a whole one in it. Where an engine adds and norms at once, the end of a layer and
+/// the beginning of the next are one.
+const MOST_LAYERS: usize = 2;
 /// At most this many causes are listed beside the first.
 const MAX_ALSO: usize = 3;
 
@@ -118,7 +121,7 @@ pub fn diagnose(evidence: &Evidence<'_>) -> Result<Cause, ReplayError> {
 /// The same, and keeps a cause that is proven.
 fn diagnose_as(evidence: &Evidence<'_>, known: &mut Vec<Rc<Known>>) -> Result<Cause, ReplayError> {
     let layers = evidence.layers();
-    if layers > 1 {
+    if layers > MOST_LAYERS {
         return Ok(too_far(layers));
     }
     let mut tried = Vec::new();
