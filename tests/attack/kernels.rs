@@ -46,6 +46,14 @@ __device__ int deeper(volatile char* above) {
 static void loop_on(int) { for (;;) pause(); }
 static void* crash(void*) { *nowhere = 1; return nullptr; }
 static void spin() { for (;;) asm volatile(""); }
+static void elsewhere() {
+    sigset_t crashes;
+    sigemptyset(&crashes);
+    sigaddset(&crashes, SIGSEGV);
+    pthread_sigmask(SIG_BLOCK, &crashes, nullptr);
+    kill(getpid(), SIGSEGV);
+    loop_on(0);
+}
 static long rest(volatile char* p) { return p[0]; }
 "#;
 
@@ -85,7 +93,7 @@ const fn of(name: &'static str, code: &'static str, fate: Fate) -> Hostile {
 }
 
 /// All of them.
-pub const ALL: [Hostile; 52] = {
+pub const ALL: [Hostile; 53] = {
     use Fate::*;
     [
         of("writes to null", "*nowhere = 1;", Blamed),
@@ -179,6 +187,7 @@ pub const ALL: [Hostile; 52] = {
         ),
         of("jumps to nowhere", "jmp_buf to; memset(&to, 0x41, sizeof to); longjmp(to, 1);", Blamed),
         of("frees what is not its own", "free((void*)((char*)out + 8));", Blamed),
+        of("lets another thread crash at its exit", "atexit(elsewhere); exit(0);", Blamed),
         of("leaves a loop for the exit", "atexit(spin);", Blamed),
         of("leaves a crash for the exit", "atexit(abort);", Blamed),
         of("changes the folder", "never = chdir(\"/\") & 0;", Harmless),

@@ -21,8 +21,12 @@ pub struct Story {
 
 /// Tells a death; `said` is what foreign code printed last.
 pub fn story(cause: &Cause, page: &Page, said: &[String]) -> Story {
-    let fault = page.fault();
-    let culprit = culprit(cause, fault.as_ref(), page);
+    let leaving = page.leaving();
+    let fault = page.fault().filter(|_| leaving.is_none());
+    let culprit = match (leaving, cause) {
+        (Some(view), Cause::Exited(_) | Cause::Signalled(_)) => Some(view),
+        _ => culprit(cause, fault.as_ref(), page),
+    };
     let own_unit = culprit.as_ref().map(|view| view.unit.clone()).filter(|unit| !unit.is_empty());
     let units = own_unit.map_or_else(|| page.units(), |unit| vec![unit]);
     let (text, exit) = match (cut_file(fault.as_ref(), culprit.as_ref()), &culprit) {

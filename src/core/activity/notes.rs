@@ -26,7 +26,8 @@ impl Drop for Release {
     fn drop(&mut self) {
         let at_work = |slot: &&Slot| slot.since.load(Relaxed) != 0;
         if page().slots.get(SLOT.get()).filter(at_work).is_some() {
-            // A kernel calls exit: it stays the one to blame.
+            // A kernel calls exit: it is to blame for what comes of it, in other threads too.
+            page().leaving.store(slot_number(), Relaxed);
             return;
         }
         if let Some(slot) = page().slots.get(SLOT.replace(NONE)) {

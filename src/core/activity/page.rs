@@ -116,6 +116,8 @@ pub struct Page {
     /// A line for the user that could not be printed.
     pub(super) unsaid: Text<2048>,
     pub(super) fault: FaultNote,
+    /// The thread whose foreign code called exit, from 1; 0 for none.
+    pub(super) leaving: AtomicU32,
     pub(super) slots: [Slot; SLOTS],
     pub(super) n_folders: AtomicU32,
     pub(super) folders: [Text<1024>; FOLDERS],
@@ -235,11 +237,21 @@ impl Page {
     /// The first fatal signal.
     pub fn fault(&self) -> Option<Fault> {
         let signal = self.fault.signal.load(Relaxed) as i32;
-        let slot = (self.fault.slot.load(Relaxed) as usize).checked_sub(1);
-        let slot = slot.and_then(|index| self.slots.get(index)?.view());
+        let slot = self.view_of(&self.fault.slot);
         let address = self.fault.address.load(Relaxed);
         let (mapped, code) = (self.fault.mapped.get(), self.fault.code.get());
         (signal != 0).then_some(Fault { signal, slot, address, mapped, code })
+    }
+
+    /// The thread whose foreign code called exit. What the process dies of then is seldom its own fault: the
+    /// exit takes apart what other threads still use.
+    pub fn leaving(&self) -> Option<SlotView> {
+        self.view_of(&self.leaving)
+    }
+
+    /// The slot of a number from 1.
+    fn view_of(&self, number: &AtomicU32) -> Option<SlotView> {
+        self.slots.get((number.load(Relaxed) as usize).checked_sub(1)?)?.view()
     }
 
     /// Why ggml ended the process; empty where it did not.
