@@ -81,5 +81,6 @@ mod synth_arch;
 mod trace;
 // A verdict at each save.
 mod watch;
+mod widened;
 // The GitHub Action and the workflow, as a shell runs them.
 mod workflow;

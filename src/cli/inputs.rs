@@ -20,7 +20,7 @@ use firstdiff::{
     },
     graph::SiteSpec,
     model::{Model, ModelFile},
-    reference::{Precision, Reference, ReferenceError, ReferenceOptions},
+    reference::{Precision, Reference, ReferenceOptions},
     run,
     trace::TraceReader,
 };
@@ -44,8 +44,6 @@ pub struct Inputs<M = Model> {
     pub prompt: String,
     pub ids: Vec<i32>,
     pub decode: u32,
-    /// What the report must say about them.
-    pub notes: Vec<String>,
 }
 
 impl Inputs {
@@ -53,9 +51,9 @@ impl Inputs {
     pub fn load(args: &ModelArgs) -> Result<Inputs, Error> {
         let any = Inputs::load_any(args)?;
         let positions = any.task().positions();
-        let Inputs { model, reference, prompt, ids, decode, notes } = any;
+        let Inputs { model, reference, prompt, ids, decode } = any;
         let model = run::planned(model, &reference, positions)?;
-        Ok(Inputs { model, reference, prompt, ids, decode, notes })
+        Ok(Inputs { model, reference, prompt, ids, decode })
     }
 }
 
@@ -115,16 +113,8 @@ impl Inputs<ModelFile> {
             PrecisionArg::F32 => Precision::F32,
             PrecisionArg::Native => Precision::Native,
         };
-        let mut notes = Vec::new();
-        let options = ReferenceOptions { precision, threads: args.threads };
-        let reference = match Reference::load(&model, options) {
-            Err(ReferenceError::Widen(error)) => {
-                notes.push(format!("{error}; the reference runs the file as it is instead"));
-                let options = ReferenceOptions { precision: Precision::Native, ..options };
-                Reference::load(&model, options)?
-            }
-            loaded => loaded?,
-        };
+        let reference =
+            Reference::load(&model, ReferenceOptions { precision, threads: args.threads })?;
         let ids = ids(&reference);
         if ids.is_empty() {
             return Err(Error::Usage("the prompt has no tokens; give one with -p or -f".into()));
@@ -136,7 +126,7 @@ impl Inputs<ModelFile> {
                 model.path.display()
             )));
         }
-        Ok(Inputs { model, reference, prompt: String::new(), ids, decode, notes })
+        Ok(Inputs { model, reference, prompt: String::new(), ids, decode })
     }
 }
 

@@ -146,7 +146,7 @@ fn row(args: &RunArgs, inputs: &Inputs, engine: &EngineSpec, tokens: usize) -> R
         rule: Rule { factor: args.compare.factor, stop_at_first: args.compare.stop_at_first },
         replay: !args.no_replay,
     };
-    let report = Report::of_run(&run, run.run(&mut |_| {})?, Vec::new())?;
+    let report = Report::of_run(&run, run.run(&mut |_| {})?)?;
     let guilty = report.diagnosis.iter().flat_map(|diagnosis| &diagnosis.findings);
     let step = guilty.filter_map(|finding| finding.worst.as_ref().map(|worst| worst.step)).min();
     let diverged = report.headline.first_divergence.as_deref();

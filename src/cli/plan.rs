@@ -6,20 +6,12 @@ use firstdiff::{
     trace::Plan,
 };
 
-use super::{
-    args::{ModelArgs, PlanArgs, PrecisionArg},
-    capture::model_id,
-    error::Error,
-    inputs::Inputs,
-    output,
-};
+use super::{args::PlanArgs, capture::model_id, error::Error, inputs::Inputs, output};
 
 /// Writes the plan of a prompt; the ids after it are the engine's own, or those that are given.
 pub fn plan(args: &PlanArgs) -> Result<Exit, Error> {
     let bar = output::progress(None, "reading llama.cpp's graph");
-    // The graph of a model is the same in any precision: its weights are not widened for it.
-    let model = ModelArgs { reference: PrecisionArg::Native, ..args.model.clone() };
-    let inputs = Inputs::load_ids(&model, &args.ids)?;
+    let inputs = Inputs::load_ids(&args.model, &args.ids)?;
     bar.finish_and_clear();
     let decoded = args.ids.decoded.iter().map(|&id| vec![id]);
     let whole: Vec<Vec<i32>> = std::iter::once(inputs.ids.clone()).chain(decoded).collect();

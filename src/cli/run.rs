@@ -87,7 +87,7 @@ pub fn verdict(
         }
         None => None,
     };
-    let mut report = Report::of_run(&run, finished, inputs.notes.clone())?;
+    let mut report = Report::of_run(&run, finished)?;
     if let Some(devices) = devices {
         report.with_devices(devices);
     }

@@ -71,7 +71,7 @@ fn locked_version<'a>(lock_file: &'a str, package: &str) -> Option<&'a str> {
     lines.nth(1)?.strip_prefix("version = \"")?.strip_suffix('"')
 }
 
-/// Where compiled kernels, widened weights and floors are kept, and how much of them.
+/// Where compiled kernels, graphs and floors are kept, and how much of them.
 pub(super) fn cache_folder() -> Finding {
     let root = cache::root();
     if let Err(error) = cache::own_folder(&root) {

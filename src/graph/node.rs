@@ -32,7 +32,7 @@ pub enum Format {
     Bf16,
     I32,
     I64,
-    /// A quantised weight.
+    /// Blocks of integers with their scales.
     Blocks,
 }
 

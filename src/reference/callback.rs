@@ -13,6 +13,7 @@ use super::{
     context::Hooks,
     node::{Elements, Node},
     noise::Place,
+    widen::Widening,
 };
 use crate::{
     core::{
@@ -33,6 +34,8 @@ pub enum Failure {
     },
     /// llama.cpp computes another node than its graph said.
     Graph(String),
+    /// What a weight gives in f32 could not be computed.
+    Widen(String),
     /// Our own code panicked; the payload's text.
     Panic(String),
 }
@@ -52,6 +55,8 @@ pub struct Capture<'a> {
     model: &'a ModelGraph,
     sink: &'a mut dyn Sink,
     changes: Changes<'a>,
+    /// Where the weights are f32, whatever the file's format.
+    widening: Option<&'a mut Widening>,
     shape: StepShape,
     /// Nodes that were asked of.
     asked: usize,
@@ -65,10 +70,11 @@ impl<'a> Capture<'a> {
         model: &'a ModelGraph,
         sink: &'a mut dyn Sink,
         changes: Changes<'a>,
+        widening: Option<&'a mut Widening>,
         shape: StepShape,
     ) -> Capture<'a> {
         let (seen, failure) = (BTreeMap::new(), None);
-        Capture { model, sink, changes, shape, asked: 0, current: None, seen, failure }
+        Capture { model, sink, changes, widening, shape, asked: 0, current: None, seen, failure }
     }
 
     /// Every wanted site that was not seen once.
@@ -89,8 +95,8 @@ impl<'a> Capture<'a> {
             || self.sink.wants(site)
     }
 
-    /// Whether the node is needed: a site whose values are then in place is wanted. With noise every site
-    /// is, for all of them are changed.
+    /// Whether the node is needed: it reads a weight that is widened, or a site whose values are then in place is
+    /// wanted. With noise every site is, for all of them are changed.
     fn needs(&mut self, node: Node) -> Result<bool, Failure> {
         let place = self.asked;
         self.asked += 1;
@@ -105,6 +111,11 @@ impl<'a> Capture<'a> {
             return Err(Failure::Graph(format!("{} instead of {op} {name}", node.name())));
         }
         self.current = Some(id);
+        if let Some(widening) = &mut self.widening
+            && widening.prepare(node, &expected.op).map_err(Failure::Widen)?
+        {
+            return Ok(true);
+        }
         let mut specs = self.model.read_at(id).iter().map(|&at| &self.model.sites.specs()[at]);
         let is_tampered = self.changes.tamper.is_some_and(|tamper| tamper.wants(id));
         Ok(is_tampered || specs.any(|spec| self.wants(spec)))
@@ -113,6 +124,9 @@ impl<'a> Capture<'a> {
     fn handle(&mut self, node: Node) -> Result<(), Failure> {
         let Some(id) = self.current else { return Ok(()) };
         let model = self.model;
+        if let Some(widening) = &mut self.widening {
+            widening.compute(node, &model.graph.node(id).op).map_err(Failure::Widen)?;
+        }
         if let Some(tamper) = self.changes.tamper.filter(|tamper| tamper.wants(id)) {
             let whole = node.whole(id);
             let elements = Elements { site: &whole, shape: whole.shape(0, 0), tokens: None };

@@ -14,6 +14,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::{
     context::{Context, Hooks},
+    node::Node as Live,
     session::ReferenceError,
 };
 use crate::graph::{
@@ -72,7 +73,11 @@ impl Snapshot {
         // SAFETY: live, as the caller promises; so are its sources and its root.
         unsafe {
             let t = &*tensor;
-            let window = self.id(t.view_src).map(|root| (root, t.view_offs as i64));
+            let live = Live(tensor);
+            // Weights are read as f32, whatever the file's format.
+            let is_wide = live.is_narrow_weight();
+            let (nb, offset) = if is_wide { live.wide_layout() } else { (t.nb, t.view_offs) };
+            let window = self.id(t.view_src).map(|root| (root, offset as i64));
             // A copy to another format names itself as its place.
             let sources = t.src.map(|source| if source == tensor { None } else { self.id(source) });
             let last = sources.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
@@ -82,9 +87,9 @@ impl Snapshot {
             let node = RawNode {
                 name: CStr::from_ptr(t.name.as_ptr()).to_string_lossy().into_owned(),
                 kind,
-                format: format(t.type_),
+                format: if is_wide { Format::F32 } else { format(t.type_) },
                 ne: t.ne,
-                nb: t.nb.map(|nb| nb as i64),
+                nb: nb.map(|nb| nb as i64),
                 params: match op {
                     Op::Leaf | Op::View => Vec::new(),
                     _ => t.op_params.iter().map(|&word| i64::from(word)).collect(),
@@ -109,11 +114,7 @@ fn kind(tensor: &sys::ggml_tensor, op: &Op) -> Kind {
     if *op != Op::Leaf {
         return Kind::Computed;
     }
-    // SAFETY: a buffer, where there is one, is live as the tensor is.
-    let is_weight = !tensor.buffer.is_null()
-        && unsafe { sys::ggml_backend_buffer_get_usage(tensor.buffer) }
-            == sys::GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
-    if is_weight {
+    if Live(std::ptr::from_ref(tensor).cast_mut()).is_weight() {
         Kind::Weight
     } else if tensor.flags & INPUT != 0 {
         Kind::Input

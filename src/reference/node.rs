@@ -40,7 +40,7 @@ impl Elements<'_> {
 }
 
 impl Node {
-    fn tensor(&self) -> &sys::ggml_tensor {
+    pub fn tensor(&self) -> &sys::ggml_tensor {
         // SAFETY: llama.cpp passes a live tensor to the callback, and nodes do not outlive it.
         unsafe { &*self.0 }
     }
@@ -55,6 +55,51 @@ impl Node {
     pub fn is(&self, op: &Op) -> bool {
         // SAFETY: the tensor is live; ggml returns a static string.
         unsafe { CStr::from_ptr(sys::ggml_op_desc(self.0)) }.to_str() == Ok(op.name())
+    }
+
+    /// How many places for sources it has.
+    pub fn sources(&self) -> usize {
+        self.tensor().src.len()
+    }
+
+    /// The tensor whose memory it shows: itself, or the one that it is a view of.
+    pub fn root(&self) -> Node {
+        let of = self.tensor().view_src;
+        if of.is_null() { *self } else { Node(of) }
+    }
+
+    /// Whether it is a weight of the model's file, or a view of one.
+    pub fn is_weight(&self) -> bool {
+        let buffer = self.root().tensor().buffer;
+        // SAFETY: a buffer, where there is one, is live as the tensor is.
+        !buffer.is_null()
+            && unsafe { sys::ggml_backend_buffer_get_usage(buffer) }
+                == sys::GGML_BACKEND_BUFFER_USAGE_WEIGHTS
+    }
+
+    /// The strides and the offset in its root, in bytes, that it has where its numbers are f32.
+    pub fn wide_layout(&self) -> ([usize; 4], usize) {
+        let tensor = self.tensor();
+        // SAFETY: the tensor is live.
+        let (size, block) = unsafe {
+            (sys::ggml_type_size(tensor.type_), sys::ggml_blck_size(tensor.type_) as usize)
+        };
+        let wide = |bytes: usize| bytes / size * block * 4;
+        let mut nb = tensor.nb.map(wide);
+        // ggml strides along the numbers of a block by whole blocks.
+        if tensor.nb[0] == size {
+            nb[0] = 4;
+        }
+        (nb, wide(tensor.view_offs))
+    }
+
+    /// Whether it is a weight in a coarser format than f32.
+    pub fn is_narrow_weight(self) -> bool {
+        self.is_weight() && !self.is_integer() && !self.is_f32()
+    }
+
+    pub fn is_f32(&self) -> bool {
+        self.tensor().type_ == sys::GGML_TYPE_F32
     }
 
     /// A source of the node.

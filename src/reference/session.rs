@@ -1,13 +1,18 @@
 //! A loaded reference model, and decoding sessions on it.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    ffi::CString,
+    path::{Path, PathBuf},
+    ptr::NonNull,
+    sync::Arc,
+};
 
 use super::{
     Noise, StepShape,
     callback::{Capture, Changes, Failure, HOOKS},
     context::{Context, ContextSpec, Hooks},
     import::{self, IMPORT_POSITIONS, Importer},
-    widen,
+    widen::Widening,
 };
 use crate::{
     core::{
@@ -17,18 +22,16 @@ use crate::{
         sink::{Choice, Sink, Stopped},
     },
     graph::{ModelGraph, SequenceInputs, site::Site},
-    model::{ModelFile, gguf::WriteError, llama},
+    model::{ModelFile, llama},
 };
-use llama_cpp_2::{
-    model::{LlamaModel, params::LlamaModelParams},
-    token::LlamaToken,
-};
+use llama_cpp_2::{model::LlamaModel, token::LlamaToken};
+use llama_cpp_sys_2 as sys;
 
 /// What llama.cpp computes with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// The weights widened to f32, an f32 KV cache: the sharp reference.
+    /// The weights as f32, which holds any of them exactly, and an f32 KV cache: the sharp reference.
     #[default]
     F32,
     /// The file as it is, an f16 KV cache: what llama.cpp users run.
@@ -51,8 +54,10 @@ const SMALL_MODEL_PARAMETERS: u64 = 50_000_000;
 pub enum ReferenceError {
     #[error("llama.cpp cannot load {path}: {detail}; check the file with llama.cpp's own tools")]
     Load { path: PathBuf, detail: String },
-    #[error("{0}; --reference native needs no widened copy")]
-    Widen(#[from] WriteError),
+    #[error(
+        "llama.cpp's products cannot be computed in f32: {detail}; --reference native leaves them as they are"
+    )]
+    Widen { detail: String },
     #[error("llama.cpp made no context for {tokens} tokens: {detail}; use a shorter prompt")]
     Context { tokens: usize, detail: String },
     #[error("llama.cpp failed to decode step {step} (code {code}): {detail}; shorten the prompt")]
@@ -78,8 +83,8 @@ impl ReferenceError {
         use ReferenceError::*;
         match self {
             Panic(_) => Exit::Internal,
-            Matches { .. } | Node { .. } | Import { .. } => Exit::NotMeasured,
-            Load { .. } | Widen(_) | Context { .. } | Decode { .. } | Stopped(_) => Exit::BadInput,
+            Matches { .. } | Node { .. } | Import { .. } | Widen { .. } => Exit::NotMeasured,
+            Load { .. } | Context { .. } | Decode { .. } | Stopped(_) => Exit::BadInput,
         }
     }
 }
@@ -98,20 +103,14 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Loads a model, making its f32 copy first where the precision asks for one, and reads its graph.
+    /// Loads a model, and reads its graph.
     pub fn load(file: &ModelFile, options: ReferenceOptions) -> Result<Reference, ReferenceError> {
-        let path = match options.precision {
-            Precision::F32 => widen::widened(file)?,
-            Precision::Native => file.path.clone(),
-        };
-        let backend = llama::backend();
         let name = file.path.display().to_string();
         let running = activity::running(Foreign::Llama, &name, "loads the model");
         llama::take_errors();
-        let params = LlamaModelParams::default().with_n_gpu_layers(0);
-        let model = LlamaModel::load_from_file(backend, &path, &params).map_err(|error| {
+        let model = loaded(&file.path, options.precision).ok_or_else(|| {
             let errors = llama::take_errors();
-            let detail = if errors.is_empty() { error.to_string() } else { errors };
+            let detail = if errors.is_empty() { "it gives no reason".into() } else { errors };
             ReferenceError::Load { path: file.path.clone(), detail }
         })?;
         drop(running);
@@ -249,16 +248,45 @@ impl Reference {
             precision: self.options.precision,
         };
         let context = self.context(&spec, &HOOKS)?;
-        Ok(Session { reference: self, context, positions: 0 })
+        let widening = match self.options.precision {
+            Precision::F32 => Some(self.widening(&spec)?),
+            Precision::Native => None,
+        };
+        Ok(Session { reference: self, widening, context, positions: 0 })
+    }
+
+    fn widening(&self, spec: &ContextSpec) -> Result<Widening, ReferenceError> {
+        Widening::new(spec.threads as usize).ok_or_else(|| ReferenceError::Context {
+            tokens: spec.positions,
+            detail: "no memory for its threads".to_string(),
+        })
+    }
+}
+
+/// A model in llama.cpp's memory, with its weights as the file has them where the precision needs that; `None`
+/// where llama.cpp does not load it.
+fn loaded(path: &Path, precision: Precision) -> Option<LlamaModel> {
+    llama::backend();
+    let path = CString::new(path.as_os_str().as_encoded_bytes()).ok()?;
+    // SAFETY: the parameters are plain data, the path is NUL-terminated, and the model is the wrapper's alone, which
+    // is a pointer that is not null.
+    unsafe {
+        let mut params = sys::llama_model_default_params();
+        params.n_gpu_layers = 0;
+        // Weights in another order of its own are read by llama.cpp alone.
+        params.use_extra_bufts = precision == Precision::Native;
+        let model = NonNull::new(sys::llama_model_load_from_file(path.as_ptr(), params))?;
+        Some(std::mem::transmute::<NonNull<sys::llama_model>, LlamaModel>(model))
     }
 }
 
 /// Raised when a change of how graphs are read makes cached ones wrong.
-const GRAPH_VERSION: u32 = 1;
+const GRAPH_VERSION: u32 = 2;
 
 /// A sequence of tokens that grows step by step.
 pub struct Session<'a> {
     reference: &'a Reference,
+    widening: Option<Widening>,
     context: Context,
     positions: usize,
 }
@@ -286,25 +314,31 @@ impl Session<'_> {
     ) -> Result<Option<Choice>, ReferenceError> {
         let positions = self.positions + tokens.len();
         let shape = StepShape { step, tokens: tokens.len(), positions };
-        let mut capture = Capture::new(&self.reference.graph, sink, changes, shape);
+        let widening = self.widening.as_mut();
+        let mut capture = Capture::new(&self.reference.graph, sink, changes, widening, shape);
         llama::take_errors();
         let (name, doing) = (&self.reference.name, format!("computes step {step}"));
         let running = activity::running(Foreign::Llama, name, &doing);
         let code = self.context.decode_with(&mut capture, tokens, self.positions);
         drop(running);
-        match capture.failure.take() {
+        let (failure, missing) = (capture.failure.take(), capture.missing());
+        if let Some(widening) = &mut self.widening {
+            widening.put_back();
+        }
+        match failure {
             None => {}
             Some(Failure::Stopped) => return Err(Stopped.into()),
             Some(Failure::Node { site, detail }) => {
                 return Err(ReferenceError::Node { site, detail });
             }
             Some(Failure::Graph(detail)) => return Err(ReferenceError::Import { detail }),
+            Some(Failure::Widen(detail)) => return Err(ReferenceError::Widen { detail }),
             Some(Failure::Panic(text)) => return Err(ReferenceError::Panic(text)),
         }
         if code != 0 {
             return Err(ReferenceError::Decode { step, code, detail: llama::take_errors() });
         }
-        if let Some((site, found)) = capture.missing() {
+        if let Some((site, found)) = missing {
             return Err(ReferenceError::Matches { site, found });
         }
         self.positions = positions;

@@ -25,6 +25,11 @@ impl Threads {
         (!pool.is_null()).then_some(Threads(pool))
     }
 
+    /// The pool, to be used by one backend at a time.
+    pub fn pool(&self) -> *mut sys::ggml_threadpool {
+        self.0
+    }
+
     /// Gives them to a context.
     ///
     /// # Safety

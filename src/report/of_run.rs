@@ -10,11 +10,8 @@ use crate::{
 
 impl Report {
     /// The report of a run, with the notes that are known before it.
-    pub fn of_run(
-        run: &Run<'_>,
-        finished: Finished,
-        mut notes: Vec<String>,
-    ) -> Result<Report, GgufError> {
+    pub fn of_run(run: &Run<'_>, finished: Finished) -> Result<Report, GgufError> {
+        let mut notes = Vec::new();
         let steps = steps(run, &finished);
         let decode_steps = steps.len() - 1;
         if decode_steps < run.task.decode as usize {

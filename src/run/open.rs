@@ -6,7 +6,7 @@ use crate::{
     engine::Plan,
     graph::{ModelGraph, SequenceInputs},
     model::{Model, ModelFile},
-    reference::{Precision, Reference, ReferenceOptions},
+    reference::{Reference, ReferenceOptions},
     run::RunError,
 };
 
@@ -21,8 +21,7 @@ pub fn open(path: &Path) -> Result<Model, RunError> {
 /// The same for runs of that many positions, or of [`PLANNED_POSITIONS`].
 pub fn open_for(path: &Path, positions: usize) -> Result<Model, RunError> {
     let file = ModelFile::open(path)?;
-    let options = ReferenceOptions { precision: Precision::Native, ..ReferenceOptions::default() };
-    let reference = Reference::load(&file, options)?;
+    let reference = Reference::load(&file, ReferenceOptions::default())?;
     planned(file, &reference, positions)
 }
 

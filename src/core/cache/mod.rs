@@ -1,4 +1,4 @@
-//! The cache folder: compiled kernels, widened weights, floors. Everything in it can be made again.
+//! The cache folder: compiled kernels, graphs, floors. Everything in it can be made again.
 //!
 //! What lies there is loaded and run. So the folder is its user's alone, and an [`Entry`] is read only as it
 //! was written.
