@@ -151,6 +151,9 @@ pub struct CompareArgs {
     /// Write the whole report as JSON; `-` prints it instead of the text
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Write the report as one page for a browser: layers x sites, pictures of tensors (docs/page.md)
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -169,7 +172,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub no_replay: bool,
     /// Run the prompt at many lengths and say which diverge: auto, where kernels break, or 1,31-33,64
-    #[arg(long, value_name = "WHICH", conflicts_with_all = ["watch", "rows"])]
+    #[arg(long, value_name = "WHICH", conflicts_with_all = ["watch", "rows", "html"])]
     pub lengths: Option<Lengths>,
     /// Stay, and give a new verdict whenever a kernel of --kernels or --kernel is saved; Ctrl-C ends it
     #[arg(long)]
@@ -270,6 +273,9 @@ pub struct ExplainArgs {
     /// Write the whole report as JSON; `-` prints it instead of the text
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Write the report as one page for a browser: layers x sites, pictures of tensors (docs/page.md)
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
 }
 
 #[derive(Args)]

@@ -11,12 +11,14 @@ use firstdiff::{
     core::{
         activity::{self, Journal},
         exit::Exit,
-        files,
     },
-    report::ci::{self, Results},
+    report::{
+        ci::{self, Results},
+        html::check_page,
+    },
 };
 
-use super::{error::Error, inputs, output};
+use super::{error::Error, inputs, output, page};
 
 #[derive(Args)]
 pub struct CheckArgs {
@@ -57,6 +59,9 @@ struct WriteArgs {
     /// Write the results as JUnit XML, one test case a case
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
+    /// Write the results as one page for a browser: the matrix, what failed, what got less accurate (docs/page.md)
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Print GitHub's annotations of what failed; on by itself in its Actions
     #[arg(long)]
     annotations: bool,
@@ -104,8 +109,10 @@ fn finish(results: &Results, write: &WriteArgs) -> Result<Exit, Error> {
         output::write_json(results, path)?;
     }
     if let Some(path) = &write.junit {
-        files::write_atomic(path, ci::junit(results).as_bytes())
-            .map_err(|source| Error::Write { path: path.clone(), source })?;
+        output::write_file(path, &ci::junit(results))?;
+    }
+    if let Some(path) = &write.html {
+        output::write_file(path, &check_page(results, &page::commands(&[])))?;
     }
     if let Some(path) = variable("GITHUB_STEP_SUMMARY") {
         append(Path::new(&path), &ci::summary(results))?;
@@ -136,11 +143,7 @@ impl WriteArgs {
     /// Refuses files that cannot be written, before hours of work.
     fn check(&self) -> Result<(), Error> {
         output::check_json(self.json.as_deref())?;
-        match self.junit.as_deref() {
-            Some(path) if output::is_stdout(path) => {
-                Err(Error::Usage("--junit writes a file; give it a path".to_string()))
-            }
-            path => output::check_json(path),
-        }
+        output::check_file("--junit", self.junit.as_deref())?;
+        output::check_file("--html", self.html.as_deref())
     }
 }

@@ -13,7 +13,14 @@ use firstdiff::{
     trace::{Manifest, Side, TraceReader, comparable, lint},
 };
 
-use super::{args::DiffArgs, error::Error, inputs, output, run, same_engine::same_engine};
+use super::{
+    args::DiffArgs,
+    error::Error,
+    inputs, output,
+    page::{self, Page},
+    run,
+    same_engine::same_engine,
+};
 
 /// Compares two traces and prints the report.
 pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
@@ -23,6 +30,7 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
     let start = Instant::now();
     inputs::check_factor(args.compare.factor)?;
     output::check_json(args.compare.json.as_deref())?;
+    output::check_file("--html", args.compare.html.as_deref())?;
     let [a, b] = opened(args)?;
     let swapped = a.manifest().side == Side::Reference && b.manifest().side == Side::Engine;
     let (engine, reference) = if swapped { (b, a) } else { (a, b) };
@@ -45,7 +53,9 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
     report.headline = report.headline.after(ranks.into_iter().flatten().next());
     compare_weights(&mut report, &engine, &reference)?;
     report.seconds = start.elapsed().as_secs_f64();
-    run::finish(&report, args.compare.json.as_deref())
+    let album = page::beside(args.compare.html.is_some(), None, &report, [&engine, &reference])?;
+    let page = args.compare.html.as_deref().map(|path| Page::of_traces(path, album.as_ref()));
+    run::finish(&report, args.compare.json.as_deref(), page)
 }
 
 /// Adds how the recorded weights of two traces stand to one another; what is wrong comes first.

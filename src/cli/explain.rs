@@ -14,6 +14,7 @@ use firstdiff::{
     core::{exit::Exit, floor::DEFAULT_FACTOR},
     diagnosis::{
         Diagnosis,
+        album::Album,
         loaded::{Form, LoadedSummary},
     },
     engine::Plan,
@@ -33,6 +34,7 @@ use super::{
     diff,
     error::Error,
     inputs, output,
+    page::{self, Page},
     paired::paired,
     replayed::{Carried, Subject, diagnose, measured_floor},
     run,
@@ -56,6 +58,7 @@ const SPANNED: &str = "a result that was not recorded is judged together with th
 pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     let start = Instant::now();
     output::check_json(args.json.as_deref())?;
+    output::check_file("--html", args.html.as_deref())?;
     let bar = output::progress(None, "checking the traces");
     let batch = open(&args.trace, Side::Engine)?;
     let numbers = args.sequence.map_or_else(|| batch.sequences(), |number| vec![number]);
@@ -78,9 +81,15 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     let weights = loaded(&batch, model.file())?;
     let subject = Explaining { model: &model, weights: weights.as_ref(), bar: &bar };
     let mut reports = Vec::with_capacity(engines.len());
+    let mut albums = Vec::with_capacity(engines.len());
     for (at, engine) in engines.iter().enumerate() {
         let reference = references.as_ref().and_then(|all| all[at].as_ref());
-        let mut report = subject.report(engine, reference, carried.clone())?;
+        let mut album = args.html.is_some().then(Album::default);
+        let mut report = subject.report(engine, reference, carried.clone(), album.as_mut())?;
+        albums.push(match reference {
+            Some(reference) => page::beside(album.is_some(), album, &report, [engine, reference])?,
+            None => album,
+        });
         if references.is_some() && reference.is_none() {
             report.notes.push(ALONE.to_string());
         }
@@ -89,15 +98,19 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     let mut report = if reports.len() == 1 {
         reports.remove(0)
     } else {
-        Report::of_sequences(numbers.into_iter().zip(reports).collect())
+        Report::of_sequences(numbers.iter().copied().zip(reports).collect())
     };
+    // Of several sequences the page shows the one that the report is of.
+    let of_report = numbers.iter().position(|&number| report.sequence == Some(number));
+    let album = albums.into_iter().nth(of_report.unwrap_or(0)).flatten();
     report.weights = weights;
     if let Subject::Engine(model) = &model {
         report.model = Some(ModelSummary::of(model)?);
     }
     report.seconds = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
-    run::finish(&report, args.json.as_deref())
+    let page = args.html.as_deref().map(|path| Page::of_traces(path, album.as_ref()));
+    run::finish(&report, args.json.as_deref(), page)
 }
 
 /// What is the same for every sequence of a trace.
@@ -114,6 +127,7 @@ impl Explaining<'_> {
         engine: &TraceReader,
         reference: Option<&TraceReader>,
         carried: Option<Carried>,
+        album: Option<&mut Album>,
     ) -> Result<Report, Error> {
         let Explaining { model, weights, bar } = *self;
         let file = model.file();
@@ -124,7 +138,7 @@ impl Explaining<'_> {
         match lint::ranks(engine)? {
             None => {
                 bar.set_message("replaying every operation");
-                let diagnosis = diagnose(model, (engine, reference), carried, weights)?;
+                let diagnosis = diagnose(model, (engine, reference), carried, weights, album)?;
                 report.headline = headline(&report, &diagnosis, engine);
                 if let Some(prefix) = &diagnosis.prefix {
                     report.headline = report.headline.after_prefix(prefix);

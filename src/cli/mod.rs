@@ -14,6 +14,7 @@ mod inputs;
 mod kernels;
 mod lengths;
 pub mod output;
+mod page;
 mod paired;
 mod plan;
 mod replayed;

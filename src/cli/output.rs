@@ -80,6 +80,22 @@ pub fn write_json(value: &impl Serialize, path: &Path) -> Result<(), Error> {
         .map_err(|source| Error::Write { path: path.to_path_buf(), source })
 }
 
+/// Writes a file that is no standard output.
+pub fn write_file(path: &Path, text: &str) -> Result<(), Error> {
+    files::write_atomic(path, text.as_bytes())
+        .map_err(|source| Error::Write { path: path.to_path_buf(), source })
+}
+
+/// Refuses the path of an output that standard output cannot be, or whose folder cannot take it.
+pub fn check_file(flag: &str, path: Option<&Path>) -> Result<(), Error> {
+    match path {
+        Some(path) if is_stdout(path) => {
+            Err(Error::Usage(format!("{flag} writes a file; give it a path")))
+        }
+        path => check_json(path),
+    }
+}
+
 /// Refuses a JSON path whose folder cannot take it, before hours of work.
 pub fn check_json(path: Option<&Path>) -> Result<(), Error> {
     let Some(path) = path.filter(|path| !is_stdout(path) && files::is_replaced(path)) else {

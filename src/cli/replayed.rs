@@ -5,6 +5,7 @@ use firstdiff::{
     core::{arithmetic::Arithmetic, attending::Attending, floor::Floor, task::Task, tensor::DType},
     diagnosis::{
         Diagnosis,
+        album::Album,
         loaded::LoadedSummary,
         replay::{GraphRun, Recording},
     },
@@ -95,12 +96,14 @@ impl<'t> Replayed<'t> {
 }
 
 /// Replays the engine, and the other side if there is one: llama.cpp where it ran in f32, as only then is its
-/// arithmetic known, or another run of the engine. `weights` are the engine's, where it recorded any.
+/// arithmetic known, or another run of the engine. `weights` are the engine's, where it recorded any. An album is
+/// filled with the engine's results.
 pub fn diagnose(
     model: &Subject,
     (engine, other): (&TraceReader, Option<&TraceReader>),
     carried: Option<Carried>,
     weights: Option<&LoadedSummary>,
+    album: Option<&mut Album>,
 ) -> Result<Diagnosis, Error> {
     let is_known = |trace: &&TraceReader| {
         let manifest = trace.manifest();
@@ -123,7 +126,7 @@ pub fn diagnose(
     let engine = Replayed::of(engine, &inputs);
     let other = other.map(|trace| Replayed::of(trace, &inputs));
     let other = other.as_ref().map(|other| other.run(file, &graph, &f32));
-    let mut diagnosis = Diagnosis::of(engine.run(file, &graph, &f32), other)?;
+    let mut diagnosis = Diagnosis::shown(engine.run(file, &graph, &f32), other, album)?;
     if let Some(weights) = weights {
         diagnosis.explain_by(&graph, weights);
     }

@@ -1,9 +1,11 @@
 //! `firstdiff run`: the main job.
 
+use std::path::Path;
+
 use firstdiff::{
     compare::verdict::Rule,
     core::{cause_key::CauseKey, exit::Exit, task::first_position},
-    diagnosis::Verdict,
+    diagnosis::{Verdict, album::Album},
     engine::{
         DeviceKind, EngineSpec,
         contract::{Op, Role},
@@ -17,7 +19,9 @@ use super::{
     error::Error,
     inputs::{self, Inputs},
     lengths::lengths,
-    output, watch,
+    output,
+    page::{self, Page},
+    watch,
 };
 
 /// Runs both sides and prints the report, once or at each save.
@@ -25,6 +29,7 @@ pub fn run(args: &RunArgs) -> Result<Exit, Error> {
     let compare = &args.compare;
     inputs::check_factor(compare.factor)?;
     output::check_json(compare.json.as_deref())?;
+    output::check_file("--html", compare.html.as_deref())?;
     if args.watch {
         return watch::watch(args);
     }
@@ -74,7 +79,8 @@ pub fn verdict(
     };
     let total = run.sites()?.len() as u64;
     let bar = output::progress(Some(total), "comparing sites");
-    let finished = run.run_again(kept, &mut |_| bar.inc(1))?;
+    let mut album = compare.html.is_some().then(Album::default);
+    let finished = run.run_again(kept, album.as_mut(), &mut |_| bar.inc(1))?;
     bar.finish_and_clear();
     let devices = match second {
         Some(second) => {
@@ -94,7 +100,9 @@ pub fn verdict(
     if needs_checking(engine, &report) {
         report.notes.push(CHECKED.to_string());
     }
-    finish(&report, compare.json.as_deref())
+    let places = page::places(&report, inputs, engine);
+    let page = compare.html.as_deref().map(|path| Page { path, album: album.as_ref(), places });
+    finish(&report, compare.json.as_deref(), page)
 }
 
 /// What to try where a kernel's result is explained by nothing that was recorded.
@@ -110,9 +118,12 @@ fn needs_checking(engine: &EngineSpec, report: &Report) -> bool {
 }
 
 /// Writes and prints a report, and gives its exit code.
-pub fn finish(report: &Report, json: Option<&std::path::Path>) -> Result<Exit, Error> {
+pub fn finish(report: &Report, json: Option<&Path>, page: Option<Page<'_>>) -> Result<Exit, Error> {
     if let Some(path) = json {
         output::write_json(report, path)?;
+    }
+    if let Some(page) = page {
+        page.write(report)?;
     }
     if !json.is_some_and(output::is_stdout) {
         output::print(&render(report))?;

@@ -311,6 +311,27 @@ fn distances(
     })
 }
 
+/// The distance of every element in floors, row-major; `None` where it does not count. The tensors have the same
+/// shape.
+pub fn in_floors(
+    site: Site,
+    engine: &Tensor,
+    reference: &Tensor,
+    tokens: RowTokens<'_>,
+    floor: SiteFloor,
+) -> Vec<Option<f64>> {
+    let rows = Rows::new(site.stage, &engine.shape, tokens);
+    let mut all = vec![None; engine.data.len()];
+    for row in 0..rows.count {
+        let range = row * rows.length..(row + 1) * rows.length;
+        let (e, r) = (&engine.data[range.clone()], &reference.data[range]);
+        for (flat, times_floor) in distances(&rows, row, e, r, floor.elementwise) {
+            all[flat] = Some(times_floor);
+        }
+    }
+    all
+}
+
 pub(super) fn element_times_floor(engine: f32, reference: f32, unit: f64) -> f64 {
     if engine.is_finite() && reference.is_finite() {
         return times((f64::from(engine) - f64::from(reference)).abs(), unit);

@@ -8,6 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
+    album::Album,
     cause::{Cause, Certainty, diagnose, diagnose_again},
     common::note_types,
     evidence::gather_found,
@@ -127,9 +128,18 @@ impl Diagnosis {
         engine: GraphRun<'_>,
         reference: Option<GraphRun<'_>>,
     ) -> Result<Diagnosis, ReplayError> {
+        Diagnosis::shown(engine, reference, None)
+    }
+
+    /// The same, and fills an album with the engine's results.
+    pub fn shown(
+        engine: GraphRun<'_>,
+        reference: Option<GraphRun<'_>>,
+        album: Option<&mut Album>,
+    ) -> Result<Diagnosis, ReplayError> {
         let diagnosis = match reference {
-            Some(reference) => Diagnosis::of_both(engine, reference)?.0,
-            None => Diagnosis::beside(engine, None)?,
+            Some(reference) => Diagnosis::of_both(engine, reference, album)?.0,
+            None => Diagnosis::beside(engine, None, album)?,
         };
         Ok(Diagnosis { prefix: prefix::check(engine)?, ..diagnosis })
     }
@@ -138,9 +148,11 @@ impl Diagnosis {
     pub fn of_both(
         engine: GraphRun<'_>,
         reference: GraphRun<'_>,
+        album: Option<&mut Album>,
     ) -> Result<(Diagnosis, ReferenceReplay), ReplayError> {
         let model = engine.model;
-        let (engine, reference) = rayon::join(|| of_side(engine), || of_side(reference));
+        let (engine, reference) =
+            rayon::join(|| of_side(engine, album), || of_side(reference, None));
         let (summary, guilty) = reference?;
         let findings = group(model, guilty, Verdict::ReferenceWrong);
         let findings = findings.into_iter().map(differing).collect();
@@ -152,8 +164,9 @@ impl Diagnosis {
     pub fn beside(
         engine: GraphRun<'_>,
         reference: Option<&ReferenceReplay>,
+        album: Option<&mut Album>,
     ) -> Result<Diagnosis, ReplayError> {
-        Ok(Diagnosis::with(engine.model, of_side(engine)?, reference))
+        Ok(Diagnosis::with(engine.model, of_side(engine, album)?, reference))
     }
 
     fn with(
@@ -199,13 +212,16 @@ impl Diagnosis {
 }
 
 /// A side's replay, and its guilty operations with their causes.
-fn of_side(run: GraphRun<'_>) -> Result<(SideReplay, Vec<Guilty>), ReplayError> {
-    let first = Replayed::of(run, &Rc::default())?;
+fn of_side(
+    run: GraphRun<'_>,
+    mut album: Option<&mut Album>,
+) -> Result<(SideReplay, Vec<Guilty>), ReplayError> {
+    let first = Replayed::of(run, &Rc::default(), album.as_deref_mut())?;
     if first.found.is_empty() {
         return Ok((first.summary, first.guilty));
     }
     // What the tokens found in wrong caches is known now: it is none of their readers' faults.
-    let again = Replayed::of(run, &Rc::new(first.found))?;
+    let again = Replayed::of(run, &Rc::new(first.found), album)?;
     Ok((again.summary, again.guilty))
 }
 
@@ -217,9 +233,19 @@ struct Replayed {
 }
 
 impl Replayed {
-    fn of(run: GraphRun<'_>, known: &Rc<HashMap<usize, Found>>) -> Result<Replayed, ReplayError> {
+    fn of(
+        run: GraphRun<'_>,
+        known: &Rc<HashMap<usize, Found>>,
+        mut album: Option<&mut Album>,
+    ) -> Result<Replayed, ReplayError> {
         let mut all_broken: BTreeMap<usize, Invariant> = BTreeMap::new();
+        if let Some(album) = album.as_deref_mut() {
+            album.begin(run);
+        }
         let RunVerdict { judged, .. } = judge_found(run, known, &mut |machine, observed| {
+            if let Some(album) = album.as_deref_mut() {
+                album.take(machine, observed);
+            }
             if let (false, Some(broken)) =
                 (all_broken.contains_key(&observed.place), broken(machine, observed)?)
             {

@@ -6,6 +6,7 @@
 //! A hypothesis is a change of nodes of the model's graph, which the same replay computes; a new one is a
 //! function in `hypotheses`.
 
+pub mod album;
 mod blame;
 mod cause;
 mod common;

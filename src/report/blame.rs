@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// At most this many causes that give the same numbers, invariants or results are named.
-const MAX_NAMED: usize = 4;
+pub(super) const MAX_NAMED: usize = 4;
 
 /// The headline of compared sites. An engine whose every site is within the floor is not equal while
 /// one of its operations is wrong.
@@ -193,7 +193,7 @@ fn conventions(first: &Finding, more: usize) -> String {
 }
 
 /// How to declare roundings.
-fn declaration(roundings: &[Convention]) -> String {
+pub(super) fn declaration(roundings: &[Convention]) -> String {
     let list: Vec<String> = roundings.iter().map(ToString::to_string).collect();
     let list = list.join(",");
     format!("--arithmetic {list}, or the manifest's roundings: the engine is then held to it")
@@ -215,25 +215,33 @@ fn finding(text: &mut String, number_of: usize, finding: &Finding, report: &Repo
     for also in cause.also.iter().take(MAX_NAMED) {
         detail(text, &format!("or, giving the same numbers: {also}"));
     }
-    if let Some(worst) = &finding.worst {
-        let place = finding.operations.first().map_or(String::new(), |operation| {
-            let first = of_engine_step(report, worst.step);
-            let named = coordinates(operation.site(worst.step), &worst.index, first);
-            format!("[{named}]")
-        });
-        let share =
-            format!("{} of {} elements", grouped(finding.beyond), grouped(finding.elements));
-        detail(
-            text,
-            &format!(
-                "{share} beyond the bound; worst {} x bound: step {} {place} recorded {}, exact {}",
-                number(worst.times_bound),
-                worst.step,
-                worst.recorded,
-                digits(worst.expected)
-            ),
-        );
+    if let Some(worst) = worst(finding, report) {
+        detail(text, &worst);
     }
+    detail(text, &signs(finding).join("; "));
+}
+
+/// How much is beyond the bound, and the element that is furthest.
+pub(super) fn worst(finding: &Finding, report: &Report) -> Option<String> {
+    let worst = finding.worst.as_ref()?;
+    let place = finding.operations.first().map_or(String::new(), |operation| {
+        let first = of_engine_step(report, worst.step);
+        let named = coordinates(operation.site(worst.step), &worst.index, first);
+        format!("[{named}]")
+    });
+    let share = format!("{} of {} elements", grouped(finding.beyond), grouped(finding.elements));
+    Some(format!(
+        "{share} beyond the bound; worst {} x bound: step {} {place} recorded {}, exact {}",
+        number(worst.times_bound),
+        worst.step,
+        worst.recorded,
+        digits(worst.expected)
+    ))
+}
+
+/// What else is known of what a finding is on.
+pub(super) fn signs(finding: &Finding) -> Vec<String> {
+    let cause = &finding.cause;
     let mut parts = Vec::new();
     if let Some(pattern) = &finding.pattern {
         parts.push(format!("which: {pattern}"));
@@ -247,7 +255,7 @@ fn finding(text: &mut String, number_of: usize, finding: &Finding, report: &Repo
         let named = named(&unseen);
         parts.push(format!("or an operation before it, as {named} were not recorded"));
     }
-    detail(text, &parts.join("; "));
+    parts
 }
 
 /// The position of the first token of one of the engine's steps.
@@ -292,7 +300,7 @@ fn detail(text: &mut String, content: &str) {
     }
 }
 
-fn certainty(finding: &Finding) -> String {
+pub(super) fn certainty(finding: &Finding) -> String {
     let cause = &finding.cause;
     let share = 100.0 * cause.explained as f64 / cause.wrong.max(1) as f64;
     match cause.certainty {
@@ -310,36 +318,34 @@ fn certainty(finding: &Finding) -> String {
 
 /// The sites that differ though their operations are right.
 fn inherits(text: &mut String, report: &Report, diagnosis: &Diagnosis) {
+    if let Some(inherited) = inherited(report, diagnosis) {
+        line(text, "inherits", &inherited);
+    }
+}
+
+/// How many sites differ though their operations are right, and why.
+pub(super) fn inherited(report: &Report, diagnosis: &Diagnosis) -> Option<String> {
     let is_diverged = |row: &&SiteRow| row.outcome == Outcome::Diverged;
     let diverged = report.sites.iter().filter(is_diverged);
     let cleared = diverged.filter(|row| {
         !diagnosis.is_guilty(Operation { layer: row.place.layer, stage: row.place.stage })
     });
     let count = cleared.count();
-    if count > 0 && !diagnosis.findings.is_empty() {
-        let sites = if count == 1 { "site differs" } else { "sites differ" };
-        line(text, "inherits", &format!("{count} {sites} only through these"));
-    } else if count > 0 {
+    if count == 0 {
+        return None;
+    }
+    Some(if diagnosis.findings.is_empty() {
         let why = "every operation is within its bound: the sides part by rounding that grows, or \
                    run different models";
-        line(text, "inherits", &format!("{count} sites differ, but {why}"));
-    }
+        format!("{count} sites differ, but {why}")
+    } else {
+        let sites = if count == 1 { "site differs" } else { "sites differ" };
+        format!("{count} {sites} only through these")
+    })
 }
 
 fn side(text: &mut String, name: &str, side: &SideReplay) {
-    let mut content = format!(
-        "{} of {} operations within their rounding bounds, worst {} x",
-        side.cleared,
-        side.replayed,
-        number(side.worst_cleared)
-    );
-    if side.replayed == 0 {
-        content = "no operation's result was recorded".to_string();
-    }
-    if !side.unmeasured.is_empty() {
-        let _ = write!(content, "; not recorded: {}", named(&side.unmeasured));
-    }
-    line(text, name, &content);
+    line(text, name, &replayed(side));
     for broken in side.broken.iter().take(MAX_NAMED) {
         line(text, "invariant", &format!("broken: {} ({})", broken.property, broken.broken_at));
     }
@@ -347,6 +353,24 @@ fn side(text: &mut String, name: &str, side: &SideReplay) {
     if more > 0 {
         line(text, "invariant", &format!("broken in {more} more places"));
     }
+}
+
+/// What the replay of a side says, in words.
+pub(super) fn replayed(side: &SideReplay) -> String {
+    let mut content = if side.replayed == 0 {
+        "no operation's result was recorded".to_string()
+    } else {
+        format!(
+            "{} of {} operations within their rounding bounds, worst {} x",
+            side.cleared,
+            side.replayed,
+            number(side.worst_cleared)
+        )
+    };
+    if !side.unmeasured.is_empty() {
+        let _ = write!(content, "; not recorded: {}", named(&side.unmeasured));
+    }
+    content
 }
 
 /// 43,008

@@ -3,6 +3,7 @@
 mod blame;
 pub mod ci;
 mod devices;
+pub mod html;
 mod of_run;
 mod of_sequences;
 mod of_traces;

@@ -206,7 +206,8 @@ fn divergence(text: &mut String, report: &Report, row: &SiteRow, difference: &Di
     );
 }
 
-fn coverage(text: &mut String, report: &Report, compared: &Compared) {
+/// What was compared, and what was not.
+pub(super) fn covered(report: &Report, compared: &Compared) -> String {
     let Coverage { total, asked, unmeasured, refused, .. } = compared.coverage;
     let mut parts = vec![format!("{} of {total} sites compared", compared.coverage.compared())];
     if asked < total {
@@ -226,7 +227,11 @@ fn coverage(text: &mut String, report: &Report, compared: &Compared) {
     if missed > 0 {
         parts.push(format!("{missed} not reached (--stop-at-first)"));
     }
-    line(text, "coverage", &format!("{}: {}", parts.join(", "), compared.extent()));
+    format!("{}: {}", parts.join(", "), compared.extent())
+}
+
+fn coverage(text: &mut String, report: &Report, compared: &Compared) {
+    line(text, "coverage", &covered(report, compared));
     let rows = report.sites.iter().filter_map(|row| Some((row.place, row.rows?)));
     if let Some(some) = rows_in_words(rows) {
         line(text, "rows", &some);

@@ -2,6 +2,7 @@
 
 pub mod acceptance;
 pub mod baseline;
+mod beside;
 mod cross_device;
 mod division;
 mod error;
@@ -14,6 +15,7 @@ mod seen;
 mod two_sides;
 mod two_traces;
 
+pub use beside::{ComparedSite, show_beside, show_traces};
 pub use cross_device::CrossCheck;
 pub use division::Division;
 pub use error::RunError;

@@ -16,6 +16,7 @@ use crate::{
     },
     diagnosis::{
         Diagnosis, ReferenceReplay,
+        album::Album,
         loaded::{Form, LoadedSummary},
         replay::{GraphRun, Recording},
     },
@@ -26,6 +27,7 @@ use crate::{
     run::{
         RunError,
         baseline::{self, Baseline, row_tokens},
+        beside::{ComparedSite, show_beside},
         open::{Replayable, replayable},
     },
     trace::recording::{Recorded, Spool, Without},
@@ -111,14 +113,15 @@ impl Run<'_> {
     /// Runs both sides at the same time and compares what they produce. `on_site` hears each
     /// verdict as it is reached.
     pub fn run(&self, on_site: &mut dyn FnMut(&SiteReport)) -> Result<Finished, RunError> {
-        self.run_again(&mut Kept::default(), on_site)
+        self.run_again(&mut Kept::default(), None, on_site)
     }
 
     /// The same, with what a run before has kept: the reference is not run again, nor replayed, and
-    /// the engine only loads its kernels anew.
+    /// the engine only loads its kernels anew. An album is filled with what both sides computed.
     pub fn run_again(
         &self,
         kept: &mut Kept,
+        mut album: Option<&mut Album>,
         on_site: &mut dyn FnMut(&SiteReport),
     ) -> Result<Finished, RunError> {
         let start = Instant::now();
@@ -129,7 +132,8 @@ impl Run<'_> {
             None => Baseline::of(self.reference, self.model, self.task, &arithmetic, self.filter)?,
         };
         kept.baseline = kept.wanted.then(|| baseline.clone());
-        let ended = self.side_by_side(&baseline, &sites, kept, on_site)?;
+        let record = self.replay || album.is_some();
+        let ended = self.side_by_side(&baseline, &sites, kept, record, on_site)?;
         let Ended { mut engine, choices, logits_hash, reports, spools } = ended;
         let (steps, device) = (&baseline.steps, engine.device_name());
         let weights = own_weights(self.model, &engine)?;
@@ -154,8 +158,9 @@ impl Run<'_> {
                 Ok::<_, EngineError>((hooks, keep.then_some(engine)))
             });
             let diagnosis = match (&recorded, &reference) {
-                (Some(engine), Some(reference)) => {
-                    Some(self.diagnose(engine, reference, steps, &mut kept.replayed))
+                (Some(engine), Some(reference)) if self.replay => {
+                    let (known, album) = (&mut kept.replayed, album.as_deref_mut());
+                    Some(self.diagnose(engine, reference, steps, known, album))
                 }
                 _ => None,
             };
@@ -166,6 +171,13 @@ impl Run<'_> {
         let mut diagnosis = diagnosis.transpose()?;
         if let Some(diagnosis) = &mut diagnosis {
             diagnosis.explain_by(&self.model.graph, &weights);
+        }
+        if let (Some(album), Some(engine), Some(reference)) = (album, &recorded, &reference) {
+            let both = |site| Ok(engine.tensor(site)?.zip(reference.tensor(site)?));
+            let tokens = |site| row_tokens(self.filter, self.task.prompt.len(), site);
+            let of = |one: &SiteReport| ComparedSite::of(one.site, one.floor, &one.outcome);
+            let compared: Vec<ComparedSite> = reports.iter().filter_map(of).collect();
+            show_beside(album, &compared, &both, &tokens, self.rule.factor, true)?;
         }
         // What was stopped is not whole.
         kept.reference = reference.filter(|_| kept.wanted && !stopped);
@@ -193,6 +205,7 @@ impl Run<'_> {
         baseline: &Baseline,
         sites: &[Site],
         kept: &mut Kept,
+        record: bool,
         on_site: &mut dyn FnMut(&SiteReport),
     ) -> Result<Ended, RunError> {
         let filter = Arc::new(self.filter.clone());
@@ -201,12 +214,12 @@ impl Run<'_> {
         let lead = (self.model.parameters() as usize / WEIGHTS_A_VALUE).min(MOST_LEAD);
         let (reference_sink, reference_side) = channel(filter, lead);
         let unrecorded = self.unrecorded(self.engine);
-        let engine_sink = Recorder::new(engine_sink, self.replay, unrecorded)?;
+        let engine_sink = Recorder::new(engine_sink, record, unrecorded)?;
         let mut engine_sink = LogitsHash { inner: engine_sink, hash: blake3::Hasher::new() };
         let steps = &baseline.steps;
         // Taken for good only by a run that ends.
         let recorded = kept.reference.as_ref();
-        let record = recorded.is_none() && (self.replay || kept.wanted);
+        let record = recorded.is_none() && (record || kept.wanted);
         let kept_engine = &mut kept.engine;
         let ended = thread::scope(|scope| {
             let reference_run = scope.spawn(move || match recorded {
@@ -283,6 +296,7 @@ impl Run<'_> {
         reference: &Spool,
         steps: &[Vec<i32>],
         known: &mut Option<ReferenceReplay>,
+        album: Option<&mut Album>,
     ) -> Result<Diagnosis, RunError> {
         let (own, f32) = (self.engine.arithmetic(), Arithmetic::engine(DType::F32));
         let (tensors, arithmetic, attention) = (engine, &own, self.engine.attending());
@@ -292,14 +306,14 @@ impl Run<'_> {
         let engine = of(Recording { tensors, steps, arithmetic, attention });
         let wide = self.reference.options().precision == Precision::F32;
         if known.is_some() || !wide {
-            return Ok(Diagnosis::beside(engine, known.as_ref())?);
+            return Ok(Diagnosis::beside(engine, known.as_ref(), album)?);
         }
         // Recorded whole, as the next run may compare with it.
         let reference = Without { recorded: reference, stages: self.partial() };
         let (tensors, arithmetic, attention) = (&reference, &f32, Attending::default());
         let reference = of(Recording { tensors, steps, arithmetic, attention });
         let reference = GraphRun { has_tables: true, ..reference };
-        let (diagnosis, replay) = Diagnosis::of_both(engine, reference)?;
+        let (diagnosis, replay) = Diagnosis::of_both(engine, reference, album)?;
         *known = Some(replay);
         Ok(diagnosis)
     }

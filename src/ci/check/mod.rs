@@ -27,6 +27,7 @@ pub use bless::{Kind, Proposal, Review};
 pub use cases::{Asked, Opened, run};
 pub use config::{Config, ConfigError, Prompt};
 pub use error::CheckError;
+pub use kernel::Chosen;
 pub use lock::{Level, Lock, LockError, Locked, LockedCase};
 pub use matrix::{Case, Partition};
 pub use merge::{MergeError, merge, read};

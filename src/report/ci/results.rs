@@ -178,21 +178,25 @@ impl Results {
 }
 
 impl CaseResult {
-    /// `equal     fixture/short/f32/...: ...`, without line breaks.
-    pub fn line(&self) -> String {
-        let word = match self.exit {
+    /// The verdict in one word.
+    pub fn word(&self) -> &'static str {
+        match self.exit {
             Exit::Equal => "equal",
             Exit::Diverged if !self.regressed.is_empty() => "regressed",
             Exit::Diverged => "diverged",
             Exit::NotMeasured => "unmeasured",
             Exit::Refused => "refused",
             _ => "failed",
-        };
+        }
+    }
+
+    /// `equal     fixture/short/f32/...: ...`, without line breaks.
+    pub fn line(&self) -> String {
         let text = self.text.lines().next().unwrap_or_default();
         let cause = self.guilty.first().filter(|_| self.regressed.is_empty());
         let cause = cause.map_or(String::new(), |guilty| format!(" <- {}", guilty.text));
         let said = text.strip_prefix("equal within the floor: ").unwrap_or(text);
-        format!("{word:<10} {}: {said}{cause}", self.id)
+        format!("{:<10} {}: {said}{cause}", self.word(), self.id)
     }
 
     /// First divergence, causes and place, for a failure's text.
