@@ -10,7 +10,7 @@ use firstdiff::{
     model::synth::{WeightType, arch::Setting},
 };
 
-use super::lengths::Lengths;
+use super::{error::Error, lengths::Lengths, output};
 
 /// Find the first tensor where an LLM inference engine and llama.cpp part.
 #[derive(Parser)]
@@ -148,12 +148,50 @@ pub struct CompareArgs {
     /// Stop at the first site that diverges
     #[arg(long)]
     pub stop_at_first: bool,
+    #[command(flatten)]
+    pub report: ReportArgs,
+}
+
+/// Where a report goes, and how much of it is printed.
+#[derive(Args, Clone)]
+pub struct ReportArgs {
+    /// Print everything: each stage, step and setting, not only what a screen holds
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Print the report for a person, or as one JSON object of at most 4 kB for a program
+    #[arg(long, value_enum, value_name = "FORM", default_value_t = FormatArg::Text)]
+    pub format: FormatArg,
     /// Write the whole report as JSON; `-` prints it instead of the text
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Write the report as one page for a browser: layers x sites, pictures of tensors (docs/page.md)
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+}
+
+impl ReportArgs {
+    /// Refuses files that cannot be written, before hours of work.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.prints_json() && self.format == FormatArg::Agent {
+            return Err(Error::Usage("--json - and --format agent both print; choose one".into()));
+        }
+        output::check_json(self.json.as_deref())?;
+        output::check_file("--html", self.html.as_deref())
+    }
+
+    /// Whether the whole report is printed as JSON.
+    pub fn prints_json(&self) -> bool {
+        self.json.as_deref().is_some_and(output::is_stdout)
+    }
+}
+
+/// Whom a report is printed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FormatArg {
+    /// A person
+    Text,
+    /// A program
+    Agent,
 }
 
 #[derive(Args)]
@@ -270,12 +308,8 @@ pub struct ExplainArgs {
     /// GGUF model that was recorded [default: the embedded fixture, if it was that]
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
-    /// Write the whole report as JSON; `-` prints it instead of the text
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Write the report as one page for a browser: layers x sites, pictures of tensors (docs/page.md)
-    #[arg(long, value_name = "FILE")]
-    pub html: Option<PathBuf>,
+    #[command(flatten)]
+    pub report: ReportArgs,
 }
 
 #[derive(Args)]

@@ -16,8 +16,8 @@ use firstdiff::{
 use super::{
     args::DiffArgs,
     error::Error,
-    inputs, output,
-    page::{self, Page},
+    inputs,
+    page::{self, Beside},
     run,
     same_engine::same_engine,
 };
@@ -29,8 +29,7 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
     }
     let start = Instant::now();
     inputs::check_factor(args.compare.factor)?;
-    output::check_json(args.compare.json.as_deref())?;
-    output::check_file("--html", args.compare.html.as_deref())?;
+    args.compare.report.check()?;
     let [a, b] = opened(args)?;
     let swapped = a.manifest().side == Side::Reference && b.manifest().side == Side::Engine;
     let (engine, reference) = if swapped { (b, a) } else { (a, b) };
@@ -53,9 +52,9 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
     report.headline = report.headline.after(ranks.into_iter().flatten().next());
     compare_weights(&mut report, &engine, &reference)?;
     report.seconds = start.elapsed().as_secs_f64();
-    let album = page::beside(args.compare.html.is_some(), None, &report, [&engine, &reference])?;
-    let page = args.compare.html.as_deref().map(|path| Page::of_traces(path, album.as_ref()));
-    run::finish(&report, args.compare.json.as_deref(), page)
+    let own = &args.compare.report;
+    let album = page::beside(own.html.is_some(), None, &report, [&engine, &reference])?;
+    run::finish(report, own, Beside::of_traces(album.as_ref()))
 }
 
 /// Adds how the recorded weights of two traces stand to one another; what is wrong comes first.

@@ -34,7 +34,7 @@ use super::{
     diff,
     error::Error,
     inputs, output,
-    page::{self, Page},
+    page::{self, Beside},
     paired::paired,
     replayed::{Carried, Subject, diagnose, measured_floor},
     run,
@@ -57,8 +57,7 @@ const SPANNED: &str = "a result that was not recorded is judged together with th
 /// Replays a trace, compares it with the reference's if there is one, and prints the report.
 pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     let start = Instant::now();
-    output::check_json(args.json.as_deref())?;
-    output::check_file("--html", args.html.as_deref())?;
+    args.report.check()?;
     let bar = output::progress(None, "checking the traces");
     let batch = open(&args.trace, Side::Engine)?;
     let numbers = args.sequence.map_or_else(|| batch.sequences(), |number| vec![number]);
@@ -84,7 +83,7 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     let mut albums = Vec::with_capacity(engines.len());
     for (at, engine) in engines.iter().enumerate() {
         let reference = references.as_ref().and_then(|all| all[at].as_ref());
-        let mut album = args.html.is_some().then(Album::default);
+        let mut album = args.report.html.is_some().then(Album::default);
         let mut report = subject.report(engine, reference, carried.clone(), album.as_mut())?;
         albums.push(match reference {
             Some(reference) => page::beside(album.is_some(), album, &report, [engine, reference])?,
@@ -109,8 +108,7 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     }
     report.seconds = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
-    let page = args.html.as_deref().map(|path| Page::of_traces(path, album.as_ref()));
-    run::finish(&report, args.json.as_deref(), page)
+    run::finish(report, &args.report, Beside::of_traces(album.as_ref()))
 }
 
 /// What is the same for every sequence of a trace.

@@ -103,10 +103,10 @@ pub fn lengths(
     let worst = rows.iter().map(|row| row.exit).max_by_key(|exit| *exit as u8);
     let rule = rule(&rows, inputs.decode);
     let table = LengthTable { table_version: TABLE_VERSION, rule, rows };
-    if let Some(path) = &args.compare.json {
+    if let Some(path) = &args.compare.report.json {
         output::write_json(&table, path)?;
     }
-    if !args.compare.json.as_deref().is_some_and(output::is_stdout) {
+    if !args.compare.report.json.as_deref().is_some_and(output::is_stdout) {
         output::print(&text(&table))?;
     }
     Ok(worst.unwrap_or(Exit::NotMeasured))

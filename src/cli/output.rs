@@ -16,6 +16,9 @@ use serde::Serialize;
 
 use super::error::Error;
 
+/// Narrower than this nothing is readable.
+const LEAST_WIDTH: usize = 40;
+
 /// The user's standard output and standard error. What foreign code prints to the process's own must not
 /// get there.
 static STREAMS: OnceLock<[File; 2]> = OnceLock::new();
@@ -69,13 +72,61 @@ pub fn print(text: &str) -> Result<(), Error> {
     }
 }
 
+/// Prints a report, with no line longer than the terminal is wide.
+pub fn print_wrapped(text: &str) -> Result<(), Error> {
+    let width = streams()[0].try_clone().ok().filter(File::is_terminal).and_then(|file| {
+        let copy = file.try_clone().ok()?;
+        Some(usize::from(Term::read_write_pair(file, copy).size_checked()?.1))
+    });
+    match width {
+        Some(width) => print(&wrapped(text, width.max(LEAST_WIDTH))),
+        None => print(text),
+    }
+}
+
+/// A text whose lines have at most so many columns; what goes on begins below what it goes on with.
+fn wrapped(text: &str, width: usize) -> String {
+    let lines = text.lines().flat_map(|line| {
+        let indent = " ".repeat(indent(&console::strip_ansi_codes(line)));
+        let options = textwrap::Options::new(width).subsequent_indent(&indent);
+        textwrap::wrap(line, options)
+            .into_iter()
+            .map(|line| line.into_owned() + "\n")
+            .collect::<Vec<_>>()
+    });
+    lines.collect()
+}
+
+/// The column at which the content of a line begins: behind its label or number.
+fn indent(line: &str) -> usize {
+    let spaces = line.len() - line.trim_start().len();
+    let has_label = spaces == 2 && line.is_char_boundary(13) && line[..13].ends_with(' ');
+    let number = line.trim_start().split_once(". ").map_or("", |(number, _)| number);
+    match spaces {
+        0 => 2,
+        _ if has_label => 13,
+        _ if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => {
+            spaces + number.len() + 2
+        }
+        _ => spaces,
+    }
+}
+
+/// Prints a value as JSON.
+pub fn print_json(value: &impl Serialize) -> Result<(), Error> {
+    print(&json(value))
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("reports are plain data") + "\n"
+}
+
 /// Writes a value as JSON to a file, or prints it where the path is `-`.
 pub fn write_json(value: &impl Serialize, path: &Path) -> Result<(), Error> {
-    let mut json = serde_json::to_string_pretty(value).expect("reports are plain data");
-    json.push('\n');
     if is_stdout(path) {
-        return print(&json);
+        return print_json(value);
     }
+    let json = json(value);
     files::write_atomic(path, json.as_bytes())
         .map_err(|source| Error::Write { path: path.to_path_buf(), source })
 }
@@ -134,4 +185,33 @@ pub fn progress(length: Option<u64>, message: &'static str) -> ProgressBar {
     bar.set_style(ProgressStyle::with_template(template).expect("a fixed template"));
     bar.enable_steady_tick(Duration::from_millis(120));
     bar.with_message(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::wrapped;
+
+    #[test]
+    fn a_long_line_goes_on_below_its_content_in_any_width() {
+        let text = "first divergence: step 0 layer 0 q_rope [position 1, head 0, dim 0]\n\n\
+                    \x20 \x1b[2mcoverage  \x1b[0m 395 of 395 sites compared: 4 layers, 86 prompt tokens\n\
+                    \x20  1. q and k rotation, all layers: \x1b[31mpairs (2i, 2i+1) instead\x1b[0m (proven)\n\
+                    \x20     91,119 of 92,160 elements beyond the bound; worst 1.3e8 x bound: step 0\n";
+        for width in 40..90 {
+            let lines = wrapped(text, width);
+            let plain = console::strip_ansi_codes(&lines).into_owned();
+            assert!(plain.lines().all(|line| line.chars().count() <= width), "{width}: {plain}");
+            let words =
+                |text: &str| text.split_whitespace().map(str::to_string).collect::<Vec<_>>();
+            assert_eq!(words(&plain), words(&console::strip_ansi_codes(text)), "{width}");
+        }
+        let narrow = console::strip_ansi_codes(&wrapped(text, 50)).into_owned();
+        assert!(narrow.contains("sites compared: 4\n             layers, 86"), "{narrow}");
+        assert!(
+            narrow
+                .contains("\n   1. q and k rotation, all layers: pairs (2i, 2i+1)\n      instead"),
+            "{narrow}"
+        );
+        assert_eq!(wrapped(text, 200), text);
+    }
 }

@@ -16,47 +16,68 @@ use firstdiff::{
 
 use super::{error::Error, inputs::Inputs, output};
 
-/// A page that is wanted, and what it shows beside a report.
-pub struct Page<'a> {
-    pub path: &'a Path,
+/// What is shown beside a report.
+pub struct Beside<'a> {
     pub album: Option<&'a Album>,
     /// Where the kernel of each finding stands.
     pub places: Vec<Option<String>>,
 }
 
-impl<'a> Page<'a> {
-    /// The page of recorded sides, whose kernels are not known.
-    pub fn of_traces(path: &'a Path, album: Option<&'a Album>) -> Page<'a> {
-        Page { path, album, places: Vec::new() }
-    }
-
-    /// Writes it, whole or not at all.
-    pub fn write(self, report: &Report) -> Result<(), Error> {
-        let after: &[(&str, &str)] = if report.diagnosis.is_some() {
-            &[("After a fix, the same with", "--json after.json"), ("What it fixed", PROGRESS)]
-        } else {
-            &[]
-        };
-        let extras = Extras { album: self.album, places: self.places, commands: commands(after) };
-        output::write_file(self.path, &run_page(report, &extras))
+impl<'a> Beside<'a> {
+    /// Of recorded sides, whose kernels are not known.
+    pub fn of_traces(album: Option<&'a Album>) -> Beside<'a> {
+        Beside { album, places: Vec::new() }
     }
 }
 
-/// Compares two reports.
-const PROGRESS: &str = "firstdiff progress before.json after.json";
+/// Writes the page of a report, whole or not at all.
+pub fn write(path: &Path, report: &Report, beside: &Beside<'_>) -> Result<(), Error> {
+    let findings = report.diagnosis.as_ref().map_or(0, |diagnosis| diagnosis.findings.len());
+    let places = beside.places.clone();
+    let extras = Extras { album: beside.album, places, commands: commands(findings > 0) };
+    output::write_file(path, &run_page(report, &extras))
+}
 
-/// How this page was made, and what goes on from it: flags to add to the same command, or other commands.
-pub fn commands(after: &[(&str, &str)]) -> Vec<(String, String)> {
-    let words: Vec<String> =
-        std::env::args_os().skip(1).map(|word| shell_word(&word.to_string_lossy())).collect();
-    let own = format!("firstdiff {}", words.join(" "));
-    let more = |&(what, command): &(&str, &str)| {
-        let is_flag = command.starts_with('-');
-        let command = if is_flag { format!("{own} {command}") } else { command.to_string() };
-        (what.to_string(), command)
-    };
-    let more: Vec<(String, String)> = after.iter().map(more).collect();
-    [("This page".to_string(), own.clone())].into_iter().chain(more).collect()
+/// The command that was given, without the files that it writes.
+pub fn command() -> String {
+    line(&without_outputs(&words()))
+}
+
+fn words() -> Vec<String> {
+    std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect()
+}
+
+fn line(words: &[String]) -> String {
+    let words: Vec<String> = words.iter().map(|word| shell_word(word)).collect();
+    format!("firstdiff {}", words.join(" "))
+}
+
+/// How this page was made, and where something is wrong how to see what a fix of it does.
+pub fn commands(has_findings: bool) -> Vec<(String, String)> {
+    let mut commands = vec![("This page", line(&words()))];
+    if has_findings {
+        let plain = command();
+        let fix = format!(
+            "{plain} --json before.json\n{plain} --json after.json\nfirstdiff progress before.json after.json"
+        );
+        commands.push(("Before a fix, after it, and what it fixed", fix));
+    }
+    commands.into_iter().map(|(what, command)| (what.to_string(), command)).collect()
+}
+
+/// The words of a command without those that say where a report goes and how much of it is printed.
+fn without_outputs(words: &[String]) -> Vec<String> {
+    let mut kept = Vec::new();
+    let mut rest = words.iter();
+    while let Some(word) = rest.next() {
+        let (name, value) = word.split_once('=').map_or((&**word, None), |(a, b)| (a, Some(b)));
+        match name {
+            "--html" | "--json" | "--format" if value.is_none() => drop(rest.next()),
+            "--html" | "--json" | "--format" | "--verbose" | "-v" => {}
+            _ => kept.push(word.clone()),
+        }
+    }
+    kept
 }
 
 /// A word as a shell reads it back.
@@ -104,12 +125,19 @@ pub fn beside(
 
 #[cfg(test)]
 mod tests {
-    use super::shell_word;
+    use super::{shell_word, without_outputs};
 
     #[test]
     fn a_shell_reads_a_word_back() {
         assert_eq!(shell_word("--json=a.json"), "--json=a.json");
         assert_eq!(shell_word("it's <b>"), r"'it'\''s <b>'");
         assert_eq!(shell_word(""), "''");
+    }
+
+    #[test]
+    fn a_command_is_given_again_without_where_its_report_went() {
+        let words = |text: &str| text.split(' ').map(str::to_string).collect::<Vec<_>>();
+        let given = words("run --json a.json -p x=y --html=b.html --format agent -v -n 2 --json=-");
+        assert_eq!(without_outputs(&given), words("run -p x=y -n 2"));
     }
 }

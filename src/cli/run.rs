@@ -1,7 +1,5 @@
 //! `firstdiff run`: the main job.
 
-use std::path::Path;
-
 use firstdiff::{
     compare::verdict::Rule,
     core::{cause_key::CauseKey, exit::Exit, task::first_position},
@@ -10,17 +8,17 @@ use firstdiff::{
         DeviceKind, EngineSpec,
         contract::{Op, Role},
     },
-    report::{DevicesSummary, Report, render},
+    report::{Asked, DevicesSummary, Report, Summary, View, next, render},
     run::{Kept, Run},
 };
 
 use super::{
-    args::RunArgs,
+    args::{FormatArg, ReportArgs, RunArgs},
     error::Error,
     inputs::{self, Inputs},
     lengths::lengths,
     output,
-    page::{self, Page},
+    page::{self, Beside},
     watch,
 };
 
@@ -28,8 +26,7 @@ use super::{
 pub fn run(args: &RunArgs) -> Result<Exit, Error> {
     let compare = &args.compare;
     inputs::check_factor(compare.factor)?;
-    output::check_json(compare.json.as_deref())?;
-    output::check_file("--html", compare.html.as_deref())?;
+    compare.report.check()?;
     if args.watch {
         return watch::watch(args);
     }
@@ -79,7 +76,7 @@ pub fn verdict(
     };
     let total = run.sites()?.len() as u64;
     let bar = output::progress(Some(total), "comparing sites");
-    let mut album = compare.html.is_some().then(Album::default);
+    let mut album = compare.report.html.is_some().then(Album::default);
     let finished = run.run_again(kept, album.as_mut(), &mut |_| bar.inc(1))?;
     bar.finish_and_clear();
     let devices = match second {
@@ -101,8 +98,7 @@ pub fn verdict(
         report.notes.push(CHECKED.to_string());
     }
     let places = page::places(&report, inputs, engine);
-    let page = compare.html.as_deref().map(|path| Page { path, album: album.as_ref(), places });
-    finish(&report, compare.json.as_deref(), page)
+    finish(report, &compare.report, Beside { album: album.as_ref(), places })
 }
 
 /// What to try where a kernel's result is explained by nothing that was recorded.
@@ -118,15 +114,29 @@ fn needs_checking(engine: &EngineSpec, report: &Report) -> bool {
 }
 
 /// Writes and prints a report, and gives its exit code.
-pub fn finish(report: &Report, json: Option<&Path>, page: Option<Page<'_>>) -> Result<Exit, Error> {
-    if let Some(path) = json {
-        output::write_json(report, path)?;
+pub fn finish(mut report: Report, args: &ReportArgs, beside: Beside<'_>) -> Result<Exit, Error> {
+    let command = page::command();
+    let asked = Asked {
+        command: &command,
+        runs_kernels: command.starts_with("firstdiff run "),
+        has_page: args.html.is_some(),
+    };
+    let next = next(&report, asked);
+    let summary = Summary::of(&report, &beside.places, next.clone());
+    if args.format == FormatArg::Agent {
+        output::print_json(&summary)?;
     }
-    if let Some(page) = page {
-        page.write(report)?;
+    report.summary = Some(summary);
+    if let Some(path) = &args.json {
+        output::write_json(&report, path)?;
     }
-    if !json.is_some_and(output::is_stdout) {
-        output::print(&render(report))?;
+    if let Some(path) = &args.html {
+        page::write(path, &report, &beside)?;
+    }
+    let is_printed = args.format == FormatArg::Agent || args.prints_json();
+    if !is_printed {
+        let view = View { verbose: args.verbose, places: &beside.places, next: &next };
+        output::print_wrapped(&render(&report, view))?;
     }
     Ok(report.headline.exit)
 }

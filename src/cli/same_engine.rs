@@ -18,7 +18,7 @@ use super::{
     diff,
     error::Error,
     explain, inputs, output,
-    page::{self, Page},
+    page::{self, Beside},
     replayed::{diagnose, measured_floor},
     run,
 };
@@ -38,8 +38,8 @@ enum Bond {
 pub fn same_engine(args: &DiffArgs) -> Result<Exit, Error> {
     let start = Instant::now();
     inputs::check_factor(args.compare.factor)?;
-    output::check_json(args.compare.json.as_deref())?;
-    output::check_file("--html", args.compare.html.as_deref())?;
+    let own = &args.compare.report;
+    own.check()?;
     let [a, b] = diff::opened(args)?;
     same(a.manifest(), b.manifest())?;
     let (settled_a, settled_b) = (a.clone().settled()?, b.clone().settled()?);
@@ -62,12 +62,12 @@ pub fn same_engine(args: &DiffArgs) -> Result<Exit, Error> {
     let rule = Rule { factor: args.compare.factor, stop_at_first: args.compare.stop_at_first };
     let filter = inputs::filter(args.compare.sites.as_deref())?;
     let mut report = Report::of_traces(&a, &b, filter, rule, &floor)?;
-    let mut album = args.compare.html.is_some().then(Album::default);
+    let mut album = own.html.is_some().then(Album::default);
     if let Some(model) = &model {
         bar.set_message("replaying every operation");
         report.diagnosis = Some(diagnose(model, (&a, Some(&b)), None, None, album.as_mut())?);
     }
-    let album = page::beside(args.compare.html.is_some(), album, &report, [&a, &b])?;
+    let album = page::beside(own.html.is_some(), album, &report, [&a, &b])?;
     if let (Bond::Rerun, Some(compared)) = (bond, &mut report.compared) {
         compared.formula = "equal bit for bit, as both runs have the same steps".to_string();
     }
@@ -79,8 +79,7 @@ pub fn same_engine(args: &DiffArgs) -> Result<Exit, Error> {
     report.notes.push(format!("{} stands in the reference's place", args.trace_b.display()));
     report.seconds = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
-    let page = args.compare.html.as_deref().map(|path| Page::of_traces(path, album.as_ref()));
-    run::finish(&report, args.compare.json.as_deref(), page)
+    run::finish(report, own, Beside::of_traces(album.as_ref()))
 }
 
 /// Refuses runs that are not of one engine.

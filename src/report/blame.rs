@@ -9,12 +9,15 @@ use crate::{
     graph::site::Stage,
     report::{
         Compared, Headline, Report, SiteRow,
-        terminal::{BAD, DIM, GOOD, coordinates, first_position, headline, line, number},
+        terminal::{BAD, DIM, GOOD, View, coordinates, first_position, headline, line, number},
     },
 };
 
 /// At most this many causes that give the same numbers, invariants or results are named.
 pub(super) const MAX_NAMED: usize = 4;
+
+/// At most this many entries are shown on one screen.
+const MAX_SHOWN: usize = 3;
 
 /// The headline of compared sites. An engine whose every site is within the floor is not equal while
 /// one of its operations is wrong.
@@ -107,26 +110,36 @@ fn is_judged_through(sites: &[SiteRow], compared: &Compared, diagnosis: &Diagnos
 }
 
 /// The guilty operations with their causes.
-pub fn blame(text: &mut String, report: &Report, diagnosis: &Diagnosis) {
+pub fn blame(text: &mut String, report: &Report, diagnosis: &Diagnosis, view: View<'_>) {
     text.push('\n');
     let is_undeclared = |finding: &&Finding| finding.verdict == Verdict::Undeclared;
     let undeclared = diagnosis.findings.iter().filter(is_undeclared).count();
     let count = diagnosis.findings.len() - undeclared;
     let colour = if count > 0 { BAD } else { GOOD };
     let _ = writeln!(text, "  {colour}guilty operations: {count}{colour:#}");
-    for (index, finding) in diagnosis.findings.iter().enumerate() {
+    let shown = if view.verbose { diagnosis.findings.len() } else { MAX_SHOWN };
+    for (index, finding) in diagnosis.findings.iter().enumerate().take(shown) {
         if index == count {
             let _ = writeln!(text, "  {BAD}undeclared arithmetic: {undeclared}{BAD:#}");
         }
         self::finding(text, index + 1, finding, report);
+        if let Some(Some(place)) = view.places.get(index) {
+            detail(text, &format!("kernel: {place}"));
+        }
+    }
+    let more = diagnosis.findings.len().saturating_sub(shown);
+    if more > 0 {
+        let named = diagnosis.findings.iter().skip(shown).map(|finding| finding.what.as_str());
+        let named = named.take(MAX_NAMED).collect::<Vec<_>>().join("; ");
+        detail(text, &format!("and {more} more, which --verbose shows: {named}"));
     }
     if undeclared > 0 {
         line(text, "declare", &declaration(&diagnosis.undeclared()));
     }
     inherits(text, report, diagnosis);
-    side(text, "engine", &diagnosis.engine);
+    side(text, "engine", &diagnosis.engine, view.verbose);
     match (&diagnosis.reference, &report.reference) {
-        (Some(reference), _) => side(text, "reference", reference),
+        (Some(reference), _) => side(text, "reference", reference, view.verbose),
         (None, Some(_)) => {
             line(text, "reference", "not replayed: its arithmetic is only known in f32");
         }
@@ -344,8 +357,11 @@ pub(super) fn inherited(report: &Report, diagnosis: &Diagnosis) -> Option<String
     })
 }
 
-fn side(text: &mut String, name: &str, side: &SideReplay) {
+fn side(text: &mut String, name: &str, side: &SideReplay, verbose: bool) {
     line(text, name, &replayed(side));
+    if !verbose {
+        return;
+    }
     for broken in side.broken.iter().take(MAX_NAMED) {
         line(text, "invariant", &format!("broken: {} ({})", broken.property, broken.broken_at));
     }

@@ -4,21 +4,25 @@ mod blame;
 pub mod ci;
 mod devices;
 pub mod html;
+mod next;
 mod of_run;
 mod of_sequences;
 mod of_traces;
 mod parted;
 mod schema;
 mod summaries;
+mod summary;
 mod terminal;
 mod weights;
 
 pub use blame::{answer, guilt};
 pub(crate) use blame::{grouped, named, whose};
+pub use next::{Asked, Next, next};
 use schema::formula;
 pub use schema::{
     Compared, DevicesSummary, Headline, ModelSummary, Parted, REPORT_VERSION, Report, SequenceRow,
     SideSummary, SiteRow, StepRow,
 };
+pub use summary::{Guilty, Summary};
 pub(crate) use terminal::{BAD, DIM, GOOD, line};
-pub use terminal::{headline, render};
+pub use terminal::{View, headline, render};

@@ -13,16 +13,20 @@ use crate::{
     diagnosis::{CachedPrefix, Diagnosis, loaded::LoadedSummary, replay::Operation},
     graph::site::Site,
     model::{Config, Ledger},
+    report::Summary,
 };
 
 /// Raised when a field is added, removed or changes its meaning.
-pub const REPORT_VERSION: u32 = 7;
+pub const REPORT_VERSION: u32 = 8;
 
 /// A whole report.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     pub report_version: u32,
     pub firstdiff: String,
+    /// The answer in at most 4 kB, for a program; absent until what to do next is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub summary: Option<Summary>,
     pub headline: Headline,
     /// Which sequence of a batch this is of; absent where the trace is one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,6 +62,7 @@ impl Report {
         Report {
             report_version: REPORT_VERSION,
             firstdiff: env!("CARGO_PKG_VERSION").to_string(),
+            summary: None,
             headline,
             sequence: None,
             sequences: Vec::new(),

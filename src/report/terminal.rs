@@ -10,7 +10,8 @@ use crate::{
         verdict::{Coverage, Outcome},
     },
     graph::site::{Axis, Site, Stage},
-    report::{Compared, Report, SiteRow, blame::blame, weights::weights},
+    model::Config,
+    report::{Compared, ModelSummary, Next, Report, SiteRow, blame::blame, weights::weights},
     trace::rows_in_words,
 };
 
@@ -127,8 +128,18 @@ pub(super) fn number(x: f64) -> String {
     }
 }
 
-/// The whole report, with terminal colours.
-pub fn render(report: &Report) -> String {
+/// How a report is shown.
+#[derive(Clone, Copy, Default)]
+pub struct View<'a> {
+    /// All of it, not only what a screen holds.
+    pub verbose: bool,
+    /// Where the kernel of each finding stands, if that is known.
+    pub places: &'a [Option<String>],
+    pub next: &'a [Next],
+}
+
+/// The report with terminal colours: the answer, the guilty operations, and what to do next.
+pub fn render(report: &Report, view: View<'_>) -> String {
     let mut text = String::new();
     let colour = if report.headline.exit_code == 0 { GOOD } else { BAD };
     let _ = writeln!(text, "{colour}{}{colour:#}", report.headline.text);
@@ -136,24 +147,39 @@ pub fn render(report: &Report) -> String {
         weights(&mut text, found);
     }
     let diverged = report.sites.iter().find(|row| row.outcome == Outcome::Diverged);
+    let has_findings = report.diagnosis.as_ref().is_some_and(|found| !found.findings.is_empty());
     if let Some((row, difference)) = diverged.and_then(|row| Some((row, row.difference.as_ref()?)))
+        && (view.verbose || !has_findings)
     {
-        divergence(&mut text, report, row, difference);
+        divergence(&mut text, report, (row, difference), view.verbose);
     }
     if let Some(diagnosis) = &report.diagnosis {
-        blame(&mut text, report, diagnosis);
+        blame(&mut text, report, diagnosis, view);
     }
     if let Some(compared) = &report.compared {
         if report.diagnosis.is_some() {
             text.push('\n');
         }
-        coverage(&mut text, report, compared);
-        stages(&mut text, report);
-        steps(&mut text, report);
+        coverage(&mut text, report, compared, view.verbose);
+        if view.verbose {
+            stages(&mut text, report);
+            steps(&mut text, report);
+        }
+        decoded(&mut text, report);
     }
-    sides(&mut text, report);
+    if view.verbose {
+        sides(&mut text, report);
+    }
+    ledger(&mut text, report, view.verbose);
     for note in &report.notes {
         line(&mut text, "note", note);
+    }
+    if !view.next.is_empty() {
+        text.push('\n');
+    }
+    for (at, Next { command, purpose }) in view.next.iter().enumerate() {
+        let label = if at == 0 { "next" } else { "" };
+        line(&mut text, label, &format!("{command}  {DIM}# {purpose}{DIM:#}"));
     }
     text
 }
@@ -162,7 +188,12 @@ pub(crate) fn line(text: &mut String, label: &str, content: &str) {
     let _ = writeln!(text, "  {DIM}{label:<10}{DIM:#} {content}");
 }
 
-fn divergence(text: &mut String, report: &Report, row: &SiteRow, difference: &Difference) {
+fn divergence(
+    text: &mut String,
+    report: &Report,
+    (row, difference): (&SiteRow, &Difference),
+    verbose: bool,
+) {
     let first_position = first_position(report, row.place.step);
     let share = 100.0 * difference.beyond as f64 / difference.elements.max(1) as f64;
     let pattern = difference.pattern.as_ref().map_or("no single element", |p| p.text.as_str());
@@ -171,24 +202,26 @@ fn divergence(text: &mut String, report: &Report, row: &SiteRow, difference: &Di
     if let Some(worst) = &difference.worst {
         line(text, "worst", &element(row, worst, first_position));
     }
-    line(
-        text,
-        "distance",
-        &format!(
-            "max abs {:.3e}, relative L2 {:.3e}, cosine {:.6}, norm ratio {:.6}, {} ulp",
-            difference.max_abs,
-            difference.relative_l2,
-            difference.cosine,
-            difference.norm_ratio,
-            difference.max_ulp
-        ),
-    );
+    if verbose {
+        line(
+            text,
+            "distance",
+            &format!(
+                "max abs {:.3e}, relative L2 {:.3e}, cosine {:.6}, norm ratio {:.6}, {} ulp",
+                difference.max_abs,
+                difference.relative_l2,
+                difference.cosine,
+                difference.norm_ratio,
+                difference.max_ulp
+            ),
+        );
+    }
     if difference.non_finite != NonFinite::default() {
         let NonFinite { engine, reference, mismatched, .. } = difference.non_finite;
         let counts = format!("{engine} in the engine, {reference} in the reference");
         line(text, "non-finite", &format!("{counts}, {mismatched} in one side only"));
     }
-    if let Some(floor) = row.floor {
+    if let Some(floor) = row.floor.filter(|_| verbose) {
         let floors =
             format!("{:.2e} an element, {:.2e} relative L2", floor.elementwise, floor.relative_l2);
         line(text, "floor", &floors);
@@ -230,13 +263,15 @@ pub(super) fn covered(report: &Report, compared: &Compared) -> String {
     format!("{}: {}", parts.join(", "), compared.extent())
 }
 
-fn coverage(text: &mut String, report: &Report, compared: &Compared) {
+fn coverage(text: &mut String, report: &Report, compared: &Compared, verbose: bool) {
     line(text, "coverage", &covered(report, compared));
     let rows = report.sites.iter().filter_map(|row| Some((row.place, row.rows?)));
     if let Some(some) = rows_in_words(rows) {
         line(text, "rows", &some);
     }
-    line(text, "tolerance", &compared.formula);
+    if verbose {
+        line(text, "tolerance", &compared.formula);
+    }
     for row in report
         .sites
         .iter()
@@ -249,9 +284,11 @@ fn coverage(text: &mut String, report: &Report, compared: &Compared) {
         }
     }
     match compared.hooks_leave_logits {
-        Some(true) => line(text, "hooks", "logits are bit-equal with and without them"),
+        Some(true) if verbose => {
+            line(text, "hooks", "logits are bit-equal with and without them");
+        }
         Some(false) => line(text, "hooks", "CHANGE the logits: the engine differs without them"),
-        None => {}
+        _ => {}
     }
     if compared.runs_repeat == Some(false) {
         line(text, "repeat", "the engine's logits DIFFER from run to run: a race, or unset memory");
@@ -300,6 +337,10 @@ fn steps(text: &mut String, report: &Report) {
         };
         let _ = writeln!(text, "  {index:>4}  {reference:<24}  {engine}{differs}");
     }
+}
+
+/// What the sides say, as text.
+fn decoded(text: &mut String, report: &Report) {
     let text_of = |word: &dyn Fn(&crate::report::StepRow) -> Option<String>| -> String {
         report.steps.iter().filter_map(word).collect()
     };
@@ -341,15 +382,23 @@ fn sides(text: &mut String, report: &Report) {
     if let Some(devices) = &report.devices {
         line(text, "devices", &format!("{} (second: {})", devices.text, devices.second));
     }
-    let Some(model) = &report.model else { return };
-    let c = &model.config;
-    let shape = format!(
+    if let Some(model) = &report.model {
+        line(text, "model", &format!("{} ({})", model.path, shape(&model.config)));
+    }
+}
+
+/// A model's sizes in words.
+fn shape(c: &Config) -> String {
+    format!(
         "{}, {} layers, hidden {}, {}/{} heads of {}, ffn {}, vocab {}",
         c.architecture, c.n_layer, c.n_embd, c.n_head, c.n_head_kv, c.head_dim, c.n_ff, c.n_vocab
-    );
-    line(text, "model", &format!("{} ({shape})", model.path));
-    let ledger = &model.ledger;
-    if ledger.is_clean() {
+    )
+}
+
+/// What the file's own weights are.
+fn ledger(text: &mut String, report: &Report, verbose: bool) {
+    let Some(ModelSummary { ledger, .. }) = &report.model else { return };
+    if ledger.is_clean() && verbose {
         line(
             text,
             "weights",

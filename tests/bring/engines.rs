@@ -206,8 +206,8 @@ fn an_engine_without_recording_runs_as_with_it() {
 }
 
 #[test]
-fn recording_takes_at_most_20_lines_and_the_readme_shows_them_as_they_stand() {
-    let readme = fs::read_to_string(project().join("README.md")).unwrap();
+fn recording_takes_at_most_20_lines_and_the_docs_show_them_as_they_stand() {
+    let page = fs::read_to_string(project().join("docs/your-engine.md")).unwrap();
     let files = [
         ("c_engine/engine.c", "//+", 10..=20),
         ("numpy_engine/engine.py", "#+", 10..=15),
@@ -232,7 +232,7 @@ fn recording_takes_at_most_20_lines_and_the_readme_shows_them_as_they_stand() {
             assert!(!recording.iter().any(|call| line.contains(call)), "{file}: {line}");
         }
         for line in added {
-            assert!(readme.contains(line.trim()), "{file}: {line} is not in README.md");
+            assert!(page.contains(line.trim()), "{file}: {line} is not in docs/your-engine.md");
         }
     }
 }
