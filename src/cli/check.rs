@@ -112,7 +112,7 @@ fn finish(results: &Results, write: &WriteArgs) -> Result<Exit, Error> {
         output::write_file(path, &ci::junit(results))?;
     }
     if let Some(path) = &write.html {
-        output::write_file(path, &check_page(results, &page::commands(&[])))?;
+        output::write_file(path, &check_page(results, &page::commands(false)))?;
     }
     if let Some(path) = variable("GITHUB_STEP_SUMMARY") {
         append(Path::new(&path), &ci::summary(results))?;

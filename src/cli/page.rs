@@ -32,31 +32,44 @@ impl<'a> Page<'a> {
 
     /// Writes it, whole or not at all.
     pub fn write(self, report: &Report) -> Result<(), Error> {
-        let after: &[(&str, &str)] = if report.diagnosis.is_some() {
-            &[("After a fix, the same with", "--json after.json"), ("What it fixed", PROGRESS)]
-        } else {
-            &[]
-        };
-        let extras = Extras { album: self.album, places: self.places, commands: commands(after) };
+        let findings = report.diagnosis.as_ref().map_or(0, |diagnosis| diagnosis.findings.len());
+        let extras =
+            Extras { album: self.album, places: self.places, commands: commands(findings > 0) };
         output::write_file(self.path, &run_page(report, &extras))
     }
 }
 
-/// Compares two reports.
-const PROGRESS: &str = "firstdiff progress before.json after.json";
-
-/// How this page was made, and what goes on from it: flags to add to the same command, or other commands.
-pub fn commands(after: &[(&str, &str)]) -> Vec<(String, String)> {
-    let words: Vec<String> =
-        std::env::args_os().skip(1).map(|word| shell_word(&word.to_string_lossy())).collect();
-    let own = format!("firstdiff {}", words.join(" "));
-    let more = |&(what, command): &(&str, &str)| {
-        let is_flag = command.starts_with('-');
-        let command = if is_flag { format!("{own} {command}") } else { command.to_string() };
-        (what.to_string(), command)
+/// How this page was made, and where something is wrong how to see what a fix of it does.
+pub fn commands(has_findings: bool) -> Vec<(String, String)> {
+    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let words: Vec<String> = words.collect();
+    let line = |words: &[String]| {
+        let words: Vec<String> = words.iter().map(|word| shell_word(word)).collect();
+        format!("firstdiff {}", words.join(" "))
     };
-    let more: Vec<(String, String)> = after.iter().map(more).collect();
-    [("This page".to_string(), own.clone())].into_iter().chain(more).collect()
+    let mut commands = vec![("This page", line(&words))];
+    if has_findings {
+        let plain = line(&without_outputs(&words));
+        let fix = format!(
+            "{plain} --json before.json\n{plain} --json after.json\nfirstdiff progress before.json after.json"
+        );
+        commands.push(("Before a fix, after it, and what it fixed", fix));
+    }
+    commands.into_iter().map(|(what, command)| (what.to_string(), command)).collect()
+}
+
+/// The words of a command without the files that it writes a report to.
+fn without_outputs(words: &[String]) -> Vec<String> {
+    let mut kept = Vec::new();
+    let mut rest = words.iter();
+    while let Some(word) = rest.next() {
+        if word == "--html" || word == "--json" {
+            rest.next();
+        } else if !word.starts_with("--html=") && !word.starts_with("--json=") {
+            kept.push(word.clone());
+        }
+    }
+    kept
 }
 
 /// A word as a shell reads it back.
@@ -104,7 +117,14 @@ pub fn beside(
 
 #[cfg(test)]
 mod tests {
-    use super::shell_word;
+    use super::{shell_word, without_outputs};
+
+    #[test]
+    fn a_command_without_its_outputs_keeps_all_else() {
+        let words = |text: &str| text.split(' ').map(str::to_string).collect::<Vec<String>>();
+        let found = without_outputs(&words("run --html a.html -n 2 --json=b.json --fault x"));
+        assert_eq!(found, words("run -n 2 --fault x"));
+    }
 
     #[test]
     fn a_shell_reads_a_word_back() {
