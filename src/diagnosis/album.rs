@@ -4,7 +4,10 @@
 
 use std::{cmp::Ordering, collections::BTreeMap};
 
-use super::replay::{GraphRun, Machine, Observed, wrong_elements};
+use super::{
+    reading::Reading,
+    replay::{GraphRun, Machine, Observed, Operation, wrong_elements},
+};
 use crate::{
     compare::{Grid, Picture, Pixel},
     core::tensor::Tensor,
@@ -17,6 +20,8 @@ use crate::{
 /// Pixels down and across of the first pictures of wrong results, of more of them, and of right ones; and how
 /// many are taken of each.
 const SIZES: [([usize; 2], usize); 3] = [([48, 128], 48), ([24, 64], 400), ([12, 32], 2048)];
+/// Results that something is read off.
+const MOST_READINGS: usize = 32;
 /// The elements that are furthest off and are named.
 const WORST: usize = 8;
 
@@ -91,6 +96,8 @@ pub struct Album {
     pub shots: BTreeMap<Site, Shot>,
     /// Tensors beside the reference's, by the steps of the reference, where the replay has no picture of them.
     pub beside: BTreeMap<Site, Shot>,
+    /// What was read off wrong results.
+    pub readings: Vec<(Operation, Reading)>,
     /// How many pictures of each size were taken.
     taken: [usize; SIZES.len()],
 }
@@ -121,12 +128,18 @@ impl Album {
         for error in errors.iter().flatten() {
             own.elements += 1;
             own.beyond += u64::from(*error > 1.0);
-            own.times_bound = own.times_bound.max(*error);
         }
+        let far = furthest(&errors, if own.beyond > 0 { WORST } else { 1 });
+        // Far from the bound an error is only known to be so.
+        let exactly = |flat: usize| {
+            let recorded = piece.captured[flat];
+            let error = || piece.expected.exact_times_bound(flat, recorded);
+            if recorded.is_finite() { error() } else { f64::INFINITY }
+        };
+        own.times_bound = far.iter().map(|&flat| exactly(flat)).fold(0.0, f64::max);
         self.results.insert(site, own);
         let Some(most) = self.size(own.beyond > 0) else { return };
         let axes: Vec<Axis> = spec.axes.iter().map(|axis| axis.axis).collect();
-        let far = furthest(&errors, if own.beyond > 0 { WORST } else { 1 });
         let worst = far.first().copied().unwrap_or(0);
         let grid = Grid::of(&axes, &observed.shape, worst, most);
         let pixel = |flat: usize, added: Option<f64>| Pixel {
@@ -134,7 +147,7 @@ impl Album {
             engine: piece.captured[flat],
             exact: piece.expected.value[flat],
             reference: None,
-            added,
+            added: added.map(|_| exactly(flat)),
             inherited: None,
         };
         let element = |flat: usize| FarElement {
@@ -143,7 +156,7 @@ impl Album {
             exact: piece.expected.value[flat],
             bound: piece.expected.bound(flat),
             reference: None,
-            added: errors[flat],
+            added: Some(exactly(flat)),
             inherited: None,
         };
         let shares = if own.beyond > 0 {
@@ -178,6 +191,16 @@ impl Album {
     fn next_size(&self, is_wrong: bool) -> Option<usize> {
         let first = if is_wrong { 0 } else { SIZES.len() - 1 };
         (first..SIZES.len()).find(|&at| self.taken[at] < SIZES[at].1)
+    }
+
+    /// Whether more can be read off: what the first results show, later ones mostly repeat.
+    pub(super) fn has_room_to_read(&self) -> bool {
+        self.readings.len() < MOST_READINGS
+    }
+
+    /// Takes what was read off a result.
+    pub(super) fn read_off(&mut self, operation: Operation, readings: Vec<Reading>) {
+        self.readings.extend(readings.into_iter().map(|reading| (operation, reading)));
     }
 
     /// Adds the reference's tensor of a site of one of its steps. `distances` has that of each element in floors;

@@ -285,6 +285,9 @@ impl Replayed {
             if let Some(seen) = hypotheses::found(&evidence, &cause) {
                 found.insert(evidence.place, seen);
             }
+            if let Some(album) = album.as_deref_mut().filter(|album| album.has_room_to_read()) {
+                album.read_off(operation, hypotheses::readings(&evidence)?);
+            }
             let judged = judged[&operation].clone();
             let after = recorded_before(run.model, &judged.spanned);
             guilty.push(Guilty { judged, cause, after });

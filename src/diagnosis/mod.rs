@@ -19,6 +19,7 @@ mod hypotheses;
 mod invariant;
 pub mod loaded;
 mod prefix;
+pub mod reading;
 pub mod replay;
 mod written;
 

@@ -8,6 +8,7 @@ use crate::{
     diagnosis::{
         Change, Edits, Evidence, Row, StepEvidence,
         cause::Tried,
+        reading::{Cells, Reading, Shown},
         replay::{Machine, ReplayError},
     },
     graph::{NodeId, Op},
@@ -62,6 +63,49 @@ fn sets(evidence: &Evidence<'_>) -> Option<Weighed> {
         }
     }
     differs.then_some(all)
+}
+
+/// Which keys each query weighed in the first step where that is not what it should; `None` where it is.
+pub fn read_off(evidence: &Evidence<'_>) -> Option<Reading> {
+    let is_softmax = evidence.graph().node(evidence.spec().node).op == Op::SoftMax;
+    let differs = |step: &&StepEvidence<'_>| {
+        let piece = &step.observed.piece;
+        let mut pairs = piece.expected.value.iter().zip(&piece.captured);
+        pairs.any(|(&right, &x)| right.is_finite() && (right == 0.0) != (x == 0.0))
+    };
+    let step = evidence.steps.iter().find(differs).filter(|_| is_softmax)?;
+    let ([tokens, heads, keys], piece) =
+        (<[usize; 3]>::try_from(step.observed.shape.clone()).ok()?, &step.observed.piece);
+    let mut of = Vec::with_capacity(tokens * keys);
+    for token in 0..tokens {
+        for key in 0..keys {
+            let all = (0..heads).map(|head| (token * heads + head) * keys + key);
+            let (mut must, mut does) = (false, false);
+            for at in all {
+                must |= piece.expected.value[at] != 0.0;
+                does |= piece.captured[at] != 0.0;
+            }
+            of.push(match (must, does) {
+                (true, true) => 0,
+                (false, false) => 1,
+                (false, true) => 2,
+                (true, false) => 3,
+            });
+        }
+    }
+    let kinds = [
+        "weighed",
+        "not weighed, as it must be",
+        "weighed, and must not be",
+        "not weighed, and must be",
+    ];
+    let kinds = kinds.map(str::to_string).to_vec();
+    let cells = Cells::new(["position", "key"], step.machine.first_position, keys, kinds, &of);
+    Some(Reading {
+        title: "The keys each query weighed",
+        step: step.observed.step,
+        shown: Shown::Cells(cells),
+    })
 }
 
 /// A mask by which the query of each position sees these keys.

@@ -39,7 +39,7 @@ pub use cache::found;
 pub use decoded::misread;
 pub use slots::read_off_unknown;
 
-use crate::diagnosis::{Evidence, cause::Tried, replay::ReplayError};
+use crate::diagnosis::{Evidence, cause::Tried, reading::Reading, replay::ReplayError};
 
 /// Where the element of a place comes from, given how many there are: (place, count).
 type Order = fn(usize, usize) -> usize;
@@ -107,6 +107,16 @@ const FAMILIES: [Family; 33] = [
     rows::of_others,
     likeness::likenesses,
 ];
+
+/// What can be read off a wrong result and drawn.
+pub fn readings(evidence: &Evidence<'_>) -> Result<Vec<Reading>, ReplayError> {
+    let found = [
+        positions::read_off(evidence)?,
+        keys::read_off(evidence),
+        slots::contents_of_slots(evidence),
+    ];
+    Ok(found.into_iter().flatten().collect())
+}
 
 /// Every hypothesis that applies to a site, or the only one that is asked for.
 pub fn all(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {

@@ -9,6 +9,7 @@ use crate::{
     core::cause_key::CauseKey,
     diagnosis::{
         Change, Edits, Evidence, StepEvidence,
+        reading::{Cells, Reading, Shown},
         replay::{Machine, ReplayError, rules::Argument},
     },
     graph::{Extent, NodeId, Op, RopeParams},
@@ -157,6 +158,51 @@ fn position(turns: &[Turn], right: usize) -> Option<f64> {
     let exact = list.into_iter().find(|&position| off(position) < OFF);
     exact.or_else(|| Some(rough).filter(|&rough| rough.is_finite() && off(rough) < OFF))
 }
+
+/// What is read off a wrong rotation: the positions that its tokens were turned to, or how far each pair's angle is
+/// off.
+pub fn read_off(evidence: &Evidence<'_>) -> Result<Option<Reading>, ReplayError> {
+    let mut nodes = evidence.nodes(|node| node.op == Op::Rope).into_iter();
+    let Some(id) = nodes.find(|&id| evidence.spec().node == id) else { return Ok(None) };
+    if let Some(used) = solved(evidence, id)?
+        && let Some(wrong) = used.iter().find(|one| one.offset() != 0.0)
+    {
+        let points = used.iter().map(|one| (one.position, one.used)).collect();
+        let shown = Shown::Positions(points);
+        return Ok(Some(Reading {
+            title: "The position each token was rotated as",
+            step: wrong.step,
+            shown,
+        }));
+    }
+    let Some(rope) = plain(evidence, id) else { return Ok(None) };
+    let wrong = evidence.wrong.iter().position(|wrong| wrong.contains(&true)).unwrap_or(0);
+    let step = &evidence.steps[wrong];
+    let Some(turns) = turns(evidence, id, rope, step)? else { return Ok(None) };
+    let first = step.machine.first_position;
+    let kind = |(token, pair): (usize, &Turn)| {
+        let off = pair.angle - (first + token) as f64 * pair.unit;
+        let off = off.sin().atan2(off.cos()).abs();
+        OFF.iter().take_while(|&&(most, _)| off > most).count() as u8
+    };
+    let of: Vec<u8> = turns
+        .iter()
+        .enumerate()
+        .flat_map(|(token, pairs)| pairs.iter().map(move |pair| kind((token, pair))))
+        .collect();
+    let kinds = OFF.iter().map(|(_, text)| text.to_string()).chain(["more".to_string()]).collect();
+    let cells = Cells::new(["position", "pair"], first, rope.dims / 2, kinds, &of);
+    let title = "The angle each of the model's pairs was rotated by";
+    Ok(Some(Reading { title, step: step.observed.step, shown: Shown::Cells(cells) }))
+}
+
+/// How far an angle is off, in radians, and what that is called.
+const OFF: [(f64, &str); 4] = [
+    (1e-3, "as it must be"),
+    (0.01, "off by up to 0.01 rad"),
+    (0.1, "up to 0.1 rad"),
+    (1.0, "up to 1 rad"),
+];
 
 /// The map in the shortest words that are true of it.
 fn described(used: &[Used]) -> String {

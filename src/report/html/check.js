@@ -79,8 +79,9 @@ function buildMatrix(pick) {
     }
   });
   table.append(head, body);
-  const first = cells.find((td) => td && td.one.verdict !== 'equal') || cells.find(Boolean);
-  return { table, common: columns.common, start: () => first && open(first) };
+  const first = data.cases.find((one) => one.verdict !== 'equal') || data.cases[0];
+  const begin = cells.find((td) => td && td.one === first);
+  return { table, common: columns.common, isWide: order.length > 10, start: () => begin && open(begin) };
 }
 
 function movedTable(list, title) {
@@ -129,14 +130,16 @@ function buildCheck() {
   const failed = data.cases.length - count('equal');
   const verdict = data.exit === 0 ? `All ${plural(data.cases.length, 'case')} equal` : failed ? `${failed} of ${plural(data.cases.length, 'case')} not equal` : 'Nothing was checked';
   fillAnswer(verdict, Object.keys(VERDICTS).filter(count).map((name) => [String(count(name)), VERDICTS[name][1]]));
+  const headline = document.getElementById('headline');
+  headline.textContent = headline.textContent.replace(/^\d+ of \d+ cases[^;]*; first /, 'First ');
   document.getElementById('subject').textContent = 'check';
   if (data.cases.length) {
     const detail = el('div', { class: 'detail', id: 'detail' });
     const matrix = buildMatrix((one) => buildCase(detail, one));
     const common = matrix.common.length ? `All cases: ${matrix.common.join(', ')}. ` : '';
     section('matrix', 'Models and prompts by variants', `${common}Choose a case to read its answer.`,
-      el('div', { class: 'two' }, el('div', { style: 'min-width:0' }, el('div', { class: 'map-scroll' }, matrix.table),
-        el('div', { class: 'legend' }, Object.entries(VERDICTS).filter(([name]) => count(name)).map(([name, [sign, words]]) => el('span', { class: 'key' }, el('span', { class: `sw v v-${name}` }, sign), words)))), detail));
+      el('div', { class: `two${matrix.isWide ? ' wide' : ''}` }, el('div', { class: 'left' }, el('div', { class: 'map-scroll' }, matrix.table),
+        el('div', { class: 'legend below' }, Object.entries(VERDICTS).filter(([name]) => count(name)).map(([name, [sign, words]]) => el('span', { class: 'key' }, el('span', { class: `sw v v-${name}` }, sign), words)))), detail));
     matrix.start();
   }
   buildFailed();

@@ -51,7 +51,7 @@ struct Moved {
 pub fn check_page(results: &Results, commands: &[(String, String)]) -> String {
     let mut facts = vec![
         ("Cases", format!("{} of {} run", results.cases.len(), results.plan.len())),
-        ("Matrix", results.config.clone()),
+        ("Matrix's hash", results.config.clone()),
     ];
     facts.extend(results.partition.iter().map(|part| ("Part", part.clone())));
     facts.extend(results.reference.iter().map(|of| ("Reference", format!("the snapshot of {of}"))));

@@ -15,20 +15,25 @@ function runVerdict() {
   if (data.exit === 4) return 'Not enough measured';
   const weights = data.weights.length;
   if (wrong.length === 1) return `${capital(wrong[0].what)}: ${wrong[0].cause}`;
-  if (wrong.length > 1) return `${wrong.length} independent mistakes`;
+  if (wrong.length > 1) return `${wrong.length} mistakes`;
   if (weights) return `Wrong weights: ${data.weights[0]}`;
   if (data.findings.length) return 'No operation is wrong; its arithmetic is not declared';
   if (data.first_divergence !== null) return `First divergence: ${stepName('inherited', data.first_step).split(' · ')[0]}, ${cellName(data.first_divergence)}`;
   return 'Diverged';
 }
 
-const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+// A word at the beginning, and no name of code.
+const capital = (text) => (/^[a-z]+[ ,:]/.test(text) || /^[a-z]+$/.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text);
 const tone = data.exit === 0 ? 'good' : data.exit === 1 ? 'bad' : 'unsure';
 
 function fillAnswer(verdict, counts) {
   const host = document.getElementById('answer');
   host.classList.add(tone);
   document.getElementById('verdict').append(el('span', { class: 'hidden' }, `${SIGNS[tone]}: `), verdict);
+  if (isRun && data.findings.length > 1) {
+    host.insertBefore(el('ol', { class: 'causes' }, data.findings.slice(0, 6).map((one) => el('li', {}, `${one.what}: `, el('b', {}, one.cause), ` (${one.is_undeclared ? 'undeclared' : one.certainty})`)),
+      data.findings.length > 6 && el('li', { class: 'more' }, `${data.findings.length - 6} more below`)), document.getElementById('headline'));
+  }
   host.append(el('div', { class: 'counts' }, counts.map(([n, text]) => el('span', {}, el('b', {}, n), ` ${text}`))));
 }
 
@@ -51,7 +56,7 @@ function runCounts() {
   if (data.added) {
     let most = 0;
     data.added.values[0].forEach((value, cell) => { if (value > 0 && !guiltyCells.has(cell)) most = Math.max(most, value); });
-    counts.push([number(most), 'of its bound is the most that any other operation adds']);
+    counts.push([`${number(most)} × bound`, data.findings.length ? 'at most in every other operation' : 'at most in any operation']);
   }
   return counts;
 }
@@ -62,7 +67,7 @@ function buildEntries() {
   data.findings.forEach((one, at) => {
     const rows = [
       ['Proof', one.proof], ['Where', one.place && el('code', {}, one.place)],
-      ['Weights', one.weights.join('; ')], ['Or', one.also.join('; ')], ['Worst', one.worst], ['Signs', one.signs.join('; ')],
+      ['Weights', one.weights.map((text) => text.replace(/^explained by the weight: /, '')).join('; ')], ['Or', one.also.join('; ')], ['Worst', one.worst], ['Signs', one.signs.join('; ')],
     ].filter(([, text]) => text);
     list.append(el('li', {},
       el('span', { class: 'number', 'aria-hidden': 'true' }, String(at + 1)),
@@ -72,11 +77,13 @@ function buildEntries() {
       one.cell !== null && el('button', { class: 'action', type: 'button', 'aria-label': `Show the tensor of entry ${at + 1}`, onclick: () => { view.kind = data.added ? 'added' : view.kind; go(one.step, one.cell); } }, 'Show the tensor'),
       el('dl', {}, rows.map(([name, text]) => [el('dt', {}, name), el('dd', {}, text)]))));
   });
+  // Weights that explain an entry are named there.
+  const weights = data.weights.filter((text) => !data.findings.some((one) => one.weights.some((own) => own.includes(text.split(': ')[0]))));
   const wrong = data.findings.filter((one) => !one.is_undeclared).length;
   const title = wrong === data.findings.length ? 'What is wrong' : wrong ? 'What is wrong, and what is not declared' : 'What is not declared';
   const lead = 'Each operation is computed again in f64 from the engine’s own inputs. One that rounding cannot explain is guilty; proven means that the named mistake gives every element of its result within the bound.';
   section('entries', title, data.findings.length ? lead : null,
-    data.weights.length > 0 && el('ul', { class: 'notes' }, data.weights.map((text) => el('li', {}, `Weights: ${text}`))),
+    weights.length > 0 && el('ul', { class: 'notes weights' }, weights.map((text) => el('li', {}, `Weights: ${text}`))),
     list,
     data.undeclared && el('p', { class: 'muted' }, `Declare: ${data.undeclared}`),
     data.inherits && el('p', { class: 'muted', style: 'margin-top:10px' }, capital(data.inherits) + '.'));
@@ -94,7 +101,7 @@ function buildWhere() {
   }, text));
   const detail = el('div', { class: 'detail', id: 'detail' });
   const live = el('p', { class: 'hidden', 'aria-live': 'polite' });
-  const two = el('div', { class: `two${layers > 34 ? ' wide' : ''}` }, el('div', { style: 'min-width:0' }, mapHost, legendHost), detail);
+  const two = el('div', { class: `two${layers > 34 ? ' wide' : ''}` }, el('div', { class: 'left' }, mapHost, el('div', { class: 'below' }, legendHost)), detail);
   section('where', 'Layers by sites', null,
     el('p', { class: 'lead', id: 'map-lead' }),
     el('div', { class: 'controls' }, kindHost,
@@ -154,9 +161,11 @@ function buildDetail(host, live) {
     el('p', { class: 'said' }, line),
   ];
   if (graph.length) { content.push(...graph.slice(0, 2)); redrawGraph = graph[2]; }
+  const readings = buildReadings(cell, step);
+  content.push(...readings.nodes);
   if (picture) {
     const shown = buildPictures(picture);
-    redrawPictures = shown.draw;
+    redrawPictures = () => { shown.draw(); readings.draw(); };
     const fixed = picture.fixed ? `, ${picture.fixed[0]} ${picture.fixed[1]}, that of the worst element` : '';
     content.push(el('h4', {}, 'The tensor ', el('span', { class: 'muted' }, `${picture.names.filter(Boolean).join(' by ')}${fixed}`)), ...shown.nodes);
     content.push(valueLegend(picture), ...buildShares(picture), ...buildFar(picture));
@@ -217,12 +226,13 @@ function begin() {
 function buildText() {
   if (!data.steps.length || !data.steps.some((step) => step.reference || step.engine)) return;
   const marked = (text, other) => {
+    [text, other] = [text, other].map((one) => one.replace(/\n/g, '↵'));
     let same = 0;
     while (same < text.length && text[same] === other[same]) same++;
     return same === text.length ? [text] : [text.slice(0, same), el('mark', {}, text.slice(same))];
   };
   const both = data.decoded && el('dl', { class: 'decoded' },
-    el('dt', {}, 'Reference'), el('dd', {}, data.decoded[0]),
+    el('dt', {}, 'Reference'), el('dd', {}, data.decoded[0].replace(/\n/g, '↵')),
     el('dt', {}, 'Engine'), el('dd', {}, marked(data.decoded[1], data.decoded[0])));
   const cell = (said) => (said ? [el('td', { class: 'mono' }, JSON.stringify(said[0])), el('td', { class: 'n' }, said[1].toFixed(2))] : [el('td', {}, '–'), el('td', { class: 'n' }, '–')]);
   const rows = data.steps.map((step, at) => el('tr', { class: step.differs ? 'differs' : null },

@@ -171,14 +171,14 @@ function buildMap(host) {
 // What the colours mean, in the map's own unit.
 function legend(kind) {
   const map = data[kind], limit = map ? map.limit : 1, { unit } = KINDS[kind];
-  const edge = (x) => (x >= 1e4 ? `1e${Math.round(Math.log10(x))}` : String(Number(x.toPrecision(2))));
+  const edge = (x) => (x >= 1e3 ? x.toExponential(0).replace('e+', 'e') : String(Number(x.toPrecision(2))));
   const within = [['w0', 0.1], ['w1', 0.5], ['w2', 1]].map(([name, part]) => [name, edge(part * limit)]);
   const beyond = [0, 1, 2, 3, 4, 5].map((n) => [`b${n}`, edge(limit * 10 ** (n + 1))]);
   const swatch = ([name, text], at) => el('span', at === 3 ? { class: 'limit' } : {}, el('span', { class: `sw ${name}` }), text);
   const last = el('span', {}, el('span', { class: 'sw b6' }), 'more');
   return el('div', { class: 'legend', role: 'note', 'aria-label': `Colours: up to so many ${unit}; beyond ${limit} is wrong` },
     el('div', {},
-      el('div', {}, `up to so many ${unit}; a thick line at the limit, ${limit}`),
+      el('div', {}, `up to so many ${unit}; the limit is ${limit}`),
       el('div', { class: 'ramp small' }, [...within, ...beyond].map(swatch), last)),
     el('span', { class: 'key' }, el('span', { class: 'sw b7' }), 'no number'),
     el('span', { class: 'key' }, el('span', { class: 'sw hatched' }), 'unmeasured'),

@@ -3,15 +3,16 @@
 use serde::Serialize;
 
 /// A page is at most so long.
-pub const MOST_BYTES: usize = 1_000_000;
+pub const MOST_BYTES: usize = 700_000;
 
 const FRAME: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
 /// In the order in which they name one another.
-const SCRIPTS: [&str; 6] = [
+const SCRIPTS: [&str; 7] = [
     include_str!("base.js"),
     include_str!("map.js"),
     include_str!("tensor.js"),
+    include_str!("reading.js"),
     include_str!("graph.js"),
     include_str!("check.js"),
     include_str!("main.js"),

@@ -19,6 +19,14 @@ use crate::{
 /// Elements of an axis whose shares are told apart; more are taken together.
 const MOST_BINS: usize = 96;
 
+/// Hardly a picture is shorter.
+const LEAST_BYTES: usize = 1024;
+
+/// What a picture has in bytes beside its pixels, roughly.
+const WORDS: usize = 700;
+/// Pictures of what is not guilty are halved at most so often.
+const MOST_HALVINGS: usize = 2;
+
 /// A byte of a value that is no number, and of none at all; others are from -126 to 126.
 const NO_NUMBER: i8 = -128;
 const ABSENT: i8 = 127;
@@ -112,25 +120,43 @@ pub fn pictures(
     };
     // Early steps first: what is wrong later mostly follows from them.
     all.sort_by_key(|(site, ..)| (class(site), *site));
-    let (mut shown, mut bytes, mut left_out) = (Vec::new(), 0, 0);
+    let others = finest(&all, &class, most_bytes);
+    let (all_shots, mut shown, mut bytes) = (all.len(), Vec::new(), 0);
     for (site, shot, beside) in all {
         let Some(cell) = layout.cell(site.layer, site.stage) else { continue };
         let halvings = match class(&site) {
             0 => 0,
             1 => 1,
-            _ => 2,
+            _ => others,
         };
-        let is_told_apart = class(&site) < 3;
-        let own = Shown::of(site, cell, shot, beside, halvings, is_told_apart);
+        let own = Shown::of(site, cell, shot, beside, halvings, class(&site) < 3);
         let length = serde_json::to_string(&own).map_or(usize::MAX, |text| text.len() + 1);
-        if bytes + length > most_bytes {
-            left_out += 1;
-            continue;
+        if length <= most_bytes - bytes {
+            bytes += length;
+            shown.push(own);
+        } else if most_bytes - bytes < LEAST_BYTES {
+            break;
         }
-        bytes += length;
-        shown.push(own);
     }
+    let left_out = all_shots - shown.len();
     (shown, left_out)
+}
+
+/// How often pictures of what is not guilty are halved so that all are likely to fit.
+fn finest(all: &[(Site, &Shot, bool)], class: &dyn Fn(&Site) -> usize, most_bytes: usize) -> usize {
+    let bytes = |halvings: usize| -> usize {
+        let of = |(site, shot, _): &(Site, &Shot, bool)| {
+            let (halvings, sides) = match class(site) {
+                0 => (0, 5),
+                1 => (1, 5),
+                2 => (halvings, 5),
+                _ => (halvings, 3),
+            };
+            WORDS + sides * (shot.picture.pixels.len() >> (2 * halvings)) * 4 / 3
+        };
+        all.iter().map(of).sum()
+    };
+    (0..MOST_HALVINGS).find(|&halvings| bytes(halvings) <= most_bytes).unwrap_or(MOST_HALVINGS)
 }
 
 impl Shown {

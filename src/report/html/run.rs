@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use serde::Serialize;
 
 use super::{
@@ -11,7 +12,12 @@ use super::{
 };
 use crate::{
     compare::verdict::Outcome,
-    diagnosis::{Certainty, Finding, Verdict, album::Album},
+    diagnosis::{
+        Certainty, Finding, Verdict,
+        album::Album,
+        reading::{self, Reading},
+        replay::Operation,
+    },
     graph::site::Site,
     report::{
         Report, SideSummary,
@@ -50,6 +56,7 @@ struct RunData<'a> {
     same_steps: bool,
     graph: Vec<Node>,
     pictures: Vec<Shown>,
+    readings: Vec<ReadOff>,
     left_out: usize,
     most_bytes: usize,
     steps: Vec<Said>,
@@ -78,6 +85,29 @@ struct Entry {
     /// The step and the cell that it is shown by.
     step: u32,
     cell: Option<usize>,
+}
+
+/// What was read off a result.
+#[derive(Serialize)]
+struct ReadOff {
+    cell: usize,
+    step: u32,
+    title: &'static str,
+    /// What each position was taken for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    positions: Option<Vec<(usize, f64)>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cells: Option<Kinds>,
+}
+
+/// Kinds of things by two axes, a byte each.
+#[derive(Serialize)]
+struct Kinds {
+    names: [&'static str; 2],
+    first: usize,
+    columns: usize,
+    kinds: Vec<String>,
+    of: String,
 }
 
 /// A site of the graph, and the cells that it is computed from.
@@ -144,6 +174,7 @@ pub fn run_page(report: &Report, extras: &Extras<'_>) -> String {
         graph: extras.album.map_or(Vec::new(), |album| graph(album, &layout)),
         layout: &layout,
         pictures: Vec::new(),
+        readings: extras.album.map_or(Vec::new(), |album| readings(album, &layout)),
         left_out: 0,
         most_bytes: MOST_BYTES,
         steps: said(report),
@@ -226,6 +257,30 @@ fn graph(album: &Album, layout: &Layout) -> Vec<Node> {
         })
     };
     album.sites.iter().filter_map(node).collect()
+}
+
+fn readings(album: &Album, layout: &Layout) -> Vec<ReadOff> {
+    let one = |(operation, reading): &(Operation, Reading)| {
+        let (positions, cells) = match &reading.shown {
+            reading::Shown::Positions(points) => (Some(points.clone()), None),
+            reading::Shown::Cells(own) => (None, Some(own)),
+        };
+        let kinds = |own: &reading::Cells| Kinds {
+            names: own.names,
+            first: own.first,
+            columns: own.columns,
+            kinds: own.kinds.clone(),
+            of: STANDARD_NO_PAD.encode(&own.of),
+        };
+        Some(ReadOff {
+            cell: layout.cell_of(*operation)?,
+            step: reading.step,
+            title: reading.title,
+            positions,
+            cells: cells.map(kinds),
+        })
+    };
+    album.readings.iter().filter_map(one).collect()
 }
 
 fn said(report: &Report) -> Vec<Said> {

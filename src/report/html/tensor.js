@@ -203,7 +203,7 @@ function buildShares(picture) {
   const rows = picture.shares.map(([width, bins], axis) => {
     if (picture.shape[axis] < 2) return null;
     const name = picture.axes[axis] || `axis ${axis}`, n = picture.shape[axis];
-    const most = Math.max(...bins);
+    const [least, most] = [Math.min(...bins), Math.max(...bins)];
     const bars = svg('svg', { viewBox: `0 0 ${bins.length} 30`, preserveAspectRatio: 'none', role: 'img' });
     const hit = bins.filter((bin) => bin > 0).length;
     bars.setAttribute('aria-label', `${name}: wrong elements at ${hit} of ${bins.length} places along the axis`);
@@ -215,7 +215,10 @@ function buildShares(picture) {
       bar.append(svg('title', {}, `${rangeWords(name === 'token' ? 'position' : name, from + first, to + first)}: ${(bin / 10).toFixed(1)} % wrong`));
       bars.append(bar);
     });
-    return el('div', { class: 'share' }, el('span', {}, name, el('br'), `0–${n - 1}`), bars, el('span', { class: 'hidden' }, `at most ${most / 10} %`));
+    const own = name === 'token' ? `positions ${picture.first_position}–${picture.first_position + n - 1}` : `${n} ${name}s`;
+    const even = most - least < 20;
+    return el('div', { class: 'share' }, el('span', {}, own),
+      even ? el('span', {}, `all alike, ${Number((most / 10).toFixed(1))} % wrong`) : bars);
   }).filter(Boolean);
   return rows.length ? [el('h4', {}, 'Where it is wrong ', el('span', { class: 'muted' }, 'share of wrong elements along each axis, to 100 %')), el('div', { class: 'shares' }, rows)] : [];
 }
