@@ -122,7 +122,7 @@ pub fn diagnose(evidence: &Evidence<'_>) -> Result<Cause, ReplayError> {
 fn diagnose_as(evidence: &Evidence<'_>, known: &mut Vec<Rc<Known>>) -> Result<Cause, ReplayError> {
     let layers = evidence.layers();
     if layers > MOST_LAYERS {
-        return Ok(too_far(layers));
+        return Ok(too_far(layers, evidence.count_wrong() as u64));
     }
     let mut tried = Vec::new();
     hypotheses::all(evidence, &mut |hypothesis| tried.extend(hypothesis))?;
@@ -142,11 +142,11 @@ fn diagnose_as(evidence: &Evidence<'_>, known: &mut Vec<Rc<Known>>) -> Result<Ca
 
 /// What is said where whole layers lie between what was recorded: too many mistakes would look alike, and each
 /// would be computed through all of them.
-fn too_far(layers: usize) -> Cause {
+fn too_far(layers: usize, wrong: u64) -> Cause {
     let text = format!(
         "unknown: nothing between was recorded in {layers} layers; record layer_out of each to know the cause"
     );
-    Cause { text, ..unknown(None, 0) }
+    Cause { text, wrong, ..unknown(None, 0) }
 }
 
 /// The same where one of the causes of other sites may be it again, which is tried first: one mistake is in

@@ -14,15 +14,14 @@ use llama_cpp_sys_2 as sys;
 
 use super::{
     context::{Context, Hooks},
-    node::Node as Live,
+    node::{COMPUTE, Node as Live},
     session::ReferenceError,
+    widen::Widening,
 };
 use crate::graph::{
     Extent, Format, Graph, Kind, ModelGraph, Node, NodeId, Op, Sample, SequenceInputs, Size, Window,
 };
 
-/// ggml computes only the nodes that have this flag.
-const COMPUTE: i32 = sys::GGML_TENSOR_FLAG_COMPUTE as i32;
 const INPUT: i32 = sys::GGML_TENSOR_FLAG_INPUT as i32;
 
 /// Cells that llama.cpp reads of a cache come in multiples of this.
@@ -55,6 +54,8 @@ struct Snapshot {
     failure: Option<String>,
     /// Whether the decode is to end before it computes anything.
     aborts: bool,
+    /// What computes with weights that are not f32, where the decode is to compute and not to be read.
+    widening: Option<Widening>,
     is_over: bool,
 }
 
@@ -81,8 +82,7 @@ impl Snapshot {
             // A copy to another format names itself as its place.
             let sources = t.src.map(|source| if source == tensor { None } else { self.id(source) });
             let last = sources.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
-            let op = CStr::from_ptr(sys::ggml_op_desc(tensor)).to_string_lossy().into_owned();
-            let op = Op::from(op);
+            let op = live.op();
             let kind = kind(t, &op);
             let node = RawNode {
                 name: CStr::from_ptr(t.name.as_ptr()).to_string_lossy().into_owned(),
@@ -165,6 +165,8 @@ pub(super) fn decoded(bytes: &[u8], format: Format) -> Vec<f64> {
     }
 }
 
+const PANICKED: &str = "internal error in the graph callback";
+
 /// llama.cpp's `cb_eval` while a graph is read. `user_data` points to a pointer to the [`Snapshot`].
 unsafe extern "C" fn on_node(
     tensor: *mut sys::ggml_tensor,
@@ -173,7 +175,17 @@ unsafe extern "C" fn on_node(
 ) -> bool {
     // SAFETY: the slot holds a live snapshot for the time of a decode, else null.
     let snapshot = unsafe { (*user_data.cast::<*mut Snapshot>()).as_mut() };
-    let Some(snapshot) = snapshot.filter(|_| ask) else { return false };
+    let Some(snapshot) = snapshot.filter(|snapshot| ask || snapshot.widening.is_some()) else {
+        return false;
+    };
+    if let Some(widening) = &mut snapshot.widening {
+        let handled = catch_unwind(AssertUnwindSafe(|| widening.handle(Live(tensor), ask)));
+        let handled = handled.unwrap_or_else(|_| Err(PANICKED.to_string()));
+        return handled.unwrap_or_else(|failure| {
+            snapshot.failure = Some(failure);
+            false
+        });
+    }
     let seen = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: llama.cpp asks of live nodes.
         let id = unsafe { snapshot.id(tensor) };
@@ -187,7 +199,7 @@ unsafe extern "C" fn on_node(
         snapshot.asked += 1;
     }));
     if seen.is_err() {
-        snapshot.failure = Some("internal error in the graph callback".to_string());
+        snapshot.failure = Some(PANICKED.to_string());
     }
     snapshot.is_over = true;
     false
@@ -197,7 +209,8 @@ unsafe extern "C" fn on_node(
 unsafe extern "C" fn is_over(user_data: *mut c_void) -> bool {
     // SAFETY: as in `on_node`.
     let snapshot = unsafe { (*user_data.cast::<*mut Snapshot>()).as_ref() };
-    snapshot.is_some_and(|snapshot| snapshot.aborts && snapshot.is_over)
+    snapshot
+        .is_some_and(|snapshot| snapshot.failure.is_some() || snapshot.aborts && snapshot.is_over)
 }
 
 pub(super) const HOOKS: Hooks = Hooks { on_node, is_over };
@@ -208,6 +221,8 @@ pub(super) struct Importer {
     pub architecture: String,
     /// An id that the vocabulary has.
     pub token: i32,
+    /// Where the weights are f32, whatever the file's format.
+    pub widening: Option<Widening>,
 }
 
 /// The graphs that sizes are found from: tokens of a step, and whether another came before.
@@ -257,10 +272,7 @@ impl Importer {
         self.context.clear();
         let mut snapshot = Snapshot::default();
         if before > 0 {
-            let code = self.context.decode(&vec![self.token; before], 0);
-            if code != 0 {
-                return Err(self.failed(&format!("a token cannot be computed (code {code})")));
-            }
+            self.compute(before)?;
         }
         snapshot.aborts = true;
         let code = self.context.decode_with(&mut snapshot, tokens, before);
@@ -275,6 +287,27 @@ impl Importer {
         match snapshot.failure.take() {
             Some(failure) => Err(self.failed(&failure)),
             None => Ok(snapshot),
+        }
+    }
+
+    /// Computes so many tokens from an empty cache.
+    fn compute(&mut self, tokens: usize) -> Result<(), ReferenceError> {
+        let tokens = vec![self.token; tokens];
+        let code = match self.widening.take() {
+            None => self.context.decode(&tokens, 0),
+            Some(widening) => {
+                let mut computed = Snapshot { widening: Some(widening), ..Snapshot::default() };
+                let code = self.context.decode_with(&mut computed, &tokens, 0);
+                self.widening = computed.widening.take();
+                if let Some(failure) = computed.failure {
+                    return Err(self.failed(&failure));
+                }
+                code
+            }
+        };
+        match code {
+            0 => Ok(()),
+            _ => Err(self.failed(&format!("a token cannot be computed (code {code})"))),
         }
     }
 

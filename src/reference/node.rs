@@ -12,6 +12,9 @@ use crate::{
     },
 };
 
+/// ggml computes only the nodes that have this flag.
+pub const COMPUTE: i32 = sys::GGML_TENSOR_FLAG_COMPUTE as i32;
+
 /// A node of llama.cpp's graph, alive for one callback.
 #[derive(Clone, Copy)]
 pub struct Node(pub *mut sys::ggml_tensor);
@@ -51,10 +54,19 @@ impl Node {
         unsafe { CStr::from_ptr(name.as_ptr()) }.to_str().unwrap_or("")
     }
 
+    fn op_name(&self) -> &CStr {
+        // SAFETY: the tensor is live; ggml returns a static string.
+        unsafe { CStr::from_ptr(sys::ggml_op_desc(self.0)) }
+    }
+
+    /// What it computes.
+    pub fn op(&self) -> Op {
+        Op::from(self.op_name().to_string_lossy().into_owned())
+    }
+
     /// Whether it computes what the graph says.
     pub fn is(&self, op: &Op) -> bool {
-        // SAFETY: the tensor is live; ggml returns a static string.
-        unsafe { CStr::from_ptr(sys::ggml_op_desc(self.0)) }.to_str() == Ok(op.name())
+        self.op_name().to_str() == Ok(op.name())
     }
 
     /// How many places for sources it has.

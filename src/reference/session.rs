@@ -213,7 +213,8 @@ impl Reference {
             precision: self.options.precision,
         };
         let context = self.context(&spec, &import::HOOKS)?;
-        Ok(Importer { context, architecture: self.architecture.clone(), token: 0 })
+        let widening = self.widening(&spec)?;
+        Ok(Importer { context, architecture: self.architecture.clone(), token: 0, widening })
     }
 
     fn context(&self, spec: &ContextSpec, hooks: &Hooks) -> Result<Context, ReferenceError> {
@@ -248,18 +249,21 @@ impl Reference {
             precision: self.options.precision,
         };
         let context = self.context(&spec, &HOOKS)?;
-        let widening = match self.options.precision {
-            Precision::F32 => Some(self.widening(&spec)?),
-            Precision::Native => None,
-        };
+        let widening = self.widening(&spec)?;
         Ok(Session { reference: self, widening, context, positions: 0 })
     }
 
-    fn widening(&self, spec: &ContextSpec) -> Result<Widening, ReferenceError> {
-        Widening::new(spec.threads as usize).ok_or_else(|| ReferenceError::Context {
+    /// What computes in f32 beside a context, where that is asked for.
+    fn widening(&self, spec: &ContextSpec) -> Result<Option<Widening>, ReferenceError> {
+        if self.options.precision == Precision::Native {
+            return Ok(None);
+        }
+        let widening = Widening::new(spec.threads as usize);
+        let no_memory = || ReferenceError::Context {
             tokens: spec.positions,
             detail: "no memory for its threads".to_string(),
-        })
+        };
+        widening.map(Some).ok_or_else(no_memory)
     }
 }
 

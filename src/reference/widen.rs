@@ -16,7 +16,10 @@ use std::{
 use llama_cpp_sys_2 as sys;
 use rayon::prelude::*;
 
-use super::{node::Node, threads::Threads};
+use super::{
+    node::{COMPUTE, Node},
+    threads::Threads,
+};
 use crate::graph::Op;
 
 /// Elements of a block: 1 MB of f32.
@@ -25,9 +28,6 @@ const BLOCK: usize = 1 << 18;
 const ROWS: usize = 64;
 /// Bytes for the description of a block's small graph.
 const DESCRIPTIONS: usize = 1 << 16;
-
-/// ggml computes only the nodes that have this flag.
-const COMPUTE: i32 = sys::GGML_TENSOR_FLAG_COMPUTE as i32;
 
 /// Computes what a graph makes of weights that are not f32.
 pub struct Widening {
@@ -149,6 +149,15 @@ impl Widening {
             Op::MulMatId if is_skipped => self.product_of_experts(node),
             _ => Ok(()),
         }
+    }
+
+    /// What the graph callback is to do where nothing is captured: whether it wants to see the node.
+    ///
+    /// # Errors
+    /// As [`Widening::prepare`] and [`Widening::compute`].
+    pub fn handle(&mut self, node: Node, ask: bool) -> Result<bool, String> {
+        let op = node.op();
+        if ask { self.prepare(node, &op) } else { self.compute(node, &op).map(|()| true) }
     }
 
     /// Makes the prepared node what it was.
