@@ -57,8 +57,9 @@ fn a_planted_fault_is_the_first_line_and_exits_1() {
 /// The whole text of a found fault. Numbers that rounding moves are blanked.
 #[test]
 fn the_report_of_a_fault_reads_as_documented() {
-    let arguments = [&["run", "--fault", "ffn-down-zero"][..], &SHORT].concat();
-    let (_, out, _) = outcome(&arguments);
+    let run = |more: &[&str]| {
+        outcome(&[&["run", "--fault", "ffn-down-zero"][..], &SHORT, more].concat()).1
+    };
     insta::with_settings!({filters => vec![
         (r"host \(.*\)", "host (COMPILER)"),
         (r"/\S*/fixture/tiny-qwen2\S*", "FIXTURE"),
@@ -74,7 +75,34 @@ fn the_report_of_a_fault_reads_as_documented() {
         (r"\d+ of (\d+ elements), [0-9.]+ %", "N of $1"),
         (r"\(\d+\.\d\d\)", "(G)"),
         (r"(?m)^(  [a-z_]+ +\d+ +\d+ +)\S+", "${1}N"),
-    ]}, { insta::assert_snapshot!(out) });
+    ]}, {
+        insta::assert_snapshot!("a_screen", run(&[]));
+        insta::assert_snapshot!("all_of_it", run(&["--verbose"]));
+    });
+}
+
+#[test]
+fn a_program_gets_the_answer_in_4_kb() {
+    let faults = ["--fault", "qkv-bias-zero", "--fault", "rope-pairs-interleaved"];
+    let run = |more: &[&str]| outcome(&[&["run"], &faults[..], more, &SHORT].concat());
+    let (exit, out, _) = run(&["--format", "agent"]);
+    assert!(exit == 1 && out.len() <= 4096, "{out}");
+    let summary: Value = serde_json::from_str(&out).unwrap();
+    let (_, text, _) = run(&[]);
+    assert_eq!(summary["answer"], text.lines().next().unwrap());
+    assert_eq!(summary["guilty"][1]["cause"], "pairs (2i, 2i+1) instead of (i, i+d/2)");
+    let kernel = summary["guilty"][1]["kernel"].as_str().unwrap();
+    assert!(kernel.starts_with("kernels/rope.cu:"), "{kernel}");
+    // The commands run as they are.
+    let [first, ..] = &summary["next"].as_array().unwrap()[..] else { panic!("{out}") };
+    let command = first["command"].as_str().unwrap();
+    assert!(command.starts_with("firstdiff run --fault qkv-bias-zero "), "{command}");
+    assert!(!command.contains("--format"), "{command}");
+    let (_, whole, _) = run(&["--json", "-"]);
+    let whole: Value = serde_json::from_str(&whole).unwrap();
+    assert_eq!(whole["summary"]["guilty"], summary["guilty"]);
+    let (exit, out, err) = run(&["--json", "-", "--format", "agent"]);
+    assert!((exit, &*out) == (2, "") && err.contains("choose one"), "{err}");
 }
 
 #[test]
@@ -87,7 +115,7 @@ fn json_has_the_headline_every_site_and_the_tokens() {
     assert_eq!(report["sites"].as_array().unwrap().len(), 237);
     assert_eq!(report["steps"].as_array().unwrap().len(), 3);
     assert_eq!(report["sites"][0]["outcome"], "equal");
-    assert_eq!(report["report_version"], 7);
+    assert_eq!(report["report_version"], 8);
     let findings = report["diagnosis"]["findings"].as_array().unwrap();
     assert_eq!(findings.len(), 1);
     assert_eq!(findings[0]["verdict"], "engine_wrong");

@@ -87,7 +87,7 @@ fn a_fault_in_chosen_rows_has_its_position_and_one_elsewhere_is_still_blamed() {
     let extent = "10 prompt tokens, 2 decode steps, prompt's scores and probs of 4 tokens only)";
     assert!(exit == 0 && first.contains(extent), "{out}");
 
-    let (exit, out, _) = run(&["--rows", "4,9", "--fault", "mask-off-by-one"]);
+    let (exit, out, _) = run(&["--rows", "4,9", "--fault", "mask-off-by-one", "--verbose"]);
     assert_eq!(exit, 1);
     let place = "first divergence: step 0 layer 0 probs [position 4, head 0, key ";
     assert!(out.starts_with(place), "{out}");
