@@ -30,6 +30,8 @@ mod contract;
 mod cross;
 // Right engines that round in a way of their own.
 mod conventions;
+// The first layers of a large model.
+mod cut;
 // What the machine has, whatever it has.
 mod doctor;
 // The engine on the host device against llama.cpp.

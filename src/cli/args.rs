@@ -72,6 +72,8 @@ pub enum Command {
     Kernels(super::kernels::KernelsArgs),
     /// List the faults that --fault can plant, and where each must be blamed
     Faults,
+    /// Write a model's first layers, with its embedding and head, as a model: a quick look at a large one
+    Cut(CutArgs),
     /// Write a random model of any shape, or of any architecture
     Synth(SynthArgs),
     /// The child process in which `synth` runs llama.cpp
@@ -425,6 +427,18 @@ impl From<DTypeArg> for DType {
             DTypeArg::F16 => DType::F16,
         }
     }
+}
+
+#[derive(Args)]
+pub struct CutArgs {
+    /// GGUF model to cut
+    pub model: PathBuf,
+    /// Layers to keep, from the first on
+    #[arg(long, value_name = "N")]
+    pub layers: usize,
+    /// File to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
 }
 
 #[derive(Args)]

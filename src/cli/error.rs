@@ -13,7 +13,7 @@ use firstdiff::{
     core::exit::Exit,
     diagnosis::replay::ReplayError,
     engine::{EngineError, contract::ContractError, device::DeviceError, kernels::KernelError},
-    model::{ModelError, gguf::GgufError, synth::SynthError},
+    model::{CutError, ModelError, gguf::GgufError, synth::SynthError},
     reference::ReferenceError,
     run::RunError,
     trace::{TraceError, import::DumpError, lint::LintError},
@@ -75,6 +75,8 @@ pub enum Error {
     #[error(transparent)]
     Synth(#[from] SynthError),
     #[error(transparent)]
+    Cut(#[from] CutError),
+    #[error(transparent)]
     Trace(#[from] TraceError),
 }
 
@@ -109,7 +111,8 @@ impl Error {
             | Model(_)
             | Pinned(_)
             | Queries(_)
-            | Synth(_) => Exit::BadInput,
+            | Synth(_)
+            | Cut(_) => Exit::BadInput,
         }
     }
 }

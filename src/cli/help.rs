@@ -15,11 +15,12 @@ const GROUPS: [(&str, &[&str]); 4] = [
         &["run", "kernels", "variants", "faults", "progress"],
     ),
     ("Continuous integration", &["check", "bless", "merge", "bisect"]),
-    ("This machine", &["doctor", "synth", "completions"]),
+    ("This machine", &["doctor", "cut", "synth", "completions"]),
 ];
 
 /// Ways to call each command.
-const EXAMPLES: [(&str, &[&str]); 20] = [
+const EXAMPLES: [(&str, &[&str]); 21] = [
+    ("cut", &["firstdiff cut llama-70b.gguf --layers 2 -o two-layers.gguf"]),
     (
         "run",
         &[

@@ -5,6 +5,7 @@ mod bisect;
 mod bless;
 mod capture;
 mod check;
+mod cut;
 mod diff;
 mod dump;
 pub mod error;
@@ -59,6 +60,7 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Error> {
         Command::Merge(args) => check::merge(&args),
         Command::Kernels(args) => kernels::kernels(&args),
         Command::Faults => tools::faults(),
+        Command::Cut(args) => cut::cut(&args),
         Command::Synth(args) => synth::synth(&args),
         Command::SynthChild => synth::child(),
         Command::Doctor(args) => tools::doctor(&args),

@@ -2,6 +2,8 @@
 
 mod config;
 #[cfg(feature = "full")]
+mod cut;
+#[cfg(feature = "full")]
 pub mod gguf;
 #[cfg(feature = "full")]
 mod ledger;
@@ -15,6 +17,8 @@ pub mod synth;
 mod weights;
 
 pub use config::{Config, RopePairs, rope_angle, rope_pair};
+#[cfg(feature = "full")]
+pub use cut::{Cut, CutError};
 #[cfg(feature = "full")]
 pub use ledger::Ledger;
 #[cfg(feature = "full")]

@@ -1,7 +1,7 @@
 //! Writing: keys and tensor table through ggml's own writer, data streamed one tensor at a time.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     io::{BufWriter, Write},
     path::{Path, PathBuf},
 };
@@ -44,6 +44,29 @@ impl Header {
     pub fn copy_keys(&mut self, from: &Gguf) {
         // SAFETY: both contexts are live.
         unsafe { sys::gguf_set_kv(self.context.0, from.context().0) }
+    }
+
+    /// Keeps the first `to` of every array that has `from` elements, under keys that begin so.
+    pub fn shorten_arrays(&mut self, prefix: &str, from: usize, to: usize) {
+        // SAFETY: the context is live, every index is below its number of keys, and an array of numbers has as many
+        // elements as ggml says. They are copied before the key is set anew.
+        unsafe {
+            for key in 0..sys::gguf_get_n_kv(self.context.0) {
+                let name = CStr::from_ptr(sys::gguf_get_key(self.context.0, key)).to_owned();
+                let is_own = name.to_str().is_ok_and(|name| name.starts_with(prefix));
+                if !is_own || sys::gguf_get_kv_type(self.context.0, key) != sys::GGUF_TYPE_ARRAY {
+                    continue;
+                }
+                let of = sys::gguf_get_arr_type(self.context.0, key);
+                let size = element_size(of);
+                if size == 0 || sys::gguf_get_arr_n(self.context.0, key) != from {
+                    continue;
+                }
+                let data = sys::gguf_get_arr_data(self.context.0, key).cast::<u8>();
+                let kept = std::slice::from_raw_parts(data, to * size).to_vec();
+                sys::gguf_set_arr_data(self.context.0, name.as_ptr(), of, kept.as_ptr().cast(), to);
+            }
+        }
     }
 
     pub fn set_string(&mut self, key: &str, value: &str) {
@@ -179,6 +202,17 @@ impl Header {
         let file = out.into_inner().map_err(|error| failed(error.into_error()))?;
         file.persist(path).map_err(|error| failed(error.error))?;
         Ok(())
+    }
+}
+
+/// Bytes of a number of a GGUF type; 0 of what is no number.
+fn element_size(of: sys::gguf_type) -> usize {
+    match of {
+        sys::GGUF_TYPE_UINT8 | sys::GGUF_TYPE_INT8 | sys::GGUF_TYPE_BOOL => 1,
+        sys::GGUF_TYPE_UINT16 | sys::GGUF_TYPE_INT16 => 2,
+        sys::GGUF_TYPE_UINT32 | sys::GGUF_TYPE_INT32 | sys::GGUF_TYPE_FLOAT32 => 4,
+        sys::GGUF_TYPE_UINT64 | sys::GGUF_TYPE_INT64 | sys::GGUF_TYPE_FLOAT64 => 8,
+        _ => 0,
     }
 }
 

@@ -1,0 +1,27 @@
+//! `firstdiff cut`: the first layers of a model.
+
+use std::path::Path;
+
+use firstdiff::{
+    core::exit::Exit,
+    model::{Cut, ModelFile},
+};
+
+use super::{args::CutArgs, error::Error, output};
+
+/// Writes the first layers of a model as a model.
+pub fn cut(args: &CutArgs) -> Result<Exit, Error> {
+    let model = ModelFile::open(&args.model)?;
+    let real = |path: &Path| path.canonicalize().ok();
+    if real(&args.output).is_some_and(|output| real(&args.model) == Some(output)) {
+        return Err(Error::Usage("-o names the model itself; give another file".into()));
+    }
+    let cut = Cut::plan(&model, args.layers)?;
+    let bar = output::progress(Some(cut.data_bytes()), "writing weights");
+    cut.write(&args.output, &mut |bytes| bar.inc(bytes))?;
+    bar.finish_and_clear();
+    let size = std::fs::metadata(&args.output).map_or(0, |metadata| metadata.len());
+    let (path, layers) = (args.output.display(), args.layers);
+    output::print(&format!("wrote {path}: {layers} of {} layers, {size} bytes\n", cut.of))?;
+    Ok(Exit::Equal)
+}
