@@ -26,6 +26,7 @@ const EXAMPLES: [(&str, &[&str]); 20] = [
             "firstdiff run -m model.gguf -p 'Once upon a time'",
             "firstdiff run --kernels my_kernels --watch",
             "firstdiff run --lengths auto --json report.json",
+            "firstdiff run --html report.html",
         ],
     ),
     (
@@ -58,6 +59,7 @@ const EXAMPLES: [(&str, &[&str]); 20] = [
             "firstdiff explain mine -m model.gguf",
             "firstdiff explain mine --reference ref -m model.gguf",
             "firstdiff explain batch -m model.gguf --sequence 1 --json report.json",
+            "firstdiff explain mine --reference ref -m model.gguf --html report.html",
         ],
     ),
     (
@@ -98,6 +100,7 @@ const EXAMPLES: [(&str, &[&str]); 20] = [
             "firstdiff check",
             "firstdiff check --config ci.toml --baseline firstdiff.lock.json",
             "firstdiff check --partition hash:2/3 --json part2.json",
+            "firstdiff check --html check.html",
         ],
     ),
     (
