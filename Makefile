@@ -14,7 +14,7 @@ help: ## show this list
 setup: ## install what is missing (cmake, a C++ compiler, libclang); does nothing the second time
 	scripts/setup.sh
 
-setup-tests: ## the same with what only the tests need (clang)
+setup-tests: ## the same with what only the tests need (clang, Chromium)
 	scripts/setup.sh --tests
 
 build: ## build target/release/firstdiff

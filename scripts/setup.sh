@@ -10,7 +10,8 @@ usage: scripts/setup.sh [--tests] [--check]
 Looks for what building firstdiff needs and installs what is missing through apt-get (with sudo when
 not root). Where there is no apt, it lists the packages to install.
 
-  --tests   what the tests need as well: clang, the second compiler of include/firstdiff.h
+  --tests   what the tests need as well: clang, the second compiler of include/firstdiff.h, and
+            Chromium with its driver, in which the pages of --html are opened
   --check   install nothing; exit 1 if something is missing
   --help    this text
 
@@ -34,7 +35,8 @@ libclang|find_libclang|libclang-dev|clang-devel|clang|llvm
 python3 with venv|find_python|python3 python3-venv|python3|python|python'
 # The same of what only the tests need.
 readonly TEST_THINGS='
-clang|find_clang|clang|clang|clang|llvm'
+clang|find_clang|clang|clang|clang|llvm
+Chromium|find_chromium|chromium chromium-driver|chromium chromedriver|chromium|chromium chromedriver'
 
 main() {
     local check=no things=$THINGS
@@ -139,6 +141,16 @@ find_cxx_compiler() {
 # libclang alone does not bring the compiler.
 find_clang() {
     compiles c '#include <stdlib.h>' clang >/dev/null && compiles c++ '#include <vector>' clang++
+}
+
+# A browser by one of its names, and the program that drives it.
+find_chromium() {
+    local browser
+    version_of chromedriver >/dev/null || return 1
+    for browser in chromium chromium-browser google-chrome chrome; do
+        version_of "$browser" && return
+    done
+    return 1
 }
 
 # Having a compiler is not enough: clang++ without the C++ library's headers is a common find.

@@ -31,7 +31,7 @@
 //! - [`diagnosis`]: every operation again in f64 from a side's own inputs, and why a guilty one is wrong; an
 //!   engine's weights beside the file's
 //! - [`run`]: both sides at the same time, one engine on two devices, the reference's tokens and floor
-//! - [`report`]: the answer as data, as text, as JSON, and in the forms of CI systems
+//! - [`report`]: the answer as data, as text, as JSON, as a page, and in the forms of CI systems
 //! - [`doctor`]: what this machine has
 //! - [`ci`]: many runs held to a baseline, kernels checked one by one, the commit that broke a site, what
 //!   a change fixed

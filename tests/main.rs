@@ -36,6 +36,8 @@ mod cut;
 mod doctor;
 // The engine on the host device against llama.cpp.
 mod engine;
+// The page of a report, in a browser.
+mod page;
 // Which models the engine runs, and what no kernel computes of others.
 mod plan;
 // A recorded engine is blamed for what `run` blames it for.

@@ -12,7 +12,18 @@ use std::{
 use tempfile::TempDir;
 
 /// What the script looks for by name.
-const SOUGHT: [&str; 8] = ["cargo", "cc", "c++", "objcopy", "cmake", "make", "git", "python3"];
+const SOUGHT: [&str; 10] = [
+    "cargo",
+    "cc",
+    "c++",
+    "objcopy",
+    "cmake",
+    "make",
+    "git",
+    "python3",
+    "chromium",
+    "chromedriver",
+];
 /// What the script and the stand-ins use. These run with the made-up `PATH`: `env` runs apt-get.
 const USED: [&str; 5] = ["bash", "cat", "dirname", "env", "cp"];
 
@@ -162,6 +173,17 @@ fn clang_is_installed_for_the_tests_alone() {
     let ran = machine.setup(&["--tests"]);
     assert_eq!(ran.code(), 0, "{}", ran.text());
     assert_eq!(machine.log(), ["install clang"]);
+}
+
+#[test]
+fn a_browser_without_its_driver_is_installed_for_the_tests_alone() {
+    let machine = Machine::without(&["chromedriver"]);
+    let gains = ["chromedriver", "clang", "clang++"].map(|program| machine.gains(program));
+    let machine = machine.with_apt(true, &gains.join("\n"));
+    assert!(machine.setup(&[]).says("nothing to install"));
+    let ran = machine.setup(&["--tests"]);
+    assert_eq!(ran.code(), 0, "{}", ran.text());
+    assert_eq!(machine.log(), ["install clang chromium chromium-driver"]);
 }
 
 #[test]

@@ -27,6 +27,7 @@ const EXAMPLES: [(&str, &[&str]); 21] = [
             "firstdiff run -m model.gguf -p 'Once upon a time'",
             "firstdiff run --kernels my_kernels --watch",
             "firstdiff run --lengths auto --json report.json",
+            "firstdiff run --html report.html",
         ],
     ),
     (
@@ -59,6 +60,7 @@ const EXAMPLES: [(&str, &[&str]); 21] = [
             "firstdiff explain mine -m model.gguf",
             "firstdiff explain mine --reference ref -m model.gguf",
             "firstdiff explain batch -m model.gguf --sequence 1 --json report.json",
+            "firstdiff explain mine --reference ref -m model.gguf --html report.html",
         ],
     ),
     (
@@ -99,6 +101,7 @@ const EXAMPLES: [(&str, &[&str]); 21] = [
             "firstdiff check",
             "firstdiff check --config ci.toml --baseline firstdiff.lock.json",
             "firstdiff check --partition hash:2/3 --json part2.json",
+            "firstdiff check --html check.html",
         ],
     ),
     (

@@ -25,14 +25,14 @@ pub fn plan(name: &str) -> PathBuf {
 }
 
 /// References of random models.
-struct References {
+pub struct References {
     folder: tempfile::TempDir,
 }
 
 /// Experts, a convolution and a recurrent state, windows with sinks, layers in an order of their own.
 const ARCHS: [&str; 4] = ["qwen3moe", "mamba", "gpt-oss", "lfm2"];
 
-static REFERENCES: LazyLock<References> = LazyLock::new(|| {
+pub static REFERENCES: LazyLock<References> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
     for name in ARCHS {
         let model = folder.path().join(format!("{name}.gguf"));
@@ -47,7 +47,7 @@ static REFERENCES: LazyLock<References> = LazyLock::new(|| {
 });
 
 impl References {
-    fn trace(&self, name: &str) -> PathBuf {
+    pub fn trace(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -84,7 +84,7 @@ fn a_reference_of_any_architecture_is_whole_and_equal_to_itself() {
 }
 
 /// An engine that computed what the reference did, but for its logits, which are `factor` times those.
-fn engine(reference: &Path, folder: &Path, factor: f32) -> PathBuf {
+pub fn engine(reference: &Path, folder: &Path, factor: f32) -> PathBuf {
     let reader = TraceReader::open(reference).unwrap();
     let (model, arithmetic) = (reader.manifest().model.clone(), Arithmetic::engine(DType::F32));
     let manifest = Manifest::new(TraceSide::Engine, model, arithmetic, "mine".to_string());

@@ -23,7 +23,7 @@ function runVerdict() {
 }
 
 // A word at the beginning, and no name of code.
-const capital = (text) => (/^[a-z]+[ ,:]/.test(text) || /^[a-z]+$/.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text);
+const capital = (text) => (/^[a-z]{2,}[ ,:]/.test(text) || /^[a-z]+$/.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text);
 const tone = data.exit === 0 ? 'good' : data.exit === 1 ? 'bad' : 'unsure';
 
 function fillAnswer(verdict, counts) {
@@ -235,13 +235,15 @@ function buildText() {
     el('dt', {}, 'Reference'), el('dd', {}, data.decoded[0].replace(/\n/g, '↵')),
     el('dt', {}, 'Engine'), el('dd', {}, marked(data.decoded[1], data.decoded[0])));
   const cell = (said) => (said ? [el('td', { class: 'mono' }, JSON.stringify(said[0])), el('td', { class: 'n' }, said[1].toFixed(2))] : [el('td', {}, '–'), el('td', { class: 'n' }, '–')]);
+  const sides = ['reference', 'engine'].filter((side) => data.steps.some((step) => step[side]));
   const rows = data.steps.map((step, at) => el('tr', { class: step.differs ? 'differs' : null },
-    el('td', {}, String(at)), el('td', { class: 'n' }, String(step.tokens)), cell(step.reference), cell(step.engine), el('td', {}, step.differs ? 'differs' : '')));
-  const heads = [['Step', ''], ['Tokens', 'n'], ['Reference says', ''], ['lead', 'n'], ['Engine says', ''], ['lead', 'n'], ['', '']];
+    el('td', {}, String(at)), el('td', { class: 'n' }, String(step.tokens)), sides.map((side) => cell(step[side])), el('td', {}, step.differs ? 'differs' : '')));
+  const heads = [['Step', ''], ['Tokens', 'n'], ...sides.flatMap((side) => [[`${capital(side)} says`, ''], ['lead', 'n']]), ['', '']];
   const table = el('table', { class: 'plain' },
     el('thead', {}, el('tr', {}, heads.map(([title, kind]) => (title ? el('th', { scope: 'col', class: kind }, title) : el('td', {}))))),
     el('tbody', {}, rows));
-  section('text', 'What each side says next', 'After each step the likeliest token, and by how much its logit leads the second. Both sides run the reference’s tokens, so that one wrong choice does not spoil the rest.',
+  const forced = sides.length > 1 ? ' Both sides run the same tokens, so that one wrong choice does not spoil the rest.' : '';
+  section('text', sides.length > 1 ? 'What each side says next' : 'What it says next', `After each step the likeliest token, and by how much its logit leads the second.${forced}`,
     both, el('div', { class: 'scroll tall', tabindex: 0, role: 'group', 'aria-label': 'What each side says after each step' }, table));
 }
 
