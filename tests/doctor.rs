@@ -66,6 +66,6 @@ fn probes_are_read_as_json_by_name_and_status() {
     assert_eq!(rows.len(), probes.len());
     assert_eq!(rows[0]["name"], "C++ compiler");
     assert_eq!(rows[0]["status"], "ok");
-    assert_eq!(rows[0]["needed_for"], "run");
+    assert_eq!(rows[0]["needed_for"], "kernels");
     assert!(rows[0]["next_step"].is_null());
 }

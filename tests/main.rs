@@ -58,6 +58,8 @@ mod names;
 mod pinned;
 // What a change of the engine fixed, and what is not called fixed.
 mod progress;
+// The kernels that the program carries built.
+mod prebuilt;
 // Traces that divide the same tokens otherwise, or have rows of some.
 mod positions;
 // Several sequences in one trace.

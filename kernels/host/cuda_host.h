@@ -328,6 +328,8 @@ constexpr char cuda_host_letter() {
     if (std::is_integral_v<T> && sizeof(T) == 8) return 'l';
     return '?';
 }
+// Of this file alone: another file's entry may have the same name.
+namespace {
 template <auto F>
 struct cuda_host_kernel;
 template <class... A, void (*F)(A...)>
@@ -341,6 +343,7 @@ struct cuda_host_kernel<F> {
     CUDA_HOST_UNCHECKED static void invoke(void** a) { call(a, std::index_sequence_for<A...>{}); }
     static constexpr char signature[sizeof...(A) + 1] = {cuda_host_letter<A>()..., 0};
 };
+}  // namespace
 #define CUDA_HOST_ENTRY(k) {#k, &cuda_host_kernel<&k>::invoke, cuda_host_kernel<&k>::signature}
 #define CUDA_HOST_TABLE(NAME, ...)                                                                 \
     extern "C" __attribute__((visibility("default"))) const cuda_host_entry NAME[] = {             \

@@ -183,6 +183,7 @@ fn capture_engine(
         baseline(&inputs.reference, &inputs.model, inputs.task(), &arithmetic)?;
     let id = model_id(&inputs.reference, &inputs.model);
     let faults: Vec<&str> = engine.faults.0.iter().map(|fault| fault.name).collect();
+    let mut built = engine.build(&inputs.model, inputs.task())?;
     let manifest = Manifest {
         kernels: kernel_hashes(engine)?,
         settings: Settings {
@@ -193,11 +194,10 @@ fn capture_engine(
         },
         prompt: Some(inputs.prompt.clone()),
         floors: vec![DeclaredFloor { arithmetic: arithmetic.clone(), floor }],
-        ..Manifest::new(Side::Engine, id, arithmetic, engine.device.open()?.name())
+        ..Manifest::new(Side::Engine, id, arithmetic, built.device_name())
     };
     let mut writer = TraceWriter::create(&args.output, manifest, args.overwrite)?;
     bar.set_message("recording");
-    let mut built = engine.build(&inputs.model, inputs.task())?;
     for weight in built.loaded_weights().map_err(RunError::from)? {
         writer.put_weight(&weight)?;
     }

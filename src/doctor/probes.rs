@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::{cuda, guard, system, tools};
+use crate::engine::device::host;
 
 /// What a probe found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -23,6 +24,8 @@ pub enum Status {
 pub enum Need {
     /// The reference or the host device: without it nothing runs.
     Run,
+    /// Kernels that this program does not carry built: edited ones, others' own, checked ones.
+    Kernels,
     /// Building firstdiff; one that is built runs without it.
     Build,
     /// The cuda device.
@@ -74,9 +77,12 @@ struct Check {
     find: fn() -> Finding,
 }
 
+/// Who needs to compile kernels.
+const COMPILING: Need = if host::HAS_PREBUILT { Need::Kernels } else { Need::Run };
+
 const CHECKS: [Check; 11] = [
-    Check { name: "C++ compiler", needed_for: Need::Run, find: tools::cxx_compiler },
-    Check { name: "objcopy", needed_for: Need::Run, find: tools::objcopy },
+    Check { name: "C++ compiler", needed_for: COMPILING, find: tools::cxx_compiler },
+    Check { name: "objcopy", needed_for: COMPILING, find: tools::objcopy },
     Check { name: "llama.cpp", needed_for: Need::Run, find: system::llama_cpp },
     Check { name: "cache folder", needed_for: Need::Run, find: system::cache_folder },
     Check { name: "cores and memory", needed_for: Need::Information, find: system::machine },
@@ -109,6 +115,9 @@ pub fn render(probes: &[Probe]) -> String {
     let faults: Vec<_> =
         probes.iter().filter(|probe| is_fault(probe)).map(|probe| probe.name).collect();
     let answer = match faults.as_slice() {
+        [] if lacks_compiler(probes) => {
+            "what the host device needs for the kernels of this program is here; others cannot be compiled".to_owned()
+        }
         [] => "everything the host device needs is here".to_owned(),
         names => format!("the host device cannot run: see {}", names.join(", ")),
     };
@@ -129,6 +138,10 @@ pub fn render(probes: &[Probe]) -> String {
     text
 }
 
+fn lacks_compiler(probes: &[Probe]) -> bool {
+    probes.iter().any(|probe| probe.needed_for == Need::Kernels && probe.status != Status::Ok)
+}
+
 fn is_fault(probe: &Probe) -> bool {
     probe.needed_for == Need::Run && probe.status != Status::Ok
 }
@@ -146,7 +159,7 @@ mod tests {
     fn only_what_the_host_device_needs_is_a_fault() {
         for status in [Status::Missing, Status::Failed] {
             assert!(!healthy(&[probe(Need::Run, Status::Ok), probe(Need::Run, status)]));
-            for needed_for in [Need::Build, Need::Gpu, Need::Information] {
+            for needed_for in [Need::Kernels, Need::Build, Need::Gpu, Need::Information] {
                 assert!(healthy(&[probe(needed_for, status)]), "{needed_for:?} {status:?}");
             }
         }

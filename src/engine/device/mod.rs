@@ -119,20 +119,7 @@ pub struct KernelSource {
 impl KernelSource {
     /// The names of `extern "C" __global__ void [__launch_bounds__(..)] NAME(` in the text.
     pub fn entries(&self) -> Vec<String> {
-        let mut names = Vec::new();
-        for rest in self.text.split("extern \"C\" __global__").skip(1) {
-            let mut rest = rest.trim_start();
-            loop {
-                rest = rest.strip_prefix("void").unwrap_or(rest).trim_start();
-                let Some(bounds) = rest.strip_prefix("__launch_bounds__") else { break };
-                rest = bounds.split_once(')').map_or("", |(_, after)| after).trim_start();
-            }
-            let name = rest.split('(').next().unwrap_or("").trim();
-            if !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-                names.push(name.to_string());
-            }
-        }
-        names
+        host::entries(&self.text)
     }
 }
 
@@ -261,6 +248,11 @@ pub enum DeviceError {
     Cuda { doing: String, detail: String },
     #[error("no C++ compiler found (tried {tried}); install g++ or set CXX")]
     NoCompiler { tried: String },
+    #[error(
+        "{file} as this run takes it is not built into this program, and no C++ compiler was found (tried {tried}) \
+         to compile it; install g++ or set CXX"
+    )]
+    NotBuiltIn { file: String, tried: String },
     #[error("{file} does not compile; mend it and run again\n{message}")]
     Compile { file: String, message: String },
     #[error("{tool} failed: {detail}; `firstdiff doctor` checks this machine")]

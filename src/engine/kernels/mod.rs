@@ -1,5 +1,6 @@
 //! The CUDA kernels: their sources, and one launcher per operation.
 
+mod embedded;
 pub mod launch;
 pub mod source;
 mod used;

@@ -10,30 +10,15 @@ use crate::{
     engine::{
         contract::{Contract, Op},
         device::KernelSource,
+        kernels::embedded::{
+            EMBEDDED, IncludeError, MAX_INCLUDE_DEPTH, embedded, engine_files, included,
+            with_includes,
+        },
     },
 };
 
-/// The files of `kernels/`: those of the engine in the order of a forward pass, then those of a device.
-pub(super) const EMBEDDED: [(&str, &str); 12] = [
-    ("embedding.cu", include_str!("../../../kernels/embedding.cu")),
-    ("rms_norm.cu", include_str!("../../../kernels/rms_norm.cu")),
-    ("rope.cu", include_str!("../../../kernels/rope.cu")),
-    ("kv_append.cu", include_str!("../../../kernels/kv_append.cu")),
-    ("attention.cu", include_str!("../../../kernels/attention.cu")),
-    ("attention_tiled.cu", include_str!("../../../kernels/attention_tiled.cu")),
-    ("attention_split.cu", include_str!("../../../kernels/attention_split.cu")),
-    ("swiglu.cu", include_str!("../../../kernels/swiglu.cu")),
-    ("residual_add.cu", include_str!("../../../kernels/residual_add.cu")),
-    ("common.cuh", include_str!("../../../kernels/common.cuh")),
-    ("cuda/gemv.cu", include_str!("../../../kernels/cuda/gemv.cu")),
-    ("cuda/widen.cu", include_str!("../../../kernels/cuda/widen.cu")),
-];
-
 /// Larger files are no kernels.
 pub const MAX_BYTES: u64 = 16 << 20;
-
-/// Includes nested deeper than this are taken for a cycle.
-const MAX_INCLUDE_DEPTH: usize = 8;
 
 /// The kernel files of a run: the embedded ones, or those of a folder where it has them; and the
 /// operations that kernels with a contract take over.
@@ -115,14 +100,13 @@ impl KernelSet {
 
     /// The names of the engine's `.cu` files, in the order of a forward pass.
     pub fn files() -> impl Iterator<Item = &'static str> {
-        let files = EMBEDDED.iter().map(|(file, _)| *file);
-        files.filter(|file| file.ends_with(".cu") && !file.contains('/'))
+        engine_files()
     }
 
     /// A source file ready to compile: its own includes in place, `defines` passed with `-D`.
     pub fn source(&self, file: &str, defines: Vec<String>) -> Result<KernelSource, KernelError> {
         let text = match self.read(file)? {
-            Some(text) => self.with_includes(file, &text, 0)?,
+            Some(text) => with_includes(file, &text, &|file| self.read(file))?,
             None => {
                 let path = self.folder.clone().unwrap_or_default().join(file);
                 let source = std::io::ErrorKind::NotFound.into();
@@ -141,41 +125,25 @@ impl KernelSet {
                 Err(source) => return Err(KernelError::Read { path, source }),
             }
         }
-        let found = EMBEDDED.iter().find(|(name, _)| *name == file);
-        Ok(found.map(|(_, text)| text.to_string()))
+        Ok(embedded(file).map(str::to_string))
     }
+}
 
-    /// Puts `#include "x"` files in place, with `#line` so that compiler messages stay true.
-    fn with_includes(&self, file: &str, text: &str, depth: usize) -> Result<String, KernelError> {
-        if depth > MAX_INCLUDE_DEPTH {
-            return Err(KernelError::IncludeDepth { file: file.to_string() });
+impl From<IncludeError<KernelError>> for KernelError {
+    fn from(error: IncludeError<KernelError>) -> KernelError {
+        match error {
+            IncludeError::Read(error) => error,
+            IncludeError::Missing { file, line, include } => {
+                KernelError::Include { file, line, include }
+            }
+            IncludeError::Depth { file } => KernelError::IncludeDepth { file },
         }
-        let mut whole = String::with_capacity(text.len());
-        for (index, line) in text.lines().enumerate() {
-            let Some(include) = included(line) else {
-                whole += line;
-                whole.push('\n');
-                continue;
-            };
-            let Some(inner) = self.read(include)? else {
-                let (file, include) = (file.to_string(), include.to_string());
-                return Err(KernelError::Include { file, line: index + 1, include });
-            };
-            let inner =
-                self.with_includes(include, &inner.replace("#pragma once", ""), depth + 1)?;
-            whole += &format!("#line 1 \"{include}\"\n{inner}#line {} \"{file}\"\n", index + 2);
-        }
-        Ok(whole)
     }
 }
 
 /// The files that a source includes by their names in quotes.
 pub(super) fn includes(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter_map(included)
-}
-
-fn included(line: &str) -> Option<&str> {
-    line.trim().strip_prefix("#include \"")?.strip_suffix('"')
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use std::{
 
 use super::{
     KernelError, KernelSet,
-    source::{EMBEDDED, MAX_BYTES, includes},
+    embedded::EMBEDDED,
+    source::{MAX_BYTES, includes},
 };
 use crate::core::files;
 use crate::engine::{

@@ -15,27 +15,12 @@ use crate::{
     },
     engine::device::{
         DeviceError, KernelSource,
-        host::{Compiler, assembly},
+        host::{
+            Compiler, assembly,
+            recipe::{self, FLAGS, HEADERS, LINK_FLAGS, RENAME_SHARED, RUNTIME, UNWATCHED_FLAGS},
+        },
     },
 };
-
-const HEADER: &str = include_str!("../../../../kernels/host/cuda_host.h");
-const FP16: &str = include_str!("../../../../kernels/host/cuda_fp16.h");
-const RUNTIME: &str = include_str!("../../../../kernels/host/cuda_host_runtime.cpp");
-const CHECK: &str = include_str!("../../../../kernels/host/cuda_host_check.h");
-const HOOKS: &str = include_str!("../../../../kernels/host/cuda_host_hooks.h");
-
-/// No contraction: a product and a sum round twice, on every CPU alike.
-const FLAGS: [&str; 8] = [
-    "-std=c++17",
-    "-g1",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-fno-exceptions",
-    "-fno-rtti",
-    "-ffp-contract=off",
-    "-w",
-];
 
 /// In a checked build the compiler calls a function of ours before each access, and where behaviour
 /// is undefined. With little optimisation: what is optimised away is not checked.
@@ -81,20 +66,18 @@ struct Recipe {
 impl Recipe {
     fn new(compiler: &Compiler, watch: Watch) -> Recipe {
         let (kernel, runtime): (&[&str], &[&str]) = match watch {
-            Watch::Nothing => (&["-O2"], &["-O2"]),
+            Watch::Nothing => (&UNWATCHED_FLAGS, &UNWATCHED_FLAGS),
             Watch::Hooks => (&CHECKED_FLAGS, &["-O2", "-DCUDA_HOST_CHECKED"]),
             Watch::Sanitizers => (&SANITIZED_FLAGS, &["-O2", "-DCUDA_HOST_SANITIZED"]),
         };
-        let mut kernel_flags = [&FLAGS, TARGET_FLAGS, kernel].concat();
+        let target = recipe::target_flags(cfg!(target_feature = "f16c"));
+        let mut kernel_flags = [&FLAGS, target, kernel].concat();
         if watch != Watch::Nothing && compiler.takes(SHOWING_LOCALS) {
             kernel_flags.push(SHOWING_LOCALS);
         }
-        Recipe { watch, kernel_flags, runtime_flags: [&FLAGS, TARGET_FLAGS, runtime].concat() }
+        Recipe { watch, kernel_flags, runtime_flags: [&FLAGS, target, runtime].concat() }
     }
 }
-
-/// F16C, where the whole program needs it anyway: half conversion in one instruction.
-const TARGET_FLAGS: &[&str] = if cfg!(target_feature = "f16c") { &["-mf16c"] } else { &[] };
 
 /// Lines of a compiler's message that are worth showing.
 const MESSAGE_LINES: usize = 12;
@@ -147,27 +130,10 @@ struct Wrapper {
 
 impl Wrapper {
     fn new(compiler: &Compiler, recipe: &Recipe, source: &KernelSource) -> Wrapper {
-        let define = |define: &String| {
-            let (name, value) = define.split_once('=').unwrap_or((define, "1"));
-            format!("#define {name} {value}\n")
-        };
-        let defines: String = source.defines.iter().map(define).collect();
-        let body = with_dynamic_shared(&source.text);
-        let entries: Vec<String> =
-            source.entries().iter().map(|entry| format!("CUDA_HOST_ENTRY({entry})")).collect();
-        // The anonymous namespace keeps the statics of two libraries, or two copies of one, apart.
-        let text = format!(
-            "#include \"cuda_host.h\"\n{defines}namespace {{\n#line 1 \"{}\"\n{body}\n}}\n",
-            source.file
-        );
-        let key = key(compiler, &recipe.kernel_flags, &text);
+        let body = recipe::body(&source.file, &source.text, &source.defines);
+        let key = key(compiler, &recipe.kernel_flags, &body);
         let table = format!("cuda_host_table_{}", &key[..16]);
-        let entries = if entries.is_empty() {
-            "{nullptr, nullptr, nullptr}".to_string()
-        } else {
-            entries.join(", ")
-        };
-        let text = format!("{text}CUDA_HOST_TABLE({table}, {entries})\n");
+        let text = body + &recipe::table(&table, &source.text);
         Wrapper { file: source.file.clone(), key, text, table }
     }
 }
@@ -189,13 +155,7 @@ impl Unit<'_> {
             return Ok(object);
         }
         let scratch = scratch(&object)?;
-        for (name, text) in [
-            ("cuda_host.h", HEADER),
-            ("cuda_fp16.h", FP16),
-            ("cuda_host_check.h", CHECK),
-            ("cuda_host_hooks.h", HOOKS),
-            ("unit.cpp", self.text),
-        ] {
+        for (name, text) in HEADERS.into_iter().chain([("unit.cpp", self.text)]) {
             std::fs::write(scratch.path().join(name), text).map_err(cache_error)?;
         }
         match (self.kernel, self.recipe.watch) {
@@ -245,11 +205,9 @@ impl Unit<'_> {
     }
 }
 
-/// A kernel file has no zero-initialised statics but its shared memory. (A section attribute on
-/// `__shared__` would be simpler, but g++ drops it inside templates.)
 fn rename_bss(folder: &Path) -> Result<(), DeviceError> {
     let mut command = Command::new("objcopy");
-    command.args(["--rename-section", ".bss=cudashm", "unit.o"]).current_dir(folder);
+    command.args(RENAME_SHARED).arg("unit.o").current_dir(folder);
     let output = run(&mut command)?;
     if output.status.success() {
         Ok(())
@@ -269,7 +227,7 @@ fn link(
 ) -> Result<(), DeviceError> {
     let scratch = scratch(to)?;
     let mut command = compiler.command();
-    command.args(["-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", "-o", "unit.so"]);
+    command.args(LINK_FLAGS).args(["-o", "unit.so"]);
     if watch == Watch::Sanitizers {
         command.arg("-fsanitize=address,undefined");
     }
@@ -314,7 +272,8 @@ fn cache_error(error: std::io::Error) -> DeviceError {
 
 fn key(compiler: &Compiler, flags: &[&str], text: &str) -> String {
     let mut hasher = blake3::Hasher::new();
-    for part in [text, HEADER, FP16, CHECK, HOOKS, &compiler.identity()].iter().chain(flags) {
+    let headers = HEADERS.iter().map(|(_, text)| text);
+    for part in [&text, &&*compiler.identity()].into_iter().chain(headers).chain(flags) {
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
     }
     hasher.finalize().to_hex()[..32].to_string()
@@ -327,50 +286,5 @@ fn shortened(message: &str) -> String {
     match lines.len().saturating_sub(MESSAGE_LINES) {
         0 => shown,
         more => format!("{shown}\n({more} more lines)"),
-    }
-}
-
-/// Rewrites `extern __shared__ [__align__(n)] T name[];` to `DYN_SHARED(T, name);`.
-fn with_dynamic_shared(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for line in text.lines() {
-        out += &rewritten(line).unwrap_or_else(|| line.to_string());
-        out.push('\n');
-    }
-    out
-}
-
-fn rewritten(line: &str) -> Option<String> {
-    let (before, rest) = line.split_once("extern __shared__ ")?;
-    let (declaration, after) = rest.split_once("[]")?;
-    let declaration = declaration.trim();
-    let declaration = match declaration.strip_prefix("__align__") {
-        Some(aligned) => aligned.split_once(')')?.1.trim(),
-        None => declaration,
-    };
-    let (element, name) = declaration.rsplit_once(' ')?;
-    Some(format!("{before}DYN_SHARED({element}, {name}){after}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn entries_and_dynamic_shared_memory_are_found_in_a_source() {
-        let text = "extern \"C\" __global__ void a(int n) {}\n\
-                    extern \"C\" __global__ void __launch_bounds__(128, 2)\n  b_2(float* x) {}\n\
-                    extern \"C\" __global__ __launch_bounds__(64) void c() {}";
-        let (file, defines) = ("x.cu".to_string(), vec![]);
-        let source = KernelSource { file, text: text.to_string(), defines };
-        assert_eq!(source.entries(), ["a", "b_2", "c"]);
-        assert_eq!(
-            with_dynamic_shared("  extern __shared__ float x[]; // note"),
-            "  DYN_SHARED(float, x); // note\n"
-        );
-        assert_eq!(
-            with_dynamic_shared("extern __shared__ __align__(16) unsigned char x[];"),
-            "DYN_SHARED(unsigned char, x);\n"
-        );
     }
 }

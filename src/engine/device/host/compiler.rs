@@ -10,10 +10,15 @@ use crate::{
     engine::device::{DeviceError, host::compile::run},
 };
 
+/// The compiler that `$CXX` names.
+pub(super) fn chosen() -> Option<String> {
+    let chosen = std::env::var_os("CXX").map(|name| name.to_string_lossy().into_owned());
+    chosen.filter(|name| !name.trim().is_empty())
+}
+
 /// The names to look for, in this order: `$CXX` alone if it is set, else c++, g++ and clang++.
 pub fn compiler_names() -> Vec<String> {
-    let chosen = std::env::var_os("CXX").map(|name| name.to_string_lossy().into_owned());
-    match chosen.filter(|name| !name.trim().is_empty()) {
+    match chosen() {
         Some(name) => vec![name],
         None => ["c++", "g++", "clang++"].map(String::from).to_vec(),
     }

@@ -9,9 +9,11 @@ use crate::engine::device::{
     Arg, Buffer, Device, DeviceError, Gemm, KernelSource, Launch,
     host::{
         Compiler,
-        compile::{self, Watch},
-        compiler, gemm,
+        compile::{self, Library, Watch},
+        compiler::{chosen, compiler},
+        gemm,
         module::{Module, ThreadOrder},
+        prebuilt,
         regions::Regions,
     },
 };
@@ -28,7 +30,8 @@ pub struct HostOptions {
     /// AddressSanitizer and UBSan look at each access, and end the process at the first bad one; it must
     /// have been started with [`Compiler::address_sanitizer`] loaded. One block runs at a time.
     pub sanitized: bool,
-    /// The compiler; by default the one that [`compile::compiler`] finds.
+    /// The compiler of all kernels. By default the one that [`compiler`] finds, and only for kernels that the
+    /// program does not carry as they are.
     pub compiler: Option<Compiler>,
 }
 
@@ -45,7 +48,8 @@ impl HostOptions {
 /// Runs kernels on this machine's CPU.
 pub struct HostDevice {
     options: HostOptions,
-    compiler: Compiler,
+    /// `None` as long as all kernels are those that the program carries.
+    compiler: Option<Compiler>,
     workers: usize,
     sources: Vec<KernelSource>,
     module: Option<Module>,
@@ -83,11 +87,14 @@ impl Drop for Memory {
 }
 
 impl HostDevice {
-    /// A device with the system's C++ compiler.
+    /// A device that runs the kernels of the program as they were built into it, and compiles all others. A
+    /// compiler that is chosen, by `options` or `$CXX`, compiles all of them; so does a watched build.
     pub fn new(options: HostOptions) -> Result<HostDevice, DeviceError> {
+        let is_built = options.watch() == Watch::Nothing && prebuilt::HAS_PREBUILT;
         let compiler = match &options.compiler {
-            Some(compiler) => compiler.clone(),
-            None => compiler()?,
+            Some(compiler) => Some(compiler.clone()),
+            None if is_built && chosen().is_none() => None,
+            None => Some(compiler()?),
         };
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let workers = if options.checked || options.sanitized {
@@ -97,6 +104,18 @@ impl HostDevice {
         };
         let regions = options.checked.then(Regions::default);
         Ok(HostDevice { options, compiler, workers, sources: Vec::new(), module: None, regions })
+    }
+
+    /// The sources as a library: the program's own, else a compiler's.
+    fn library(&mut self, sources: &[KernelSource]) -> Result<Library, DeviceError> {
+        if self.compiler.is_none() {
+            if let Some(library) = prebuilt::library(sources)? {
+                return Ok(library);
+            }
+            self.compiler = Some(compiler().map_err(|error| not_built_in(error, sources))?);
+        }
+        let compiler = self.compiler.as_ref().expect("one was found just now");
+        compile::build(compiler, self.options.watch(), sources)
     }
 
     /// Tells the checks of bytes that no kernel has written.
@@ -144,7 +163,8 @@ impl Device for HostDevice {
     fn name(&self) -> String {
         let workers = self.workers;
         let kind = if self.options.checked { "checked" } else { "host" };
-        format!("{kind} ({}, {workers} worker{})", self.compiler.version, plural(workers))
+        let compiler = self.compiler.as_ref().map_or(prebuilt::BUILT_BY, |own| &own.version);
+        format!("{kind} ({compiler}, {workers} worker{})", plural(workers))
     }
 
     fn load(&mut self, source: &KernelSource) -> Result<Vec<String>, DeviceError> {
@@ -157,7 +177,7 @@ impl Device for HostDevice {
         let mut all: Vec<KernelSource> = self.sources.iter().filter(kept).cloned().collect();
         all.extend_from_slice(sources);
         // What does not compile is not kept: it would fail whatever is loaded next.
-        let library = compile::build(&self.compiler, self.options.watch(), &all)?;
+        let library = self.library(&all)?;
         self.sources = all;
         let regions = self.regions.clone();
         self.module = Some(Module::load(&library, self.workers, self.options.order, regions)?);
@@ -210,6 +230,16 @@ impl Device for HostDevice {
 
     fn gemms(&self, gemms: &[Gemm<'_>]) -> Result<(), DeviceError> {
         gemms.iter().try_for_each(|gemm| self.multiply(gemm))
+    }
+}
+
+/// The same with the file that a compiler is missing for.
+fn not_built_in(error: DeviceError, sources: &[KernelSource]) -> DeviceError {
+    match (error, sources.iter().find(|source| !prebuilt::has(source))) {
+        (DeviceError::NoCompiler { tried }, Some(source)) => {
+            DeviceError::NotBuiltIn { file: source.file.clone(), tried }
+        }
+        (error, _) => error,
     }
 }
 

@@ -1,4 +1,5 @@
-//! The host device: the same `.cu` files, compiled for this CPU at run time.
+//! The host device: the same `.cu` files, compiled for this CPU: the program's own when it was built, others at
+//! run time.
 
 mod assembly;
 mod compile;
@@ -7,8 +8,12 @@ mod device;
 mod gemm;
 mod lines;
 mod module;
+mod prebuilt;
+mod recipe;
 mod regions;
 
 pub use compiler::{Compiler, CompilerCall, compiler, compiler_names};
 pub use device::{HostDevice, HostOptions};
 pub use module::ThreadOrder;
+pub use prebuilt::HAS_PREBUILT;
+pub(super) use recipe::entries;

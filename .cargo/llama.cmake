@@ -1,0 +1,22 @@
+# How llama.cpp is built for firstdiff. CMake includes this file at each project() of llama.cpp and ggml
+# (CMAKE_PROJECT_INCLUDE, see config.toml). docs/building.md says what each part saves.
+
+# Chat templates, HTTP and argument parsing: nothing here calls them, and they are a third of the work.
+# The crate's feature for them cannot be turned off, for llama-cpp-2 asks for it.
+set(LLAMA_BUILD_COMMON OFF)
+
+# The optimisation that ggml's numbers are made with. Without debug info, which no report of firstdiff shows.
+set(CMAKE_C_FLAGS_RELEASE "-O2 -DNDEBUG")
+set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")
+
+# The code that reads models and builds graphs does no arithmetic on tensors: it is compiled quickly, and
+# its headers, most of the work, once.
+if (PROJECT_NAME STREQUAL "llama.cpp")
+    cmake_language(DEFER CALL firstdiff_compile_llama_quickly)
+    function (firstdiff_compile_llama_quickly)
+        target_compile_options(llama PRIVATE -O1 -fexpensive-optimizations)
+        target_precompile_headers(llama PRIVATE
+            <algorithm> <functional> <map> <memory> <regex> <string> <unordered_map> <vector>
+            "${CMAKE_CURRENT_SOURCE_DIR}/src/llama-model.h")
+    endfunction()
+endif()
