@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     blame::{Finding, Guilty, Verdict},
     cause::{Cause, Certainty},
+    hypotheses::OF_VALUES,
     replay::{self, Operation},
 };
 use crate::{
@@ -155,7 +156,9 @@ fn between(after: Operation, operation: Operation) -> String {
 fn worded(n_layer: usize, group: &[Guilty]) -> String {
     let mut texts: Vec<(&str, Vec<Operation>)> = Vec::new();
     for Guilty { judged, cause, .. } in group {
-        match texts.iter_mut().find(|(text, _)| *text == cause.text) {
+        // The operation says already that it is of the values.
+        let own = cause.text.strip_prefix(OF_VALUES).unwrap_or(&cause.text);
+        match texts.iter_mut().find(|(text, _)| [own, &*cause.text].contains(text)) {
             Some((_, operations)) => operations.push(judged.operation),
             None => texts.push((&cause.text, vec![judged.operation])),
         }

@@ -122,7 +122,7 @@ pub fn blame(text: &mut String, report: &Report, diagnosis: &Diagnosis, view: Vi
         if index == count {
             let _ = writeln!(text, "  {BAD}undeclared arithmetic: {undeclared}{BAD:#}");
         }
-        self::finding(text, index + 1, finding, report);
+        self::finding(text, index + 1, finding, report, view.verbose);
         if let Some(Some(place)) = view.places.get(index) {
             detail(text, &format!("kernel: {place}"));
         }
@@ -212,7 +212,13 @@ pub(super) fn declaration(roundings: &[Convention]) -> String {
     format!("--arithmetic {list}, or the manifest's roundings: the engine is then held to it")
 }
 
-fn finding(text: &mut String, number_of: usize, finding: &Finding, report: &Report) {
+fn finding(
+    text: &mut String,
+    number_of: usize,
+    finding: &Finding,
+    report: &Report,
+    verbose: bool,
+) {
     let cause = &finding.cause;
     let sure = certainty(finding);
     let _ = writeln!(
@@ -222,8 +228,11 @@ fn finding(text: &mut String, number_of: usize, finding: &Finding, report: &Repo
         finding.what,
         cause.text
     );
-    for weight in finding.weights.iter().take(MAX_NAMED) {
-        detail(text, weight);
+    match &finding.weights[..] {
+        [first, more @ ..] if !verbose && !more.is_empty() => {
+            detail(text, &format!("{first}; and {} more", more.len()));
+        }
+        all => all.iter().take(MAX_NAMED).for_each(|weight| detail(text, weight)),
     }
     for also in cause.also.iter().take(MAX_NAMED) {
         detail(text, &format!("or, giving the same numbers: {also}"));

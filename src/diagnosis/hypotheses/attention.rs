@@ -44,9 +44,12 @@ fn role(evidence: &Evidence<'_>, products: &[NodeId], id: NodeId) -> &'static st
     match (products, evidence.spec().stage) {
         ([_], Stage::Scores) => "",
         ([first, _], _) if *first == id => "keys: ",
-        _ => "values: ",
+        _ => OF_VALUES,
     }
 }
+
+/// What the cause of a product with values begins with, where it stands beside others.
+pub const OF_VALUES: &str = "values: ";
 
 /// The KV head of a query head, given the numbers of both.
 type HeadMap = Rc<dyn Fn(usize, usize, usize) -> usize>;

@@ -35,6 +35,7 @@ mod softmax;
 mod split;
 mod summed;
 
+pub use attention::OF_VALUES;
 pub use cache::found;
 pub use decoded::misread;
 pub use slots::read_off_unknown;
