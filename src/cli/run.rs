@@ -4,7 +4,7 @@ use std::path::Path;
 
 use firstdiff::{
     compare::verdict::Rule,
-    core::{cause_key::CauseKey, exit::Exit, task::first_position},
+    core::{cause_key::CauseKey, exit::Exit, spans, task::first_position},
     diagnosis::{Verdict, album::Album},
     engine::{
         DeviceKind, EngineSpec,
@@ -26,6 +26,16 @@ use super::{
 
 /// Runs both sides and prints the report, once or at each save.
 pub fn run(args: &RunArgs) -> Result<Exit, Error> {
+    let Some(path) = &args.trace_events else { return judged(args) };
+    output::check_file("--trace-events", Some(path))?;
+    spans::collect();
+    spans::lane("main");
+    let exit = judged(args)?;
+    output::write_file(path, &spans::trace_events().to_string())?;
+    Ok(exit)
+}
+
+fn judged(args: &RunArgs) -> Result<Exit, Error> {
     let compare = &args.compare;
     inputs::check_factor(compare.factor)?;
     output::check_json(compare.json.as_deref())?;
@@ -35,7 +45,9 @@ pub fn run(args: &RunArgs) -> Result<Exit, Error> {
     }
     let (engine, second) = inputs::engines(&args.engine)?;
     let bar = output::progress(None, "loading the model and the reference");
+    let loads = spans::span("run", || "loads the model and the reference".into());
     let inputs = Inputs::load(&args.model)?;
+    drop(loads);
     bar.finish_and_clear();
     if let Some(wanted) = &args.lengths {
         return match second {
@@ -119,6 +131,7 @@ fn needs_checking(engine: &EngineSpec, report: &Report) -> bool {
 
 /// Writes and prints a report, and gives its exit code.
 pub fn finish(report: &Report, json: Option<&Path>, page: Option<Page<'_>>) -> Result<Exit, Error> {
+    let _span = spans::span("run", || "reports".into());
     if let Some(path) = json {
         output::write_json(report, path)?;
     }
