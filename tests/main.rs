@@ -79,6 +79,8 @@ mod rows;
 mod setup;
 // The engine's attention as a snapshot.
 mod snapshot;
+// Where the time goes.
+mod spans;
 // Random models of every shape load, compute and are written whole or not at all.
 mod synth;
 // Random models of every architecture, planned by llama.cpp in a child process.

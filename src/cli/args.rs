@@ -214,6 +214,9 @@ pub struct RunArgs {
     /// Run the prompt at many lengths and say which diverge: auto, where kernels break, or 1,31-33,64
     #[arg(long, value_name = "WHICH", conflicts_with_all = ["watch", "rows", "html"])]
     pub lengths: Option<Lengths>,
+    /// Write where the time went, as trace events for chrome://tracing or ui.perfetto.dev (docs/report.md)
+    #[arg(long, value_name = "FILE", conflicts_with = "watch")]
+    pub trace_events: Option<PathBuf>,
     /// Stay, and give a new verdict whenever a kernel of --kernels or --kernel is saved; Ctrl-C ends it
     #[arg(long)]
     pub watch: bool,

@@ -2,7 +2,7 @@
 
 use firstdiff::{
     compare::verdict::Rule,
-    core::{cause_key::CauseKey, exit::Exit, task::first_position},
+    core::{cause_key::CauseKey, exit::Exit, spans, task::first_position},
     diagnosis::{Verdict, album::Album},
     engine::{
         DeviceKind, EngineSpec,
@@ -24,6 +24,16 @@ use super::{
 
 /// Runs both sides and prints the report, once or at each save.
 pub fn run(args: &RunArgs) -> Result<Exit, Error> {
+    let Some(path) = &args.trace_events else { return judged(args) };
+    output::check_file("--trace-events", Some(path))?;
+    spans::collect();
+    spans::lane("main");
+    let exit = judged(args)?;
+    output::write_file(path, &spans::trace_events().to_string())?;
+    Ok(exit)
+}
+
+fn judged(args: &RunArgs) -> Result<Exit, Error> {
     let compare = &args.compare;
     inputs::check_factor(compare.factor)?;
     compare.report.check()?;
@@ -32,7 +42,9 @@ pub fn run(args: &RunArgs) -> Result<Exit, Error> {
     }
     let (engine, second) = inputs::engines(&args.engine)?;
     let bar = output::progress(None, "loading the model and the reference");
+    let loads = spans::span("run", || "loads the model and the reference".into());
     let inputs = Inputs::load(&args.model)?;
+    drop(loads);
     bar.finish_and_clear();
     if let Some(wanted) = &args.lengths {
         return match second {
@@ -115,6 +127,7 @@ fn needs_checking(engine: &EngineSpec, report: &Report) -> bool {
 
 /// Writes and prints a report, and gives its exit code.
 pub fn finish(mut report: Report, args: &ReportArgs, beside: Beside<'_>) -> Result<Exit, Error> {
+    let _span = spans::span("run", || "reports".into());
     let command = page::command();
     let asked = Asked {
         command: &command,

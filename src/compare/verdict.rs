@@ -7,7 +7,7 @@ use crate::{
     core::{
         exit::Exit,
         floor::{Floor, SiteFloor},
-        pool,
+        pool, spans,
     },
     graph::site::{Site, Stage},
 };
@@ -96,7 +96,9 @@ pub fn judge<'a>(
     let (mut engine, mut reference) = (Aligner::new(engine), Aligner::new(reference));
     let mut reports = Vec::with_capacity(sites.len());
     for &site in sites {
+        let waits = spans::span("wait", || site.tensor_name());
         let pair = (engine.next(site), reference.next(site));
+        drop(waits);
         let floor = floor.0.get(&site).copied();
         let (outcome, difference) = match (pair, floor) {
             ((None, None), _) => (Outcome::Unmeasured("neither side has it".into()), None),
@@ -109,6 +111,7 @@ pub fn judge<'a>(
             (_, None) => (Outcome::Unmeasured("its floor was not measured".into()), None),
             ((Some(e), Some(r)), Some(floor)) => {
                 let tokens = tokens(site);
+                let _span = spans::span("compare", || site.tensor_name());
                 let difference = compare(site, &e, &r, tokens, floor, rule.factor);
                 let outcome = Outcome::of(&difference, floor, rule.factor);
                 [e, r].into_iter().for_each(pool::done);

@@ -29,5 +29,7 @@ pub mod rounded;
 pub mod sink;
 #[cfg(feature = "full")]
 pub mod snapshot;
+#[cfg(feature = "full")]
+pub mod spans;
 pub mod task;
 pub mod tensor;

@@ -25,6 +25,7 @@ use crate::{
     core::{
         arithmetic::{Arithmetic, Convention},
         cause_key::CauseKey,
+        spans,
     },
     graph::{ModelGraph, site::Stage},
 };
@@ -152,7 +153,7 @@ impl Diagnosis {
     ) -> Result<(Diagnosis, ReferenceReplay), ReplayError> {
         let model = engine.model;
         let (engine, reference) =
-            rayon::join(|| of_side(engine, album), || of_side(reference, None));
+            rayon::join(|| of_engine(engine, album), || of_reference(reference));
         let (summary, guilty) = reference?;
         let findings = group(model, guilty, Verdict::ReferenceWrong);
         let findings = findings.into_iter().map(differing).collect();
@@ -166,7 +167,7 @@ impl Diagnosis {
         reference: Option<&ReferenceReplay>,
         album: Option<&mut Album>,
     ) -> Result<Diagnosis, ReplayError> {
-        Ok(Diagnosis::with(engine.model, of_side(engine, album)?, reference))
+        Ok(Diagnosis::with(engine.model, of_engine(engine, album)?, reference))
     }
 
     fn with(
@@ -211,11 +212,20 @@ impl Diagnosis {
     }
 }
 
+type SideResult = Result<(SideReplay, Vec<Guilty>), ReplayError>;
+
+fn of_engine(run: GraphRun<'_>, album: Option<&mut Album>) -> SideResult {
+    let _span = spans::span("replay", || "engine".into());
+    of_side(run, album)
+}
+
+fn of_reference(run: GraphRun<'_>) -> SideResult {
+    let _span = spans::span("replay", || "reference".into());
+    of_side(run, None)
+}
+
 /// A side's replay, and its guilty operations with their causes.
-fn of_side(
-    run: GraphRun<'_>,
-    mut album: Option<&mut Album>,
-) -> Result<(SideReplay, Vec<Guilty>), ReplayError> {
+fn of_side(run: GraphRun<'_>, mut album: Option<&mut Album>) -> SideResult {
     let first = Replayed::of(run, &Rc::default(), album.as_deref_mut())?;
     if first.found.is_empty() {
         return Ok((first.summary, first.guilty));
@@ -272,12 +282,15 @@ impl Replayed {
         summary.replayed = summary.cleared + places.len();
         summary.broken = Invariant::by_property(all_broken.into_values().collect());
         let (mut guilty, mut found) = (Vec::new(), HashMap::new());
+        let gathers = spans::span("diagnosis", || "evidence".into());
         let evidence =
             if places.is_empty() { Vec::new() } else { gather_found(run, &places, known)? };
+        drop(gathers);
         let mut proven = Vec::new();
         for mut evidence in evidence {
             let spec = evidence.spec();
             let operation = Operation { layer: spec.layer, stage: spec.stage };
+            let _span = spans::span("diagnosis", || operation.result());
             let mut cause = diagnose_again(&mut evidence, &mut proven)?;
             if cause.certainty != Certainty::Proven {
                 cause = exactly(run, evidence.place, known)?.unwrap_or(cause);

@@ -20,6 +20,7 @@ use crate::{
         cache::Entry,
         exit::Exit,
         sink::{Choice, Sink, Stopped},
+        spans,
     },
     graph::{ModelGraph, SequenceInputs, site::Site},
     model::{ModelFile, llama},
@@ -321,6 +322,7 @@ impl Session<'_> {
         let widening = self.widening.as_mut();
         let mut capture = Capture::new(&self.reference.graph, sink, changes, widening, shape);
         llama::take_errors();
+        let _span = spans::span("reference", || format!("step {step}"));
         let (name, doing) = (&self.reference.name, format!("computes step {step}"));
         let running = activity::running(Foreign::Llama, name, &doing);
         let code = self.context.decode_with(&mut capture, tokens, self.positions);

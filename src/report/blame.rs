@@ -212,13 +212,7 @@ pub(super) fn declaration(roundings: &[Convention]) -> String {
     format!("--arithmetic {list}, or the manifest's roundings: the engine is then held to it")
 }
 
-fn finding(
-    text: &mut String,
-    number_of: usize,
-    finding: &Finding,
-    report: &Report,
-    verbose: bool,
-) {
+fn finding(text: &mut String, number_of: usize, finding: &Finding, report: &Report, verbose: bool) {
     let cause = &finding.cause;
     let sure = certainty(finding);
     let _ = writeln!(

@@ -11,6 +11,7 @@ use crate::{
         arithmetic::Arithmetic,
         attending::Attending,
         sink::{Choice, NoSink, Sink, Stopped},
+        spans,
         task::Task,
         tensor::{DType, Tensor},
     },
@@ -127,16 +128,22 @@ impl Run<'_> {
         let start = Instant::now();
         let sites = self.sites()?;
         let arithmetic = self.engine.arithmetic();
+        let measured = spans::span("run", || "floor and forced tokens".into());
         let baseline = match kept.baseline.take() {
             Some(baseline) => baseline,
             None => Baseline::of(self.reference, self.model, self.task, &arithmetic, self.filter)?,
         };
+        drop(measured);
         kept.baseline = kept.wanted.then(|| baseline.clone());
         let record = self.replay || album.is_some();
+        let compared = spans::span("run", || "both sides, compared".into());
         let ended = self.side_by_side(&baseline, &sites, kept, record, on_site)?;
+        drop(compared);
         let Ended { mut engine, choices, logits_hash, reports, spools } = ended;
         let (steps, device) = (&baseline.steps, engine.device_name());
+        let read = spans::span("run", || "weights read back".into());
         let weights = own_weights(self.model, &engine)?;
+        drop(read);
         let stopped = matches!(choices, Err(EngineError::Stopped(_)));
         let engine_choices = match choices {
             Err(EngineError::Stopped(_)) => Vec::new(),
@@ -150,6 +157,7 @@ impl Run<'_> {
         let keep = kept.wanted;
         let (hooks, diagnosis) = thread::scope(|scope| {
             let hooks = scope.spawn(move || {
+                spans::lane("engine without hooks");
                 let hooks = if checked {
                     hooks(&mut engine, steps, logits_hash)?
                 } else {
@@ -177,6 +185,7 @@ impl Run<'_> {
             let tokens = |site| row_tokens(self.filter, self.task.prompt.len(), site);
             let of = |one: &SiteReport| ComparedSite::of(one.site, one.floor, &one.outcome);
             let compared: Vec<ComparedSite> = reports.iter().filter_map(of).collect();
+            let _span = spans::span("run", || "pictures beside the reference".into());
             show_beside(album, &compared, &both, &tokens, self.rule.factor, true)?;
         }
         // What was stopped is not whole.
@@ -222,14 +231,20 @@ impl Run<'_> {
         let record = recorded.is_none() && (record || kept.wanted);
         let kept_engine = &mut kept.engine;
         let ended = thread::scope(|scope| {
-            let reference_run = scope.spawn(move || match recorded {
-                Some(recorded) => (put_all(recorded, sites, reference_sink), None),
-                None => self.run_reference(baseline, reference_sink, record),
+            let reference_run = scope.spawn(move || {
+                spans::lane("reference");
+                match recorded {
+                    Some(recorded) => (put_all(recorded, sites, reference_sink), None),
+                    None => self.run_reference(baseline, reference_sink, record),
+                }
             });
             // Made while the reference runs. An error drops the other end of the reference's channel, and
             // so stops it.
+            let loads = spans::span("engine", || "loads kernels and weights".into());
             let mut engine = self.engine_with(kept_engine)?;
+            drop(loads);
             let engine_run = scope.spawn(move || {
+                spans::lane("engine");
                 let choices = run_engine(&mut engine, steps, &mut engine_sink);
                 // The comparison learns that this side has ended when its sender is dropped.
                 let LogitsHash { inner, hash } = engine_sink;
@@ -298,6 +313,7 @@ impl Run<'_> {
         known: &mut Option<ReferenceReplay>,
         album: Option<&mut Album>,
     ) -> Result<Diagnosis, RunError> {
+        let _span = spans::span("run", || "replay and diagnosis".into());
         let (own, f32) = (self.engine.arithmetic(), Arithmetic::engine(DType::F32));
         let (tensors, arithmetic, attention) = (engine, &own, self.engine.attending());
         let Replayable { graph, inputs } = replayable(self.model, self.reference, steps)?;
@@ -352,8 +368,11 @@ pub fn run_engine(
     steps: &[Vec<i32>],
     sink: &mut dyn Sink,
 ) -> Result<Vec<Option<Choice>>, EngineError> {
-    let numbered = steps.iter().enumerate();
-    numbered.map(|(step, tokens)| engine.step(step as u32, tokens, sink)).collect()
+    let run = |(step, tokens): (usize, &Vec<i32>)| {
+        let _span = spans::span("engine", || format!("step {step}"));
+        engine.step(step as u32, tokens, sink)
+    };
+    steps.iter().enumerate().map(run).collect()
 }
 
 fn ended_early() -> RunError {
@@ -428,6 +447,7 @@ impl Sink for Recorder {
         if let Some(spool) = &mut self.spool
             && !self.unrecorded.contains(&site.stage)
         {
+            let _span = spans::span("capture", || site.tensor_name());
             spool.record(site, &tensor);
         }
         self.inner.put(site, tensor)

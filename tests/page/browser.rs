@@ -164,6 +164,9 @@ impl Browser {
     pub fn prefer(&self, scheme: &str) {
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
         self.devtools("Emulation.setEmulatedMedia", &json!({"features": features}));
+        // The page hears of it before it is drawn the next time.
+        let drawn = "requestAnimationFrame(() => requestAnimationFrame(arguments[0]))";
+        self.ask("execute/async", &json!({"script": drawn, "args": []}));
     }
 
     pub fn size(&self, width: u32, height: u32) {

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     rc::Rc,
+    time::Instant,
 };
 
 use rayon::prelude::*;
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     compare::Pattern,
-    core::tensor::Tensor,
+    core::{spans, tensor::Tensor},
     graph::{NodeId, Op, site::Axis},
 };
 
@@ -182,8 +183,11 @@ pub fn judge_found<'a>(
     }
     let mut machine = Machine::new(run).with_found(found);
     for step in 0..run.recording.steps.len() as u32 {
+        let _span = spans::span("replay", || format!("step {step}"));
+        let mut before = Instant::now();
         machine.step(step, &mut |machine, observed| {
             let place = observed.place;
+            spans::since(before, "replay", || operation(place).result());
             look(machine, &observed)?;
             let trial = trials.entry(place).or_insert_with(|| Trial::new(operation(place)));
             let axes: Vec<Axis> = specs[place].axes.iter().map(|axis| axis.axis).collect();
@@ -192,6 +196,7 @@ pub fn judge_found<'a>(
             if observed.choice.is_some_and(|times| times > 0.0) {
                 near_ties.insert(operation(place));
             }
+            before = Instant::now();
             Ok(())
         })?;
     }
