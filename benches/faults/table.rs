@@ -9,28 +9,28 @@ use crate::{combined::Set, innocent::Innocent, seeded::Row, weaker};
 const INTRODUCTION: &str = "\
 # Planted faults: found, blamed, named
 
-`make faults` plants each fault of `firstdiff faults` in the engine, one at a time, and asks of
-every run:
+`make faults` plants each fault of `firstdiff faults` in the engine, one at a time, and scores
+each run on these questions:
 
 - **detected**: is it not equal?
-- **site**: is the first site that differs exactly the one where the fault is?
-- **pattern**: are the elements that differ the ones that the fault touches? Asked on the fixture
-  only; where rounding hides some of them, their share is as recorded.
+- **site**: is the first differing site exactly the faulty one?
+- **pattern**: are the differing elements those that the fault touches? Asked on the fixture
+  only; if rounding hides some of them, their share must be as recorded.
 - **guilty**: does the replay blame the faulty operation first, and no operation that the fault
-  leaves alone?
+  does not touch?
 - **cause**: is the kind of mistake named on that operation, before any other?
 
 The models are the trained fixture with its prompt of 86 tokens, and a random llama and a random
 qwen3 of three layers with prompts of 64; in f32, with 3 decode steps, on the host device. A cell
-says on how many of the models where the fault has an effect. Beside it stand the checks that are
-usually made instead, on all sites and steps of the same runs. They say that something is wrong, and
+counts the models that pass, out of those where the fault has an effect. The table also scores the
+usual checks, on all sites and steps of the same runs. They show that something is wrong, but
 neither which operation nor why:
 
 ";
 
 const SNAPSHOT: &str = "
-A *snapshot* is what `firstdiff bless --reference` keeps of llama.cpp: six elements of each tensor and eight
-sums. Judged on the same runs, and on the clean ones, without the replay, which needs no reference.
+A *snapshot* is the file that `firstdiff bless --reference` writes: six elements of each llama.cpp tensor and eight
+sums. It is judged on the same runs, and on the clean ones, without the replay, which needs no reference.
 ";
 
 /// Percentages below these fail.
@@ -136,10 +136,10 @@ impl Results {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let _ = write!(
             text,
-            "\nMeasured on {} with {cores} cores. `make faults` repeats it and rewrites this file; \
-             it fails where\nless than 100 % is detected, {LEAST_GUILTY} % blamed exactly, \
+            "\nMeasured on {} with {cores} cores. `make faults` repeats it and rewrites this file. \
+             It fails if\nless than 100 % is detected, {LEAST_GUILTY} % blamed exactly, \
              {LEAST_CAUSE} % of the causes or {LEAST_MEMBERS} % of the members\nof pairs and \
-             triples named, or where there is any false alarm.\n\n## Summary\n\n| | |\n\
+             triples named, or if there is any false alarm.\n\n## Summary\n\n| | |\n\
              |---|---|\n",
             std::env::consts::ARCH,
         );

@@ -25,7 +25,7 @@ use crate::{Result, bench::Bench};
 pub const CHECKS: [(&str, &str); 5] = [
     ("norms", "the norm of a tensor is off by more than 1 %"),
     ("cosine", "the cosine of a step's logits is below 0.999"),
-    ("argmax", "a step's likeliest token is another one"),
+    ("argmax", "a step's most likely token changes"),
     ("first 8", "one of a tensor's first 8 values is off by more than 0.1 % of its row's largest"),
     ("token 0", "the prompt's first token, compared as firstdiff does, is beyond the floor"),
 ];

@@ -107,9 +107,9 @@ fn summary(rows: &[Row], time: Duration, text: &mut String) {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     let _ = write!(
         text,
-        "\nMeasured on {} with {cores} cores. `make faults-archs` repeats it and rewrites this file; it \
-         fails where\nless than 100 % is detected, {LEAST_GUILTY} % blamed exactly or {LEAST_CAUSE} % of \
-         the causes named, or where there is\nany false alarm.\n\n## Summary\n\n| | |\n|---|---|\n",
+        "\nMeasured on {} with {cores} cores. `make faults-archs` repeats it and rewrites this file. It \
+         fails if\nless than 100 % is detected, {LEAST_GUILTY} % blamed exactly or {LEAST_CAUSE} % of \
+         the causes named, or if there is\nany false alarm.\n\n## Summary\n\n| | |\n|---|---|\n",
         std::env::consts::ARCH,
     );
     let titles = [

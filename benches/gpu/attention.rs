@@ -30,9 +30,7 @@ pub fn all(model: &Model, limits: &Limits) -> Result<()> {
     println!(
         "Split attention of one token alone, f16, in a graph of all layers. A layer's copy reads and"
     );
-    println!(
-        "writes as many bytes as there are keys and values; the launches that do nothing are as many.\n"
-    );
+    println!("writes as many bytes as its keys and values take; as many launches do nothing.\n");
     println!(
         "| Hq, Hk, D | layers | positions | us a layer | of a copy | of launches | TB/s | x the copy's rate |"
     );

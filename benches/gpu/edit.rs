@@ -12,14 +12,14 @@ fn program() -> PathBuf {
 
 pub fn kernel_edit_to_verdict() -> Result<()> {
     println!(
-        "An edited attention.cu to the verdict on the fixture, as a new process (NVRTC compile,"
+        "From an edited attention.cu to the verdict on the fixture, as a new process (NVRTC compile,"
     );
     println!("load, run, compare, replay); medians of 5:\n");
     println!("| | ms |\n|---|---:|");
     let source = std::fs::read_to_string(project().join("kernels/attention.cu"))?;
     let folder = tempfile::tempdir()?;
     let mut edits = 0;
-    for (name, edited) in [("kernel edited", true), ("kernel as it was", false)] {
+    for (name, edited) in [("kernel edited", true), ("kernel unchanged", false)] {
         let milliseconds = median(5, || {
             edits += usize::from(edited);
             let text = format!("{source}// edit {edits}\n");

@@ -89,7 +89,8 @@ pub fn all(model: &Model, limits: &Limits) -> Result<()> {
     );
     println!("at the copy's rate takes {once:.3} ms.\n");
     println!(
-        "\"To the logits\" a step has computed all; \"to the end\" every capture is on the host as f32.\n"
+        "\"To the logits\" is the time until a step has computed everything; \"to the end\", until every capture \
+         is on the host as f32.\n"
     );
     println!(
         "| step | sites captured | ms to the logits | x hooks off | ms to the end | x hooks off | MB \

@@ -67,7 +67,7 @@ pub fn whole_run(model: &Model) -> Result<()> {
     let longer = alone.max(engine_alone);
     let row = |name: &str, ms: f64| println!("| {name} | {ms:.0} | {:.2} |", ms / longer);
     row("llama.cpp on the CPU with its callback, alone", alone);
-    row("engine, loading included, alone", engine_alone);
+    row("engine with loading, alone", engine_alone);
     for (name, replay) in [("both, compared", false), ("both, compared and replayed", true)] {
         let (filter, rule) =
             (SiteFilter::default(), Rule { factor: DEFAULT_FACTOR, stop_at_first: false });

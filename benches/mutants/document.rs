@@ -119,14 +119,14 @@ impl Results {
         let (found, n) = (self.found(), self.rows.len());
         let _ = writeln!(
             text,
-            "`make mutants` plants {n} mistakes in our kernels and in the worked examples, one at a time, and checks each kernel \
-             that has it: {found} of {n} are found.\n"
+            "`make mutants` plants {n} mistakes in our kernels and in the worked examples, one at a time, and checks each \
+             affected kernel: {found} of {n} are found.\n"
         );
         self.write_summary(&mut text);
         self.write_clean(&mut text);
         let _ = writeln!(
             text,
-            "\n| file | mistake | instead of | stands | found by |\n|---|---|---|---|---|"
+            "\n| file | mistake | original | replacement | found by |\n|---|---|---|---|---|"
         );
         for row in &self.rows {
             let (find, replace) = changed(row.find, row.replace);
@@ -136,8 +136,8 @@ impl Results {
         }
         let _ = writeln!(
             text,
-            "\nThese changes change nothing that a kernel computes, and nothing must be reported:\n\n\
-             | file | instead of | stands | why it is no mistake | reported |\n|---|---|---|---|---|"
+            "\nThese edits change no result of a kernel, and nothing must be reported:\n\n\
+             | file | original | replacement | why it is no mistake | reported |\n|---|---|---|---|---|"
         );
         for row in &self.unchanged {
             let (find, replace) = changed(row.find, row.replace);
@@ -181,8 +181,8 @@ impl Results {
             let n = findings.len();
             let _ = writeln!(
                 text,
-                "\n{what}: {n} findings on {kernels} kernels, {launches} launches in {orders} orders \
-                 of the threads."
+                "\n{what}: {n} findings on {kernels} kernels, {launches} launches in {orders} \
+                 thread orders."
             );
             for finding in findings {
                 let _ = writeln!(text, "\n    {finding}");

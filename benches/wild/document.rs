@@ -68,7 +68,7 @@ pub fn markdown(rows: &[Row<'_>]) -> String {
     let _ = writeln!(
         text,
         "\nMeasured on {} with {cores} cores, one case after another. `make wild` repeats it and rewrites this\n\
-         file; it fails where something is proven that is not the stated cause, or a case cannot be run.\n",
+         file. It fails if a proven cause is not the stated one, or if a case cannot be run.\n",
         std::env::consts::ARCH,
     );
     text += &totals(rows);

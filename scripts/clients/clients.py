@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs engines that others wrote, right and with planted bugs, and holds what firstdiff says of them.
+"""Runs engines that others wrote, correct and with planted bugs, and checks the verdicts.
 
     scripts/clients/clients.py [NAME ...]
 
@@ -94,7 +94,7 @@ def run(name):
     for case in module.CASES:
         print(f" {case.title}", flush=True)
         rows, failed = run_case(module, name, case)
-        head = "| bug | what is said first of it | run, s | explain, s |"
+        head = "| bug | the verdict | run, s | explain, s |"
         section += [f"{case.title}\n", head, "|---|---|---|---|", *rows, ""]
         failures += failed
     section.insert(1, f"Lines added to the engine: {module.lines()}.\n")
@@ -111,7 +111,7 @@ def main(names):
         after = rest.partition(MARKS[1])[2]
         figures = "\n".join(section.read_text() for section in sections if section.exists())
         DOCS.write_text(before + MARKS[0] + figures + MARKS[1] + after)
-    print("\n".join(failures) or "every right engine is equal, and every bug is found and named", flush=True)
+    print("\n".join(failures) or "every correct engine is equal, and every bug is found and named", flush=True)
     return 1 if failures else 0
 
 

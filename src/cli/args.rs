@@ -12,21 +12,21 @@ use firstdiff::{
 
 use super::{error::Error, lengths::Lengths, output};
 
-/// Find the first tensor where an LLM inference engine and llama.cpp part.
+/// Find the first tensor where your LLM inference engine diverges from llama.cpp.
 #[derive(Parser)]
 #[command(name = "firstdiff", version, propagate_version = true)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
-    /// Longest time that one kernel launch, one operation of llama.cpp or one compilation may take [default: 300,
-    /// and a second for each 50 MB of the model]
+    /// Time limit for one kernel launch, one llama.cpp operation or one compilation [default: 300, plus one second
+    /// per 50 MB of the model]
     #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Option<f64>,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
     let seconds = text.parse().ok().filter(|seconds| (1.0..=1e6).contains(seconds));
-    seconds.ok_or_else(|| "it takes seconds from 1 to 1000000".to_string())
+    seconds.ok_or_else(|| "expected seconds from 1 to 1000000".to_string())
 }
 
 impl Command {
@@ -42,27 +42,27 @@ pub enum Command {
     Run(RunArgs),
     /// Record one side's tensors as a trace
     Capture(CaptureArgs),
-    /// Write what an engine is to run and may record, without running anything: sites, token ids
+    /// Write what an engine must run and may record (token ids, sites) without running anything
     Plan(PlanArgs),
     /// Compare two recorded traces
     Diff(DiffArgs),
     /// Name the wrong operations of a recorded engine, and their causes
     Explain(ExplainArgs),
-    /// List every tensor of a model that is compared: name, axes, shape, operation, weight, inputs
+    /// List every compared tensor of a model: name, axes, shape, operation, weight, inputs
     Sites(super::sites::SitesArgs),
-    /// Say what is in a trace, what is missing or wrong, and which verdicts it allows
+    /// Show what a trace holds, what is missing or wrong, and which verdicts it allows
     Validate(ValidateArgs),
-    /// Find out which array of a dump is which tensor, by its values
+    /// Match the arrays of a dump to tensors by their values
     Align(AlignArgs),
-    /// Write a dump as a trace, as a mapping file says
+    /// Convert a dump into a trace with a mapping file
     Import(ImportArgs),
-    /// Say what a change of the engine fixed: the causes in two reports of `run --json`
+    /// Show which causes a change to the engine fixed, from two reports of `run --json`
     Progress(ProgressArgs),
     /// Compare the eight attention variants with llama.cpp
     Variants(VariantsArgs),
-    /// Run a whole matrix of models, prompts and variants from a file, for CI
+    /// Run a matrix of models, prompts and variants from a file, for CI
     Check(super::check::CheckArgs),
-    /// Write or review the baseline that `check --baseline` holds every operation's accuracy to
+    /// Write or review the accuracy baseline that `check --baseline` enforces for every operation
     Bless(super::bless::BlessArgs),
     /// Find the commit that made a kernel diverge, or diverge earlier
     Bisect(super::bisect::BisectArgs),
@@ -70,7 +70,7 @@ pub enum Command {
     Merge(super::check::MergeArgs),
     /// Check kernels for races, bad accesses and wrong numbers, on this machine's CPU
     Kernels(super::kernels::KernelsArgs),
-    /// List the faults that --fault can plant, and where each must be blamed
+    /// List the faults that --fault can plant, and the operation to blame for each
     Faults,
     /// Write a model's first layers, with its embedding and head, as a model: a quick look at a large one
     Cut(CutArgs),
@@ -119,18 +119,18 @@ pub struct EngineArgs {
     /// Folder whose .cu files replace the embedded ones of the same name
     #[arg(long, value_name = "DIR")]
     pub kernels: Option<PathBuf>,
-    /// Run though a changed kernel of --kernels is not launched
+    /// Run even if a changed kernel of --kernels is not launched
     #[arg(long, requires = "kernels")]
     pub unused_kernels: bool,
-    /// Your kernel for an operation, called as a contract says: attention=my.toml (docs/kernels.md)
+    /// Your kernel for an operation, called by a contract: attention=my.toml (docs/kernels.md)
     #[arg(long, value_name = "OP=FILE")]
     pub kernel: Vec<String>,
     /// Attention variant: scale=pre|post,dot=sequential|warp,softmax=two-pass|online,
     /// prefill=row|tiled,decode=block|split, or `fast` for the last two
     #[arg(long, value_name = "SPEC", default_value_t)]
     pub attention: AttentionVariant,
-    /// Roundings on the way that the kernels make on purpose, such as inputs=q8_0,probs=f16 or
-    /// ffn_down.inputs=bf16; they are then held to them (docs/diagnosis.md)
+    /// Declare roundings that the kernels make on purpose, such as inputs=q8_0,probs=f16 or
+    /// ffn_down.inputs=bf16; the kernels are then held to them (docs/diagnosis.md)
     #[arg(long, value_name = "VALUE=FORMAT", value_delimiter = ',')]
     #[arg(value_parser = Convention::parse)]
     pub arithmetic: Vec<Convention>,
@@ -157,7 +157,7 @@ pub struct CompareArgs {
 /// Where a report goes, and how much of it is printed.
 #[derive(Args, Clone)]
 pub struct ReportArgs {
-    /// Print everything: each stage, step and setting, not only what a screen holds
+    /// Print everything: each stage, step and setting, not just one screen
     #[arg(short, long)]
     pub verbose: bool,
     /// Print the report for a person, or as one JSON object of at most 4 kB for a program
@@ -204,20 +204,20 @@ pub struct RunArgs {
     pub engine: EngineArgs,
     #[command(flatten)]
     pub compare: CompareArgs,
-    /// Of the prompt's scores and probs compare only some queries' rows: last, every:N, or positions
-    /// such as 0,5,100-120
+    /// Compare only these queries' rows of the prompt's scores and probs: last, every:N, or positions such
+    /// as 0,5,100-120
     #[arg(long, value_name = "WHICH")]
     pub rows: Option<Queries>,
-    /// Compare only: do not replay the operations, and seek no causes
+    /// Compare only: do not replay the operations or search for causes
     #[arg(long)]
     pub no_replay: bool,
-    /// Run the prompt at many lengths and say which diverge: auto, where kernels break, or 1,31-33,64
+    /// Run the prompt at many lengths and report which diverge: auto (where kernels break) or 1,31-33,64
     #[arg(long, value_name = "WHICH", conflicts_with_all = ["watch", "rows", "html"])]
     pub lengths: Option<Lengths>,
     /// Write where the time went, as trace events for chrome://tracing or ui.perfetto.dev (docs/report.md)
     #[arg(long, value_name = "FILE", conflicts_with = "watch")]
     pub trace_events: Option<PathBuf>,
-    /// Stay, and give a new verdict whenever a kernel of --kernels or --kernel is saved; Ctrl-C ends it
+    /// Keep running and give a new verdict whenever a kernel of --kernels or --kernel is saved; Ctrl-C ends it
     #[arg(long)]
     pub watch: bool,
 }
@@ -230,21 +230,21 @@ pub struct CaptureArgs {
     /// Folder to write the trace to
     #[arg(short, long, value_name = "TRACE")]
     pub output: PathBuf,
-    /// Replace a trace that is there
+    /// Replace an existing trace
     #[arg(long)]
     pub overwrite: bool,
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
     pub ids: IdsArgs,
-    /// Run the reference over the tokens of an engine's trace, which may be of another choice than its own
+    /// Run the reference over the tokens of an engine's trace, which the engine may have chosen itself
     #[arg(long, value_name = "TRACE")]
     #[arg(conflicts_with_all = ["prompt", "file", "n_predict", "tokens", "decoded"])]
     pub tokens_of: Option<PathBuf>,
-    /// Of several sequences in the trace of --tokens-of, the one to run
+    /// The sequence to run, if the trace of --tokens-of has several
     #[arg(long, value_name = "N", requires = "tokens_of")]
     pub sequence: Option<u32>,
-    /// Send each token to the experts that the engine of --tokens-of sent it to
+    /// Route each token to the experts that the engine of --tokens-of chose
     #[arg(long, requires = "tokens_of", conflicts_with = "chunks")]
     pub force_routing: bool,
     #[command(flatten)]
@@ -257,13 +257,13 @@ pub struct CaptureArgs {
 /// Token ids in the place of a text.
 #[derive(Args, Clone, Default)]
 pub struct IdsArgs {
-    /// The prompt as token ids, with commas
+    /// The prompt as comma-separated token ids
     #[arg(long, value_name = "IDS", value_delimiter = ',', conflicts_with_all = ["prompt", "file"])]
     pub tokens: Vec<i32>,
-    /// The tokens after the prompt, in the place of the reference's choices
+    /// The tokens after the prompt, instead of the reference's choices
     #[arg(long, value_name = "IDS", value_delimiter = ',', conflicts_with = "n_predict")]
     pub decoded: Vec<i32>,
-    /// Run the prompt in steps of so many tokens
+    /// Run the prompt in steps of N tokens
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub chunks: Option<u32>,
 }
@@ -285,14 +285,14 @@ pub struct DiffArgs {
     pub trace_a: PathBuf,
     /// The trace to judge it by
     pub trace_b: PathBuf,
-    /// Both are runs of one engine: a rerun must be bit-equal, the same tokens in other steps equal within the
-    /// floor, and what is wrong in one of them is named
+    /// Both are runs of one engine: a rerun must be equal bit for bit, the same tokens in other steps within the
+    /// floor; the report names the errors in either
     #[arg(long)]
     pub same_engine: bool,
-    /// With --same-engine: GGUF model that was recorded [default: the embedded fixture, if it was that]
+    /// With --same-engine: the GGUF model that was recorded [default: the embedded fixture, if it matches]
     #[arg(short, long, value_name = "FILE", requires = "same_engine")]
     pub model: Option<PathBuf>,
-    /// Of a trace of several sequences, the one to compare
+    /// The sequence to compare, if the trace has several
     #[arg(long, value_name = "N")]
     pub sequence: Option<u32>,
     #[command(flatten)]
@@ -303,14 +303,14 @@ pub struct DiffArgs {
 pub struct ExplainArgs {
     /// The engine's trace
     pub trace: PathBuf,
-    /// The reference's trace of the same tokens, to compare every site with as `diff` does; of several sequences,
-    /// those whose tokens it has
+    /// The reference's trace of the same tokens, to compare every site as `diff` does; of several sequences, only
+    /// those with these tokens
     #[arg(long, value_name = "TRACE")]
     pub reference: Option<PathBuf>,
-    /// Of a trace of several sequences, the one to explain [default: each in turn]
+    /// The sequence to explain, if the trace has several [default: each in turn]
     #[arg(long, value_name = "N")]
     pub sequence: Option<u32>,
-    /// GGUF model that was recorded [default: the embedded fixture, if it was that]
+    /// The GGUF model that was recorded [default: the embedded fixture, if it matches]
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
     #[command(flatten)]
@@ -319,7 +319,7 @@ pub struct ExplainArgs {
 
 #[derive(Args)]
 pub struct ValidateArgs {
-    /// The trace, whole, in ranks, or of a run that was killed
+    /// The trace: complete, in ranks, or from a killed run
     pub trace: PathBuf,
 }
 
@@ -355,10 +355,10 @@ pub struct ImportArgs {
 
 #[derive(Args)]
 pub struct ProgressArgs {
-    /// The report before the change, as `run --json` wrote it
+    /// The report before the change, written by `run --json`
     #[arg(value_name = "OLD.json")]
     pub old: PathBuf,
-    /// The report after it, of the same model and prompt
+    /// The report after the change, of the same model and prompt
     #[arg(value_name = "NEW.json")]
     pub new: PathBuf,
 }
@@ -390,7 +390,7 @@ pub struct DoctorArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// Empty the cache instead; all that was in it is made again when it is needed
+    /// Empty the cache instead; entries are rebuilt when needed
     #[arg(long, conflicts_with = "json")]
     pub prune: bool,
 }
@@ -452,14 +452,14 @@ pub struct SynthArgs {
     /// Shape to start from: tiny-llama, tiny-qwen2, tiny-qwen3 or qwen2.5-0.5b
     #[arg(long, value_name = "PRESET", default_value = "tiny-qwen2")]
     pub shape: String,
-    /// Architecture, as llama.cpp names it, instead of a shape
+    /// Architecture by llama.cpp's name, instead of a shape
     #[arg(long, value_name = "NAME", conflicts_with = "shape")]
     pub arch: Option<String>,
-    /// Print the names that --arch takes
+    /// List the architectures that --arch accepts
     #[arg(long)]
     pub list_archs: bool,
-    /// Metadata key of the architecture to set, or with the value `none` to remove; may be given
-    /// more than once
+    /// Metadata key of the architecture to set; the value `none` removes it; may be given more than
+    /// once
     #[arg(long, value_name = "KEY=VALUE", requires = "arch", value_parser = setting)]
     pub set: Vec<Setting>,
     /// Seed of the weights
@@ -480,7 +480,7 @@ pub struct SynthArgs {
     /// KV heads
     #[arg(long, value_name = "N")]
     pub kv_heads: Option<u32>,
-    /// Elements of a head
+    /// Head size
     #[arg(long, value_name = "N")]
     pub head_dim: Option<u32>,
     /// Feed-forward size
@@ -492,9 +492,9 @@ pub struct SynthArgs {
 }
 
 fn setting(text: &str) -> Result<Setting, String> {
-    Setting::parse(text).ok_or_else(|| "it takes a key and its value, as in KEY=VALUE".to_string())
+    Setting::parse(text).ok_or_else(|| "expected a key and a value, as in KEY=VALUE".to_string())
 }
 
 fn weight_type(name: &str) -> Result<WeightType, String> {
-    WeightType::from_name(name).ok_or_else(|| "it takes f32, f16, q8_0 or q4_k".to_string())
+    WeightType::from_name(name).ok_or_else(|| "expected f32, f16, q8_0 or q4_k".to_string())
 }
