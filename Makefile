@@ -2,7 +2,7 @@
 # (and keeps its own -j from cargo, which would otherwise look for a jobserver it cannot reach).
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-tests build demo test check bench faults faults-archs archs matrix mutants wild attack fuzz nvrtc examples fmt clean
+.PHONY: help setup setup-tests build demo test check bench bench-large faults faults-archs archs matrix mutants wild attack fuzz nvrtc examples fmt clean
 .PHONY: gpu-test gpu-bench gpu-sanitize gpu-bundle transformers-test real-models clients
 unexport MAKEFLAGS MFLAGS
 
@@ -51,6 +51,9 @@ check: setup-tests ## formatting, lints and tests: what CI runs
 bench: setup ## where time and memory of a run go, and what firstdiff.h costs
 	cargo bench --locked --bench run
 	cargo bench --locked --bench header
+
+bench-large: setup ## models of 8B and of 30B-A3B's shape: time, memory and disk (writes 15 GB to target/bench-large)
+	cargo bench --locked --bench large
 
 faults: setup ## plant every fault and see whether it is found, blamed and named
 	cargo bench --locked --bench faults
