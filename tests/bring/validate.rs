@@ -112,7 +112,7 @@ fn a_killed_run_says_what_is_whole() {
     fs::write(&unfinished, "").unwrap();
     refused(&["validate", path(&recorded.folder)], 3, "ended before its first step did");
     fs::write(&unfinished, "{").unwrap();
-    refused(&["validate", path(&recorded.folder)], 3, "unfinished is no manifest of a trace");
+    refused(&["validate", path(&recorded.folder)], 3, "unfinished is not a trace manifest");
 }
 
 #[test]

@@ -32,7 +32,7 @@ pub enum SavedError {
     #[error("{old} and {new} are of different models; make both from the same file")]
     OtherModel { old: PathBuf, new: PathBuf },
     #[error(
-        "{old} and {new} went through different token ids, first in step {step}; \
+        "{old} and {new} ran different token ids, first in step {step}; \
          make both with the same prompt and --reference"
     )]
     OtherTokens { old: PathBuf, new: PathBuf, step: usize },
