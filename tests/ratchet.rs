@@ -215,9 +215,9 @@ fn a_baseline_of_something_else_is_refused_and_one_that_is_missing_is_no_success
     let text = std::fs::read_to_string(&lab.lock).unwrap();
     std::fs::write(&lab.lock, text.replace("\"logits\"", "\"blk.9.q\"")).unwrap();
     let (exit, out, _) = lab.run("check", &[], "");
-    assert!(exit == 4 && out.contains("is in the baseline or in the run alone"), "{out}");
+    assert!(exit == 4 && out.contains("is only in the baseline or only in the run"), "{out}");
     std::fs::write(&lab.lock, "{}").unwrap();
     let (exit, out, err) = lab.run("check", &[], "");
     assert_eq!((exit, out.as_str(), err.lines().count()), (2, "", 1), "{err}");
-    assert!(err.contains("is no baseline of `firstdiff bless`: missing field"), "{err}");
+    assert!(err.contains("is not a baseline of `firstdiff bless`: missing field"), "{err}");
 }

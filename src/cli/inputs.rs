@@ -304,7 +304,7 @@ pub fn check_factor(factor: f64) -> Result<(), Error> {
         Ok(())
     } else {
         Err(Error::Usage(format!(
-            "--factor {factor} is no tolerance; give more than 0 and at most {MOST_FACTOR}"
+            "--factor {factor} is out of range; give more than 0 and at most {MOST_FACTOR}"
         )))
     }
 }

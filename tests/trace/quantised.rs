@@ -143,7 +143,7 @@ fn blocks_that_are_none_are_refused_by_the_reader() {
         |value: Json| move |manifest: &mut Json| manifest["steps"][0]["quantised"] = value.clone();
     let name = "blk.0.k_cache";
     let cases: [(Json, &str); 6] = [
-        (json!({ name: "q9_0" }), "\"q9_0\" is no format of numbers"),
+        (json!({ name: "q9_0" }), "\"q9_0\" is not a number format"),
         (
             json!({ name: "bf16" }),
             "steps[0].quantised.blk.0.k_cache is bf16; blocks of a cache are",

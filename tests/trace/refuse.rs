@@ -129,7 +129,7 @@ fn a_manifest_field_that_does_not_fit_is_named() {
         ("(q) has layers that do not ascend", |m| group(m, "q")["layers"] = json!([1, 0])),
         ("(q) is outside of layers", |m| group(m, "q")["layers"] = json!([])),
         ("model.sites has blk.0.q twice", |m| group(m, "k")["name"] = "q".into()),
-        ("\"T*\" is no size", |m| shape_of(m, "q")[0] = "T*".into()),
+        ("\"T*\" is not a size", |m| shape_of(m, "q")[0] = "T*".into()),
         ("which is one token too many instead of [4, 6, 4]", |m| {
             shape_of(m, "q")[0] = "T - 1".into();
         }),

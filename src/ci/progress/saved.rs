@@ -22,7 +22,7 @@ const MAX_BYTES: u64 = 1 << 30;
 pub enum SavedError {
     #[error("cannot read {path}: {source}; check the path")]
     Read { path: PathBuf, source: io::Error },
-    #[error("{path} is no report: {source}; name what `firstdiff run --json` wrote")]
+    #[error("{path} is not a report: {source}; name a file written by `firstdiff run --json`")]
     Syntax { path: PathBuf, source: serde_json::Error },
     #[error(
         "{path} has report version {found}, this firstdiff reads {REPORT_VERSION}; \

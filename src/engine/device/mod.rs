@@ -261,7 +261,7 @@ pub enum DeviceError {
     Cuda { doing: String, detail: String },
     #[error("no C++ compiler found (tried {tried}); install g++ or set CXX")]
     NoCompiler { tried: String },
-    #[error("{file} does not compile; mend it and run again\n{message}")]
+    #[error("{file} does not compile; fix it and run again\n{message}")]
     Compile { file: String, message: String },
     #[error("{tool} failed: {detail}; `firstdiff doctor` checks this machine")]
     Tool { tool: String, detail: String },
@@ -273,7 +273,7 @@ pub enum DeviceError {
     Arguments { file: String, entry: String, takes: String, given: String },
     #[error("cannot launch {entry}: {detail}")]
     Launch { entry: String, detail: String },
-    #[error("{file}: {message}; mend the kernel")]
+    #[error("{file}: {message}; fix the kernel")]
     Kernel { file: String, message: String },
     #[error("no memory for {what} ({bytes} bytes); use a smaller model or a shorter prompt")]
     OutOfMemory { what: String, bytes: usize },
