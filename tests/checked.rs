@@ -432,7 +432,7 @@ fn kernels_that_cannot_be_checked_are_refused() {
     refused(
         &["kernels", "check", "softmax.cu"],
         2,
-        "no kernel file softmax.cu; it takes embedding.cu",
+        "no kernel file softmax.cu; choose from embedding.cu",
     );
     refused(&["kernels", "check", "--kernels", "/none"], 2, "cannot read /none");
     let folder = changed("swiglu.cu", "store(out + i,", "store(out + z,");

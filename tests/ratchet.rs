@@ -149,11 +149,12 @@ fn bless_takes_what_is_accepted_and_nothing_else() {
     // A regression is not taken unasked, as an improvement, or against an answer.
     for (more, input) in [(&[][..], ""), (&["--improved"], ""), (&["--ask"], "n\n")] {
         let (exit, out, _) = bless(more, input);
-        assert!(exit == 1 && out.contains("stays as it is"), "{out}");
+        assert!(exit == 1 && out.contains("is left unchanged"), "{out}");
         assert!(out.contains(&format!("  regressed  {CASE}: ")), "{out}");
         assert_eq!(lab.lock(), before, "{more:?}");
     }
-    for (input, says) in [("perhaps\n", "\"perhaps\" is no answer"), ("", "input ended before")] {
+    for (input, says) in [("perhaps\n", "\"perhaps\" is not an answer"), ("", "input ended before")]
+    {
         let (exit, _, err) = bless(&["--ask"], input);
         assert!(exit == 2 && err.contains(says), "{err}");
         assert_eq!(lab.lock(), before);
