@@ -1,4 +1,4 @@
-//! firstdiff finds the first tensor where an LLM inference engine and llama.cpp part.
+//! firstdiff finds the first tensor where an LLM inference engine diverges from llama.cpp.
 //!
 //! The same token ids go through both sides. Each side puts every tensor it computes, under its
 //! [site](graph::site), into a [`core::sink::Sink`]; the two are brought together one site at a time

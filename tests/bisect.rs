@@ -95,7 +95,11 @@ fn ends_that_are_not_good_and_bad_are_refused() {
     refused(&bisect(folder, "c0", "c1"), 3, says);
     let says = "c3 (first divergence step 0 layer 0 q_rope) is not worse than c2 (first";
     refused(&bisect(folder, "c2", "c3"), 3, says);
-    refused(&bisect(folder, "c3", "c0"), 2, "c3 is no ancestor of c0; give the older commit first");
+    refused(
+        &bisect(folder, "c3", "c0"),
+        2,
+        "c3 is not an ancestor of c0; give the older commit first",
+    );
     refused(&bisect(folder, "c0", "c0"), 2, "no commit after c0 up to c0 changes ");
     refused(&bisect(folder, "c0", "none"), 2, "git rev-parse: ");
     refused(&bisect(folder, "c0", "--output=x"), 2, "git rev-parse: ");

@@ -64,7 +64,7 @@ fn a_cache_that_others_can_write_to_is_refused() {
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let (exit, text) = run(folder.path(), &SHORT);
     assert_eq!(exit, 2, "{text}");
-    assert!(text.contains("others can write to it, and what lies there is run"), "{text}");
+    assert!(text.contains("others can write to it, and firstdiff runs its files"), "{text}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
@@ -78,7 +78,7 @@ fn a_cache_that_cannot_be_made_is_elsewhere_and_that_is_said() {
     let output = command.output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{errors}");
-    assert_eq!(errors.matches("firstdiff: no cache in ").count(), 1, "{errors}");
+    assert_eq!(errors.matches("firstdiff: cannot use the cache in ").count(), 1, "{errors}");
     let is_cache =
         |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with("firstdiff-");
     assert!(fs::read_dir(folder.path()).unwrap().flatten().any(is_cache));

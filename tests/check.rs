@@ -166,7 +166,7 @@ fn two_parts_merged_equal_one_run() {
     check(&b, Some("hash:2/2"));
     let says = "the configuration, prompts or kernels differ; merge parts of one check";
     refused(&["merge", path(&a), path(&b)], 3, says);
-    refused(&["merge", path(&file)], 2, "is no result of `firstdiff check --json`");
+    refused(&["merge", path(&file)], 2, "is not a result of `firstdiff check --json`");
 }
 
 #[test]
@@ -189,8 +189,8 @@ fn a_configuration_that_cannot_be_used_is_one_line() {
     config("stepz = 1\n", 2, "firstdiff.toml:1: unknown field `stepz`, expected one of `models`, ");
     config("steps = [\n", 2, "firstdiff.toml:");
     config(&SMALL.replace("\"dot=warp,", "\"dot=wrap,"), 2, "variants: unknown part \"dot=wrap\"");
-    config(&SMALL.replace("\"f16\"", "\"f8\""), 2, "no dtype f8; it takes f32 and f16");
-    config(&SMALL.replace("\"f16\"", "\"f32\""), 2, "dtypes: f32 is there twice");
+    config(&SMALL.replace("\"f16\"", "\"f8\""), 2, "no dtype f8; use f32 or f16");
+    config(&SMALL.replace("\"f16\"", "\"f32\""), 2, "dtypes: f32 appears twice");
     config(&SMALL.replace("tiny-llama", "huge-llama"), 2, "models: huge-llama: ");
     config(&SMALL.replace("synth = \"tiny-llama\"", "path = \"none.gguf\""), 2, "none.gguf");
     config(&SMALL.replace("text =", "file ="), 2, "/Once: ");
@@ -201,10 +201,10 @@ fn a_configuration_that_cannot_be_used_is_one_line() {
     };
     config(&rule("q,blk.7.*", "8"), 2, "tolerances: blk.7.* matches no site of any model");
     config(&rule("[", "8"), 2, "tolerances: error parsing glob");
-    config(&rule("q", "0"), 2, "q: factor 0 is no tolerance; give more than 0 and at most 1000");
+    config(&rule("q", "0"), 2, "q: factor 0 is out of range; give more than 0 and at most 1000");
     let (_folder, file) = matrix(SMALL);
     let wrong = ["check", "--config", path(&file), "--partition", "hash:3/2"];
     let (exit, out, err) = crate::cli::outcome(&wrong);
     assert_eq!((exit, out.as_str()), (2, ""));
-    assert!(err.contains("it takes hash:M/N or slice:M/N"), "{err}");
+    assert!(err.contains("expected hash:M/N or slice:M/N"), "{err}");
 }

@@ -45,7 +45,7 @@ fn error_in(order: ThreadOrder, kernel: &str) -> Option<String> {
     let launch = Launch { grid: [2, 1, 1], block: [BLOCK as u32, 1, 1], shared_bytes: 256 };
     let args = [Arg::Buffer(&out, 0), Arg::Buffer(&x, 0)];
     let text = device.launch("k", launch, &args).err()?.to_string();
-    Some(text.replace("t.cu: kernel k, ", "").replace("; mend the kernel", ""))
+    Some(text.replace("t.cu: kernel k, ", "").replace("; fix the kernel", ""))
 }
 
 fn error(kernel: &str) -> String {
@@ -432,7 +432,7 @@ fn kernels_that_cannot_be_checked_are_refused() {
     refused(
         &["kernels", "check", "softmax.cu"],
         2,
-        "no kernel file softmax.cu; it takes embedding.cu",
+        "no kernel file softmax.cu; choose from embedding.cu",
     );
     refused(&["kernels", "check", "--kernels", "/none"], 2, "cannot read /none");
     let folder = changed("swiglu.cu", "store(out + i,", "store(out + z,");

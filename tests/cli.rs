@@ -198,13 +198,13 @@ fn mistakes_get_one_line_with_the_next_step_and_exit_2() {
     let whole = std::fs::read(crate::common::fixture()).unwrap();
     std::fs::write(&cut, &whole[..whole.len() - 1000]).unwrap();
     refused(&["run", "-m", "absent.gguf"], 2, "cannot read absent.gguf");
-    refused(&["run", "-m", path(&cut)], 2, "ends before its tensor");
+    refused(&["run", "-m", path(&cut)], 2, "ends within its tensor");
     refused(&["run", "-p", ""], 2, "the prompt has no tokens");
     refused(&["run", "-f", "absent.txt"], 2, "cannot read absent.txt");
     refused(&["run", "--fault", "bogus"], 2, "`firstdiff faults` lists them");
     refused(&["run", "--sites", "bogus"], 2, "bogus matches no site");
     refused(&["run", "--kernels", "absent"], 2, "cannot read absent");
-    refused(&["run", "--factor", "0"], 2, "--factor 0 is no tolerance");
+    refused(&["run", "--factor", "0"], 2, "--factor 0 is out of range");
     refused(&["run", "--factor", "1e9"], 2, "at most 1000");
     refused(&["run", "--json", "absent/report.json"], 2, "cannot write absent/report.json");
     refused(&["run", "-n", "4000"], 2, "was trained for 2048");

@@ -449,23 +449,19 @@ fn a_contract_that_does_not_hold_together_is_one_line_with_the_file_and_the_reme
         (
             "value = \"past\"",
             "value = \"cache_len\"",
-            "parameter cache_len is `cache_len`, but cache_len is no name; known are tokens, past, length",
+            "parameter cache_len is `cache_len`, but cache_len is not a known name; choose from tokens, past, length",
         ),
         (
             "4 * (past + 3)",
             "4 * (past + 3) / (batch - 1)",
-            "shared is `4 * (past + 3) / (batch - 1)`, but it divides by zero; mend the expression",
+            "shared is `4 * (past + 3) / (batch - 1)`, but it divides by zero; fix the expression",
         ),
         (
             "block = [\"256\"]",
             "block = [\"256\", \"8\"]",
-            "block has 2048 threads, more than 1024; mend [launch]",
+            "block has 2048 threads, more than 1024; fix [launch]",
         ),
-        (
-            "block = [\"256\"]",
-            "block = [\"0\"]",
-            "block `0` is 0, outside 1 to 1024; mend [launch]",
-        ),
+        ("block = [\"256\"]", "block = [\"0\"]", "block `0` is 0, outside 1 to 1024; fix [launch]"),
         ("4 * (past + 3)", "400000", "shared is 400000 bytes, outside 0 to 232448"),
         ("head_dim <= 256", "head_dim > 256", "needs head_dim > 256, which does not hold for"),
         ("\"gqa_decode.cu\"", "\"absent.cu\"", "absent.cu: No such file"),
@@ -473,7 +469,7 @@ fn a_contract_that_does_not_hold_together_is_one_line_with_the_file_and_the_reme
         (
             "append = \"kernel\"",
             "append = \"before\"",
-            "a kernel that appends has caches of access = \"inout\", another \"in\"",
+            "caches have access = \"inout\" if the kernel appends, else \"in\"",
         ),
         ("scale = \"passed\"", "scale = \"inside\"", "scale is \"inside\", but a parameter has it"),
         ("call = \"token\"", "calls = \"token\"", "unknown field `calls`"),

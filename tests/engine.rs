@@ -372,7 +372,7 @@ fn tiles_and_split_keys_give_the_same_at_every_head_size_and_length() {
     let spec = EngineSpec { attention: fast, ..engine(DType::F32) };
     let built = spec.build(&bench.model, Task { prompt: &ids, decode: 0 });
     let text = built.err().unwrap().to_string();
-    assert!(text.starts_with("heads of 12 are no multiple of 8"), "{text}");
+    assert!(text.starts_with("head size 12 is not a multiple of 8"), "{text}");
 }
 
 #[test]

@@ -122,7 +122,7 @@ fn results_that_were_not_recorded_are_named_and_green_only_where_a_recorded_one_
             outcome(&["explain", &traces.record("engine", sites, &["--sites", sites])]);
         let line = out.lines().next().unwrap();
         assert!(exit == code && line.starts_with(first) && line.contains(missing), "{line}");
-        assert!(out.contains("; not recorded: ") && out.contains("by a wider bound"), "{out}");
+        assert!(out.contains("; not recorded: ") && out.contains("with a wider bound"), "{out}");
     }
     // A bug among what was not recorded is found behind it.
     let hidden = [&["--sites", "layer_out,logits"][..], &["--fault", "gelu-for-silu"]].concat();
@@ -260,7 +260,7 @@ fn what_cannot_be_explained_gets_one_line_with_the_next_step() {
     assert_eq!(exit, 4, "the model that was recorded is taken: {err}");
 
     edit_manifest(&other, |manifest| shape_of(manifest, "ffn_up")[1] = 8.into());
-    refused(&["explain", &other, "-m", synth], 3, "states other shapes than");
+    refused(&["explain", &other, "-m", synth], 3, "states shapes that differ from those of");
     let step = Path::new(&engine).join("step-0001.safetensors");
     let whole = std::fs::read(&step).unwrap();
     std::fs::write(&step, &whole[..whole.len() - 1]).unwrap();

@@ -117,7 +117,7 @@ fn a_truncated_file_is_refused_wherever_it_ends() {
         assert!(error.contains("model.gguf"), "cut at {cut}: {error}");
     }
     let error = open_error(&whole[..whole.len() - 1]);
-    assert!(error.contains("ends before its tensor"), "{error}");
+    assert!(error.contains("ends within its tensor"), "{error}");
 }
 
 #[test]

@@ -119,7 +119,7 @@ fn a_snapshot_of_something_else_is_refused_and_one_that_lacks_a_case_is_no_succe
         std::fs::write(&lab.snapshot, broken).unwrap();
         let (exit, out, err) = lab.run("check", &[]);
         assert_eq!((exit, out.as_str(), err.lines().count()), (2, "", 1), "{err}");
-        assert!(err.contains("ref.json was edited or cut off"), "{err}");
+        assert!(err.contains("ref.json was edited or truncated"), "{err}");
     }
 }
 

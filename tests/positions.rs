@@ -244,7 +244,9 @@ fn a_plan_is_that_of_the_reference_without_its_run_and_wrong_ids_are_refused() {
         &[&arguments[..], &["--tokens", "1,2,3", "--decoded", "4", "--chunks", "2"]].concat(),
     );
     assert!(exit == 0 && out.ends_with("tokens 1 2\ntokens 3\ntokens 4\n"), "{out}");
-    for (ids, says) in [("1,99999", "there is no token 99999"), ("1,-2", "there is no token -2")] {
+    for (ids, says) in
+        [("1,99999", "token 99999 is out of range"), ("1,-2", "token -2 is out of range")]
+    {
         let (exit, _, err) = outcome(&[&arguments[..], &[&format!("--tokens={ids}")]].concat());
         assert!(exit == 2 && err.contains(says), "{err}");
     }

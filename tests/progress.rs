@@ -184,7 +184,7 @@ fn reports_that_cannot_be_compared_are_refused_with_the_reason() {
     refused(&["progress", &version, &old], 3, "has report version 1, this firstdiff reads 7");
 
     let field = reports.edited(&old, |report| report["steps"] = 7.into());
-    refused(&["progress", &old, &field], 2, "edited.json is no report: ");
+    refused(&["progress", &old, &field], 2, "edited.json is not a report: ");
     let whole = std::fs::read(&old).unwrap();
     for (name, bytes) in [
         ("cut", &whole[..whole.len() / 2]),
@@ -194,7 +194,11 @@ fn reports_that_cannot_be_compared_are_refused_with_the_reason() {
     ] {
         std::fs::write(reports.at(name), bytes).unwrap();
         let name = reports.at(name);
-        refused(&["progress", path(&name), &old], 2, "name what `firstdiff run --json` wrote");
+        refused(
+            &["progress", path(&name), &old],
+            2,
+            "name a file written by `firstdiff run --json`",
+        );
     }
     refused(&["progress", &old, "absent.json"], 2, "cannot read absent.json");
     refused(&["progress", &old, path(reports.0.path())], 2, "cannot read ");

@@ -149,11 +149,12 @@ fn bless_takes_what_is_accepted_and_nothing_else() {
     // A regression is not taken unasked, as an improvement, or against an answer.
     for (more, input) in [(&[][..], ""), (&["--improved"], ""), (&["--ask"], "n\n")] {
         let (exit, out, _) = bless(more, input);
-        assert!(exit == 1 && out.contains("stays as it is"), "{out}");
+        assert!(exit == 1 && out.contains("is left unchanged"), "{out}");
         assert!(out.contains(&format!("  regressed  {CASE}: ")), "{out}");
         assert_eq!(lab.lock(), before, "{more:?}");
     }
-    for (input, says) in [("perhaps\n", "\"perhaps\" is no answer"), ("", "input ended before")] {
+    for (input, says) in [("perhaps\n", "\"perhaps\" is not an answer"), ("", "input ended before")]
+    {
         let (exit, _, err) = bless(&["--ask"], input);
         assert!(exit == 2 && err.contains(says), "{err}");
         assert_eq!(lab.lock(), before);
@@ -215,9 +216,9 @@ fn a_baseline_of_something_else_is_refused_and_one_that_is_missing_is_no_success
     let text = std::fs::read_to_string(&lab.lock).unwrap();
     std::fs::write(&lab.lock, text.replace("\"logits\"", "\"blk.9.q\"")).unwrap();
     let (exit, out, _) = lab.run("check", &[], "");
-    assert!(exit == 4 && out.contains("is in the baseline or in the run alone"), "{out}");
+    assert!(exit == 4 && out.contains("is only in the baseline or only in the run"), "{out}");
     std::fs::write(&lab.lock, "{}").unwrap();
     let (exit, out, err) = lab.run("check", &[], "");
     assert_eq!((exit, out.as_str(), err.lines().count()), (2, "", 1), "{err}");
-    assert!(err.contains("is no baseline of `firstdiff bless`: missing field"), "{err}");
+    assert!(err.contains("is not a baseline of `firstdiff bless`: missing field"), "{err}");
 }

@@ -154,7 +154,7 @@ fn a_batch_is_listed_and_a_command_that_needs_one_sequence_says_which_there_are(
     let others = "; nothing guilty in 2 of 3 sequences, which the reference does not run\n";
     assert!(exit == 0 && out.contains(others), "{out}");
     assert!(out.starts_with("sequence 0: equal within the floor: 237 of 237 sites"), "{out}");
-    let text = "has no sequence 3; it has 0, 1, 2: choose one of them";
+    let text = "has no sequence 3; choose one of 0, 1, 2";
     refused(&explain(&trace, &["--sequence", "3"]), 2, text);
     refused(&["diff", &trace, reference], 2, "choose one with --sequence");
     refused(&explain(&NUMPY.record(&FIXTURE, "one", None), &["--sequence", "1"]), 2, "leave out");

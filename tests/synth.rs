@@ -218,7 +218,7 @@ fn a_shape_that_cannot_run_is_refused_by_name() {
         (Spec { n_ff: 100, ..typed(WeightType::Q8_0) }, "feed-forward size 100"),
         (Spec { n_embd: 80, ..typed(WeightType::Q8_0) }, "hidden size 80"),
         (Spec { head_dim: 6, ..typed(WeightType::Q8_0) }, "query heads x head size 36"),
-        (typed(WeightType::Q4K), "no multiple of 256, the block of q4_k"),
+        (typed(WeightType::Q4K), "not a multiple of 256, the block size of q4_k"),
     ];
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.gguf");

@@ -78,7 +78,7 @@ fn each_save_gives_a_verdict_or_an_error_and_ctrl_c_ends_the_watch() {
     std::fs::write(&kernel, right.replace("score *= scale", "score *= scal")).unwrap();
     let (errors, end) = watch.verdict();
     assert!(
-        errors[0].ends_with("gqa_decode.cu does not compile; mend it and run again"),
+        errors[0].ends_with("gqa_decode.cu does not compile; fix it and run again"),
         "{errors:?}"
     );
     assert!(errors.iter().any(|line| line.contains("scal")), "{errors:?}");

@@ -87,7 +87,7 @@ fn the_action_checks_what_its_inputs_say_and_fails_as_check_does() {
         .unwrap();
     let (exit, out) = run("", "", "lock.json", "");
     assert!(exit == 4 && out.contains("it has no baseline"), "{out}");
-    assert_eq!(run("", "", "", "out.json").0, 2, "results are no snapshot");
+    assert_eq!(run("", "", "", "out.json").0, 2, "results are not a snapshot");
 }
 
 /// The cache's key must change with what is built, and with nothing else.

@@ -71,7 +71,7 @@ fn in_child(name: &str) -> Result<Row> {
         Ok(row) if output.status.success() => row,
         _ => {
             let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-            let detail = errors.lines().last().unwrap_or("it ended without a word").to_string();
+            let detail = errors.lines().last().unwrap_or("it ended without a message").to_string();
             Row { name: name.to_string(), failure: Some(detail), ..Row::default() }
         }
     })

@@ -27,7 +27,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 const DOCUMENT: &str = "docs/kernel-checks.md";
 /// Subjects that are compiled and run at the same time.
 const AT_ONCE: usize = 2;
-/// Random orders of the threads, besides forward and reverse.
+/// Number of random thread orders, besides forward and reverse.
 const RANDOM_ORDERS: u64 = 3;
 const ORDERS: usize = RANDOM_ORDERS as usize + 2;
 

@@ -37,9 +37,9 @@ pub struct BisectArgs {
     /// Folder of .cu files in a git repository; it is not changed
     #[arg(long, value_name = "DIR", default_value = "kernels")]
     folder: PathBuf,
-    /// A commit in which nothing diverges, or only later
+    /// The good commit: nothing diverges, or only a later site
     good: String,
-    /// A commit in which something diverges
+    /// The bad commit: a site diverges
     bad: String,
 }
 

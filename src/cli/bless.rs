@@ -16,25 +16,25 @@ use super::{error::Error, inputs, output};
 
 #[derive(Args)]
 pub struct BlessArgs {
-    /// What is checked, as for `firstdiff check`
+    /// The matrix file, as for `firstdiff check`
     #[arg(short, long, value_name = "FILE", default_value = "firstdiff.toml")]
     config: PathBuf,
-    /// Folder whose .cu files replace the embedded ones of the same name, and the file's `kernels`
+    /// Folder whose .cu files replace the embedded ones of the same name; overrides the file's `kernels`
     #[arg(long, value_name = "DIR")]
     kernels: Option<PathBuf>,
-    /// The baseline, written where something is accepted
+    /// The baseline file, written if a change is accepted
     #[arg(long, value_name = "FILE", default_value = "firstdiff.lock.json")]
     baseline: PathBuf,
     /// Accept every change
     #[arg(long, conflicts_with_all = ["improved", "ask"])]
     all: bool,
-    /// Accept new cases, and changed ones of which no operation got worse
+    /// Accept new cases, and changed ones where no operation got worse
     #[arg(long, conflicts_with = "ask")]
     improved: bool,
     /// Ask for each change: yes, no, all of the rest, or quit without writing
     #[arg(long)]
     pub ask: bool,
-    /// Write what is kept of llama.cpp to this file instead, for `check --reference`
+    /// Write a snapshot of llama.cpp to this file instead, for `check --reference`
     #[arg(long, value_name = "FILE", conflicts_with_all = ["improved", "ask", "baseline", "kernels"])]
     reference: Option<PathBuf>,
 }
@@ -45,7 +45,7 @@ pub fn bless(args: &BlessArgs) -> Result<Exit, Error> {
     if let Some(ci) = std::env::var_os("CI").filter(|ci| !ci.is_empty() && ci != "false") {
         let ci = ci.to_string_lossy();
         return Err(Error::Refused(format!(
-            "bless writes nothing in CI (CI is {ci:?}): a baseline that CI moves holds nobody; run it \
+            "bless writes nothing in CI (CI is {ci:?}): a baseline that CI updates protects nothing; run it \
              on your machine and commit {}",
             args.reference.as_ref().unwrap_or(&args.baseline).display()
         )));
@@ -98,9 +98,9 @@ fn reference(config: &Config, path: &Path, all: bool) -> Result<Exit, Error> {
     moved.iter().for_each(|moved| text += &format!("  {moved}\n"));
     let name = path.display();
     let (exit, said) = match (moved.is_empty() && old.is_some(), all) {
-        (true, _) => (Exit::Equal, format!("{name} stays as it is\n")),
+        (true, _) => (Exit::Equal, format!("{name} is left unchanged\n")),
         (false, false) => {
-            (Exit::Diverged, format!("{name} stays as it is; --all writes it anew\n"))
+            (Exit::Diverged, format!("{name} is left unchanged; --all rewrites it\n"))
         }
         (false, true) => {
             let new = new.text();
@@ -163,7 +163,7 @@ fn ask(proposals: &[Proposal]) -> Result<Vec<&Proposal>, Error> {
                 return Err(Error::Usage(text.to_string()));
             }
             Some(other) => {
-                let text = format!("{other:?} is no answer (y, n, a or q); nothing is written");
+                let text = format!("{other:?} is not an answer (y, n, a or q); nothing is written");
                 return Err(Error::Usage(text));
             }
         }
@@ -177,9 +177,9 @@ fn finish(args: &BlessArgs, review: &Review, accepted: usize, new: &Lock) -> Res
     let open = review.proposals.len() - accepted;
     let name = path.display();
     let said = match (accepted, open) {
-        (0, 0) => format!("{name} stays as it is\n"),
+        (0, 0) => format!("{name} is left unchanged\n"),
         (0, _) => format!(
-            "{name} stays as it is; --all accepts every change, --improved what got no worse, --ask \
+            "{name} is left unchanged; --all accepts every change, --improved those that got no worse, --ask \
              one by one\n"
         ),
         _ => {

@@ -25,13 +25,13 @@ pub struct CheckArgs {
     /// What to check: models, prompts, dtypes, variants, tolerances (see docs/ci.md)
     #[arg(short, long, value_name = "FILE", default_value = "firstdiff.toml")]
     config: PathBuf,
-    /// Folder whose .cu files replace the embedded ones of the same name, and the file's `kernels`
+    /// Folder whose .cu files replace the embedded ones of the same name; overrides the file's `kernels`
     #[arg(long, value_name = "DIR")]
     kernels: Option<PathBuf>,
     /// Run a part of the cases: hash:M/N or slice:M/N, the M-th of N parts
     #[arg(long, value_name = "PART")]
     partition: Option<Partition>,
-    /// Hold each operation's accuracy to this baseline of `firstdiff bless`
+    /// Check each operation's accuracy against this baseline of `firstdiff bless`
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
     /// Compare with this snapshot of `firstdiff bless --reference`; llama.cpp does not run
@@ -56,13 +56,13 @@ struct WriteArgs {
     /// Write the results as JSON; `-` prints them instead of the text
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write the results as JUnit XML, one test case a case
+    /// Write the results as JUnit XML, one test case per case
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
-    /// Write the results as one page for a browser: the matrix, what failed, what got less accurate (docs/page.md)
+    /// Write the results as one page for a browser: the matrix, failures and lost accuracy (docs/page.md)
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Print GitHub's annotations of what failed; on by itself in its Actions
+    /// Print GitHub annotations for failures; on by default in GitHub Actions
     #[arg(long)]
     annotations: bool,
 }

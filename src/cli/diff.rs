@@ -71,7 +71,7 @@ pub fn compare_weights(
              the file"
         )),
         _ if engine.world() != reference.world() => report.notes.push(format!(
-            "weights are not compared, as {} and {} ranks hold other parts of them",
+            "weights are not compared, because {} and {} ranks hold different shards of them",
             engine.world(),
             reference.world()
         )),

@@ -57,7 +57,7 @@ pub fn align(args: &AlignArgs) -> Result<Exit, Error> {
     if !scaled.is_empty() {
         let _ = writeln!(
             text,
-            "  scaled     {}: where the program does not mean it, strike the scale, or the bug is hidden",
+            "  scaled     {}: if the program does not intend it, delete the scale, or it hides the bug",
             named(&scaled)
         );
     }

@@ -41,18 +41,18 @@ use super::{
 };
 
 /// What a reader must know where the ranks disagree.
-const NOT_REPLAYED: &str = "no operation was replayed, as the ranks ran on different values: find \
-                            their disagreement first";
+const NOT_REPLAYED: &str = "no operation was replayed, because the ranks ran on different values: resolve their \
+    disagreement first";
 
 /// What another file may be.
 const ALIKE: &str = ", which have the same shapes: another quantisation or fine-tune";
 
 /// What a reader must know of a sequence that the reference has not.
-const ALONE: &str = "the reference does not run this sequence: its operations are replayed, and nothing is compared";
+const ALONE: &str = "the reference does not run this sequence: its operations are replayed, but nothing is compared";
 
 /// What a reader must know of a trace that lacks results.
-const SPANNED: &str = "a result that was not recorded is judged together with the next one that \
-                       was, by a wider bound: record all sites for a verdict on each";
+const SPANNED: &str = "a result that was not recorded is judged together with the next recorded one, with a \
+    wider bound: record all sites for a verdict on each";
 
 /// Replays a trace, compares it with the reference's if there is one, and prints the report.
 pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
@@ -234,7 +234,7 @@ pub fn model(
     // The shapes of the tensors were checked by the manifest's: they must be the model's own.
     if id.n_vocab != model.config.n_vocab || !has_shapes(list, &model.config) {
         return Err(Error::Refused(format!(
-            "{trace} states other shapes than {} has; fix the program that wrote it",
+            "{trace} states shapes that differ from those of {}; fix the program that wrote it",
             path.display()
         )));
     }

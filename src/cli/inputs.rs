@@ -78,7 +78,7 @@ impl Inputs<ModelFile> {
         let is_unknown = |&&id: &&i32| usize::try_from(id).map_or(true, |id| id >= n_vocab);
         if let Some(id) = ids.tokens.iter().chain(&ids.decoded).find(is_unknown) {
             return Err(Error::Usage(format!(
-                "there is no token {id}: the model's ids are 0 to {}; give others",
+                "token {id} is out of range: the model's ids are 0 to {}; give others",
                 n_vocab - 1
             )));
         }
@@ -138,8 +138,8 @@ pub fn tokens_of(trace: &TraceReader) -> Result<(Vec<i32>, Vec<i32>), Error> {
     if start > 0 {
         let trace = trace.folder().display();
         return Err(Error::Usage(format!(
-            "{trace} begins at position {start}, and the ids before it are not known; give all of them \
-             with --tokens and --decoded"
+            "{trace} begins at position {start}, but the earlier ids are unknown; give all of them with \
+             --tokens and --decoded"
         )));
     }
     let mut all: Vec<i32> = manifest.steps.iter().flat_map(|s| s.tokens.clone()).collect();
@@ -258,7 +258,7 @@ fn check_rounding(convention: Convention, inputs: &Inputs) -> Result<(), Error> 
     if stages.is_empty() || stage.is_some_and(|stage| !stages.contains(&stage)) {
         let names: Vec<&str> = stages.iter().map(|stage| stage.name()).collect();
         return refuse(format!(
-            "no such operation has {}; those of this model that have: {}",
+            "no such operation has {}; choose from this model's: {}",
             value.name(),
             names.join(", ")
         ));
@@ -266,9 +266,9 @@ fn check_rounding(convention: Convention, inputs: &Inputs) -> Result<(), Error> 
     let caches = model.sites.specs().iter().filter(|spec| stages.contains(&spec.stage));
     let length = |spec: &SiteSpec| spec.axes.last().map_or(0, |axis| axis.size.fixed as usize);
     match caches.map(length).find(|&length| !format.divides(length)) {
-        Some(length) if value == Value::Caches => {
-            refuse(format!("heads of {length} are no whole blocks; give a format whose blocks are"))
-        }
+        Some(length) if value == Value::Caches => refuse(format!(
+            "heads of {length} are not whole blocks; give a format whose blocks divide them"
+        )),
         _ => Ok(()),
     }
 }
@@ -304,7 +304,7 @@ pub fn check_factor(factor: f64) -> Result<(), Error> {
         Ok(())
     } else {
         Err(Error::Usage(format!(
-            "--factor {factor} is no tolerance; give more than 0 and at most {MOST_FACTOR}"
+            "--factor {factor} is out of range; give more than 0 and at most {MOST_FACTOR}"
         )))
     }
 }

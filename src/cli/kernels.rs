@@ -38,13 +38,13 @@ struct CheckArgs {
     /// Check a kernel with a contract: OP=FILE.toml; may be repeated
     #[arg(long, value_name = "OP=FILE.toml")]
     kernel: Vec<String>,
-    /// Under g++'s AddressSanitizer and UBSan instead of our own checks, each kernel in its own process
+    /// Use g++'s AddressSanitizer and UBSan instead of our own checks, each kernel in its own process
     #[arg(long)]
     asan: bool,
     /// In this process, which was started for it: the target of that number
     #[arg(long, hide = true, value_name = "N")]
     alone: Option<usize>,
-    /// Random orders of the threads, besides forward and reverse
+    /// Number of random thread orders, besides forward and reverse
     #[arg(long, value_name = "N", default_value_t = 3)]
     #[arg(value_parser = clap::value_parser!(u64).range(0..=1000))]
     shuffle_threads: u64,
@@ -98,7 +98,7 @@ fn targets(args: &CheckArgs) -> Result<Vec<Target>, Error> {
         let mut known: Vec<&str> = all.iter().map(|subject| subject.file).collect();
         known.dedup();
         let known = known.join(", ");
-        return Err(Error::Usage(format!("no kernel file {unknown}; it takes {known}")));
+        return Err(Error::Usage(format!("no kernel file {unknown}; choose from {known}")));
     }
     let given = args.kernel.iter().map(|given| {
         let (op, file) = inputs::contract(given)?;

@@ -45,7 +45,7 @@ impl FromStr for Lengths {
             let pair: Option<(usize, usize)> =
                 first.trim().parse().ok().zip(last.trim().parse().ok());
             let pair = pair.filter(|(first, last)| 0 < *first && first <= last && *last <= 1 << 20);
-            pair.ok_or_else(|| format!("`{part}` is no length; write auto, or 1,31-33,64"))
+            pair.ok_or_else(|| format!("`{part}` is not a length; write auto, or 1,31-33,64"))
         };
         let ranges = text.split(',').map(range).collect::<Result<Vec<_>, _>>()?;
         let all: BTreeSet<usize> = ranges.into_iter().flat_map(|(a, b)| a..=b).collect();

@@ -114,8 +114,8 @@ pub fn verdict(
 }
 
 /// What to try where a kernel's result is explained by nothing that was recorded.
-const CHECKED: &str = "for what has no cause here, run the same with --device checked: it names races, accesses \
-                       out of bounds and memory that nobody wrote, with the line of the kernel";
+const CHECKED: &str = "for findings without a cause, run again with --device checked: it names races, \
+    out-of-bounds accesses and uninitialised memory, with the line of the kernel";
 
 /// Whether a kernel of the engine gives results that nothing explains, and was not watched at its work.
 fn needs_checking(engine: &EngineSpec, report: &Report) -> bool {

@@ -76,7 +76,7 @@ pub fn same_engine(args: &DiffArgs) -> Result<Exit, Error> {
         report.headline = headline(bond, found);
     }
     diff::compare_weights(&mut report, &a, &b)?;
-    report.notes.push(format!("{} stands in the reference's place", args.trace_b.display()));
+    report.notes.push(format!("{} is used as the reference", args.trace_b.display()));
     report.seconds = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
     run::finish(report, own, Beside::of_traces(album.as_ref()))
@@ -88,9 +88,9 @@ fn same(a: &Manifest, b: &Manifest) -> Result<(), Error> {
     let what = if a.side != b.side || by(a) != by(b) {
         format!("recorded by {} and by {}", by(a), by(b))
     } else if a.arithmetic != b.arithmetic {
-        "of other declared arithmetic".to_string()
+        "of different declared arithmetic".to_string()
     } else if a.kernels != b.kernels || a.settings != b.settings {
-        "of other kernels or settings".to_string()
+        "of different kernels or settings".to_string()
     } else {
         return Ok(());
     };

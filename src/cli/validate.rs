@@ -103,11 +103,11 @@ fn headline(found: &Inspection) -> String {
 
 fn unfinished(found: &Inspection) -> String {
     let whole = found.manifest.steps.len();
-    let cut = if found.cut_step { "the file of the next is cut; " } else { "" };
+    let cut = if found.cut_step { "the next step's file is truncated; " } else { "" };
     match whole {
-        0 => format!("  ended      before its first step did; {cut}record it again\n"),
+        0 => format!("  ended      before its first step was complete; {cut}record it again\n"),
         _ => format!(
-            "  ended      after step {}; {cut}to use what is whole, rename {UNFINISHED_FILE} to \
+            "  ended      after step {}; {cut}to use the complete steps, rename {UNFINISHED_FILE} to \
              {MANIFEST_FILE}\n",
             whole - 1
         ),
@@ -190,11 +190,11 @@ fn verdicts(found: &Inspection) -> String {
     let _ = write!(text, "  explain    {alone} of {} operations judged alone", operations.len());
     if judged.len() > alone {
         let spanning = judged.len() - alone;
-        let _ = write!(text, ", {spanning} together with those before them that are missing");
+        let _ = write!(text, ", {spanning} together with missing ones before them");
     }
     let logits = list.get(Site::global(0, Stage::Logits));
     if !logits.is_some_and(|logits| there.all(logits)) {
-        text.push_str("; never green, as the logits are not there");
+        text.push_str("; never green, because the logits are missing");
     }
     text.push('\n');
     text

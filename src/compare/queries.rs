@@ -18,7 +18,7 @@ pub enum Queries {
 /// A choice of queries that is none.
 #[derive(Debug, thiserror::Error)]
 pub enum QueriesError {
-    #[error("{0} is no position, range or word; write last, every:16 or 0,5,100-120")]
+    #[error("{0} is not a position, range or keyword; write last, every:16 or 0,5,100-120")]
     Syntax(String),
     #[error(
         "--rows: position {position} is past the prompt's last token, {last}; choose lower ones"

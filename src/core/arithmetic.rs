@@ -138,7 +138,7 @@ impl TryFrom<String> for Value {
         let found = Value::ALL.into_iter().find(|value| value.name() == name);
         found.ok_or_else(|| {
             let names: Vec<&str> = Value::ALL.iter().map(|value| value.name()).collect();
-            format!("{name:?} is nothing that is rounded; it may be {}", names.join(", "))
+            format!("{name:?} is not a value that can be rounded; choose from {}", names.join(", "))
         })
     }
 }
@@ -169,7 +169,7 @@ impl Phase {
 
     fn from_name(name: &str) -> Result<Phase, String> {
         let found = [Phase::Prefill, Phase::Decode].into_iter().find(|phase| phase.name() == name);
-        found.ok_or_else(|| format!("{name:?} is no kind of step; it may be prefill or decode"))
+        found.ok_or_else(|| format!("{name:?} is not a kind of step; choose prefill or decode"))
     }
 }
 

@@ -193,7 +193,7 @@ impl TryFrom<String> for CauseKey {
     fn try_from(name: String) -> Result<CauseKey, String> {
         let known = CauseKey::ALL.iter().copied().find(|key| key.name() == name);
         let foreign = || Name::new(&name).map(CauseKey::Foreign);
-        known.or_else(foreign).ok_or_else(|| format!("{name:?} is no kind of a cause"))
+        known.or_else(foreign).ok_or_else(|| format!("{name:?} is not a cause key"))
     }
 }
 

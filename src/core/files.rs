@@ -52,7 +52,7 @@ fn bounded(reader: impl Read, most: u64) -> io::Result<Vec<u8>> {
 pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
     let bytes =
         if path.as_os_str() == "-" { bounded(io::stdin(), most)? } else { read(path, most)? };
-    let no_text = |_| io::Error::new(ErrorKind::InvalidData, "it is no UTF-8 text");
+    let no_text = |_| io::Error::new(ErrorKind::InvalidData, "it is not UTF-8 text");
     String::from_utf8(bytes).map_err(no_text)
 }
 

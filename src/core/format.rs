@@ -196,7 +196,7 @@ impl TryFrom<String> for Format {
     fn try_from(name: String) -> Result<Format, String> {
         Format::from_name(&name).ok_or_else(|| {
             let names: Vec<&str> = Format::ALL.iter().map(|format| format.name()).collect();
-            format!("{name:?} is no format of numbers; they are {}", names.join(", "))
+            format!("{name:?} is not a number format; choose from {}", names.join(", "))
         })
     }
 }

@@ -113,7 +113,7 @@ pub fn parse_names(names: &str) -> Result<(String, Vec<String>), String> {
     let own = own.map_or_else(|| of[0].clone(), str::to_string);
     let is_own = is_name(&own) || of.len() == 1 && own == of[0];
     match of.iter().find(|name| !is_tensor(name)).or(Some(&own).filter(|_| !is_own)) {
-        Some(name) => Err(format!("{name:?} is no name of a weight")),
+        Some(name) => Err(format!("{name:?} is not a valid weight name")),
         None => Ok((own, of)),
     }
 }

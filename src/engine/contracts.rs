@@ -407,7 +407,8 @@ impl Engine {
                     what: "head_map".to_string(),
                     expression: map.to_string(),
                     message: format!(
-                        "KV head {kv} of query head {head} is none of {}, or has over {group} of them",
+                        "query head {head} maps to KV head {kv}, which is not below {} or has more than {group} \
+                         query heads",
                         c.n_head_kv
                     ),
                 })

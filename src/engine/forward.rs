@@ -60,8 +60,8 @@ pub enum EngineError {
     #[error("{wanted} positions do not fit the KV cache of {capacity}; make the engine larger")]
     CacheFull { wanted: usize, capacity: usize },
     #[error(
-        "heads of {head_dim} are no multiple of {step}, which the fast attention kernels need; leave \
-         out prefill=tiled and decode=split"
+        "head size {head_dim} is not a multiple of {step}, as the fast attention kernels require; leave out \
+         prefill=tiled and decode=split"
     )]
     HeadDim { head_dim: usize, step: usize },
     #[error(transparent)]

@@ -112,7 +112,7 @@ impl TryFrom<String> for Stage {
     type Error = String;
 
     fn try_from(name: String) -> Result<Stage, String> {
-        Stage::from_name(&name).ok_or_else(|| format!("{name:?} is no name of a site"))
+        Stage::from_name(&name).ok_or_else(|| format!("{name:?} is not a site name"))
     }
 }
 

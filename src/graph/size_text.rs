@@ -42,7 +42,7 @@ impl fmt::Display for Size {
 
 /// A text that is no size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no size; write a sum such as 64, T, P or 2*T + 3")]
+#[error("{0:?} is not a size; write a sum such as 64, T, P or 2*T + 3")]
 pub struct SizeError(String);
 
 impl FromStr for Size {

@@ -56,19 +56,21 @@ pub enum ReferenceError {
     #[error("llama.cpp cannot load {path}: {detail}; check the file with llama.cpp's own tools")]
     Load { path: PathBuf, detail: String },
     #[error(
-        "llama.cpp's products cannot be computed in f32: {detail}; --reference native leaves them as they are"
+        "cannot compute llama.cpp's products in f32: {detail}; --reference native leaves them unchanged"
     )]
     Widen { detail: String },
-    #[error("llama.cpp made no context for {tokens} tokens: {detail}; use a shorter prompt")]
+    #[error(
+        "llama.cpp could not create a context for {tokens} tokens: {detail}; use a shorter prompt"
+    )]
     Context { tokens: usize, detail: String },
     #[error("llama.cpp failed to decode step {step} (code {code}): {detail}; shorten the prompt")]
     Decode { step: u32, code: i32, detail: String },
     #[error(
-        "llama.cpp's graph has {found} nodes for {site}, not 1; this version of firstdiff does not \
-         know this graph, leave the site out with --sites"
+        "llama.cpp's graph has {found} nodes for {site}, not 1; this version of firstdiff does not know this \
+         graph: exclude the site with --sites"
     )]
     Matches { site: Site, found: u32 },
-    #[error("{site} of llama.cpp: {detail}; leave the site out with --sites")]
+    #[error("{site} of llama.cpp: {detail}; exclude the site with --sites")]
     Node { site: Site, detail: String },
     #[error("llama.cpp's graph cannot be read: {detail}; please report the model")]
     Import { detail: String },

@@ -41,9 +41,9 @@ impl fmt::Display for OtherExperts {
         let Some((site, token, [engine, reference])) = &self.first else { return Ok(()) };
         write!(
             f,
-            "{} tokens go to other experts, the first at step {} {} token {token}: {engine:?} in the engine, \
-             {reference:?} in the reference; what follows is of other weights: record the reference on the \
-             engine's experts, with capture reference --force-routing",
+            "{} tokens are routed to other experts, the first at step {} {} token {token}: {engine:?} in the engine, \
+             {reference:?} in the reference; later results use other weights: record the reference on the \
+                 engine's experts, with capture reference --force-routing",
             self.count,
             site.step,
             site.tensor_name()

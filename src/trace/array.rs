@@ -157,13 +157,13 @@ impl<'a> Array<'a> {
     ) -> Result<(), String> {
         let StoredBlock { elements, bytes } = block;
         if site.axes[0] != Axis::Position {
-            return Err(format!("came in blocks of {format}, and is no cache: give its numbers"));
+            return Err(format!("came in blocks of {format} but is not a cache: give its numbers"));
         }
         let Elements::Blocks(_, data) = self.elements else { return Ok(()) };
         if !data.len().is_multiple_of(bytes) {
             let found = data.len();
             return Err(format!(
-                "has {found} bytes, which are no whole blocks of {format}, of {bytes}"
+                "has {found} bytes, which are not whole blocks of {format}, of {bytes}"
             ));
         }
         let row = shape.last().copied().unwrap_or(0);

@@ -158,7 +158,7 @@ impl Batch {
         }
         let all = slots / block_size;
         if let Some(block) = own.blocks.iter().find(|&&block| block >= all) {
-            return Err(format!("has block {block}, and the cache has {all}"));
+            return Err(format!("has block {block}, but the cache has {all}"));
         }
         match twice(&own.blocks) {
             Some(block) => Err(format!("has block {block} twice")),
@@ -202,12 +202,12 @@ pub(super) fn check(path: &Path, steps: &[Step]) -> Result<(), TraceError> {
         let name = |of: &str| format!("steps[{index}].batch{of}");
         let Some(batch) = &step.batch else {
             if is_batched {
-                return Err(field(path, name(""), "is missing, and step 0 has one".into()));
+                return Err(field(path, name(""), "is missing, but step 0 has one".into()));
             }
             continue;
         };
         if !is_batched {
-            return Err(field(path, name(""), "is there, and step 0 has none".into()));
+            return Err(field(path, name(""), "is present, but step 0 has none".into()));
         }
         batch.check(path, index, step.tokens.len())?;
         for (place, own) in batch.sequences.iter().enumerate() {
@@ -224,7 +224,7 @@ pub(super) fn check(path: &Path, steps: &[Step]) -> Result<(), TraceError> {
                 (None, Some(_)) => {
                     return refuse(
                         "removed",
-                        "is there, and no step ran the sequence before".into(),
+                        "is present, but no step ran the sequence before".into(),
                     );
                 }
                 (Some(end), None) => end,
@@ -234,13 +234,13 @@ pub(super) fn check(path: &Path, steps: &[Step]) -> Result<(), TraceError> {
                 },
             };
             if end != first {
-                let reason = format!("is {first}, and the sequence goes on at position {end}");
+                let reason = format!("is {first}, but the sequence continues at position {end}");
                 return refuse("first_position", reason);
             }
         }
     }
     if is_batched && steps[0].first_position > 0 {
-        let reason = "is not 0; of a batch each sequence has its own".into();
+        let reason = "is not 0; in a batch each sequence has its own".into();
         return Err(field(path, "steps[0].first_position".into(), reason));
     }
     Ok(())

@@ -89,22 +89,23 @@ pub enum Kind {
 pub enum TraceError {
     #[error("no trace at {path}; check the path, or record one with `firstdiff capture`")]
     Missing { path: PathBuf },
-    #[error("{path} is no trace, it has no manifest.json; name the folder given to `capture -o`")]
+    #[error(
+        "{path} is not a trace: it has no manifest.json; name the folder given to `capture -o`"
+    )]
     NotATrace { path: PathBuf },
     #[error(
-        "{path} is unfinished: the program that recorded it ended before its trace did; \
-         `firstdiff validate {path}` says what is readable"
+        "{path} is unfinished: the recording program ended too early; `firstdiff validate {path}` reports what \
+         is readable"
     )]
     Unfinished { path: PathBuf },
     #[error(
-        "{path} has no step: the program that recorded it ended before its first step did; \
-         record it again"
+        "{path} has no step: the recording program ended before its first step was complete; record it again"
     )]
     NoStep { path: PathBuf },
     #[error("{path} exists; choose another folder, or allow overwriting the trace in it")]
     Exists { path: PathBuf },
     #[error(
-        "{path} holds something other than a trace and is left as it is; choose another folder"
+        "{path} holds something other than a trace, which firstdiff does not overwrite; choose another folder"
     )]
     Occupied { path: PathBuf },
     #[error("cannot {action} {path}: {source}; {}", advice(source.kind()))]
@@ -118,7 +119,7 @@ pub enum TraceError {
     #[error("{site} was put with shape {found:?} instead of {expected:?}; fix the recording side")]
     PutShape { site: Site, expected: Vec<usize>, found: Vec<usize> },
 
-    #[error("{path} is no manifest of a trace: {source}; record the trace again")]
+    #[error("{path} is not a trace manifest: {source}; record the trace again")]
     Manifest { path: PathBuf, source: serde_json::Error },
     #[error(
         "{path} has format version {found}, this firstdiff reads {supported}; \
@@ -130,29 +131,29 @@ pub enum TraceError {
     #[error("{path}: {field} {reason}; fix the program that wrote the trace, or record it again")]
     Field { path: PathBuf, field: String, reason: String },
     #[error(
-        "{path} belongs to the trace but is missing or no file; copy it whole or record it again"
+        "{path} belongs to the trace but is missing or not a file; copy it again or record the trace again"
     )]
     MissingFile { path: PathBuf },
     #[error(
         "{path} has {found} bytes, the manifest says {expected}; \
-         it was truncated or replaced: copy it whole or record it again"
+         it was truncated or replaced: copy it again or record the trace again"
     )]
     Length { path: PathBuf, expected: u64, found: u64 },
     #[error(
-        "{path} has blake3 {found}, recorded was {expected}; \
+        "{path} has blake3 {found} instead of the recorded {expected}; \
          it was changed or swapped after recording: copy it again or record it again"
     )]
     Checksum { path: PathBuf, expected: String, found: String },
     #[error(
-        "{path} was written as {found}, the manifest wants {expected}; \
-         files of two runs or steps were mixed up: copy the trace whole or record it again"
+        "{path} was written as {found}, but the manifest expects {expected}; \
+         files of two runs or steps were mixed up: copy the whole trace or record it again"
     )]
     OtherRun { path: PathBuf, expected: String, found: String },
-    #[error("{path} is no valid safetensors file: {reason}; fix its writer or record it again")]
+    #[error("{path} is not a valid safetensors file: {reason}; fix its writer or record it again")]
     SafeTensors { path: PathBuf, reason: String },
-    #[error("{path} has tensor {name:?}, which this model's forward pass has not; fix its writer")]
+    #[error("{path} has tensor {name:?}, which this model does not have; fix its writer")]
     UnknownTensor { path: PathBuf, name: String },
-    #[error("{path} has {name} as {found}, wanted F32, F16, BF16 or F64; fix its writer")]
+    #[error("{path} has {name} as {found} instead of F32, F16, BF16 or F64; fix its writer")]
     TensorType { path: PathBuf, name: String, found: String },
     #[error("{path} has {name} of shape {found:?}{fits} instead of {expected:?}; fix its writer")]
     TensorShape {
@@ -164,26 +165,25 @@ pub enum TraceError {
         fits: Box<str>,
     },
     #[error(
-        "{path} has {site} with the bytes of each element swapped, as its values are sane only \
-         then; write little-endian"
+        "{path} has {site} in big-endian: its values are sane only with swapped bytes; write little-endian"
     )]
     ByteOrder { path: PathBuf, site: Site },
 
     #[error("{path} is rank {rank} of {world} only; name the folder that holds all ranks")]
     OneRank { path: PathBuf, rank: usize, world: usize },
-    #[error(
-        "{path} holds a whole trace beside the ranks of another; delete the one that is not meant"
-    )]
+    #[error("{path} holds a whole trace and the ranks of another; delete the wrong one")]
     WholeAndRanks { path: PathBuf },
-    #[error("{path} is in the place of a rank, but not recorded as one; give its writer the rank")]
+    #[error(
+        "{path} is in a rank's folder but was not recorded as a rank; pass the rank to its writer"
+    )]
     NoRank { path: PathBuf },
     #[error("{path} has no rank {rank} of {world}; copy its folder there, or record it again")]
     MissingRank { path: PathBuf, rank: usize, world: usize },
     #[error("{a} and {b} are both rank {rank}; give each process its own rank")]
     SameRank { a: PathBuf, b: PathBuf, rank: usize },
-    #[error("{a} and {b} are no ranks of one run: {reason}; delete the folder and record again")]
+    #[error("{a} and {b} are not ranks of one run: {reason}; delete the folder and record again")]
     OtherWorld { a: PathBuf, b: PathBuf, reason: String },
-    #[error("{a} and {b} are no ranks of one run: {source}")]
+    #[error("{a} and {b} are not ranks of one run: {source}")]
     OtherRank { a: PathBuf, b: PathBuf, source: Box<TraceError> },
     #[error("{path}: {site} {reason}; record it whole on every rank, or on none")]
     Stitch { path: PathBuf, site: Site, reason: String },
@@ -200,7 +200,7 @@ pub enum TraceError {
     #[error("the traces disagree on {what}, {a} and {b}; record both from the same file")]
     OtherShapes { what: String, a: String, b: String },
     #[error(
-        "the traces went through different token ids: step {step}, position {position} \
+        "the traces ran different token ids: step {step}, position {position} \
          has {a} and {b}; record both with the same prompt and decoded tokens"
     )]
     OtherTokens { step: usize, position: usize, a: i32, b: i32 },
@@ -266,7 +266,7 @@ fn sequences_text(all: &[u32], number: Option<u32>) -> String {
             format!("has the sequences {}; choose one with --sequence", named.join(", "))
         }
         (_, Some(number)) => {
-            format!("has no sequence {number}; it has {}: choose one of them", named.join(", "))
+            format!("has no sequence {number}; choose one of {}", named.join(", "))
         }
     }
 }
@@ -277,9 +277,9 @@ fn advice(kind: io::ErrorKind) -> &'static str {
             "free space on that disk or choose a folder on another"
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            "choose a folder that you may use, or change its permissions"
+            "choose a folder that you can access, or change its permissions"
         }
-        io::ErrorKind::NotFound => "create the folder it should lie in, or check the path",
+        io::ErrorKind::NotFound => "create its parent folder, or check the path",
         _ => "check the disk, then try again",
     }
 }

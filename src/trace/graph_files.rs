@@ -25,7 +25,7 @@ pub(super) fn write(
     inputs: &SequenceInputs,
 ) -> Result<GraphFiles, TraceError> {
     let nodes = serde_json::to_vec(graph)
-        .map_err(|error| TraceError::Misuse(format!("the graph is no JSON: {error}")))?;
+        .map_err(|error| TraceError::Misuse(format!("the graph is not JSON: {error}")))?;
     within(&folder.join(GRAPH_FILE), Limit::GraphBytes, nodes.len() as u64)?;
     let write = |name: &str, bytes: &[u8]| {
         let path = folder.join(name);
@@ -39,7 +39,7 @@ pub(super) fn write(
 }
 
 fn bytes_of(inputs: &SequenceInputs) -> Result<Vec<u8>, TraceError> {
-    let misuse = |error| TraceError::Misuse(format!("the inputs are no tensors: {error}"));
+    let misuse = |error| TraceError::Misuse(format!("the inputs are not tensors: {error}"));
     let mut values: Vec<(NodeId, Vec<u8>)> = Vec::with_capacity(inputs.values.len());
     for (&id, own) in &inputs.values {
         values.push((id, own.iter().flat_map(|value| value.to_le_bytes()).collect()));
@@ -69,7 +69,7 @@ pub(super) fn read(
     within(&path, Limit::GraphBytes, files.nodes.bytes)?;
     let json = sealed(&path, &files.nodes)?;
     let graph: ModelGraph = serde_json::from_slice(&json)
-        .map_err(|error| field(&path, "the graph".into(), format!("is none: {error}")))?;
+        .map_err(|error| field(&path, "the graph".into(), format!("is invalid: {error}")))?;
     if SiteList::from(&graph.sites) != *list {
         let reason = "has other sites than the manifest lists";
         return Err(field(&path, "the graph".into(), reason.into()));
@@ -118,7 +118,7 @@ fn parsed_inputs(path: &Path, bytes: &[u8]) -> Result<SequenceInputs, TraceError
     let tensors = SafeTensors::deserialize(bytes).map_err(|error| invalid(error.to_string()))?;
     let mut values = HashMap::new();
     for (name, view) in tensors.iter() {
-        let id = name.parse().map_err(|_| invalid(format!("{name:?} is no node")))?;
+        let id = name.parse().map_err(|_| invalid(format!("{name:?} is not a node")))?;
         if view.dtype() != Dtype::F64 {
             return Err(invalid(format!("node {name} is {}, not F64", view.dtype())));
         }

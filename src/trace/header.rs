@@ -181,10 +181,11 @@ impl StepFile<'_> {
         }
         let is_absent = |name: &&String| metadata.info(name).is_none();
         if let Some(name) = self.step.rows.keys().find(is_absent) {
-            return self.invalid(format!("it has no {name}, of which the manifest names rows"));
+            return self.invalid(format!("it has no {name}, for which the manifest names rows"));
         }
         if let Some(name) = self.step.quantised.keys().find(is_absent) {
-            return self.invalid(format!("it has no {name}, of which the manifest names the type"));
+            return self
+                .invalid(format!("it has no {name}, for which the manifest names the type"));
         }
         // In the order of the file, so that of several errors always the same one is reported.
         let place = |name: String| {
@@ -255,7 +256,7 @@ impl StepFile<'_> {
         if !self.shard.map_or(found == expected, is_part) {
             let split = self.shard.map_or(Split::Replicated, |shard| shard.of(site.stage));
             let fits = match split.axis() {
-                Some(_) => format!(" which is no part by {split} of all ranks'"),
+                Some(_) => format!(" which is not a rank's shard by {split}"),
                 None => fits(site, &found, &expected, self.layout.list()),
             };
             let fits = fits.into();
@@ -286,14 +287,14 @@ impl StepFile<'_> {
         if !is_cache || info.dtype != Dtype::U8 {
             let found = info.dtype;
             return self.invalid(format!(
-                "{name} is said to be blocks of {format} and has the type {found}; those of a cache are U8"
+                "{name} is declared as blocks of {format} but has the type {found}; cache blocks are U8"
             ));
         }
         let mut shape = info.shape.clone();
         let Some(last) = shape.last_mut().filter(|last| last.is_multiple_of(block.bytes)) else {
             let (found, bytes) = (&info.shape, block.bytes);
             return self.invalid(format!(
-                "{name} has the shape {found:?} in bytes, whose rows are no whole blocks of {format}, of {bytes}"
+                "{name} has the shape {found:?} in bytes, but its rows are not whole blocks of {format}, of {bytes}"
             ));
         };
         *last = *last / block.bytes * block.elements;
@@ -313,8 +314,9 @@ impl StepFile<'_> {
         let has_tokens = listed.is_some_and(ListedSite::has_row_of_each_token);
         if let Some(rows) = self.step.rows.get(name) {
             if !has_tokens {
-                return self
-                    .invalid(format!("{name} has not a row for each token: strike its rows"));
+                return self.invalid(format!(
+                    "{name} does not have a row for each token: remove its rows"
+                ));
             }
             return Ok((rows.len() < tokens).then(|| Arc::from(&rows[..])));
         }

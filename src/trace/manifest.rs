@@ -282,7 +282,8 @@ impl Manifest {
         if let Some((name, since, _)) =
             later.iter().find(|(_, since, is_there)| found < *since && *is_there)
         {
-            let reason = format!("is of version {since}, and the manifest is of version {found}");
+            let reason =
+                format!("belongs to version {since}, but the manifest has version {found}");
             return Err(field(path, name.to_string(), reason));
         }
         let arithmetic = read.arithmetic.as_hardware();
@@ -349,12 +350,12 @@ impl Manifest {
                 let refuse = |reason| field(path, format!("steps[{index}].removed"), reason);
                 if index == 0 {
                     return Err(refuse(
-                        "is there in the first step, before which nothing ran".into(),
+                        "is present in the first step, before which nothing ran".into(),
                     ));
                 }
                 if step.batch.is_some() {
                     return Err(refuse(
-                        "is there beside a batch; state it of each sequence".into(),
+                        "is present beside a batch; state it for each sequence".into(),
                     ));
                 }
                 position = removed.left_of(position).map_err(refuse)?;
@@ -410,7 +411,7 @@ impl ModelId {
 pub(super) fn check_prefix(ids: &[i32], first: usize, is_first: bool) -> Result<(), String> {
     match ids.len() {
         0 => Ok(()),
-        _ if !is_first => Err("is there in a later step than the sequence's first".into()),
+        _ if !is_first => Err("is present after the sequence's first step".into()),
         found if found != first => Err(format!("has {found} ids of {first} positions")),
         _ => Ok(()),
     }
@@ -503,7 +504,7 @@ impl Step {
         for (name, rows) in &self.rows {
             let refuse = |reason| Err(field(path, format!("steps[{index}].rows.{name}"), reason));
             if rows.is_empty() || !rows.is_sorted_by(|a, b| a < b) {
-                return refuse("is not one token or more, ascending".into());
+                return refuse("does not list one token or more, ascending".into());
             }
             if let Some(row) = rows.iter().find(|&&row| row >= tokens) {
                 return refuse(format!("has token {row} of a step of {tokens}"));

@@ -86,7 +86,7 @@ impl Shapes {
         }
         let (heads, of_kv) = (self.n_head, self.n_head_kv);
         if !heads.is_multiple_of(of_kv) {
-            let reason = format!("is {of_kv}, no divisor of {heads}");
+            let reason = format!("is {of_kv}, which does not divide {heads}");
             return Err(field(path, "model.shapes.n_head_kv".into(), reason));
         }
         Ok(())

@@ -214,7 +214,7 @@ fn lines(text: &str) -> Result<Lines<'_>, (String, String)> {
                     return Err((key.into(), "is there twice".into()));
                 }
             }
-            _ => return Err((format!("line {}", index + 1), "is none of a plan".into())),
+            _ => return Err((format!("line {}", index + 1), "is not a line of a plan".into())),
         }
     }
     if let Some(value) = all.keys.get("decode") {

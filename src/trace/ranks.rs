@@ -108,14 +108,14 @@ fn same_run(a: &Part, b: &Part) -> Result<(), TraceError> {
     }
     let (of_a, of_b) = (&a.manifest, &b.manifest);
     if of_a.arithmetic != of_b.arithmetic || of_a.side != of_b.side {
-        return other("they declare another arithmetic or side".into());
+        return other("they declare different arithmetic or sides".into());
     }
     let by = |m: &Manifest| format!("{} {}", m.producer.name, m.producer.version);
     if of_a.producer != of_b.producer {
         return other(format!("they were recorded by {} and {}", by(of_a), by(of_b)));
     }
     if of_a.kernels != of_b.kernels || of_a.settings != of_b.settings {
-        return other("they declare other kernels or settings".into());
+        return other("they declare different kernels or settings".into());
     }
     same_steps(of_a, of_b).map_err(|source| {
         let (a, b) = paths();

@@ -79,7 +79,8 @@ impl TryFrom<String> for Split {
     type Error = String;
 
     fn try_from(name: String) -> Result<Split, String> {
-        Split::from_name(&name).ok_or_else(|| format!("{name:?} is no axis, partial or replicated"))
+        Split::from_name(&name)
+            .ok_or_else(|| format!("{name:?} is not an axis, partial or replicated"))
     }
 }
 
@@ -128,7 +129,7 @@ impl Shard {
         for word in words.split_whitespace() {
             let (site, split) = word.split_once('=').map_or((None, word), |(s, w)| (Some(s), w));
             let Some(split) = Split::from_name(split) else {
-                return refuse(format!("is split by {word:?}, which is no axis"));
+                return refuse(format!("is split by {word:?}, which is not an axis"));
             };
             let fits = |group: &&SiteGroup| {
                 let is_named = site.is_none_or(|site| group.name.name() == site);
@@ -159,7 +160,7 @@ impl Shard {
             let Some(first) = sites.peek() else {
                 if matches!(stage, Stage::Other(_)) {
                     let name = format!("split.{}", stage.name());
-                    return refuse(name, "is no site of the model".into());
+                    return refuse(name, "is not a site of the model".into());
                 }
                 // A role that this model does not have.
                 continue;
@@ -167,7 +168,7 @@ impl Shard {
             let axes: Vec<&str> = first.axes.iter().map(|axis| axis.name()).collect();
             if split.axis().is_some() && sites.all(|site| split.cut(&site.axes).is_none()) {
                 let (name, axes) = (stage.name(), axes.join(", "));
-                let reason = format!("is {split}, of which {name} has no axis: {axes}");
+                let reason = format!("is {split}, an axis that {name} does not have: {axes}");
                 return refuse(format!("split.{name}"), reason);
             }
         }

@@ -206,7 +206,7 @@ impl StepWriter {
         let misuse =
             |what| Err(TraceError::Misuse(format!("in step {}, {site} {what}", self.index)));
         if !self.takes(layout, site) {
-            return misuse("was put, which that step of the model has not");
+            return misuse("was put, but that step of the model does not have it");
         }
         if !self.seen.insert(site) {
             return misuse("was put twice");

@@ -87,17 +87,17 @@ impl WeightEntry {
         let ascend = |chosen: &Vec<usize>| chosen.windows(2).all(|pair| pair[0] < pair[1]);
         let within = |chosen: &Vec<usize>| chosen.last().is_some_and(|&last| (last as u64) < rows);
         if !is_tensor(&self.name) && !is_name(&self.name) {
-            Some("is no name of a weight".into())
+            Some("is not a valid weight name".into())
         } else if let Some(name) = self.of.iter().find(|name| !is_tensor(name)) {
-            Some(format!("stands for {name:?}, which is no name of a tensor"))
+            Some(format!("stands for {name:?}, which is not a valid tensor name"))
         } else if self.of.len() > TENSORS {
             Some(format!("stands for {} tensors, more than {TENSORS}", self.of.len()))
         } else if self.shape.is_empty() || self.shape.len() > AXES || self.shape.contains(&0) {
             Some(format!("has the shape {:?}", self.shape))
         } else if self.dtype == DType::Tf32 {
-            Some("is in tf32, in which nothing is stored".into())
+            Some("is in tf32, which is not a storage format".into())
         } else if self.rows.as_ref().is_some_and(|rows| !ascend(rows) || !within(rows)) {
-            Some(format!("has rows that do not ascend, or that {rows} rows have not"))
+            Some(format!("has rows that do not ascend, or exceed its {rows} rows"))
         } else {
             None
         }
@@ -128,7 +128,7 @@ impl WeightsFile {
             let (rows, width) = entry.matrix();
             within(path, Limit::Elements, rows.saturating_mul(width))?;
             if !seen.insert(&entry.name) {
-                return refuse(&place, "is there twice".into());
+                return refuse(&place, "is listed twice".into());
             }
             bytes = bytes.saturating_add(entry.bytes());
         }
@@ -179,7 +179,7 @@ impl WeightsWriter {
             return misuse(&fault);
         }
         if entry.counts() != (values.len() as u64, sums.len() as u64) {
-            return misuse("has another number of elements than its shape and rows say");
+            return misuse("has a number of elements that does not match its shape and rows");
         }
         if self.tensors.iter().any(|other| other.name == *name) {
             return misuse("was put twice");

@@ -275,7 +275,7 @@ impl TraceWriter {
         let target = self.target.join(MANIFEST_FILE);
         self.manifest.check(&target)?;
         let mut json = serde_json::to_vec_pretty(&self.manifest)
-            .map_err(|error| TraceError::Misuse(format!("the manifest is no JSON: {error}")))?;
+            .map_err(|error| TraceError::Misuse(format!("the manifest is not JSON: {error}")))?;
         json.push(b'\n');
         within(&target, Limit::ManifestBytes, json.len() as u64)?;
         let checksum = seal::of_manifest(&json).map(|text| (CHECKSUM_FILE, text.into_bytes()));

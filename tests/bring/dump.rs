@@ -239,13 +239,13 @@ fn a_mapping_by_hand_names_sites_by_groups_and_layouts_by_axes() {
 
     let cases: [(&[&str], &str); 9] = [
         (&[&format!("{{ {q} }}")], "has shape [1, 14, "),
-        (&[&format!("{{ {q}, axes = 'head token' }}")], "wanted each of token, head, dim once"),
+        (&[&format!("{{ {q}, axes = 'head token' }}")], "instead of each of token, head, dim once"),
         (&[&format!("{{ {q}, axes = 'head token depth' }}")], "has axes \"head token depth\""),
-        (&["{ match = '.*q_proj', site = 'blk.0.q' }"], "are both to be step 0 layer 0 q"),
-        (&["{ match = '.*', site = '9/embd' }"], "which the reference's run has not"),
-        (&["{ match = '.*', site = 'blk.0.query' }"], "which the reference's run has not"),
-        (&[embed, "{ match = 'step0.*', site = 'logits' }"], "fits two expressions"),
-        (&["{ match = '(', site = 'embd' }"], "\"(\" is no regular expression"),
+        (&["{ match = '.*q_proj', site = 'blk.0.q' }"], "are both mapped to step 0 layer 0 q"),
+        (&["{ match = '.*', site = '9/embd' }"], "which the reference's run does not have"),
+        (&["{ match = '.*', site = 'blk.0.query' }"], "which the reference's run does not have"),
+        (&[embed, "{ match = 'step0.*', site = 'logits' }"], "matches two expressions"),
+        (&["{ match = '(', site = 'embd' }"], "\"(\" is not a regular expression"),
         (&["{ match = 'x', site = 'embd', axis = '1' }"], "map.toml: line 1: unknown field `axis`"),
     ];
     for (lines, says) in cases {
@@ -253,7 +253,7 @@ fn a_mapping_by_hand_names_sites_by_groups_and_layouts_by_axes() {
         refused(&import, 2, says);
     }
     write(&["{ match = 'x', site = 'embd' }"]);
-    refused(&import, 2, "names no tensor of the dump");
+    refused(&import, 2, "matches no tensor of the dump");
     fs::write(&map, "tensor = [").unwrap();
     refused(&import, 2, "map.toml: line 1: ");
 }
@@ -269,7 +269,7 @@ fn an_array_that_cannot_be_read_is_named() {
     Dump::open(parent.path()).unwrap();
     for cut in 0..whole.len() {
         fs::write(&file, &whole[..cut]).unwrap();
-        assert!(open().contains("a.npy is no array that can be read"), "{cut}: {}", open());
+        assert!(open().contains("a.npy is not a readable array"), "{cut}: {}", open());
     }
     let text = |from: &str, to: &str| {
         let at = whole.windows(from.len()).position(|part| part == from.as_bytes()).unwrap();
@@ -279,10 +279,10 @@ fn an_array_that_cannot_be_read_is_named() {
         open()
     };
     assert!(text("<f4", "<i4").contains("its type is \"<i4\""));
-    assert!(text("(2, 3,)", "(9, 9,)").contains("its length is not that of its shape [9, 9]"));
+    assert!(text("(2, 3,)", "(9, 9,)").contains("its length does not match its shape [9, 9]"));
     fs::write(&file, &whole).unwrap();
     fs::write(parent.path().join("b.safetensors"), [0xff; 20]).unwrap();
-    assert!(open().contains("b.safetensors is no array that can be read"), "{}", open());
+    assert!(open().contains("b.safetensors is not a readable array"), "{}", open());
 }
 
 /// Packs each folder of a dump into an archive beside it, the first of them compressed.
@@ -333,13 +333,13 @@ fn the_arrays_of_archives_are_those_of_files() {
         for cut in (0..whole.len()).step_by(whole.len() / 50).chain([whole.len() - 1]) {
             fs::write(&file, &whole[..cut]).unwrap();
             let error = Dump::open(&dump).map(drop).unwrap_err().to_string();
-            let says = format!("{name} is no array that can be read: ");
+            let says = format!("{name} is not a readable array: ");
             assert!(error.contains(&says), "{cut}: {error}");
         }
         let mut damaged = whole.clone();
         damaged[whole.len() / 2] ^= 0x10;
         fs::write(&file, damaged).unwrap();
-        refused(&import, 2, &format!("{name} is no array that can be read: step"));
+        refused(&import, 2, &format!("{name} is not a readable array: step"));
         fs::write(&file, whole).unwrap();
     }
 }
@@ -402,7 +402,7 @@ packed.write_bytes(zipped)
     let reference = path(&sides.reference);
     let map = sides.parent.path().join("map.toml");
     let align = ["align", path(&dump), "--reference", reference, "-o", path(&map)];
-    refused(&align, 2, "step0.npz is no array that can be read: step0/blk.0.q: its length is not");
+    refused(&align, 2, "step0.npz is not a readable array: step0/blk.0.q: its length");
 }
 
 #[test]
@@ -442,18 +442,18 @@ fn one_array_a_token_is_stacked_in_the_order_of_the_positions() {
     assert!(outcome(&import).1.starts_with("imported 3 sites to "));
     fs::remove_dir_all(&trace).unwrap();
     write(&line.replace("{n}'", "0/{n}'"));
-    refused(&import, 2, "has a position, and a step or rows beside it");
+    refused(&import, 2, "has a position together with a step or rows");
     write(&line.replace("'{t}'", "'4'"));
-    refused(&import, 2, "are both to be step 0 layer 1 q");
+    refused(&import, 2, "are both mapped to step 0 layer 1 q");
     write(&line.replace("'{t}'", "'{n}'"));
-    refused(&import, 2, "is to be at position \"blk.0.k_cache\", no number");
+    refused(&import, 2, "is mapped to position \"blk.0.k_cache\", which is not a number");
     write(line);
     fs::rename(dump.join("t03/logits.npy"), dump.join("t09/more.npy")).unwrap();
     write(axes);
-    refused(&import, 2, "is a row of step 0 logits, of which position 3 is not in the dump");
+    refused(&import, 2, "is a row of step 0 logits, but position 3 is not in the dump");
     fs::create_dir(dump.join("t77")).unwrap();
     fs::rename(dump.join("t09/more.npy"), dump.join("t77/logits.npy")).unwrap();
-    refused(&import, 2, "is to be at position 77, which the run has not");
+    refused(&import, 2, "is mapped to position 77, which the run does not have");
 }
 
 #[test]

@@ -29,7 +29,7 @@ const REFUSED: [(&str, &str, &str, &str); 43] = [
     ("tokens 6", "tokens 4294967302", "no ids", "tokens has what is no id"),
     ("tokens 6", "tokens 99999999999999999999999", "no ids", "tokens has what is no id"),
     ("tokens 6", "tokens 6\0", "line 30 has a NUL byte", "it has a NUL byte"),
-    ("tokens 6", "token 6", "line 30 is none of a plan", "token is no line of one"),
+    ("tokens 6", "token 6", "line 30 is not a line of a plan", "token is no line of one"),
     ("tokens 1 2 3 4 5\ntokens 6\n", "", "tokens is missing", "its tokens are none"),
     ("tokens 6\n", "tokens 6", "line 30 is cut", "it is cut"),
     ("tokens 6\n", "tok", "line 30 is cut", "it is cut"),
@@ -48,7 +48,7 @@ const REFUSED: [(&str, &str, &str, &str); 43] = [
     ),
     ("n_vocab 13\n", "", "n_vocab is missing", "n_vocab is missing"),
     ("n_vocab 13", "n_vocab many", "n_vocab is no number", "n_vocab is no number"),
-    ("blake3 ", "blake4 ", "line 2 is none of a plan", "blake4 is no line of one"),
+    ("blake3 ", "blake4 ", "line 2 is not a line of a plan", "blake4 is no line of one"),
     ("n_vocab 13", "n_vocab 0", "n_vocab is 0", "n_vocab is no number"),
     ("n_vocab 13", "n_vocab +13", "n_vocab is no number", "n_vocab is no number"),
     (
@@ -65,7 +65,7 @@ const REFUSED: [(&str, &str, &str, &str); 43] = [
     ),
     ("blake3 ab", "blake3 AB", "not 64 lowercase hex", "blake3 is not 64 lowercase hex"),
     ("architecture qwen3\n", "", "architecture is missing", "architecture is missing"),
-    ("model small", "model\nmodel small", "line 1 is none", "model is no line of one"),
+    ("model small", "model\nmodel small", "line 1 is not a line", "model is no line of one"),
     ("site k 0-1", "site q 0-1", "has blk.0.q twice", "q is there twice"),
     ("site k 0-1", "site q 1-1", "has blk.1.q twice", "q is there twice"),
     (

@@ -75,7 +75,7 @@ fn a_missing_all_reduce_is_the_first_finding() {
     let (exit, out) = explain(of, &trace, &[]);
     assert!(exit == 1 && out.starts_with(&format!("{says}\n")), "{out}");
     assert!(
-        out.contains("no operation was replayed, as the ranks ran on different values"),
+        out.contains("no operation was replayed, because the ranks ran on different values"),
         "{out}"
     );
     let reference = path(&of.reference);

@@ -255,10 +255,10 @@ fn ranks_that_are_not_the_parts_of_one_run_are_refused_by_name() {
             fs::remove_dir_all(r.rank(1)).unwrap();
             copy(&r.rank(0), &r.rank(1));
         }),
-        ("rank1 are no ranks of one run: they are of 2 and 3 ranks", |r| {
+        ("rank1 are not ranks of one run: they are of 2 and 3 ranks", |r| {
             r.edit(1, |m| m["shard"]["world"] = 3.into());
         }),
-        ("through different token ids: step 0, position 2 has 3 and 7", |r| {
+        ("ran different token ids: step 0, position 2 has 3 and 7", |r| {
             r.edit(1, |m| m["steps"][0]["tokens"][2] = 7.into());
         }),
         ("the traces are of different models", |r| {
@@ -273,18 +273,18 @@ fn ranks_that_are_not_the_parts_of_one_run_are_refused_by_name() {
         ("they were recorded by an engine firstdiff.h and an engine 2", |r| {
             r.edit(1, |m| m["producer"]["version"] = "2".into());
         }),
-        ("they declare other kernels or settings", |r| {
+        ("they declare different kernels or settings", |r| {
             r.edit(1, |m| m["kernels"] = json!({"rope.cu": "ab".repeat(32)}));
         }),
-        ("another arithmetic", |r| r.edit(1, |m| m["arithmetic"]["weights"] = "f16".into())),
-        ("shard.split.embd is head, of which embd has no axis: token, channel", |r| {
+        ("different arithmetic", |r| r.edit(1, |m| m["arithmetic"]["weights"] = "f16".into())),
+        ("shard.split.embd is head, an axis that embd does not have: token, channel", |r| {
             r.edit(0, |m| m["shard"]["split"]["embd"] = "head".into());
         }),
         ("step 0 layer 0 o_proj does not add up", |r| {
             let set = |m: &mut Value| m["shard"]["split"]["o_proj"] = "token".into();
             (0..2).for_each(|rank| r.edit(rank, set));
         }),
-        ("holds a whole trace beside the ranks of another", |r| {
+        ("holds a whole trace and the ranks of another", |r| {
             fs::write(r.folder.join("manifest.json"), "{}").unwrap();
         }),
     ];
@@ -318,7 +318,7 @@ fn one_rank_alone_a_part_of_another_shape_and_a_killed_rank_are_said() {
     let ranks = Ranks::new();
     ranks.edit(0, |m| m["shard"] = Value::Null);
     let error = TraceReader::open(&ranks.folder).unwrap_err().to_string();
-    assert!(error.contains("is in the place of a rank, but not recorded as one"), "{error}");
+    assert!(error.contains("is in a rank's folder but was not recorded as a rank"), "{error}");
 
     let ranks = Ranks::new();
     ranks.edit(1, |m| drop(m["steps"].as_array_mut().unwrap().pop()));

@@ -121,12 +121,12 @@ fn one_array_feeds_several_sites_by_slices_and_one_line_all_layers() {
         fs::remove_dir_all(&trace).unwrap();
     }
     for (slice, says) in [
-        ("", "fits two expressions"),
-        (", slice = '..., 0:289'", "of which there is no slice ..., 0:289; change its line"),
-        (", slice = '0:32'", "has shape [1, 10, 288], of which there is no slice 0:32"),
-        (", slice = '..., 0:16/100'", "there is no slice ..., 0:16/100"),
+        ("", "matches two expressions"),
+        (", slice = '..., 0:289'", "which has no slice ..., 0:289; change its line"),
+        (", slice = '0:32'", "has shape [1, 10, 288], which has no slice 0:32"),
+        (", slice = '..., 0:16/100'", "which has no slice ..., 0:16/100"),
         (", slice = '..., 0:64'", "as 1 token (head dim) it would be [1, 10, 32]"),
-        (", slice = '0-32'", "map.toml: line 3: \"0-32\" is no slice such as"),
+        (", slice = '0-32'", "map.toml: line 3: \"0-32\" is not a slice such as"),
     ] {
         write("qkv", "[02]", heads, &[whole[0], ("k", slice)]);
         refused(&import, 2, says);

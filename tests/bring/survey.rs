@@ -71,22 +71,22 @@ fn zeros_and_values_that_belong_elsewhere_are_suspicious() {
             q.data[24..48].fill(0.0);
             q.data[72..96].fill(0.0);
         }),
-        ("step 0 layer 0 q_rope has the very values of q: one buffer", |all| {
+        ("step 0 layer 0 q_rope has exactly the values of q: one buffer", |all| {
             let q = all[&site(0, "blk.0.q")].clone();
             all.insert(site(0, "blk.0.q_rope"), q);
         }),
-        ("step 0 layer 1 q has the very values of q of layer 0: one buffer", |all| {
+        ("step 0 layer 1 q has exactly the values of q of layer 0: one buffer", |all| {
             let q = all[&site(0, "blk.0.q")].clone();
             all.insert(site(0, "blk.1.q"), q);
         }),
         (
-            "step 2 layer 1 ffn_act has the very values of the last token of the step before",
+            "step 2 layer 1 ffn_act has exactly the values of the previous step's last token",
             |all| {
                 let old = all[&site(1, "blk.1.ffn_act")].clone();
                 all.insert(site(2, "blk.1.ffn_act"), old);
             },
         ),
-        ("step 1 logits has the very values of the last token of the step before: prompt", |all| {
+        ("step 1 logits has exactly the values of the previous step's last token: prompt", |all| {
             let prompt = all[&site(0, "logits")].data[4 * 13..].to_vec();
             all.insert(site(1, "logits"), Tensor::new([1, 13], prompt));
         }),
@@ -127,7 +127,7 @@ fn bytes_in_a_foreign_order_are_refused_in_every_format() {
         let (exit, out, err) = outcome(&["validate", path(&recorded.folder)]);
         assert_eq!(exit, 0, "{index} {dtype}: {out}{err}");
         recorded.replace_header(0, &header, &swap(&bytes, size));
-        let says = "step-0000.safetensors has step 0 logits with the bytes of each element swapped";
+        let says = "step-0000.safetensors has step 0 logits in big-endian";
         refused(&["validate", path(&recorded.folder)], 3, says);
     }
     let recorded = Recorded::new();
@@ -235,7 +235,7 @@ fn what_was_recorded_wrongly_is_said_beside_a_diagnosis_that_stands() {
             "prompt",
             "logits",
             "step 1 logits has the reference's values of the token before it: \
-          positions are off by one, or prompt logits were given",
+          positions are off by one, or prompt logits were recorded",
             |all| {
                 let prompt = all[&site(0, "logits")].clone();
                 let logits = all.get_mut(&site(1, "logits")).unwrap();
@@ -243,7 +243,7 @@ fn what_was_recorded_wrongly_is_said_beside_a_diagnosis_that_stands() {
                 logits.data.copy_from_slice(&prompt.data[start..]);
             },
         ),
-        ("coarse", "embd", "embd is the model's up to 2.", |all| {
+        ("coarse", "embd", "embd differs from the model's by 2.", |all| {
             for value in &mut all.get_mut(&site(0, "embd")).unwrap().data {
                 *value = (*value * 1.02).clamp(-1e3, 1e3);
             }

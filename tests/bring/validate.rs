@@ -40,14 +40,14 @@ fn a_part_of_the_sites_says_what_is_missing_and_what_it_allows() {
             "attn_residual,layer_out,logits",
             "valid: 27 of 237 sites",
             "the first layer that differs, and the first recorded tensor in it",
-            "0 of 79 operations judged alone, 9 together with those before them that are missing",
+            "0 of 79 operations judged alone, 9 together with missing ones before them",
         ),
         (
             "q,q_rope",
             "valid: 24 of 237 sites",
             "the first recorded tensor that differs; 4 layers lack layer_out",
-            "4 of 79 operations judged alone, 4 together with those before them that are missing; \
-             never green, as the logits are not there",
+            "4 of 79 operations judged alone, 4 together with missing ones before them; never green, \
+             because the logits are missing",
         ),
     ];
     for (sites, first, diff, explain) in cases {
@@ -106,13 +106,13 @@ fn a_killed_run_says_what_is_whole() {
     fs::rename(recorded.folder.join("manifest.json"), &unfinished).unwrap();
     let (exit, out) = validate(&recorded.folder);
     assert!(exit == 3 && out.starts_with("unfinished: 90 of 90 sites"), "{out}");
-    let ended = "after step 1; the file of the next is cut; to use what is whole, rename \
+    let ended = "after step 1; the next step's file is truncated; to use the complete steps, rename \
                  manifest.json.unfinished to manifest.json\n";
     assert!(out.contains(ended), "{out}");
     fs::write(&unfinished, "").unwrap();
-    refused(&["validate", path(&recorded.folder)], 3, "ended before its first step did");
+    refused(&["validate", path(&recorded.folder)], 3, "ended before its first step was complete");
     fs::write(&unfinished, "{").unwrap();
-    refused(&["validate", path(&recorded.folder)], 3, "unfinished is no manifest of a trace");
+    refused(&["validate", path(&recorded.folder)], 3, "unfinished is not a trace manifest");
 }
 
 #[test]

@@ -193,7 +193,7 @@ fn a_graph_of_another_model_or_run_is_refused() {
     for file in ["graph.json", "inputs.safetensors"] {
         let (_parent, trace) = REFERENCES.copy("qwen3moe");
         fs::remove_file(trace.join(file)).unwrap();
-        assert!(graph_error(&trace).contains("is missing or no file"));
+        assert!(graph_error(&trace).contains("is missing or not a file"));
         fs::copy(other.join(file), trace.join(file)).unwrap();
         assert!(graph_error(&trace).contains(file));
         seal(&trace);

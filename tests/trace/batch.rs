@@ -142,7 +142,7 @@ fn each_malformed_batch_and_table_is_refused_by_name() {
         ("/0/batch/sequences/0/rows", json!([0, 1, 1]), "which is a row of sequence 0 too"),
         ("/0/batch/sequences/0/blocks", json!([4]), "blocks has 1 blocks; 3 positions in a cache"),
         ("/0/batch/sequences/0/blocks", json!([4, 1, 2]), "blocks has 3 blocks; 3 positions in a"),
-        ("/0/batch/sequences/0/blocks", json!([4, 6]), "blocks has block 6, and the cache has 6"),
+        ("/0/batch/sequences/0/blocks", json!([4, 6]), "blocks has block 6, but the cache has 6"),
         ("/0/batch/sequences/0/blocks", json!([4, 4]), "sequences[0].blocks has block 4 twice"),
         (
             "/0/batch/keys",
@@ -155,20 +155,20 @@ fn each_malformed_batch_and_table_is_refused_by_name() {
         (
             "/1/batch/sequences/0/first_position",
             json!(3),
-            "sequences[0].first_position is 3, and the sequence goes on at position 2",
+            "sequences[0].first_position is 3, but the sequence continues at position 2",
         ),
         ("/0/batch/sequences/0/prefix", json!([1]), "sequences[0].prefix has 1 ids of 0 positions"),
         (
             "/1/batch/sequences/0/prefix",
             json!([1, 2]),
-            "sequences[0].prefix is there in a later step than the sequence's first",
+            "sequences[0].prefix is present after the sequence's first step",
         ),
         ("/0/batch/sequences/0/prefix", json!([-1]), "sequences[].prefix has id -1, n_vocab is"),
         ("/0/prefix", json!([1]), "steps[0].prefix has 1 ids of 0 positions"),
         (
             "/0/batch/sequences/0/removed",
             json!({"first": 0, "count": 1}),
-            "sequences[0].removed is there, and no step ran the sequence before",
+            "sequences[0].removed is present, but no step ran the sequence before",
         ),
         (
             "/1/batch/sequences/0/removed",
@@ -183,21 +183,21 @@ fn each_malformed_batch_and_table_is_refused_by_name() {
         (
             "/1/batch/sequences/0/removed",
             json!({"first": 1, "count": 1}),
-            "sequences[0].first_position is 2, and the sequence goes on at position 1",
+            "sequences[0].first_position is 2, but the sequence continues at position 1",
         ),
         ("/1/batch/sequences/0/removed", json!({"first": 1}), "missing field `count`"),
         (
             "/1/removed",
             json!({"first": 0, "count": 1}),
-            "steps[1].removed is there beside a batch; state it of each sequence",
+            "steps[1].removed is present beside a batch; state it for each sequence",
         ),
         (
             "/0/removed",
             json!({"first": 0, "count": 1}),
-            "steps[0].removed is there in the first step, before which nothing ran",
+            "steps[0].removed is present in the first step, before which nothing ran",
         ),
-        ("/1/batch", Value::Null, "steps[1].batch is missing, and step 0 has one"),
-        ("/0/batch", Value::Null, "steps[1].batch is there, and step 0 has none"),
+        ("/1/batch", Value::Null, "steps[1].batch is missing, but step 0 has one"),
+        ("/0/batch", Value::Null, "steps[1].batch is present, but step 0 has none"),
         ("/0/tokens/3", json!(13), "steps[0].tokens has id 13, n_vocab is 13"),
     ];
     for (pointer, value, says) in edits {

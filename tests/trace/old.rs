@@ -74,7 +74,7 @@ fn an_old_manifest_that_no_model_has_is_refused() {
     let edits: [(&str, Edit); 7] = [
         ("model.architecture is \"gpt2\"", |m| m["model"]["architecture"] = "gpt2".into()),
         ("model.shapes.n_ff is 0", |m| m["model"]["shapes"]["n_ff"] = 0.into()),
-        ("model.shapes.n_head_kv is 4, no divisor of 6", |m| {
+        ("model.shapes.n_head_kv is 4, which does not divide 6", |m| {
             m["model"]["shapes"]["n_head_kv"] = 4.into();
         }),
         ("missing field `n_ff`", |m| {

@@ -106,12 +106,12 @@ fn blocks_that_are_none_are_refused_by_the_writer() {
     let short = Array::new(Elements::Blocks(Format::Q8_0, &bytes[..33]), &SHAPE);
     let strided = of(Format::Q8_0, &SHAPE).strided(&[130, 64, 1]);
     let cases: [(Stage, Array<'_>, &str); 6] = [
-        (Stage::KCache, short, "has 33 bytes, which are no whole blocks of q8_0, of 34"),
+        (Stage::KCache, short, "has 33 bytes, which are not whole blocks of q8_0, of 34"),
         (Stage::KCache, of(Format::Bf16, &SHAPE), "came in blocks of bf16; blocks of a cache are"),
         (Stage::KCache, of(Format::Q8_0, &[5, 2, 48]), "came as [5, 2, 48]; it has [5, 2, 64]"),
         (Stage::KCache, strided, "which cut blocks of 32 of q8_0"),
         (Stage::KCache, of(Format::Q5_1, &[5, 4, 64]), "it has [5, 2, 64]"),
-        (Stage::K, of(Format::Q8_0, &SHAPE), "is no cache: give its numbers"),
+        (Stage::K, of(Format::Q8_0, &SHAPE), "is not a cache: give its numbers"),
     ];
     for (stage, array, says) in cases {
         let error = record(manifest(), |writer| writer.put_array(site(stage), &array));
@@ -143,15 +143,15 @@ fn blocks_that_are_none_are_refused_by_the_reader() {
         |value: Json| move |manifest: &mut Json| manifest["steps"][0]["quantised"] = value.clone();
     let name = "blk.0.k_cache";
     let cases: [(Json, &str); 6] = [
-        (json!({ name: "q9_0" }), "\"q9_0\" is no format of numbers"),
+        (json!({ name: "q9_0" }), "\"q9_0\" is not a number format"),
         (
             json!({ name: "bf16" }),
             "steps[0].quantised.blk.0.k_cache is bf16; blocks of a cache are",
         ),
-        (json!({ name: "q5_1" }), "whose rows are no whole blocks of q5_1, of 24"),
+        (json!({ name: "q5_1" }), "but its rows are not whole blocks of q5_1, of 24"),
         (json!({ name: "e4m3" }), "blk.0.k_cache"),
-        (json!({}), "has blk.0.k_cache as U8, wanted F32"),
-        (json!({ name: "q8_0", "blk.1.k_cache": "q8_0" }), "it has no blk.1.k_cache, of which"),
+        (json!({}), "has blk.0.k_cache as U8 instead of F32"),
+        (json!({ name: "q8_0", "blk.1.k_cache": "q8_0" }), "it has no blk.1.k_cache, for which"),
     ];
     for (value, says) in cases {
         let text = damaged(&quantised(value));
@@ -162,7 +162,7 @@ fn blocks_that_are_none_are_refused_by_the_reader() {
     });
     assert!(text.contains("is q8_0, and caches=q4_0 is declared"), "{text}");
     let text = damaged(&|manifest| manifest["format_version"] = 5.into());
-    assert!(text.contains("steps[].quantised is of version 6"), "{text}");
+    assert!(text.contains("steps[].quantised belongs to version 6"), "{text}");
     // Numbers that are said to be blocks.
     let recorded = record(manifest(), |writer| {
         let numbers = vec![0.5; 640];
@@ -171,7 +171,7 @@ fn blocks_that_are_none_are_refused_by_the_reader() {
     let recorded = recorded.unwrap();
     recorded.edit_manifest(quantised(json!({ name: "q8_0" })));
     let text = recorded.refusal().to_string();
-    assert!(text.contains("is said to be blocks of q8_0 and has the type F32"), "{text}");
+    assert!(text.contains("is declared as blocks of q8_0 but has the type F32"), "{text}");
 }
 
 /// A row in f32 of a format, as ggml's own quantisation makes it.

@@ -129,7 +129,7 @@ fn a_manifest_field_that_does_not_fit_is_named() {
         ("(q) has layers that do not ascend", |m| group(m, "q")["layers"] = json!([1, 0])),
         ("(q) is outside of layers", |m| group(m, "q")["layers"] = json!([])),
         ("model.sites has blk.0.q twice", |m| group(m, "k")["name"] = "q".into()),
-        ("\"T*\" is no size", |m| shape_of(m, "q")[0] = "T*".into()),
+        ("\"T*\" is not a size", |m| shape_of(m, "q")[0] = "T*".into()),
         ("which is one token too many instead of [4, 6, 4]", |m| {
             shape_of(m, "q")[0] = "T - 1".into();
         }),
@@ -138,19 +138,19 @@ fn a_manifest_field_that_does_not_fit_is_named() {
         ("steps[0].tokens has id 13, n_vocab is 13", |m| m["steps"][0]["tokens"][2] = 13.into()),
         ("steps[0].tokens has id -1", |m| m["steps"][0]["tokens"][2] = (-1).into()),
         ("steps[1].first_position is 6 after 5", |m| m["steps"][1]["first_position"] = 6.into()),
-        ("steps[0].rows.logits is not one token or more, ascending", |m| {
+        ("steps[0].rows.logits does not list one token or more, ascending", |m| {
             m["steps"][0]["rows"] = json!({ "logits": [] });
         }),
-        ("steps[0].rows.logits is not one token or more, ascending", |m| {
+        ("steps[0].rows.logits does not list one token or more, ascending", |m| {
             m["steps"][0]["rows"] = json!({ "logits": [2, 2] });
         }),
         ("steps[0].rows.logits has token 5 of a step of 5", |m| {
             m["steps"][0]["rows"] = json!({ "logits": [1, 5] });
         }),
-        ("it has no blk.7.q, of which the manifest names rows", |m| {
+        ("it has no blk.7.q, for which the manifest names rows", |m| {
             m["steps"][0]["rows"] = json!({ "blk.7.q": [1] });
         }),
-        ("blk.0.k_cache has not a row for each token: strike its rows", |m| {
+        ("blk.0.k_cache does not have a row for each token: remove its rows", |m| {
             m["steps"][0]["rows"] = json!({ "blk.0.k_cache": [1] });
         }),
         ("which has room for more tokens: write the first 1 instead of [1, 6, 4]", |m| {
@@ -357,11 +357,11 @@ fn without_hashes_cut_swapped_and_foreign_files_are_refused() {
             let file = fs::File::options().write(true).open(recorded.step(1)).unwrap();
             file.set_len(file.metadata().unwrap().len() - 1).unwrap();
         }),
-        ("was written as step 2 of run run-1, the manifest wants step 1 of", |recorded| {
+        ("was written as step 2 of run run-1, but the manifest expects step 1 of", |recorded| {
             let other = named(&fs::read(recorded.step(1)).unwrap(), "run-1", 2);
             fs::write(recorded.step(1), other).unwrap();
         }),
-        ("was written as step 1 of run run-2, the manifest wants", |recorded| {
+        ("was written as step 1 of run run-2, but the manifest expects", |recorded| {
             let other = named(&fs::read(recorded.step(1)).unwrap(), "run-2", 1);
             fs::write(recorded.step(1), other).unwrap();
         }),
@@ -373,7 +373,7 @@ fn without_hashes_cut_swapped_and_foreign_files_are_refused() {
             manifest["steps"][1]["bytes"] = plain.len().into();
             fs::write(path, manifest.to_string()).unwrap();
         }),
-        ("is no manifest of a trace", |recorded| {
+        ("is not a trace manifest", |recorded| {
             let path = recorded.folder.join(MANIFEST_FILE);
             let whole = fs::read(&path).unwrap();
             fs::write(path, &whole[..whole.len() - 2]).unwrap();

@@ -65,24 +65,27 @@ fn a_weight_is_put_once_and_before_the_first_step() {
     assert!(error.contains("was put twice"), "{error}");
     let short = LoadedWeight { values: vec![0.0], ..weight.clone() };
     let error = writer("short").put_weight(&short).unwrap_err().to_string();
-    assert!(error.contains("another number of elements"), "{error}");
+    assert!(error.contains("a number of elements that does not match"), "{error}");
 }
 
 #[test]
 fn a_field_of_a_weight_that_does_not_fit_is_refused_by_name() {
     type Edit = fn(&mut Value);
     let edits: [(Edit, &str); 16] = [
-        (|w| w["tensors"][0]["name"] = "a b".into(), "(a b) is no name of a weight"),
-        (|w| w["tensors"][0]["name"] = "own".into(), "tensors[1] (own) is there twice"),
-        (|w| w["tensors"][1]["of"][1] = "a[8:0]".into(), "\"a[8:0]\", which is no name"),
+        (|w| w["tensors"][0]["name"] = "a b".into(), "(a b) is not a valid weight name"),
+        (|w| w["tensors"][0]["name"] = "own".into(), "tensors[1] (own) is listed twice"),
+        (
+            |w| w["tensors"][1]["of"][1] = "a[8:0]".into(),
+            "\"a[8:0]\", which is not a valid tensor name",
+        ),
         (|w| w["tensors"][1]["of"] = vec!["a"; 1025].into(), "stands for 1025 tensors"),
         (|w| w["tensors"][0]["shape"] = json!([]), "has the shape []"),
         (|w| w["tensors"][0]["shape"] = json!([0, 9]), "has the shape [0, 9]"),
         (|w| w["tensors"][0]["shape"] = vec![1; 9].into(), "has the shape"),
         (|w| w["tensors"][0]["shape"] = json!([7, 9]), "weights.bytes is"),
-        (|w| w["tensors"][0]["dtype"] = "tf32".into(), "in which nothing is stored"),
+        (|w| w["tensors"][0]["dtype"] = "tf32".into(), "which is not a storage format"),
         (|w| w["tensors"][1]["rows"][1] = 0.into(), "do not ascend"),
-        (|w| w["tensors"][1]["rows"][31] = 600.into(), "600 rows have not"),
+        (|w| w["tensors"][1]["rows"][31] = 600.into(), "exceed its 600 rows"),
         (|w| w["tensors"][1]["rows"] = json!([]), "do not ascend"),
         (|w| w["tensors"][1]["sums"] = false.into(), "weights.bytes is"),
         (|w| w["bytes"] = 1.into(), "weights.bytes is 1"),
@@ -156,5 +159,8 @@ fn version_4_is_read_and_has_no_weights() {
     let recorded = recorded();
     recorded.edit_manifest(|manifest| manifest["format_version"] = 4.into());
     let error = recorded.refusal().to_string();
-    assert!(error.contains("weights is of version 5, and the manifest is of version 4"), "{error}");
+    assert!(
+        error.contains("weights belongs to version 5, but the manifest has version 4"),
+        "{error}"
+    );
 }

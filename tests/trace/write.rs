@@ -200,7 +200,7 @@ fn a_missing_parent_is_an_io_error_with_advice() {
     let error = TraceWriter::create(&folder, manifest(), false).unwrap_err();
     assert_eq!(error.kind(), Kind::BadInput);
     let text = error.to_string();
-    assert!(text.contains("none") && text.contains("create the folder"), "{text}");
+    assert!(text.contains("none") && text.contains("create its parent folder"), "{text}");
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn an_io_error_ends_with_what_to_do_about_it() {
     let full = message(io::ErrorKind::StorageFull);
     assert!(full.starts_with("cannot write /x/trace: ") && full.contains("; free space"), "{full}");
     for kind in [io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::PermissionDenied] {
-        assert!(message(kind).contains("; choose a folder that you may use"), "{kind}");
+        assert!(message(kind).contains("; choose a folder that you can access"), "{kind}");
     }
     assert!(message(io::ErrorKind::Other).ends_with("check the disk, then try again"));
 }
@@ -221,8 +221,8 @@ fn a_writer_misused_says_so_and_can_only_be_dropped() {
     type Call = fn(&mut TraceWriter) -> Result<(), TraceError>;
     let calls: [(&str, Call); 6] = [
         ("after 0 tokens and an unended step", |w| w.begin_step(&[1], 0)),
-        ("which that step of the model has not", |w| w.put(site(1, None), &embedding())),
-        ("which that step of the model has not", |w| w.put(site(0, Some(2)), &embedding())),
+        ("that step of the model does not have it", |w| w.put(site(1, None), &embedding())),
+        ("that step of the model does not have it", |w| w.put(site(0, Some(2)), &embedding())),
         ("put twice", |w| {
             w.put(site(0, None), &embedding())?;
             w.put(site(0, None), &embedding())

@@ -12,15 +12,15 @@ const MAX_BYTES: usize = 4 << 20;
 /// Why a history cannot be searched.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
-    #[error("git cannot be run: {0}; install it")]
+    #[error("cannot run git: {0}; install it")]
     NoGit(std::io::Error),
     #[error("git {command}: {message}; name two commits of the repository of the kernels")]
     Git { command: String, message: String },
-    #[error("{good} is no ancestor of {bad}; give the older commit first")]
+    #[error("{good} is not an ancestor of {bad}; give the older commit first")]
     NoAncestor { good: String, bad: String },
     #[error("no commit after {good} up to {bad} changes {folder}; name the folder with --folder")]
     NoChange { good: String, bad: String, folder: PathBuf },
-    #[error("{commit}: {folder} is no folder of kernels: {detail}; name it with --folder")]
+    #[error("{commit}: {folder} is not a folder of kernels: {detail}; name it with --folder")]
     Folder { commit: String, folder: PathBuf, detail: String },
     #[error("cannot write {path}: {source}; choose another temporary folder")]
     Write { path: PathBuf, source: std::io::Error },

@@ -67,11 +67,11 @@ impl Runner<'_> {
         let (model, prompt) = (&config.models[case.model].name, &config.prompts[case.prompt]);
         let refused = |what: &str, was: &str, now: &str| {
             let text = format!("the reference's snapshot is of another {what} ({was}, not {now})");
-            (Exit::Refused, format!("{text}; `firstdiff bless --reference` writes it anew"))
+            (Exit::Refused, format!("{text}; `firstdiff bless --reference` rewrites it"))
         };
         let missing = |what: &str| {
             let text = format!("the reference's snapshot has no {what}");
-            (Exit::NotMeasured, format!("{text}; `firstdiff bless --reference` writes it anew"))
+            (Exit::NotMeasured, format!("{text}; `firstdiff bless --reference` rewrites it"))
         };
         if pinned.precision != config.reference {
             let [was, now] = [pinned.precision, config.reference].map(|p| format!("{p:?}"));

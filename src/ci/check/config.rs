@@ -41,7 +41,7 @@ pub enum ConfigError {
     #[error("{path}: tolerances: {detail}; write globs such as q_rope, blk.0.* or logits")]
     Glob { path: PathBuf, detail: String },
     #[error(
-        "{path}: tolerances: {glob} matches no site of any model; mend the glob or take the rule out"
+        "{path}: tolerances: {glob} matches no site of any model; fix the glob or remove the rule"
     )]
     Unmatched { path: PathBuf, glob: String },
     #[error("{path}: kernels: {source}")]
@@ -296,7 +296,9 @@ impl Reader<'_> {
         let mut seen = BTreeSet::new();
         for name in names {
             if !seen.insert(name.clone()) {
-                return Err(self.value(format!("{what}: {name} is there twice; name them apart")));
+                return Err(
+                    self.value(format!("{what}: {name} appears twice; use different names"))
+                );
             }
         }
         Ok(())
@@ -319,8 +321,8 @@ impl Reader<'_> {
             }
             (None, None, true) if seed.is_none() => ("fixture".to_string(), Source::Fixture),
             _ => {
-                let detail = "a model has one of path, synth (and then perhaps a seed) and \
-                              fixture = true; take the others out";
+                let detail = "a model has one of path, synth (optionally with a seed) and fixture = true; \
+                    remove the others";
                 return Err(self.value(format!("models: {detail}")));
             }
         };
@@ -346,7 +348,7 @@ impl Reader<'_> {
         match name {
             "f32" => Ok(DType::F32),
             "f16" => Ok(DType::F16),
-            _ => Err(self.value(format!("dtypes: no dtype {name}; it takes f32 and f16"))),
+            _ => Err(self.value(format!("dtypes: no dtype {name}; use f32 or f16"))),
         }
     }
 
@@ -374,7 +376,7 @@ impl Reader<'_> {
             "checked" => DeviceKind::Checked,
             "cuda" => DeviceKind::Cuda,
             _ => {
-                let detail = format!("devices: no device {name}; it takes host, checked and cuda");
+                let detail = format!("devices: no device {name}; use host, checked or cuda");
                 return Err(self.value(detail));
             }
         };
@@ -385,7 +387,7 @@ impl Reader<'_> {
         match name {
             "f32" => Ok(Precision::F32),
             "native" => Ok(Precision::Native),
-            _ => Err(self.value(format!("reference = {name}; it takes f32 and native"))),
+            _ => Err(self.value(format!("reference = {name}; use f32 or native"))),
         }
     }
 
@@ -393,7 +395,7 @@ impl Reader<'_> {
         let ToleranceEntry { sites: glob, factor } = entry;
         if !is_factor(factor) {
             let detail = format!(
-                "tolerances: {glob}: factor {factor} is no tolerance; give more than 0 and at most \
+                "tolerances: {glob}: factor {factor} is out of range; give more than 0 and at most \
                  {MOST_FACTOR}"
             );
             return Err(self.value(detail));

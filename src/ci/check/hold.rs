@@ -25,7 +25,7 @@ pub fn hold(
         (result.exit, result.text) = (exit, format!("{why}; {}", result.text));
     };
     let Some(locked) = lock.cases.get(&case.id) else {
-        end(Exit::NotMeasured, "it has no baseline; `firstdiff bless` takes one".to_string());
+        end(Exit::NotMeasured, "it has no baseline; `firstdiff bless` writes one".to_string());
         return Ok(());
     };
     let own = (ran.model.hash(), inputs(ran.engine, ran.steps));
@@ -34,15 +34,15 @@ pub fn hold(
     {
         if was != now {
             let why = format!("its baseline is of another {what} ({was}, not {now})");
-            end(Exit::Refused, format!("{why}; `firstdiff bless` takes it anew"));
+            end(Exit::Refused, format!("{why}; `firstdiff bless` renews it"));
             return Ok(());
         }
     }
     let now = accuracies_of(ran.model, ran.engine, ran.steps, ran.recorded)?;
     let changes = Changes::of(locked, &now);
     if let Some(operation) = changes.unmatched.first() {
-        let why = format!("{operation} is in the baseline or in the run alone");
-        end(Exit::NotMeasured, format!("{why}; `firstdiff bless` takes it anew"));
+        let why = format!("{operation} is only in the baseline or only in the run");
+        end(Exit::NotMeasured, format!("{why}; `firstdiff bless` renews it"));
     } else if let Some(worst) = changes.regressed.first() {
         let more = more(changes.regressed.len() - 1);
         let text = format!("{}, still within bound: {worst}{more}", headword(worst));

@@ -20,7 +20,7 @@ const MAX_BYTES: u64 = 256 << 20;
 pub enum LockError {
     #[error("cannot read {path}: {source}; `firstdiff bless --all` writes a baseline")]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{path} is no baseline of `firstdiff bless`: {detail}")]
+    #[error("{path} is not a baseline of `firstdiff bless`: {detail}")]
     Foreign { path: PathBuf, detail: String },
 }
 
@@ -97,7 +97,9 @@ impl Lock {
                     0.0 <= level.value && level.value <= level.most && level.most <= 1.0
                 };
                 if !levels.iter().all(sound) || Site::from_tensor_name(0, name).is_none() {
-                    return Err(foreign(format!("{id}: {name} is no operation with its errors")));
+                    return Err(foreign(format!(
+                        "{id}: {name} is not an operation with its errors"
+                    )));
                 }
             }
         }
@@ -145,16 +147,16 @@ mod tests {
         let text = lock().text();
         let refused = |text: String, says: &str| {
             let error = read(&text).expect_err(&text);
-            assert!(error.contains("is no baseline of `firstdiff bless`: "), "{error}");
+            assert!(error.contains("is not a baseline of `firstdiff bless`: "), "{error}");
             assert!(error.contains(says), "{error}");
         };
         refused(text[..text.len() / 2].to_string(), "EOF");
         refused(text.replace("_version\": 1", "_version\": 2"), "version 2, and this reads 1");
-        refused(text.replace("blk.0.q", "blk.0.embd"), "blk.0.embd is no operation");
-        refused(text.replace("1.45e-2, 2.36e-2", "3e-2, 2.36e-2"), "is no operation with its");
-        refused(text.replace("1.45e-2", "-1.45e-2"), "is no operation with its errors");
+        refused(text.replace("blk.0.q", "blk.0.embd"), "blk.0.embd is not an operation");
+        refused(text.replace("1.45e-2, 2.36e-2", "3e-2, 2.36e-2"), "is not an operation with its");
+        refused(text.replace("1.45e-2", "-1.45e-2"), "is not an operation with its errors");
         refused(text.replace("1.45e-2", "1e999"), "number out of range");
-        refused(text.replace("2.36e-2", "1.01"), "is no operation with its errors");
+        refused(text.replace("2.36e-2", "1.01"), "is not an operation with its errors");
         refused(text.replace("[1.45e-2, ", "["), "invalid length 1");
         refused(text.replace("\"peak\"", "\"peek\""), "unknown field `peek`");
         refused("[]".repeat(9000), "");

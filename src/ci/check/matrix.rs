@@ -90,7 +90,7 @@ impl FromStr for Partition {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Partition, String> {
-        let wrong = || "it takes hash:M/N or slice:M/N with M from 1 to N".to_string();
+        let wrong = || "expected hash:M/N or slice:M/N with M from 1 to N".to_string();
         let (kind, parts) = text.split_once(':').ok_or_else(wrong)?;
         let (part, of) = parts.split_once('/').ok_or_else(wrong)?;
         let number = |text: &str| text.parse::<u32>().map(|n| n as usize).map_err(|_| wrong());

@@ -18,7 +18,7 @@ const MAX_BYTES: u64 = 256 << 20;
 pub enum MergeError {
     #[error("cannot read {path}: {source}; check the path")]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{path} is no result of `firstdiff check --json`: {detail}")]
+    #[error("{path} is not a result of `firstdiff check --json`: {detail}")]
     Foreign { path: PathBuf, detail: String },
     #[error("{path} was written by firstdiff {found}, {first} by {wanted}; check with one version")]
     Version { path: PathBuf, first: PathBuf, found: String, wanted: String },
@@ -63,14 +63,14 @@ fn contradiction(case: &CaseResult, models: &BTreeMap<String, String>) -> Option
     match (case.exit, &case.coverage) {
         _ if !models.contains_key(&case.model) => Some("is of a model that was not run"),
         (Exit::Equal, _) if found || case.first_divergence.is_some() => {
-            Some("is equal, and has what is wrong with it")
+            Some("is equal, but lists an error")
         }
-        (Exit::Equal, None) => Some("is equal, and nothing of it was compared"),
+        (Exit::Equal, None) => Some("is equal, but nothing was compared"),
         (Exit::Equal, Some(compared)) if compared.diverged + compared.refused > 0 => {
-            Some("is equal, and has sites that are not")
+            Some("is equal, but has sites that are not")
         }
         (Exit::Equal, Some(compared)) if compared.equal == 0 => {
-            Some("is equal, and nothing of it was compared")
+            Some("is equal, but nothing was compared")
         }
         _ => None,
     }

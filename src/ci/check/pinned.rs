@@ -30,11 +30,11 @@ const FLOOR: usize = 4;
 pub enum PinnedError {
     #[error("cannot read {path}: {source}; `firstdiff bless --reference` writes a snapshot")]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{path} is no snapshot of `firstdiff bless --reference`: {detail}")]
+    #[error("{path} is not a snapshot of `firstdiff bless --reference`: {detail}")]
     Foreign { path: PathBuf, detail: String },
     #[error(
-        "{path} was edited or cut off: its checksum is not that of its text; write it anew with \
-         `firstdiff bless --reference`"
+        "{path} was edited or truncated: its checksum does not match its text; write it again with `firstdiff \
+         bless --reference`"
     )]
     Edited { path: PathBuf },
 }
@@ -229,7 +229,7 @@ impl FilePrompt {
         let later = steps.get(1..).unwrap_or_default();
         let too_many = steps.len() > decode as usize + 1;
         if steps.first().is_none_or(Vec::is_empty) || later.iter().any(|step| step.len() != 1) {
-            return Err("its steps are no prompt and single tokens".to_string());
+            return Err("its steps are not a prompt and single tokens".to_string());
         }
         if too_many || dtypes.is_empty() {
             return Err("its steps or dtypes are not those of a run".to_string());
@@ -240,7 +240,7 @@ impl FilePrompt {
                 .and_then(|(step, tensor)| Site::from_tensor_name(step.parse().ok()?, tensor));
             let pinned = BASE64.decode(text.as_str().unwrap_or_default()).ok();
             let pinned = pinned.and_then(|bytes| opened(&bytes, dtypes.len()));
-            site.zip(pinned).ok_or_else(|| format!("{name} is no site with its digest"))
+            site.zip(pinned).ok_or_else(|| format!("{name} is not a site with its digest"))
         });
         let sites = opened.collect::<Result<_, _>>()?;
         Ok(PinnedPrompt { text, decode, steps, dtypes, sites })
@@ -307,13 +307,13 @@ mod tests {
             let error = read(text).expect_err(text);
             assert!(error.contains(says), "{error}");
         };
-        let edited = "was edited or cut off";
+        let edited = "was edited or truncated";
         refused(&text[..text.len() / 2], edited);
         refused(&text.replace("[5, 6]", "[5, 7]"), edited);
         refused(&text.replace("\"decode\": 1", "\"decode\": 2"), edited);
-        refused("{}", "is no snapshot of `firstdiff bless --reference`: missing field");
-        refused("", "is no snapshot");
-        refused(&"[".repeat(9000), "is no snapshot");
+        refused("{}", "is not a snapshot of `firstdiff bless --reference`: missing field");
+        refused("", "is not a snapshot");
+        refused(&"[".repeat(9000), "is not a snapshot");
         // With a checksum that fits.
         let again = |from: &str, to: &str| {
             let (body, _) = text.rsplit_once(CHECKSUM).expect("it has one");
@@ -324,10 +324,10 @@ mod tests {
         // Another version has other fields.
         let old = ["_version\": 2,", "_version\": 1,\n\"date\": \"2026-11-25\","];
         refused(&again(old[0], old[1]), "version 1, and this reads 2");
-        refused(&again("[[5, 6]", "[[]"), "its steps are no prompt and single tokens");
+        refused(&again("[[5, 6]", "[[]"), "its steps are not a prompt and single tokens");
         refused(&again("[7]", "[7],[8]"), "its steps or dtypes are not those of a run");
-        refused(&again(", \"f16\"]", "]"), "0/embd is no site with its digest");
-        refused(&again("0/embd", "0/blk.0.embd"), "0/blk.0.embd is no site with its digest");
-        refused(&again("0/embd\": \"", "0/embd\": \"?"), "0/embd is no site with its digest");
+        refused(&again(", \"f16\"]", "]"), "0/embd is not a site with its digest");
+        refused(&again("0/embd", "0/blk.0.embd"), "0/blk.0.embd is not a site with its digest");
+        refused(&again("0/embd\": \"", "0/embd\": \"?"), "0/embd is not a site with its digest");
     }
 }

@@ -207,7 +207,7 @@ fn wrong(judged: &Judged) -> String {
             "step {} {name}{:?} is {:.8}, and {:.8} by its formula in f64",
             worst.step, worst.index, worst.recorded, worst.expected
         ),
-        None => format!("{name} is not its formula's in f64"),
+        None => format!("{name} differs from its formula in f64"),
     }
 }
 
@@ -219,7 +219,7 @@ fn moved(model: &Model, first: &Spool, now: &Spool) -> Result<Option<String>, Ke
         if let Some(flat) = before.data.iter().zip(&now.data).position(differs) {
             let index = Tensor::unravel(flat, &now.shape);
             return Ok(Some(format!(
-                "{site} {index:?} is {:e}, but {:e} in another order of the threads",
+                "{site} {index:?} is {:e}, but {:e} in another thread order",
                 now.data[flat], before.data[flat]
             )));
         }

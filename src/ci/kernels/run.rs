@@ -276,8 +276,7 @@ fn wrong(
         if let Some(i) = output.values.iter().zip(&first.values).position(differs) {
             let (name, now, before) = (output.name, output.values[i], first.values[i]);
             let text = format!(
-                "{file}: {}: {name}[{i}] is {now:e}, but {before:e} in another order of \
-                                the threads",
+                "{file}: {}: {name}[{i}] is {now:e}, but {before:e} in another thread order",
                 case.dtype
             );
             return Some((Kind::Order, text));

@@ -148,5 +148,9 @@ fn base_name(place: &str) -> &str {
 fn shortened(err: &str) -> String {
     let lines: Vec<&str> = err.lines().filter(|line| !line.trim().is_empty()).collect();
     let first = lines.len().saturating_sub(SAID_LINES);
-    if lines.is_empty() { "it ended without a word".to_string() } else { lines[first..].join("; ") }
+    if lines.is_empty() {
+        "it ended without a message".to_string()
+    } else {
+        lines[first..].join("; ")
+    }
 }

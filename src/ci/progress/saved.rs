@@ -22,7 +22,7 @@ const MAX_BYTES: u64 = 1 << 30;
 pub enum SavedError {
     #[error("cannot read {path}: {source}; check the path")]
     Read { path: PathBuf, source: io::Error },
-    #[error("{path} is no report: {source}; name what `firstdiff run --json` wrote")]
+    #[error("{path} is not a report: {source}; name a file written by `firstdiff run --json`")]
     Syntax { path: PathBuf, source: serde_json::Error },
     #[error(
         "{path} has report version {found}, this firstdiff reads {REPORT_VERSION}; \
@@ -32,7 +32,7 @@ pub enum SavedError {
     #[error("{old} and {new} are of different models; make both from the same file")]
     OtherModel { old: PathBuf, new: PathBuf },
     #[error(
-        "{old} and {new} went through different token ids, first in step {step}; \
+        "{old} and {new} ran different token ids, first in step {step}; \
          make both with the same prompt and --reference"
     )]
     OtherTokens { old: PathBuf, new: PathBuf, step: usize },

@@ -81,7 +81,7 @@ fn cut_file(fault: Option<&Fault>, culprit: Option<&SlotView>) -> Option<String>
         file = format!("the copy of {}, {file},", view.subject);
     }
     Some(format!(
-        "{file} was cut, or its disk fails, while it was read; leave it as it is during a run"
+        "{file} was truncated, or its disk failed, while it was read; do not change it during a run"
     ))
 }
 
@@ -109,12 +109,12 @@ fn of_foreign(
             let last = last(said).map_or(String::new(), |line| format!(", and printed {line:?}"));
             let next = match (cause, fault) {
                 (Cause::Hung(..), _) => {
-                    "mend the loop or the wait that does not end, or allow more with --timeout"
+                    "fix the endless loop or wait, or allow more with --timeout"
                 }
                 (_, Some(_)) => {
-                    "mend it; --device checked and `firstdiff kernels check` name the line of a bad access"
+                    "fix it; --device checked and `firstdiff kernels check` name the line of a bad access"
                 }
-                _ => "a kernel must not end the program; mend it",
+                _ => "a kernel must not end the program; fix it",
             };
             (format!("{subject}: {doing} {how}{place}{last}; {next}"), Exit::Device)
         }

@@ -69,7 +69,7 @@ fn usable_root() -> io::Result<PathBuf> {
     own_folder(&other)?;
     SAID.call_once(|| {
         let (root, other) = (root.display(), other.display());
-        notice(&format!("no cache in {root}: {error}; it is in {other} for now"));
+        notice(&format!("cannot use the cache in {root}: {error}; using {other} for now"));
     });
     Ok(other)
 }
@@ -88,7 +88,7 @@ pub fn own_folder(folder: &Path) -> io::Result<()> {
     }
     if metadata.mode() & 0o022 != 0 {
         return denied(
-            "others can write to it, and what lies there is run; delete it or chmod go-w it",
+            "others can write to it, and firstdiff runs its files; delete it or chmod go-w it",
         );
     }
     Ok(())

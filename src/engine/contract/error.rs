@@ -9,7 +9,7 @@ pub enum ContractError {
     Flag { given: String, known: String },
     #[error("cannot read {path}: {source}; check the path")]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{path}: {message}; docs/kernels.md lists what a contract holds")]
+    #[error("{path}: {message}; docs/kernels.md describes contracts")]
     Toml { path: PathBuf, message: String },
     #[error("{path}: {message}")]
     Invalid { path: PathBuf, message: String },
@@ -20,12 +20,12 @@ pub enum ContractError {
     NoEntry { path: PathBuf, source_file: PathBuf, entry: String, known: String },
     #[error("{path}: no entry for {dtype}; add one, or run with --dtype {has}")]
     NoDType { path: PathBuf, dtype: String, has: String },
-    #[error("{path}: {what} is `{expression}`, but {message}; mend the expression")]
+    #[error("{path}: {what} is `{expression}`, but {message}; fix the expression")]
     Expression { path: PathBuf, what: String, expression: String, message: String },
     #[error("{path}: {message}; make contract and kernel agree")]
     Mismatch { path: PathBuf, message: String },
     #[error("{path}: needs {condition}, which does not hold for {model}; use another model")]
     Requires { path: PathBuf, condition: String, model: String },
-    #[error("{path}: {message}; mend [launch]")]
+    #[error("{path}: {message}; fix [launch]")]
     Launch { path: PathBuf, message: String },
 }

@@ -78,7 +78,7 @@ impl Expression {
         if parser.rest.is_empty() {
             Ok(Expression { text: text.trim().to_string(), tree })
         } else {
-            Err(format!("\"{}\" is one too many", parser.rest))
+            Err(format!("unexpected trailing \"{}\"", parser.rest))
         }
     }
 
@@ -215,7 +215,7 @@ impl Parser<'_> {
         let (word, rest) = self.rest.split_at(end);
         self.rest = rest.trim_start();
         if word.starts_with(|c: char| c.is_ascii_digit()) {
-            return word.parse().map(Tree::Number).map_err(|_| format!("{word} is no number"));
+            return word.parse().map(Tree::Number).map_err(|_| format!("{word} is not a number"));
         }
         if let Some(&(_, function)) = FUNCTIONS.iter().find(|(name, _)| *name == word) {
             self.needs("(")?;
@@ -229,7 +229,9 @@ impl Parser<'_> {
             "" if self.rest.is_empty() => Err("a value is missing at its end".to_string()),
             "" => Err(format!("a value is missing before \"{}\"", self.rest)),
             name if self.names.contains(&name) => Ok(Tree::Name(name.to_string())),
-            name => Err(format!("{name} is no name; known are {}", self.names.join(", "))),
+            name => {
+                Err(format!("{name} is not a known name; choose from {}", self.names.join(", ")))
+            }
         }
     }
 }
@@ -266,14 +268,14 @@ mod tests {
         for (text, wanted) in [
             ("past / (n - 3)", "divides by zero"),
             ("ceil_div(past, 0)", "divides by zero"),
-            ("width", "width is no name; known are past"),
+            ("width", "width is not a known name; choose from past"),
             ("later", "later is not known here"),
             ("(past", "\")\" is missing at its end"),
             ("past +", "a value is missing at its end"),
-            ("past past", "\"past\" is one too many"),
+            ("past past", "unexpected trailing \"past\""),
             ("* 3", "a value is missing before \"* 3\""),
             ("9223372036854775807 + 1", "does not fit 64 bits"),
-            ("99999999999999999999", "is no number"),
+            ("99999999999999999999", "is not a number"),
             ("min(1)", "\",\" is missing"),
         ] {
             let error = value(text).unwrap_err();

@@ -321,7 +321,9 @@ impl Reader<'_> {
         let of = |(dtype, entry): (&String, &String)| {
             let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
             if entry.is_empty() || !entry.chars().all(word) {
-                return Err(self.invalid(format!("entry \"{entry}\" is no name of C; mend it")));
+                return Err(
+                    self.invalid(format!("entry \"{entry}\" is not a C identifier; fix it"))
+                );
             }
             match dtype.as_str() {
                 "f32" => Ok((DType::F32, entry.clone())),
@@ -347,7 +349,7 @@ impl Reader<'_> {
         match written.cache {
             Some(cache) if own => Ok(cache),
             None if own => Err(self.invalid(
-                "[cache] is missing; say who appends: append = \"kernel\", \"before\" or \"after\"",
+                "[cache] is missing; state who appends: append = \"kernel\", \"before\" or \"after\"",
             )),
             Some(_) => Err(self.invalid(format!("{} has no [cache]; leave it out", self.op))),
             None => Ok(none),
@@ -358,13 +360,14 @@ impl Reader<'_> {
         let name = &written.name;
         let ty = type_of(&written.ty).ok_or_else(|| {
             let known = "T*, f32*, f16*, i32*, void*, i32, u32, i64, u64 or f32";
-            self.invalid(format!("parameter {name}: no type {}; it takes {known}", written.ty))
+            self.invalid(format!("parameter {name}: no type {}; choose from {known}", written.ty))
         })?;
         let stands = match (&written.role, &written.value) {
             (Some(role), None) => self.role(written, role, ty)?,
             (None, Some(value)) => {
                 if matches!(ty, Type::Pointer(_)) {
-                    let text = format!("parameter {name}: a value is no pointer; give it a role");
+                    let text =
+                        format!("parameter {name}: a value cannot be a pointer; give it a role");
                     return Err(self.invalid(text));
                 }
                 Stands::Value(self.expression(&format!("parameter {name}"), value)?)
@@ -379,7 +382,8 @@ impl Reader<'_> {
             [("axes", written.axes.is_some()), ("access", written.access.is_some())]
         {
             if given && !tensor {
-                let text = format!("parameter {name} is no tensor and has no {what}; leave it out");
+                let text =
+                    format!("parameter {name} is not a tensor and takes no {what}; leave it out");
                 return Err(self.invalid(text));
             }
         }
@@ -420,14 +424,14 @@ impl Reader<'_> {
                 Element::Scalar => "f32",
             };
             let ty = &written.ty;
-            let text = format!("parameter {name}: {role} is {wanted}, not {ty}; mend its type");
+            let text = format!("parameter {name}: {role} is {wanted}, not {ty}; fix its type");
             return Err(self.invalid(text));
         }
         match place.role {
             Role::Null => return Ok(Stands::Null),
             Role::Scratch => {
                 let bytes = written.bytes.as_deref().ok_or_else(|| {
-                    self.invalid(format!("parameter {name}: say how many bytes scratch has"))
+                    self.invalid(format!("parameter {name}: state the number of bytes of scratch"))
                 })?;
                 return Ok(Stands::Scratch(self.expression(&format!("bytes of {name}"), bytes)?));
             }
@@ -444,7 +448,7 @@ impl Reader<'_> {
                 Access::InOut => "inout",
             });
             let known = known.collect::<Vec<_>>().join(" or ");
-            return Err(self.invalid(format!("parameter {name}: {role} is {known}; mend access")));
+            return Err(self.invalid(format!("parameter {name}: {role} is {known}; fix access")));
         }
         let axes = self.axes(name, written.axes.as_deref(), place)?;
         Ok(Stands::Tensor { role: place.role, access, axes })
@@ -467,7 +471,7 @@ impl Reader<'_> {
                 place.axes.iter().map(|axis| format!("{axis:?}").to_lowercase()).collect();
             let own = if own.is_empty() { "no".to_string() } else { own.join(", ") };
             let own = own.replace("kvhead", "kv_head");
-            let text = format!("parameter {name} has the axes {own}, each once; mend its axes");
+            let text = format!("parameter {name} has the axes {own}, each once; fix its axes");
             Err(self.invalid(text))
         }
     }
@@ -541,20 +545,17 @@ impl Reader<'_> {
         }
         let taps = contract.has(Role::Scores) || contract.has(Role::Probs);
         if taps && contract.calls == Calls::Token {
-            let text =
-                "scores and probs are of whole steps; leave them out, or have call = \"step\"";
+            let text = "scores and probs cover whole steps; leave them out, or set call = \"step\"";
             return Err(self.invalid(text));
         }
         if contract.append == Append::After && !reads {
-            let text =
-                "append = \"after\" leaves the current token to current = \"argument\"; say so";
+            let text = "append = \"after\" requires current = \"argument\"; set it";
             return Err(self.invalid(text));
         }
         let writes = |role| contract.access(role) == Some(Access::InOut);
         let appends = contract.append == Append::Kernel;
         if appends != writes(Role::KCache) || appends != writes(Role::VCache) {
-            let text = "a kernel that appends has caches of access = \"inout\", another \"in\"; make \
-                        the two agree";
+            let text = "caches have access = \"inout\" if the kernel appends, else \"in\"; make the two agree";
             return Err(self.invalid(text));
         }
         Ok(())

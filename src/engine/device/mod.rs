@@ -249,11 +249,10 @@ pub enum DeviceError {
     #[error("no C++ compiler found (tried {tried}); install g++ or set CXX")]
     NoCompiler { tried: String },
     #[error(
-        "{file} as this run takes it is not built into this program, and no C++ compiler was found (tried {tried}) \
-         to compile it; install g++ or set CXX"
+        "this build of {file} is not in the program, and no C++ compiler was found (tried {tried}); install g++ or set CXX"
     )]
     NotBuiltIn { file: String, tried: String },
-    #[error("{file} does not compile; mend it and run again\n{message}")]
+    #[error("{file} does not compile; fix it and run again\n{message}")]
     Compile { file: String, message: String },
     #[error("{tool} failed: {detail}; `firstdiff doctor` checks this machine")]
     Tool { tool: String, detail: String },
@@ -265,7 +264,7 @@ pub enum DeviceError {
     Arguments { file: String, entry: String, takes: String, given: String },
     #[error("cannot launch {entry}: {detail}")]
     Launch { entry: String, detail: String },
-    #[error("{file}: {message}; mend the kernel")]
+    #[error("{file}: {message}; fix the kernel")]
     Kernel { file: String, message: String },
     #[error("no memory for {what} ({bytes} bytes); use a smaller model or a shorter prompt")]
     OutOfMemory { what: String, bytes: usize },

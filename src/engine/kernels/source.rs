@@ -40,8 +40,8 @@ pub enum KernelError {
     #[error("{path} would never run: no kernel of the engine has that name; {help}")]
     NotAKernel { path: PathBuf, help: String },
     #[error(
-        "{file} of the kernels' folder is changed, and nothing here launches it: {why}; choose what launches it, \
-         take it out of the folder, or go on with --unused-kernels"
+        "{file} in the kernels folder is changed, but nothing here launches it: {why}; choose an option that \
+         launches it, remove it from the folder, or continue with --unused-kernels"
     )]
     NotLaunched { file: String, why: String },
     #[error("{folder} holds more than a thousand files; give a folder of kernels alone")]

@@ -39,7 +39,7 @@ impl Launches {
         let stem = file.trim_end_matches(".cu");
         let op = if stem.starts_with("attention") { Some(Op::Attention) } else { Op::of(stem) };
         if let Some(contract) = op.and_then(|op| kernels.contract(op)) {
-            return Some(format!("{} takes its place", contract.path.display()));
+            return Some(format!("{} replaces it", contract.path.display()));
         }
         let (tiled, split) =
             (attention.prefill == Prefill::Tiled, attention.decode == Decode::Split);
@@ -48,7 +48,7 @@ impl Launches {
             "attention_split.cu" if !split => Some("--attention decode=split does".to_string()),
             "attention_split.cu" if !decodes => Some("no token is decoded".to_string()),
             "attention.cu" if tiled && (split || !decodes) => {
-                Some(format!("--attention {attention} takes others"))
+                Some(format!("--attention {attention} uses others"))
             }
             file if file.contains('/') && !on_gpu => Some("--device cuda does".to_string()),
             _ => None,
@@ -150,12 +150,12 @@ fn help(file: &Path) -> String {
     let own = plain(&file.to_string_lossy());
     match EMBEDDED.iter().find(|(known, _)| plain(known) == own) {
         Some((known, _)) => {
-            format!("call it {known}, in the folder itself, to replace that kernel")
+            format!("name it {known} and put it in the folder itself to replace that kernel")
         }
         None => {
             let known: Vec<&str> = KernelSet::files().collect();
             format!(
-                "name it as one of {}, or call it by a contract (--kernel OP=FILE.toml)",
+                "name it as one of {}, or call it through a contract (--kernel OP=FILE.toml)",
                 known.join(", ")
             )
         }

@@ -37,7 +37,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), Wrong> {
         let key = reader.text("a key")?;
         let value = reader.value(&key)?;
         if keys.0.insert(key.clone(), value).is_some() {
-            return Err(Wrong::Header(format!("the key {key} is there twice")));
+            return Err(Wrong::Header(format!("the key {key} appears twice")));
         }
     }
     for _ in 0..n_tensors {
@@ -88,7 +88,7 @@ impl<'a> Reader<'a> {
         let n = self.u64(what)?;
         let room = (self.bytes.len() - self.at) / least;
         let n = usize::try_from(n).ok().filter(|&n| n <= room);
-        n.ok_or_else(|| header(format!("the file is too short for the {what} that it counts")))
+        n.ok_or_else(|| header(format!("the file is too short for its {what}")))
     }
 
     /// The length of a text.
@@ -180,7 +180,7 @@ impl<'a> Reader<'a> {
             }
             elements =
                 elements.checked_mul(n).filter(|&n| n <= i64::MAX as u64).ok_or_else(|| {
-                    header(format!("the tensor {name} has more elements than any memory"))
+                    header(format!("the tensor {name} has more elements than fit in memory"))
                 })?;
         }
         let kind = self.u32(&name)?;
@@ -235,7 +235,7 @@ impl Keys {
         let n = match self.0.get(tokens) {
             None => return Ok(()),
             Some(&Value::Texts(n)) => n,
-            Some(_) => return wrong(tokens, "is no array of strings".to_string()),
+            Some(_) => return wrong(tokens, "is not an array of strings".to_string()),
         };
         let tables = [
             ("tokenizer.ggml.scores", sys::GGUF_TYPE_FLOAT32),
@@ -248,12 +248,12 @@ impl Keys {
                 Some(&Value::Numbers(found, length)) if found == kind => {
                     return wrong(key, format!("has {length} elements for {n} tokens"));
                 }
-                Some(_) => return wrong(key, "is no array of its type".to_string()),
+                Some(_) => return wrong(key, "is not an array of its type".to_string()),
             }
         }
         match self.0.get("tokenizer.ggml.merges") {
             None | Some(Value::Texts(_)) => Ok(()),
-            Some(_) => wrong("tokenizer.ggml.merges", "is no array of strings".to_string()),
+            Some(_) => wrong("tokenizer.ggml.merges", "is not an array of strings".to_string()),
         }
     }
 
@@ -373,7 +373,7 @@ mod tests {
                 &[int("expert_count", 4), int("expert_used_count", 5)],
                 "any.expert_used_count is 5 of 4 experts",
             ),
-            (&[int("a", 1), int("a", 1)], "the key any.a is there twice"),
+            (&[int("a", 1), int("a", 1)], "the key any.a appears twice"),
         ];
         for (keys, wanted) in cases {
             assert_eq!(says(keys), wanted);
@@ -386,10 +386,7 @@ mod tests {
         let array = [&sys::GGUF_TYPE_FLOAT32.to_le_bytes()[..], &long].concat();
         let cases = [
             (key("x", sys::GGUF_TYPE_STRING, &long), "the file ends within x"),
-            (
-                key("x", sys::GGUF_TYPE_ARRAY, &array),
-                "the file is too short for the elements of x that it counts",
-            ),
+            (key("x", sys::GGUF_TYPE_ARRAY, &array), "the file is too short for its elements of x"),
             (key("x", 99, &[]), "the key x has the unknown type 99"),
             (key("x", sys::GGUF_TYPE_UINT64, &[1]), "the file ends within x"),
         ];

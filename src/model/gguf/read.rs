@@ -58,9 +58,7 @@ pub enum GgufError {
     BadHeader { path: PathBuf, detail: String },
     #[error("{path}: {key} {why}; convert the model again")]
     BadKey { path: PathBuf, key: String, why: String },
-    #[error(
-        "{path} ends before its tensor {tensor} does ({has} of {needs} bytes); download it again"
-    )]
+    #[error("{path} ends within its tensor {tensor} ({has} of {needs} bytes); download it again")]
     Truncated { path: PathBuf, tensor: String, has: u64, needs: u64 },
     #[error("{path} has no tensor {tensor}; {hint}")]
     MissingTensor { path: PathBuf, tensor: String, hint: &'static str },
@@ -84,7 +82,7 @@ fn foreign(path: &Path) -> Option<(&'static str, String)> {
         return Some(("a URL", format!("download it first: curl -LO {shown}")));
     }
     if path.join("config.json").is_file() {
-        return Some(("a folder of Hugging Face's format", convert(path)));
+        return Some(("a folder in Hugging Face format", convert(path)));
     }
     if path.join("manifest.json").is_file() {
         return Some(("a trace", format!("`firstdiff explain {shown}` explains it")));

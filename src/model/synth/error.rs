@@ -7,11 +7,11 @@ use crate::model::{gguf::WriteError, synth::PRESETS};
 /// A shape that cannot be run, or a file that cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum SynthError {
-    #[error("no shape {0}; there are {known}", known = PRESETS.join(", "))]
+    #[error("no shape {0}; choose one of {known}", known = PRESETS.join(", "))]
     Preset(String),
     #[error("{what} {value} is out of range; choose {min} to {max}")]
     Size { what: &'static str, value: usize, min: usize, max: usize },
-    #[error("head size {0} is odd, and rope turns pairs; choose an even one")]
+    #[error("head size {0} is odd, but rope rotates pairs; choose an even one")]
     OddHead(usize),
     #[error("{n_head_kv} KV heads do not divide {n_head} query heads; choose a divisor")]
     HeadRatio { n_head: usize, n_head_kv: usize },
@@ -21,8 +21,8 @@ pub enum SynthError {
     )]
     Qwen2Width { q_width: usize, n_embd: usize },
     #[error(
-        "{what} {row} is no multiple of {block}, the block of {weight_type}; choose one that is, \
-         or the type f16"
+        "{what} {row} is not a multiple of {block}, the block size of {weight_type}; choose one that is, or the \
+         type f16"
     )]
     Block { what: &'static str, row: usize, block: usize, weight_type: &'static str },
     #[error("llama.cpp reads rope_freqs.weight for llama only, not for {0}; leave it out")]

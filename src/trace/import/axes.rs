@@ -33,7 +33,7 @@ impl Order {
                 ("1", None) => groups.push(Vec::new()),
                 (name, group) => {
                     let known = names.iter().position(|known| *known == name);
-                    let wrong = || format!("has axes {text:?}, not of {}", names.join(", "));
+                    let wrong = || format!("has axes {text:?}; choose from {}", names.join(", "));
                     let axis = known.ok_or_else(wrong)?;
                     match group {
                         Some(mut group) => {
@@ -48,7 +48,7 @@ impl Order {
         let mut named: Vec<usize> = groups.iter().flatten().copied().collect();
         named.sort_unstable();
         if open.is_some() || named != (0..names.len()).collect::<Vec<_>>() {
-            return Err(format!("has axes {text:?}, wanted each of {} once", names.join(", ")));
+            return Err(format!("has axes {text:?} instead of each of {} once", names.join(", ")));
         }
         Ok(Order { groups, names: names.to_vec() })
     }

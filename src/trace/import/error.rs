@@ -13,13 +13,13 @@ pub enum DumpError {
          python/firstdiff_pt.py"
     )]
     Empty { path: PathBuf },
-    #[error("{path} is no array that can be read: {reason}; write it again as f16, f32 or f64")]
+    #[error("{path} is not a readable array: {reason}; write it again as f16, f32 or f64")]
     Array { path: PathBuf, reason: String },
-    #[error("{path}: {reason}; docs/trace-format.md says what a mapping file holds")]
+    #[error("{path}: {reason}; docs/trace-format.md describes mapping files")]
     Mapping { path: PathBuf, reason: String },
     #[error("{name} {reason}; change its line in the mapping file")]
     Line { name: String, reason: String },
-    #[error("the mapping names no tensor of the dump; `firstdiff align` writes one that does")]
+    #[error("the mapping matches no tensor of the dump; `firstdiff align` writes one that does")]
     Nothing,
     #[error(transparent)]
     Trace(#[from] TraceError),

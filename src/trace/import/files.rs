@@ -196,19 +196,19 @@ pub(super) fn npy_header(
         match file.read_exact(&mut bytes) {
             Ok(()) => Ok(bytes),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                Err(wrong("it ends within its header"))
+                Err(wrong("its header is truncated"))
             }
             Err(error) => Err(wrong(&error.to_string())),
         }
     };
     let start = bytes(8)?;
     if &start[..6] != b"\x93NUMPY" {
-        return Err(wrong("it does not begin as a file of numpy does"));
+        return Err(wrong("it is not a .npy file: bad magic"));
     }
     let size = if start[6] == 1 { 2 } else { 4 };
     let header = bytes(size)?.iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte));
     if header > MAX_HEADER.min(length) {
-        return Err(wrong("its header is longer than the file, or than any"));
+        return Err(wrong("its header length exceeds the file size or the 16 MiB limit"));
     }
     let (at, text) = (8 + size, bytes(header)?);
     let text = String::from_utf8_lossy(&text);
@@ -237,7 +237,7 @@ pub(super) fn npy_header(
     let format = Format { kind, big_endian: descr.starts_with('>') };
     let bytes = shape.iter().try_fold(kind.size() as u64, |all, &n| all.checked_mul(n as u64));
     if bytes.and_then(|bytes| bytes.checked_add(offset)) != Some(length) {
-        return Err(wrong(&format!("its length is not that of its shape {shape:?}")));
+        return Err(wrong(&format!("its length does not match its shape {shape:?}")));
     }
     Ok(Array { name, shape, reversed, path: path.into(), format, offset, entry: None })
 }
@@ -251,7 +251,7 @@ fn safetensors(path: &Path, stem: &str) -> Result<Vec<Array>, DumpError> {
     file.read_exact(&mut start).map_err(|error| wrong(error.to_string()))?;
     let header = u64::from_le_bytes(start);
     if header > MAX_HEADER.min(length) {
-        return Err(wrong("its header is longer than the file, or than any".into()));
+        return Err(wrong("its header length exceeds the file size or the 16 MiB limit".into()));
     }
     let mut text = vec![0; header as usize];
     file.read_exact(&mut text).map_err(|error| wrong(error.to_string()))?;
@@ -259,7 +259,7 @@ fn safetensors(path: &Path, stem: &str) -> Result<Vec<Array>, DumpError> {
         serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
     let data = 8 + header;
     if data.saturating_add(metadata.data_len() as u64) != length {
-        return Err(wrong("its length is not that of its tensors".into()));
+        return Err(wrong("its length does not match its tensors".into()));
     }
     let array = |name: String| {
         let info = metadata.info(&name).expect("a name of this header");

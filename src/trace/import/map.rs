@@ -100,7 +100,7 @@ impl Mapping {
         let line = |line: Line| -> Result<(Regex, Line), DumpError> {
             let whole = format!("^(?:{})$", line.pattern);
             let regex = Regex::new(&whole)
-                .map_err(|_| wrong(format!("{:?} is no regular expression", line.pattern)))?;
+                .map_err(|_| wrong(format!("{:?} is not a regular expression", line.pattern)))?;
             Ok((regex, line))
         };
         Ok(Mapping { lines: file.tensor.into_iter().map(line).collect::<Result<_, _>>()? })
@@ -123,7 +123,7 @@ impl Mapping {
             && named.iter().any(|(_, line, _)| line.slice.is_none())
         {
             let (a, b) = (&line.pattern, &other.pattern);
-            let reason = format!("fits two expressions, {a:?} and {b:?}, not all with a slice");
+            let reason = format!("matches two expressions, {a:?} and {b:?}, not all with a slice");
             return Err(DumpError::Line { name: name.into(), reason });
         }
         let reading = |(regex, line, captures): (&Regex, &Line, Captures<'_>)| {
@@ -152,15 +152,18 @@ impl Line {
         let text = filled(&line.site);
         let position = line.position.as_deref().map(|text| {
             let text = filled(text);
-            text.parse().map_err(|_| wrong(format!("is to be at position {text:?}, no number")))
+            text.parse().map_err(|_| {
+                wrong(format!("is mapped to position {text:?}, which is not a number"))
+            })
         });
         let position: Option<usize> = position.transpose()?;
         if position.is_some() && (text.contains('/') || line.rows.is_some()) {
-            return Err(wrong("has a position, and a step or rows beside it".into()));
+            return Err(wrong("has a position together with a step or rows".into()));
         }
         let (step, tensor) = text.split_once('/').unwrap_or(("0", &text));
         let site = step.parse().ok().and_then(|step| Site::from_tensor_name(step, tensor));
-        let site = site.ok_or_else(|| wrong(format!("is to be {text:?}, which is no site")))?;
+        let site =
+            site.ok_or_else(|| wrong(format!("is mapped to {text:?}, which is not a site")))?;
         let own = list.axes(site);
         let mut names = names(own);
         let without = match &line.axes {

@@ -41,7 +41,7 @@ pub(super) fn entry(path: &Path, index: usize, offset: u64, bytes: usize) -> io:
     if data.len() == bytes {
         Ok(data)
     } else {
-        Err(io::Error::other("its length is not the stated one"))
+        Err(io::Error::other("its length differs from the stated one"))
     }
 }
 

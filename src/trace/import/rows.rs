@@ -43,7 +43,9 @@ impl<'a> Sources<'a> {
         if let Some(position) = reading.position {
             let holds = |step: &Step| (step.first_position..step.positions()).contains(&position);
             let Some(step) = self.steps.iter().position(holds) else {
-                return wrong(format!("is to be at position {position}, which the run has not"));
+                return wrong(format!(
+                    "is mapped to position {position}, which the run does not have"
+                ));
             };
             site.step = step as u32;
             let last = position + 1 == self.steps[step].positions();
@@ -56,7 +58,7 @@ impl<'a> Sources<'a> {
         }
         let has_step = (site.step as usize) < self.steps.len();
         if !has_step || self.list.get(site).is_none() {
-            return wrong(format!("is to be {site}, which the reference's run has not"));
+            return wrong(format!("is mapped to {site}, which the reference's run does not have"));
         }
         let other = match (row, self.found.get_mut(&site)) {
             (Some(row), Some(Source::Rows(rows))) => {
@@ -75,7 +77,7 @@ impl<'a> Sources<'a> {
             }
         };
         match other {
-            Some(other) => wrong(format!("and {other} are both to be {site}")),
+            Some(other) => wrong(format!("and {other} are both mapped to {site}")),
             None => Ok(()),
         }
     }
@@ -92,7 +94,7 @@ impl<'a> Sources<'a> {
             if let (Some(row), Some((array, _))) = (missing, rows.values().next()) {
                 let position = step.first_position + row;
                 let reason =
-                    format!("is a row of {site}, of which position {position} is not in the dump");
+                    format!("is a row of {site}, but position {position} is not in the dump");
                 return Err(DumpError::Line { name: array.name.clone(), reason });
             }
         }

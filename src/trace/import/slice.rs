@@ -32,7 +32,7 @@ impl Slice {
     /// # Errors
     /// The array has not these axes.
     pub fn shape(&self, array: &[usize]) -> Result<Vec<usize>, String> {
-        let wrong = || format!("has shape {array:?}, of which there is no slice {self}");
+        let wrong = || format!("has shape {array:?}, which has no slice {self}");
         let before = array.len().checked_sub(self.ranges.len()).ok_or_else(wrong)?;
         if before > 0 && !self.is_open {
             return Err(wrong());
@@ -76,7 +76,7 @@ impl TryFrom<String> for Slice {
     type Error = String;
 
     fn try_from(text: String) -> Result<Slice, String> {
-        let wrong = || format!("{text:?} is no slice such as \"..., 0:64\" or \"..., 0:2/4\"");
+        let wrong = || format!("{text:?} is not a slice such as \"..., 0:64\" or \"..., 0:2/4\"");
         let mut words: Vec<&str> = text.split(',').map(str::trim).collect();
         let is_open = words[0] == "...";
         words.drain(..usize::from(is_open));
@@ -141,17 +141,17 @@ mod tests {
         right("..., 2:3/3, :", &[6, 2], &[2, 2], &[4.0, 5.0, 10.0, 11.0]);
         right("1:2, 0:2", &[2, 3], &[1, 2], &[3.0, 4.0]);
         for (text, says) in [
-            ("", "is no slice"),
-            (":, :", "is no slice"),
-            ("...", "is no slice"),
-            ("3:3", "is no slice"),
-            ("2:1", "is no slice"),
-            ("-1:2", "is no slice"),
-            ("0:3/2", "is no slice"),
-            ("0:0/0", "is no slice"),
-            ("0:99999999999999999999", "is no slice"),
-            ("0:2", "has shape [2, 6], of which there is no slice 0:2"),
-            ("..., 0:7", "has shape [2, 6], of which there is no slice ..., 0:7"),
+            ("", "is not a slice"),
+            (":, :", "is not a slice"),
+            ("...", "is not a slice"),
+            ("3:3", "is not a slice"),
+            ("2:1", "is not a slice"),
+            ("-1:2", "is not a slice"),
+            ("0:3/2", "is not a slice"),
+            ("0:0/0", "is not a slice"),
+            ("0:99999999999999999999", "is not a slice"),
+            ("0:2", "has shape [2, 6], which has no slice 0:2"),
+            ("..., 0:7", "has shape [2, 6], which has no slice ..., 0:7"),
             ("..., 0:1/4", "no slice ..., 0:1/4"),
             (":, :, 0:1", "no slice :, :, 0:1"),
         ] {

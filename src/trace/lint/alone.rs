@@ -130,7 +130,7 @@ fn twin_text(twin: Site, site: Site) -> String {
         _ => twin.stage.name().to_string(),
     };
     format!(
-        "has the very values of {name}: one buffer was recorded as both, or the operations between \
+        "has exactly the values of {name}: one buffer was recorded as both, or the operations between \
          were left out"
     )
 }
@@ -152,10 +152,10 @@ fn is_stale(
 
 fn stale_text(stage: Stage) -> String {
     let or = match stage {
-        Stage::Logits => "prompt logits given for those of a decoded token, or a stale buffer",
-        _ => "a buffer recorded before it was computed anew",
+        Stage::Logits => "prompt logits instead of a decoded token's, or a stale buffer",
+        _ => "a buffer recorded before it was recomputed",
     };
-    format!("has the very values of the last token of the step before: {or}")
+    format!("has exactly the values of the previous step's last token: {or}")
 }
 
 /// Fewer elements say too little about their magnitudes.

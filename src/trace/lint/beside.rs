@@ -131,7 +131,7 @@ fn other_token(
         if axes[0] == Axis::Token && distance(&ours.data, row) < SAME {
             let logits = match site.stage {
                 Stage::Logits if which == "before" => {
-                    ", or prompt logits were given for those of a decoded token"
+                    ", or prompt logits were recorded instead of a decoded token's"
                 }
                 _ => "",
             };

@@ -193,8 +193,7 @@ impl Ranks<'_> {
             }
             Embd => "other token ids, or a missing all-reduce of a split embedding".into(),
             _ => match self.summed_before(site).as_str() {
-                "" => "another computation or other weights on one rank, as what comes before is \
-                       the same"
+                "" => "another computation or other weights on one rank, because earlier tensors agree"
                     .into(),
                 sums => format!("missing all-reduce of {sums}"),
             },

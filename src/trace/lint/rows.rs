@@ -55,7 +55,7 @@ pub fn embedding(
     let rounding = arithmetic.storage.unit_roundoff().max(stated.weights.unit_roundoff());
     Ok((worst > 8.0 * rounding).then(|| {
         format!(
-            "embd is the model's up to {:.2} % of its norm, more than rounding to {}: the engine \
+            "embd differs from the model's by {:.2} % of its norm, more than rounding to {} explains: the engine \
              opened another quantisation of the file, or keeps its weights more coarsely than declared",
             100.0 * worst,
             arithmetic.storage

@@ -59,7 +59,8 @@ fn compile(source: &KernelSource, architecture: &str) -> Result<Vec<u8>, DeviceE
     options.extend(headers.iter().map(|folder| format!("--include-path={}", folder.display())));
     let fails = |message: String| DeviceError::Compile { file: source.file.clone(), message };
     let c_string = |text: String| {
-        CString::new(text).map_err(|_| fails("it holds a NUL byte: no source text".to_string()))
+        CString::new(text)
+            .map_err(|_| fails("it holds a NUL byte, so it is not source text".to_string()))
     };
     let name = c_string(source.file.clone())?;
     // The first line number is that of the file itself.
