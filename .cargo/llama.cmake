@@ -9,6 +9,13 @@ set(LLAMA_BUILD_COMMON OFF)
 set(CMAKE_C_FLAGS_RELEASE "-O2 -DNDEBUG")
 set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")
 
+# The instructions of the CPU that Rust compiles for, and no others: ggml's own default is AVX2.
+foreach (extension SSE42 AVX AVX2 BMI2 FMA F16C)
+    if (NOT DEFINED CACHE{GGML_${extension}})
+        set(GGML_${extension} OFF)
+    endif()
+endforeach()
+
 # The code that reads models and builds graphs does no arithmetic on tensors: it is compiled quickly, and
 # its headers, most of the work, once.
 if (PROJECT_NAME STREQUAL "llama.cpp")

