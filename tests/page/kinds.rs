@@ -71,6 +71,7 @@ fn a_run_that_stops_or_replays_nothing_has_a_page() {
         let run = [&["run", "--fault", "relu-for-silu"][..], &SHORT, more].concat();
         browser.load(&made(folder.path(), &run, 1));
         assert!(browser.count("table.map td") > 20, "{more:?}");
+        assert!(browser.count("#detail canvas") >= 3, "{more:?}");
         sound(&browser);
     }
 }

@@ -54,8 +54,8 @@ function kindsPicture(cells, title) {
     return KIND_COLOURS[(kind - 1) % KIND_COLOURS.length];
   };
   const canvas = el('canvas', { role: 'img', class: 'kinds', 'aria-label': `${title}: ${cells.kinds.map((kind, at) => `${kind} ${counts[at]}`).join(', ')}` });
-  canvas.style.aspectRatio = `${across} / ${Math.max(down, across / 5)}`;
-  canvas.style.maxWidth = `${down * 2 > across ? Math.min(320, across * 9) : Math.min(560, Math.max(240, across * 9))}px`;
+  canvas.style.height = `${Math.max(24, Math.min(240, down * 8))}px`;
+  canvas.style.maxWidth = `${Math.max(160, Math.min(down > across / 3 ? 300 : 560, across * 9))}px`;
   const draw = () => {
     canvas.width = across;
     canvas.height = down;
