@@ -175,13 +175,13 @@ fn reports_that_cannot_be_compared_are_refused_with_the_reason() {
         reports.of(name, &[&["run", "--no-replay"][..], flags].concat())
     };
     let prompt = run("prompt.json", &["-p", "Once upon a time there was a boy", "-n", "2"]);
-    refused(&["progress", &old, &prompt], 3, "different token ids, first in step 0; make both");
+    refused(&["progress", &old, &prompt], 3, "ran different prompts; make both from the same prompt");
     let longer = run("longer.json", &[SHORT[0], SHORT[1], "-n", "3"]);
     refused(&["progress", &old, &longer], 3, "old.json has 3 steps");
     let model = reports.edited(&old, |report| report["model"]["blake3"] = "00".into());
     refused(&["progress", &old, &model], 3, "of different models; make both from the same file");
     let version = reports.edited(&old, |report| report["report_version"] = 1.into());
-    refused(&["progress", &version, &old], 3, "has report version 1, this firstdiff reads 7");
+    refused(&["progress", &version, &old], 3, "has report version 1, this firstdiff reads 8");
 
     let field = reports.edited(&old, |report| report["steps"] = 7.into());
     refused(&["progress", &old, &field], 2, "edited.json is not a report: ");

@@ -56,7 +56,7 @@ pub enum Command {
     Align(AlignArgs),
     /// Convert a dump into a trace with a mapping file
     Import(ImportArgs),
-    /// Show which causes a change to the engine fixed, from two reports of `run --json`
+    /// Show which causes a change to the engine fixed, from two reports of `--json`
     Progress(ProgressArgs),
     /// Compare the eight attention variants with llama.cpp
     Variants(VariantsArgs),

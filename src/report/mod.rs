@@ -24,5 +24,5 @@ pub use schema::{
     SideSummary, SiteRow, StepRow,
 };
 pub use summary::{Guilty, Summary};
-pub(crate) use terminal::{BAD, DIM, GOOD, line};
+pub(crate) use terminal::{BAD, DIM, GOOD, forced, line};
 pub use terminal::{View, headline, render};

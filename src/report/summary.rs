@@ -8,14 +8,17 @@ use crate::{
     report::{
         Next, Report, StepRow,
         blame::{signs, worst},
+        weights::counts,
     },
 };
 
-/// The most that a summary takes as JSON.
+/// The most that a summary takes as JSON, as it is printed.
 pub const MAX_BYTES: usize = 4096;
 /// At most this many guilty operations, weights, notes and commands are in it.
 const MAX_GUILTY: usize = 6;
 const MAX_OTHER: usize = 4;
+/// At most this many sites to record.
+const MAX_RECORDED: usize = 24;
 /// Bytes of one text.
 const MAX_TEXT: usize = 400;
 
@@ -28,6 +31,9 @@ pub struct Summary {
     pub exit_code: u8,
     /// The first site that diverged, such as `0/blk.0.q`.
     pub first_divergence: Option<String>,
+    /// How many of the engine's weights are the file's; absent where none were recorded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loaded: Option<String>,
     /// Weights that the engine holds otherwise than the file.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub weights: Vec<String>,
@@ -35,6 +41,9 @@ pub struct Summary {
     /// Guilty operations that are not listed.
     #[serde(skip_serializing_if = "is_zero")]
     pub more_guilty: usize,
+    /// Sites to record as well, without their layers: they lie within what is guilty, and narrow it down.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub record: Vec<String>,
     /// Sites that were compared, of those that were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compared: Option<[usize; 2]>,
@@ -61,8 +70,10 @@ pub struct Guilty {
     /// Where the kernel stands: `kernels/rope.cu:12 rope_neox_f32`; absent where the engine is not ours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
-    /// The sites that these operations give, the first few.
+    /// The sites that these operations give, the first few, such as `blk.0.q`.
     pub sites: Vec<String>,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub more_sites: usize,
     pub evidence: Vec<String>,
 }
 
@@ -88,9 +99,11 @@ impl Summary {
             exit: report.headline.exit,
             exit_code: report.headline.exit_code,
             first_divergence: report.headline.first_divergence.clone(),
+            loaded: report.weights.as_ref().map(counts),
             weights: wrong.take(MAX_OTHER).map(|group| short(&group.to_string())).collect(),
             guilty: findings.iter().enumerate().take(MAX_GUILTY).map(guilty).collect(),
             more_guilty: findings.len().saturating_sub(MAX_GUILTY),
+            record: unrecorded(findings),
             compared: compared.map(|coverage| [coverage.compared(), coverage.asked]),
             reference_text: said(|step| step.reference_text.as_ref()),
             engine_text: said(|step| step.engine_text.as_ref()),
@@ -104,13 +117,14 @@ impl Summary {
     /// Leaves out what is least needed until it fits.
     fn shrink(&mut self) {
         let is_small = |summary: &Summary| {
-            serde_json::to_vec(summary).is_ok_and(|json| json.len() <= MAX_BYTES)
+            serde_json::to_vec_pretty(summary).is_ok_and(|json| json.len() < MAX_BYTES)
         };
         while !is_small(self) {
             if self.guilty.len() > 1 {
                 self.guilty.pop();
                 self.more_guilty += 1;
-            } else if self.notes.pop().is_some()
+            } else if self.record.len() > 4 && self.record.pop().is_some()
+                || self.notes.pop().is_some()
                 || self.weights.len() > 1 && self.weights.pop().is_some()
             {
             } else if self.next.len() > 1 {
@@ -144,7 +158,6 @@ impl Summary {
 
 impl Guilty {
     fn of(report: &Report, finding: &Finding, kernel: Option<String>) -> Guilty {
-        let step = finding.worst.as_ref().map_or(0, |worst| worst.step);
         let sites = finding.operations.iter().take(MAX_OTHER);
         let cause = &finding.cause;
         let mut evidence: Vec<String> = worst(finding, report).into_iter().collect();
@@ -157,10 +170,23 @@ impl Guilty {
             certainty: cause.certainty,
             explained: [cause.explained, cause.wrong],
             kernel,
-            sites: sites.map(|operation| format!("{step}/{}", operation.result())).collect(),
+            sites: sites.map(|operation| operation.result()).collect(),
+            more_sites: finding.operations.len().saturating_sub(MAX_OTHER),
             evidence: evidence.iter().map(|text| short(text)).collect(),
         }
     }
+}
+
+/// The stages of what was not recorded within guilty operations.
+fn unrecorded(findings: &[Finding]) -> Vec<String> {
+    let mut stages: Vec<&str> = Vec::new();
+    for operation in findings.iter().flat_map(Finding::unseen) {
+        let stage = operation.stage.name();
+        if !stages.contains(&stage) && stages.len() < MAX_RECORDED {
+            stages.push(stage);
+        }
+    }
+    stages.into_iter().map(str::to_string).collect()
 }
 
 fn short(text: &str) -> String {
@@ -190,7 +216,7 @@ mod tests {
             report.notes = vec!["\"".repeat(n * 20); n];
             let next = Next { command: "firstdiff \\ ".repeat(n * 5), purpose: "x".repeat(n) };
             let summary = Summary::of(&report, &[], vec![next; n]);
-            let json = serde_json::to_string(&summary).unwrap();
+            let json = serde_json::to_string_pretty(&summary).unwrap();
             assert!(json.len() <= MAX_BYTES, "{n}: {}", json.len());
             assert_eq!(summary.exit_code, 1);
         }

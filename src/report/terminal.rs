@@ -339,6 +339,12 @@ fn steps(text: &mut String, report: &Report) {
     }
 }
 
+/// Says that both sides ran the same tokens, where the engine did not choose its own.
+pub(crate) fn forced(compared: &Option<Compared>) -> &'static str {
+    let is_parted = compared.as_ref().is_some_and(|compared| compared.parted.is_some());
+    if is_parted { "" } else { " (same tokens forced)" }
+}
+
 /// What the sides say, as text.
 fn decoded(text: &mut String, report: &Report) {
     let text_of = |word: &dyn Fn(&crate::report::StepRow) -> Option<String>| -> String {
@@ -350,7 +356,7 @@ fn decoded(text: &mut String, report: &Report) {
         line(
             text,
             "decoded",
-            &format!("reference {reference:?}, engine {engine:?} (same tokens forced)"),
+            &format!("reference {reference:?}, engine {engine:?}{}", forced(&report.compared)),
         );
     }
     let tokens: Vec<Option<i32>> =

@@ -28,7 +28,7 @@ pub fn weights(text: &mut String, found: &LoadedSummary) {
 }
 
 /// `43 of 43 weights are the file's, 28 of them rounded to f16`
-fn counts(found: &LoadedSummary) -> String {
+pub(super) fn counts(found: &LoadedSummary) -> String {
     let LoadedSummary { recorded, right, unrecorded, .. } = found;
     let (whose, of) = match found.beside {
         Beside::File => ("the file's", "tensors of the file"),

@@ -32,11 +32,13 @@ pub enum SavedError {
     #[error("{old} and {new} are of different models; make both from the same file")]
     OtherModel { old: PathBuf, new: PathBuf },
     #[error(
-        "{old} and {new} ran different token ids, first in step {step}; \
-         make both with the same prompt and --reference"
+        "{old} and {new} ran different prompts; make both from the same prompt, in the same steps"
     )]
-    OtherTokens { old: PathBuf, new: PathBuf, step: usize },
-    #[error("{old} has {in_old} steps, {new} has {in_new}; make both with the same -n")]
+    OtherPrompts { old: PathBuf, new: PathBuf },
+    #[error(
+        "{old} has {in_old} steps, {new} has {in_new}; use the same -n, and record an engine with the plan.txt of \
+         `capture reference`, whose ids are fixed"
+    )]
     OtherSteps { old: PathBuf, new: PathBuf, in_old: usize, in_new: usize },
 }
 
@@ -106,7 +108,7 @@ impl Saved {
         Ok(Saved { path: path.into(), ..saved })
     }
 
-    /// Refuses two reports of different models or tokens.
+    /// Refuses two reports of different models, prompts or numbers of steps.
     pub fn check_comparable(&self, new: &Saved) -> Result<(), SavedError> {
         let paths = || (self.path.clone(), new.path.clone());
         if let (Some(a), Some(b)) = (&self.model, &new.model)
@@ -115,10 +117,9 @@ impl Saved {
             let (old, new) = paths();
             return Err(SavedError::OtherModel { old, new });
         }
-        let mut pairs = self.steps.iter().zip(&new.steps);
-        if let Some(step) = pairs.position(|(a, b)| a.tokens != b.tokens) {
+        if self.first_other_step(new) == Some(0) {
             let (old, new) = paths();
-            return Err(SavedError::OtherTokens { old, new, step });
+            return Err(SavedError::OtherPrompts { old, new });
         }
         let (in_old, in_new) = (self.steps.len(), new.steps.len());
         if in_old != in_new {
@@ -126,6 +127,12 @@ impl Saved {
             return Err(SavedError::OtherSteps { old, new, in_old, in_new });
         }
         Ok(())
+    }
+
+    /// The first step of other tokens: an engine that chooses its own goes on with others after a change.
+    pub fn first_other_step(&self, new: &Saved) -> Option<usize> {
+        let mut pairs = self.steps.iter().zip(&new.steps);
+        pairs.position(|(a, b)| a.tokens != b.tokens)
     }
 
     /// The sites that were compared, less those in which the engine has NaN or infinities of its

@@ -7,7 +7,7 @@ use crate::{
     core::{exit::Exit, sink::Choice},
     diagnosis::Finding,
     graph::site::Site,
-    report::{BAD, DIM, GOOD, SideSummary, StepRow, line, whose},
+    report::{BAD, DIM, GOOD, SideSummary, StepRow, forced, line, whose},
 };
 
 impl Progress<'_> {
@@ -27,6 +27,10 @@ impl Progress<'_> {
         self.counts(&mut text);
         self.decoded(&mut text);
         self.settings(&mut text);
+        if let Some(step) = self.old.first_other_step(self.new) {
+            let other = format!("the engine runs other tokens from step {step} on, of its own choice");
+            line(&mut text, "note", &other);
+        }
         for report in [self.old, self.new].into_iter().filter(|report| report.model.is_none()) {
             let path = report.path.display();
             line(&mut text, "note", &format!("{path} does not say which model it is of"));
@@ -149,6 +153,7 @@ impl Progress<'_> {
             (false, true) => "text now equal to the reference's",
             (true, false) => "text no longer the reference's",
             (false, false) if old == new => "text unchanged",
+            _ if self.new.reference.is_none() => "text changed",
             (false, false) => "text changed, but not to the reference's",
         }
     }
@@ -165,7 +170,7 @@ impl Progress<'_> {
         }
         let mut content = format!("before {old:?}, now {new:?}");
         if !reference.is_empty() {
-            let _ = write!(content, ", reference {reference:?} (same tokens forced)");
+            let _ = write!(content, ", reference {reference:?}{}", forced(&self.new.compared));
         }
         line(text, "decoded", &content);
     }
