@@ -46,7 +46,7 @@ fn ranks_that_divide_the_work_are_equal_to_llama_cpp_as_one_is() {
     ];
     for (of, ranks, sites) in models {
         let trace = NUMPY.record_with(of, "ranks", None, ranks);
-        let (exit, out) = explain(of, &trace, &["--reference", path(&of.reference)]);
+        let (exit, out) = explain(of, &trace, &["--reference", path(&of.reference), "--verbose"]);
         let equal = format!("equal within the floor: {sites} sites");
         assert!(exit == 0 && out.starts_with(&equal), "{exit} {out}");
         assert!(out.contains("guilty operations: 0"), "{out}");

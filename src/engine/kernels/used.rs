@@ -184,7 +184,7 @@ mod tests {
         {
             let (_folder, kernels) = folder(&[("rope.cu", ""), (file, "")]);
             let error = kernels.check_names().unwrap_err().to_string();
-            assert!(error.contains(&format!("call it {near}")), "{error}");
+            assert!(error.contains(&format!("name it {near}")), "{error}");
         }
         let (_folder, kernels) = folder(&[("flash.CU", "")]);
         let error = kernels.check_names().unwrap_err().to_string();
