@@ -264,7 +264,7 @@ pub fn has_same_steps(report: &Report) -> bool {
 
 /// Three digits: more are not seen.
 fn rounded(x: f64) -> f64 {
-    if x < 0.0 || x == 0.0 {
+    if x <= 0.0 {
         return x;
     }
     if !x.is_finite() {
