@@ -51,7 +51,7 @@ fn a_planted_fault_is_the_first_line_and_exits_1() {
     assert_eq!(exit, 1);
     let first = out.lines().next().unwrap();
     assert!(first.starts_with("first divergence: step 0 layer 0 q_rope [position 1, "), "{first}");
-    assert!(out.contains("positions >= 1 ("), "{out}");
+    assert!(out.contains("which: positions >= 1;"), "{out}");
 }
 
 /// The whole text of a found fault. Numbers that rounding moves are blanked.

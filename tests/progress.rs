@@ -175,7 +175,11 @@ fn reports_that_cannot_be_compared_are_refused_with_the_reason() {
         reports.of(name, &[&["run", "--no-replay"][..], flags].concat())
     };
     let prompt = run("prompt.json", &["-p", "Once upon a time there was a boy", "-n", "2"]);
-    refused(&["progress", &old, &prompt], 3, "ran different prompts; make both from the same prompt");
+    refused(
+        &["progress", &old, &prompt],
+        3,
+        "ran different prompts; make both from the same prompt",
+    );
     let longer = run("longer.json", &[SHORT[0], SHORT[1], "-n", "3"]);
     refused(&["progress", &old, &longer], 3, "old.json has 3 steps");
     let model = reports.edited(&old, |report| report["model"]["blake3"] = "00".into());

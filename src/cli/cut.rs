@@ -5,6 +5,7 @@ use std::path::Path;
 use firstdiff::{
     core::exit::Exit,
     model::{Cut, ModelFile},
+    reference::{Reference, ReferenceOptions},
 };
 
 use super::{args::CutArgs, error::Error, output};
@@ -20,6 +21,18 @@ pub fn cut(args: &CutArgs) -> Result<Exit, Error> {
     let bar = output::progress(Some(cut.data_bytes()), "writing weights");
     cut.write(&args.output, &mut |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
+    // Some architectures have tensors for all layers together.
+    let loaded = ModelFile::open(&args.output).map_err(Error::from).and_then(|model| {
+        Reference::load(&model, ReferenceOptions::default()).map_err(Error::from)
+    });
+    if let Err(error) = loaded {
+        // What stays behind cannot be used.
+        let _ = std::fs::remove_file(&args.output);
+        let (path, architecture) = (args.model.display(), &model.architecture);
+        return Err(Error::Usage(format!(
+            "{path} cannot be cut, as {architecture} has it: {error}"
+        )));
+    }
     let size = std::fs::metadata(&args.output).map_or(0, |metadata| metadata.len());
     let (path, layers) = (args.output.display(), args.layers);
     output::print(&format!("wrote {path}: {layers} of {} layers, {size} bytes\n", cut.of))?;

@@ -80,15 +80,20 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     let weights = loaded(&batch, model.file())?;
     let subject = Explaining { model: &model, weights: weights.as_ref(), bar: &bar };
     let mut reports = Vec::with_capacity(engines.len());
-    let mut albums = Vec::with_capacity(engines.len());
+    // Of several sequences the page shows the one that is reported, and no other's album is kept.
+    let mut shown: Option<((u8, bool), Album)> = None;
     for (at, engine) in engines.iter().enumerate() {
         let reference = references.as_ref().and_then(|all| all[at].as_ref());
         let mut album = args.report.html.is_some().then(Album::default);
         let mut report = subject.report(engine, reference, carried.clone(), album.as_mut())?;
-        albums.push(match reference {
+        let album = match reference {
             Some(reference) => page::beside(album.is_some(), album, &report, [engine, reference])?,
             None => album,
-        });
+        };
+        let is_worst = shown.as_ref().is_none_or(|(worst, _)| report.standing() > *worst);
+        if let Some(album) = album.filter(|_| is_worst) {
+            shown = Some((report.standing(), album));
+        }
         if references.is_some() && reference.is_none() {
             report.notes.push(ALONE.to_string());
         }
@@ -97,18 +102,16 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
     let mut report = if reports.len() == 1 {
         reports.remove(0)
     } else {
-        Report::of_sequences(numbers.iter().copied().zip(reports).collect())
+        Report::of_sequences(numbers.into_iter().zip(reports).collect())
     };
-    // Of several sequences the page shows the one that the report is of.
-    let of_report = numbers.iter().position(|&number| report.sequence == Some(number));
-    let album = albums.into_iter().nth(of_report.unwrap_or(0)).flatten();
     report.weights = weights;
     if let Subject::Engine(model) = &model {
         report.model = Some(ModelSummary::of(model)?);
     }
     report.seconds = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
-    run::finish(report, &args.report, Beside::of_traces(album.as_ref()))
+    let album = shown.as_ref().map(|(_, album)| album);
+    run::finish(report, &args.report, Beside::of_traces(album))
 }
 
 /// What is the same for every sequence of a trace.

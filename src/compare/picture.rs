@@ -77,7 +77,7 @@ impl Grid {
     fn within(self, most: [usize; 2]) -> Grid {
         let [rows, columns] = self.size;
         let across = columns.div_ceil(most[1]);
-        let is_whole = |&n: &usize| self.group % n == 0;
+        let is_whole = |&n: &usize| self.group.is_multiple_of(n);
         let whole = (across..=self.group).find(is_whole).filter(|&n| n < 2 * across);
         Grid { block: [rows.div_ceil(most[0]), whole.unwrap_or(across)], ..self }
     }

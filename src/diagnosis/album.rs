@@ -21,7 +21,7 @@ use crate::{
 /// many are taken of each.
 const SIZES: [([usize; 2], usize); 3] = [([48, 128], 48), ([24, 64], 400), ([12, 32], 2048)];
 /// Results that something is read off.
-const MOST_READINGS: usize = 32;
+const MOST_READINGS: usize = 16;
 /// The elements that are furthest off and are named.
 const WORST: usize = 8;
 

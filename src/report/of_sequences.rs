@@ -4,17 +4,21 @@ use super::{Report, SequenceRow};
 use crate::core::exit::Exit;
 
 impl Report {
+    /// Of several sequences the first of the highest standing is the one that is reported.
+    pub fn standing(&self) -> (u8, bool) {
+        match self.headline.exit {
+            Exit::Equal => (0, self.compared.is_some()),
+            Exit::Diverged => (2, false),
+            _ => (1, false),
+        }
+    }
+
     /// The report of the first sequence that is worst, which says what the others are; where all are right, of the
     /// first that was compared.
     pub fn of_sequences(mut reports: Vec<(u32, Report)>) -> Report {
-        let rank = |report: &Report| match report.headline.exit {
-            Exit::Equal => (0, report.compared.is_some()),
-            Exit::Diverged => (2, false),
-            _ => (1, false),
-        };
         let mut worst = 0;
         for (at, (_, report)) in reports.iter().enumerate() {
-            if rank(report) > rank(&reports[worst].1) {
+            if report.standing() > reports[worst].1.standing() {
                 worst = at;
             }
         }

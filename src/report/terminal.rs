@@ -170,6 +170,9 @@ pub fn render(report: &Report, view: View<'_>) -> String {
     if view.verbose {
         sides(&mut text, report);
     }
+    if let Some(devices) = &report.devices {
+        line(&mut text, "devices", &format!("{} (second: {})", devices.text, devices.second));
+    }
     ledger(&mut text, report, view.verbose);
     for note in &report.notes {
         line(&mut text, "note", note);
@@ -384,9 +387,6 @@ fn sides(text: &mut String, report: &Report) {
         let settings: Vec<String> =
             side.settings.iter().map(|(key, value)| format!("{key} {value}")).collect();
         line(text, label, &format!("{}: {}", side.name, settings.join(", ")));
-    }
-    if let Some(devices) = &report.devices {
-        line(text, "devices", &format!("{} (second: {})", devices.text, devices.second));
     }
     if let Some(model) = &report.model {
         line(text, "model", &format!("{} ({})", model.path, shape(&model.config)));

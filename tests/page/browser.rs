@@ -1,7 +1,7 @@
 //! A headless Chromium, driven through chromedriver: WebDriver is JSON over HTTP.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -80,30 +80,33 @@ impl Browser {
 
     /// Asks the driver, and gives the value of its answer.
     fn send(&self, method: &str, path: &str, body: &Value) -> Value {
+        let value = self.exchange(method, path, body).unwrap();
+        assert!(value.get("error").is_none(), "{method} {path} {body}: {value}");
+        value
+    }
+
+    fn exchange(&self, method: &str, path: &str, body: &Value) -> io::Result<Value> {
         let text = if method == "GET" { String::new() } else { body.to_string() };
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         let length = text.len();
         write!(
             stream,
             "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n\
              Content-Length: {length}\r\nConnection: close\r\n\r\n{text}"
-        )
-        .unwrap();
+        )?;
         let mut reader = BufReader::new(stream);
         let (mut line, mut length) = (String::new(), 0);
-        while reader.read_line(&mut line).unwrap() > 0 && line.trim() != "" {
+        while reader.read_line(&mut line)? > 0 && line.trim() != "" {
             if let Some(own) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = own.trim().parse().unwrap();
+                length = own.trim().parse().map_err(io::Error::other)?;
             }
             line.clear();
         }
         let mut answer = vec![0; length];
-        reader.read_exact(&mut answer).unwrap();
-        let answer: Value = serde_json::from_slice(&answer).unwrap();
-        let value = answer["value"].clone();
-        assert!(value.get("error").is_none(), "{method} {path} {text}: {value}");
-        value
+        reader.read_exact(&mut answer)?;
+        let answer: Value = serde_json::from_slice(&answer)?;
+        Ok(answer["value"].clone())
     }
 
     fn ask(&self, path: &str, body: &Value) -> Value {
@@ -242,11 +245,11 @@ fn encoded(path: &Path) -> String {
 }
 
 impl Drop for Browser {
+    /// Closes the browser, also after a failure: a driver that is only killed leaves it running.
     fn drop(&mut self) {
-        if !self.session.is_empty() && !std::thread::panicking() {
-            self.send("DELETE", &format!("/session/{}", self.session), &json!({}));
+        if !self.session.is_empty() {
+            let _ = self.exchange("DELETE", &format!("/session/{}", self.session), &json!({}));
         }
-        // A driver that is killed takes its browser with it once the session is closed; else it is closed here.
         let _ = self.driver.kill();
         let _ = self.driver.wait();
     }

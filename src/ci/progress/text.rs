@@ -28,7 +28,8 @@ impl Progress<'_> {
         self.decoded(&mut text);
         self.settings(&mut text);
         if let Some(step) = self.old.first_other_step(self.new) {
-            let other = format!("the engine runs other tokens from step {step} on, of its own choice");
+            let other =
+                format!("the engine runs other tokens from step {step} on, of its own choice");
             line(&mut text, "note", &other);
         }
         for report in [self.old, self.new].into_iter().filter(|report| report.model.is_none()) {

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// At most so many cells of a map are on a page: of a longer run the first steps.
-const MOST_CELLS: usize = 24_000;
+const MOST_CELLS: usize = 16_000;
 
 /// A cell without a number.
 const UNMEASURED: f64 = -1.0;
@@ -264,7 +264,7 @@ pub fn has_same_steps(report: &Report) -> bool {
 
 /// Three digits: more are not seen.
 fn rounded(x: f64) -> f64 {
-    if x < 0.0 || x == 0.0 {
+    if x <= 0.0 {
         return x;
     }
     if !x.is_finite() {

@@ -87,6 +87,9 @@ pub struct Far {
     pub inherited: Option<String>,
 }
 
+/// Elements that are named: of what entries are told by, of other guilty results, of the rest.
+const FAR: [usize; 3] = [8, 4, 2];
+
 /// Which pictures are wanted first.
 pub struct Wanted {
     /// The result that each entry is told by, and the first divergence: as large as there are.
@@ -129,7 +132,7 @@ pub fn pictures(
             1 => 1,
             _ => others,
         };
-        let own = Shown::of(site, cell, shot, beside, halvings, class(&site) < 3);
+        let own = Shown::of(site, cell, shot, beside, halvings, class(&site));
         let length = serde_json::to_string(&own).map_or(usize::MAX, |text| text.len() + 1);
         if length <= most_bytes - bytes {
             bytes += length;
@@ -149,7 +152,7 @@ fn finest(all: &[(Site, &Shot, bool)], class: &dyn Fn(&Site) -> usize, most_byte
             let (halvings, sides) = match class(site) {
                 0 => (0, 5),
                 1 => (1, 5),
-                2 => (halvings, 5),
+                2 => (halvings, 4),
                 _ => (halvings, 3),
             };
             WORDS + sides * (shot.picture.pixels.len() >> (2 * halvings)) * 4 / 3
@@ -166,7 +169,7 @@ impl Shown {
         shot: &Shot,
         beside: bool,
         halvings: usize,
-        is_told_apart: bool,
+        class: usize,
     ) -> Shown {
         let picture = sized(&shot.picture, halvings);
         let grid = &picture.grid;
@@ -179,8 +182,9 @@ impl Shown {
         let of_all = [&engine, &exact, &reference].into_iter().flatten().flatten();
         let scale = of_all.map(|x| x.abs()).filter(|x| x.is_finite()).fold(0.0, f64::max);
         let some = |all: &[Option<f64>]| all.iter().any(Option::is_some);
-        // Of a right result the three values are the same to the eye.
-        let side = |all: &[Option<f64>]| (is_told_apart && some(all)).then(|| coded(all, scale));
+        // A right result is what f64 gives, and an equal one what the reference has, to the eye.
+        let side = |all: &[Option<f64>], told: bool| (told && some(all)).then(|| coded(all, scale));
+        let named = FAR[class.min(FAR.len() - 1)];
         let errors = |of: &dyn Fn(&Pixel) -> Option<f64>| {
             let all = values(of);
             some(&all).then(|| coded_errors(&all))
@@ -201,11 +205,11 @@ impl Shown {
             fixed: grid.fixed.map(|(axis, index)| (axis.word(), index)),
             scale: format!("{scale:.3e}").parse().unwrap_or(scale),
             engine: coded(&engine, scale),
-            exact: side(&exact),
-            reference: side(&reference),
+            exact: side(&exact, class < 2),
+            reference: side(&reference, class < 3),
             added: errors(&|pixel| pixel.added),
             inherited: errors(&|pixel| pixel.inherited),
-            far: shot.far.iter().map(|far| Far::of(far, &shot.shape)).collect(),
+            far: shot.far.iter().take(named).map(|far| Far::of(far, &shot.shape)).collect(),
             shares: shot.shares.iter().map(|shares| binned(shares)).collect(),
         }
     }

@@ -3,12 +3,12 @@ const KIND_COLOURS = ['#0072b2', '#e69f00', '#cc79a7', '#009e73', '#d55e00', '#5
 const ANGLE_SHADES = ['w1', 'b1', 'b3', 'b4', 'b6'];
 
 function buildReadings(cell, step) {
-  const own = data.readings.filter((one) => one.cell === cell && one.step === step);
+  const own = data.readings.filter((one) => one.cell === cell);
   const draws = [];
   const nodes = own.flatMap((one) => {
     const shown = one.positions ? { node: positionChart(one.positions) } : kindsPicture(one.cells, one.title);
     if (shown.draw) draws.push(shown.draw);
-    return [el('h4', {}, one.title, el('span', { class: 'muted' }, ' read off its inputs and its result')), shown.node];
+    return [el('h4', {}, one.title, el('span', { class: 'muted' }, ` read off its inputs and its result${one.step === step ? '' : `, of step ${one.step}`}`)), shown.node];
   });
   return { nodes, draw: () => draws.forEach((draw) => draw()) };
 }

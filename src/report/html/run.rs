@@ -189,6 +189,10 @@ pub fn run_page(report: &Report, extras: &Extras<'_>) -> String {
         commands: &extras.commands,
     };
     if let Some(album) = extras.album {
+        if frame_bytes() + json(&data).len() > MOST_BYTES / 4 * 3 {
+            // Of a very deep model the numbers matter more.
+            data.graph.clear();
+        }
         let room = MOST_BYTES.saturating_sub(frame_bytes() + json(&data).len() + 4096);
         let wanted = wanted(report, &findings, same_steps);
         (data.pictures, data.left_out) = pictures(album, &layout, &wanted, room);
