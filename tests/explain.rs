@@ -178,7 +178,7 @@ fn layers_and_logits_name_the_layer_and_what_rope_gives_names_the_operation() {
         let capture = ["capture", "engine", "-o", &trace, "--sites", sites];
         let fault = ["--fault", "rope-pairs-interleaved"];
         assert_eq!(outcome(&[&capture[..], &fault, &SHORT].concat()).0, 0);
-        let (exit, out, _) = outcome(&["explain", &trace, "--reference", &reference]);
+        let (exit, out, _) = outcome(&["explain", &trace, "--reference", &reference, "-v"]);
         let says = format!("first divergence: step 0 layer 0 {first} [position 1, ");
         assert!(exit == 1 && out.starts_with(&says), "{out}");
         assert!(out.contains(around) && out.contains(cause), "{out}");
