@@ -3,6 +3,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup setup-tests build demo test check bench bench-large faults faults-archs archs matrix mutants wild attack fuzz nvrtc examples fmt clean
+.PHONY: dist
 .PHONY: gpu-test gpu-bench gpu-sanitize gpu-bundle transformers-test real-models clients
 unexport MAKEFLAGS MFLAGS
 
@@ -47,6 +48,9 @@ check: setup-tests ## formatting, lints and tests: what CI runs
 	cargo clippy --release --locked --all-targets -- -D warnings
 	cargo clippy --release --locked --no-default-features --features writer --lib -- -D warnings
 	cargo test --release --locked
+
+dist: setup ## build a wheel, a tarball, SBOM and checksums in target/dist; run the wheel in an empty Debian (root)
+	scripts/dist.sh
 
 bench: setup ## where time and memory of a run go, and what firstdiff.h costs
 	cargo bench --locked --bench run

@@ -22,7 +22,8 @@ import quantised
 import ranks
 from gguf import Gguf
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))  #+
+# Where the wheel is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
 import firstdiff  #+
 
 BUGS = """

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))  #+
+# Where the wheel is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
 import firstdiff  #+
 
 # Each differs from the quantisation as it is by one mistake.

@@ -17,7 +17,8 @@ import transformers
 from bugs import BUGS, OTHERS
 from load import load
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))  #+
+# Where the wheel is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
 import firstdiff_transformers  #+
 
 

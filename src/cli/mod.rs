@@ -5,6 +5,7 @@ mod bisect;
 mod bless;
 mod capture;
 mod check;
+pub mod cpu;
 mod cut;
 mod diff;
 mod dump;
