@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use firstdiff::model::ModelFile;
+use firstdiff::{model::ModelFile, trace::TraceReader};
 
 use crate::{
     cli::{outcome, path},
@@ -31,9 +31,12 @@ fn a_cut_model_runs_and_its_layers_are_those_of_the_whole() {
         let command = ["capture", "reference", "-m", path(model)];
         let (exit, _, err) = outcome(&[&command[..], &sites, &tokens].concat());
         assert_eq!(exit, 0, "{err}");
-        std::fs::read(trace.join("step-0000.safetensors")).unwrap()
+        let trace = TraceReader::open(&trace).unwrap();
+        let first = trace.sites().filter(|site| site.step == 0);
+        first.map(|site| (site, trace.tensor(site).unwrap().unwrap().data)).collect::<Vec<_>>()
     };
-    assert!(captured(&two, "cut") == captured(&fixture(), "whole"));
+    let (cut, whole) = (captured(&two, "cut"), captured(&fixture(), "whole"));
+    assert!(cut.len() > 15 && cut == whole, "{} and {} sites", cut.len(), whole.len());
 }
 
 #[test]
