@@ -23,12 +23,20 @@ pub struct Story {
 pub fn story(cause: &Cause, page: &Page, said: &[String]) -> Story {
     let leaving = page.leaving();
     let fault = page.fault().filter(|_| leaving.is_none());
+    let is_traced = leaving.is_some()
+        || matches!(cause, Cause::Hung(..))
+        || fault.as_ref().is_some_and(|fault| fault.slot.is_some());
     let culprit = match (leaving, cause) {
         (Some(view), Cause::Exited(_) | Cause::Signalled(_)) => Some(view),
         _ => culprit(cause, fault.as_ref(), page),
     };
+    let mut units: Vec<String> = page.active().into_iter().map(|view| view.unit).collect();
+    units.sort();
+    units.dedup();
+    // A way to end that leaves no trace is that of any thread at work.
+    let is_alone = is_traced || units.len() < 2;
     let own_unit = culprit.as_ref().map(|view| view.unit.clone()).filter(|unit| !unit.is_empty());
-    let units = own_unit.map_or_else(|| page.units(), |unit| vec![unit]);
+    let units = own_unit.filter(|_| is_alone).map_or_else(|| page.units(), |unit| vec![unit]);
     let (text, exit) = match (cut_file(fault.as_ref(), culprit.as_ref()), &culprit) {
         (Some(text), _) => (text, Exit::BadInput),
         // Whoever notices it is seldom the one who did it.
