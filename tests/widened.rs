@@ -122,10 +122,14 @@ fn a_norm_in_f16_is_read_as_f32() {
     let folder = tempfile::tempdir().unwrap();
     let model = synth(folder.path(), "qwen3", "f32");
     let is_norm = |info: &TensorInfo| info.name.ends_with("norm.weight");
-    let coarse = converted(&model, "f16", |info| match is_norm(info) {
-        true => sys::GGML_TYPE_F16,
-        false => info.ggml_type,
-    });
+    let coarse =
+        converted(
+            &model,
+            "f16",
+            |info| {
+                if is_norm(info) { sys::GGML_TYPE_F16 } else { info.ggml_type }
+            },
+        );
     let copy = converted(&coarse, "f32", as_f32);
     assert_eq!(farthest(&captured(&coarse), &captured(&copy)), (0.0, None));
 }

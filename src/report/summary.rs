@@ -195,7 +195,8 @@ fn short(text: &str) -> String {
 
 /// The beginning of a text, of at most so many bytes and dots.
 fn cut(text: &str, bytes: usize) -> String {
-    format!("{}...", &text[..text.floor_char_boundary(bytes)])
+    let end = (0..=bytes.min(text.len())).rfind(|&at| text.is_char_boundary(at));
+    format!("{}...", &text[..end.unwrap_or(0)])
 }
 
 #[cfg(test)]
