@@ -22,10 +22,10 @@ use super::{
 };
 use crate::graph::Op;
 
-/// Elements of a block: 1 MB of f32.
+/// Elements of a block at most: 1 MB of f32.
 const BLOCK: usize = 1 << 18;
 /// Rows of a block come in multiples of this, so that ggml's tiles are as they are in the whole.
-const ROWS: usize = 64;
+const ROWS: usize = 16;
 /// Bytes for the description of a block's small graph.
 const DESCRIPTIONS: usize = 1 << 16;
 
@@ -182,11 +182,11 @@ impl Widening {
         let (w, x, y) = (weight.tensor(), Dense::of(x), Dense::of(node));
         let [inner, outer] = [2, 3].map(|axis| w.ne[axis] as usize);
         let share = [x.ne[2] / inner, x.ne[3] / outer];
-        let mut tasks = Vec::new();
+        let (threads, mut tasks) = (self.workers.len(), Vec::new());
         for plane in 0..inner * outer {
             let at = [plane % inner, plane / inner];
             let matrix = Matrix::of(weight, at[0] * w.nb[2] + at[1] * w.nb[3]);
-            matrix.multiplies(x.part(at, share), y.part(at, share), &mut tasks);
+            matrix.multiplies(x.part(at, share), y.part(at, share), threads, &mut tasks);
         }
         self.run(&tasks)
     }
@@ -213,13 +213,15 @@ impl Widening {
         let from = chosen.values().flatten().map(|&[slot, token]| x.row(slot % x.ne[1], token));
         let mut from: Vec<f32> = from.flatten().copied().collect();
         let mut to = vec![0f32; from.len() / inputs * rows];
+        // Experts are many: each is one block, as far as that fits.
+        let threads = self.workers.len().div_ceil(chosen.len().max(1));
         let (mut tasks, mut first) = (Vec::new(), 0);
         for (&expert, own) in &chosen {
             let of = |values: &mut [f32], width: usize| {
                 Dense::rows(&mut values[first * width..][..own.len() * width], width)
             };
             let matrix = Matrix::of(weight, expert * weight.tensor().nb[2]);
-            matrix.multiplies(of(&mut from, inputs), of(&mut to, rows), &mut tasks);
+            matrix.multiplies(of(&mut from, inputs), of(&mut to, rows), threads, &mut tasks);
             first += own.len();
         }
         self.run(&tasks)?;
@@ -239,7 +241,7 @@ impl Widening {
             rows,
             wanted: Wanted::Wide(to.wrapping_add(first * inputs).cast()),
         };
-        self.run(&matrix.blocks().map(task).collect::<Vec<_>>())?;
+        self.run(&matrix.blocks(self.workers.len()).map(task).collect::<Vec<_>>())?;
         let (nb, offset) = source.wide_layout();
         let tensor = sys::ggml_tensor {
             type_: sys::GGML_TYPE_F32,
@@ -376,9 +378,11 @@ impl Matrix {
         Matrix { ggml_type: tensor.type_, data, inputs, rows, stride: tensor.nb[1] }
     }
 
-    /// Its blocks of rows, each with its first row.
-    fn blocks(self) -> impl Iterator<Item = (usize, Matrix)> {
-        let most = (BLOCK / self.inputs.max(1) / ROWS * ROWS).max(ROWS);
+    /// Its blocks of rows, each with its first row: one for each thread at least, where there are enough.
+    fn blocks(self, threads: usize) -> impl Iterator<Item = (usize, Matrix)> {
+        let fits = BLOCK / self.inputs.max(1) / ROWS * ROWS;
+        let share = self.rows.div_ceil(threads).next_multiple_of(ROWS);
+        let most = fits.min(share).max(ROWS);
         (0..self.rows).step_by(most).map(move |first| {
             let data = self.data.wrapping_byte_add(first * self.stride);
             (first, Matrix { data, rows: most.min(self.rows - first), ..self })
@@ -386,8 +390,8 @@ impl Matrix {
     }
 
     /// Adds the tasks of y = x wT.
-    fn multiplies(self, x: Dense, y: Dense, tasks: &mut Vec<Task>) {
-        tasks.extend(self.blocks().map(|(first, rows)| {
+    fn multiplies(self, x: Dense, y: Dense, threads: usize, tasks: &mut Vec<Task>) {
+        tasks.extend(self.blocks(threads).map(|(first, rows)| {
             let data = y.data.wrapping_byte_add(4 * first);
             let to = Dense { data, ne: [rows.rows, y.ne[1], y.ne[2], y.ne[3]], ..y };
             Task { rows, wanted: Wanted::Product(x, to) }
