@@ -92,13 +92,6 @@ pub fn show_traces(
         let Some(own) = pairing.engine(site)? else { return Ok(None) };
         Ok(pairing.reference(site)?.map(|right| (orders.ordered(site, own), right)))
     };
-    let steps = &reference.manifest().steps;
-    let first = |site: Site| steps.get(site.step as usize).map_or(0, |s| s.first_position);
-    let tokens = |site: Site| RowTokens {
-        axes: Some(list.axes(site)),
-        seen: seen.get(site),
-        chosen: pairing.rows(site),
-        ..first(site).into()
-    };
+    let tokens = |site: Site| pairing.row_tokens(&seen, site);
     show_beside(album, sites, &both, &tokens, factor, same_steps)
 }

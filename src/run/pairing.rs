@@ -2,8 +2,9 @@
 
 use std::{collections::HashMap, ops::Range};
 
+use super::SeenKeys;
 use crate::{
-    compare::verdict::Outcome,
+    compare::{RowTokens, verdict::Outcome},
     core::tensor::Tensor,
     graph::{
         ListedSite, Size,
@@ -62,6 +63,17 @@ impl<'a> Pairing<'a> {
         match self.shared.get(&site) {
             Some(Shared::Rows(rows)) => Some(rows),
             _ => None,
+        }
+    }
+
+    /// How the rows of a site are counted and seen; `seen` is of the reference.
+    pub fn row_tokens<'s>(&'s self, seen: &'s SeenKeys, site: Site) -> RowTokens<'s> {
+        let step = self.reference.manifest().steps.get(site.step as usize);
+        RowTokens {
+            axes: Some(self.reference.list().axes(site)),
+            seen: seen.get(site),
+            chosen: self.rows(site),
+            ..step.map_or(0, |step| step.first_position).into()
         }
     }
 

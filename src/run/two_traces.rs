@@ -4,7 +4,7 @@ use std::{borrow::Cow, sync::Arc, thread};
 
 use crate::{
     compare::{
-        RowTokens, SiteFilter, channel,
+        SiteFilter, channel,
         verdict::{Outcome, Rule, SiteReport, judge},
     },
     core::{
@@ -41,14 +41,7 @@ pub fn judge_traces(
             scope.spawn(move || feed(sites, &mut engine_sink, |site| pairing.engine(site)));
         let from_reference =
             scope.spawn(move || feed(sites, &mut reference_sink, |site| pairing.reference(site)));
-        let steps = &reference.manifest().steps;
-        let first = |site: Site| steps.get(site.step as usize).map_or(0, |s| s.first_position);
-        let tokens = |site: Site| RowTokens {
-            axes: Some(list.axes(site)),
-            seen: seen.get(site),
-            chosen: pairing.rows(site),
-            ..first(site).into()
-        };
+        let tokens = |site: Site| pairing.row_tokens(&seen, site);
         let sides = (engine_side, reference_side);
         let mut reports = judge(sites, sides, &floor, rule, &tokens, &mut |_| {});
         for fed in [from_engine.join(), from_reference.join()] {
