@@ -265,6 +265,14 @@ pub struct StepRow {
     pub engine_text: Option<String>,
 }
 
+impl StepRow {
+    /// What the reference and the engine say in all steps; empty where that is not known.
+    pub fn said(steps: &[StepRow]) -> [String; 2] {
+        let all = |of: fn(&StepRow) -> Option<&str>| steps.iter().filter_map(of).collect();
+        [all(|step| step.reference_text.as_deref()), all(|step| step.engine_text.as_deref())]
+    }
+}
+
 /// One site.
 #[derive(Clone, Debug, Serialize)]
 pub struct SiteRow {

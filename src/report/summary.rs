@@ -89,10 +89,9 @@ impl Summary {
             Guilty::of(report, finding, places.get(at).cloned().flatten())
         };
         let compared = report.compared.as_ref().map(|compared| &compared.coverage);
-        let said = |text: fn(&StepRow) -> Option<&String>| {
-            let words: String = report.steps.iter().filter_map(text).map(String::as_str).collect();
-            (!words.is_empty()).then(|| short(&words))
-        };
+        let said = StepRow::said(&report.steps);
+        let [reference_text, engine_text] =
+            said.map(|text| (!text.is_empty()).then(|| short(&text)));
         let wrong = report.weights.iter().flat_map(|found| &found.wrong);
         let mut summary = Summary {
             answer: short(&report.headline.text),
@@ -105,8 +104,8 @@ impl Summary {
             more_guilty: findings.len().saturating_sub(MAX_GUILTY),
             record: unrecorded(findings),
             compared: compared.map(|coverage| [coverage.compared(), coverage.asked]),
-            reference_text: said(|step| step.reference_text.as_ref()),
-            engine_text: said(|step| step.engine_text.as_ref()),
+            reference_text,
+            engine_text,
             notes: report.notes.iter().take(MAX_OTHER).map(|note| short(note)).collect(),
             next: next.into_iter().take(MAX_OTHER).collect(),
         };

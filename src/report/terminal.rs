@@ -11,7 +11,9 @@ use crate::{
     },
     graph::site::{Axis, Site, Stage},
     model::Config,
-    report::{Compared, ModelSummary, Next, Report, SiteRow, blame::blame, weights::weights},
+    report::{
+        Compared, ModelSummary, Next, Report, SiteRow, StepRow, blame::blame, weights::weights,
+    },
     trace::rows_in_words,
 };
 
@@ -350,11 +352,7 @@ pub(crate) fn forced(compared: &Option<Compared>) -> &'static str {
 
 /// What the sides say, as text.
 fn decoded(text: &mut String, report: &Report) {
-    let text_of = |word: &dyn Fn(&crate::report::StepRow) -> Option<String>| -> String {
-        report.steps.iter().filter_map(word).collect()
-    };
-    let reference = text_of(&|step| step.reference_text.clone());
-    let engine = text_of(&|step| step.engine_text.clone());
+    let [reference, engine] = StepRow::said(&report.steps);
     if !reference.is_empty() && !engine.is_empty() {
         line(
             text,

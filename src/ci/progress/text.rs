@@ -160,12 +160,8 @@ impl Progress<'_> {
     }
 
     fn decoded(&self, text: &mut String) {
-        let engine = |report: &Saved| -> String {
-            report.steps.iter().filter_map(|step| step.engine_text.as_deref()).collect()
-        };
-        let (old, new) = (engine(self.old), engine(self.new));
-        let words = self.new.steps.iter().filter_map(|step| step.reference_text.as_deref());
-        let reference: String = words.collect();
+        let ([_, old], [reference, new]) =
+            (StepRow::said(&self.old.steps), StepRow::said(&self.new.steps));
         if old.is_empty() && new.is_empty() {
             return;
         }

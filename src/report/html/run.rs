@@ -20,7 +20,7 @@ use crate::{
     },
     graph::site::Site,
     report::{
-        Report, SideSummary,
+        Report, SideSummary, StepRow,
         blame::{MAX_NAMED, certainty, declaration, inherited, replayed, signs, worst},
         terminal::covered,
         whose,
@@ -299,10 +299,7 @@ fn said(report: &Report) -> Vec<Said> {
 
 /// What each side would say, the reference's first.
 fn decoded(report: &Report) -> Option<[String; 2]> {
-    let reference: String =
-        report.steps.iter().filter_map(|step| step.reference_text.clone()).collect();
-    let engine: String = report.steps.iter().filter_map(|step| step.engine_text.clone()).collect();
-    (!reference.is_empty() && !engine.is_empty()).then_some([reference, engine])
+    Some(StepRow::said(&report.steps)).filter(|said| said.iter().all(|text| !text.is_empty()))
 }
 
 fn facts(report: &Report) -> Vec<(String, String)> {
