@@ -98,7 +98,7 @@ fn whole_run(model: &Model, reference: &Reference, task: Task<'_>) -> Result<()>
     let filter = SiteFilter::default();
     let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
     let engine = spec();
-    let run = Run { model, reference, task, engine: &engine, filter: &filter, rule, replay: false };
+    let run = Run { model, reference, task, engine: &engine, filter: &filter, rule, replay: None };
     let finished = run.run(&mut |_| {})?;
     assert_eq!(finished.coverage.equal, finished.coverage.total, "a clean run is equal");
     Ok(())

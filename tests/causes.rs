@@ -81,7 +81,7 @@ impl Subject {
             attention: Default::default(),
         };
         let (file, model, inputs) = (&self.file, &*model, &inputs);
-        of(GraphRun { file, model, inputs, recording, has_tables: true })
+        of(GraphRun { file, model, inputs, recording, has_tables: true, sums: None })
     }
 }
 

@@ -16,6 +16,7 @@ use firstdiff::{
         task::Task,
         tensor::{DType, Tensor},
     },
+    diagnosis::replay::Replay,
     engine::{AttentionVariant, DeviceKind, EngineSpec, fault::Faults, kernels::KernelSet},
     graph::site::{Site, Stage},
     model::{
@@ -133,6 +134,7 @@ impl Bench {
         let task = Task { prompt: &ids, decode };
         let filter = SiteFilter::default();
         let (model, reference) = (&self.model, &self.reference);
+        let replay = replay.then(Replay::default);
         Run { model, reference, task, engine, filter: &filter, rule, replay }
             .run(&mut |_| {})
             .unwrap()

@@ -11,7 +11,7 @@ use firstdiff::{
     },
     diagnosis::{
         Diagnosis, Verdict,
-        replay::{GraphRun, Recording},
+        replay::{GraphRun, Recording, Replay},
     },
     engine::{EngineSpec, kernels::KernelSet},
     model::{
@@ -51,7 +51,7 @@ fn run_with(
         engine: &spec,
         filter: &SiteFilter::default(),
         rule,
-        replay: true,
+        replay: Some(Replay::Quick),
     };
     run.run(&mut |_| {}).unwrap()
 }
@@ -152,7 +152,7 @@ fn native(arch: &str, weight_type: WeightType, of: impl FnOnce(GraphRun<'_>, &Ar
     let recording =
         Recording { tensors: &spool, steps: &steps, arithmetic: &arithmetic, attention };
     let (file, model, inputs) = (&file, &*model, &inputs);
-    of(GraphRun { file, model, inputs, recording, has_tables: true }, &arithmetic);
+    of(GraphRun { file, model, inputs, recording, has_tables: true, sums: None }, &arithmetic);
 }
 
 #[test]

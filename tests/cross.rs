@@ -4,6 +4,7 @@ use firstdiff::{
         verdict::{Outcome, Rule},
     },
     core::{floor::DEFAULT_FACTOR, task::Task, tensor::DType},
+    diagnosis::replay::Replay,
     engine::{EngineSpec, kernels::KernelSet},
     graph::site::{Site, Stage},
     report::DevicesSummary,
@@ -55,7 +56,7 @@ fn a_kernel_that_one_device_computes_differently_is_the_devices_fault() {
         engine: &first,
         filter: &filter,
         rule: Rule { factor: DEFAULT_FACTOR, stop_at_first: false },
-        replay: true,
+        replay: Some(Replay::Quick),
     };
     let finished = run.run(&mut |_| {}).unwrap();
     let diagnosis = finished.diagnosis.as_ref();

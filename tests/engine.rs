@@ -319,7 +319,7 @@ fn stop_at_first_ends_the_run_at_the_first_divergence() {
     let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: true };
     let task = Task { prompt: &ids, decode: 2 };
     let filter = SiteFilter::default();
-    let run = Run { model, reference, task, engine: &spec, filter: &filter, rule, replay: false };
+    let run = Run { model, reference, task, engine: &spec, filter: &filter, rule, replay: None };
     let finished = run.run(&mut |_| {}).unwrap();
     assert_eq!(finished.sites.last().unwrap().site, Site::in_layer(0, 0, Stage::Scores));
     assert_eq!(finished.coverage.diverged, 1);
@@ -344,7 +344,7 @@ fn a_barrier_that_not_all_threads_reach_is_an_error_with_its_line() {
     let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
     let filter = SiteFilter::default();
     let (model, reference) = (&bench.model, &bench.reference);
-    let run = Run { model, reference, task, engine: &spec, filter: &filter, rule, replay: false };
+    let run = Run { model, reference, task, engine: &spec, filter: &filter, rule, replay: None };
     let error = run.run(&mut |_| {}).err().unwrap();
     assert_eq!(error.exit(), Exit::Device);
     let text = error.to_string();

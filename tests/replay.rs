@@ -8,7 +8,7 @@ use firstdiff::{
     },
     diagnosis::{
         Cause, Certainty, Diagnosis, Verdict,
-        replay::{GraphRun, Operation, Recording, judge},
+        replay::{GraphRun, Operation, Recording, Replay, judge},
     },
     engine::{
         EngineSpec,
@@ -21,7 +21,10 @@ use firstdiff::{
 };
 use half::{bf16, f16};
 
-use crate::common::{Bench, Keep, engine, random_values};
+use crate::{
+    cli,
+    common::{Bench, Keep, engine, random_values},
+};
 
 /// The diagnosis of an engine with these faults.
 fn diagnosis(bench: &Bench, storage: DType, faults: &[&str], tokens: usize) -> Diagnosis {
@@ -36,7 +39,7 @@ fn diagnosis(bench: &Bench, storage: DType, faults: &[&str], tokens: usize) -> D
         engine: &spec,
         filter: &SiteFilter::default(),
         rule,
-        replay: true,
+        replay: Some(Replay::Quick),
     };
     run.run(&mut |_| {}).unwrap().diagnosis.unwrap()
 }
@@ -543,5 +546,55 @@ fn what_lies_in_the_slots_of_a_cache_is_read_off_it() {
         let from: Vec<usize> = (0..40).map(|p| if p < 33 { random(33) } else { p }).collect();
         let text = said(&|p| Some(from[p]));
         assert!(text.starts_with("slots hold other rows"), "{text}");
+    }
+}
+
+/// A model whose gate, up and down projections are multiplied by random sums first.
+fn wide_model(folder: &std::path::Path) -> std::path::PathBuf {
+    let path = folder.join("wide.gguf");
+    let shape = ["--shape", "tiny-llama", "--layers", "2", "--embd", "512", "--ffn", "1024"];
+    let (exit, out, err) =
+        cli::outcome(&[&["synth"][..], &shape, &["-o", cli::path(&path)]].concat());
+    assert_eq!(exit, 0, "{out}{err}");
+    path
+}
+
+#[test]
+fn random_sums_clear_what_is_right_and_change_nothing_of_what_is_said_of_wrong_operations() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = wide_model(folder.path());
+    let report = |fault: Option<&str>, replay: &str| {
+        let json = folder.path().join("report.json");
+        let mut run = vec!["run", "-m", cli::path(&model), "-p", "Once upon a time", "-n", "2"];
+        run.extend(fault.iter().flat_map(|fault| ["--fault", fault]));
+        run.extend(["--replay", replay, "--json", cli::path(&json)]);
+        let (exit, out, err) = cli::outcome(&run);
+        let text = std::fs::read_to_string(&json).unwrap_or_else(|_| panic!("{out}{err}"));
+        (exit, serde_json::from_str::<serde_json::Value>(&text).unwrap()["diagnosis"].clone())
+    };
+    for fault in [
+        None,
+        Some("ffn-gate-weight-of-up"),
+        Some("ffn-up-outputs-truncated"),
+        Some("gate-up-swapped"),
+    ] {
+        let [(quick_exit, quick), (full_exit, full)] =
+            ["quick", "full"].map(|how| report(fault, how));
+        assert_eq!(quick_exit, full_exit);
+        assert_eq!(quick["findings"], full["findings"], "{fault:?}");
+        for side in ["engine", "reference"] {
+            let [quick, full] = [&quick[side], &full[side]];
+            for same in ["replayed", "cleared", "unmeasured", "broken"] {
+                assert_eq!(quick[same], full[same], "{fault:?} {side} {same}");
+            }
+            let by_sums = quick["by_sums"].as_u64().unwrap();
+            // Gate, up and down of two layers.
+            assert!(full["by_sums"] == 0 && by_sums <= 6, "{by_sums}");
+            assert!(
+                by_sums == 6 || side == "engine" && fault.is_some() && by_sums > 0,
+                "{by_sums}"
+            );
+            assert!(quick["worst_cleared"].as_f64().unwrap() < 1.0);
+        }
     }
 }

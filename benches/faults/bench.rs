@@ -5,7 +5,10 @@ use std::path::Path;
 use firstdiff::{
     compare::{SiteFilter, verdict::Rule},
     core::{exit::Exit, floor::DEFAULT_FACTOR, task::Task, tensor::DType},
-    diagnosis::{Certainty, Finding, replay::Operation},
+    diagnosis::{
+        Certainty, Finding,
+        replay::{Operation, Replay},
+    },
     engine::{
         AttentionVariant, DeviceKind, EngineSpec,
         fault::{Fault, Faults, Subject},
@@ -106,7 +109,8 @@ pub fn run(
 ) -> Result<Finished> {
     let filter = SiteFilter::default();
     let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
-    let run = Run { model, reference, task, engine, filter: &filter, rule, replay: true };
+    let run =
+        Run { model, reference, task, engine, filter: &filter, rule, replay: Some(Replay::Quick) };
     Ok(run.run(&mut |_| {})?)
 }
 

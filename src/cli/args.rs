@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use firstdiff::{
     compare::Queries,
     core::{arithmetic::Convention, tensor::DType},
+    diagnosis::replay::Replay,
     engine::AttentionVariant,
     model::synth::{WeightType, arch::Setting},
 };
@@ -196,6 +197,25 @@ pub enum FormatArg {
     Agent,
 }
 
+/// How a run is replayed.
+#[derive(Clone, Copy, Default, ValueEnum)]
+pub enum ReplayArg {
+    /// Those of products with large weights only where random sums of them are off
+    #[default]
+    Quick,
+    /// All
+    Full,
+}
+
+impl From<ReplayArg> for Replay {
+    fn from(arg: ReplayArg) -> Replay {
+        match arg {
+            ReplayArg::Quick => Replay::Quick,
+            ReplayArg::Full => Replay::Full,
+        }
+    }
+}
+
 #[derive(Args)]
 pub struct RunArgs {
     #[command(flatten)]
@@ -211,6 +231,9 @@ pub struct RunArgs {
     /// Compare only: do not replay the operations or search for causes
     #[arg(long)]
     pub no_replay: bool,
+    /// Which elements the replay computes
+    #[arg(long, value_enum, default_value_t, conflicts_with = "no_replay")]
+    pub replay: ReplayArg,
     /// Run the prompt at many lengths and report which diverge: auto (where kernels break) or 1,31-33,64
     #[arg(long, value_name = "WHICH", conflicts_with_all = ["watch", "rows", "html"])]
     pub lengths: Option<Lengths>,
@@ -315,6 +338,12 @@ pub struct ExplainArgs {
     pub model: Option<PathBuf>,
     #[command(flatten)]
     pub report: ReportArgs,
+    /// Which elements the replay computes
+    #[arg(long, value_enum, default_value_t)]
+    pub replay: ReplayArg,
+    /// Write where the time went, as trace events for chrome://tracing or ui.perfetto.dev (docs/report.md)
+    #[arg(long, value_name = "FILE")]
+    pub trace_events: Option<PathBuf>,
 }
 
 #[derive(Args)]

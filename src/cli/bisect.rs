@@ -10,6 +10,7 @@ use firstdiff::{
         verdict::{Outcome, Rule},
     },
     core::{activity, exit::Exit, floor::DEFAULT_FACTOR},
+    diagnosis::replay::Replay,
     engine::{AttentionVariant, EngineSpec, fault::Faults, kernels::KernelSet},
     run::{Finished, Run, RunError},
 };
@@ -102,7 +103,7 @@ impl Lab<'_> {
             engine: &engine,
             filter: &SiteFilter::default(),
             rule: Rule { factor: DEFAULT_FACTOR, stop_at_first: !replay },
-            replay,
+            replay: replay.then(Replay::default),
         }
         .run(&mut |_| {})?;
         Ok(finished)

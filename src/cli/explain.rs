@@ -11,11 +11,12 @@ use indicatif::ProgressBar;
 
 use firstdiff::{
     compare::{SiteFilter, verdict::Rule},
-    core::{exit::Exit, floor::DEFAULT_FACTOR},
+    core::{exit::Exit, floor::DEFAULT_FACTOR, spans},
     diagnosis::{
         Diagnosis,
         album::Album,
         loaded::{Form, LoadedSummary},
+        replay::Replay,
     },
     engine::Plan,
     graph::{
@@ -56,9 +57,14 @@ const SPANNED: &str = "a result that was not recorded is judged together with th
 
 /// Replays a trace, compares it with the reference's if there is one, and prints the report.
 pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
+    output::traced(args.trace_events.as_deref(), || explained(args))
+}
+
+fn explained(args: &ExplainArgs) -> Result<Exit, Error> {
     let start = Instant::now();
     args.report.check()?;
     let bar = output::progress(None, "checking the traces");
+    let checks = spans::span("run", || "checks the traces and the model".into());
     let batch = open(&args.trace, Side::Engine)?;
     let numbers = args.sequence.map_or_else(|| batch.sequences(), |number| vec![number]);
     let engines: Vec<TraceReader> = if numbers.len() < 2 {
@@ -76,9 +82,17 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
         Some(reference) => Some(paired(&engines, reference, model.file())?),
         None => None,
     };
+    drop(checks);
     bar.set_message("comparing weights");
+    let reads = spans::span("run", || "weights compared".into());
     let weights = loaded(&batch, model.file())?;
-    let subject = Explaining { model: &model, weights: weights.as_ref(), bar: &bar };
+    drop(reads);
+    let subject = Explaining {
+        model: &model,
+        weights: weights.as_ref(),
+        replay: args.replay.into(),
+        bar: &bar,
+    };
     let mut reports = Vec::with_capacity(engines.len());
     // Of several sequences the page shows the one that is reported, and no other's album is kept.
     let mut shown: Option<((u8, bool), Album)> = None;
@@ -118,6 +132,7 @@ pub fn explain(args: &ExplainArgs) -> Result<Exit, Error> {
 struct Explaining<'a> {
     model: &'a Subject,
     weights: Option<&'a LoadedSummary>,
+    replay: Replay,
     bar: &'a ProgressBar,
 }
 
@@ -130,7 +145,7 @@ impl Explaining<'_> {
         carried: Option<Carried>,
         album: Option<&mut Album>,
     ) -> Result<Report, Error> {
-        let Explaining { model, weights, bar } = *self;
+        let Explaining { model, weights, replay, bar } = *self;
         let file = model.file();
         let mut report = match reference {
             Some(reference) => compared(engine, reference, file, bar)?,
@@ -139,7 +154,9 @@ impl Explaining<'_> {
         match lint::ranks(engine)? {
             None => {
                 bar.set_message("replaying every operation");
-                let diagnosis = diagnose(model, (engine, reference), carried, weights, album)?;
+                let _span = spans::span("run", || "replay and diagnosis".into());
+                let diagnosis =
+                    diagnose(model, (engine, reference), carried, weights, (replay, album))?;
                 report.headline = headline(&report, &diagnosis, engine);
                 if let Some(prefix) = &diagnosis.prefix {
                     report.headline = report.headline.after_prefix(prefix);
@@ -185,6 +202,7 @@ fn compared(
         }
     };
     bar.set_message("comparing sites");
+    let _span = spans::span("run", || "both sides, compared".into());
     let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
     Ok(Report::of_traces(engine, reference, SiteFilter::default(), rule, &floor)?)
 }

@@ -144,7 +144,7 @@ fn row(args: &RunArgs, inputs: &Inputs, engine: &EngineSpec, tokens: usize) -> R
         engine,
         filter,
         rule: Rule { factor: args.compare.factor, stop_at_first: args.compare.stop_at_first },
-        replay: !args.no_replay,
+        replay: (!args.no_replay).then(|| args.replay.into()),
     };
     let report = Report::of_run(&run, run.run(&mut |_| {})?)?;
     let guilty = report.diagnosis.iter().flat_map(|diagnosis| &diagnosis.findings);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use console::Term;
-use firstdiff::core::{activity, files};
+use firstdiff::core::{activity, exit::Exit, files, spans};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -145,6 +145,20 @@ pub fn check_file(flag: &str, path: Option<&Path>) -> Result<(), Error> {
         }
         path => check_json(path),
     }
+}
+
+/// Runs a command, and writes where its time went if a file for that is named.
+pub fn traced(
+    path: Option<&Path>,
+    command: impl FnOnce() -> Result<Exit, Error>,
+) -> Result<Exit, Error> {
+    let Some(path) = path else { return command() };
+    check_file("--trace-events", Some(path))?;
+    spans::collect();
+    spans::lane("main");
+    let exit = command()?;
+    write_file(path, &spans::trace_events().to_string())?;
+    Ok(exit)
 }
 
 /// Refuses a JSON path whose folder cannot take it, before hours of work.

@@ -7,7 +7,7 @@ use firstdiff::{
         Diagnosis,
         album::Album,
         loaded::LoadedSummary,
-        replay::{GraphRun, Recording},
+        replay::{GraphRun, RandomSums, Recording, Replay, ReplayError},
     },
     graph::{ModelGraph, SequenceInputs},
     model::{Model, ModelFile},
@@ -85,13 +85,14 @@ impl<'t> Replayed<'t> {
         file: &'a ModelFile,
         model: &'a ModelGraph,
         f32: &'a Arithmetic,
+        sums: Option<&'a RandomSums>,
     ) -> GraphRun<'a> {
         let Replayed { trace, steps, inputs } = self;
         let is_reference = trace.manifest().side == Side::Reference;
         let arithmetic = if is_reference { f32 } else { &trace.manifest().arithmetic };
         let attention = Attending::default();
         let recording = Recording { tensors: *trace, steps, arithmetic, attention };
-        GraphRun { file, model, inputs, recording, has_tables: is_reference }
+        GraphRun { file, model, inputs, recording, has_tables: is_reference, sums }
     }
 }
 
@@ -103,7 +104,7 @@ pub fn diagnose(
     (engine, other): (&TraceReader, Option<&TraceReader>),
     carried: Option<Carried>,
     weights: Option<&LoadedSummary>,
-    album: Option<&mut Album>,
+    (replay, album): (Replay, Option<&mut Album>),
 ) -> Result<Diagnosis, Error> {
     let is_known = |trace: &&TraceReader| {
         let manifest = trace.manifest();
@@ -125,8 +126,12 @@ pub fn diagnose(
     let (file, f32) = (model.file(), Arithmetic::engine(DType::F32));
     let engine = Replayed::of(engine, &inputs);
     let other = other.map(|trace| Replayed::of(trace, &inputs));
-    let other = other.as_ref().map(|other| other.run(file, &graph, &f32));
-    let mut diagnosis = Diagnosis::shown(engine.run(file, &graph, &f32), other, album)?;
+    // A picture needs every element.
+    let replay = if album.is_some() { Replay::Full } else { replay };
+    let sums = replay.sums(file, &graph.graph).map_err(ReplayError::from)?;
+    let sums = sums.as_ref();
+    let other = other.as_ref().map(|other| other.run(file, &graph, &f32, sums));
+    let mut diagnosis = Diagnosis::shown(engine.run(file, &graph, &f32, sums), other, album)?;
     if let Some(weights) = weights {
         diagnosis.explain_by(&graph, weights);
     }

@@ -24,13 +24,7 @@ use super::{
 
 /// Runs both sides and prints the report, once or at each save.
 pub fn run(args: &RunArgs) -> Result<Exit, Error> {
-    let Some(path) = &args.trace_events else { return judged(args) };
-    output::check_file("--trace-events", Some(path))?;
-    spans::collect();
-    spans::lane("main");
-    let exit = judged(args)?;
-    output::write_file(path, &spans::trace_events().to_string())?;
-    Ok(exit)
+    output::traced(args.trace_events.as_deref(), || judged(args))
 }
 
 fn judged(args: &RunArgs) -> Result<Exit, Error> {
@@ -84,7 +78,7 @@ pub fn verdict(
         engine,
         filter: &filter,
         rule,
-        replay: !args.no_replay,
+        replay: (!args.no_replay).then(|| args.replay.into()),
     };
     let total = run.sites()?.len() as u64;
     let bar = output::progress(Some(total), "comparing sites");

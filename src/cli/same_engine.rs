@@ -9,6 +9,7 @@ use firstdiff::{
         floor::{Floor, SiteFloor},
     },
     diagnosis::album::Album,
+    diagnosis::replay::Replay,
     report::{Headline, Report, answer},
     trace::{Common, Manifest, TraceReader, comparable},
 };
@@ -65,7 +66,8 @@ pub fn same_engine(args: &DiffArgs) -> Result<Exit, Error> {
     let mut album = own.html.is_some().then(Album::default);
     if let Some(model) = &model {
         bar.set_message("replaying every operation");
-        report.diagnosis = Some(diagnose(model, (&a, Some(&b)), None, None, album.as_mut())?);
+        report.diagnosis =
+            Some(diagnose(model, (&a, Some(&b)), None, None, (Replay::default(), album.as_mut()))?);
     }
     let album = page::beside(own.html.is_some(), album, &report, [&a, &b])?;
     if let (Bond::Rerun, Some(compared)) = (bond, &mut report.compared) {

@@ -92,7 +92,7 @@ pub fn variants(args: &VariantsArgs) -> Result<Exit, Error> {
             engine: &engine,
             filter: &filter,
             rule,
-            replay: false,
+            replay: None,
         };
         let name = attention.to_string();
         let new = match (activity::done(&name), activity::died(&name)) {

@@ -79,6 +79,9 @@ pub struct SideReplay {
     pub cleared: usize,
     /// Operations whose results were not recorded: no verdict on them alone.
     pub unmeasured: Vec<Operation>,
+    /// Operations within their bounds of which products were cleared by random sums, and not element by element.
+    #[serde(default)]
+    pub by_sums: usize,
     /// The furthest any cleared operation is from exact arithmetic, in units of its bound.
     #[serde(deserialize_with = "crate::core::tensor::nan_from_null")]
     pub worst_cleared: f64,
@@ -275,6 +278,7 @@ impl Replayed {
                 }
                 Some(judged) => {
                     summary.cleared += 1;
+                    summary.by_sums += usize::from(judged.by_sums.is_some());
                     summary.worst_cleared = summary.worst_cleared.max(judged.times_bound());
                 }
             }

@@ -254,6 +254,7 @@ mod tests {
             worst: None,
             drift: 0.0,
             pattern: Some(format!("{stage:?}")),
+            by_sums: None,
             spanned: Vec::new(),
         };
         let certainty =

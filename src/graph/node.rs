@@ -175,6 +175,13 @@ impl Graph {
         &self.nodes[id.index()]
     }
 
+    /// The weight of the file that a node multiplies, if it is a product with one.
+    pub fn multiplied_weight(&self, node: &Node) -> Option<NodeId> {
+        let is_product = matches!(node.op, Op::MulMat | Op::MulMatId);
+        let root = self.root(node.source(0)?);
+        (is_product && self.node(root).kind == Kind::Weight).then_some(root)
+    }
+
     /// The tensor whose memory a tensor lies in; itself, unless it is a window.
     pub fn root(&self, id: NodeId) -> NodeId {
         self.node(id).window.map_or(id, |window| window.root)

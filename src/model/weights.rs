@@ -106,7 +106,8 @@ impl ModelFile {
         let known =
             entry.as_ref().and_then(Entry::read).and_then(|text| String::from_utf8(text).ok());
         known.unwrap_or_else(|| {
-            let hash = blake3::hash(self.gguf.bytes()).to_hex().to_string();
+            let hash = blake3::Hasher::new().update_rayon(self.gguf.bytes()).finalize();
+            let hash = hash.to_hex().to_string();
             self.gguf.forget_all();
             entry.inspect(|entry| entry.write(hash.as_bytes()));
             hash

@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, fmt::Write};
 use crate::{
     compare::verdict::Outcome,
     core::{arithmetic::Convention, exit::Exit},
-    diagnosis::{Certainty, Diagnosis, Finding, SideReplay, Verdict, replay::Operation},
+    diagnosis::{
+        Certainty, Diagnosis, Finding, SideReplay, Verdict,
+        replay::{Operation, RANDOM_SUM},
+    },
     graph::site::Stage,
     report::{
         Compared, Headline, Report, SiteRow,
@@ -386,6 +389,13 @@ pub(super) fn replayed(side: &SideReplay) -> String {
             number(side.worst_cleared)
         )
     };
+    if side.by_sums > 0 {
+        let _ = write!(
+            content,
+            "; {} by random sums of {RANDOM_SUM} outputs (each element: --replay full)",
+            side.by_sums
+        );
+    }
     if !side.unmeasured.is_empty() {
         let _ = write!(content, "; not recorded: {}", named(&side.unmeasured));
     }

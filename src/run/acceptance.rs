@@ -64,7 +64,8 @@ pub fn accept(
         arithmetic: &arithmetic,
         attention: Default::default(),
     };
-    let run = GraphRun { file, model: &model, inputs: &inputs, recording, has_tables: true };
+    let run =
+        GraphRun { file, model: &model, inputs: &inputs, recording, has_tables: true, sums: None };
     let verdict = judge(run)?;
     Ok(summary(&model, &verdict))
 }

@@ -86,7 +86,7 @@ impl Run<'_> {
                 let Replayable { graph, inputs } = replayable(self.model, self.reference, steps)?;
                 let (file, model, inputs) = (self.model.file(), &*graph, &inputs);
                 let has_tables = false;
-                let second = GraphRun { file, model, inputs, recording, has_tables };
+                let second = GraphRun { file, model, inputs, recording, has_tables, sums: None };
                 let second = Diagnosis::of(second, None)?;
                 let (first, second) = (guilty(first), guilty(&second));
                 let only = |a: &BTreeSet<Operation>, b| {

@@ -19,7 +19,7 @@ use crate::{
         Diagnosis, ReferenceReplay,
         album::Album,
         loaded::{Form, LoadedSummary},
-        replay::{GraphRun, Recording},
+        replay::{GraphRun, Recording, Replay, ReplayError},
     },
     engine::{Engine, EngineError, EngineSpec, device::DeviceError},
     graph::site::{Site, Stage},
@@ -47,8 +47,8 @@ pub struct Run<'a> {
     pub engine: &'a EngineSpec,
     pub filter: &'a SiteFilter,
     pub rule: Rule,
-    /// Whether every operation is replayed, and the causes of wrong ones sought.
-    pub replay: bool,
+    /// How every operation is replayed, and the causes of wrong ones sought; `None` where nothing is.
+    pub replay: Option<Replay>,
 }
 
 /// A finished run.
@@ -135,7 +135,7 @@ impl Run<'_> {
         };
         drop(measured);
         kept.baseline = kept.wanted.then(|| baseline.clone());
-        let record = self.replay || album.is_some();
+        let record = self.replay.is_some() || album.is_some();
         let compared = spans::span("run", || "both sides, compared".into());
         let ended = self.side_by_side(&baseline, &sites, kept, record, on_site)?;
         drop(compared);
@@ -166,7 +166,7 @@ impl Run<'_> {
                 Ok::<_, EngineError>((hooks, keep.then_some(engine)))
             });
             let diagnosis = match (&recorded, &reference) {
-                (Some(engine), Some(reference)) if self.replay => {
+                (Some(engine), Some(reference)) if self.replay.is_some() => {
                     let (known, album) = (&mut kept.replayed, album.as_deref_mut());
                     Some(self.diagnose(engine, reference, steps, known, album))
                 }
@@ -318,7 +318,10 @@ impl Run<'_> {
         let (tensors, arithmetic, attention) = (engine, &own, self.engine.attending());
         let Replayable { graph, inputs } = replayable(self.model, self.reference, steps)?;
         let (file, model, inputs, has_tables) = (self.model.file(), &*graph, &inputs, false);
-        let of = |recording| GraphRun { file, model, inputs, recording, has_tables };
+        let replay = self.replay.filter(|_| album.is_none()).unwrap_or(Replay::Full);
+        let sums = replay.sums(file, &model.graph).map_err(ReplayError::from)?;
+        let sums = sums.as_ref();
+        let of = |recording| GraphRun { file, model, inputs, recording, has_tables, sums };
         let engine = of(Recording { tensors, steps, arithmetic, attention });
         let wide = self.reference.options().precision == Precision::F32;
         if known.is_some() || !wide {

@@ -21,7 +21,7 @@ use crate::{
         cache::{self, Entry},
         task::Task,
     },
-    diagnosis::{Diagnosis, loaded::LoadedSummary},
+    diagnosis::{Diagnosis, loaded::LoadedSummary, replay::Replay},
     engine::EngineSpec,
     graph::site::Site,
     model::{
@@ -227,7 +227,7 @@ impl Runner<'_> {
             engine: &engine,
             filter: &SiteFilter::default(),
             rule: Rule { factor: config.least_factor(), stop_at_first: false },
-            replay: true,
+            replay: Some(Replay::Quick),
         };
         match run.run(&mut |_| {}) {
             Ok(mut finished) => {

@@ -37,8 +37,7 @@ impl Entry {
 
     /// The file, if it is there as it was written. What is not is removed, to be made again.
     pub fn file(&self) -> Option<&Path> {
-        let is_whole = self.map().is_ok_and(|map| self.is_sealed(&map));
-        self.used(is_whole).then_some(&*self.path)
+        self.map().map(|_| &*self.path)
     }
 
     /// What is in the file, under the same condition.
@@ -46,6 +45,13 @@ impl Entry {
         let bytes = fs::read(&self.path).ok();
         let is_whole = bytes.as_ref().is_some_and(|bytes| self.is_sealed(bytes));
         self.used(is_whole).then_some(bytes?)
+    }
+
+    /// The file in memory, under the same condition.
+    pub fn map(&self) -> Option<Mmap> {
+        let map = self.opened().ok();
+        let is_whole = map.as_ref().is_some_and(|map| self.is_sealed(map));
+        map.filter(|_| self.used(is_whole))
     }
 
     /// Writes the file. What cannot be kept is made again the next time, which is no error.
@@ -60,7 +66,7 @@ impl Entry {
     /// # Errors
     /// The file cannot be read.
     pub fn seal(&self) -> io::Result<()> {
-        let map = self.map()?;
+        let map = self.opened()?;
         self.sealed(&map);
         Ok(())
     }
@@ -87,7 +93,7 @@ impl Entry {
         sealed.is_ok_and(|sealed| sealed == hash(bytes).to_hex().as_str())
     }
 
-    fn map(&self) -> io::Result<Mmap> {
+    fn opened(&self) -> io::Result<Mmap> {
         // SAFETY: the cache is ours alone, and an entry is replaced by a rename, never written to.
         unsafe { Mmap::map(&File::open(&self.path)?) }
     }

@@ -58,6 +58,13 @@ impl Rounding {
         let (sum, storage) = (accumulator.unit_roundoff(), storage.unit_roundoff());
         Rounding { sum, storage, smallest, between: 0.0 }
     }
+
+    /// Whether what the errors have in common tells more than single elements do. Where sums are as coarse as
+    /// storage, an element's own bound is as sharp. What is rounded between steps is not independent: silu of bf16
+    /// values has as many results as bf16 has.
+    pub fn tells_more(self) -> bool {
+        self.storage > 2.0 * self.sum.max(self.between)
+    }
 }
 
 /// Whether a site's formula has a step whose result a framework may store.
@@ -132,9 +139,20 @@ pub struct SumRounding {
     pub u: f64,
     /// Roundings of each term beside those of the sum, in unit roundoffs.
     pub of_terms: f64,
+    /// The least deviation of a sum of 1.
+    least: f64,
 }
 
 impl SumRounding {
+    /// Of sums of n products in a unit roundoff, with roundings of each term beside those of the sum.
+    pub fn new(n: usize, u: f64, of_terms: f64) -> SumRounding {
+        let mut rounding = SumRounding { n, u, of_terms, least: 0.0 };
+        // No terms have less than those that are all alike.
+        let alike = Terms { squares: 1.0 / n.max(1) as f64, walk: 0.0 };
+        rounding.least = rounding.deviation(1.0, alike);
+        rounding
+    }
+
     /// The standard deviation of the error of a sum y: each partial sum s is rounded by at most u |s|, evenly.
     /// Of n terms in any order the squares of the partial sums are together n (y^2 / 3 + sum (a b)^2 / 2) on
     /// average: those of a drift to y, and those of a random walk.
@@ -143,6 +161,11 @@ impl SumRounding {
         let any_order = n * (y * y / 9.0 + terms.squares / 6.0);
         let of_sums = any_order.max(terms.walk / 3.0).sqrt();
         self.u * (of_sums + self.of_terms * (terms.squares.sqrt() + y.abs()))
+    }
+
+    /// The least that the deviation of a sum y is, whatever its terms.
+    fn least_deviation(self, y: f64) -> f64 {
+        self.least * y.abs()
     }
 }
 
@@ -191,9 +214,7 @@ impl<'a> Expected<'a> {
             Spread::None => 0.0,
             Spread::Each(each) => each[index],
             Spread::Product { rounding, inherited, .. } => {
-                let y = self.value[index];
-                let terms = Terms { squares: y * y / rounding.n.max(1) as f64, walk: 0.0 };
-                let own = rounding.deviation(y, terms);
+                let own = rounding.least_deviation(self.value[index]);
                 own + inherited.as_ref().map_or(0.0, |inherited| inherited[index])
             }
         }

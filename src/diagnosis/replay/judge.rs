@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     expected::LAMBDA,
-    machine::{Found, GraphRun, Machine, Observed},
+    machine::{Cleared, Found, GraphRun, Machine, Observed},
     operation::Operation,
     recording::{Piece, ReplayError},
 };
@@ -37,6 +37,9 @@ pub struct Judged {
     pub drift: f64,
     /// Which elements are beyond, in the first step that has any.
     pub pattern: Option<String>,
+    /// The furthest random sum of products that were cleared without computing them, in units of its bound.
+    #[serde(default)]
+    pub by_sums: Option<f64>,
     /// Operations between the recorded inputs and this one whose own results were not recorded:
     /// the verdict is on all of them together.
     pub spanned: Vec<Operation>,
@@ -65,7 +68,8 @@ impl Judged {
 
     /// How far beyond its bound the result is at worst; below 1 where it is within.
     pub fn times_bound(&self) -> f64 {
-        self.worst.as_ref().map_or(0.0, |worst| worst.times_bound).max(self.drift)
+        let of_elements = self.worst.as_ref().map_or(0.0, |worst| worst.times_bound);
+        of_elements.max(self.drift).max(self.by_sums.unwrap_or(0.0))
     }
 }
 
@@ -124,15 +128,9 @@ impl Tally {
     }
 }
 
-/// Whether a drift tells more than single elements do. Where sums are as coarse as storage, an element's
-/// own bound is as sharp. What is rounded between steps is not independent: silu of bf16 values has as
-/// many results as bf16 has.
+/// Whether a drift tells more of any of them than single elements do.
 fn tells_more(pieces: &[Piece<'_>]) -> bool {
-    let sharper = |piece: &Piece<'_>| {
-        let rounding = piece.expected.rounding;
-        rounding.storage > 2.0 * rounding.sum.max(rounding.between)
-    };
-    pieces.iter().any(sharper)
+    pieces.iter().any(|piece| piece.expected.rounding.tells_more())
 }
 
 /// The drift of a whole result, as in [`Judged::drift`].
@@ -199,6 +197,10 @@ pub fn judge_found<'a>(
             before = Instant::now();
             Ok(())
         })?;
+        for Cleared { place, elements, times_bound } in machine.take_cleared() {
+            let trial = trials.entry(place).or_insert_with(|| Trial::new(operation(place)));
+            trial.clear(elements, times_bound);
+        }
     }
     let verdict = |(place, trial): (usize, Trial)| {
         let through = spanned.get(&place).into_iter().flatten();
@@ -235,12 +237,19 @@ struct Trial {
     worst: Option<Worst>,
     pattern: Option<String>,
     drifts: bool,
+    by_sums: Option<f64>,
 }
 
 impl Trial {
     fn new(operation: Operation) -> Trial {
         let (total, worst, pattern) = (Tally::default(), None, None);
-        Trial { operation, total, worst, pattern, drifts: false }
+        Trial { operation, total, worst, pattern, drifts: false, by_sums: None }
+    }
+
+    /// Counts a step's result that random sums cleared.
+    fn clear(&mut self, elements: usize, times_bound: f64) {
+        self.total.elements += elements as u64;
+        self.by_sums = Some(self.by_sums.map_or(times_bound, |known| known.max(times_bound)));
     }
 
     /// Judges the result of one step.
@@ -263,10 +272,10 @@ impl Trial {
 
     /// The verdict on all steps.
     fn verdict(self) -> Judged {
-        let Trial { operation, total, worst, pattern, drifts } = self;
+        let Trial { operation, total, worst, pattern, drifts, by_sums } = self;
         let drift = if drifts { total.drift() } else { 0.0 };
         let (elements, beyond) = (total.elements, total.beyond);
-        Judged { operation, elements, beyond, worst, drift, pattern, spanned: Vec::new() }
+        Judged { operation, elements, beyond, worst, drift, pattern, by_sums, spanned: Vec::new() }
     }
 }
 

@@ -14,6 +14,7 @@ mod operation;
 mod others;
 mod product;
 mod products;
+mod random_sums;
 mod recording;
 pub mod rules;
 
@@ -22,10 +23,11 @@ pub use declared::{Declared, rows as rounded_rows};
 pub use expected::{Expected, LAMBDA, Operand, Rounding, Spread, SumRounding, Terms};
 pub use judge::{Judged, RunVerdict, Worst, drift, judge, judge_found, wrong_elements};
 pub use machine::{
-    AsItIs, Edit, Found, GraphRun, Machine, Memory, Observe, Observed, Probe, Root, again_in_all,
-    writes_into,
+    AsItIs, Cleared, Edit, Found, GraphRun, Machine, Memory, Observe, Observed, Probe, Root,
+    again_in_all, writes_into,
 };
 pub use matrix::{Matrix, round};
 pub use operation::{Operation, name};
 pub use products::{Factor, Multiplied, Pair, Product};
+pub use random_sums::{BLOCK as RANDOM_SUM, RandomSums, Replay};
 pub use recording::{Piece, Recording, ReplayError};

@@ -15,8 +15,9 @@ const DEPTH: usize = 256;
 
 type Lanes = [f64; LANES];
 
+/// The registers that a loop is compiled for.
 #[derive(Clone, Copy, Debug)]
-enum Registers {
+pub enum Registers {
     /// 32 of 512 bits.
     #[cfg(target_arch = "x86_64")]
     Wide,
@@ -28,7 +29,7 @@ enum Registers {
 }
 
 impl Registers {
-    fn of_this_cpu() -> Registers {
+    pub fn of_this_cpu() -> Registers {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx512f") {
             return Registers::Wide;
@@ -36,6 +37,20 @@ impl Registers {
             return Registers::Narrow;
         }
         Registers::Any
+    }
+
+    /// Runs a loop that is compiled for these registers.
+    #[inline]
+    pub fn run<T>(self, of: impl FnOnce() -> T) -> T {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the CPU has what it is compiled for; `of_this_cpu` asked it.
+            Registers::Wide => unsafe { wide(of) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Registers::Narrow => unsafe { narrow(of) },
+            Registers::Any => of(),
+        }
     }
 
     /// Lanes of a group of rows that are multiplied together, at most.
@@ -102,9 +117,7 @@ impl Rows {
         for (first, part) in parts(inputs, DEPTH) {
             let wide = scratch.weights.chunks_exact_mut(DEPTH);
             for (wide, row) in wide.zip(weights.chunks_exact(inputs)) {
-                for (wide, &weight) in wide.iter_mut().zip(&row[first..first + part]) {
-                    *wide = of(f64::from(weight));
-                }
+                self.registers.run(|| widen(&row[first..first + part], &of, wide));
             }
             let mut x = &self.lanes[first * all..(first + part) * all];
             for (from, group) in parts(all, self.registers.group()) {
@@ -119,6 +132,13 @@ impl Rows {
             values.into_iter().zip(sums).for_each(|(value, sum)| *value = *sum);
         }
         SCRATCH.set(scratch);
+    }
+
+    /// The square of the 4-norm of each row of weights (outputs, inputs).
+    pub fn norms(&self, weights: &[f32], norms: &mut [f64]) {
+        for (norm, row) in norms.iter_mut().zip(weights.chunks_exact(self.inputs)) {
+            *norm = self.registers.run(|| fourth_powers(row)).sqrt();
+        }
     }
 
     /// Adds the products of a group of lanes.
@@ -138,6 +158,41 @@ impl Rows {
 /// The first of each part, and how many are in it: `most`, or what is left.
 fn parts(n: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..n).step_by(most).map(move |first| (first, most.min(n - first)))
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn wide<T>(of: impl FnOnce() -> T) -> T {
+    of()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn narrow<T>(of: impl FnOnce() -> T) -> T {
+    of()
+}
+
+#[inline(always)]
+fn widen(weights: &[f32], of: impl Fn(f64) -> f64, wide: &mut [f64]) {
+    for (wide, &weight) in wide.iter_mut().zip(weights) {
+        *wide = of(f64::from(weight));
+    }
+}
+
+#[inline(always)]
+fn fourth_powers(weights: &[f32]) -> f64 {
+    let fourth = |weight: f32| {
+        let square = f64::from(weight) * f64::from(weight);
+        square * square
+    };
+    let (whole, rest) = weights.as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    for weights in whole {
+        for lane in 0..LANES {
+            sums[lane] += fourth(weights[lane]);
+        }
+    }
+    sums.into_iter().sum::<f64>() + rest.iter().map(|&weight| fourth(weight)).sum::<f64>()
 }
 
 /// 24 sums, three lanes of x and a weight fill the registers.

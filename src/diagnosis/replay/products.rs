@@ -16,6 +16,8 @@ use crate::{
 
 /// Outputs of a product computed by one task. Fixed, so that results do not depend on the threads.
 const COLUMNS: usize = 128;
+/// Elements of a bound that one task forms.
+const AT_ONCE: usize = 1 << 14;
 
 /// What x is multiplied by: blocks of rows, one block after another.
 #[derive(Clone)]
@@ -191,9 +193,7 @@ impl<'a> Product<'a> {
         columns.enumerate().try_for_each(|(chunk, ((value, norms), inherited))| {
             let first = block * self.outputs + chunk * COLUMNS;
             weight.with_rows(first..first + norms.len(), |weights| {
-                for (norm, weights) in norms.iter_mut().zip(weights.chunks_exact(x.width)) {
-                    *norm = sum_of(weights, |_, w| (w * w).powi(2)).sqrt();
-                }
+                values.norms(weights, norms);
                 values.times(weights, |w| w, value);
                 if let (Some(squares), Some(inherited)) = (&squares, inherited) {
                     squares.times(weights, |w| w * w, inherited);
@@ -223,7 +223,7 @@ impl<'a> Product<'a> {
         for &output in outputs {
             let at = block * self.outputs + output;
             weight.with_rows(at..at + 1, |weights| {
-                norms[output] = sum_of(weights, |_, w| (w * w).powi(2)).sqrt();
+                values.norms(weights, &mut norms[output..output + 1]);
                 values.times(weights, |w| w, value.slice_mut(s![.., output..output + 1]));
                 if let (Some(squares), Some(all)) = (&squares, &mut inherited) {
                     squares.times(weights, |w| w * w, all.slice_mut(s![.., output..output + 1]));
@@ -270,7 +270,7 @@ impl<'a> Multiplied<'a> {
         let Multiplied { product, value, inherited, norms: norms_of_blocks } = self;
         let Product { x, factor, outputs, pairs, of_terms, .. } = product;
         let of_rows = norms(view(&x));
-        let sum = SumRounding { n: x.width, u: rounding.sum, of_terms };
+        let sum = SumRounding::new(x.width, rounding.sum, of_terms);
         let pairs = Arc::new(pairs);
         let all = Arc::clone(&pairs);
         let most = move |index: usize| {
@@ -297,7 +297,7 @@ impl<'a> Multiplied<'a> {
         let spread = Spread::Product { rounding: sum, most, exact, inherited };
         // The partial sums of lanes and blocks are added up last.
         let last = 2.0 * rounding.sum;
-        let single = value.iter().map(|y| last * y.abs()).collect();
+        let single = value.par_iter().with_min_len(AT_ONCE).map(|y| last * y.abs()).collect();
         Expected { value, spread, single, rounding }
     }
 }
@@ -369,21 +369,6 @@ fn spreads(operand: &Operand) -> Option<ArrayView2<'_, f64>> {
 fn norms(rows: ArrayView2<'_, f64>) -> Vec<f64> {
     let fourth = |row: ArrayView1<'_, f64>| row.iter().map(|x| (x * x).powi(2)).sum::<f64>();
     rows.outer_iter().map(|row| fourth(row).sqrt()).collect()
-}
-
-/// The sum over a row of weights, in as many partial sums as are formed at once.
-fn sum_of(weights: &[f32], term: impl Fn(usize, f64) -> f64) -> f64 {
-    const LANES: usize = 8;
-    let (whole, rest) = weights.as_chunks::<LANES>();
-    let mut sums = [0.0; LANES];
-    for (chunk, weights) in whole.iter().enumerate() {
-        for (lane, sum) in sums.iter_mut().enumerate() {
-            *sum += term(chunk * LANES + lane, f64::from(weights[lane]));
-        }
-    }
-    let first = whole.len() * LANES;
-    let rest = rest.iter().enumerate().map(|(lane, &w)| term(first + lane, f64::from(w)));
-    sums.into_iter().sum::<f64>() + rest.sum::<f64>()
 }
 
 #[cfg(test)]

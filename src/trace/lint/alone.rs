@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use rayon::prelude::*;
+
 use super::notes::Notes;
 use crate::{
     core::tensor::Tensor,
@@ -30,21 +32,17 @@ pub fn alone(trace: &TraceReader) -> Result<Vec<String>, TraceError> {
         let before = index.checked_sub(1).map(|before| &trace.manifest().steps[before]);
         let mut seen = HashMap::new();
         let mut by_values: HashMap<blake3::Hash, Vec<Site>> = HashMap::new();
-        for site in trace.sites().filter(|site| site.step as usize == index) {
-            let Some(tensor) = trace.tensor(site)? else { continue };
-            check_byte_order(trace, site, &tensor)?;
-            // Of a tensor without a role nothing says what it may hold.
-            if matches!(site.stage, Stage::Other(_)) {
-                continue;
-            }
-            let axes = trace.list().axes(site);
-            let tokens = trace.rows(site);
-            if let Some(what) = zeros(site, axes, &tensor, tokens) {
+        let sites: Vec<Site> = trace.sites().filter(|site| site.step as usize == index).collect();
+        let looks: Vec<_> = sites.par_iter().map(|&site| look(trace, site)).collect();
+        for (site, looked) in sites.into_iter().zip(looks) {
+            let Some(Looked { zeros, values }) = looked? else { continue };
+            if let Some(what) = zeros {
                 notes.add(what, site);
             }
-            let has_last =
-                tokens.is_none_or(|tokens| tokens.last() == Some(&(step.tokens.len() - 1)));
-            let Some(found) = Seen::of(&tensor).filter(|_| has_last) else { continue };
+            let has_last = trace
+                .rows(site)
+                .is_none_or(|tokens| tokens.last() == Some(&(step.tokens.len() - 1)));
+            let Some(found) = values.filter(|_| has_last) else { continue };
             let twins = by_values.entry(found.whole).or_default();
             if let Some(twin) =
                 twins.iter().find(|&&twin| !may_be_equal(trace.list(), twin, site, step))
@@ -54,7 +52,7 @@ pub fn alone(trace: &TraceReader) -> Result<Vec<String>, TraceError> {
             twins.push(site);
             let previous = Site { step: site.step.wrapping_sub(1), ..site };
             if let (Some(before), Some(old)) = (before, last.get(&previous))
-                && is_stale(site, axes, (old, before), (&found, step))
+                && is_stale(site, trace.list().axes(site), (old, before), (&found, step))
             {
                 notes.add(stale_text(site.stage), site);
             }
@@ -63,6 +61,24 @@ pub fn alone(trace: &TraceReader) -> Result<Vec<String>, TraceError> {
         last = seen;
     }
     Ok(notes.lines())
+}
+
+/// What one tensor shows.
+struct Looked {
+    zeros: Option<String>,
+    values: Option<Seen>,
+}
+
+/// Looks at a tensor; `None` where there is none, or nothing says what it may hold.
+fn look(trace: &TraceReader, site: Site) -> Result<Option<Looked>, TraceError> {
+    let Some(tensor) = trace.tensor(site)? else { return Ok(None) };
+    check_byte_order(trace, site, &tensor)?;
+    // Of a tensor without a role nothing says what it may hold.
+    if matches!(site.stage, Stage::Other(_)) {
+        return Ok(None);
+    }
+    let zeros = zeros(site, trace.list().axes(site), &tensor, trace.rows(site));
+    Ok(Some(Looked { zeros, values: Seen::of(&tensor) }))
 }
 
 impl Seen {
@@ -159,11 +175,13 @@ fn stale_text(stage: Stage) -> String {
 }
 
 /// Fewer elements say too little about their magnitudes.
-const MIN_ELEMENTS: usize = 32;
+const MIN_ELEMENTS: u32 = 32;
+/// More say no more about them.
+const MOST_ELEMENTS: u32 = 1 << 12;
 
 /// Refuses a tensor that is sane only when the bytes of its elements are swapped.
 fn check_byte_order(trace: &TraceReader, site: Site, tensor: &Tensor) -> Result<(), TraceError> {
-    if tensor.data.len() < MIN_ELEMENTS || is_sane(&tensor.data) {
+    if tensor.data.len() < MIN_ELEMENTS as usize || is_sane(&tensor.data) {
         return Ok(());
     }
     let swapped = trace.byte_swapped(site)?;
@@ -181,17 +199,22 @@ fn check_byte_order(trace: &TraceReader, site: Site, tensor: &Tensor) -> Result<
 /// mantissa bits are zeros as in f32 made from f16, magnitudes that are denormal (of f64, even 0 in
 /// f32).
 fn is_sane(values: &[f32]) -> bool {
-    let logs: Vec<f64> = (values.iter())
-        .filter(|value| value.is_finite() && **value != 0.0)
-        .map(|value| f64::from(value.abs()).log2())
-        .collect();
-    let not_zero = values.iter().filter(|value| **value != 0.0).count();
-    if not_zero < MIN_ELEMENTS || logs.is_empty() {
+    let (mut not_zero, mut finite, mut sum, mut squares) = (0u32, 0u32, 0.0, 0.0);
+    for value in values.iter().filter(|value| **value != 0.0) {
+        not_zero += 1;
+        if value.is_finite() {
+            let log = f64::from(value.abs()).log2();
+            (finite, sum, squares) = (finite + 1, sum + log, squares + log * log);
+        }
+        if not_zero == MOST_ELEMENTS {
+            break;
+        }
+    }
+    if not_zero < MIN_ELEMENTS || finite == 0 {
         return false;
     }
-    let mean = logs.iter().sum::<f64>() / logs.len() as f64;
-    let variance = logs.iter().map(|log| (log - mean).powi(2)).sum::<f64>() / logs.len() as f64;
-    let finite = logs.len() as f64 / not_zero as f64;
-    let spread = variance.sqrt();
-    spread < 4.0 && mean.abs() < 30.0 && finite > 0.99
+    let count = f64::from(finite);
+    let mean = sum / count;
+    let spread = (squares / count - mean * mean).max(0.0).sqrt();
+    spread < 4.0 && mean.abs() < 30.0 && count / f64::from(not_zero) > 0.99
 }

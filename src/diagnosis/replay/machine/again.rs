@@ -5,7 +5,7 @@ use std::{
     rc::Rc,
 };
 
-use super::{Machine, Root, ahead::is_with_weight, site_order, uncertain};
+use super::{Machine, Root, site_order, uncertain};
 use crate::{
     diagnosis::replay::{
         expected::{Expected, Rounding, Spread},
@@ -245,7 +245,7 @@ fn compute_in_all<'a>(
     edit: &dyn Edit,
 ) -> Result<Option<Vec<Expected<'a>>>, ReplayError> {
     let graph = steps[0].graph();
-    if steps.len() == 1 || !is_with_weight(graph, graph.node(id)) {
+    if steps.len() == 1 || graph.multiplied_weight(graph.node(id)).is_none() {
         return steps.iter().map(|step| step.compute(id, edit)).collect();
     }
     let calls =

@@ -16,7 +16,7 @@ use crate::{
         recording::ReplayError,
         rules,
     },
-    graph::{Extent, Graph, Kind, Node, NodeId, Op},
+    graph::{Extent, Graph, NodeId},
 };
 
 /// At most so many sums wait for their steps, of all products together: 128 MiB.
@@ -35,7 +35,7 @@ pub(super) struct Ahead<'a> {
 impl Ahead<'_> {
     pub fn of(graph: &Graph) -> Self {
         let one = Extent { tokens: 1, cells: 1, is_first: false };
-        let products = graph.iter().filter(|(_, node)| is_with_weight(graph, node));
+        let products = graph.iter().filter(|(_, node)| graph.multiplied_weight(node).is_some());
         let sums: usize = products.map(|(_, node)| node.sizes(one).elements()).sum();
         let tokens = (MOST_SUMS / sums.max(1)).min(MOST_ROWS);
         Ahead { tokens, ..Ahead::default() }
@@ -49,19 +49,13 @@ impl Clone for Ahead<'_> {
     }
 }
 
-/// Whether a node is a product with a weight of the file.
-pub(super) fn is_with_weight(graph: &Graph, node: &Node) -> bool {
-    let weight = node.source(0).map(|source| graph.node(graph.root(source)).kind);
-    matches!(node.op, Op::MulMat | Op::MulMatId) && weight == Some(Kind::Weight)
-}
-
 impl<'a> Machine<'a> {
     /// What a node must give in this step, as [`Machine::compute`] has it.
     pub(super) fn compute_in_turn(
         &mut self,
         id: NodeId,
     ) -> Result<Option<Expected<'a>>, ReplayError> {
-        if !is_with_weight(self.graph(), self.graph().node(id)) {
+        if self.graph().multiplied_weight(self.graph().node(id)).is_none() {
             return self.compute(id, &AsItIs);
         }
         let mut waiting = self.ahead.sums.remove(&id).unwrap_or_default();

@@ -6,6 +6,7 @@
 
 mod again;
 mod ahead;
+mod cleared;
 mod errors;
 mod partly;
 mod places;
@@ -26,15 +27,18 @@ use std::{
 
 pub use again::{AsItIs, Edit, again_in_all, writes_into};
 use ahead::Ahead;
+pub use cleared::Cleared;
 use errors::{errors_of, uncertain};
 use places::Places;
 pub use probe::Probe;
 pub use reads::Found;
 use reads::Reads;
 
+use rayon::prelude::*;
+
 use super::{
-    Matrix, Recording,
-    expected::{Expected, Rounding},
+    Matrix, RandomSums, Recording,
+    expected::{Expected, Rounding, Spread},
     recording::{Piece, ReplayError},
     rules::{self, Argument, Call, Steps, Values},
 };
@@ -46,6 +50,9 @@ use crate::{
     model::{Model, ModelFile},
 };
 
+/// Elements that a thread widens at a time.
+const AT_ONCE: usize = 1 << 14;
+
 /// What a graph is replayed with.
 #[derive(Clone, Copy)]
 pub struct GraphRun<'a> {
@@ -55,6 +62,8 @@ pub struct GraphRun<'a> {
     pub recording: Recording<'a>,
     /// Whether GELU and its kin come from ggml's tables of f16 values.
     pub has_tables: bool,
+    /// What clears products without computing them; `None` where each element is computed.
+    pub sums: Option<&'a RandomSums>,
 }
 
 impl<'a> GraphRun<'a> {
@@ -65,7 +74,7 @@ impl<'a> GraphRun<'a> {
         recording: Recording<'a>,
     ) -> GraphRun<'a> {
         let (file, model) = (model.file(), &model.graph);
-        GraphRun { file, model, inputs, recording, has_tables: false }
+        GraphRun { file, model, inputs, recording, has_tables: false, sums: None }
     }
 }
 
@@ -136,6 +145,8 @@ pub struct Machine<'a> {
     ahead: Ahead<'a>,
     /// The part of a product that is computed.
     probe: Option<Probe>,
+    /// Results that random sums cleared since they were last asked for.
+    cleared: Vec<Cleared>,
 }
 
 impl<'a> Machine<'a> {
@@ -163,6 +174,7 @@ impl<'a> Machine<'a> {
             is_exact: false,
             ahead: Ahead::of(&run.model.graph),
             probe: None,
+            cleared: Vec::new(),
         }
     }
 
@@ -171,8 +183,9 @@ impl<'a> Machine<'a> {
         Machine { found: Rc::clone(found), ..self }
     }
 
-    /// The same replay, in which only what these sites are made from is computed.
+    /// The same replay, in which only what these sites are made from is computed, every element of it.
     pub fn of_sites(run: GraphRun<'a>, places: &BTreeSet<usize>) -> Machine<'a> {
+        let run = GraphRun { sums: None, ..run };
         Machine { wanted: Some(Rc::new(places.clone())), ..Machine::new(run) }
     }
 
@@ -279,6 +292,12 @@ impl<'a> Machine<'a> {
             Some(place) => self.recorded(place)?,
             None => None,
         };
+        if let (Some(place), Some(recorded)) = (own, &recorded)
+            && let Some(root) = self.cleared(id, place, recorded)?
+        {
+            self.store(id, Some(root));
+            return Ok(());
+        }
         let computed = self.compute_in_turn(id)?;
         if computed.is_none() {
             self.without_rule_if_fed(id);
@@ -307,7 +326,14 @@ impl<'a> Machine<'a> {
             (None, Some(recorded), Some(place)) => Some(self.known(place, &recorded)?),
             (Some(expected), _, _) => {
                 through.extend(own);
-                Some(Root { through, ..uncertain(expected) })
+                let is_copy = node.op.is_layout() && !expected.rounding.tells_more();
+                Some(match expected.spread {
+                    // Numbers that are copied as they are known.
+                    Spread::None if is_copy && expected.single.is_empty() => {
+                        Root { value: expected.value, through, ..Root::default() }
+                    }
+                    _ => Root { through, ..uncertain(expected) },
+                })
             }
             (None, _, _) => None,
         };
@@ -455,14 +481,15 @@ impl<'a> Machine<'a> {
     }
 
     /// A site's values in its node's own order.
-    fn in_node_order(&self, place: usize, values: &[f64]) -> Vec<f64> {
+    fn in_node_order(&self, place: usize, mut values: Vec<f64>) -> Vec<f64> {
         let spec = &self.run.model.sites.specs()[place];
         let sizes = self.graph().node(spec.node).sizes(self.extent);
+        let Some(order) = site_order(spec, &self.shape(spec), sizes.ne) else {
+            values.resize(sizes.elements(), 0.0);
+            return values;
+        };
         let mut ordered = vec![0.0; sizes.elements()];
-        match site_order(spec, &self.shape(spec), sizes.ne) {
-            Some(order) => order.into_iter().zip(values).for_each(|(at, &x)| ordered[at] = x),
-            None => ordered.iter_mut().zip(values).for_each(|(to, &x)| *to = x),
-        }
+        order.into_iter().zip(values).for_each(|(at, x)| ordered[at] = x);
         ordered
     }
 
@@ -476,18 +503,17 @@ impl<'a> Machine<'a> {
     /// A site's recorded values in its node's own order.
     pub(super) fn known(&self, place: usize, recorded: &[f32]) -> Result<Root, ReplayError> {
         let spec = &self.run.model.sites.specs()[place];
-        let in_order = |factor: f64, values: &[f32]| {
-            let values: Vec<f64> = values.iter().map(|&x| factor * f64::from(x)).collect();
-            self.in_node_order(place, &values)
+        let in_order = |values: &[f32], of: &(dyn Fn(f64) -> f64 + Sync)| {
+            let values = values.par_iter().with_min_len(AT_ONCE).map(|&x| of(f64::from(x)));
+            self.in_node_order(place, values.collect())
         };
         let factor = f64::from(spec.factor);
-        let divided: Vec<f64> = recorded.iter().map(|&x| f64::from(x) / factor).collect();
-        let value = self.in_node_order(place, &divided);
+        let value = in_order(recorded, &|x| x / factor);
         // What the ranks add up is known, the order and the format in which they did is not.
         let Rounding { sum, storage, .. } = self.rounding(spec.node);
         let unit = sum.max(storage) / factor.abs();
         let spread = self.magnitudes(spec)?;
-        let spread = spread.map(|sums| in_order(unit, &sums));
+        let spread = spread.map(|sums| in_order(&sums, &|x| unit * x));
         Ok(Root { value, spread, is_recorded: true, ..Root::default() })
     }
 

@@ -126,7 +126,7 @@ impl<'a> Machine<'a> {
             &mut branch.memory[root_id.index()],
         ) {
             let numbers: Vec<f64> = (0..reads.whole.len()).map(|at| at as f64).collect();
-            let numbers = self.in_node_order(reads.place, &numbers);
+            let numbers = self.in_node_order(reads.place, numbers);
             let root = Rc::make_mut(root);
             let mut flat = 0;
             places.each(|at| {

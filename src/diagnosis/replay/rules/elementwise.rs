@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use super::{
     Argument, Call, LAMBDA, Op, Point,
     place::{place, repeated, row_of},
+    point::in_quadrature,
 };
 use crate::{diagnosis::replay::Expected, model::gguf::GgufError};
 
@@ -76,7 +77,7 @@ pub fn map(
 
 /// A value that is rounded once, of two inputs whose errors are independent.
 fn rounded(u: f64, value: f64, first: f64, second: f64) -> Point {
-    Point { value, spread: first.hypot(second), single: u * value.abs() }
+    Point { value, spread: in_quadrature(first, second), single: u * value.abs() }
 }
 
 /// A value that is not rounded.

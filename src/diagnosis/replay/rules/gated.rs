@@ -3,6 +3,7 @@
 use super::{
     Argument, Call, Op, Point,
     functions::{Activation, Arithmetic},
+    point::in_quadrature,
 };
 use crate::{diagnosis::replay::Expected, model::gguf::GgufError};
 
@@ -39,7 +40,7 @@ impl Gating {
         let value = gated.value * up_value;
         Point {
             value,
-            spread: (gated.spread * up_value).hypot(gated.value * up.spread),
+            spread: in_quadrature(gated.spread * up_value, gated.value * up.spread),
             // The product is rounded, and so is a sum before it.
             single: gated.single * up_value.abs() + 2.0 * arithmetic.rounding.sum * value.abs(),
         }

@@ -26,7 +26,7 @@ use std::{borrow::Cow, sync::Arc};
 use self::point::{Point, Source};
 pub use self::{
     choices::{Logits, is_choice_of},
-    products::{finished as finished_product, is_with_weight, product_of},
+    products::{finished as finished_product, has_all_experts, is_with_weight, product_of},
 };
 use crate::{
     core::format::Format,

@@ -55,6 +55,11 @@ impl Point {
     }
 }
 
+/// The spread of what two independent errors do together. Neither is so large or small that its square is not.
+pub fn in_quadrature(first: f64, second: f64) -> f64 {
+    (first * first + second * second).sqrt()
+}
+
 /// exp(x) of an x that has errors.
 pub fn exponential(x: Point, u: f64) -> Point {
     let value = x.value.exp();

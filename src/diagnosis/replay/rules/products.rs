@@ -56,6 +56,11 @@ pub fn product_of<'a>(call: &Call<'_, 'a>) -> Result<Product<'a>, GgufError> {
     Ok(Product { x, factor, outputs: call.ne[0], pairs, of_terms, only })
 }
 
+/// Whether experts have all the ids that a call names.
+pub fn has_all_experts(call: &Call<'_, '_>) -> Result<bool, GgufError> {
+    Ok(call.op != Op::MulMatId || pairs_of_experts(call)?.iter().all(Option::is_some))
+}
+
 /// The row and the expert of each slot of each token; `None` where no expert has the id.
 fn pairs_of_experts(call: &Call<'_, '_>) -> Result<Vec<Option<Pair>>, GgufError> {
     let (a, x, ids) = (call.argument(0), call.argument(1), call.argument(2));
