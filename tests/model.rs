@@ -194,7 +194,7 @@ fn what_ends_llama_cpp_is_one_line() {
 #[test]
 fn the_ledger_finds_zeros_nan_unused_and_absent_tensors() {
     let mut model = run::open(&fixture()).unwrap();
-    let clean = Ledger::read(&model).unwrap();
+    let clean = Ledger::of(&model).unwrap();
     assert!(clean.is_clean());
     assert_eq!(clean.tensors, 50);
 
@@ -207,14 +207,14 @@ fn the_ledger_finds_zeros_nan_unused_and_absent_tensors() {
         broken[at..at + 2].copy_from_slice(&f16::NAN.to_le_bytes());
     }
     let (_folder, path) = file(&broken);
-    let ledger = Ledger::read(&run::open(&path).unwrap()).unwrap();
+    let ledger = Ledger::of(&run::open(&path).unwrap()).unwrap();
     assert_eq!(ledger.all_zero, ["blk.3.ffn_up.weight"]);
     let [found] = &ledger.non_finite[..] else { panic!("{:?}", ledger.non_finite) };
     assert_eq!((found.tensor.as_str(), found.count, found.first), ("blk.0.attn_q.weight", 2, 7));
 
     // As of a graph that does not read it.
     model.names.layers[1].v.bias = None;
-    let ledger = Ledger::read(&model).unwrap();
+    let ledger = Ledger::of(&model).unwrap();
     assert_eq!(ledger.unused, ["blk.1.attn_v.bias"]);
     assert_eq!(ledger.absent, ["blk.1.attn_v.bias"]);
 }

@@ -8,6 +8,7 @@ use firstdiff::{
         task::Task,
         tensor::{DType, Tensor},
     },
+    diagnosis::replay::Replay,
     engine::{AttentionVariant, DeviceKind, EngineSpec, fault::Faults, kernels::KernelSet},
     graph::site::Site,
     model::Model,
@@ -68,7 +69,12 @@ pub fn whole_run(model: &Model) -> Result<()> {
     let row = |name: &str, ms: f64| println!("| {name} | {ms:.0} | {:.2} |", ms / longer);
     row("llama.cpp on the CPU with its callback, alone", alone);
     row("engine with loading, alone", engine_alone);
-    for (name, replay) in [("both, compared", false), ("both, compared and replayed", true)] {
+    let replays = [
+        ("both, compared", None),
+        ("both, compared and replayed", Some(Replay::Quick)),
+        ("the same, each element", Some(Replay::Full)),
+    ];
+    for (name, replay) in replays {
         let (filter, rule) =
             (SiteFilter::default(), Rule { factor: DEFAULT_FACTOR, stop_at_first: false });
         let whole = median(REPEATS, || {

@@ -3,15 +3,18 @@
 use std::collections::HashSet;
 
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::model::{
-    Model,
-    gguf::{GgufError, TensorInfo},
+use crate::{
+    core::cache::Entry,
+    model::{
+        Model,
+        gguf::{GgufError, TensorInfo},
+    },
 };
 
 /// Weights that deserve a look before an engine is blamed.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ledger {
     /// Tensors of the file.
     pub tensors: usize,
@@ -26,7 +29,7 @@ pub struct Ledger {
 }
 
 /// A tensor with NaN or infinities.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NonFinite {
     pub tensor: String,
     pub count: u64,
@@ -42,12 +45,35 @@ struct Scan {
     first_non_finite: u64,
 }
 
+/// Goes up where a ledger says other things.
+const VERSION: u32 = 1;
+
 /// Elements widened at a time: the ledger's memory, per thread.
 const CHUNK_ELEMENTS: usize = 1 << 20;
 
 impl Ledger {
+    /// That of a model: kept from an earlier time, or read.
+    ///
+    /// # Errors
+    /// A tensor cannot be widened.
+    pub fn of(model: &Model) -> Result<Ledger, GgufError> {
+        let names: Vec<&str> = model.names.all().collect();
+        let of = format!("{} {VERSION} {}", model.file().hash(), names.join(" "));
+        let name = blake3::hash(of.as_bytes()).to_hex();
+        let entry = Entry::new("ledgers", name.as_str()).ok();
+        let known = entry.as_ref().and_then(Entry::read);
+        if let Some(known) = known.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+            return Ok(known);
+        }
+        let ledger = Ledger::read(model)?;
+        if let Some((entry, text)) = entry.zip(serde_json::to_vec(&ledger).ok()) {
+            entry.write(&text);
+        }
+        Ok(ledger)
+    }
+
     /// Reads every tensor once, a chunk at a time.
-    pub fn read(model: &Model) -> Result<Ledger, GgufError> {
+    fn read(model: &Model) -> Result<Ledger, GgufError> {
         let names: HashSet<&str> = model.names.all().collect();
         let infos = model.gguf().tensors();
         let known = |info: &&TensorInfo| names.contains(info.name.as_str());

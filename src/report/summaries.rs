@@ -16,7 +16,7 @@ impl ModelSummary {
             blake3: model.hash(),
             config: model.config.clone(),
             parameters: model.parameters(),
-            ledger: Ledger::read(model)?,
+            ledger: Ledger::of(model)?,
         })
     }
 }
