@@ -211,8 +211,9 @@ pub struct RunArgs {
     /// Compare only: do not replay the operations or search for causes
     #[arg(long)]
     pub no_replay: bool,
-    /// Run the prompt at many lengths and report which diverge: auto (where kernels break) or 1,31-33,64
-    #[arg(long, value_name = "WHICH", conflicts_with_all = ["watch", "rows", "html"])]
+    /// Run the prompt at many lengths and report which diverge: auto (where kernels break) or 1,31-33,64;
+    /// --html then shows the first that diverges, or else the last
+    #[arg(long, value_name = "WHICH", conflicts_with_all = ["watch", "rows"])]
     pub lengths: Option<Lengths>,
     /// Write where the time went, as trace events for chrome://tracing or ui.perfetto.dev (docs/report.md)
     #[arg(long, value_name = "FILE", conflicts_with = "watch")]
