@@ -532,17 +532,17 @@ static inline const char *firstdiff_site_fault(const firstdiff_group *group)
     int is_in_layer = group->layers[0] != '-';
     if (!length || strspn(group->name, letters) != length || length + 16 > FIRSTDIFF_NAME ||
         group->name[0] == '.' || group->name[length - 1] == '.')
-        return "a name that is none";
+        return "an invalid name";
     if (!firstdiff_are_layers(group->layers))
-        return "layers that are none or do not ascend";
+        return "layers that are invalid or do not ascend";
     if (firstdiff_word(is_in_layer ? once : in_layer, group->name, length) >= 0)
         return "no layer and should be in one, or the other way round";
     for (;;) {
         size_t n = strcspn(axis, ","), m = strcspn(size, ",");
         if (firstdiff_word(axes, axis, n) < 0)
-            return "an axis that is none";
+            return "an unknown axis";
         if (!firstdiff_is_size(size, m))
-            return "a size that is none";
+            return "an invalid size";
         if (!axis[n] || !size[m])
             return axis[n] || size[m] ? "another number of axes than of sizes" : NULL;
         axis += n + 1, size += m + 1;
@@ -587,7 +587,7 @@ static inline int firstdiff_is_utf8(const char *text)
 /* Refuses a plan. */
 static inline void firstdiff_no_plan(firstdiff_trace *fd, const char *path, const char *key, const char *reason)
 {
-    firstdiff_fail(fd, "%s is no plan of firstdiff: %.80s %s; give the plan.txt of a reference's trace", path,
+    firstdiff_fail(fd, "%s is not a firstdiff plan: %.80s %s; give the plan.txt of a reference's trace", path,
                    key, reason);
 }
 
@@ -618,17 +618,17 @@ static inline void firstdiff_plan_site(firstdiff_trace *fd, firstdiff_plan_lines
             *line++ = 0;
     }
     if (i < 4 || line) {
-        firstdiff_no_plan(fd, lines->path, "a site", "has not four words");
+        firstdiff_no_plan(fd, lines->path, "a site", "does not have four words");
         return;
     }
     fault = firstdiff_site_fault(&group);
     if (fault) {
-        firstdiff_fail(fd, "%s is no plan of firstdiff: site %.80s has %s; give the plan.txt of a reference's "
+        firstdiff_fail(fd, "%s is not a firstdiff plan: site %.80s has %s; give the plan.txt of a reference's "
                            "trace", lines->path, group.name, fault);
         return;
     }
     if (firstdiff_n_axes(&group) > FIRSTDIFF_AXES) {
-        firstdiff_fail(fd, "%s has a site %s with more axes than this header reads; take the header of the "
+        firstdiff_fail(fd, "%s has a site %s with more axes than this header reads; use the header of the "
                            "firstdiff that wrote the plan", lines->path, group.name);
         return;
     }
@@ -637,7 +637,7 @@ static inline void firstdiff_plan_site(firstdiff_trace *fd, firstdiff_plan_lines
     firstdiff_layer(&group, 0, &group.count);
     for (other = 0; other < fd->n_groups; other++)
         if (firstdiff_overlap(&group, &fd->groups[other])) {
-            firstdiff_no_plan(fd, lines->path, group.name, "is there twice");
+            firstdiff_no_plan(fd, lines->path, group.name, "appears twice");
             return;
         }
     fd->n_entries += (size_t)group.count;
@@ -661,7 +661,7 @@ static inline void firstdiff_plan_tokens(firstdiff_trace *fd, firstdiff_plan_lin
         size_t n = strcspn(at, " ");
         long long id = firstdiff_digits(at, n, 2147483647);
         if (id < 0) {
-            firstdiff_no_plan(fd, lines->path, "tokens", "has what is no id");
+            firstdiff_no_plan(fd, lines->path, "tokens", "has a word that is not an id");
             return;
         }
         lines->tokens++;
@@ -695,9 +695,9 @@ static inline void firstdiff_plan_line(firstdiff_trace *fd, firstdiff_plan_lines
         firstdiff_plan_site(fd, lines, value);
         lines->section = 0;
     } else if (!value || key < 0) {
-        firstdiff_no_plan(fd, lines->path, line, "is no line of one");
+        firstdiff_no_plan(fd, lines->path, line, "is not a line of a plan");
     } else if (lines->has[key]++) {
-        firstdiff_no_plan(fd, lines->path, line, "is there twice");
+        firstdiff_no_plan(fd, lines->path, line, "appears twice");
     } else if (key == 0) {
         firstdiff_json(fd->name, sizeof fd->name, value);
     } else if (key == 1) {
@@ -709,7 +709,7 @@ static inline void firstdiff_plan_line(firstdiff_trace *fd, firstdiff_plan_lines
     } else {
         long long number = firstdiff_digits(value, strlen(value), key == 3 ? 1 << 24 : 1 << 16);
         if (number < (key == 3))
-            firstdiff_no_plan(fd, lines->path, line, "is no number, or too large");
+            firstdiff_no_plan(fd, lines->path, line, "is not a number, or is too large");
         else if (key == 3)
             fd->n_vocab = (firstdiff_u64)number;
     }
@@ -755,9 +755,9 @@ static inline void firstdiff_read_plan(firstdiff_trace *fd, const char *path)
     if (strlen(fd->plan) != length)
         firstdiff_no_plan(fd, path, "it", "has a NUL byte");
     else if (!firstdiff_is_utf8(fd->plan))
-        firstdiff_no_plan(fd, path, "it", "is no UTF-8 text");
+        firstdiff_no_plan(fd, path, "it", "is not UTF-8 text");
     else if (!length || fd->plan[length - 1] != '\n')
-        firstdiff_no_plan(fd, path, "it", "does not end with a line, it is cut");
+        firstdiff_no_plan(fd, path, "it", "is truncated: it does not end with a newline");
     for (line = fd->plan; line && !fd->failed;) {
         char *next = strchr(line, '\n');
         if (next) {
@@ -773,9 +773,9 @@ static inline void firstdiff_read_plan(firstdiff_trace *fd, const char *path)
         if (!lines.has[key])
             firstdiff_no_plan(fd, path, needed[key], "is missing");
     if (!fd->failed && (!fd->n_groups || fd->n_entries > 1 << 17))
-        firstdiff_no_plan(fd, path, "its sites", "are none, or too many");
+        firstdiff_no_plan(fd, path, "it", "has no site, or too many");
     if (!fd->failed && (!lines.steps || lines.steps > 1 << 16 || lines.tokens > 1 << 20))
-        firstdiff_no_plan(fd, path, "its tokens", "are none, or too many");
+        firstdiff_no_plan(fd, path, "it", "has no tokens, or too many");
     if (!fd->failed && (firstdiff_u64)lines.largest >= fd->n_vocab)
         firstdiff_no_plan(fd, path, "tokens", "has an id that is not below n_vocab");
 }
@@ -807,7 +807,7 @@ static inline void firstdiff_clear(firstdiff_trace *fd)
     plan = fopen(path, "rb");
     if (plan) {
         fclose(plan);
-        firstdiff_fail(fd, "holds a reference's trace; choose another folder");
+        firstdiff_fail(fd, "the folder holds a reference's trace; choose another");
         return;
     }
     firstdiff_path(fd, path, "manifest.json");
@@ -912,10 +912,11 @@ static inline firstdiff_trace *firstdiff_begin_rank(const char *folder, const ch
     if (strlen(folder) + 16 >= sizeof fd->folder)
         firstdiff_fail(fd, "the path is too long; choose a shorter one");
     if (world && (rank < 0 || rank >= world))
-        firstdiff_fail(fd, "there is no rank %d of %d", rank, world);
+        firstdiff_fail(fd, "there is no rank %d of %d; ranks count from 0", rank, world);
     fd->rank = rank, fd->world = world;
     if (!*(const char *)&one)
-        firstdiff_fail(fd, "this machine is big-endian, a trace little-endian");
+        firstdiff_fail(fd, "this machine is big-endian and a trace is little-endian; record on a "
+                           "little-endian machine");
     if (!fd->failed)
         firstdiff_read_plan(fd, plan);
     if (!fd->failed)
@@ -957,7 +958,7 @@ static inline firstdiff_trace *firstdiff_begin(const char *folder, const char *p
 static inline void firstdiff_storage(firstdiff_trace *fd, firstdiff_dtype dtype)
 {
     if (fd && (int)dtype > FIRSTDIFF_F64)
-        firstdiff_fail(fd, "firstdiff_storage takes f32, f16, bf16 or f64, not blocks of a cache");
+        firstdiff_fail(fd, "firstdiff_storage takes f32, f16, bf16 or f64, not a cache's blocks");
     else if (fd)
         fd->storage = dtype;
 }
@@ -1209,8 +1210,8 @@ static inline firstdiff_u64 firstdiff_write_entry(firstdiff_trace *fd, const fir
     firstdiff_u64 elements = 1;
     int i, axes = firstdiff_n_axes(group);
     if (entry->rows != entry->n[0] && !firstdiff_is_last(fd, group, entry))
-        firstdiff_fail(fd, "step %llu: %s of layer %ld has %llu of %llu rows; record every token, or say "
-                           "whose they are with firstdiff_of_tokens",
+        firstdiff_fail(fd, "step %llu: %s of layer %ld has %llu of %llu rows; record every token, or "
+                           "name the recorded ones with firstdiff_of_tokens",
                        fd->steps - 1, group->name, layer, entry->rows, entry->n[0]);
     end = firstdiff_put(end, ",\"");
     if (layer >= 0) {
@@ -1241,8 +1242,8 @@ static inline firstdiff_u64 firstdiff_write_entries(firstdiff_trace *fd, firstdi
         for (place = 0; place < group->count; place++) {
             firstdiff_entry *entry = &fd->entries[group->first + place];
             if (entry->dtype < 0 && entry->missed)
-                firstdiff_fail(fd, "step %llu: %s of layer %ld came with %llu positions and never with all "
-                                   "%llu; give them in one call, or leave it out",
+                firstdiff_fail(fd, "step %llu: %s of layer %ld came with %llu of %llu positions and "
+                                   "never whole: give them in one call, or leave it out",
                                fd->steps - 1, group->name, firstdiff_layer_at(group, place),
                                entry->missed, fd->first_position + fd->n_tokens);
             entry->missed = 0;
@@ -1294,7 +1295,7 @@ static inline void firstdiff_step_at(firstdiff_trace *fd, const int32_t *tokens,
     if (!fd || fd->failed)
         return;
     if (!n) {
-        firstdiff_fail(fd, "step %llu has no tokens", fd->steps);
+        firstdiff_fail(fd, "step %llu has no tokens; pass its ids to firstdiff_step", fd->steps);
         return;
     }
     if (fd->file)
@@ -1305,8 +1306,8 @@ static inline void firstdiff_step_at(firstdiff_trace *fd, const int32_t *tokens,
     memcpy(fd->removed, fd->next_removed, sizeof fd->removed);
     fd->next_removed[1] = 0;
     if (fd->first_position != first_position) {
-        firstdiff_fail(fd, "step %llu begins at position %llu, not %llu", fd->steps, fd->first_position,
-                       (firstdiff_u64)first_position);
+        firstdiff_fail(fd, "step %llu begins at position %llu, not %llu; positions must follow the step "
+                           "before", fd->steps, fd->first_position, (firstdiff_u64)first_position);
         return;
     }
     fd->rows.length = fd->quantised.length = 0;
@@ -1344,7 +1345,7 @@ static inline void firstdiff_step_behind(firstdiff_trace *fd, const int32_t *pre
     if (!fd || fd->failed)
         return;
     if (fd->file || !length) {
-        firstdiff_fail(fd, "a prefix of %llu ids was given to step %llu; give one to the first step",
+        firstdiff_fail(fd, "a prefix of %llu ids was passed with step %llu; pass it with the first step",
                        (firstdiff_u64)length, fd->steps);
         return;
     }
@@ -1366,7 +1367,7 @@ static inline void firstdiff_removed(firstdiff_trace *fd, size_t first, size_t c
     if (!fd || fd->failed || !count)
         return;
     if (first > positions || count > positions - first || fd->next_removed[1]) {
-        firstdiff_fail(fd, "%llu positions from %llu on cannot be removed of %llu before step %llu",
+        firstdiff_fail(fd, "cannot remove %llu positions from %llu on: the cache holds %llu before step %llu",
                        (firstdiff_u64)count, (firstdiff_u64)first, positions, fd->steps);
         return;
     }
@@ -1492,7 +1493,7 @@ static inline const unsigned char *firstdiff_on_host(firstdiff_trace *fd, const 
     }
     if (fd->copy(fd->host, (const unsigned char *)data + low * (ptrdiff_t)size,
                  (size_t)(high - low + 1) * size)) {
-        firstdiff_fail(fd, "a copy from the device failed");
+        firstdiff_fail(fd, "a copy from the device failed; check the pointer and the copy function");
         return NULL;
     }
     return fd->host - low * (ptrdiff_t)size;
@@ -1665,19 +1666,19 @@ static inline int firstdiff_in_blocks(firstdiff_trace *fd, const firstdiff_group
     int last = firstdiff_n_axes(group) - 1, i;
     const char *name = firstdiff_dtype_name(dtype, 0);
     if (firstdiff_word(group->axes, "position", 8)) {
-        firstdiff_fail(fd, "%s of layer %d came in blocks of %s, and is no cache: give its numbers", group->name,
+        firstdiff_fail(fd, "%s of layer %d came in blocks of %s but is not a cache: give its numbers", group->name,
                        layer, name);
         return 0;
     }
     if (axes->n[last] % block) {
-        firstdiff_fail(fd, "%s of layer %d has rows of %llu, which blocks of %llu of %s do not divide", group->name,
-                       layer, (firstdiff_u64)axes->n[last], (firstdiff_u64)block, name);
+        firstdiff_fail(fd, "%s of layer %d has rows of %llu elements, not a multiple of the %llu of a %s block",
+                       group->name, layer, (firstdiff_u64)axes->n[last], (firstdiff_u64)block, name);
         return 0;
     }
     for (i = 0; i <= last; i++) {
         if (axes->n[i] != 1 && (i == last ? axes->stride[i] != 1 : axes->stride[i] % (ptrdiff_t)block)) {
-            firstdiff_fail(fd, "%s of layer %d has a stride of %lld, which cuts blocks of %llu of %s", group->name,
-                           layer, (long long)axes->stride[i], (firstdiff_u64)block, name);
+            firstdiff_fail(fd, "%s of layer %d has a stride of %lld elements, not a multiple of the %llu of a %s "
+                               "block", group->name, layer, (long long)axes->stride[i], (firstdiff_u64)block, name);
             return 0;
         }
         if (i < last)
@@ -1710,14 +1711,14 @@ static inline void firstdiff_record(firstdiff_trace *fd, const char *site, int l
     if (!fd || fd->failed)
         return;
     if (!fd->file) {
-        firstdiff_fail(fd, "%s was recorded before a step began; call firstdiff_step", site);
+        firstdiff_fail(fd, "%s was recorded before the first step; call firstdiff_step first", site);
         return;
     }
     group = firstdiff_find(fd, site, layer, &entry);
     if (!group)
         return;
     if (!firstdiff_is_dtype((int)dtype)) {
-        firstdiff_fail(fd, "%s of layer %d came as type %d, which firstdiff_dtype has not", site, layer, (int)dtype);
+        firstdiff_fail(fd, "%s of layer %d came as type %d, which is not a firstdiff_dtype", site, layer, (int)dtype);
         return;
     }
     firstdiff_shape(fd, group, n);
@@ -1725,8 +1726,8 @@ static inline void firstdiff_record(firstdiff_trace *fd, const char *site, int l
     key = firstdiff_word(group->axes, "key", 3);
     if (tokens) {
         if (!firstdiff_are_tokens(fd, group, tokens, axes.n[0]) || entry->dtype >= 0) {
-            firstdiff_fail(fd, "step %llu: the rows of %s of layer %d are not of ascending tokens of the "
-                               "step, or came before", fd->steps - 1, site, layer);
+            firstdiff_fail(fd, "step %llu: the rows of %s of layer %d are not those of ascending tokens of "
+                               "the step, or were recorded before", fd->steps - 1, site, layer);
             return;
         }
         n[0] = axes.n[0];
@@ -1756,7 +1757,7 @@ static inline void firstdiff_record(firstdiff_trace *fd, const char *site, int l
     if (!fits || axes.n[0] > n[0] - entry->rows || entry->dtype != (int)dtype) {
         firstdiff_fail(fd,
                        "step %llu: %s of layer %d came as %s (%llu, %llu, %llu); it has (%llu, "
-                       "%llu, %llu) of one type, and %llu rows were there",
+                       "%llu, %llu) of one type, and %llu rows came before",
                        fd->steps - 1, site, layer, firstdiff_dtype_name((int)dtype, 0),
                        (firstdiff_u64)axes.n[0], (firstdiff_u64)axes.n[1],
                        (firstdiff_u64)axes.n[2], n[0], n[1], n[2],
@@ -1805,7 +1806,7 @@ static inline void firstdiff_f32(firstdiff_trace *fd, const char *site, int laye
     if (cut > 0) {
         firstdiff_u64 world = (firstdiff_u64)fd->world;
         if (n[cut] % world && n[cut] > world) {
-            firstdiff_fail(fd, "%s is not the same share on every rank; call firstdiff_tensor", site);
+            firstdiff_fail(fd, "%s is not split evenly over the ranks; record it with firstdiff_tensor", site);
             return;
         }
         n[cut] = n[cut] < world ? 1 : n[cut] / world;
@@ -1845,7 +1846,7 @@ static inline void firstdiff_list_names(firstdiff_trace *fd, const char *names, 
     const char *before = "";
     size_t length = strspn(names, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/[:]= ");
     if (names[length] || !own) {
-        firstdiff_fail(fd, "\"%s\" is no name of a weight", names);
+        firstdiff_fail(fd, "\"%s\" is not the name of a weight; use the GGUF file's names", names);
         return;
     }
     firstdiff_list(fd, "%s{\"name\": \"%.*s\", \"of\": [", fd->listed_length ? ",\n" : "",
@@ -1853,7 +1854,7 @@ static inline void firstdiff_list_names(firstdiff_trace *fd, const char *names, 
     for (; *at && !fd->failed; before = ", ") {
         length = strcspn(at, " ");
         if (!length || length > FIRSTDIFF_NAME || own > FIRSTDIFF_NAME)
-            firstdiff_fail(fd, "\"%s\" has a name that is none, or too long", names);
+            firstdiff_fail(fd, "\"%s\" has an empty name, or one that is too long", names);
         else
             firstdiff_list(fd, "%s\"%.*s\"", before, (int)length, at);
         at += length + (at[length] == ' ');
@@ -1974,11 +1975,12 @@ static inline void firstdiff_weight(firstdiff_trace *fd, const char *names, firs
     own = names[own] ? own : strcspn(names, " ");
     for (axis = 0; axis < FIRSTDIFF_AXES; axis++)
         if (!axes.n[axis])
-            firstdiff_fail(fd, "the weight %s has no elements", names);
+            firstdiff_fail(fd, "the weight %s has no elements; give its rows and columns", names);
     if (!firstdiff_is_dtype((int)dtype) || firstdiff_is_quantised((int)dtype))
-        firstdiff_fail(fd, "the weight %s came in blocks of a cache, or as no type; give its numbers", names);
+        firstdiff_fail(fd, "the weight %s came in a cache's blocks or as an unknown type; give its numbers", names);
     if (fd->steps || !data)
-        firstdiff_fail(fd, "the weight %s %s", names, data ? "was recorded after a step began" : "is NULL");
+        firstdiff_fail(fd, "the weight %s %s", names,
+                       data ? "was recorded after the first step; record it before" : "is NULL");
     if (!fd->failed && !fd->weights)
         firstdiff_open_weights(fd);
     if (!fd->failed)
@@ -2020,7 +2022,7 @@ static inline int firstdiff_end(firstdiff_trace *fd)
     firstdiff_path(fd, from, "manifest.json.unfinished");
     firstdiff_path(fd, to, "manifest.json");
     if (!fd->failed && rename(from, to))
-        firstdiff_fail(fd, "cannot rename %s to manifest.json", from);
+        firstdiff_fail(fd, "cannot rename %s to manifest.json; check the disk", from);
     if (fd->weights)
         fclose(fd->weights);
     failed = fd->failed;

@@ -100,14 +100,14 @@ def _left(removed, positions):
     """Positions of a cache after some of them were removed."""
     first, count = removed
     if first < 0 or count < 1 or first + count > positions:
-        raise ValueError(f"{count} positions from {first} on cannot be removed of {positions}")
+        raise ValueError(f"cannot remove {count} positions from {first} on: the cache holds {positions}")
     return positions - count
 
 
 def _number(text, most):
     """A number of digits alone, up to the largest."""
     if not re.fullmatch("[0-9]+", text) or len(text) > 4000 or int(text) > most:
-        raise ValueError(f"{text[:80]!r} is no number up to {most}")
+        raise ValueError(f"{text[:80]!r} is not a number up to {most}")
     return int(text)
 
 
@@ -124,9 +124,9 @@ def _check_size(text):
         letters = "".join(sorted(letters))
         sums[letters] = sums.get(letters, 0) + number
         if letters not in ("", "T", "P", "F", "PT", "TT") or max(abs(number), abs(sums[letters])) > 1 << 40:
-            raise ValueError(f"{text[:80]!r} is no size")
+            raise ValueError(f"{text[:80]!r} is not a size")
     if not any(sums[letters] for letters in sums if letters) and sums.get("", 0) < 1:
-        raise ValueError(f"{text[:80]!r} is no size")
+        raise ValueError(f"{text[:80]!r} is not a size")
 
 
 def _layers(text):
@@ -149,7 +149,7 @@ class Blocks:
 
     def __init__(self, kind, data):
         if kind not in BLOCKS:
-            raise ValueError(f"{kind!r} is no type of a cache's blocks; they are {', '.join(BLOCKS)}")
+            raise ValueError(f"{kind!r} is not a block format of a cache; they are {', '.join(BLOCKS)}")
         self.kind, self.data = kind, np.asarray(data)
         if self.data.dtype != np.uint8:
             raise ValueError(f"blocks of {kind} came as {self.data.dtype}; give their bytes, uint8")
@@ -166,11 +166,12 @@ class Plan:
         try:
             self._read(Path(path).read_bytes().decode())
         except ValueError as error:
-            raise ValueError(f"{path} is no plan of firstdiff: {error}; give a reference's plan.txt") from error
+            advice = "give the plan.txt of a reference's trace"
+            raise ValueError(f"{path} is not a firstdiff plan: {error}; {advice}") from error
 
     def _read(self, text):
         if "\0" in text or not text.endswith("\n") or len(text) > MOST_OF_PLAN:
-            raise ValueError("it has a NUL byte, is too long, or is cut: it does not end with a line")
+            raise ValueError("it has a NUL byte, is too long, or is truncated: it does not end with a newline")
         for line in text[:-1].split("\n"):
             if line.removesuffix("\r"):
                 self._line(line.removesuffix("\r"))
@@ -201,14 +202,14 @@ class Plan:
             self._add(value)
             self.section = False
         elif key not in self.KEYS or not space or key in self.keys:
-            raise ValueError(f"{key[:80]!r} is no line of one, or there twice")
+            raise ValueError(f"{key[:80]!r} is not a line of a plan, or appears twice")
         else:
             self.keys[key] = value
 
     def _add(self, line):
         words = line.split(" ")
         if len(words) != 4:
-            raise ValueError(f"site {line[:80]!r} has not four words")
+            raise ValueError(f"site {line[:80]!r} does not have four words")
         name, layers, axes, sizes = words
         layers, axes, sizes = _layers(layers), axes.split(","), sizes.split(",")
         fits_role = name not in (IN_LAYER if layers == [None] else ONCE)
@@ -224,7 +225,7 @@ class Plan:
         for layer in layers:
             of_step = name if layer is None else f"blk.{layer}.{name}"
             if (name, layer) in self.sites:
-                raise ValueError(f"site {of_step} is there twice")
+                raise ValueError(f"site {of_step} appears twice")
             self.sites[name, layer] = Site(of_step, axes, sizes)
 
     def site(self, name, layer=None):
@@ -262,7 +263,7 @@ class Trace:
         rank, world, words = shard or (0, 1, "")
         self.split = split_sites(words, self.plan.groups)
         if not 0 <= rank < world:
-            raise ValueError(f"there is no rank {rank} of {world}")
+            raise ValueError(f"there is no rank {rank} of {world}; ranks count from 0")
         self.folder = Path(folder) / f"rank{rank}" if shard else Path(folder)
         self.run = secrets.token_hex(16)
         self.first_position, self.steps, self.open, self.weights = 0, [], None, None
@@ -309,7 +310,7 @@ class Trace:
         if not self.on:
             return
         if self.steps or self.open is not None:
-            raise ValueError(f"the weight {names} was recorded after a step began; record it before")
+            raise ValueError(f"the weight {names} was recorded after the first step; record it before")
         self.weights = self.weights or _Weights(self.folder, self.run)
         self.weights.put(names, np.asarray(array))
 
@@ -326,10 +327,11 @@ class Trace:
             self.weights = None
         if prefix is not None:
             if self.steps:
-                raise ValueError(f"a prefix was given to step {len(self.steps)}; give it to the first")
+                raise ValueError(f"a prefix was passed with step {len(self.steps)}; pass it with the first step")
             first_position = len(prefix) if first_position is None else first_position
             if first_position != len(prefix):
-                raise ValueError(f"a prefix of {len(prefix)} ids stands before position {first_position}")
+                raise ValueError(f"a prefix of {len(prefix)} ids does not end at position {first_position}, "
+                                 f"where the step begins")
         if removed is not None:
             self.first_position = _left(removed, self.first_position if self.steps else 0)
         if first_position is not None:
@@ -358,7 +360,8 @@ class Trace:
             return
         prefixes = {number: list(map(int, ids)) for number, ids in (prefixes or {}).items()}
         for number in prefixes.keys() & self.ends.keys():
-            raise ValueError(f"a prefix was given to sequence {number}, which has begun; give it to its first step")
+            raise ValueError(f"a prefix was passed with sequence {number}, which has begun; pass it with its "
+                             f"first step")
         numbers, given = list(sequences), {number: len(ids) for number, ids in prefixes.items()} | (first_positions or {})
         longest = max(map(len, sequences.values()))
         tokens, parts, blocks = [], [], dict(blocks or {})
@@ -372,7 +375,8 @@ class Trace:
             part = {"sequence": number, "first_position": first, "rows": list(range(start, start + len(ids)))}
             if prefixes.get(number):
                 if first != len(prefixes[number]):
-                    raise ValueError(f"a prefix of {len(prefixes[number])} ids stands before position {first}")
+                    raise ValueError(f"a prefix of {len(prefixes[number])} ids does not end at position {first}, "
+                                     f"where the sequence begins")
                 part["prefix"] = prefixes[number]
             if cut is not None:
                 part["removed"] = {"first": int(cut[0]), "count": int(cut[1])}
@@ -396,7 +400,7 @@ class Trace:
         if not self.on:
             return
         if self.open is None:
-            raise ValueError("put before the first step; call step")
+            raise ValueError("a tensor was put before the first step; call step first")
         for site, array in tensors.items():
             kind = array.kind if isinstance(array, Blocks) else None
             self.open.put(site, layer, axes, np.asarray(array.data if kind else array), rows, kind)
@@ -554,7 +558,7 @@ class _Step:
         if name in self.header or not fits or array.dtype.name not in DTYPES and not kind:
             found = f"{array.dtype} {array.shape}"
             raise ValueError(f"step {self.index}: {name} came as {found}; it has {shape}, "
-                             f"and {shape[0] if name in self.header else there} rows were there")
+                             f"and {shape[0] if name in self.header else there} rows came before")
         if tokens is not None and (there or len(array) != shape[0]):
             raise ValueError(f"step {self.index}: {name} came as {len(array)} rows after {there}, of the "
                              f"tokens {tokens}; put them together")
@@ -582,9 +586,9 @@ class _Step:
         """The bytes of a cache's row in blocks."""
         elements, size = BLOCKS[kind]
         if place.axes[0] != "position":
-            raise ValueError(f"{name} came in blocks of {kind}, and is no cache: give its numbers")
+            raise ValueError(f"{name} came in blocks of {kind} but is not a cache: give its numbers")
         if row % elements:
-            raise ValueError(f"{name} has rows of {row}, which blocks of {elements} of {kind} do not divide")
+            raise ValueError(f"{name} has rows of {row} elements, not a multiple of the {elements} of a {kind} block")
         return row // elements * size
 
     def _tokens(self, name, place, tokens):
@@ -592,7 +596,7 @@ class _Step:
         n = len(self.tokens)
         tokens = [int(token) + n * (token < 0) for token in tokens]
         if place.axes[0] != "token" or place.sizes[0] != "T":
-            raise ValueError(f"{name} has not a row for each token; leave out rows")
+            raise ValueError(f"{name} does not have a row for each token; leave out rows")
         ascending = all(a < b for a, b in zip(tokens, tokens[1:]))
         if not tokens or not ascending or tokens[0] < 0 or tokens[-1] >= n:
             raise ValueError(f"step {self.index}: {name} has rows of {tokens}, which are not ascending tokens of "
@@ -607,10 +611,10 @@ class _Step:
         for name, found in self.missed.items():
             if name not in self.header:
                 raise ValueError(f"step {self.index}: {name} came with {found} of {self.positions} positions and "
-                                 f"never whole; put all positions in one array, or leave it out")
+                                 f"never whole: give them in one array, or leave it out")
         if self.rows:
             name = next(iter(self.rows))
-            raise ValueError(f"step {self.index}: {name} lacks rows; record every token, or say whose they are "
+            raise ValueError(f"step {self.index}: {name} lacks rows; record every token, or name the recorded ones "
                              f"with rows=")
         header = json.dumps(self.header, separators=(",", ":")).encode()
         self.file.seek(0)

@@ -45,7 +45,7 @@ OPCODES = frozenset("""PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFA
 
 
 class Refused(ValueError):
-    """A file that is none of torch.save, is damaged, or holds more than tensors."""
+    """A file that torch.save did not write, that is damaged, or that holds more than tensors."""
 
 
 def read(path):
@@ -59,9 +59,9 @@ def read(path):
     except Refused as error:
         raise Refused(f"{path}: {error}") from None
     except zipfile.BadZipFile:
-        raise Refused(f"{path} is no zip file of torch.save; write it by torch 1.6 or later") from None
+        raise Refused(f"{path} is not a zip file of torch.save; save it with torch 1.6 or later") from None
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        raise Refused(f"{path} is damaged: {error}") from None
+        raise Refused(f"{path} is damaged: {error}; save it again") from None
     return arrays
 
 
@@ -72,7 +72,7 @@ def convert(dump, out):
         target = Path(out) / path.relative_to(dump).with_suffix(".safetensors")
         arrays = read(path)
         if not arrays:
-            raise Refused(f"{path} has no tensor")
+            raise Refused(f"{path} has no tensor; save a dict of tensors")
         target.parent.mkdir(parents=True, exist_ok=True)
         _write(arrays, target)
     return len(files)
@@ -141,13 +141,13 @@ def _rebuild_tensor(storage, offset, shape, strides, *_):
     """The part of a storage that a tensor is, without a copy."""
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, np.ndarray) or any(type(n) is not int or n < 0 for n in numbers):
-        raise Refused("has a tensor that is no part of a storage")
+        raise Refused("has a tensor that is not part of a storage")
     count = int(np.prod(shape, dtype=object)) if shape else 1
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if count and last >= len(storage):
         raise Refused(f"has a tensor of shape {shape} that ends after its storage of {len(storage)} elements")
     if count > MAX_ELEMENTS or count > max(len(storage), MAX_REPEATED):
-        raise Refused(f"has a tensor of shape {shape}, which are too many elements")
+        raise Refused(f"has a tensor of shape {shape}, which has too many elements")
     steps = [stride * storage.itemsize for stride in strides]
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False)
 
@@ -175,14 +175,14 @@ def _known(module, name):
 def _collect(value, name, arrays, depth):
     """Adds the arrays of a value by their names."""
     if depth == 0:
-        raise Refused(f"has dicts or lists {MAX_DEPTH} deep")
+        raise Refused(f"has dicts or lists nested {MAX_DEPTH} deep; save a flatter one")
     if isinstance(value, np.ndarray):
         arrays[name or "tensor"] = value
     elif isinstance(value, (dict, list, tuple)):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, part in items:
             if type(key) not in (str, int):
-                raise Refused(f"has {type(key).__name__} for a key in {name or 'its dict'}; use a text or a number")
+                raise Refused(f"has {type(key).__name__} as a key in {name or 'its dict'}; use a string or a number")
             _collect(part, f"{name}/{key}" if name else str(key), arrays, depth - 1)
 
 
@@ -211,7 +211,7 @@ def main(arguments):
         print(f"firstdiff_pt.py: {error}", file=sys.stderr)
         return 2
     if not count:
-        print(f"firstdiff_pt.py: {dump} has no .pt and no .pth file", file=sys.stderr)
+        print(f"firstdiff_pt.py: {dump} has no .pt or .pth file; name the folder of the dump", file=sys.stderr)
         return 2
     print(f"wrote {count} files to {out}; next: firstdiff align {out} --reference REF -o map.toml")
     return 0

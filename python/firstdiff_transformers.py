@@ -137,7 +137,7 @@ def parts(names, plan, layer):
     for path, (of_output, _) in known.items():
         needed = of_output[0] in NEEDED and (of_output[0], layer) in plan.sites
         if needed and path not in names:
-            raise ValueError(f"layer {layer} has no {path}, so {of_output[0]} cannot be seen; record "
+            raise ValueError(f"layer {layer} has no {path}, so {of_output[0]} cannot be captured; record "
                              "it by hand, with firstdiff.py")
     if "mlp" in names and "mlp.down_proj" not in names:
         known |= EXPERTS
@@ -169,7 +169,7 @@ def trace(model, folder, plan, weights=True, shard=None):
     if storage is None:
         raise ValueError(f"the model is in {model.dtype}; load it as float32, float16 or bfloat16")
     if storage == "f32" and torch.get_float32_matmul_precision() != "highest":
-        raise ValueError("products of f32 are rounded to less; before recording, call "
+        raise ValueError("products in f32 are rounded to a coarser format; before recording, call "
                          "torch.set_float32_matmul_precision('highest')")
     arithmetic = {"weights": storage, "default": {"storage": storage, "accumulator": "f32"}}
     if storage != "f32":
@@ -212,7 +212,7 @@ class _Hooks:
         attention = model.config._attn_implementation
         self.eager = attention == "eager"
         if not self.eager:
-            warnings.warn(f"{attention} attention shows no scores and probs; to record them, load "
+            warnings.warn(f"{attention} attention exposes no scores and probs; to record them, load "
                           'the model with attn_implementation="eager"', stacklevel=5)
         # Of each layer, the modules and sites that must be seen in a step.
         self.expected = []
@@ -275,7 +275,7 @@ class _Hooks:
             module = root.get_submodule(path)
         except AttributeError as error:
             raise ValueError(f"{type(root).__name__} has no {path}, so {of_output[-1]} cannot be "
-                             "seen; record it by hand, with firstdiff.py") from error
+                             "captured; record it by hand, with firstdiff.py") from error
         if of_input:
             before = lambda _, args: self._put_rows(of_input, args[0])
             undo.callback(module.register_forward_pre_hook(before).remove)
@@ -328,14 +328,14 @@ class _Hooks:
         own = getattr(module, name, None)
         if own is None:
             raise ValueError(f"{module.__name__} has no {name}, so rotated q and k, or the caches, "
-                             "cannot be seen; use transformers 4.48 or later")
+                             "cannot be captured; use transformers 4.48 or later")
         setattr(module, name, wrap(own))
         undo.callback(setattr, module, name, own)
 
     def _begin(self, _, args, kwargs):
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None or len(ids) != 1:
-            raise ValueError("a step is a call with input_ids of shape (1, tokens); make it so")
+            raise ValueError("a step needs input_ids of shape (1, tokens); pass one sequence")
         self.trace.step(ids[0].tolist())
         self.layer, self.seen, self.inside = None, set(), set()
 
@@ -357,7 +357,7 @@ class _Hooks:
         missing = sorted(wanted - self.seen)
         if missing:
             where = "the model" if self.layer is None else f"layer {self.layer}"
-            raise ValueError(f"{where} has not shown {', '.join(missing)}: its forward calls other "
+            raise ValueError(f"{where} did not expose {', '.join(missing)}: its forward calls other "
                              "modules or functions; record these by hand, with firstdiff.py")
 
     def _shape(self, site):
@@ -386,7 +386,7 @@ class _Hooks:
             if site in ("logits", "output") and tensor.numel() == kept * np.prod(shapes[-1][1:]):
                 return self._put(site, tensor.reshape(kept, -1), None, range(tokens - kept, tokens))
         if shapes:
-            raise ValueError(f"layer {self.layer}: {sites[0]} came as {tuple(tensor.shape)}, the plan has "
+            raise ValueError(f"layer {self.layer}: {sites[0]} came as {tuple(tensor.shape)}; the plan has "
                              f"{shapes[0]}; give the plan of the model's GGUF")
 
     def _put_inside(self, sites, tensor):

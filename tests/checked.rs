@@ -369,6 +369,8 @@ fn all_kernels_are_clean_in_five_thread_orders() {
     let n = subjects.len();
     let wanted = format!("clean: {n} of {n} kernels, {launches} launches in 5 thread orders");
     assert_eq!(first, wanted);
+    let page = std::fs::read_to_string("docs/kernel-checks.md").unwrap();
+    assert!(page.contains(&format!("$ firstdiff kernels check\n{wanted}\n")), "{wanted}");
     let rows = |file: &str| out.lines().filter(|line| line.trim().starts_with(file)).count();
     // Eight variants of attention.cu; every file of the engine, and the cuda device's own.
     assert_eq!(rows("attention.cu"), 8);

@@ -34,6 +34,8 @@ mod conventions;
 mod cut;
 // What the machine has, whatever it has.
 mod doctor;
+// What the docs show of commands.
+mod docs;
 // The engine on the host device against llama.cpp.
 mod engine;
 // The page of a report, in a browser.

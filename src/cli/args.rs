@@ -234,8 +234,9 @@ pub struct RunArgs {
     /// Which elements the replay computes
     #[arg(long, value_enum, default_value_t, conflicts_with = "no_replay")]
     pub replay: ReplayArg,
-    /// Run the prompt at many lengths and report which diverge: auto (where kernels break) or 1,31-33,64
-    #[arg(long, value_name = "WHICH", conflicts_with_all = ["watch", "rows", "html"])]
+    /// Run the prompt at many lengths and report which diverge: auto (where kernels break) or 1,31-33,64;
+    /// --html then shows the first that diverges, or else the last
+    #[arg(long, value_name = "WHICH", conflicts_with_all = ["watch", "rows"])]
     pub lengths: Option<Lengths>,
     /// Write where the time went, as trace events for chrome://tracing or ui.perfetto.dev (docs/report.md)
     #[arg(long, value_name = "FILE", conflicts_with = "watch")]

@@ -50,6 +50,10 @@ pub fn align(args: &AlignArgs) -> Result<Exit, Error> {
             let _ = writeln!(text, "  {label:<10} {}", named(&names));
         }
     }
+    if 2 * found.unmatched.len() > dump.arrays.len() {
+        text += "  next       what a bug changed matches nothing: align a correct run, or map the names by hand \
+                 (docs/trace-format.md)\n";
+    }
     let scaled: Vec<&str> = (found.matches.iter())
         .filter(|found| found.scale != 1.0)
         .map(|found| found.name.as_str())

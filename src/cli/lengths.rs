@@ -1,6 +1,6 @@
 //! `firstdiff run --lengths`: the same prompt at many lengths, and the rule of those that diverge.
 
-use std::{collections::BTreeSet, str::FromStr};
+use std::{collections::BTreeSet, path::Path, str::FromStr};
 
 use comfy_table::{Table, presets};
 use firstdiff::{
@@ -10,9 +10,10 @@ use firstdiff::{
         exit::Exit,
         task::Task,
     },
+    diagnosis::album::Album,
     engine::{EngineSpec, kernels::KernelSet},
     report::Report,
-    run::{Run, lengths},
+    run::{Kept, Run, lengths},
 };
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,7 @@ use super::{
     error::Error,
     inputs::{self, Inputs},
     output,
+    page::{self, Beside},
 };
 
 /// Raised when a field of the JSON changes.
@@ -106,6 +108,9 @@ pub fn lengths(
     if let Some(path) = &args.compare.report.json {
         output::write_json(&table, path)?;
     }
+    if let Some(path) = &args.compare.report.html {
+        write_page(path, args, inputs, engine, &table)?;
+    }
     if !args.compare.report.json.as_deref().is_some_and(output::is_stdout) {
         output::print(&text(&table))?;
     }
@@ -132,7 +137,40 @@ fn listed(inputs: &Inputs, engine: &EngineSpec, wanted: &Lengths) -> Result<Vec<
     }
 }
 
-fn row(args: &RunArgs, inputs: &Inputs, engine: &EngineSpec, tokens: usize) -> Result<Row, Error> {
+/// Writes the page of the first length that diverges, or else of the last; none where no length ran to its end.
+fn write_page(
+    path: &Path,
+    args: &RunArgs,
+    inputs: &Inputs,
+    engine: &EngineSpec,
+    table: &LengthTable,
+) -> Result<(), Error> {
+    let Some(tokens) = on_page(&table.rows) else {
+        output::say(&format!("no page in {}: no length ran to its end", path.display()));
+        return Ok(());
+    };
+    let mut album = Album::default();
+    let mut report = report(args, inputs, engine, tokens, Some(&mut album))?;
+    report.notes.push(format!("this page is of {tokens} prompt tokens; {}", answer(table)));
+    let places = page::places(&report, inputs, engine);
+    page::write(path, &report, &Beside { album: Some(&album), places })
+}
+
+/// The length that a page shows.
+fn on_page(rows: &[Row]) -> Option<usize> {
+    let ended = |row: &&Row| matches!(row.exit, Exit::Equal | Exit::Diverged | Exit::NotMeasured);
+    let first = rows.iter().find(|row| row.exit == Exit::Diverged);
+    first.or(rows.iter().rfind(ended)).map(|row| row.tokens)
+}
+
+/// The report of a prompt of that length.
+fn report(
+    args: &RunArgs,
+    inputs: &Inputs,
+    engine: &EngineSpec,
+    tokens: usize,
+    album: Option<&mut Album>,
+) -> Result<Report, Error> {
     // A prompt that is too short is said again.
     let prompt: Vec<i32> = inputs.ids.iter().copied().cycle().take(tokens).collect();
     let filter = inputs::filter(args.compare.sites.as_deref())?;
@@ -146,7 +184,11 @@ fn row(args: &RunArgs, inputs: &Inputs, engine: &EngineSpec, tokens: usize) -> R
         rule: Rule { factor: args.compare.factor, stop_at_first: args.compare.stop_at_first },
         replay: (!args.no_replay).then(|| args.replay.into()),
     };
-    let report = Report::of_run(&run, run.run(&mut |_| {})?)?;
+    Ok(Report::of_run(&run, run.run_again(&mut Kept::default(), album, &mut |_| {})?)?)
+}
+
+fn row(args: &RunArgs, inputs: &Inputs, engine: &EngineSpec, tokens: usize) -> Result<Row, Error> {
+    let report = report(args, inputs, engine, tokens, None)?;
     let guilty = report.diagnosis.iter().flat_map(|diagnosis| &diagnosis.findings);
     let step = guilty.filter_map(|finding| finding.worst.as_ref().map(|worst| worst.step)).min();
     let diverged = report.headline.first_divergence.as_deref();
@@ -177,19 +219,22 @@ fn rule(rows: &[Row], decode: u32) -> String {
     if of_prompts || wrong.is_empty() { rule } else { format!("in decode steps {rule}") }
 }
 
+/// How many lengths diverge, and which.
+fn answer(table: &LengthTable) -> String {
+    match table.rows.iter().filter(|row| row.exit != Exit::Equal).count() {
+        0 => format!("equal at all {} lengths", table.rows.len()),
+        wrong => format!("diverges at {wrong} of {} lengths: {}", table.rows.len(), table.rule),
+    }
+}
+
 fn text(table: &LengthTable) -> String {
-    let wrong = table.rows.iter().filter(|row| row.exit != Exit::Equal).count();
     let mut grid = Table::new();
     grid.load_preset(presets::NOTHING);
     grid.set_header(["tokens", "verdict"]);
     for row in &table.rows {
         grid.add_row([row.tokens.to_string(), row.text.clone()]);
     }
-    let answer = match wrong {
-        0 => format!("equal at all {} lengths", table.rows.len()),
-        wrong => format!("diverges at {wrong} of {} lengths: {}", table.rows.len(), table.rule),
-    };
-    format!("{answer}\n{}\n", grid.trim_fmt())
+    format!("{}\n{}\n", answer(table), grid.trim_fmt())
 }
 
 #[cfg(test)]
@@ -208,6 +253,15 @@ mod tests {
         for bad in ["", "0", "5-2", "x", "1-99999999"] {
             assert!(bad.parse::<Lengths>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_page_is_of_the_first_length_that_diverges_or_else_of_the_last_that_ran() {
+        let died = |tokens| Row { exit: Exit::Device, ..row(tokens, Some(tokens)) };
+        let [right, wrong] = [|n| row(n, None), |n| row(n, Some(n))];
+        assert_eq!(on_page(&[right(1), died(2), wrong(3), wrong(4), right(5)]), Some(3));
+        assert_eq!(on_page(&[right(1), right(2), died(3)]), Some(2));
+        assert_eq!(on_page(&[died(3)]), None);
     }
 
     #[test]

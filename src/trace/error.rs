@@ -90,7 +90,8 @@ pub enum TraceError {
     #[error("no trace at {path}; check the path, or record one with `firstdiff capture`")]
     Missing { path: PathBuf },
     #[error(
-        "{path} is not a trace: it has no manifest.json; name the folder given to `capture -o`"
+        "{path} is not a trace: it has no manifest.json; name the folder that was recorded to, or make a trace of \
+         a dump with `firstdiff align` and `firstdiff import`"
     )]
     NotATrace { path: PathBuf },
     #[error(
@@ -102,7 +103,9 @@ pub enum TraceError {
         "{path} has no step: the recording program ended before its first step was complete; record it again"
     )]
     NoStep { path: PathBuf },
-    #[error("{path} exists; choose another folder, or allow overwriting the trace in it")]
+    #[error(
+        "{path} exists; choose another folder, or overwrite the trace in it (capture --overwrite)"
+    )]
     Exists { path: PathBuf },
     #[error(
         "{path} holds something other than a trace, which firstdiff does not overwrite; choose another folder"

@@ -153,7 +153,7 @@ impl Plan {
             value.ok_or_else(|| field(path, key.into(), reason.into()))
         };
         let n_vocab = number(&key("n_vocab")?, u64::MAX);
-        let is_none = || field(path, "n_vocab".into(), "is no number".into());
+        let is_none = || field(path, "n_vocab".into(), "is not a number".into());
         let n_vocab = n_vocab.ok_or_else(is_none)? as usize;
         let (name, blake3) = (key("model")?, key("blake3")?);
         let model = ModelId { name, blake3, architecture: key("architecture")?, n_vocab, sites };
@@ -192,26 +192,29 @@ fn lines(text: &str) -> Result<Lines<'_>, (String, String)> {
     }
     if !text.ends_with('\n') {
         let last = text.lines().count().max(1);
-        return Err((format!("line {last}"), "is cut: the file does not end with a line".into()));
+        return Err((
+            format!("line {last}"),
+            "is truncated: the file does not end with a newline".into(),
+        ));
     }
     let mut section = false;
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
         let (key, value) = line.split_once(' ').unwrap_or((line, ""));
-        let wrong = |what: &str| (key.to_string(), format!("is {value:?}, no {what}"));
+        let wrong = |what: &str| (key.to_string(), format!("is {value:?}, not {what}"));
         match key {
             "tokens" => {
                 let id = |word| Some(number(word, i32::MAX as u64)? as i32);
                 let ids = value.split(' ').map(id).collect::<Option<Vec<i32>>>();
-                all.steps.push(ids.ok_or_else(|| wrong("ids"))?);
+                all.steps.push(ids.ok_or_else(|| wrong("token ids"))?);
             }
             "section" if line == key => section = true,
             "site" => {
-                all.sites.push(site_group(value, section).ok_or_else(|| wrong("site"))?);
+                all.sites.push(site_group(value, section).ok_or_else(|| wrong("a site"))?);
                 section = false;
             }
             "model" | "blake3" | "architecture" | "n_vocab" | "decode" if line != key => {
                 if all.keys.insert(key, value).is_some() {
-                    return Err((key.into(), "is there twice".into()));
+                    return Err((key.into(), "appears twice".into()));
                 }
             }
             _ => return Err((format!("line {}", index + 1), "is not a line of a plan".into())),
@@ -219,7 +222,7 @@ fn lines(text: &str) -> Result<Lines<'_>, (String, String)> {
     }
     if let Some(value) = all.keys.get("decode") {
         let steps = number(value, Limit::Steps.max());
-        let wrong = || ("decode".into(), format!("is {value:?}, no number of steps"));
+        let wrong = || ("decode".into(), format!("is {value:?}, not a number of steps"));
         all.decode = steps.ok_or_else(wrong)? as usize;
     }
     Ok(all)

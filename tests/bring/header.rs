@@ -149,13 +149,13 @@ fn declared_storage_is_the_arithmetic_that_our_own_engine_has_there() {
 fn a_mistake_is_said_once_and_its_trace_is_refused() {
     let folder = program();
     let cases = [
-        ("early", "embd was recorded before a step began; call firstdiff_step"),
+        ("early", "embd was recorded before the first step; call firstdiff_step"),
         ("empty", "step 0 has no tokens"),
         ("site", "the plan has no site query of layer 0"),
         ("layer", "the plan has no site q of layer 2"),
         ("shape", "q of layer 0 came as f32 (1, 4, 6); it has (1, 6, 4)"),
         ("twice", "logits of layer 0 came as f32 (1, 13, 1)"),
-        ("rows", "step 2: q of layer 0 has 1 of 2 rows; record every token, or say"),
+        ("rows", "step 2: q of layer 0 has 1 of 2 rows; record every token, or name"),
         ("types", "q of layer 0 came as f16 (1, 6, 4)"),
         ("device", "a copy from the device failed"),
     ];
@@ -213,11 +213,11 @@ fn the_plans_ids_rows_of_some_tokens_and_a_cached_prefix_are_written_into_a_new_
 fn a_cache_in_blocks_and_rows_of_wrong_tokens_stop_the_recording() {
     let folder = tempfile::tempdir().unwrap();
     for (mistake, says) in [
-        ("blocks", "step 0: k_cache of layer 0 came with 5 positions and never with all 21"),
-        ("descending", "the rows of final_norm of layer 0 are not of ascending tokens"),
-        ("outside", "the rows of final_norm of layer 0 are not of ascending tokens"),
-        ("cache", "the rows of k_cache of layer 0 are not of ascending tokens"),
-        ("logits", "step 0: logits of layer -1 has 2 of 5 rows; record every token, or say"),
+        ("blocks", "step 0: k_cache of layer 0 came with 5 of 21 positions and never whole"),
+        ("descending", "the rows of final_norm of layer 0 are not those of ascending tokens"),
+        ("outside", "the rows of final_norm of layer 0 are not those of ascending tokens"),
+        ("cache", "the rows of k_cache of layer 0 are not those of ascending tokens"),
+        ("logits", "step 0: logits of layer -1 has 2 of 5 rows; record every token, or name"),
         ("position", "step 1 begins at position 21, not 20"),
     ] {
         let (exit, _, err) = rows(folder.path(), &[mistake]);
@@ -241,7 +241,7 @@ fn without_a_plan_or_a_folder_of_its_own_the_engine_runs_on() {
     let folder = program();
     fs::write(folder.path().join("plan.txt"), "tokens 1 2\n").unwrap();
     let (exit, err) = record(folder.path(), &[]);
-    assert!(exit == Some(1) && err.contains("is no plan of firstdiff"), "{err}");
+    assert!(exit == Some(1) && err.contains("is not a firstdiff plan"), "{err}");
     fs::remove_file(folder.path().join("plan.txt")).unwrap();
     let (exit, err) = record(folder.path(), &[]);
     assert!(exit == Some(1) && err.contains("cannot read the plan"), "{err}");

@@ -13,7 +13,7 @@ mod ranks;
 mod schema;
 mod shards;
 mod slices;
-mod support;
+pub mod support;
 mod survey;
 mod transformers;
 mod validate;

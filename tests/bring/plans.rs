@@ -18,56 +18,71 @@ const REFUSED: [(&str, &str, &str, &str); 43] = [
         "tokens has id 13, n_vocab is 13",
         "tokens has an id that is not below",
     ),
-    ("tokens 6", "tokens -1", "tokens is \"-1\", no ids", "tokens has what is no id"),
-    ("tokens 6", "tokens", "tokens is \"\", no ids", "tokens is no line of one"),
-    ("tokens 6", "tokens ", "tokens is \"\", no ids", "tokens has what is no id"),
-    ("tokens 6", "tokens 6 ", "tokens is \"6 \", no ids", "tokens has what is no id"),
-    ("tokens 6", "tokens 6  5", "no ids", "tokens has what is no id"),
-    ("tokens 6", "tokens +6", "no ids", "tokens has what is no id"),
-    ("tokens 6", "tokens 6.0", "no ids", "tokens has what is no id"),
-    ("tokens 6", "tokens 0x6", "no ids", "tokens has what is no id"),
-    ("tokens 6", "tokens 4294967302", "no ids", "tokens has what is no id"),
-    ("tokens 6", "tokens 99999999999999999999999", "no ids", "tokens has what is no id"),
+    (
+        "tokens 6",
+        "tokens -1",
+        "tokens is \"-1\", not token ids",
+        "tokens has a word that is not an id",
+    ),
+    ("tokens 6", "tokens", "tokens is \"\", not token ids", "tokens is not a line of a plan"),
+    ("tokens 6", "tokens ", "tokens is \"\", not token ids", "tokens has a word that is not an id"),
+    (
+        "tokens 6",
+        "tokens 6 ",
+        "tokens is \"6 \", not token ids",
+        "tokens has a word that is not an id",
+    ),
+    ("tokens 6", "tokens 6  5", "not token ids", "tokens has a word that is not an id"),
+    ("tokens 6", "tokens +6", "not token ids", "tokens has a word that is not an id"),
+    ("tokens 6", "tokens 6.0", "not token ids", "tokens has a word that is not an id"),
+    ("tokens 6", "tokens 0x6", "not token ids", "tokens has a word that is not an id"),
+    ("tokens 6", "tokens 4294967302", "not token ids", "tokens has a word that is not an id"),
+    (
+        "tokens 6",
+        "tokens 99999999999999999999999",
+        "not token ids",
+        "tokens has a word that is not an id",
+    ),
     ("tokens 6", "tokens 6\0", "line 30 has a NUL byte", "it has a NUL byte"),
-    ("tokens 6", "token 6", "line 30 is not a line of a plan", "token is no line of one"),
-    ("tokens 1 2 3 4 5\ntokens 6\n", "", "tokens is missing", "its tokens are none"),
-    ("tokens 6\n", "tokens 6", "line 30 is cut", "it is cut"),
-    ("tokens 6\n", "tok", "line 30 is cut", "it is cut"),
-    ("tokens 6\n", "tokens 6\ndecode -1\n", "decode is \"-1\", no number", "decode is no number"),
+    ("tokens 6", "token 6", "line 30 is not a line of a plan", "token is not a line of a plan"),
+    ("tokens 1 2 3 4 5\ntokens 6\n", "", "tokens is missing", "it has no tokens"),
+    ("tokens 6\n", "tokens 6", "line 30 is truncated", "it is truncated"),
+    ("tokens 6\n", "tok", "line 30 is truncated", "it is truncated"),
+    (
+        "tokens 6\n",
+        "tokens 6\ndecode -1\n",
+        "decode is \"-1\", not a number",
+        "decode is not a number",
+    ),
     (
         "tokens 6\n",
         "tokens 6\ndecode 65537\n",
-        "no number of steps",
-        "decode is no number, or too large",
+        "not a number of steps",
+        "decode is not a number, or is too large",
     ),
     (
         "tokens 6\n",
         "tokens 6\ndecode 1\ndecode 1\n",
-        "decode is there twice",
-        "decode is there twice",
+        "decode appears twice",
+        "decode appears twice",
     ),
     ("n_vocab 13\n", "", "n_vocab is missing", "n_vocab is missing"),
-    ("n_vocab 13", "n_vocab many", "n_vocab is no number", "n_vocab is no number"),
-    ("blake3 ", "blake4 ", "line 2 is not a line of a plan", "blake4 is no line of one"),
-    ("n_vocab 13", "n_vocab 0", "n_vocab is 0", "n_vocab is no number"),
-    ("n_vocab 13", "n_vocab +13", "n_vocab is no number", "n_vocab is no number"),
+    ("n_vocab 13", "n_vocab many", "n_vocab is not a number", "n_vocab is not a number"),
+    ("blake3 ", "blake4 ", "line 2 is not a line of a plan", "blake4 is not a line of a plan"),
+    ("n_vocab 13", "n_vocab 0", "n_vocab is 0", "n_vocab is not a number"),
+    ("n_vocab 13", "n_vocab +13", "n_vocab is not a number", "n_vocab is not a number"),
     (
         "n_vocab 13",
         "n_vocab 16777217",
         "states 16777217 entries",
-        "n_vocab is no number, or too large",
+        "n_vocab is not a number, or is too large",
     ),
-    (
-        "n_vocab 13\n",
-        "n_vocab 13\nn_vocab 13\n",
-        "n_vocab is there twice",
-        "n_vocab is there twice",
-    ),
+    ("n_vocab 13\n", "n_vocab 13\nn_vocab 13\n", "n_vocab appears twice", "n_vocab appears twice"),
     ("blake3 ab", "blake3 AB", "not 64 lowercase hex", "blake3 is not 64 lowercase hex"),
     ("architecture qwen3\n", "", "architecture is missing", "architecture is missing"),
-    ("model small", "model\nmodel small", "line 1 is not a line", "model is no line of one"),
-    ("site k 0-1", "site q 0-1", "has blk.0.q twice", "q is there twice"),
-    ("site k 0-1", "site q 1-1", "has blk.1.q twice", "q is there twice"),
+    ("model small", "model\nmodel small", "line 1 is not a line", "model is not a line of a plan"),
+    ("site k 0-1", "site q 0-1", "has blk.0.q twice", "q appears twice"),
+    ("site k 0-1", "site q 1-1", "has blk.1.q twice", "q appears twice"),
     (
         "site q 0-1 token,head,dim T,6,4",
         "site q 0-1 token,head,dim T,6",
@@ -77,42 +92,42 @@ const REFUSED: [(&str, &str, &str, &str); 43] = [
     (
         "site q 0-1 token,head,dim T,6,4",
         "site q 0-1 token,head,dim T,6,0",
-        "no site",
-        "a size that is none",
+        "not a site",
+        "an invalid size",
     ),
     (
         "site q 0-1 token,head,dim T,6,4",
         "site q 0-1 token,head,dim T,6,T-T",
-        "no site",
-        "a size that is none",
+        "not a site",
+        "an invalid size",
     ),
     (
         "site q 0-1 token,head,dim T,6,4",
         "site q 0-1 token,head,dim T,6,T*T*T",
-        "no site",
-        "a size that is none",
+        "not a site",
+        "an invalid size",
     ),
     (
         "site q 0-1 token,head,dim T,6,4",
         "site q 0-1 token,head,dim T,6,9999999999999",
-        "no site",
-        "a size that is none",
+        "not a site",
+        "an invalid size",
     ),
     (
         "site q 0-1 token,head,dim T,6,4",
         "site q 0-1 token,heads,dim T,6,4",
-        "no site",
-        "an axis that is none",
+        "not a site",
+        "an unknown axis",
     ),
     (
         "site q 0-1 token,head,dim T,6,4",
         "site q 0-1 token,head,dim",
-        "no site",
-        "a site has not four words",
+        "not a site",
+        "a site does not have four words",
     ),
-    ("site q 0-1", "site q 1-0", "no site", "layers that are none or do not ascend"),
-    ("site q 0-1", "site q 0,0", "no site", "layers that are none or do not ascend"),
-    ("site q 0-1", "site q 0-1024", "no site", "layers that are none or do not ascend"),
+    ("site q 0-1", "site q 1-0", "not a site", "layers that are invalid or do not ascend"),
+    ("site q 0-1", "site q 0,0", "not a site", "layers that are invalid or do not ascend"),
+    ("site q 0-1", "site q 0-1024", "not a site", "layers that are invalid or do not ascend"),
     ("site q 0-1", "site q -", "should be in one", "no layer and should be in one"),
     ("site embd -", "site embd 0", "should be in one", "no layer and should be in one"),
 ];
@@ -125,7 +140,7 @@ for path in open(sys.argv[1]).read().split():
         firstdiff.Plan(path)
         print('taken')
     except ValueError as error:
-        assert str(error).startswith(f'{path} is no plan of firstdiff: '), error
+        assert str(error).startswith(f'{path} is not a firstdiff plan: '), error
         print('refused')
 ";
 
@@ -190,14 +205,14 @@ fn each_malformed_plan_is_refused_by_name_by_every_reader() {
     assert!(readers.add(many.as_bytes()).unwrap_err().contains("states 65538 steps"));
     // Long before it would fill the memory.
     let layers = PLAN.replacen("site q 0-1", &format!("site q {}0", "0-1023,".repeat(1 << 20)), 1);
-    assert!(readers.add(layers.as_bytes()).unwrap_err().contains("no site"));
+    assert!(readers.add(layers.as_bytes()).unwrap_err().contains("not a site"));
     let (c, python, said) = readers.others();
     assert_eq!(c, vec![false; REFUSED.len() + 3]);
     assert_eq!(python, c);
     assert_eq!(said.len(), c.len(), "{said:?}");
-    let more = ["it is no UTF-8 text", "its tokens are none, or too many", "do not ascend"];
+    let more = ["it is not UTF-8 text", "it has no tokens, or too many", "do not ascend"];
     for (line, says) in said.iter().zip(REFUSED.iter().map(|one| one.3).chain(more)) {
-        assert!(line.contains(says) && line.contains("is no plan of firstdiff"), "{says}: {line}");
+        assert!(line.contains(says) && line.contains("is not a firstdiff plan"), "{says}: {line}");
     }
 }
 

@@ -18,16 +18,16 @@ alone.pt tensor float32 (3, 4) 66
 system.pt: asks for posix.system, which is not read; save a dict of tensors, of 8 to 64 bits as numpy has them, or bfloat16
 module.pt: asks for torch.nn.Module, which is not read; save a dict of tensors, of 8 to 64 bits as numpy has them, or bfloat16
 past.pt: has a tensor of shape (4, 4) that ends after its storage of 12 elements
-negative.pt: has a tensor that is no part of a storage
-huge.pt: has a tensor of shape (1073741824, 1073741824), which are too many elements
+negative.pt: has a tensor that is not part of a storage
+huge.pt: has a tensor of shape (1073741824, 1073741824), which has too many elements
 short.pt: says 12 elements of the storage 0, which has 11
 big.pt: was written on a big-endian machine; write it on a little-endian one
 zipped.pt: has a compressed archive/data/0; torch.save writes it as it is
 memo.pt: its pickle has LONG_BINPUT 2147483647, which no tensor needs
 extension.pt: its pickle has EXT1 1, which no tensor needs
 halved.pt is damaged
-deep.pt: has dicts or lists 16 deep
-old.pt is no zip file of torch.save; write it by torch 1.6 or later
+deep.pt: has dicts or lists nested 16 deep; save a flatter one
+old.pt is not a zip file of torch.save; save it with torch 1.6 or later
 empty.pt: has no data.pkl, so torch.save did not write it
 harmed: False
 wrote 1 files to out; next: firstdiff align out --reference REF -o map.toml
@@ -43,6 +43,6 @@ fn files_of_torch_are_read_without_torch_and_nothing_else_of_them_is_called() {
     command.arg("-B").arg(script).arg(folder.path()).env("PYTHONPATH", project().join("python"));
     let output = command.output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), SAID);
-    let complaint = "firstdiff_pt.py: out has no .pt and no .pth file\n";
+    let complaint = "firstdiff_pt.py: out has no .pt or .pth file; name the folder of the dump\n";
     assert_eq!(String::from_utf8_lossy(&output.stderr), complaint);
 }

@@ -134,30 +134,30 @@ fn the_writers_for_c_and_python_keep_the_bytes_of_blocks() {
 fn the_writers_for_c_and_python_refuse_what_are_no_blocks() {
     let folder = tempfile::tempdir().unwrap();
     let cases = [
-        ("c", 64, "site", "k of layer 0 came in blocks of q8_0, and is no cache"),
+        ("c", 64, "site", "k of layer 0 came in blocks of q8_0 but is not a cache"),
         (
             "c",
             64,
             "stride",
-            "k_cache of layer 0 has a stride of 130, which cuts blocks of 32 of q8_0",
+            "k_cache of layer 0 has a stride of 130 elements, not a multiple of the 32 of a q8_0 block",
         ),
-        ("c", 64, "type", "k_cache of layer 0 came as type 99, which firstdiff_dtype has not"),
-        ("c", 64, "weight", "the weight blk.0.attn_q.weight came in blocks of a cache"),
+        ("c", 64, "type", "k_cache of layer 0 came as type 99, which is not a firstdiff_dtype"),
+        ("c", 64, "weight", "the weight blk.0.attn_q.weight came in a cache's blocks"),
         (
             "c",
             48,
             "rows",
-            "k_cache of layer 0 has rows of 48, which blocks of 32 of q8_0 do not divide",
+            "k_cache of layer 0 has rows of 48 elements, not a multiple of the 32 of a q8_0 block",
         ),
-        ("python", 64, "site", "blk.0.k came in blocks of q8_0, and is no cache"),
-        ("python", 64, "type", "'q9_0' is no type of a cache's blocks; they are q8_0, q4_0"),
+        ("python", 64, "site", "blk.0.k came in blocks of q8_0 but is not a cache"),
+        ("python", 64, "type", "'q9_0' is not a block format of a cache; they are q8_0, q4_0"),
         ("python", 64, "floats", "blocks of q8_0 came as float32; give their bytes, uint8"),
         ("python", 64, "bytes", "blk.0.k_cache came as uint8 (5, 2, 67); it has [5, 2, 68]"),
         (
             "python",
             48,
             "",
-            "blk.0.k_cache has rows of 48, which blocks of 32 of q8_0 do not divide",
+            "blk.0.k_cache has rows of 48 elements, not a multiple of the 32 of a q8_0 block",
         ),
     ];
     for (by, dim, mistake, says) in cases {

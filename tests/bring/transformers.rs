@@ -83,7 +83,7 @@ fn modules_of_experts_are_the_sites_that_the_plan_has() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    let missing = "layer 0 has no self_attn.k_proj, so k cannot be seen; record it by hand, with \
+    let missing = "layer 0 has no self_attn.k_proj, so k cannot be captured; record it by hand, with \
                    firstdiff.py\n";
     let common = "layer layer_out\ninput_layernorm attn_norm\nmlp ffn_moe_out\n";
     let attention = "self_attn.k_proj k\n";

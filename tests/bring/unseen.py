@@ -55,21 +55,21 @@ names = ("apply_rotary_pos_emb", "eager_attention_forward", "ALL_ATTENTION_FUNCT
 before = [getattr(code, name) for name in names]
 with refused("has 4 of the plan's 5 layers"):
     firstdiff_transformers.record(model, bad, of(("site attn_norm 0-3", "site attn_norm 0-4")))
-with refused("layer 2 has no mlp.gate_proj, so ffn_gate cannot be seen"), replaced(
+with refused("layer 2 has no mlp.gate_proj, so ffn_gate cannot be captured"), replaced(
     layers[2], "mlp", torch.nn.Identity()
 ):
     firstdiff_transformers.record(model, bad, plan)
-with refused("layer 1 has not shown k_cache, k_rope, probs"), replaced(
+with refused("layer 1 did not expose k_cache, k_rope, probs"), replaced(
     attention, "forward", lambda hidden_states, **_: (hidden_states, None)
 ):
     firstdiff_transformers.record(model, bad, plan)
-with refused("layer 0 has not shown k_rope, q_rope:"):
+with refused("layer 0 did not expose k_rope, q_rope:"):
     rotate = code.apply_rotary_pos_emb
     with firstdiff_transformers.trace(model, bad, plan):
         # Replaced once more, within the block.
         with replaced(code, "apply_rotary_pos_emb", rotate):
             model(torch.tensor([[1, 2, 3]]))
-with refused("the model has not shown layer 3:"), replaced(
+with refused("the model did not expose layer 3:"), replaced(
     model.config, "num_hidden_layers", 3
 ):
     firstdiff_transformers.record(model, bad, plan)
@@ -99,4 +99,4 @@ model = run.load(gguf, None, "sdpa", torch.float32)
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     firstdiff_transformers.record(model, folder, plan)
-assert "sdpa attention shows no scores and probs" in str(said[0].message), said
+assert "sdpa attention exposes no scores and probs" in str(said[0].message), said

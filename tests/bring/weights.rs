@@ -85,8 +85,8 @@ fn the_writers_of_three_languages_record_the_same_rows_and_sums() {
     assert_eq!(read(&trace), expected());
     // A run without weights leaves none of the run before.
     for (mistake, says) in [
-        ("late", "blk.0.ffn_up.weight was recorded after a step began"),
-        ("name", "\"a\"b\" is no name of a weight"),
+        ("late", "blk.0.ffn_up.weight was recorded after the first step"),
+        ("name", "\"a\"b\" is not the name of a weight"),
         ("empty", "the weight a has no elements"),
         ("null", "the weight a is NULL"),
     ] {
@@ -96,7 +96,7 @@ fn the_writers_of_three_languages_record_the_same_rows_and_sums() {
         assert!(matches!(error, TraceError::Unfinished { .. }), "{error}");
     }
     for (mistake, says) in [
-        ("late", "blk.0.ffn_up.weight was recorded after a step began"),
+        ("late", "blk.0.ffn_up.weight was recorded after the first step"),
         ("twice", "the weight narrow came as uint16 (1, 24), or twice"),
         ("whole", "the weight a came as int64 (3,), or twice"),
     ] {

@@ -193,14 +193,31 @@ fn twenty_four_layers_open_at_once_and_fit_a_narrow_window() {
 }
 
 #[test]
+fn the_page_of_many_lengths_is_of_the_first_that_diverges_or_else_of_the_last() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("lengths.html");
+    let run = ["run", "-n", "1", "--lengths", "1,3,5", "--html", path(&page)];
+    // Position 0 is not rotated: a prompt of one token is right.
+    let made = |run: &[&str], code: i32| {
+        let (exit, _, err) = outcome(&[run, &["-p", SHORT[1]]].concat());
+        assert_eq!(exit, code, "{err}");
+        std::fs::read_to_string(&page).unwrap()
+    };
+    let right = made(&run, 0);
+    assert!(right.contains("this page is of 5 prompt tokens; equal at all 3 lengths"));
+    let fault = ["run", "-n", "0", "--fault", "rope-pairs-interleaved"];
+    let wrong = made(&[&fault, &run[3..]].concat(), 1);
+    assert!(wrong.contains("this page is of 3 prompt tokens; diverges at 2 of 3 lengths: "));
+    assert!(wrong.contains("pairs (2i, 2i+1) instead of (i, i+d/2)"));
+}
+
+#[test]
 fn a_page_is_written_whole_or_not_at_all() {
     let folder = tempfile::tempdir().unwrap();
     let nowhere = folder.path().join("no/page.html");
     let run = [&["run"][..], &SHORT].concat();
     refused(&[&run[..], &["--html", path(&nowhere)]].concat(), 2, "cannot write");
     refused(&[&run[..], &["--html", "-"]].concat(), 2, "--html writes a file; give it a path");
-    let (exit, _, err) = outcome(&[&run[..], &["--lengths", "1", "--html", "x"]].concat());
-    assert!(exit == 2 && err.contains("cannot be used with"), "{err}");
     // What is no file is written to, and stays what it is.
     let (exit, _, err) = outcome(&[&run[..], &["--html", "/dev/null"]].concat());
     assert_eq!(exit, 0, "{err}");
