@@ -1,6 +1,8 @@
 // What kernels take from the headers of C and C++, of which NVRTC has none: each of those headers is this one.
 // printf, assert, the functions of <cmath>, std::move and std::forward are NVRTC's own.
-#pragma once
+// A guard, for it comes under many names.
+#ifndef FIRSTDIFF_NVRTC_STD
+#define FIRSTDIFF_NVRTC_STD
 
 typedef signed char int8_t;
 typedef short int16_t;
@@ -73,3 +75,5 @@ template <> struct numeric_limits<int> {
     __device__ static constexpr int lowest() { return INT_MIN; }
 };
 }  // namespace std
+
+#endif

@@ -45,7 +45,7 @@ fn bits_and_integers() {
     check("__byte_perm(x, 0x11223344, 0x0123)", |x| x.swap_bytes());
     check("__byte_perm(x, 0x11223344, 0x7654)", |_| 0x1122_3344);
     check("__funnelshift_l(x, x, 5)", |x| x.rotate_left(5));
-    check("__umulhi(x, x)", |x| (u64::from(x) * u64::from(x) >> 32) as u32);
+    check("__umulhi(x, x)", |x| ((u64::from(x) * u64::from(x)) >> 32) as u32);
     check("__dp4a((int)x, 0x01ff0280, 7)", |x| {
         let [a, b, c, d] = x.to_le_bytes().map(|byte| i32::from(byte as i8));
         (-128 * a + 2 * b - c + d + 7) as u32

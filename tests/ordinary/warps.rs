@@ -125,12 +125,8 @@ fn variables_of_the_device_live_from_launch_to_launch_for_all_blocks() {
     let (n, blocks) = (10_000, 24);
     let x: Vec<f32> = (0..n).map(|i| (i % 13) as f32).collect();
     let sum: f32 = x.iter().sum();
-    let values = vec![
-        Value::F32(vec![0.0; 3]),
-        Value::F32(vec![0.0; blocks]),
-        Value::F32(x),
-        Value::Int(n as i32),
-    ];
+    let values =
+        vec![Value::F32(vec![0.0; 3]), Value::F32(vec![0.0; blocks]), Value::F32(x), Value::Int(n)];
     let call = Call::new("threadfence_reduction.cu", "sum_in_one_pass", values);
     let call = call.grid(blocks, 1).block(128, 1);
     for mut options in unchecked().into_iter().chain([checked()]) {

@@ -146,3 +146,26 @@ fn compile(source: &KernelSource, architecture: &str) -> Result<Vec<u8>, DeviceE
         Ok(code)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::kernels::KernelSet;
+
+    #[test]
+    #[ignore = "needs NVRTC and CUDA's headers, no GPU: CUDA_HOME=... cargo test --lib nvrtc -- --ignored"]
+    fn nvrtc_compiles_kernels_as_people_write_them() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ordinary");
+        let kernels = KernelSet::beside(&folder);
+        let mut compiled = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.ends_with(".cu") {
+                let source = kernels.source(&name, Vec::new()).unwrap();
+                compile(&source, "sm_90").unwrap();
+                compiled += 1;
+            }
+        }
+        assert_eq!(compiled, 20);
+    }
+}

@@ -46,9 +46,10 @@ pub fn kernels(text: &str) -> Vec<Kernel> {
 impl Kernel {
     /// What surrounds the mention of the kernel, so that it stands only where the kernel does.
     pub fn guarded(&self, mention: &str) -> String {
-        match self.is_conditional {
-            true => format!("\n#ifdef {}\n{mention}\n#endif\n", presence(&self.name)),
-            false => mention.to_string(),
+        if self.is_conditional {
+            format!("\n#ifdef {}\n{mention}\n#endif\n", presence(&self.name))
+        } else {
+            mention.to_string()
         }
     }
 }

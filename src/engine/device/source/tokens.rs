@@ -105,11 +105,11 @@ fn of_macro(directive: &str, start: usize) -> impl Iterator<Item = Token<'_>> {
 fn next(text: &str) -> Option<usize> {
     let first = text.chars().next()?;
     let is_of_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let until = |ends: &dyn Fn(char) -> bool| text.find(|c| ends(c)).unwrap_or(text.len());
+    let until = |ends: &dyn Fn(char) -> bool| text.find(ends).unwrap_or(text.len());
     Some(if text.starts_with("//") {
         text.find('\n').unwrap_or(text.len())
-    } else if text.starts_with("/*") {
-        text[2..].find("*/").map_or(text.len(), |end| end + 4)
+    } else if let Some(comment) = text.strip_prefix("/*") {
+        comment.find("*/").map_or(text.len(), |end| end + 4)
     } else if text.starts_with("R\"") {
         raw_string(text)
     } else if is_of_word(first) {
