@@ -7,6 +7,9 @@ mod embedded;
 #[allow(dead_code, reason = "the crate uses the rest")]
 #[path = "src/engine/device/host/recipe.rs"]
 mod recipe;
+#[allow(dead_code, unused_imports, reason = "the crate uses the rest")]
+#[path = "src/engine/device/source/mod.rs"]
+mod source;
 #[allow(dead_code, reason = "the crate uses the rest")]
 #[path = "src/engine/variant.rs"]
 mod variant;
@@ -28,7 +31,8 @@ const OF_A_MODEL: [&str; 2] = ["attention_tiled.cu", "attention_split.cu"];
 fn main() {
     let modules = ["kernels/embedded", "device/host/recipe", "variant"];
     let modules = modules.map(|module| format!("src/engine/{module}.rs"));
-    for path in ["build.rs", "kernels"].into_iter().chain(modules.iter().map(String::as_str)) {
+    let folders = ["build.rs", "kernels", "src/engine/device/source"];
+    for path in folders.into_iter().chain(modules.iter().map(String::as_str)) {
         println!("cargo:rerun-if-changed={path}");
     }
     println!("cargo:rerun-if-env-changed=CXX");
@@ -84,8 +88,11 @@ impl Built {
             write(&path, &text)?;
             texts.push((file, path));
         }
-        for (name, text) in recipe::HEADERS {
-            write(&out.join(name), text)?;
+        for (name, text) in recipe::headers() {
+            let path = out.join(name);
+            let folder = path.parent().expect("it is in the folder");
+            fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+            write(&path, &text)?;
         }
         sources.push(Source { table: None, text: recipe::RUNTIME.to_string() });
         let objects = compiler.objects(&sources)?;

@@ -27,7 +27,7 @@ typedef firstdiff_parameters<decltype(&ENTRY)> firstdiff_of_entry;
 static_assert(firstdiff_of_entry::count > 0 && firstdiff_of_entry::code(0) > 0, "");
 """
 # The options of the cuda device (src/engine/device/cuda/mod.rs).
-OPTIONS = ["--generate-line-info", "--std=c++17"]
+OPTIONS = ["--generate-line-info", "--std=c++17", "--device-as-default-execution-space"]
 # Definitions of a file: the attention variants, and head sizes with query heads of a block.
 VARIANTS = {
     "attention.cu": [

@@ -50,6 +50,8 @@ mod faults_archs;
 mod gpu;
 // CUDA semantics on the CPU: barriers, warps, half, errors.
 mod host_device;
+// Kernels of the kind that people write, unchanged.
+mod ordinary;
 // The folders of src/ import downwards only.
 mod layers;
 // GGUF files, good and hostile; the ledger.

@@ -5,8 +5,8 @@
 // barrier or a warp intrinsic. So plain statics hold the state of the running block, and a shared
 // library is one "SM": the device loads several copies of it to run blocks in parallel.
 //
-// Not supported: inline PTX, tensor cores, cp.async, cooperative groups, textures, __constant__
-// written at run time, spin-waiting on another thread.
+// cp.async copies at once. A texture fetch, inline PTX, a barrier over the grid and a launch inside a
+// kernel end the launch with the line they are at. Spin-waiting on another thread never ends.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -18,25 +18,18 @@
 #include <math.h>
 
 #define CUDA_HOST 1
+// A compiler of kernels, for a GPU that has tensor cores and no cp.async: of two ways to write a thing,
+// a kernel then takes the one that runs here.
+#define __CUDACC__ 1
+#define __CUDA_ARCH__ 750
+#define __CUDACC_VER_MAJOR__ 12
+#define __CUDACC_VER_MINOR__ 0
+#define CUDART_VERSION 12000
 
-// ---- vector types ------------------------------------------------------------------------------
+extern "C" int printf(const char*, ...);
+#include "assert.h"
 
-struct uint3 { unsigned x, y, z; };
-struct dim3 { unsigned x = 1, y = 1, z = 1; };
-
-#define CUDA_HOST_VECTOR(T, NAME, ALIGN_2, ALIGN_4)                                                \
-    struct alignas(ALIGN_2) NAME##2 { T x, y; };                                                   \
-    struct alignas(ALIGN_4) NAME##4 { T x, y, z, w; };                                             \
-    static inline NAME##2 make_##NAME##2(T x, T y) { return {x, y}; }                              \
-    static inline NAME##4 make_##NAME##4(T x, T y, T z, T w) { return {x, y, z, w}; }
-CUDA_HOST_VECTOR(float, float, 8, 16)
-CUDA_HOST_VECTOR(int, int, 8, 16)
-CUDA_HOST_VECTOR(unsigned, uint, 8, 16)
-CUDA_HOST_VECTOR(short, short, 4, 8)
-CUDA_HOST_VECTOR(unsigned char, uchar, 2, 4)
-CUDA_HOST_VECTOR(signed char, char, 2, 4)
-struct float3 { float x, y, z; };
-static inline float3 make_float3(float x, float y, float z) { return {x, y, z}; }
+#include "cuda_host_vectors.h"
 
 // ---- the running thread, and the scheduler's entry points --------------------------------------
 
@@ -48,7 +41,10 @@ extern __attribute__((visibility("hidden"))) cuda_host_thread cuda_host_current;
 int cuda_host_barrier(int vote, int predicate, int line, const char* file);
 uint64_t cuda_host_warp(int op, unsigned mask, uint64_t value, int argument, int width, int line,
                         const char* file);
-void* cuda_host_dynamic_shared(void);
+// Calls function(lanes' arguments, null where there is none) once all lanes of the mask are here.
+void cuda_host_together(unsigned mask, void (*function)(void**), void* argument, int line,
+                        const char* file);
+extern __attribute__((visibility("hidden"))) char cuda_host_dynamic[];
 void cuda_host_fail(const char* what, int line, const char* file) __attribute__((noreturn));
 #ifdef CUDA_HOST_CHECKED
 void cuda_host_check_atomic(void* p, size_t n, int reads);
@@ -73,17 +69,39 @@ void cuda_host_copy(void* to, const void* from, size_t n);
 #endif
 #define __device__
 #define __host__
-#define __constant__ static const
+#define __managed__
+#define __grid_constant__
+#define __inline__ inline
 #define __forceinline__ inline __attribute__((always_inline))
-#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
-#define __align__(n) alignas(n)
+#define __maxnreg__(...)
+#define __cluster_dims__(...)
+#define __align__(n) __attribute__((aligned(n)))
 #define __restrict__ __restrict
 // Every zero-initialised static of a kernel file is shared memory: the build renames the object's
-// .bss to cudashm, so that the runtime knows its range and fills it before each block.
+// .bss to cudashm, so that the runtime knows its range and fills it before each block. Other
+// variables have sections of their own: __constant__ one each, for constants and variables cannot
+// share one, and the __device__ variables one, which keeps its values from block to block.
 #define __shared__ static
-// The build rewrites `extern __shared__ T name[];` to this.
-#define DYN_SHARED(T, name) T* const name = (T*)cuda_host_dynamic_shared()
+#define CUDA_HOST_TEXT_2(x) #x
+#define CUDA_HOST_TEXT(x) CUDA_HOST_TEXT_2(x)
+#define __constant__ __attribute__((section("cudaconst" CUDA_HOST_TEXT(__COUNTER__))))
+#define CUDA_HOST_DEVICE_VARIABLE __attribute__((section("cudadev")))
+// The dynamic shared memory is in the middle of an array of the runtime.
+enum { CUDA_HOST_SHARED_GAP = 64 << 10 };
+
+// What the build makes of CUDA's own syntax (src/engine/device/host/dialect.rs):
+// extern __shared__ T name[];
+#define DYN_SHARED(name, ...) __VA_ARGS__* const name = (__VA_ARGS__*)(cuda_host_dynamic + CUDA_HOST_SHARED_GAP)
+// kernel<<<grid, block>>>(arguments)
+#define CUDA_HOST_LAUNCH(kernel)                                                                   \
+    cuda_host_fail("a launch of " kernel " by code that runs on the CPU; firstdiff makes the launches", \
+                   __LINE__, __FILE__)
+// asm volatile("..." : ...)
+#define CUDA_HOST_PTX(instruction)                                                                 \
+    cuda_host_fail("inline PTX (" instruction "), which no CPU runs; use --device cuda, or write it "  \
+                   "in C++ under #ifdef CUDA_HOST", __LINE__, __FILE__)
+#define CUDA_HOST_NOINLINE __attribute__((noinline))
 
 // The line of the caller, for messages.
 #define CUDA_HOST_HERE int line = __builtin_LINE(), const char* file = __builtin_FILE()
@@ -106,18 +124,25 @@ static inline void __threadfence() { cuda_host_check_fence(); }
 static inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 #endif
 static inline void __threadfence_block() {}
+static inline void __threadfence_system() { __threadfence(); }
 static inline void __trap(CUDA_HOST_HERE) { cuda_host_fail("__trap()", line, file); }
 
-enum { CUDA_HOST_SYNC, CUDA_HOST_IDX, CUDA_HOST_UP, CUDA_HOST_DOWN, CUDA_HOST_XOR, CUDA_HOST_BALLOT };
+enum {
+    CUDA_HOST_SYNC, CUDA_HOST_IDX, CUDA_HOST_UP, CUDA_HOST_DOWN, CUDA_HOST_XOR, CUDA_HOST_BALLOT,
+    CUDA_HOST_MATCH, CUDA_HOST_ACTIVE, CUDA_HOST_TOGETHER,
+};
 
+// Values of more than 8 bytes go in several steps.
 template <class T>
 static inline T cuda_host_shuffle(int op, unsigned mask, T value, int argument, int width, int line,
                                   const char* file) {
-    static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
-    uint64_t bits = 0;
-    memcpy(&bits, &value, sizeof value);
-    bits = cuda_host_warp(op, mask, bits, argument, width, line, file);
-    memcpy(&value, &bits, sizeof value);
+    for (size_t at = 0; at < sizeof value; at += 8) {
+        const size_t bytes = sizeof value - at < 8 ? sizeof value - at : 8;
+        uint64_t bits = 0;
+        memcpy(&bits, (char*)&value + at, bytes);
+        bits = cuda_host_warp(op, mask, bits, argument, width, line, file);
+        memcpy((char*)&value + at, &bits, bytes);
+    }
     return value;
 }
 template <class T>
@@ -151,161 +176,63 @@ static inline int __all_sync(unsigned mask, int predicate, CUDA_HOST_HERE) {
     return __ballot_sync(mask, !predicate, line, file) == 0;
 }
 
-// ---- atomics: other copies of the library may run blocks of the same grid ----------------------
-
-#ifdef CUDA_HOST_CHECKED
-// Inlined, so that the check is called at the line of the kernel. One block runs at a time.
-#define CUDA_HOST_ATOMIC inline __attribute__((always_inline))
+// The lanes that are at this place when no other lane of the warp can go on.
+static inline unsigned __activemask(CUDA_HOST_HERE) {
+    const unsigned lane = (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % 32;
+    return (unsigned)cuda_host_warp(CUDA_HOST_ACTIVE, 1u << lane, 0, 0, 32, line, file);
+}
+template <class T>
+static inline unsigned __match_any_sync(unsigned mask, T value, CUDA_HOST_HERE) {
+    static_assert(sizeof(T) <= 8, "a match compares at most 8 bytes");
+    uint64_t bits = 0;
+    memcpy(&bits, &value, sizeof value);
+    return (unsigned)cuda_host_warp(CUDA_HOST_MATCH, mask, bits, 0, 32, line, file);
+}
+template <class T>
+static inline unsigned __match_all_sync(unsigned mask, T value, int* all, CUDA_HOST_HERE) {
+    const unsigned equal = __match_any_sync(mask, value, line, file);
+    *all = __all_sync(mask, equal == __match_any_sync(mask, 0, line, file), line, file);
+    return *all ? equal : 0;
+}
+// Every lane goes through the values of all lanes of the mask.
 template <class T, class F>
-static CUDA_HOST_ATOMIC T cuda_host_atomic(T* address, F update, bool reads = true) {
-    T old, desired;
-    cuda_host_check_atomic(address, sizeof old, reads);
-    cuda_host_copy(&old, address, sizeof old);
-    desired = update(old);
-    cuda_host_copy(address, &desired, sizeof old);
-    return old;
-}
-#else
-#define CUDA_HOST_ATOMIC inline
-template <class T, class F>
-static CUDA_HOST_ATOMIC T cuda_host_atomic(T* address, F update, bool = true) {
-    T old, desired;
-    __atomic_load(address, &old, __ATOMIC_RELAXED);
-    do desired = update(old);
-    while (!__atomic_compare_exchange(address, &old, &desired, true, __ATOMIC_RELAXED,
-                                      __ATOMIC_RELAXED));
-    return old;
-}
-#endif
-#define CUDA_HOST_ATOMICS(T)                                                                       \
-    static CUDA_HOST_ATOMIC T atomicAdd(T* p, T v) {                                               \
-        return cuda_host_atomic(p, [v](T old) { return (T)(old + v); });                           \
-    }                                                                                              \
-    static CUDA_HOST_ATOMIC T atomicExch(T* p, T v) {                                              \
-        return cuda_host_atomic(p, [v](T) { return v; }, false);                                   \
+static inline T cuda_host_reduce(unsigned mask, T value, F join, int line, const char* file) {
+    T result = value;
+    bool is_first = true;
+    for (unsigned rest = mask; rest; rest &= rest - 1) {
+        const T other = __shfl_sync(mask, value, __builtin_ctz(rest), 32, line, file);
+        result = is_first ? other : join(result, other);
+        is_first = false;
     }
-CUDA_HOST_ATOMICS(float)
-CUDA_HOST_ATOMICS(int)
-CUDA_HOST_ATOMICS(unsigned)
-#define CUDA_HOST_INTEGER_ATOMICS(T)                                                               \
-    static CUDA_HOST_ATOMIC T atomicMax(T* p, T v) {                                               \
-        return cuda_host_atomic(p, [v](T old) { return old > v ? old : v; });                      \
-    }                                                                                              \
-    static CUDA_HOST_ATOMIC T atomicMin(T* p, T v) {                                               \
-        return cuda_host_atomic(p, [v](T old) { return old < v ? old : v; });                      \
-    }                                                                                              \
-    static CUDA_HOST_ATOMIC T atomicCAS(T* p, T expected, T v) {                                   \
-        return cuda_host_atomic(p, [=](T old) { return old == expected ? v : old; });              \
+    return result;
+}
+#define CUDA_HOST_REDUCE(T, NAME, JOINED)                                                          \
+    static inline T __reduce_##NAME##_sync(unsigned mask, T value, CUDA_HOST_HERE) {               \
+        return cuda_host_reduce(mask, value, [](T a, T b) { return JOINED; }, line, file);         \
     }
-CUDA_HOST_INTEGER_ATOMICS(int)
-CUDA_HOST_INTEGER_ATOMICS(unsigned)
-static CUDA_HOST_ATOMIC unsigned atomicInc(unsigned* p, unsigned most) {
-    return cuda_host_atomic(p, [most](unsigned old) { return old >= most ? 0 : old + 1; });
-}
-static CUDA_HOST_ATOMIC unsigned atomicDec(unsigned* p, unsigned most) {
-    return cuda_host_atomic(p, [most](unsigned old) {
-        return old == 0 || old > most ? most : old - 1;
-    });
-}
+#define CUDA_HOST_REDUCES(T)                                                                       \
+    CUDA_HOST_REDUCE(T, add, (T)((unsigned)a + (unsigned)b))                                       \
+    CUDA_HOST_REDUCE(T, min, b < a ? b : a)                                                        \
+    CUDA_HOST_REDUCE(T, max, a < b ? b : a)
+CUDA_HOST_REDUCES(int)
+CUDA_HOST_REDUCES(unsigned)
+CUDA_HOST_REDUCE(unsigned, and, a & b)
+CUDA_HOST_REDUCE(unsigned, or, a | b)
+CUDA_HOST_REDUCE(unsigned, xor, a ^ b)
 
-// ---- math --------------------------------------------------------------------------------------
+static inline void __nanosleep(unsigned) {}
+static inline void __brkpt() {}
+#include "cuda_host_atomics.h"
+#include "cuda_host_math.h"
 
-static inline float __int_as_float(int i) { float f; memcpy(&f, &i, 4); return f; }
-static inline int __float_as_int(float f) { int i; memcpy(&i, &f, 4); return i; }
-static inline float __uint_as_float(unsigned i) { float f; memcpy(&f, &i, 4); return f; }
-static inline unsigned __float_as_uint(float f) { unsigned i; memcpy(&i, &f, 4); return i; }
-static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-static inline float __fdividef(float a, float b) { return a / b; }
-// glibc declares functions of these names, so the fast intrinsics are macros.
-#define __expf(x) expf(x)
-#define __logf(x) logf(x)
-#define __sinf(x) sinf(x)
-#define __cosf(x) cosf(x)
-#define __powf(x, y) powf(x, y)
-static inline int __popc(unsigned x) { return __builtin_popcount(x); }
-static inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
-static inline int __ffs(int x) { return __builtin_ffs(x); }
-template <class T> static inline T __ldg(const T* p) { return *p; }
-#define CUDA_HOST_MIN_MAX(T)                                                                       \
-    static inline T min(T a, T b) { return b < a ? b : a; }                                        \
-    static inline T max(T a, T b) { return a < b ? b : a; }
-CUDA_HOST_MIN_MAX(int)
-CUDA_HOST_MIN_MAX(unsigned)
-CUDA_HOST_MIN_MAX(long long)
-CUDA_HOST_MIN_MAX(unsigned long long)
-static inline float min(float a, float b) { return fminf(a, b); }
-static inline float max(float a, float b) { return fmaxf(a, b); }
-
-// ---- half: exact conversions, arithmetic rounded once through float ----------------------------
-
-#ifdef __F16C__
-// The compiler's own functions: <immintrin.h> takes longer to read than a kernel to compile.
-typedef float cuda_host_floats __attribute__((vector_size(16)));
-typedef short cuda_host_shorts __attribute__((vector_size(16)));
-static inline float cuda_host_widen(uint16_t h) {
-    return __builtin_ia32_vcvtph2ps(cuda_host_shorts{(short)h})[0];
-}
-static inline uint16_t cuda_host_narrow(float f) {
-    return (uint16_t)__builtin_ia32_vcvtps2ph(cuda_host_floats{f}, 0)[0];
-}
-#else
-static inline float cuda_host_widen(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, magnitude = h & 0x7fff, bits;
-    if (magnitude >= 0x7c00) {  // infinity, NaN
-        return __uint_as_float(sign | 0x7f800000u | (magnitude & 0x3ff) << 13);
-    }
-    float f = __uint_as_float(magnitude << 13) * 0x1p112f;
-    memcpy(&bits, &f, 4);
-    return __uint_as_float(bits | sign);
-}
-static inline uint16_t cuda_host_narrow(float f) {  // to nearest, ties to even
-    uint32_t bits = __float_as_uint(f), sign = bits >> 16 & 0x8000;
-    bits &= 0x7fffffffu;
-    if (bits > 0x7f800000u) return (uint16_t)(sign | 0x7fff);   // the GPU's NaN
-    if (bits >= 0x477ff000u) return (uint16_t)(sign | 0x7c00);  // rounds to infinity
-    if (bits < 0x38800000u) {                                   // subnormal: let float round
-        uint32_t rounded = __float_as_uint(__uint_as_float(bits) + 0.5f);
-        return (uint16_t)(sign | (rounded - 0x3f000000u));
-    }
-    bits += 0xc8000fffu + (bits >> 13 & 1);
-    return (uint16_t)(sign | bits >> 13);
-}
-#endif
-
-struct alignas(2) __half {
-    uint16_t bits;
-    __half() = default;
-    __half(float f) : bits(cuda_host_narrow(f)) {}
-    operator float() const { return cuda_host_widen(bits); }
-};
-struct alignas(4) __half2 { __half x, y; };
-using half = __half;
-using half2 = __half2;
-
-#define CUDA_HOST_HALF_OPERATOR(OP, NAME)                                                          \
-    static inline __half operator OP(__half a, __half b) { return __half((float)a OP(float) b); }  \
-    static inline __half NAME(__half a, __half b) { return a OP b; }                               \
-    static inline __half2 NAME##2(__half2 a, __half2 b) { return {a.x OP b.x, a.y OP b.y}; }
-CUDA_HOST_HALF_OPERATOR(+, __hadd)
-CUDA_HOST_HALF_OPERATOR(-, __hsub)
-CUDA_HOST_HALF_OPERATOR(*, __hmul)
-CUDA_HOST_HALF_OPERATOR(/, __hdiv)
-static inline __half __hfma(__half a, __half b, __half c) {
-    return __half((float)((double)a * (double)b + (double)c));
-}
-static inline __half2 __hfma2(__half2 a, __half2 b, __half2 c) {
-    return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)};
-}
-static inline __half __float2half(float f) { return __half(f); }
-static inline __half __float2half_rn(float f) { return __half(f); }
-static inline float __half2float(__half h) { return (float)h; }
-static inline float2 __half22float2(__half2 h) { return {(float)h.x, (float)h.y}; }
-static inline __half2 __floats2half2_rn(float a, float b) { return {__half(a), __half(b)}; }
-static inline __half2 __float22half2_rn(float2 f) { return {__half(f.x), __half(f.y)}; }
-static inline __half2 __halves2half2(__half a, __half b) { return {a, b}; }
-static inline __half2 __half2half2(__half a) { return {a, a}; }
-static inline float __low2float(__half2 h) { return (float)h.x; }
-static inline float __high2float(__half2 h) { return (float)h.y; }
+// A kernel file is in a namespace of its own. A function of one of these names that it adds is one
+// more overload, as it is in CUDA, and does not hide the others.
+#define CUDA_HOST_OVERLOADS                                                                        \
+    using ::abs, ::ceil, ::cos, ::exp, ::fabs, ::floor, ::fmax, ::fmin, ::fma, ::log, ::max, ::min, \
+        ::pow, ::round, ::sin, ::sqrt, ::tanh, ::atomicAdd, ::atomicAnd, ::atomicCAS,              \
+        ::atomicExch, ::atomicMax, ::atomicMin, ::atomicOr, ::atomicSub, ::atomicXor, ::__dp4a,    \
+        ::__ldca, ::__ldcg, ::__ldcs, ::__ldg, ::__stcg, ::__stcs, ::__shfl_down_sync,             \
+        ::__shfl_sync, ::__shfl_up_sync, ::__shfl_xor_sync;
 
 // ---- the table of entries that the device reads ------------------------------------------------
 
@@ -345,6 +272,7 @@ struct cuda_host_kernel<F> {
 };
 }  // namespace
 #define CUDA_HOST_ENTRY(k) {#k, &cuda_host_kernel<&k>::invoke, cuda_host_kernel<&k>::signature}
-#define CUDA_HOST_TABLE(NAME, ...)                                                                 \
-    extern "C" __attribute__((visibility("default"))) const cuda_host_entry NAME[] = {             \
-        __VA_ARGS__, {nullptr, nullptr, nullptr}};
+// A macro cannot have the `#ifdef`s that are between.
+#define CUDA_HOST_TABLE_BEGIN(NAME)                                                                \
+    extern "C" __attribute__((visibility("default"))) const cuda_host_entry NAME[] = {
+#define CUDA_HOST_TABLE_END {nullptr, nullptr, nullptr}};

@@ -320,7 +320,7 @@ static Target shared_array(const Doing& doing) {
 static Target dynamic_memory(const Doing& doing) {
     uint32_t bytes = self.launch->shared_bytes;
     Cell* cells = check.dynamic_cells;
-    Target target = {self.dynamic_shared, bytes, "dynamic memory", cells, nullptr, true};
+    Target target = {dynamic_shared, bytes, "dynamic memory", cells, nullptr, true};
     if (!contains(target.start, bytes, doing))
         REPORT("out of bounds", doing, &target, ", which has %u", bytes);
     return target;
@@ -434,13 +434,13 @@ static void check_access(const Doing& doing) {
     char* const p = doing.p;
     bool is_static = p + STATIC_GAP >= __start_cudashm && p < __stop_cudashm;
     if (is_static) return check_cells(doing, shared_array(doing));
-    if (p >= __ehdr_start && p < _end) return;  // constants
     if (p >= self.stacks && p < self.stacks + (size_t)MAX_THREADS * STACK) {
         if ((p - self.stacks) / STACK == threads[self.current].fiber) return;
         REPORT("out of bounds", doing, nullptr, ": a local variable of another thread");
     }
-    if (p >= self.dynamic_shared - SHARED_GAP && p < self.dynamic_shared + MAX_SHARED + SHARED_GAP)
+    if (p >= dynamic_shared - SHARED_GAP && p < dynamic_shared + MAX_SHARED + SHARED_GAP)
         return check_cells(doing, dynamic_memory(doing));
+    if (p >= __ehdr_start && p < _end) return;  // constants, and __device__ variables
     Target target = buffer(doing);
     size_t at = (size_t)(p - target.start);
     for (size_t i = 0; doing.reads && i < doing.n; i++)
@@ -450,6 +450,7 @@ static void check_access(const Doing& doing) {
 }
 
 static inline void check_access(void* p, size_t n, Kind kind, bool reads, void* pc) {
+    if (self.together) return;
     if (p >= (void*)&cuda_host_current && p < (void*)(&cuda_host_current + 1)) return;
     check_access({(char*)p, n, kind, reads, (uint32_t)((char*)pc - __ehdr_start)});
 }

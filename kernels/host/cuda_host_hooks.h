@@ -36,6 +36,8 @@ HOOK void* __tsan_memset(void* to, int value, size_t n) {
     __tsan_write_range(to, n);
     return memset(to, value, n);
 }
+// g++ guards a shared array of a class as if it had a constructor to call: that is done, always.
+HOOK char __tsan_atomic8_load(const volatile char*, int) { return 1; }
 HOOK void __tsan_init() {}
 HOOK void __tsan_func_entry(void*) {}
 HOOK void __tsan_func_exit() {}

@@ -16,82 +16,7 @@
 // Static shared memory of all kernels in this library; see __shared__ in cuda_host.h.
 extern "C" HIDDEN char __start_cudashm[] __attribute__((weak)), __stop_cudashm[] __attribute__((weak));
 
-// ---- switching stacks --------------------------------------------------------------------------
-
-// Where a fiber goes on.
-#if defined(__x86_64__)
-struct Context { void *sp, *bp, *pc; };
-// Inlined, and by a jump: all fibers come from one place and go on at one place, which the processor
-// learns. A `ret` to another stack it would predict wrongly each time.
-__attribute__((always_inline)) static inline void switch_to(Context* save, const Context* to) {
-    asm volatile(
-        "lea 1f(%%rip), %%rax\n"
-        "mov %%rsp, (%%rdi)\n"
-        "mov %%rbp, 8(%%rdi)\n"
-        "mov %%rax, 16(%%rdi)\n"
-        "mov (%%rsi), %%rsp\n"
-        "mov 8(%%rsi), %%rbp\n"
-        "jmp *16(%%rsi)\n"
-        "1:"
-        : "+D"(save), "+S"(to)
-        :
-        : "rax", "rbx", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "xmm0",
-          "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11",
-          "xmm12", "xmm13", "xmm14", "xmm15", "cc", "memory");
-}
-static Context begin_at(void** top, void (*function)()) {
-    top[-1] = nullptr;
-    return {top - 1, nullptr, (void*)function};
-}
-#elif defined(__aarch64__)
-extern "C" HIDDEN void cuda_host_switch(void** save, void* to);
-asm(R"(
-.text
-.hidden cuda_host_switch
-.globl cuda_host_switch
-.type cuda_host_switch,%function
-cuda_host_switch:
-    sub sp,sp,#160
-    stp x19,x20,[sp]
-    stp x21,x22,[sp,#16]
-    stp x23,x24,[sp,#32]
-    stp x25,x26,[sp,#48]
-    stp x27,x28,[sp,#64]
-    stp x29,x30,[sp,#80]
-    stp d8,d9,[sp,#96]
-    stp d10,d11,[sp,#112]
-    stp d12,d13,[sp,#128]
-    stp d14,d15,[sp,#144]
-    mov x9,sp
-    str x9,[x0]
-    mov sp,x1
-    ldp x19,x20,[sp]
-    ldp x21,x22,[sp,#16]
-    ldp x23,x24,[sp,#32]
-    ldp x25,x26,[sp,#48]
-    ldp x27,x28,[sp,#64]
-    ldp x29,x30,[sp,#80]
-    ldp d8,d9,[sp,#96]
-    ldp d10,d11,[sp,#112]
-    ldp d12,d13,[sp,#128]
-    ldp d14,d15,[sp,#144]
-    add sp,sp,#160
-    ret
-.size cuda_host_switch,.-cuda_host_switch
-)");
-struct Context { void* sp; };
-static inline void switch_to(Context* save, const Context* to) {
-    cuda_host_switch(&save->sp, to->sp);
-}
-static Context begin_at(void** top, void (*function)()) {
-    void** frame = top - 20;
-    memset(frame, 0, sizeof(void*) * 20);
-    frame[11] = (void*)function;
-    return {frame};
-}
-#else
-#error "the host device runs on x86-64 and aarch64"
-#endif
+#include "cuda_host_switch.h"
 
 // ---- state -------------------------------------------------------------------------------------
 
@@ -103,11 +28,7 @@ enum { STACK = 64 << 10 };
 #endif
 enum { MAX_THREADS = 1024, WARP = 32, PAGE = 4096, MAX_SHARED = 227 << 10 };
 enum Order { FORWARD, REVERSE, RANDOM };
-#if defined(CUDA_HOST_CHECKED) || defined(CUDA_HOST_SANITIZED)
-enum { SHARED_GAP = 64 << 10 };  // before and after the dynamic shared memory
-#else
-enum { SHARED_GAP = 0 };
-#endif
+enum { SHARED_GAP = CUDA_HOST_SHARED_GAP };  // before and after the dynamic shared memory
 
 struct Thread {
     Context context;
@@ -132,8 +53,12 @@ struct cuda_host_launch {
 
 cuda_host_thread cuda_host_current;
 
+alignas(PAGE) HIDDEN
+char cuda_host_dynamic[MAX_SHARED + 2 * SHARED_GAP];
+
 static Thread threads[MAX_THREADS];
 static State states[MAX_THREADS];
+static char* const dynamic_shared = cuda_host_dynamic + SHARED_GAP;
 static struct {
     const cuda_host_launch* launch;
     void (*invoke)(void**);
@@ -142,13 +67,14 @@ static struct {
     char* error;
     size_t error_size;
     Context scheduler, dead;
-    char *stacks, *dynamic_shared;
+    char* stacks;
     uint64_t random;
     int ready_stacks;  // stacks below this have their guard page
     int n_threads, current, failed;
     // Threads that wait, the votes among them, and whether they wait at different barriers.
     int in_warp, at_barrier, votes, first_arrived, vote_result;
     bool barriers_differ;
+    bool together;  // runs a function of all lanes, which may access what is theirs
     int sweep[WARP], sweep_size, sweep_at;
     int16_t free_fibers[MAX_THREADS];
     int n_free;
@@ -286,7 +212,14 @@ extern "C" HIDDEN uint64_t cuda_host_warp(int op, unsigned mask, uint64_t value,
     return me.value;
 }
 
-extern "C" HIDDEN void* cuda_host_dynamic_shared(void) { return self.dynamic_shared; }
+// What a lane brings to cuda_host_together.
+struct Together { void (*function)(void**); void* argument; };
+
+extern "C" HIDDEN void cuda_host_together(unsigned mask, void (*function)(void**), void* argument,
+                                          int line, const char* file) {
+    Together mine = {function, argument};
+    cuda_host_warp(CUDA_HOST_TOGETHER, mask, (uint64_t)&mine, 0, WARP, line, file);
+}
 
 // ---- checks ------------------------------------------------------------------------------------
 
@@ -298,14 +231,13 @@ extern "C" void __asan_poison_memory_region(const volatile void*, size_t);
 extern "C" void __asan_unpoison_memory_region(const volatile void*, size_t);
 // AddressSanitizer knows buffers and static shared arrays by itself, dynamic shared memory not.
 static bool check_launch() {
-    __asan_poison_memory_region(self.dynamic_shared - SHARED_GAP, MAX_SHARED + 2 * SHARED_GAP);
-    __asan_unpoison_memory_region(self.dynamic_shared, self.launch->shared_bytes);
+    __asan_poison_memory_region(cuda_host_dynamic, sizeof cuda_host_dynamic);
+    __asan_unpoison_memory_region(dynamic_shared, self.launch->shared_bytes);
     return true;
 }
 // Whoever gets these addresses next must not inherit the marks.
 static void check_release() {
-    if (self.dynamic_shared)
-        __asan_unpoison_memory_region(self.dynamic_shared - SHARED_GAP, MAX_SHARED + 2 * SHARED_GAP);
+    __asan_unpoison_memory_region(cuda_host_dynamic, sizeof cuda_host_dynamic);
     if (self.stacks) __asan_unpoison_memory_region(self.stacks, (size_t)MAX_THREADS * STACK);
 }
 #else
@@ -360,6 +292,28 @@ static int source_lane(const Thread& t, int lane) {
     }
 }
 
+static unsigned equal_lanes(const Thread* lane, unsigned members, uint64_t value) {
+    unsigned equal = 0;
+    for (unsigned rest = members; rest; rest &= rest - 1) {
+        int l = __builtin_ctz(rest);
+        equal |= (unsigned)(lane[l].value == value) << l;
+    }
+    return equal;
+}
+
+static void call_together(const Thread* lane, unsigned members) {
+    void* arguments[WARP] = {};
+    const Together* one = nullptr;
+    for (unsigned rest = members; rest; rest &= rest - 1) {
+        int l = __builtin_ctz(rest);
+        one = (const Together*)lane[l].value;
+        arguments[l] = one->argument;
+    }
+    self.together = true;
+    one->function(arguments);
+    self.together = false;
+}
+
 // Resolves one group: the lanes of `members` all wait in the same intrinsic.
 static void resolve_group(Thread* lane, unsigned members) {
     uint64_t result[WARP];
@@ -370,14 +324,22 @@ static void resolve_group(Thread* lane, unsigned members) {
     }
     for (unsigned rest = members; rest; rest &= rest - 1) {
         int l = __builtin_ctz(rest), source = source_lane(lane[l], l);
-        if (!(members >> source & 1)) {
+        bool is_there = members >> source & 1, is_shift = lane[l].op == CUDA_HOST_UP || lane[l].op == CUDA_HOST_DOWN;
+        if (!is_there && !is_shift) {
             return set_error("%s at %s:%d: shuffle reads lane %d, which %s", name_of(lane[l]),
                              base_name(lane[l].file), lane[l].line, source,
                              lane[l].mask >> source & 1 ? "has exited or does not exist"
                                                         : "is not in the mask");
         }
-        result[l] = lane[l].op == CUDA_HOST_BALLOT ? votes : lane[source].value;
+        switch (lane[l].op) {
+            case CUDA_HOST_BALLOT: result[l] = votes; break;
+            case CUDA_HOST_MATCH: result[l] = equal_lanes(lane, members, lane[l].value); break;
+            case CUDA_HOST_ACTIVE: result[l] = members; break;
+            // A shift from beyond the mask gives nothing that may be used: all bits set is NaN.
+            default: result[l] = is_there ? lane[source].value : ~0ull;
+        }
     }
+    if (lane[__builtin_ctz(members)].op == CUDA_HOST_TOGETHER) call_together(lane, members);
     if (lane[__builtin_ctz(members)].op == CUDA_HOST_SYNC)
         check_syncwarp((int)(lane - threads), members);
     for (unsigned rest = members; rest; rest &= rest - 1) {
@@ -388,37 +350,71 @@ static void resolve_group(Thread* lane, unsigned members) {
     }
 }
 
-// Resolves the warp intrinsics all of whose live lanes have come; whether there were any.
+// The lanes of a warp that wait in __activemask at the place where the first such lane waits.
+static unsigned active_lanes(const Thread* lane, unsigned waiting) {
+    unsigned active = 0;
+    const Thread* first = nullptr;
+    for (unsigned rest = waiting; rest; rest &= rest - 1) {
+        const Thread& t = lane[__builtin_ctz(rest)];
+        if (t.op != CUDA_HOST_ACTIVE) continue;
+        if (!first) first = &t;
+        if (t.line == first->line && t.file == first->file) active |= rest & -rest;
+    }
+    return active;
+}
+
+// A lane of the members that waits in another intrinsic than the first one, or under another mask.
+static const Thread* different_in(const Thread* lane, unsigned members, const Thread& first) {
+    for (unsigned rest = members; rest; rest &= rest - 1) {
+        const Thread& t = lane[__builtin_ctz(rest)];
+        if (t.mask != first.mask || t.op != first.op) return &t;
+    }
+    return nullptr;
+}
+
+// Resolves the warp intrinsics all of whose live lanes have come; whether there were any. Who asks which
+// lanes are active waits until no other lane can go on.
 static bool resolve_warp(int warp) {
     if (self.in_warp == 0) return false;
     Thread* lane = threads + WARP * warp;
-    unsigned live = 0, waiting = 0;
+    unsigned live = 0, waiting = 0, asking = 0;
     for (int l = 0; l < lanes_of(warp); l++) {
         live |= (unsigned)(states[WARP * warp + l] != DONE) << l;
-        waiting |= (unsigned)(states[WARP * warp + l] == IN_WARP) << l;
+        bool waits = states[WARP * warp + l] == IN_WARP;
+        waiting |= (unsigned)waits << l;
+        asking |= (unsigned)(waits && lane[l].op == CUDA_HOST_ACTIVE) << l;
     }
+    waiting &= ~asking;
+    // Two lanes that wait for each other in different intrinsics, unless one of them can go on first.
+    const Thread *one = nullptr, *other = nullptr;
     bool resolved = false;
     for (unsigned rest = waiting; rest && !self.failed;) {
-        int first = __builtin_ctz(rest);
-        unsigned members = lane[first].mask & live;
-        rest &= ~(1u << first);
+        const Thread& first = lane[__builtin_ctz(rest)];
+        unsigned members = first.mask & live;
+        rest &= rest - 1;
         if ((members & waiting) != members) continue;
-        for (unsigned r = members; r; r &= r - 1) {
-            int l = __builtin_ctz(r);
-            if (lane[l].mask != lane[first].mask || lane[l].op != lane[first].op) {
-                set_error("warp divergence: %s waits in a warp intrinsic at %s:%d (mask "
-                          "%08x), %s in another at %s:%d (mask %08x)",
-                          name_of(lane[first]), base_name(lane[first].file), lane[first].line,
-                          lane[first].mask, name_of(lane[l]), base_name(lane[l].file),
-                          lane[l].line, lane[l].mask);
-                return false;
-            }
+        if (const Thread* different = different_in(lane, members, first)) {
+            one = &first;
+            other = different;
+            continue;
         }
         resolve_group(lane, members);
         resolved = true;
         rest &= ~members;
+        waiting &= ~members;
     }
-    return resolved;
+    if (resolved || self.failed) return resolved;
+    if (asking) {
+        resolve_group(lane, active_lanes(lane, asking));
+        return true;
+    }
+    if (one) {
+        set_error("warp divergence: %s waits in a warp intrinsic at %s:%d (mask %08x), %s in "
+                  "another at %s:%d (mask %08x)",
+                  name_of(*one), base_name(one->file), one->line, one->mask, name_of(*other),
+                  base_name(other->file), other->line, other->mask);
+    }
+    return false;
 }
 
 static bool is_runnable(int warp) {
@@ -509,7 +505,7 @@ static void fill(char* from, size_t bytes) {
 static void run_block() {
     // All bits set is NaN: what a kernel reads before it wrote it shows.
     fill(__start_cudashm, (size_t)(__stop_cudashm - __start_cudashm));
-    fill(self.dynamic_shared, self.launch->shared_bytes);
+    fill(dynamic_shared, self.launch->shared_bytes);
     self.n_free = self.in_warp = self.at_barrier = self.votes = 0;
     self.barriers_differ = false;
     memset(states, NEW, (size_t)self.n_threads);
@@ -532,11 +528,6 @@ static bool reserve_memory() {
         return memory == MAP_FAILED ? nullptr : (char*)memory;
     };
     if (!self.stacks) self.stacks = reserve((size_t)MAX_THREADS * STACK);
-    if (!self.dynamic_shared) {
-        char* memory = reserve(MAX_SHARED + 2 * SHARED_GAP);
-        if (!memory) return false;
-        self.dynamic_shared = memory + SHARED_GAP;
-    }
     if (!self.stacks) return false;
     // A guard page below each stack that is used: an overflow faults instead of spoiling another's.
     for (; self.ready_stacks < self.n_threads; self.ready_stacks++)
@@ -547,9 +538,12 @@ static bool reserve_memory() {
 __attribute__((destructor)) static void release_memory() {
     check_release();
     if (self.stacks) munmap(self.stacks, (size_t)MAX_THREADS * STACK);
-    if (self.dynamic_shared)
-        munmap(self.dynamic_shared - SHARED_GAP, MAX_SHARED + 2 * SHARED_GAP);
 }
+
+extern "C" HIDDEN char __start_cudadev[] __attribute__((weak)), __stop_cudadev[] __attribute__((weak));
+
+// Whether a kernel file has __device__ variables: then there can be one copy of the library alone.
+EXPORT int cuda_host_has_variables() { return __stop_cudadev - __start_cudadev > 0; }
 
 // Runs blocks [first_block, end_block) of a grid. Returns 0, or 1 with a message in `error`.
 EXPORT int cuda_host_run(const char* kernel, void (*invoke)(void**), const cuda_host_launch* launch,

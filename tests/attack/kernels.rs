@@ -22,8 +22,7 @@ pub struct Hostile {
 /// The file that they all stand for.
 pub const FILE: &str = "residual_add.cu";
 
-const HEAD: &str = r#"}
-#include <errno.h>
+const HEAD: &str = r#"#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -34,7 +33,6 @@ const HEAD: &str = r#"}
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-namespace {
 #include "common.cuh"
 static volatile int never = 1, first = 1;  // not 0: those are shared memory
 static volatile int* volatile nowhere = (volatile int*)8;

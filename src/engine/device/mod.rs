@@ -2,6 +2,7 @@
 
 pub mod cuda;
 pub mod host;
+mod source;
 
 use std::{any::Any, ops::Range, sync::Arc};
 
@@ -117,9 +118,9 @@ pub struct KernelSource {
 }
 
 impl KernelSource {
-    /// The names of `extern "C" __global__ void [__launch_bounds__(..)] NAME(` in the text.
+    /// The names of the kernels in the text that are no templates.
     pub fn entries(&self) -> Vec<String> {
-        host::entries(&self.text)
+        source::kernels(&self.text).into_iter().map(|kernel| kernel.name).collect()
     }
 }
 
@@ -254,6 +255,11 @@ pub enum DeviceError {
     NotBuiltIn { file: String, tried: String },
     #[error("{file} does not compile; fix it and run again\n{message}")]
     Compile { file: String, message: String },
+    #[error(
+        "{file}:{line}: the host device has no <{header}>; put what the kernel needs of it into the file, or use \
+         --device cuda (docs/kernels.md lists the headers)"
+    )]
+    NoHeader { file: String, line: usize, header: String },
     #[error("{tool} failed: {detail}; `firstdiff doctor` checks this machine")]
     Tool { tool: String, detail: String },
     #[error("cannot write compiled kernels: {detail}; set FIRSTDIFF_CACHE to a writable folder")]

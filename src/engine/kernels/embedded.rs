@@ -81,5 +81,8 @@ fn in_place<E>(
 
 /// The file that a line includes by its name in quotes.
 pub fn included(line: &str) -> Option<&str> {
-    line.trim().strip_prefix("#include \"")?.strip_suffix('"')
+    let include = line.trim().strip_prefix('#')?.trim_start().strip_prefix("include")?;
+    let (file, after) = include.trim_start().strip_prefix('"')?.split_once('"')?;
+    let after = after.trim();
+    (after.is_empty() || after.starts_with("//") || after.starts_with("/*")).then_some(file)
 }

@@ -9,7 +9,7 @@ use crate::{
     core::files,
     engine::{
         contract::{Contract, Op},
-        device::KernelSource,
+        device::{KernelSource, host::has_header},
         kernels::embedded::{
             EMBEDDED, IncludeError, MAX_INCLUDE_DEPTH, embedded, engine_files, included,
             with_includes,
@@ -106,7 +106,7 @@ impl KernelSet {
     /// A source file ready to compile: its own includes in place, `defines` passed with `-D`.
     pub fn source(&self, file: &str, defines: Vec<String>) -> Result<KernelSource, KernelError> {
         let text = match self.read(file)? {
-            Some(text) => with_includes(file, &text, &|file| self.read(file))?,
+            Some(text) => with_includes(file, &text, &|file| self.included(file))?,
             None => {
                 let path = self.folder.clone().unwrap_or_default().join(file);
                 let source = std::io::ErrorKind::NotFound.into();
@@ -114,6 +114,12 @@ impl KernelSet {
             }
         };
         Ok(KernelSource { file: file.to_string(), text, defines })
+    }
+
+    /// The text that an include in quotes stands for. The compiler's own headers stay includes.
+    fn included(&self, file: &str) -> Result<Option<String>, KernelError> {
+        let own = || has_header(file).then(|| format!("#include <{file}>\n"));
+        Ok(self.read(file)?.or_else(own))
     }
 
     /// The text of a file as it stands: the folder's, else the embedded one, if there is one.

@@ -4,10 +4,25 @@ use std::path::{Path, PathBuf};
 
 use crate::core::places;
 
-/// The folder with `cuda_fp16.h`, for NVRTC's include path: of `CUDA_HOME`, `CUDA_PATH`,
-/// `/usr/local/cuda*`, the system, or a Python wheel, in this order.
+/// The folder with `cuda_fp16.h`: of `CUDA_HOME`, `CUDA_PATH`, `/usr/local/cuda*`, the system, or a Python
+/// wheel, in this order.
 pub fn include_folder() -> Option<PathBuf> {
-    cuda_folders("include").into_iter().find(|folder| folder.join("cuda_fp16.h").is_file())
+    folder_of("cuda_fp16.h")
+}
+
+/// NVRTC's include path: Python wheels and newer toolkits divide the headers among several folders.
+pub fn include_folders() -> Vec<PathBuf> {
+    let Some(first) = include_folder() else { return Vec::new() };
+    let mut folders = vec![first];
+    for header in ["crt/mma.h", "nv/target"] {
+        folders.extend(folder_of(header).filter(|folder| !folders.contains(folder)));
+    }
+    folders
+}
+
+fn folder_of(header: &str) -> Option<PathBuf> {
+    let folders = cuda_folders("include").into_iter().chain(cuda_folders("include/cccl"));
+    folders.into_iter().find(|folder| folder.join(header).is_file())
 }
 
 /// The folders of that name (a pattern) in every place where CUDA is installed.

@@ -17,7 +17,7 @@ use crate::{
         DeviceError, KernelSource,
         host::{
             Compiler, assembly,
-            recipe::{self, FLAGS, HEADERS, LINK_FLAGS, RENAME_SHARED, RUNTIME, UNWATCHED_FLAGS},
+            recipe::{self, FLAGS, LINK_FLAGS, RENAME_SHARED, RUNTIME, UNWATCHED_FLAGS},
         },
     },
 };
@@ -104,9 +104,17 @@ pub fn build(
     let runtime_key = key(compiler, &recipe.runtime_flags, RUNTIME);
     let units: Vec<Unit<'_>> = wrappers
         .iter()
-        .map(|wrapper| (&wrapper.key, wrapper.text.as_str(), Some(wrapper.file.as_str())))
-        .chain([(&runtime_key, RUNTIME, None)])
-        .map(|(key, text, kernel)| Unit { key, text, kernel, recipe })
+        .map(|wrapper| {
+            let (text, flags) = (wrapper.text.as_str(), &wrapper.flags[..]);
+            Unit { key: &wrapper.key, text, flags, kernel: Some(&wrapper.file), recipe }
+        })
+        .chain([Unit {
+            key: &runtime_key,
+            text: RUNTIME,
+            flags: &recipe.runtime_flags,
+            kernel: None,
+            recipe,
+        }])
         .collect();
     let all_keys: String = units.iter().map(|unit| unit.key).collect();
     let library = entry(&format!("{}.so", key(compiler, &[], &all_keys)))?;
@@ -125,16 +133,18 @@ struct Wrapper {
     file: String,
     key: String,
     text: String,
+    flags: Vec<&'static str>,
     table: String,
 }
 
 impl Wrapper {
     fn new(compiler: &Compiler, recipe: &Recipe, source: &KernelSource) -> Wrapper {
         let body = recipe::body(&source.file, &source.text, &source.defines);
-        let key = key(compiler, &recipe.kernel_flags, &body);
+        let flags = [&recipe.kernel_flags, recipe::flags_of(&source.text)].concat();
+        let key = key(compiler, &flags, &body);
         let table = format!("cuda_host_table_{}", &key[..16]);
         let text = body + &recipe::table(&table, &source.text);
-        Wrapper { file: source.file.clone(), key, text, table }
+        Wrapper { file: source.file.clone(), key, text, flags, table }
     }
 }
 
@@ -142,6 +152,7 @@ impl Wrapper {
 struct Unit<'a> {
     key: &'a str,
     text: &'a str,
+    flags: &'a [&'static str],
     /// The kernel file, where it is one and not the runtime.
     kernel: Option<&'a str>,
     recipe: &'a Recipe,
@@ -155,13 +166,16 @@ impl Unit<'_> {
             return Ok(object);
         }
         let scratch = scratch(&object)?;
-        for (name, text) in HEADERS.into_iter().chain([("unit.cpp", self.text)]) {
-            std::fs::write(scratch.path().join(name), text).map_err(cache_error)?;
+        let unit = ("unit.cpp", self.text.to_string());
+        for (name, text) in recipe::headers().chain([unit]) {
+            let path = scratch.path().join(name);
+            let folder = path.parent().expect("it is in the folder");
+            std::fs::create_dir_all(folder).map_err(cache_error)?;
+            std::fs::write(path, text).map_err(cache_error)?;
         }
         match (self.kernel, self.recipe.watch) {
-            (None, _) => self.compile(compiler, scratch.path(), &self.recipe.runtime_flags)?,
-            (_, Watch::Hooks) => self.compile_with_gaps(compiler, scratch.path())?,
-            _ => self.compile(compiler, scratch.path(), &self.recipe.kernel_flags)?,
+            (Some(_), Watch::Hooks) => self.compile_with_gaps(compiler, scratch.path())?,
+            _ => self.compile(compiler, scratch.path(), self.flags)?,
         }
         if self.kernel.is_some() {
             rename_bss(scratch.path())?;
@@ -172,7 +186,7 @@ impl Unit<'_> {
 
     /// Compiles by way of assembly, where the shared arrays are moved apart.
     fn compile_with_gaps(&self, compiler: &Compiler, folder: &Path) -> Result<(), DeviceError> {
-        let flags = [&self.recipe.kernel_flags[..], &["-S"]].concat();
+        let flags = [self.flags, &["-S"]].concat();
         self.compile(compiler, folder, &flags)?;
         let assembly = std::fs::read(folder.join("unit.o")).map_err(cache_error)?;
         // clang's comments show bytes as they are.
@@ -195,13 +209,12 @@ impl Unit<'_> {
 
     fn checked(&self, output: Output) -> Result<(), DeviceError> {
         if output.status.success() {
-            Ok(())
-        } else {
-            Err(DeviceError::Compile {
-                file: self.kernel.unwrap_or("cuda_host_runtime.cpp").to_string(),
-                message: shortened(&String::from_utf8_lossy(&output.stderr)),
-            })
+            return Ok(());
         }
+        let message = String::from_utf8_lossy(&output.stderr);
+        let file = self.kernel.unwrap_or("cuda_host_runtime.cpp").to_string();
+        Err(no_header(&message)
+            .unwrap_or_else(|| DeviceError::Compile { file, message: shortened(&message) }))
     }
 }
 
@@ -272,11 +285,27 @@ fn cache_error(error: std::io::Error) -> DeviceError {
 
 fn key(compiler: &Compiler, flags: &[&str], text: &str) -> String {
     let mut hasher = blake3::Hasher::new();
-    let headers = HEADERS.iter().map(|(_, text)| text);
-    for part in [&text, &&*compiler.identity()].into_iter().chain(headers).chain(flags) {
+    let headers: Vec<String> = recipe::headers().map(|(_, text)| text).collect();
+    let headers = headers.iter().map(String::as_str);
+    let identity = compiler.identity();
+    for part in [text, &identity].into_iter().chain(headers).chain(flags.iter().copied()) {
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
     }
     hasher.finalize().to_hex()[..32].to_string()
+}
+
+/// The include that a compiler did not find, by its message: `x.cu:3:10: fatal error: a.h: No such file`, or
+/// `'a.h' file not found`.
+fn no_header(message: &str) -> Option<DeviceError> {
+    let line = message.lines().find(|line| line.contains("fatal error: "))?;
+    let (place, rest) = line.split_once(": fatal error: ")?;
+    let header = rest
+        .strip_suffix(": No such file or directory")
+        .or_else(|| rest.strip_suffix(" file not found"))?;
+    let mut place = place.rsplitn(3, ':').skip(1);
+    let line = place.next()?.parse().ok()?;
+    let header = header.trim_matches('\'').to_string();
+    Some(DeviceError::NoHeader { file: place.next()?.to_string(), line, header })
 }
 
 /// The first lines of a compiler's message.
@@ -286,5 +315,23 @@ fn shortened(message: &str) -> String {
     match lines.len().saturating_sub(MESSAGE_LINES) {
         0 => shown,
         more => format!("{shown}\n({more} more lines)"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_header_is_told_in_one_line() {
+        for message in [
+            "In file included from unit.cpp:3:\na.cu:7:10: fatal error: cub/cub.cuh: No such file or directory\n",
+            "a.cu:7:10: fatal error: 'cub/cub.cuh' file not found\n",
+        ] {
+            let error = no_header(message).unwrap().to_string();
+            assert!(error.starts_with("a.cu:7: the host device has no <cub/cub.cuh>; "), "{error}");
+            assert_eq!(error.lines().count(), 1);
+        }
+        assert!(no_header("a.cu:7:10: error: a.h: No such file or directory\n").is_none());
     }
 }

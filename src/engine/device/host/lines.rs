@@ -2,11 +2,10 @@
 
 use std::{collections::HashMap, path::Path, process::Command};
 
+use crate::engine::device::host::recipe::HEADERS;
+
 /// How the runtime writes an address: its offset in the library.
 const OPEN: &str = "[pc+0x";
-
-/// Where the device's own headers end and the kernel begins.
-const HEADERS: [&str; 2] = ["cuda_host.h", "type_traits"];
 
 /// Replaces each `[pc+0x12]` by `rope.cu:34`, or by `common.cuh:41 (from rope.cu:34)` where the code
 /// was inlined from another file. An address that has no line stays.
@@ -53,7 +52,10 @@ fn places(library: &Path, addresses: &[&str]) -> Option<HashMap<String, String>>
 /// The place of the first frame, `file:line`, that is not in a header; the frames go outwards.
 fn place(frames: &[&str]) -> Option<String> {
     let file = |frame: &str| frame.split(':').next().unwrap_or_default().to_string();
-    let mut frames = frames.iter().filter(|frame| !HEADERS.contains(&file(frame).as_str()));
+    // The device's own headers, and what they call, are none of the kernel's.
+    let is_own =
+        |file: &str| file == "type_traits" || HEADERS.iter().any(|(name, _)| *name == file);
+    let mut frames = frames.iter().filter(|frame| !is_own(&file(frame)));
     let inner = frames.next().filter(|frame| !frame.contains('?'))?;
     let outer = frames.find(|frame| file(frame) != file(inner));
     Some(outer.map_or_else(|| inner.to_string(), |outer| format!("{inner} (from {outer})")))

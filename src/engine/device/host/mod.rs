@@ -12,8 +12,9 @@ mod prebuilt;
 mod recipe;
 mod regions;
 
+use super::source;
 pub use compiler::{Compiler, CompilerCall, compiler, compiler_names};
 pub use device::{HostDevice, HostOptions};
 pub use module::ThreadOrder;
 pub use prebuilt::HAS_PREBUILT;
-pub(super) use recipe::entries;
+pub(crate) use recipe::has_header;

@@ -87,6 +87,8 @@ type Run = unsafe extern "C" fn(
     usize,
 ) -> i32;
 
+type HasVariables = unsafe extern "C" fn() -> i32;
+
 /// An entry as every copy of the library has it.
 struct Entry {
     file: String,
@@ -125,7 +127,7 @@ pub struct Module {
 }
 
 impl Module {
-    /// Loads `workers` copies of a library.
+    /// Loads `workers` copies of a library, one alone if it has `__device__` variables.
     pub fn load(
         library: &Library,
         workers: usize,
@@ -136,7 +138,8 @@ impl Module {
         let mut copies = Vec::new();
         let files: Vec<&str> = library.tables.iter().map(|(file, _)| file.as_str()).collect();
         let files = files.join(", ");
-        for _ in 0..workers.max(1) {
+        let mut workers = workers.max(1);
+        while copies.len() < workers {
             let doing = "what runs when the kernels are loaded";
             let running = activity::running(Foreign::Kernel, &files, doing);
             let loaded = open(library)?;
@@ -151,6 +154,13 @@ impl Module {
             }
             // SAFETY: the runtime, built with this crate, exports the function with this type.
             let run = unsafe { loaded.get::<Run>(b"cuda_host_run\0") }.map_err(load_error)?;
+            // Each copy has variables of its own: blocks on several copies would share none.
+            // SAFETY: as above.
+            let has_variables = unsafe { loaded.get::<HasVariables>(b"cuda_host_has_variables\0") };
+            // SAFETY: it reads two addresses.
+            if unsafe { has_variables.map_err(load_error)?() } != 0 {
+                workers = 1;
+            }
             let path = library.path.clone();
             let run = *run;
             let (files, library) = (files.clone(), Some(loaded));

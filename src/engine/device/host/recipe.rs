@@ -3,13 +3,62 @@
 //! `build.rs` includes this file too, so that the kernels it builds into the program are those that the host
 //! device would compile: it uses nothing but std.
 
-/// The headers that a kernel file includes, by name.
-pub const HEADERS: [(&str, &str); 4] = [
+use super::source::{self, Kernel};
+
+/// The headers of the host device, by name.
+pub const HEADERS: [(&str, &str); 16] = [
     ("cuda_host.h", include_str!("../../../../kernels/host/cuda_host.h")),
-    ("cuda_fp16.h", include_str!("../../../../kernels/host/cuda_fp16.h")),
+    ("cuda_host_vectors.h", include_str!("../../../../kernels/host/cuda_host_vectors.h")),
+    ("cuda_host_atomics.h", include_str!("../../../../kernels/host/cuda_host_atomics.h")),
+    ("cuda_host_math.h", include_str!("../../../../kernels/host/cuda_host_math.h")),
+    ("cuda_host_float16.h", include_str!("../../../../kernels/host/cuda_host_float16.h")),
     ("cuda_host_check.h", include_str!("../../../../kernels/host/cuda_host_check.h")),
     ("cuda_host_hooks.h", include_str!("../../../../kernels/host/cuda_host_hooks.h")),
+    ("cuda_host_switch.h", include_str!("../../../../kernels/host/cuda_host_switch.h")),
+    ("assert.h", include_str!("../../../../kernels/host/assert.h")),
+    ("cooperative_groups.h", include_str!("../../../../kernels/host/cooperative_groups.h")),
+    ("cuda_bf16.h", include_str!("../../../../kernels/host/cuda_bf16.h")),
+    ("cuda_fp16.h", include_str!("../../../../kernels/host/cuda_fp16.h")),
+    ("cuda_pipeline.h", include_str!("../../../../kernels/host/cuda_pipeline.h")),
+    ("cuda_runtime.h", include_str!("../../../../kernels/host/cuda_runtime.h")),
+    ("math_constants.h", include_str!("../../../../kernels/host/math_constants.h")),
+    ("mma.h", include_str!("../../../../kernels/host/mma.h")),
 ];
+
+/// Further names of headers, each of which includes another one.
+pub const ALIASES: [(&str, &str); 15] = [
+    ("builtin_types.h", "cuda_runtime.h"),
+    ("cassert", "assert.h"),
+    ("cooperative_groups/memcpy_async.h", "cooperative_groups.h"),
+    ("cooperative_groups/reduce.h", "cooperative_groups.h"),
+    ("cooperative_groups/scan.h", "cooperative_groups.h"),
+    ("cuda.h", "cuda_runtime.h"),
+    ("cuda_device_runtime_api.h", "cuda_runtime.h"),
+    ("cuda_fp16.hpp", "cuda_fp16.h"),
+    ("cuda_pipeline_primitives.h", "cuda_pipeline.h"),
+    ("cuda_runtime_api.h", "cuda_runtime.h"),
+    ("device_launch_parameters.h", "cuda_runtime.h"),
+    ("driver_types.h", "cuda_runtime.h"),
+    ("sm_61_intrinsics.h", "cuda_runtime.h"),
+    ("vector_functions.h", "cuda_runtime.h"),
+    ("vector_types.h", "cuda_runtime.h"),
+];
+
+/// All headers: their names, which may have a folder, and their texts.
+pub fn headers() -> impl Iterator<Item = (&'static str, String)> {
+    let own = HEADERS.into_iter().map(|(name, text)| (name, text.to_string()));
+    let alias = |(name, of)| (name, format!("#include \"{of}\"\n"));
+    own.chain(ALIASES.into_iter().map(alias))
+}
+
+/// The headers of C that kernels include by their names in quotes too.
+const OF_C: [&str; 8] =
+    ["float.h", "limits.h", "math.h", "stddef.h", "stdint.h", "stdio.h", "stdlib.h", "string.h"];
+
+/// Whether an include of that name needs no file beside the kernel's.
+pub fn has_header(name: &str) -> bool {
+    OF_C.contains(&name) || HEADERS.iter().chain(&ALIASES).any(|(header, _)| *header == name)
+}
 
 /// The scheduler, which each library has once.
 pub const RUNTIME: &str = include_str!("../../../../kernels/host/cuda_host_runtime.cpp");
@@ -41,6 +90,14 @@ pub fn target_flags(program_has_f16c: bool) -> &'static [&'static str] {
 /// memory. (A section attribute on `__shared__` would be simpler, but g++ drops it inside templates.)
 pub const RENAME_SHARED: [&str; 2] = ["--rename-section", ".bss=cudashm"];
 
+/// What a file that throws or catches is compiled with, after [`FLAGS`].
+pub const EXCEPTIONS: &str = "-fexceptions";
+
+/// The flags of one file's own.
+pub fn flags_of(text: &str) -> &'static [&'static str] {
+    if source::has_exceptions(text) { &[EXCEPTIONS] } else { &[] }
+}
+
 /// A kernel file as a C++ file: `defines` first, everything in a namespace of its own.
 pub fn body(file: &str, text: &str, defines: &[String]) -> String {
     let define = |define: &String| {
@@ -48,61 +105,18 @@ pub fn body(file: &str, text: &str, defines: &[String]) -> String {
         format!("#define {name} {value}\n")
     };
     let defines: String = defines.iter().map(define).collect();
-    let text = with_dynamic_shared(text);
+    let text = source::as_cpp(file, text);
     // The anonymous namespace keeps the statics of two libraries, or two copies of one, apart.
-    format!("#include \"cuda_host.h\"\n{defines}namespace {{\n#line 1 \"{file}\"\n{text}\n}}\n")
+    format!(
+        "#include \"cuda_host.h\"\n{defines}namespace {{\nCUDA_HOST_OVERLOADS\n#line 1 \"{file}\"\n{text}\n}}\n"
+    )
 }
 
 /// What comes after the [`body`]: the table of the file's entries, a symbol of that name.
 pub fn table(name: &str, text: &str) -> String {
-    let entries: Vec<String> =
-        entries(text).iter().map(|entry| format!("CUDA_HOST_ENTRY({entry})")).collect();
-    let entries = if entries.is_empty() {
-        "{nullptr, nullptr, nullptr}".to_string()
-    } else {
-        entries.join(", ")
-    };
-    format!("CUDA_HOST_TABLE({name}, {entries})\n")
-}
-
-/// The names of `extern "C" __global__ void [__launch_bounds__(..)] NAME(` in a kernel file.
-pub fn entries(text: &str) -> Vec<String> {
-    let mut names = Vec::new();
-    for rest in text.split("extern \"C\" __global__").skip(1) {
-        let mut rest = rest.trim_start();
-        loop {
-            rest = rest.strip_prefix("void").unwrap_or(rest).trim_start();
-            let Some(bounds) = rest.strip_prefix("__launch_bounds__") else { break };
-            rest = bounds.split_once(')').map_or("", |(_, after)| after).trim_start();
-        }
-        let name = rest.split('(').next().unwrap_or("").trim();
-        if !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-            names.push(name.to_string());
-        }
-    }
-    names
-}
-
-/// Rewrites `extern __shared__ [__align__(n)] T name[];` to `DYN_SHARED(T, name);`.
-fn with_dynamic_shared(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for line in text.lines() {
-        out += &rewritten(line).unwrap_or_else(|| line.to_string());
-        out.push('\n');
-    }
-    out
-}
-
-fn rewritten(line: &str) -> Option<String> {
-    let (before, rest) = line.split_once("extern __shared__ ")?;
-    let (declaration, after) = rest.split_once("[]")?;
-    let declaration = declaration.trim();
-    let declaration = match declaration.strip_prefix("__align__") {
-        Some(aligned) => aligned.split_once(')')?.1.trim(),
-        None => declaration,
-    };
-    let (element, name) = declaration.rsplit_once(' ')?;
-    Some(format!("{before}DYN_SHARED({element}, {name}){after}"))
+    let entry = |kernel: &Kernel| kernel.guarded(&format!("CUDA_HOST_ENTRY({}),", kernel.name));
+    let entries: String = source::kernels(text).iter().map(entry).collect();
+    format!("CUDA_HOST_TABLE_BEGIN({name})\n{entries}\nCUDA_HOST_TABLE_END\n")
 }
 
 #[cfg(test)]
@@ -110,18 +124,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_and_dynamic_shared_memory_are_found_in_a_source() {
-        let text = "extern \"C\" __global__ void a(int n) {}\n\
-                    extern \"C\" __global__ void __launch_bounds__(128, 2)\n  b_2(float* x) {}\n\
-                    extern \"C\" __global__ __launch_bounds__(64) void c() {}";
-        assert_eq!(entries(text), ["a", "b_2", "c"]);
-        assert_eq!(
-            with_dynamic_shared("  extern __shared__ float x[]; // note"),
-            "  DYN_SHARED(float, x); // note\n"
-        );
-        assert_eq!(
-            with_dynamic_shared("extern __shared__ __align__(16) unsigned char x[];"),
-            "DYN_SHARED(unsigned char, x);\n"
-        );
+    fn every_alias_includes_a_header() {
+        for (alias, of) in ALIASES {
+            assert!(HEADERS.iter().any(|(name, _)| *name == of), "{alias}");
+            assert!(has_header(alias) && !HEADERS.iter().any(|(name, _)| *name == alias));
+        }
+        assert!(!has_header("mine.h"));
+    }
+
+    #[test]
+    fn a_table_has_the_kernels_that_the_preprocessor_leaves() {
+        let text = "__global__ void a() {}\n#ifdef B\n__global__ void b() {}\n#endif\n";
+        let wanted = "CUDA_HOST_TABLE_BEGIN(t)\nCUDA_HOST_ENTRY(a),\n#ifdef CUDA_HOST_HAS_b\n\
+                      CUDA_HOST_ENTRY(b),\n#endif\n\nCUDA_HOST_TABLE_END\n";
+        assert_eq!(table("t", text), wanted);
     }
 }
