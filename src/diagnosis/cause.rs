@@ -124,11 +124,13 @@ fn diagnose_as(evidence: &Evidence<'_>, known: &mut Vec<Rc<Known>>) -> Result<Ca
     if layers > MOST_LAYERS {
         return Ok(too_far(layers, evidence.count_wrong() as u64));
     }
-    let mut tried = Vec::new();
-    hypotheses::all(evidence, &mut |hypothesis| tried.extend(hypothesis))?;
-    let families: HashMap<String, usize> =
-        tried.iter().map(|tried| (tried.text.clone(), tried.family)).collect();
-    let mut cause = Cause { signs: signs(evidence), ..choose(tried) };
+    evidence.tries_smallest.set(true);
+    let (mut cause, mut families) = best(evidence)?;
+    if cause.certainty != Certainty::Proven && evidence.has_other_first() {
+        evidence.tries_smallest.set(false);
+        (cause, families) = best(evidence)?;
+    }
+    cause.signs = signs(evidence);
     if let (Certainty::Unknown, Some(seen)) =
         (cause.certainty, hypotheses::read_off_unknown(evidence))
     {
@@ -138,6 +140,14 @@ fn diagnose_as(evidence: &Evidence<'_>, known: &mut Vec<Rc<Known>>) -> Result<Ca
         known.push(Rc::new(Known { cause: cause.clone(), family }));
     }
     Ok(cause)
+}
+
+/// The best explanation of all hypotheses, and the family of each.
+fn best(evidence: &Evidence<'_>) -> Result<(Cause, HashMap<String, usize>), ReplayError> {
+    let mut tried = Vec::new();
+    hypotheses::all(evidence, &mut |hypothesis| tried.extend(hypothesis))?;
+    let families = tried.iter().map(|tried| (tried.text.clone(), tried.family)).collect();
+    Ok((choose(tried), families))
 }
 
 /// What is said where whole layers lie between what was recorded: too many mistakes would look alike, and each

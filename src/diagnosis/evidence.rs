@@ -1,7 +1,7 @@
 //! A guilty site with its inputs and its wrong results, in every step where it was recorded.
 
 use std::{
-    cell::OnceCell,
+    cell::{Cell, OnceCell},
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap},
     ops::Range,
@@ -20,7 +20,7 @@ use crate::{
         explain::{Explained, Place, Trial},
         replay::{
             Edit, Expected, Found, GraphRun, Machine, Observed, Piece, Probe, ReplayError,
-            Rounding, Spread, again_in_all, wrong_elements,
+            Rounding, Spread, again_in_all, again_in_last, wrong_elements,
         },
     },
     graph::{Graph, NodeId, SiteSpec, site::Axis},
@@ -46,6 +46,8 @@ pub struct Evidence<'a> {
     pub wrong: Vec<Vec<bool>>,
     /// The only hypothesis that is tried; all, where it is `None`.
     pub only: Option<Rc<Known>>,
+    /// Whether a mistake in a gap is tried on the smallest step first, not on the first wrong one.
+    pub(super) tries_smallest: Cell<bool>,
     /// A part of the step that hypotheses are tried on first.
     probe: Option<Probe>,
     relative_error: OnceCell<f64>,
@@ -98,6 +100,7 @@ pub(super) fn gather_found<'a>(
             steps,
             wrong,
             only: None,
+            tries_smallest: Cell::new(true),
             probe: None,
             relative_error: OnceCell::new(),
         };
@@ -197,6 +200,17 @@ impl<'a> Evidence<'a> {
         Ok(steps.zip(results).map(|(at, expected)| self.fitted(at, expected)).collect())
     }
 
+    /// A step computed again, changed, with what the steps before it then leave in the caches.
+    pub(super) fn again_in(
+        &self,
+        at: usize,
+        edit: &dyn Edit,
+    ) -> Result<Option<Expected<'a>>, ReplayError> {
+        let own = self.steps[..=at].iter().map(|step| (&step.machine, &step.cone[..]));
+        let result = again_in_last(&own.collect::<Vec<_>>(), self.place, edit)?;
+        Ok(result.and_then(|expected| self.fitted(at, expected)))
+    }
+
     /// A result of as many elements as the right one; where nothing is expected of that, nothing is of a wrong
     /// one.
     fn fitted(&self, at: usize, mut expected: Expected<'a>) -> Option<Expected<'a>> {
@@ -221,7 +235,7 @@ impl<'a> Evidence<'a> {
     }
 
     /// The step that hypotheses are tried on first: the smallest that has enough wrong elements.
-    fn first_tried(&self) -> usize {
+    pub(super) fn first_tried(&self) -> usize {
         const ENOUGH: usize = 16;
         let wrong = |at: usize| self.wrong[at].iter().filter(|&&wrong| wrong).count();
         let enough = (0..self.steps.len()).filter(|&at| wrong(at) >= ENOUGH);

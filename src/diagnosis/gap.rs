@@ -53,19 +53,25 @@ impl<'a> Evidence<'a> {
         if self.is_left_out(&text) {
             return Ok(None);
         }
-        // What a step finds in the caches was written by those before it.
-        let is_wrong = |at: &usize| self.wrong[*at].contains(&true);
-        let first = (0..self.steps.len()).find(is_wrong).unwrap_or(0);
-        let Some(begun) = self.again(0..first + 1, edit)? else { return Ok(None) };
-        if !self.explains_some(first, &begun[first], key) {
+        let first = if self.tries_smallest.get() { self.first_tried() } else { self.first_wrong() };
+        let Some(begun) = self.again_in(first, edit)? else { return Ok(None) };
+        if !self.explains_some(first, &begun, key) {
             return Ok(Some(self.refuted(key, text, rank)));
         }
-        let predicted = if first + 1 == self.steps.len() {
-            Some(begun)
-        } else {
-            self.again(0..self.steps.len(), edit)?
-        };
+        let predicted = self.again(0..self.steps.len(), edit)?;
         Ok(predicted.map(|predicted| self.tried(key, text, rank, predicted)))
+    }
+
+    /// The first step that has wrong elements.
+    fn first_wrong(&self) -> usize {
+        let is_wrong = |at: &usize| self.wrong[*at].contains(&true);
+        (0..self.steps.len()).find(is_wrong).unwrap_or(0)
+    }
+
+    /// Whether hypotheses that the smallest step refutes may be tried on the first one: a mistake of the prompt alone
+    /// is in the caches that all steps find.
+    pub(super) fn has_other_first(&self) -> bool {
+        self.is_through_caches() && self.first_wrong() != self.first_tried()
     }
 
     /// The nodes of the gap that do the same to weights or tensors of the same kind.

@@ -24,7 +24,7 @@ pub use expected::{Expected, LAMBDA, Operand, Rounding, Spread, SumRounding, Ter
 pub use judge::{Judged, RunVerdict, Worst, drift, judge, judge_found, wrong_elements};
 pub use machine::{
     AsItIs, Cleared, Edit, Found, GraphRun, Machine, Memory, Observe, Observed, Probe, Root,
-    again_in_all, writes_into,
+    again_in_all, again_in_last, writes_into,
 };
 pub use matrix::{Matrix, round};
 pub use operation::{Operation, name};

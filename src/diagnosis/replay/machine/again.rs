@@ -171,8 +171,45 @@ pub fn writes_into(graph: &Graph, id: NodeId) -> Option<NodeId> {
     (graph.node(root).kind == Kind::State).then_some(root)
 }
 
-/// The same where caches are written on the way, which the next steps then find.
+/// The nodes of a cone that its caches are written from, and those that write them.
+fn written(graph: &Graph, cone: &[NodeId]) -> Vec<NodeId> {
+    let mut needed = BTreeSet::new();
+    for &id in cone.iter().rev() {
+        if needed.contains(&id) || writes_into(graph, id).is_some() {
+            needed.insert(id);
+            let sources = graph.node(id).sources.iter().flatten();
+            needed.extend(sources.map(|&source| graph.root(source)));
+        }
+    }
+    cone.iter().copied().filter(|id| needed.contains(id)).collect()
+}
+
+/// Computes a cone again in the last of several steps, changed, and of those before it only what they leave in the
+/// caches; what its site must then give.
+pub fn again_in_last<'a>(
+    steps: &[(&Machine<'a>, &[NodeId])],
+    place: usize,
+    edit: &dyn Edit,
+) -> Result<Option<Expected<'a>>, ReplayError> {
+    let Some((&last, before)) = steps.split_last() else { return Ok(None) };
+    let parts = before.iter().map(|(machine, cone)| (*machine, written(machine.graph(), cone)));
+    let parts: Vec<(&Machine<'a>, Vec<NodeId>)> = parts.collect();
+    let steps = parts.iter().map(|(machine, cone)| (*machine, &cone[..])).chain([last]);
+    Ok(through_caches(&steps.collect::<Vec<_>>(), place, edit)?.and_then(|mut all| all.pop()))
+}
+
+/// The same in every step, where caches are written on the way, which the next steps then find.
 fn again_through<'a>(
+    steps: &[(&Machine<'a>, &[NodeId])],
+    place: usize,
+    edit: &dyn Edit,
+) -> Result<Option<Vec<Expected<'a>>>, ReplayError> {
+    let all = through_caches(steps, place, edit)?;
+    Ok(all.filter(|all| all.len() == steps.len()))
+}
+
+/// The results of the steps whose cones end with the site's node.
+fn through_caches<'a>(
     steps: &[(&Machine<'a>, &[NodeId])],
     place: usize,
     edit: &dyn Edit,
@@ -202,7 +239,7 @@ fn again_through<'a>(
             states.insert(root, branch.memory[root.index()].clone());
         }
     }
-    Ok((all.len() == steps.len()).then_some(all))
+    Ok(Some(all))
 }
 
 /// Computes a cone again in several steps, changed; what its site must then give in each.

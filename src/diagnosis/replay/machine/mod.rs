@@ -25,7 +25,7 @@ use std::{
     rc::Rc,
 };
 
-pub use again::{AsItIs, Edit, again_in_all, writes_into};
+pub use again::{AsItIs, Edit, again_in_all, again_in_last, writes_into};
 use ahead::Ahead;
 pub use cleared::Cleared;
 use errors::{errors_of, uncertain};
