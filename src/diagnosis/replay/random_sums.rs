@@ -11,10 +11,10 @@
 //! ```
 //!
 //! Nothing is called wrong here: what is beyond that is computed element by element. What is within is cleared. That
-//! does not see an error of a single element below the square root of [`BLOCK`], 16 of its own bounds. Errors of a
-//! block whose 2-norm is twice its bound pass with a chance of at most 13/16 (Paley and Zygmund's inequality, as a
-//! sum of random signs has a fourth moment of at most three squares of its second one), and errors like that in each
-//! of n blocks with (13/16)^n.
+//! does not see an error of a single element below 16, the square root of [`BLOCK`], times the root mean square of the
+//! block's bounds. Errors of a block whose 2-norm is twice its bound pass with a chance of at most 13/16 (Paley and
+//! Zygmund's inequality, as a sum of random signs has a fourth moment of at most three squares of its second one), and
+//! errors like that in each of n blocks with (13/16)^n.
 
 use std::collections::{BTreeMap, BTreeSet};
 
