@@ -200,10 +200,10 @@ pub enum FormatArg {
 /// How a run is replayed.
 #[derive(Clone, Copy, Default, ValueEnum)]
 pub enum ReplayArg {
-    /// Those of products with large weights only where random sums of them are off
+    /// All but those of products with large weights that random sums clear (docs/diagnosis.md)
     #[default]
     Quick,
-    /// All
+    /// All of them
     Full,
 }
 
