@@ -27,7 +27,7 @@ use firstdiff::{
     reference::{Reference, ReferenceOptions},
     run::{
         Run,
-        baseline::{self, Baseline, Held},
+        baseline::{self, Baseline, Baselines, Held},
         own_weights, run_engine,
     },
     trace::recording::Spool,
@@ -156,7 +156,9 @@ fn split_of_a_run() -> Result<()> {
     })?;
     add("floor, measured anew", &mut || {
         let (filter, held) = (SiteFilter::default(), Held::default());
-        Baseline::measure(&reference, &model, task, &arithmetic, &filter, held)?;
+        let (reference, model, filter) = (&reference, &model, &filter);
+        let baselines = Baselines { reference, model, task, held, filter };
+        baselines.measure(std::slice::from_ref(&arithmetic), None)?;
         Ok(())
     })?;
     println!("fixture, 32 prompt tokens and 4 decode steps, f32: median of {REPEATS}");

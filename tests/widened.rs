@@ -1,14 +1,20 @@
 //! The f32 reference of a file that is not f32: it computes what llama.cpp does on an f32 copy of the file.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
 
 use firstdiff::{
+    core::sink::NoSink,
     graph::site::Site,
     model::{
         ModelFile,
         gguf::{Header, TensorInfo},
     },
-    reference::{Reference, ReferenceOptions},
+    reference::{Reference, ReferenceOptions, Session},
+    trace::TraceReader,
 };
 use llama_cpp_sys_2 as sys;
 
@@ -132,4 +138,71 @@ fn a_norm_in_f16_is_read_as_f32() {
         );
     let copy = converted(&coarse, "f32", as_f32);
     assert_eq!(farthest(&captured(&coarse), &captured(&copy)), (0.0, None));
+}
+
+/// Sessions that read each weight once for all compute what each computes alone, whatever their tokens.
+#[test]
+fn sessions_side_by_side_give_the_bits_of_each_alone() {
+    const PROMPTS: [[i32; 5]; 3] = [[3, 1, 4, 1, 5], [9, 2, 6, 5, 3], [5, 8, 9, 7, 9]];
+    let folder = tempfile::tempdir().unwrap();
+    for (arch, weights) in [("qwen3", "q8_0"), ("plm", "q4_k"), ("qwen3moe", "q4_k")] {
+        let file = ModelFile::open(&synth(folder.path(), arch, weights)).unwrap();
+        let options = ReferenceOptions { threads: Some(2), ..ReferenceOptions::default() };
+        let reference = Reference::load(&file, options).unwrap();
+        let run = |mut session: Session<'_>, prompt: &[i32]| {
+            let mut keep = Keep::default();
+            session.step(0, prompt, &mut keep, None).unwrap();
+            session.step(1, &[6], &mut keep, None).unwrap();
+            keep
+        };
+        let alone = PROMPTS.map(|prompt| run(reference.session(6, 5).unwrap(), &prompt));
+        // Two more end early: one before its first step, one after it. Nobody waits for them.
+        let mut sessions = reference.sessions(5, 6, 5).unwrap();
+        drop(sessions.pop());
+        let mut short = sessions.pop().unwrap();
+        let beside = thread::scope(|scope| {
+            scope.spawn(move || short.step(0, &[1, 2], &mut NoSink, None).unwrap());
+            let runs: Vec<_> = sessions
+                .into_iter()
+                .zip(&PROMPTS)
+                .map(|(session, prompt)| scope.spawn(|| run(session, prompt)))
+                .collect();
+            runs.into_iter().map(|run| run.join().unwrap()).collect::<Vec<_>>()
+        });
+        for (alone, beside) in alone.iter().zip(&beside) {
+            assert_eq!(farthest(alone, beside), (0.0, None), "{arch} {weights}");
+        }
+    }
+}
+
+/// The run that floors are measured against is recorded: the same bits as of one that floors were there for.
+#[test]
+fn a_trace_recorded_while_floors_are_measured_is_that_of_a_run_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = synth(folder.path(), "qwen3moe", "q4_k");
+    let [first, second] = ["first", "second"].map(|name| folder.path().join(name));
+    let capture = |to: &Path, cache: &str| {
+        let arguments = ["capture", "reference", "-m", path(&model), "-o", path(to)];
+        let tokens = ["--tokens", "3,1,4,1,5", "-n", "2"];
+        let mut program = Command::new(env!("CARGO_BIN_EXE_firstdiff"));
+        program.env("FIRSTDIFF_CACHE", folder.path().join(cache));
+        let output = program.args(arguments).args(tokens).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    capture(&first, "cache");
+    assert!(folder.path().join("cache/floors").exists());
+    capture(&second, "cache");
+    let [first, second] = [first, second].map(|trace| TraceReader::open(&trace).unwrap());
+    assert_eq!(first.manifest().steps, second.manifest().steps);
+    let floors = [&first, &second].map(|trace| &trace.manifest().floors);
+    let of = |at: usize| floors[at].iter().flat_map(|declared| &declared.floor.0);
+    assert_eq!((floors[0].len(), of(0).count()), (2, of(1).count()));
+    for ((site, first), (_, second)) in of(0).zip(of(1)) {
+        // What was cached is read from decimal numbers.
+        let is_same = |a: f64, b: f64| (a - b).abs() <= 1e-14 * a;
+        let same = is_same(first.elementwise, second.elementwise)
+            && is_same(first.relative_l2, second.relative_l2);
+        assert!(same, "{site}: {first:?} and {second:?}");
+    }
+    assert_eq!(first.manifest().steps.len(), 3);
 }

@@ -8,7 +8,7 @@ use firstdiff::{
         arithmetic::Arithmetic,
         exit::Exit,
         files,
-        floor::DeclaredFloor,
+        floor::{DeclaredFloor, Floor},
         sink::{Choice, Sink, Stopped},
         task::Task,
         tensor::{DType, Tensor},
@@ -22,10 +22,10 @@ use firstdiff::{
         site::{Site, Stage},
     },
     model::ModelFile,
-    reference::{Changes, Precision, Reference, Routing, is_choice},
+    reference::{Changes, Forced, Precision, Reference, Routing, is_choice},
     run::{
         Division, RunError,
-        baseline::{Baseline, Held},
+        baseline::{Baseline, Baselines, Held},
     },
     trace::{Manifest, ModelId, Settings, Side, TraceReader, TraceWriter},
 };
@@ -53,8 +53,46 @@ impl Sink for Filtered<'_> {
         !recomputed && self.filter.wants(site) && self.writer.wants(site)
     }
 
+    fn begin_step(&mut self, tokens: &[i32], first_position: usize) -> Result<(), Stopped> {
+        Sink::begin_step(self.writer, tokens, first_position)
+    }
+
     fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
         Sink::put(self.writer, site, tensor)
+    }
+
+    fn end_step(&mut self, choice: Option<Choice>) -> Result<(), Stopped> {
+        Sink::end_step(self.writer, choice)
+    }
+}
+
+impl Filtered<'_> {
+    /// Runs the steps, each into the writer.
+    fn record(
+        &mut self,
+        steps: &[Vec<i32>],
+        mut run: impl FnMut(u32, &[i32], &mut dyn Sink) -> Result<Option<Choice>, Error>,
+    ) -> Result<(), Error> {
+        let mut position = 0;
+        for (step, tokens) in (0u32..).zip(steps) {
+            self.writer.begin_step(tokens, position)?;
+            position += tokens.len();
+            let choice = run(step, tokens, self);
+            let choice = self.or_failure(choice)?;
+            if let Some(choice) = choice {
+                self.writer.set_choice(choice)?;
+            }
+            self.writer.end_step()?;
+        }
+        Ok(())
+    }
+
+    /// What a side gave. A writer that failed stops the side; its own error says why.
+    fn or_failure<T, E: Into<Error>>(&mut self, given: Result<T, E>) -> Result<T, Error> {
+        if given.is_err() {
+            self.writer.failure()?;
+        }
+        given.map_err(Into::into)
     }
 }
 
@@ -96,44 +134,54 @@ fn capture_reference(
     };
     let held = Held { tokens: &tokens, routing: routing.as_ref() };
     filter.check(&inputs.reference.graph().sites.of_run(inputs.decode + 1))?;
-    bar.set_message("measuring the floor");
-    let (mut floors, mut steps) = (Vec::new(), Vec::new());
-    for arithmetic in Arithmetic::engines() {
-        let filter = SiteFilter::default();
-        let (reference, task) = (&inputs.reference, inputs.task());
-        let baseline = Baseline::held(reference, &inputs.model, task, &arithmetic, &filter, held)?;
-        floors.push(DeclaredFloor { arithmetic, floor: baseline.floor });
-        steps = baseline.steps;
-    }
-    if let Some(chunk) = args.ids.chunks {
-        let divided = Division::of(&steps, chunk as usize);
-        for declared in &mut floors {
-            declared.floor = divided.floor(&declared.floor, &inputs.reference.graph().sites);
-        }
-        steps = divided.steps;
-    }
     let id = model_id(&inputs.reference, &inputs.model);
     let device = "llama.cpp on the CPU".to_string();
     let manifest = Manifest {
         settings: Settings { forced_routing: routing.is_some(), ..settings(&inputs.reference) },
         prompt: Some(inputs.prompt.clone()).filter(|prompt| !prompt.is_empty()),
         prompt_tokens: args.ids.chunks.map(|_| inputs.ids.len()),
-        floors,
         ..Manifest::new(Side::Reference, id, Arithmetic::engine(DType::F32), device)
     };
     let mut writer = TraceWriter::create(&args.output, manifest, args.overwrite)?;
-    bar.set_message("recording");
-    let (graph, values) = inputs.reference.import(&steps.concat())?;
+    let mut filtered = Filtered { writer: &mut writer, filter, recomputed: Vec::new() };
+    let arithmetics = Arithmetic::engines();
+    let (reference, model, task) = (&inputs.reference, &inputs.model, inputs.task());
+    let baselines = Baselines { reference, model, task, held, filter: &SiteFilter::default() };
+    let (floors, steps) = match args.ids.chunks {
+        None => {
+            bar.set_message("recording, and measuring the floor");
+            let measured = baselines.of(&arithmetics, Some(&mut filtered));
+            floors_and_steps(filtered.or_failure(measured)?)
+        }
+        Some(chunk) => {
+            bar.set_message("measuring the floor");
+            let (floors, steps) = floors_and_steps(baselines.of(&arithmetics, None)?);
+            let divided = Division::of(&steps, chunk as usize);
+            let sites = &reference.graph().sites;
+            let floors = floors.iter().map(|floor| divided.floor(floor, sites)).collect();
+            bar.set_message("recording");
+            let mut session = reference.session(task.positions(), task.prompt.len())?;
+            let forced = held.routing.map(|routing| routing as &dyn Forced);
+            let changes = Changes { forced, ..Changes::default() };
+            filtered.record(&divided.steps, |step, tokens, sink| {
+                Ok(session.step_with(step, tokens, sink, changes)?)
+            })?;
+            (floors, divided.steps)
+        }
+    };
+    let declared = arithmetics.into_iter().zip(floors);
+    let declared = declared.map(|(arithmetic, floor)| DeclaredFloor { arithmetic, floor });
+    writer.manifest_mut().floors = declared.collect();
+    let (graph, values) = reference.import(&steps.concat())?;
     writer.put_graph(&graph, &values)?;
-    let task = inputs.task();
-    let mut session = inputs.reference.session(task.positions(), task.prompt.len())?;
-    let filtered = Filtered { writer: &mut writer, filter, recomputed: Vec::new() };
-    let changes = Changes { routing: held.routing, ..Changes::default() };
-    record(&steps, filtered, |step, tokens, sink| {
-        Ok(session.step_with(step, tokens, sink, changes)?)
-    })?;
     writer.finish()?;
     Ok(steps.len())
+}
+
+/// The floor of each baseline, and the steps of all.
+fn floors_and_steps(baselines: Vec<Baseline>) -> (Vec<Floor>, Vec<Vec<i32>>) {
+    let steps = baselines.first().map_or(Vec::new(), |baseline| baseline.steps.clone());
+    (baselines.into_iter().map(|baseline| baseline.floor).collect(), steps)
 }
 
 /// The experts that a side sent its tokens to.
@@ -201,8 +249,9 @@ fn capture_engine(
     for weight in built.loaded_weights().map_err(RunError::from)? {
         writer.put_weight(&weight)?;
     }
-    let filtered = Filtered { writer: &mut writer, filter, recomputed: engine.recomputed() };
-    record(&steps, filtered, |step, tokens, sink| Ok(built.step(step, tokens, sink)?))?;
+    let recomputed = engine.recomputed();
+    let mut filtered = Filtered { writer: &mut writer, filter, recomputed };
+    filtered.record(&steps, |step, tokens, sink| Ok(built.step(step, tokens, sink)?))?;
     writer.finish()?;
     Ok(steps.len())
 }
@@ -249,30 +298,4 @@ fn kernel_hashes(engine: &EngineSpec) -> Result<BTreeMap<String, String>, Error>
         }
     }
     Ok(hashes)
-}
-
-/// Runs the steps, each into the writer.
-fn record(
-    steps: &[Vec<i32>],
-    mut filtered: Filtered<'_>,
-    mut run: impl FnMut(u32, &[i32], &mut dyn Sink) -> Result<Option<Choice>, Error>,
-) -> Result<(), Error> {
-    let mut position = 0;
-    for (step, tokens) in (0u32..).zip(steps) {
-        filtered.writer.begin_step(tokens, position)?;
-        position += tokens.len();
-        let choice = match run(step, tokens, &mut filtered) {
-            Ok(choice) => choice,
-            // A writer that failed stops the side; its own error says why.
-            Err(error) => {
-                filtered.writer.end_step()?;
-                return Err(error);
-            }
-        };
-        if let Some(choice) = choice {
-            filtered.writer.set_choice(choice)?;
-        }
-        filtered.writer.end_step()?;
-    }
-    Ok(())
 }

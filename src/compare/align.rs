@@ -116,19 +116,12 @@ impl Sink for ChannelSink {
 pub struct Aligner {
     side: Side,
     stash: HashMap<Site, Tensor>,
-    /// Whether a site may still come while its step goes on, wherever the side is.
-    is_patient: bool,
     ended: bool,
 }
 
 impl Aligner {
     pub fn new(side: Side) -> Aligner {
-        Aligner { side, stash: HashMap::new(), is_patient: false, ended: false }
-    }
-
-    /// The same for a side that leaves no site out, in an order of its own within each step.
-    pub fn patient(side: Side) -> Aligner {
-        Aligner { is_patient: true, ..Aligner::new(side) }
+        Aligner { side, stash: HashMap::new(), ended: false }
     }
 
     /// The tensor of a site, or `None` if the side does not provide it. Steps must be asked for in order,
@@ -140,10 +133,7 @@ impl Aligner {
             if let Some(tensor) = self.stash.remove(&wanted) {
                 return Some(tensor);
             }
-            let is_over = |&site: &Site| {
-                if self.is_patient { site.step > wanted.step } else { is_past(site, wanted) }
-            };
-            if self.ended || self.stash.keys().any(is_over) {
+            if self.ended || self.stash.keys().any(|&site| is_past(site, wanted)) {
                 return None;
             }
             match self.side.receiver.recv() {

@@ -19,9 +19,19 @@ pub trait Sink: Send {
         None
     }
 
+    /// A step begins, which runs these tokens from that position on.
+    fn begin_step(&mut self, _tokens: &[i32], _first_position: usize) -> Result<(), Stopped> {
+        Ok(())
+    }
+
     /// Takes the tensor of a wanted site, in the shape of the stage's definition; with fewer rows where
     /// [`Sink::queries`] says so.
     fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped>;
+
+    /// A step has ended, after which the side itself would decode that token.
+    fn end_step(&mut self, _choice: Option<Choice>) -> Result<(), Stopped> {
+        Ok(())
+    }
 }
 
 /// Wants nothing: a run without hooks.

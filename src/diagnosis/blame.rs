@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    rc::Rc,
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,8 @@ use super::{
     loaded::LoadedSummary,
     prefix::{self, CachedPrefix},
     replay::{
-        Found, GraphRun, Judged, Operation, Recording, ReplayError, RunVerdict, Worst, judge_found,
+        Found, GraphRun, Judged, Machine, Observed, Operation, Recording, ReplayError, RunVerdict,
+        Worst, judge_found, parts_at_once,
     },
 };
 use crate::{
@@ -229,12 +230,12 @@ fn of_reference(run: GraphRun<'_>) -> SideResult {
 
 /// A side's replay, and its guilty operations with their causes.
 fn of_side(run: GraphRun<'_>, mut album: Option<&mut Album>) -> SideResult {
-    let first = Replayed::of(run, &Rc::default(), album.as_deref_mut())?;
+    let first = Replayed::of(run, &Arc::default(), album.as_deref_mut())?;
     if first.found.is_empty() {
         return Ok((first.summary, first.guilty));
     }
     // What the tokens found in wrong caches is known now: it is none of their readers' faults.
-    let again = Replayed::of(run, &Rc::new(first.found), album)?;
+    let again = Replayed::of(run, &Arc::new(first.found), album)?;
     Ok((again.summary, again.guilty))
 }
 
@@ -245,27 +246,45 @@ struct Replayed {
     found: HashMap<usize, Found>,
 }
 
+/// What a part of a replay shows beside its verdicts.
+#[derive(Default)]
+struct Looked<'a> {
+    /// Invariants that are broken, by the places of their sites.
+    broken: BTreeMap<usize, Invariant>,
+    album: Option<&'a mut Album>,
+}
+
+impl Looked<'_> {
+    fn look(&mut self, machine: &Machine<'_>, observed: &Observed<'_>) -> Result<(), ReplayError> {
+        if let Some(album) = self.album.as_deref_mut() {
+            album.take(machine, observed);
+        }
+        if !self.broken.contains_key(&observed.place)
+            && let Some(broken) = broken(machine, observed)?
+        {
+            self.broken.insert(observed.place, broken);
+        }
+        Ok(())
+    }
+}
+
 impl Replayed {
     fn of(
         run: GraphRun<'_>,
-        known: &Rc<HashMap<usize, Found>>,
+        known: &Arc<HashMap<usize, Found>>,
         mut album: Option<&mut Album>,
     ) -> Result<Replayed, ReplayError> {
-        let mut all_broken: BTreeMap<usize, Invariant> = BTreeMap::new();
         if let Some(album) = album.as_deref_mut() {
             album.begin(run);
         }
-        let RunVerdict { judged, .. } = judge_found(run, known, &mut |machine, observed| {
-            if let Some(album) = album.as_deref_mut() {
-                album.take(machine, observed);
-            }
-            if let (false, Some(broken)) =
-                (all_broken.contains_key(&observed.place), broken(machine, observed)?)
-            {
-                all_broken.insert(observed.place, broken);
-            }
-            Ok(())
-        })?;
+        // An album takes the results in the order of the graph.
+        let parts = if album.is_some() { 1 } else { parts_at_once() };
+        let mut kept: Vec<Looked<'_>> = (0..parts).map(|_| Looked::default()).collect();
+        kept[0].album = album.as_deref_mut();
+        let (RunVerdict { judged, .. }, kept) =
+            judge_found(run, known, kept, &|kept, machine, observed| kept.look(machine, observed))?;
+        let all_broken: BTreeMap<usize, Invariant> =
+            kept.into_iter().flat_map(|looked| looked.broken).collect();
         let judged: BTreeMap<Operation, Judged> =
             judged.into_iter().map(|judged| (judged.operation, judged)).collect();
         let (mut summary, mut places) = (SideReplay::default(), BTreeSet::new());
@@ -331,7 +350,7 @@ fn recorded_before(model: &ModelGraph, spanned: &[Operation]) -> Option<Operatio
 fn exactly(
     run: GraphRun<'_>,
     place: usize,
-    known: &Rc<HashMap<usize, Found>>,
+    known: &Arc<HashMap<usize, Found>>,
 ) -> Result<Option<Cause>, ReplayError> {
     let declared = run.recording.arithmetic;
     if declared.roundings.is_empty() {

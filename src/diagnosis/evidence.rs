@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     ops::Range,
     rc::Rc,
+    sync::Arc,
 };
 
 use crate::{
@@ -67,14 +68,14 @@ pub fn gather<'a>(
     run: GraphRun<'a>,
     places: &BTreeSet<usize>,
 ) -> Result<Vec<Evidence<'a>>, ReplayError> {
-    gather_found(run, places, &Rc::default())
+    gather_found(run, places, &Arc::default())
 }
 
 /// The same where some caches are found as these by the tokens.
 pub(super) fn gather_found<'a>(
     run: GraphRun<'a>,
     places: &BTreeSet<usize>,
-    found: &Rc<HashMap<usize, Found>>,
+    found: &Arc<HashMap<usize, Found>>,
 ) -> Result<Vec<Evidence<'a>>, ReplayError> {
     let mut gathered: BTreeMap<usize, Vec<StepEvidence<'a>>> = BTreeMap::new();
     let mut machine = Machine::of_sites(run, places).with_found(found);

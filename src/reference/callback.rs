@@ -9,7 +9,7 @@ use std::{
 use llama_cpp_sys_2 as sys;
 
 use super::{
-    Noise, Routing, StepShape, Tamper,
+    Forced, Noise, StepShape, Tamper,
     context::Hooks,
     node::{Elements, Node},
     noise::Place,
@@ -45,7 +45,7 @@ pub enum Failure {
 pub struct Changes<'a> {
     pub noise: Option<&'a Noise>,
     /// The choices that are forced.
-    pub routing: Option<&'a Routing>,
+    pub forced: Option<&'a dyn Forced>,
     /// The fault that is planted.
     pub tamper: Option<&'a dyn Tamper>,
 }
@@ -89,9 +89,8 @@ impl<'a> Capture<'a> {
 
     fn wants(&self, spec: &SiteSpec) -> bool {
         let site = spec.site(self.shape.step);
-        let is_forced = |routing: &Routing| routing.get(&site).is_some();
         self.changes.noise.is_some()
-            || self.changes.routing.is_some_and(is_forced)
+            || self.changes.forced.is_some_and(|forced| forced.ids(site).is_some())
             || self.sink.wants(site)
     }
 
@@ -176,7 +175,7 @@ impl<'a> Capture<'a> {
 
     /// Adds this run's noise, or forces a choice.
     fn change(&self, site: Site, elements: &Elements<'_>, node: Node) {
-        let forced = self.changes.routing.and_then(|routing| routing.get(&site));
+        let forced = self.changes.forced.and_then(|forced| forced.ids(site));
         if let Some(forced) = forced.filter(|forced| forced.shape == elements.shape) {
             node.write(elements, &forced.data);
         }

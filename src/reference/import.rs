@@ -179,7 +179,7 @@ unsafe extern "C" fn on_node(
         return false;
     };
     if let Some(widening) = &mut snapshot.widening {
-        let handled = catch_unwind(AssertUnwindSafe(|| widening.handle(Live(tensor), ask)));
+        let handled = catch_unwind(AssertUnwindSafe(|| widening.pass_over(Live(tensor), ask)));
         let handled = handled.unwrap_or_else(|_| Err(PANICKED.to_string()));
         return handled.unwrap_or_else(|failure| {
             snapshot.failure = Some(failure);

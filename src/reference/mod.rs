@@ -14,7 +14,7 @@ mod widen;
 
 pub use callback::Changes;
 pub use noise::{Amplitude, Noise, Place};
-pub use routing::{Routing, RoutingSink, is_choice};
+pub use routing::{Forced, Routing, is_choice};
 pub use session::{Precision, Reference, ReferenceError, ReferenceOptions, Session};
 pub use tamper::{StepShape, Tamper};
 pub use vocabulary::Vocabulary;

@@ -1,26 +1,31 @@
 //! Choices that a run is forced to: the experts of each token.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    core::{
-        sink::{Sink, Stopped},
-        tensor::Tensor,
-    },
+    core::tensor::Tensor,
     graph::{Kind, ModelGraph, site::Site},
 };
 
+/// What a run is forced to choose.
+pub trait Forced: Sync {
+    /// The ids that a site gets; `None` where the run chooses itself.
+    fn ids(&self, site: Site) -> Option<Arc<Tensor>>;
+}
+
 /// The ids that discrete nodes are to give, whatever they would choose themselves.
 #[derive(Clone, Debug, Default)]
-pub struct Routing(BTreeMap<Site, Tensor>);
+pub struct Routing(BTreeMap<Site, Arc<Tensor>>);
+
+impl Forced for Routing {
+    fn ids(&self, site: Site) -> Option<Arc<Tensor>> {
+        self.0.get(&site).cloned()
+    }
+}
 
 impl Routing {
-    pub fn get(&self, site: &Site) -> Option<&Tensor> {
-        self.0.get(site)
-    }
-
     pub fn insert(&mut self, site: Site, ids: Tensor) {
-        self.0.insert(site, ids);
+        self.0.insert(site, Arc::new(ids));
     }
 
     pub fn is_empty(&self) -> bool {
@@ -38,27 +43,10 @@ impl Routing {
     }
 }
 
-/// Takes the choices of a run.
-pub struct RoutingSink<'a> {
-    pub model: &'a ModelGraph,
-    pub routing: Routing,
-}
-
 /// Whether a site's values are a choice among others.
 pub fn is_choice(model: &ModelGraph, site: Site) -> bool {
     model.sites.get(site).is_some_and(|spec| {
         let node = model.graph.node(spec.node);
         node.kind == Kind::Computed && node.op.is_choice()
     })
-}
-
-impl Sink for RoutingSink<'_> {
-    fn wants(&self, site: Site) -> bool {
-        is_choice(self.model, site)
-    }
-
-    fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
-        self.routing.insert(site, tensor);
-        Ok(())
-    }
 }

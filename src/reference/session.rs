@@ -216,7 +216,7 @@ impl Reference {
             precision: self.options.precision,
         };
         let context = self.context(&spec, &import::HOOKS)?;
-        let widening = self.widening(&spec)?;
+        let widening = self.widenings(1, spec.threads as usize, &spec)?.pop().flatten();
         Ok(Importer { context, architecture: self.architecture.clone(), token: 0, widening })
     }
 
@@ -234,39 +234,71 @@ impl Reference {
 
     /// A session with an empty KV cache for that many tokens in all, at most `batch` a step.
     pub fn session(&self, tokens: usize, batch: usize) -> Result<Session<'_>, ReferenceError> {
-        self.session_of(1, tokens, batch)
+        self.session_beside(0, tokens, batch)
     }
 
-    /// One of several sessions that run at the same time, and share the threads: more of them than
-    /// cores wait for one another, busily.
-    pub fn session_of(
+    /// The same where so many sessions of other references run at the same time, and share the threads: more of
+    /// them than cores wait for one another, busily.
+    pub fn session_beside(
         &self,
-        sessions: usize,
+        others: usize,
         tokens: usize,
         batch: usize,
     ) -> Result<Session<'_>, ReferenceError> {
+        let mut one = self.sessions_of(1, others + 1, tokens, batch)?;
+        Ok(one.pop().expect("one was asked for"))
+    }
+
+    /// Sessions that run the same steps, each in a thread of its own: in a product each waits for the others, so
+    /// that a weight is read once for all. One that does not go on must be dropped.
+    pub fn sessions(
+        &self,
+        n: usize,
+        tokens: usize,
+        batch: usize,
+    ) -> Result<Vec<Session<'_>>, ReferenceError> {
+        self.sessions_of(n, n, tokens, batch)
+    }
+
+    /// Sessions of one reference, among so many that run.
+    fn sessions_of(
+        &self,
+        n: usize,
+        running: usize,
+        tokens: usize,
+        batch: usize,
+    ) -> Result<Vec<Session<'_>>, ReferenceError> {
+        let threads = self.threads / running as i32;
         let spec = ContextSpec {
             positions: tokens,
             batch,
-            threads: (self.threads / sessions as i32).max(1),
+            threads: threads.max(1),
             precision: self.options.precision,
         };
-        let context = self.context(&spec, &HOOKS)?;
-        let widening = self.widening(&spec)?;
-        Ok(Session { reference: self, widening, context, positions: 0 })
+        let shared = self.threads as usize * n / running;
+        let widening = self.widenings(n, shared.max(1), &spec)?;
+        let session = |widening| {
+            let context = self.context(&spec, &HOOKS)?;
+            Ok(Session { reference: self, widening, context, positions: 0 })
+        };
+        widening.into_iter().map(session).collect()
     }
 
-    /// What computes in f32 beside a context, where that is asked for.
-    fn widening(&self, spec: &ContextSpec) -> Result<Option<Widening>, ReferenceError> {
+    /// What computes in f32 beside some contexts, where that is asked for.
+    fn widenings(
+        &self,
+        n: usize,
+        threads: usize,
+        spec: &ContextSpec,
+    ) -> Result<Vec<Option<Widening>>, ReferenceError> {
         if self.options.precision == Precision::Native {
-            return Ok(None);
+            return Ok((0..n).map(|_| None).collect());
         }
-        let widening = Widening::new(spec.threads as usize);
-        let no_memory = || ReferenceError::Context {
+        let widening = Widening::of_each(n, threads).ok_or_else(|| ReferenceError::Context {
             tokens: spec.positions,
             detail: "no memory for its threads".to_string(),
-        };
-        widening.map(Some).ok_or_else(no_memory)
+        })?;
+        Ok(widening.into_iter().map(Some).collect())
     }
 }
 

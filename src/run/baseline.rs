@@ -1,12 +1,11 @@
 //! What is known of the reference before an engine is compared with it: the tokens that every side
 //! is forced to, the reference's choices, and the floor. Measured once and cached.
 
-use std::{sync::Arc, sync::mpsc, thread};
-
 use serde::{Deserialize, Serialize};
 
+use super::noisy::{Other, decode_in, measure_beside};
 use crate::{
-    compare::{Aligner, RowTokens, SiteFilter, channel},
+    compare::{RowTokens, SiteFilter},
     core::{
         arithmetic::Arithmetic,
         cache::Entry,
@@ -16,13 +15,12 @@ use crate::{
         tensor::DType,
     },
     graph::{
-        Extent, ModelGraph, SiteList,
+        ModelGraph,
         site::{Site, Stage},
     },
     model::{ModelFile, gguf::TensorInfo},
     reference::{
-        Amplitude, Changes, Noise, Place, Precision, Reference, ReferenceError, ReferenceOptions,
-        Routing, RoutingSink, Session, is_choice,
+        Changes, Forced, Noise, Precision, Reference, ReferenceError, ReferenceOptions, Routing,
     },
 };
 
@@ -37,6 +35,11 @@ const NOISE_SEED: u64 = 20_261_123;
 /// not. A model of 32 heads needs one run, one of a single head gets [`MAX_NOISY_RUNS`].
 const NOISY_HEADS: usize = 32;
 const MAX_NOISY_RUNS: usize = 8;
+
+/// Noisy runs beside a clean one have together at most this many logits in the prompt's step, 256 MB of them, but are
+/// always a few. The rest run beside another clean one.
+const MOST_LOGITS: usize = 1 << 26;
+const LEAST_BESIDE: usize = 3;
 
 /// The reference's side of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,7 +62,7 @@ pub struct Held<'a> {
 
 impl Held<'_> {
     /// The token after a step.
-    fn token(&self, step: usize, choice: Option<Choice>) -> Option<i32> {
+    pub fn token(&self, step: usize, choice: Option<Choice>) -> Option<i32> {
         self.tokens.get(step).copied().or(Some(choice?.token))
     }
 }
@@ -74,26 +77,6 @@ pub fn decode(
 ) -> Result<Vec<Option<Choice>>, ReferenceError> {
     let session = reference.session(task.positions(), task.prompt.len())?;
     decode_in(session, task, sink, changes, next)
-}
-
-fn decode_in(
-    mut session: Session<'_>,
-    task: Task<'_>,
-    sink: &mut dyn Sink,
-    changes: Changes<'_>,
-    mut next: impl FnMut(Option<Choice>) -> Option<i32>,
-) -> Result<Vec<Option<Choice>>, ReferenceError> {
-    let mut tokens = task.prompt.to_vec();
-    let mut choices = Vec::new();
-    for step in 0..=task.decode {
-        let choice = session.step_with(step, &tokens, sink, changes)?;
-        choices.push(choice);
-        match next(choice) {
-            Some(token) => tokens = vec![token],
-            None => break,
-        }
-    }
-    Ok(choices)
 }
 
 impl Baseline {
@@ -118,65 +101,9 @@ impl Baseline {
         filter: &SiteFilter,
         held: Held<'_>,
     ) -> Result<Baseline, ReferenceError> {
-        let rounded = weights_are_rounded(model, arithmetic.weights);
-        let key = (
-            (FORMAT_VERSION, NOISE_SEED, env!("CARGO_PKG_VERSION"), model.hash()),
-            (task.prompt, task.decode, arithmetic, rounded),
-            (held.tokens, held.routing.map(Routing::hash)),
-            filter.prompt_queries(),
-            (reference.options().precision, reference.threads()),
-        );
-        let key = serde_json::to_vec(&key).expect("plain data has no reason to fail");
-        let entry = Entry::new("floors", format!("{}.json", blake3::hash(&key).to_hex())).ok();
-        let cached = entry.as_ref().and_then(Entry::read);
-        if let Some(baseline) = cached.and_then(|json| serde_json::from_slice(&json).ok()) {
-            return Ok(baseline);
-        }
-        let baseline = Baseline::measure(reference, model, task, arithmetic, filter, held)?;
-        if let (Some(entry), Ok(json)) = (entry, serde_json::to_vec(&baseline)) {
-            entry.write(&json);
-        }
-        Ok(baseline)
-    }
-
-    /// Measures the baseline: a clean run and noisy ones, side by side. A native reference also
-    /// gets its distance from the same model in f32 added to its floor.
-    pub fn measure(
-        reference: &Reference,
-        model: &ModelFile,
-        task: Task<'_>,
-        arithmetic: &Arithmetic,
-        filter: &SiteFilter,
-        held: Held<'_>,
-    ) -> Result<Baseline, ReferenceError> {
-        let filter = filter.rows_only();
-        let noise = Noise {
-            seed: NOISE_SEED,
-            arithmetic: arithmetic.clone(),
-            weights_are_rounded: weights_are_rounded(model, arithmetic.weights),
-        };
-        let heads = query_heads(reference.graph());
-        let runs = NOISY_HEADS.div_ceil(heads).min(MAX_NOISY_RUNS) as u64;
-        let seeds = (0..runs).map(|run| NOISE_SEED + run);
-        let noises: Vec<Noise> = seeds.map(|seed| Noise { seed, ..noise.clone() }).collect();
-        let noisy: Vec<_> = noises.iter().map(|noise| (reference, Some(noise))).collect();
-        let graph = Arc::clone(reference.graph());
-        let amplitude = |site: Site, tokens: usize, positions: usize| {
-            let spec = graph.sites.get(site).expect("a site of this graph");
-            let extent = Extent { tokens, cells: positions, is_first: tokens == positions };
-            noise.amplitude(Place { graph: &graph.graph, spec, extent })
-        };
-        let mut baseline = distance(reference, &noisy, (task, held), &filter, &amplitude)?;
-        if reference.options().precision == Precision::Native {
-            let no_noise = |_, _, _| Amplitude { relative: 0.0, additive: 0.0 };
-            let options = ReferenceOptions { precision: Precision::F32, ..reference.options() };
-            let wide = Reference::load(model, options)?;
-            let own = distance(reference, &[(&wide, None)], (task, held), &filter, &no_noise)?;
-            for (site, floor) in &mut baseline.floor.0 {
-                *floor = floor.plus(own.floor.0[site]);
-            }
-        }
-        Ok(baseline)
+        let one = std::slice::from_ref(arithmetic);
+        let mut baselines = Baselines { reference, model, task, held, filter }.of(one, None)?;
+        Ok(baselines.pop().expect("one was asked for"))
     }
 
     /// The tokens that are forced after the prompt.
@@ -193,92 +120,126 @@ pub fn steps_of(task: Task<'_>, held: Held<'_>, choices: &[Option<Choice>]) -> V
     std::iter::once(task.prompt.to_vec()).chain(decoded).collect()
 }
 
-/// Runs `clean` and other references side by side over the same tokens, the greedy ones of
-/// `clean`, and measures the largest distance site by site.
-fn distance(
-    clean: &Reference,
-    others: &[(&Reference, Option<&Noise>)],
-    (task, held): (Task<'_>, Held<'_>),
-    filter: &SiteFilter,
-    amplitude: &dyn Fn(Site, usize, usize) -> Amplitude,
-) -> Result<Baseline, ReferenceError> {
-    let own = if held.routing.is_some() { None } else { routing(clean, task, held)? };
-    let routing = held.routing.or(own.as_ref());
-    let wanted = Arc::new(filter.clone());
-    let (mut clean_sink, clean_side) = channel(Arc::clone(&wanted), 0);
-    let (sessions, positions, batch) = (others.len() + 1, task.positions(), task.prompt.len());
-    thread::scope(|scope| {
-        let mut other_runs = Vec::new();
-        let mut other_sides = Vec::new();
-        let mut token_senders = Vec::new();
-        for &(other, noise) in others {
-            let (mut sink, side) = channel(Arc::clone(&wanted), 0);
-            let (token_sender, tokens) = mpsc::channel();
-            other_sides.push(Aligner::patient(side));
-            token_senders.push(token_sender);
-            other_runs.push(scope.spawn(move || {
-                let session = other.session_of(sessions, positions, batch)?;
-                let changes = Changes { noise, routing, ..Changes::default() };
-                decode_in(session, task, &mut sink, changes, |_| tokens.recv().ok())
-            }));
-        }
-        let clean_run = scope.spawn(move || {
-            let session = clean.session_of(sessions, positions, batch)?;
-            let changes = Changes { routing: held.routing, ..Changes::default() };
-            let mut step = 0;
-            decode_in(session, task, &mut clean_sink, changes, |choice| {
-                let token = held.token(step, choice)?;
-                step += 1;
-                let sent = token_senders.iter().all(|sender| sender.send(token).is_ok());
-                sent.then_some(token)
-            })
-        });
-        let mut clean_side = Aligner::patient(clean_side);
-        let mut floor = Floor::default();
-        let list = SiteList::from(&clean.graph().sites);
-        for site in clean.graph().sites.of_run(task.decode + 1) {
-            let Some(clean) = clean_side.next(site) else { break };
-            let tokens = row_tokens(filter, task.prompt.len(), site);
-            let tokens = RowTokens { axes: Some(list.axes(site)), ..tokens };
-            let step_tokens = if site.step == 0 { task.prompt.len() } else { 1 };
-            let amplitude = amplitude(site, step_tokens, task.prompt.len() + site.step as usize);
-            let measured = other_sides.iter_mut().map(|side| {
-                let other = side.next(site)?;
-                Some(SiteFloor::measure(site, &other, &clean, tokens, amplitude))
-            });
-            let Some(measured) = measured.collect::<Option<Vec<_>>>() else { break };
-            let largest = measured.into_iter().reduce(SiteFloor::max).unwrap_or_default();
-            floor.0.insert(site, largest);
-        }
-        drop((clean_side, other_sides));
-        let joined = |run: thread::ScopedJoinHandle<'_, Result<_, ReferenceError>>| {
-            run.join().unwrap_or_else(|_| Err(ReferenceError::Panic("a reference run".into())))
-        };
-        let choices = joined(clean_run)?;
-        other_runs.into_iter().try_for_each(|run| joined(run).map(drop))?;
-        let steps = steps_of(task, held, &choices);
-        Ok(Baseline { steps, choices, floor })
-    })
+/// The baselines of a task, for engines of several arithmetics.
+#[derive(Clone, Copy)]
+pub struct Baselines<'a> {
+    pub reference: &'a Reference,
+    pub model: &'a ModelFile,
+    pub task: Task<'a>,
+    pub held: Held<'a>,
+    /// The rows that are wanted; each baseline has every site.
+    pub filter: &'a SiteFilter,
 }
 
-/// The choices of a clean run, where the model makes any: a noisy run is forced to them, as an expert less
-/// is no rounding.
-fn routing(
-    clean: &Reference,
-    task: Task<'_>,
-    held: Held<'_>,
-) -> Result<Option<Routing>, ReferenceError> {
-    let graph = clean.graph();
-    if !graph.sites.of_run(1).into_iter().any(|site| is_choice(graph, site)) {
-        return Ok(None);
+impl Baselines<'_> {
+    /// The baseline for each arithmetic, from the cache if it is there. What is recorded is the clean run, of every row.
+    pub fn of(
+        &self,
+        arithmetics: &[Arithmetic],
+        record: Option<&mut dyn Sink>,
+    ) -> Result<Vec<Baseline>, ReferenceError> {
+        let entries: Vec<_> = arithmetics.iter().map(|arithmetic| self.entry(arithmetic)).collect();
+        let cached = entries.iter().map(|entry| entry.as_ref().and_then(Entry::read));
+        let read = |json: Vec<u8>| serde_json::from_slice(&json).ok();
+        let mut found: Vec<Option<Baseline>> = cached.map(|json| json.and_then(read)).collect();
+        let is_missing = |at: &usize| found[*at].is_none();
+        let missing: Vec<usize> = (0..arithmetics.len()).filter(is_missing).collect();
+        if !missing.is_empty() {
+            let wanted: Vec<_> = missing.iter().map(|&at| arithmetics[at].clone()).collect();
+            for (at, baseline) in missing.into_iter().zip(self.measure(&wanted, record)?) {
+                if let (Some(entry), Ok(json)) = (&entries[at], serde_json::to_vec(&baseline)) {
+                    entry.write(&json);
+                }
+                found[at] = Some(baseline);
+            }
+        } else if let Some(record) = record {
+            let forced = self.held.routing.map(|routing| routing as &dyn Forced);
+            let changes = Changes { forced, ..Changes::default() };
+            let mut step = 0;
+            decode(self.reference, self.task, record, changes, |choice| {
+                step += 1;
+                self.held.token(step - 1, choice)
+            })?;
+        }
+        Ok(found.into_iter().flatten().collect())
     }
-    let mut sink = RoutingSink { model: graph, routing: Routing::default() };
-    let mut step = 0;
-    decode(clean, task, &mut sink, Changes::default(), |choice| {
-        step += 1;
-        held.token(step - 1, choice)
-    })?;
-    Ok(Some(sink.routing))
+
+    /// Where the baseline for an arithmetic is cached.
+    fn entry(&self, arithmetic: &Arithmetic) -> Option<Entry> {
+        let Baselines { reference, model, task, held, filter } = self;
+        let rounded = weights_are_rounded(model, arithmetic.weights);
+        let key = (
+            (FORMAT_VERSION, NOISE_SEED, env!("CARGO_PKG_VERSION"), model.hash()),
+            (task.prompt, task.decode, arithmetic, rounded),
+            (held.tokens, held.routing.map(Routing::hash)),
+            filter.prompt_queries(),
+            (reference.options().precision, reference.threads()),
+        );
+        let key = serde_json::to_vec(&key).expect("plain data has no reason to fail");
+        Entry::new("floors", format!("{}.json", blake3::hash(&key).to_hex())).ok()
+    }
+
+    /// Measures the baselines: a clean run, and noisy ones of each arithmetic beside it. A native reference also gets
+    /// its distance from the same model in f32 added to its floors.
+    pub fn measure(
+        &self,
+        arithmetics: &[Arithmetic],
+        mut record: Option<&mut dyn Sink>,
+    ) -> Result<Vec<Baseline>, ReferenceError> {
+        let &Baselines { reference, model, task, held, filter } = self;
+        let rows = filter.rows_only();
+        let heads = query_heads(reference.graph());
+        let runs = NOISY_HEADS.div_ceil(heads).min(MAX_NOISY_RUNS);
+        let noises = |arithmetic: &Arithmetic| {
+            let weights_are_rounded = weights_are_rounded(model, arithmetic.weights);
+            let arithmetic = arithmetic.clone();
+            let noise = Noise { seed: NOISE_SEED, arithmetic, weights_are_rounded };
+            (0..runs as u64).map(move |run| Noise { seed: NOISE_SEED + run, ..noise.clone() })
+        };
+        let noises: Vec<Noise> = arithmetics.iter().flat_map(noises).collect();
+        let (graph, positions, batch) = (reference.graph(), task.positions(), task.prompt.len());
+        let (mut choices, mut floors) = (Vec::new(), Vec::new());
+        let most = MOST_LOGITS / (batch * reference.n_vocab()).max(1);
+        for noises in noises.chunks(most.max(LEAST_BESIDE)) {
+            let mut sessions = reference.sessions(noises.len() + 1, positions, batch)?.into_iter();
+            let clean = sessions.next().expect("one more than there is noise");
+            let with_noise = |(session, noise)| Other { session, noise: Some(noise) };
+            let others = sessions.zip(noises).map(with_noise).collect();
+            let (task, record) = ((task, held), record.take());
+            let (own, measured) = measure_beside(graph, clean, others, task, &rows, record)?;
+            choices = own;
+            floors.extend(measured);
+        }
+        let own = match reference.options().precision {
+            Precision::F32 => None,
+            Precision::Native => Some(self.distance_from_f32(&rows)?),
+        };
+        let baseline = |floors: &[Floor]| {
+            let mut floor = Floor::default();
+            for (&site, &one) in floors.iter().flat_map(|floor| &floor.0) {
+                let largest = floor.0.entry(site).or_default();
+                *largest = largest.max(one);
+            }
+            for (site, floor) in &mut floor.0 {
+                *floor = floor.plus(own.as_ref().map_or(SiteFloor::default(), |own| own.0[site]));
+            }
+            Baseline { steps: steps_of(task, held, &choices), choices: choices.clone(), floor }
+        };
+        Ok(floors.chunks(runs).map(baseline).collect())
+    }
+
+    /// How far a native reference is from the same model in f32.
+    fn distance_from_f32(&self, filter: &SiteFilter) -> Result<Floor, ReferenceError> {
+        let &Baselines { reference, model, task, held, .. } = self;
+        let options = ReferenceOptions { precision: Precision::F32, ..reference.options() };
+        let wide = Reference::load(model, options)?;
+        let (positions, batch) = (task.positions(), task.prompt.len());
+        let clean = reference.session_beside(1, positions, batch)?;
+        let other = Other { session: wide.session_beside(1, positions, batch)?, noise: None };
+        let (graph, held_task) = (reference.graph(), (task, held));
+        let (_, mut floors) = measure_beside(graph, clean, vec![other], held_task, filter, None)?;
+        Ok(floors.pop().expect("one run beside the clean one"))
+    }
 }
 
 /// Query heads of the model's attention; 1 where it has none.

@@ -9,6 +9,7 @@ mod error;
 mod experts;
 pub mod lengths;
 mod measure_floor;
+mod noisy;
 mod open;
 mod pairing;
 mod seen;

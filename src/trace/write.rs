@@ -256,6 +256,11 @@ impl TraceWriter {
         })
     }
 
+    /// Returns the error of a call through the [`Sink`], if one has failed.
+    pub fn failure(&mut self) -> Result<(), TraceError> {
+        self.guard(|_| Ok(()))
+    }
+
     /// Writes the manifest and moves the trace to its target.
     ///
     /// # Errors
@@ -310,6 +315,14 @@ impl TraceWriter {
         self.temporary.close().map_err(TraceError::io("remove", leftover))
     }
 
+    /// Keeps the error of a call through the [`Sink`].
+    fn kept(&mut self, result: Result<(), TraceError>) -> Result<(), Stopped> {
+        result.map_err(|error| {
+            self.failure = Failure::Kept(error);
+            Stopped
+        })
+    }
+
     /// Runs a call unless an earlier one failed, and remembers if this one does.
     fn guard(
         &mut self,
@@ -332,11 +345,20 @@ impl Sink for TraceWriter {
         open.is_some_and(|open| open.takes(&self.layout, site))
     }
 
+    fn begin_step(&mut self, tokens: &[i32], first_position: usize) -> Result<(), Stopped> {
+        let begun = TraceWriter::begin_step(self, tokens, first_position);
+        self.kept(begun)
+    }
+
     fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
-        TraceWriter::put(self, site, &tensor).map_err(|error| {
-            self.failure = Failure::Kept(error);
-            Stopped
-        })
+        let put = TraceWriter::put(self, site, &tensor);
+        self.kept(put)
+    }
+
+    fn end_step(&mut self, choice: Option<Choice>) -> Result<(), Stopped> {
+        let set = choice.map_or(Ok(()), |choice| self.set_choice(choice));
+        let ended = set.and_then(|()| TraceWriter::end_step(self));
+        self.kept(ended)
     }
 }
 

@@ -1,11 +1,11 @@
 //! How accurate an operation's recorded results are, in units of their rounding bounds.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use rayon::prelude::*;
 
 use super::{
-    judge::judge_found,
+    judge::{judge_found, parts_at_once},
     machine::GraphRun,
     operation::Operation,
     recording::{Piece, ReplayError},
@@ -42,8 +42,9 @@ impl Sums {
 
 /// The accuracy of every operation that a side recorded, in the order of the graph.
 pub fn accuracies(run: GraphRun<'_>) -> Result<Vec<Accuracy>, ReplayError> {
-    let mut totals: BTreeMap<usize, Sums> = BTreeMap::new();
-    judge_found(run, &Rc::default(), &mut |_, observed| {
+    type Totals = BTreeMap<usize, Sums>;
+    let kept: Vec<Totals> = vec![Totals::new(); parts_at_once()];
+    let (_, totals) = judge_found(run, &Arc::default(), kept, &|totals, _, observed| {
         let total = totals.entry(observed.place).or_default();
         *total = total.add(sums(&observed.piece));
         Ok(())
@@ -55,7 +56,7 @@ pub fn accuracies(run: GraphRun<'_>) -> Result<Vec<Accuracy>, ReplayError> {
         let rms = if squared_bound > 0.0 { (squared_error / squared_bound).sqrt() } else { 0.0 };
         Accuracy { operation, rms, peak }
     };
-    Ok(totals.into_iter().map(of).collect())
+    Ok(totals.into_iter().flatten().map(of).collect())
 }
 
 fn sums(piece: &Piece<'_>) -> Sums {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    rc::Rc,
+    sync::Arc,
     time::Instant,
 };
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     expected::LAMBDA,
-    machine::{Cleared, Found, GraphRun, Machine, Observed},
+    machine::{Cleared, Found, GraphRun, Machine, Observed, Part},
     operation::Operation,
     recording::{Piece, ReplayError},
 };
@@ -154,62 +154,137 @@ pub struct RunVerdict {
 
 /// Judges every site that a side recorded.
 pub fn judge(run: GraphRun<'_>) -> Result<RunVerdict, ReplayError> {
-    judge_found(run, &Rc::default(), &mut |_, _| Ok(()))
+    Ok(judge_found(run, &Arc::default(), vec![(); parts_at_once()], &|_, _, _| Ok(()))?.0)
 }
 
-/// Takes a result with the memory as its node found it.
-pub type Look<'l, 'a> = &'l mut dyn FnMut(&Machine<'a>, &Observed<'a>) -> Result<(), ReplayError>;
+/// Parts of a graph that are best judged at the same time, beside those of another side.
+pub fn parts_at_once() -> usize {
+    rayon::current_num_threads().div_ceil(2)
+}
 
-/// The same where some caches are found as these by the tokens; `look` is given every result.
-pub fn judge_found<'a>(
+/// Takes a result with the memory as its node found it, for a part of the graph.
+pub type Look<'l, 'a, T> =
+    &'l (dyn Fn(&mut T, &Machine<'a>, &Observed<'a>) -> Result<(), ReplayError> + Sync);
+
+/// The same where some caches are found as these by the tokens; `look` is given every result. The graph is divided into
+/// as many parts as there are of what is `kept`, one each, which are judged at the same time.
+pub fn judge_found<'a, T: Send>(
     run: GraphRun<'a>,
-    found: &Rc<HashMap<usize, Found>>,
-    look: Look<'_, 'a>,
-) -> Result<RunVerdict, ReplayError> {
-    let specs = run.model.sites.specs();
-    let mut trials: BTreeMap<usize, Trial> = BTreeMap::new();
-    let mut spanned: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
-    let mut near_ties = BTreeSet::new();
-    let operation = |place: usize| {
-        let spec = &specs[place];
-        Operation { layer: spec.layer, stage: spec.stage }
-    };
+    found: &Arc<HashMap<usize, Found>>,
+    kept: Vec<T>,
+    look: Look<'_, 'a, T>,
+) -> Result<(RunVerdict, Vec<T>), ReplayError> {
     let last = run.recording.steps.len().saturating_sub(1) as u32;
     let (known, needed) = (run.inputs.tokens, run.recording.positions(last).end);
     if known < needed {
         return Err(ReplayError::Short { known, needed });
     }
-    let mut machine = Machine::new(run).with_found(found);
-    for step in 0..run.recording.steps.len() as u32 {
-        let _span = spans::span("replay", || format!("step {step}"));
-        let mut before = Instant::now();
-        machine.step(step, &mut |machine, observed| {
-            let place = observed.place;
-            spans::since(before, "replay", || operation(place).result());
-            look(machine, &observed)?;
-            let trial = trials.entry(place).or_insert_with(|| Trial::new(operation(place)));
-            let axes: Vec<Axis> = specs[place].axes.iter().map(|axis| axis.axis).collect();
-            trial.add(machine, &observed, &axes);
-            spanned.entry(place).or_default().extend(&observed.spanned);
-            if observed.choice.is_some_and(|times| times > 0.0) {
-                near_ties.insert(operation(place));
-            }
-            before = Instant::now();
-            Ok(())
-        })?;
-        for Cleared { place, elements, times_bound } in machine.take_cleared() {
-            let trial = trials.entry(place).or_insert_with(|| Trial::new(operation(place)));
-            trial.clear(elements, times_bound);
-        }
-    }
-    let verdict = |(place, trial): (usize, Trial)| {
-        let through = spanned.get(&place).into_iter().flatten();
-        let spanned = through.map(|&place| operation(place)).collect();
-        Judged { spanned, ..trial.verdict() }
+    let parts = match kept.len() {
+        1 => vec![None],
+        most => Part::of(run, most).into_iter().map(Some).collect(),
     };
-    let judged = trials.into_iter().map(verdict).collect();
-    let without_rule = counted(run, &machine.without_rule);
-    Ok(RunVerdict { judged, without_rule, near_ties })
+    let judged = parts.into_par_iter().zip(kept).map(|(part, mut kept)| {
+        let machine = match &part {
+            None => Machine::new(run),
+            Some(part) => Machine::of_part(run, part),
+        };
+        let mut bench = Bench::new(run, part);
+        bench.judge(machine.with_found(found), &mut |machine, observed| {
+            look(&mut kept, machine, observed)
+        })?;
+        Ok((bench, kept))
+    });
+    let judged: Vec<Result<(Bench<'a>, T), ReplayError>> = judged.collect();
+    let (mut whole, mut all_kept) = (Bench::new(run, None), Vec::new());
+    for part in judged {
+        let (part, kept) = part?;
+        whole.add(part);
+        all_kept.push(kept);
+    }
+    Ok((whole.verdict(), all_kept))
+}
+
+/// The verdicts on a part of a graph, as its steps come in.
+struct Bench<'a> {
+    run: GraphRun<'a>,
+    /// The sites that are judged; all, where it is `None`.
+    part: Option<Part>,
+    trials: BTreeMap<usize, Trial>,
+    spanned: BTreeMap<usize, BTreeSet<usize>>,
+    without_rule: BTreeSet<NodeId>,
+    near_ties: BTreeSet<Operation>,
+}
+
+impl<'a> Bench<'a> {
+    fn new(run: GraphRun<'a>, part: Option<Part>) -> Bench<'a> {
+        let (trials, spanned) = (BTreeMap::new(), BTreeMap::new());
+        let (without_rule, near_ties) = (BTreeSet::new(), BTreeSet::new());
+        Bench { run, part, trials, spanned, without_rule, near_ties }
+    }
+
+    fn operation(&self, place: usize) -> Operation {
+        let spec = &self.run.model.sites.specs()[place];
+        Operation { layer: spec.layer, stage: spec.stage }
+    }
+
+    /// Replays every step.
+    fn judge(
+        &mut self,
+        mut machine: Machine<'a>,
+        look: &mut dyn FnMut(&Machine<'a>, &Observed<'a>) -> Result<(), ReplayError>,
+    ) -> Result<(), ReplayError> {
+        let specs = self.run.model.sites.specs();
+        for step in 0..self.run.recording.steps.len() as u32 {
+            let _span = spans::span("replay", || format!("step {step}"));
+            let mut before = Instant::now();
+            machine.step(step, &mut |machine, observed| {
+                let place = observed.place;
+                let operation = self.operation(place);
+                if self.part.as_ref().is_some_and(|part| !part.places.contains(&place)) {
+                    return Ok(());
+                }
+                spans::since(before, "replay", || operation.result());
+                look(machine, &observed)?;
+                let trial = self.trials.entry(place).or_insert_with(|| Trial::new(operation));
+                let axes: Vec<Axis> = specs[place].axes.iter().map(|axis| axis.axis).collect();
+                trial.add(machine, &observed, &axes);
+                self.spanned.entry(place).or_default().extend(&observed.spanned);
+                if observed.choice.is_some_and(|times| times > 0.0) {
+                    self.near_ties.insert(operation);
+                }
+                before = Instant::now();
+                Ok(())
+            })?;
+            for Cleared { place, elements, times_bound } in machine.take_cleared() {
+                if self.part.as_ref().is_none_or(|part| part.places.contains(&place)) {
+                    let trial = Trial::new(self.operation(place));
+                    self.trials.entry(place).or_insert(trial).clear(elements, times_bound);
+                }
+            }
+        }
+        self.without_rule = machine.without_rule;
+        Ok(())
+    }
+
+    /// Adds what another part of the graph says.
+    fn add(&mut self, part: Bench<'a>) {
+        self.trials.extend(part.trials);
+        self.spanned.extend(part.spanned);
+        self.without_rule.extend(part.without_rule);
+        self.near_ties.extend(part.near_ties);
+    }
+
+    fn verdict(mut self) -> RunVerdict {
+        let trials = std::mem::take(&mut self.trials);
+        let verdict = |(place, trial): (usize, Trial)| {
+            let through = self.spanned.get(&place).into_iter().flatten();
+            let spanned = through.map(|&place| self.operation(place)).collect();
+            Judged { spanned, ..trial.verdict() }
+        };
+        let judged = trials.into_iter().map(verdict).collect();
+        let without_rule = counted(self.run, &self.without_rule);
+        RunVerdict { judged, without_rule, near_ties: self.near_ties }
+    }
 }
 
 fn counted(run: GraphRun<'_>, nodes: &BTreeSet<NodeId>) -> BTreeMap<String, usize> {

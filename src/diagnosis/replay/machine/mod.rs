@@ -9,6 +9,7 @@ mod ahead;
 mod cleared;
 mod errors;
 mod partly;
+mod parts;
 mod places;
 mod prefix;
 mod probe;
@@ -23,12 +24,14 @@ use std::{
     borrow::Cow,
     collections::{BTreeSet, HashMap},
     rc::Rc,
+    sync::Arc,
 };
 
 pub use again::{AsItIs, Edit, again_in_all, again_in_last, writes_into};
 use ahead::Ahead;
 pub use cleared::Cleared;
 use errors::{errors_of, uncertain};
+pub use parts::Part;
 use places::Places;
 pub use probe::Probe;
 pub use reads::Found;
@@ -133,8 +136,10 @@ pub struct Machine<'a> {
     site_of: Rc<Vec<Option<usize>>>,
     /// The sites whose nodes are computed where others are only read; all, where it is `None`.
     wanted: Option<Rc<BTreeSet<usize>>>,
+    /// The states whose values are needed; all, where it is `None`.
+    states: Option<Rc<BTreeSet<NodeId>>>,
     /// Caches as tokens find them, by their sites' places, where that is known.
-    found: Rc<HashMap<usize, Found>>,
+    found: Arc<HashMap<usize, Found>>,
     /// Caches that the tokens of this step do not all read alike, by their roots.
     reads: HashMap<NodeId, Rc<Reads>>,
     /// Caches that were filled before the recording began, and are first seen in this step.
@@ -168,7 +173,8 @@ impl<'a> Machine<'a> {
             site_at: Rc::new(site_at),
             site_of: Rc::new(site_of),
             wanted: None,
-            found: Rc::default(),
+            states: None,
+            found: Arc::default(),
             reads: HashMap::new(),
             filled: BTreeSet::new(),
             is_exact: false,
@@ -179,8 +185,8 @@ impl<'a> Machine<'a> {
     }
 
     /// The same replay, in which the tokens find these caches.
-    pub fn with_found(self, found: &Rc<HashMap<usize, Found>>) -> Machine<'a> {
-        Machine { found: Rc::clone(found), ..self }
+    pub fn with_found(self, found: &Arc<HashMap<usize, Found>>) -> Machine<'a> {
+        Machine { found: Arc::clone(found), ..self }
     }
 
     /// The same replay, in which only what these sites are made from is computed, every element of it.
@@ -219,7 +225,11 @@ impl<'a> Machine<'a> {
                 }
             }
             match node.kind {
-                Kind::State if self.memory[id.index()].is_none() && !self.has_prefix() => {
+                Kind::State
+                    if self.keeps(id)
+                        && self.memory[id.index()].is_none()
+                        && !self.has_prefix() =>
+                {
                     let value = vec![0.0; node.sizes(self.extent).elements()];
                     self.memory[id.index()] = Some(Rc::new(Root { value, ..Root::default() }));
                 }

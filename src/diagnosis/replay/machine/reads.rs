@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A cache (P, Hk, D) as the query of a position finds it, given how many positions it holds after the step.
-pub type Found = Box<dyn Fn(usize, usize) -> Vec<f64>>;
+pub type Found = Box<dyn Fn(usize, usize) -> Vec<f64> + Send + Sync>;
 
 /// What the tokens of a step read of a cache, in the order of its site.
 pub(super) struct Reads {

@@ -11,20 +11,33 @@ impl Machine<'_> {
         let (graph, specs) = (self.graph(), self.run.model.sites.specs());
         let own = self.wanted.as_ref()?.iter().map(|&place| graph.root(specs[place].node));
         // States are written in every step.
-        let is_write = |id: &NodeId| {
-            let window = graph.node(*id).window;
-            window.is_some_and(|window| graph.node(window.root).kind == Kind::State)
-        };
-        let mut waiting: Vec<NodeId> = own.chain(graph.ids().filter(is_write)).collect();
+        let writes = graph.ids().filter(|&id| self.writes_to(id, |root| self.keeps(root)));
+        Some(self.made_from(own.chain(writes), |id| self.is_recorded_in(self.step, id)))
+    }
+
+    /// Whether a node writes into such a state.
+    pub(super) fn writes_to(&self, id: NodeId, is_such: impl Fn(NodeId) -> bool) -> bool {
+        let window = self.graph().node(id).window;
+        let state = window.map(|window| window.root);
+        state.is_some_and(|root| self.graph().node(root).kind == Kind::State && is_such(root))
+    }
+
+    /// The nodes that some are made from, themselves among them, up to what is known.
+    pub(super) fn made_from(
+        &self,
+        nodes: impl Iterator<Item = NodeId>,
+        is_known: impl Fn(NodeId) -> bool,
+    ) -> BTreeSet<NodeId> {
+        let mut waiting: Vec<NodeId> = nodes.collect();
         let mut found = BTreeSet::new();
         while let Some(id) = waiting.pop() {
-            if graph.node(id).kind != Kind::Computed || !found.insert(id) {
+            if self.graph().node(id).kind != Kind::Computed || !found.insert(id) {
                 continue;
             }
             let sources = self.sources_of([&id].into_iter());
-            waiting.extend(sources.into_iter().filter(|&source| !self.is_recorded(source)));
+            waiting.extend(sources.into_iter().filter(|&source| !is_known(source)));
         }
-        Some(found)
+        found
     }
 
     /// The tensors that nodes are computed from.
@@ -46,7 +59,11 @@ impl Machine<'_> {
             last[root] = last[root].max(spec.reader);
         }
         for id in graph.ids().rev() {
-            let end = if self.is_recorded(id) { id } else { last[graph.root(id).index()].max(id) };
+            let end = if self.is_recorded_in(self.step, id) {
+                id
+            } else {
+                last[graph.root(id).index()].max(id)
+            };
             for &source in graph.node(id).sources.iter().flatten() {
                 let root = graph.root(source).index();
                 last[root] = last[root].max(end);
@@ -61,14 +78,11 @@ impl Machine<'_> {
         done
     }
 
-    fn is_recorded(&self, id: NodeId) -> bool {
-        let specs = self.run.model.sites.specs();
-        let place = self.site_at[id.index()];
-        let tensors = self.run.recording.tensors;
-        let is_whole = |place: usize| {
-            let site = specs[place].site(self.step);
-            tensors.has(site) && tensors.rows(site).is_none()
-        };
-        place.is_some_and(is_whole)
+    /// Whether a tensor was recorded whole in a step.
+    pub(super) fn is_recorded_in(&self, step: u32, id: NodeId) -> bool {
+        let Some(place) = self.site_at[id.index()] else { return false };
+        let (tensors, specs) = (self.run.recording.tensors, self.run.model.sites.specs());
+        let site = specs[place].site(step);
+        tensors.has(site) && tensors.rows(site).is_none()
     }
 }
