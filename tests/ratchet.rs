@@ -207,7 +207,7 @@ fn a_baseline_of_something_else_is_refused_and_one_that_is_missing_is_no_success
         3,
         "its baseline is for a different engine or other tokens",
     );
-    says(SMALL.replace("\"tiny-llama\"", "\"tiny-llama\"\nseed = 5"), 3, "of another model (");
+    says(SMALL.replace("\"tiny-llama\"", "\"tiny-llama\"\nseed = 5"), 3, "for a different model (");
     says(SMALL.replace("[[models]]", "dtypes = [\"f16\"]\n[[models]]"), 4, "it has no baseline");
     std::fs::write(&lab.config, SMALL).unwrap();
     let text = std::fs::read_to_string(&lab.lock).unwrap();

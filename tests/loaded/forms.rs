@@ -186,7 +186,7 @@ fn each_form_that_a_right_engine_may_hold_is_recognised_on_three_models() {
         let mut padded = up.data.clone();
         padded.resize((up.rows + 3) * up.cols, 0.0);
         otherwise(UP, [up.rows + 3, up.cols], &padded, "and zeros up to");
-        otherwise(NORM, norm.shape(), &norm.mapped(|x| x - 1.0), "less 1");
+        otherwise(NORM, norm.shape(), &norm.mapped(|x| x - 1.0), "minus 1");
         let order = |row: usize| row * 7 % up.rows;
         assert!(!up.rows.is_multiple_of(7), "a permutation");
         let other = up.from(up.rows, up.cols, |row, col| (order(row), col));

@@ -255,7 +255,7 @@ fn each_mistake_of_pages_is_named() {
             },
             says: &[
                 "sequence 0: guilty: attention scores and weighted sum of values, all layers",
-                "get the row of 16 positions",
+                "get the row from 16 positions",
                 "(proven)",
             ],
         },
@@ -374,7 +374,11 @@ fn each_mistake_of_a_context_shift_is_named() {
             plant: |steps| {
                 steps.iter_mut().flat_map(|step| &mut step.moves).for_each(|one| one.turn *= -1);
             },
-            says: &["k cache append, all layers", "on by 8 positions instead of back", "proven"],
+            says: &[
+                "k cache append, all layers",
+                "forward by 8 positions instead of back",
+                "proven",
+            ],
         },
         Bug {
             name: "the first are not kept",

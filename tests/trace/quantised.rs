@@ -118,7 +118,7 @@ fn blocks_that_are_none_are_refused_by_the_writer() {
             "was given as [5, 2, 48]; expected [5, 2, 64]",
         ),
         (Stage::KCache, strided, "which cut blocks of 32 of q8_0"),
-        (Stage::KCache, of(Format::Q5_1, &[5, 4, 64]), "it has [5, 2, 64]"),
+        (Stage::KCache, of(Format::Q5_1, &[5, 4, 64]), "expected [5, 2, 64]"),
         (Stage::K, of(Format::Q8_0, &SHAPE), "is not a cache: give its values"),
     ];
     for (stage, array, says) in cases {
