@@ -15,7 +15,7 @@ help: ## show this list
 setup: ## install what is missing (cmake, a C++ compiler, libclang); does nothing the second time
 	scripts/setup.sh
 
-setup-tests: ## the same with what only the tests need (clang, Chromium)
+setup-tests: ## the same, plus what only the tests need (clang, Chromium)
 	scripts/setup.sh --tests
 
 build: ## build target/release/firstdiff
@@ -52,14 +52,14 @@ check: setup-tests ## formatting, lints and tests: what CI runs
 dist: setup ## build a wheel, a tarball, SBOM and checksums in target/dist; run the wheel in an empty Debian (root)
 	scripts/dist.sh
 
-bench: setup ## where time and memory of a run go, and what firstdiff.h costs
+bench: setup ## measure time and memory of a run, and the cost of firstdiff.h
 	cargo bench --locked --bench run
 	cargo bench --locked --bench header
 
 bench-large: setup ## models of 8B and of 30B-A3B's shape: time, memory and disk (writes 15 GB to target/bench-large)
 	cargo bench --locked --bench large
 
-faults: setup ## plant every fault and see whether it is found, blamed and named
+faults: setup ## plant every fault and check that it is found, blamed and named
 	cargo bench --locked --bench faults
 
 faults-archs: setup ## plant faults in llama.cpp itself, for many architectures, and write docs/faults-archs.md
@@ -73,10 +73,10 @@ matrix: setup ## check the kernels with 3 models, 3 prompts, 2 dtypes and 8 vari
 	$(FIRSTDIFF) check --config fixtures/check/firstdiff.toml
 	$(FIRSTDIFF) check --config fixtures/check/quick.toml --reference fixtures/check/quick.ref.json --baseline fixtures/check/quick.lock.json
 
-mutants: setup ## plant mistakes in the kernels and see whether `kernels check` finds them
+mutants: setup ## plant mistakes in the kernels and count those that `kernels check` finds
 	cargo bench --locked --bench mutants
 
-wild: setup ## make bugs anew that people reported, see what is said of them, and write docs/wild.md
+wild: setup ## recreate bugs that people reported, diagnose them, and write docs/wild.md
 	scripts/wild.sh
 
 attack: setup ## hostile kernels, damaged files, signals, a full disk; writes docs/robustness.md
@@ -95,12 +95,12 @@ real-models: setup ## compare our engine with llama.cpp on two real models, whic
 transformers-test: setup ## record models of transformers; installs torch under target/ (some 5 GB)
 	scripts/transformers.sh
 
-clients: setup ## record engines that others wrote, right and with planted bugs, and write docs/clients.md
+clients: setup ## record third-party engines, correct and with planted bugs, and write docs/clients.md
 	cargo build --release --locked
 	bash -c '. scripts/models.sh && fetch_models'
 	scripts/clients/clients.py
 
-client-%: ## the same with one: transformers_gguf, two_ranks, candle, llama2_c or vllm
+client-%: ## the same for one engine: transformers_gguf, two_ranks, candle, llama2_c or vllm
 	cargo build --release --locked
 	bash -c '. scripts/models.sh && fetch_models'
 	scripts/clients/clients.py $*
@@ -114,7 +114,7 @@ gpu-bench: ## on a GPU: the tables of docs/performance.md
 gpu-sanitize: ## on a GPU: every kernel under compute-sanitizer
 	scripts/gpu.sh sanitize
 
-gpu-bundle: setup ## write target/gpu-bundle, which does these on a machine without Rust
+gpu-bundle: setup ## write target/gpu-bundle, to do these on a machine without Rust
 	scripts/gpu.sh bundle target/gpu-bundle
 
 fmt: ## format the Rust sources

@@ -1,7 +1,7 @@
 /* firstdiff.h: records your engine's tensors, for `firstdiff explain` to compare with llama.cpp.
  *
- * C99 and C++11; no dependency, nothing to link. The sites are those of the plan, which `firstdiff sites`
- * lists too; docs/trace-format.md says what they mean.
+ * C99 and C++11; no dependency, nothing to link. The plan lists the sites, and so does `firstdiff sites`;
+ * docs/trace-format.md describes them.
  *
  *     firstdiff capture reference -m model.gguf -p "Once upon a time" -o ref
  *
@@ -17,39 +17,39 @@
  *
  *     firstdiff explain mine --reference ref -m model.gguf
  *
- * A weight is recorded as the engine holds it after loading: it is compared with the file's, and one that is
- * wrong is named before what follows from it. A large one is recorded in some of its rows.
+ * Record each weight as the engine holds it after loading. firstdiff compares it with the file's tensor and reports
+ * a wrong weight before its consequences. Of a large weight only some rows are recorded.
  *
- * Any sites may be left out. Record a tensor when it is there, before it is
- * overwritten. An engine that runs one token at a time records a row at a time: rows are stacked in
- * the order of the calls. Where only some of the step's tokens have a row, firstdiff_of_tokens says
- * which; one row of logits is the last token's. A step may have any number of tokens, and the first
- * may follow those of a cached prefix: firstdiff_step_at. A step of several sequences, padded or with a
- * cache in pages, is firstdiff_batch. Positions that left the cache since the step before, as rejected
- * drafts or the oldest of a context shift, are named before the step: firstdiff_removed.
+ * You may leave out any site. Record a tensor when it has been computed, before it is overwritten. An engine that
+ * runs one token at a time records one row at a time: rows are stacked in the order of the calls. If only some of
+ * the step's tokens have a row, list them with firstdiff_of_tokens; a single row of logits is taken as the last
+ * token's. A step may have any number of tokens. If the first step follows a cached prefix, call firstdiff_step_at.
+ * For a step of several sequences, padded or with a paged cache, call firstdiff_batch. If positions left the cache
+ * since the previous step (rejected drafts, or the oldest of a context shift), declare them before the step with
+ * firstdiff_removed.
  *
- * Tensors on a device: give a function that copies to the host, once, after firstdiff_begin:
+ * For tensors on a device, pass a function that copies to the host, once, after firstdiff_begin:
  *
  *     static int to_host(void *host, const void *device, size_t bytes) {
  *         return cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost) != cudaSuccess;
  *     }
  *     firstdiff_device(fd, to_host);                      // synchronise your own streams in it
  *
- * A process of several, each with its part of the model, says which and how its sites are split: an
- * axis (head, neuron, vocab, token, position, ...) for all sites that have it, SITE=AXIS for one,
- * SITE=partial for partial sums before an all-reduce; the others are whole on every rank:
+ * With several processes that each hold a part of the model, each passes its rank and how its sites are sharded: an
+ * axis (head, neuron, vocab, token, position, ...) applies to all sites that have it, SITE=AXIS to one, and
+ * SITE=partial marks partial sums before an all-reduce. All other sites are whole on every rank:
  *
  *     firstdiff_begin_rank("mine", "ref/plan.txt", "my engine", rank, world,
  *                          "head neuron o_proj=partial ffn_down=partial");
  *
- * Each writes a folder in `mine`, and firstdiff reads them as one. What is split is recorded as this
- * rank has it; by token or position in one call.
+ * Each rank writes a subfolder of `mine`, and firstdiff reads them as one trace. Record a sharded site as this rank
+ * has it; one sharded by token or position in a single call.
  *
- * Nothing aborts: the first mistake is printed to stderr, recording stops, firstdiff_end returns 1
- * and the folder is refused as unfinished. So is that of a killed run; `firstdiff validate mine`
- * reads what is whole in it. Where the folder is NULL nothing is recorded, so that
- * firstdiff_begin(getenv("FIRSTDIFF_TRACE"), ...) may stay in a program. Where FIRSTDIFF_OFF is
- * defined, every call compiles to nothing. A trace is used from one thread.
+ * Nothing aborts: the first mistake is printed to stderr, recording stops, firstdiff_end returns 1 and firstdiff
+ * rejects the folder as unfinished. It also rejects the folder of a killed run; `firstdiff validate mine` reports
+ * what is readable in it. If the folder is NULL, nothing is recorded, so firstdiff_begin(getenv("FIRSTDIFF_TRACE"),
+ * ...) may stay in a program. If FIRSTDIFF_OFF is defined, every call compiles to nothing. Use a trace from one
+ * thread only.
  */
 #ifndef FIRSTDIFF_H
 #define FIRSTDIFF_H
@@ -80,9 +80,8 @@ typedef enum {
 /* The most axes of a site. */
 #define FIRSTDIFF_AXES 5
 
-/* Where the elements lie: counts and strides, in elements, of a site's axes in the site's own order,
- * such as (rows, width) or (rows, heads, dim). The strides say how they lie in memory. Axes that a site
- * has not count 1. */
+/* The memory layout: the count and stride, in elements, of each axis in the site's order, such as (rows, width) or
+ * (rows, heads, dim). Unused axes have count 1. */
 typedef struct {
     size_t n[FIRSTDIFF_AXES];
     ptrdiff_t stride[FIRSTDIFF_AXES];
@@ -92,11 +91,11 @@ typedef struct {
 typedef struct {
     unsigned sequence; /* its number, the same in every step */
     size_t first_position, first_row, n;
-    /* The blocks that hold its positions from 0 on, as many as these take; NULL where no cache is recorded. */
+    /* The blocks that hold its positions from 0 on, as many as they need; NULL if no cache is recorded. */
     const size_t *blocks;
-    const size_t *keys; /* the key of each of its positions; NULL where these are the positions themselves */
-    size_t removed_first, removed_count; /* positions that left its cache since its step before */
-    /* In its first step, the ids of the first_position positions before it, where these are known; else NULL. */
+    const size_t *keys; /* the key of each position; NULL if keys are positions */
+    size_t removed_first, removed_count; /* positions that left its cache since its previous step */
+    /* In its first step, the ids of the first_position positions before it, if known; else NULL. */
     const int32_t *prefix;
 } firstdiff_sequence;
 
@@ -132,8 +131,8 @@ static inline firstdiff_axes firstdiff_heads(size_t rows, size_t heads, size_t d
 }
 
 /* What to run: these two read the plan, whether anything is recorded or not. */
-/* Copies the ids of a step of a plan; how many there are, of which at most `room` are copied. 0 where the
- * plan has no such step, or cannot be read. */
+/* Copies at most `room` ids of a step of a plan. Returns the number of ids in the step; 0 if the plan has no such
+ * step or cannot be read. */
 static inline size_t firstdiff_plan_step(const char *plan, size_t step, int32_t *ids, size_t room)
 {
     FILE *file = plan ? fopen(plan, "rb") : NULL;
@@ -168,7 +167,7 @@ static inline size_t firstdiff_plan_step(const char *plan, size_t step, int32_t 
     return n;
 }
 
-/* How many tokens of the engine's own choice the plan asks for after its steps. */
+/* Returns how many tokens the plan asks the engine to choose itself, after its steps. */
 static inline size_t firstdiff_plan_decode(const char *plan)
 {
     FILE *file = plan ? fopen(plan, "rb") : NULL;
@@ -536,7 +535,7 @@ static inline const char *firstdiff_site_fault(const firstdiff_group *group)
     if (!firstdiff_are_layers(group->layers))
         return "layers that are invalid or do not ascend";
     if (firstdiff_word(is_in_layer ? once : in_layer, group->name, length) >= 0)
-        return "no layer and should be in one, or the other way round";
+        return "no layer and should be in one, or vice versa";
     for (;;) {
         size_t n = strcspn(axis, ","), m = strcspn(size, ",");
         if (firstdiff_word(axes, axis, n) < 0)
@@ -544,7 +543,7 @@ static inline const char *firstdiff_site_fault(const firstdiff_group *group)
         if (!firstdiff_is_size(size, m))
             return "an invalid size";
         if (!axis[n] || !size[m])
-            return axis[n] || size[m] ? "another number of axes than of sizes" : NULL;
+            return axis[n] || size[m] ? "different numbers of axes and sizes" : NULL;
         axis += n + 1, size += m + 1;
     }
 }
@@ -893,8 +892,8 @@ static inline firstdiff_u64 firstdiff_header_room(const firstdiff_trace *fd)
     return bytes;
 }
 
-/* Starts the trace of one rank, of `world` that all name the same folder; `split` says how its sites
- * are split. Else as firstdiff_begin. */
+/* Starts the trace of one rank of `world`; all ranks pass the same folder. `split` declares how sites are sharded.
+ * Otherwise like firstdiff_begin. */
 static inline firstdiff_trace *firstdiff_begin_rank(const char *folder, const char *plan,
                                                     const char *engine, int rank, int world,
                                                     const char *split)
@@ -943,17 +942,17 @@ static inline firstdiff_trace *firstdiff_begin_rank(const char *folder, const ch
     return fd;
 }
 
-/* Starts a trace in a folder, which is made; an earlier trace in it is replaced. `plan` is the
- * plan.txt of the reference's trace, `engine` a name for the report. NULL where nothing is to be
- * recorded, which every other call takes too. */
+/* Starts a trace in a folder; creates the folder, and replaces an earlier trace in it. `plan` is the plan.txt of
+ * the reference's trace, `engine` a name for the report. Returns NULL if nothing is to be recorded; all other calls
+ * accept NULL. */
 static inline firstdiff_trace *firstdiff_begin(const char *folder, const char *plan,
                                                const char *engine)
 {
     return firstdiff_begin_rank(folder, plan, engine, 0, 0, NULL);
 }
 
-/* Declares the format in which weights, activations and cache are kept, where it is not f32; sums
- * are taken to be f32. It decides how far rounding alone may lead. Call it before the first step.
+/* Declares the format of weights, activations and cache, if it is not f32; sums are assumed to be f32. It sets the
+ * tolerance for rounding. Call it before the first step.
  */
 static inline void firstdiff_storage(firstdiff_trace *fd, firstdiff_dtype dtype)
 {
@@ -963,7 +962,7 @@ static inline void firstdiff_storage(firstdiff_trace *fd, firstdiff_dtype dtype)
         fd->storage = dtype;
 }
 
-/* Sets how tensors get to the host. */
+/* Sets the function that copies tensors to the host. */
 static inline void firstdiff_device(firstdiff_trace *fd, firstdiff_copy copy)
 {
     if (fd)
@@ -1242,8 +1241,8 @@ static inline firstdiff_u64 firstdiff_write_entries(firstdiff_trace *fd, firstdi
         for (place = 0; place < group->count; place++) {
             firstdiff_entry *entry = &fd->entries[group->first + place];
             if (entry->dtype < 0 && entry->missed)
-                firstdiff_fail(fd, "step %llu: %s of layer %ld came with %llu of %llu positions and "
-                                   "never whole: give them in one call, or leave it out",
+                firstdiff_fail(fd, "step %llu: %s of layer %ld has %llu of %llu positions and was never completed: "
+                                   "record it in one call, or leave it out",
                                fd->steps - 1, group->name, firstdiff_layer_at(group, place),
                                entry->missed, fd->first_position + fd->n_tokens);
             entry->missed = 0;
@@ -1285,8 +1284,8 @@ static inline void firstdiff_close_step(firstdiff_trace *fd)
     fd->first_position += fd->n_tokens;
 }
 
-/* Starts a step, whose first id has that position: the number of ids of all steps before, or in the first
- * step of those that are in the cache already. */
+/* Starts a step whose first id has the given position: the number of ids of all previous steps, or, in the first
+ * step, the length of a cached prefix. */
 static inline void firstdiff_step_at(firstdiff_trace *fd, const int32_t *tokens, size_t n,
                                      size_t first_position)
 {
@@ -1329,8 +1328,8 @@ static inline void firstdiff_step_at(firstdiff_trace *fd, const int32_t *tokens,
         setvbuf(fd->file, fd->pending, _IOFBF, FIRSTDIFF_PENDING);
 }
 
-/* Starts a step, which runs these ids through the model after those of all steps before: the prompt, in
- * one step or several, then decoded tokens. */
+/* Starts a step that runs these ids through the model after those of all previous steps: the prompt, in one or
+ * several steps, then decoded tokens. */
 static inline void firstdiff_step(firstdiff_trace *fd, const int32_t *tokens, size_t n)
 {
     if (fd)
@@ -1338,7 +1337,7 @@ static inline void firstdiff_step(firstdiff_trace *fd, const int32_t *tokens, si
                           (size_t)(fd->first_position + (fd->file ? fd->n_tokens : 0) - fd->next_removed[1]));
 }
 
-/* Starts the first step behind a cached prefix of `length` ids: its first position is that. */
+/* Starts the first step after a cached prefix of `length` ids; its first position is `length`. */
 static inline void firstdiff_step_behind(firstdiff_trace *fd, const int32_t *prefix, size_t length,
                                          const int32_t *tokens, size_t n)
 {
@@ -1359,8 +1358,8 @@ static inline void firstdiff_step_behind(firstdiff_trace *fd, const int32_t *pre
         firstdiff_fail(fd, "out of memory");
 }
 
-/* Says before a step that `count` positions from `first` on left the cache since the step before; those behind
- * them moved down. Of a batch each sequence has its own. */
+/* Declares, before a step, that `count` positions from `first` on left the cache since the previous step; positions
+ * after them moved down. In a batch, each sequence declares its own. */
 static inline void firstdiff_removed(firstdiff_trace *fd, size_t first, size_t count)
 {
     firstdiff_u64 positions = fd && fd->file ? fd->first_position + fd->n_tokens : 0;
@@ -1384,10 +1383,10 @@ static inline char *firstdiff_put_list(char *end, const char *field, const size_
     return firstdiff_put(end, "]");
 }
 
-/* Starts a step of several sequences. `tokens` has an id for each of the `n` rows of its tensors, padding too.
+/* Starts a step of several sequences. `tokens` has an id for each of the `n` rows of its tensors, including padding.
  * A cache has `slots` rows in all: position p of a sequence is in slot blocks[p / block_size] * block_size + p %
- * block_size. `keys` is the length of an axis of keys, 0 for the positions of the longest sequence. The
- * first_position of a sequence goes on where it was in the step before; at its first it may be any. */
+ * block_size. `keys` is the length of a key axis, or 0 for the positions of the longest sequence. A sequence's
+ * first_position continues from its previous step; in its first step it is arbitrary. */
 static inline void firstdiff_batch(firstdiff_trace *fd, const int32_t *tokens, size_t n, size_t slots,
                                    size_t block_size, size_t keys, const firstdiff_sequence *sequences,
                                    size_t count)
@@ -1666,7 +1665,7 @@ static inline int firstdiff_in_blocks(firstdiff_trace *fd, const firstdiff_group
     int last = firstdiff_n_axes(group) - 1, i;
     const char *name = firstdiff_dtype_name(dtype, 0);
     if (firstdiff_word(group->axes, "position", 8)) {
-        firstdiff_fail(fd, "%s of layer %d came in blocks of %s but is not a cache: give its numbers", group->name,
+        firstdiff_fail(fd, "%s of layer %d was given in blocks of %s but is not a cache: give its values", group->name,
                        layer, name);
         return 0;
     }
@@ -1718,7 +1717,8 @@ static inline void firstdiff_record(firstdiff_trace *fd, const char *site, int l
     if (!group)
         return;
     if (!firstdiff_is_dtype((int)dtype)) {
-        firstdiff_fail(fd, "%s of layer %d came as type %d, which is not a firstdiff_dtype", site, layer, (int)dtype);
+        firstdiff_fail(fd, "%s of layer %d was given as type %d, which is not a firstdiff_dtype", site, layer,
+                       (int)dtype);
         return;
     }
     firstdiff_shape(fd, group, n);
@@ -1756,7 +1756,7 @@ static inline void firstdiff_record(firstdiff_trace *fd, const char *site, int l
     }
     if (!fits || axes.n[0] > n[0] - entry->rows || entry->dtype != (int)dtype) {
         firstdiff_fail(fd,
-                       "step %llu: %s of layer %d came as %s (%llu, %llu, %llu); it has (%llu, "
+                       "step %llu: %s of layer %d was given as %s (%llu, %llu, %llu); expected (%llu, "
                        "%llu, %llu) of one type, and %llu rows came before",
                        fd->steps - 1, site, layer, firstdiff_dtype_name((int)dtype, 0),
                        (firstdiff_u64)axes.n[0], (firstdiff_u64)axes.n[1],
@@ -1769,18 +1769,17 @@ static inline void firstdiff_record(firstdiff_trace *fd, const char *site, int l
     firstdiff_write_rows(fd, entry, data, &axes);
 }
 
-/* Records a tensor of the open step, or some of its rows. `layer` counts from 0 and is ignored for
- * sites outside of layers. Scores and probs may have fewer keys than there are positions after
- * the step: the later ones are masked. A k_cache or v_cache that grows token by token is recorded once,
- * when it is whole; one that never is stops the recording. */
+/* Records a tensor of the open step, or some of its rows. `layer` counts from 0 and is ignored for sites outside
+ * layers. Scores and probs may have fewer keys than positions after the step: later keys are masked. A k_cache or
+ * v_cache that grows token by token is recorded once, when it is complete; recording stops if it never is. */
 static inline void firstdiff_tensor(firstdiff_trace *fd, const char *site, int layer,
                                     firstdiff_dtype dtype, const void *data, firstdiff_axes axes)
 {
     firstdiff_record(fd, site, layer, dtype, data, axes, NULL);
 }
 
-/* The same of rows that only some tokens have: as many ascending numbers as there are rows, counted from
- * the step's first token. */
+/* The same for rows of some tokens: `tokens` has one number per row, ascending, counted from the step's first
+ * token. */
 static inline void firstdiff_of_tokens(firstdiff_trace *fd, const char *site, int layer,
                                        firstdiff_dtype dtype, const void *data, firstdiff_axes axes,
                                        const size_t *tokens)
@@ -1788,8 +1787,8 @@ static inline void firstdiff_of_tokens(firstdiff_trace *fd, const char *site, in
     firstdiff_record(fd, site, layer, dtype, data, axes, tokens);
 }
 
-/* The same of f32 rows that lie in the site's own order without gaps. What is split is the same share
- * on every rank, or one KV head where there are fewer than ranks. */
+/* The same for contiguous f32 rows in the site's order. A sharded site has the same share on every rank, or one KV
+ * head if there are fewer KV heads than ranks. */
 static inline void firstdiff_f32(firstdiff_trace *fd, const char *site, int layer,
                                  const float *data, size_t rows)
 {
@@ -1959,10 +1958,10 @@ static inline void firstdiff_open_weights(firstdiff_trace *fd)
     fd->weight_bytes = written > 0 ? (firstdiff_u64)written : 0;
 }
 
-/* Records a weight as the engine holds it once it is loaded, before the first step. `names` is the tensor of the
- * GGUF that it is, blk.0.attn_q.weight, or OWN=TENSOR TENSOR ...: the engine's own name, and the tensors
- * that it has below one another; NAME[FIRST:END] is some rows of one. The last axis that counts more than 1 is a
- * row: firstdiff_rows(outputs, inputs), or firstdiff_rows(1, n) of a bias. */
+/* Records a weight as the engine holds it after loading. Call it before the first step. `names` is the GGUF tensor,
+ * such as blk.0.attn_q.weight, or OWN=TENSOR TENSOR ...: the engine's own name, and the GGUF tensors stacked in it;
+ * NAME[FIRST:END] selects rows of one. The last axis with a count above 1 is a row: firstdiff_rows(outputs,
+ * inputs), or firstdiff_rows(1, n) for a bias. */
 static inline void firstdiff_weight(firstdiff_trace *fd, const char *names, firstdiff_dtype dtype,
                                     const void *data, firstdiff_axes axes)
 {
@@ -1977,7 +1976,8 @@ static inline void firstdiff_weight(firstdiff_trace *fd, const char *names, firs
         if (!axes.n[axis])
             firstdiff_fail(fd, "the weight %s has no elements; give its rows and columns", names);
     if (!firstdiff_is_dtype((int)dtype) || firstdiff_is_quantised((int)dtype))
-        firstdiff_fail(fd, "the weight %s came in a cache's blocks or as an unknown type; give its numbers", names);
+        firstdiff_fail(fd, "the weight %s was given in a cache's blocks or as an unknown type; give its values",
+                       names);
     if (fd->steps || !data)
         firstdiff_fail(fd, "the weight %s %s", names,
                        data ? "was recorded after the first step; record it before" : "is NULL");
@@ -2003,8 +2003,7 @@ static inline void firstdiff_weight(firstdiff_trace *fd, const char *names, firs
     firstdiff_write_weight(fd, (int)dtype, host, &axes, inner, chosen, count);
 }
 
-/* Ends the trace and frees it. 0 where the folder holds a whole trace, or nothing was to be
- * recorded. */
+/* Ends the trace and frees it. Returns 0 if the folder holds a complete trace, or if nothing was to be recorded. */
 static inline int firstdiff_end(firstdiff_trace *fd)
 {
     char from[FIRSTDIFF_PATH + 64], to[FIRSTDIFF_PATH + 64];

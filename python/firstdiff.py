@@ -1,48 +1,49 @@
 """Records the tensors of your engine, for `firstdiff explain` to compare with llama.cpp.
 
-One file; needs numpy. The sites are those of the plan, which `firstdiff sites` lists too;
-docs/trace-format.md says what they mean.
+This one file needs only numpy. The plan lists the sites, and so does `firstdiff sites`; docs/trace-format.md
+describes them.
 
     firstdiff capture reference -m model.gguf -p "Once upon a time" -o ref
 
     import firstdiff
     with firstdiff.Trace("mine", "ref/plan.txt", "my engine") as trace:
         trace.weight("blk.0.attn_q.weight", wq)   # as the engine holds it after loading
-        for ids in trace.plan.steps:          # its token ids; of `firstdiff plan`, then your own
+        for ids in trace.plan.steps:          # its token ids; after a `firstdiff plan`, then your own
             trace.step(ids)
             ...
             trace.put(layer, q=q, k=k)        # (tokens, heads, dim)
-            trace.put(logits=logits)          # (tokens, vocab), or (1, vocab) of the last token
+            trace.put(logits=logits)          # (tokens, vocab), or (1, vocab) for the last token
 
     firstdiff explain mine --reference ref -m model.gguf
 
-Any sites may be left out. An array is copied when it is put. An engine that runs one token at a time
-puts a row at a time: rows are stacked in the order of the calls. What lies in another order is
-declared: put(layer, axes="head token dim", q=q), put(layer, axes="head dim token", v_cache=v).
-Other strides are numpy's own: q = qkv[:, :n_head]. bfloat16 is put as uint16, its bits. Where only some of
-the step's tokens have a row, say which: put(layer, rows=[-1], q=q). One row of logits is the last token's.
-A step may have any number of tokens, and the first may follow those of a cached prefix, whose number is
-given: step(ids, first_position=16). Positions that left the cache since the step before, as rejected drafts at
-its end or the oldest in a context shift, are named: step(ids, removed=(first, count)).
+You may leave out any site. put copies its arrays. An engine that runs one token at a time puts one row at a time:
+rows are stacked in the order of the calls. Declare any other order of the axes: put(layer, axes="head token dim",
+q=q), put(layer, axes="head dim token", v_cache=v). Express other strides with numpy: q = qkv[:, :n_head]. Pass
+bfloat16 as its bits in uint16. If only some of the step's tokens have a row, list them: put(layer, rows=[-1], q=q).
+A single row of logits is taken as the last token's.
+A step may have any number of tokens. If the first step follows a cached prefix, pass the prefix's length: step(ids,
+first_position=16). If positions left the cache since the previous step (rejected drafts at its end, or the oldest
+in a context shift), declare them: step(ids, removed=(first, count)).
 
-Several sequences in a step: batch({0: ids, 1: ids}) in the place of step. The rows of its tensors are those of
-sequence after sequence, or padded to one length: batch({0: ids, 1: ids}, padding="left"), and then an array may
-have an axis more: put(layer, axes="batch head token key", scores=scores). A paged cache is put whole, (slots, heads,
-dim), with the blocks of each sequence: batch(..., slots=96, block_size=16, blocks={0: [4, 1], 1: [0]}).
+For several sequences in a step, call batch({0: ids, 1: ids}) instead of step. Its tensors hold the rows of one
+sequence after the other, or rows padded to one length: batch({0: ids, 1: ids}, padding="left"). An array may then
+have a batch axis: put(layer, axes="batch head token key", scores=scores). Put a paged cache whole, (slots, heads,
+dim), and pass the blocks of each sequence: batch(..., slots=96, block_size=16, blocks={0: [4, 1], 1: [0]}).
 `firstdiff explain mine` explains each sequence in turn.
 
-A quantised cache is put as the bytes that the engine has, uint8 with the bytes of a row as the last axis:
-put(layer, k_cache=firstdiff.Blocks("q8_0", bytes)), with ggml's blocks or numbers of 8 bits (e4m3, e5m2).
+Put a quantised cache as the engine's own bytes, in uint8 with the bytes of a row as the last axis: put(layer,
+k_cache=firstdiff.Blocks("q8_0", bytes)). The formats are ggml's blocks and 8-bit floats (e4m3, e5m2).
 
-A process of several gives its rank, how many there are, and how its sites are split: an axis for all
-sites that have it, SITE=partial for partial sums before an all-reduce; the others are whole on every
-rank. Each writes a folder in `mine`, and firstdiff reads them as one:
+With several processes, each passes its rank, the number of ranks, and how its sites are sharded: an axis applies to
+all sites that have it, and SITE=partial marks partial sums before an all-reduce. All other sites are whole on every
+rank. Each rank writes a subfolder of `mine`, and firstdiff reads them as one trace:
 
     firstdiff.Trace("mine", "ref/plan.txt", "my engine",
                     shard=(rank, 2, "head neuron o_proj=partial ffn_down=partial"))
 
-Where the folder is None nothing is recorded. A run that fails or is killed leaves a folder that is refused as
-unfinished; `firstdiff validate mine` says what is whole in it. Dumps of torch.save are read by firstdiff_pt.py.
+If the folder is None, nothing is recorded. A run that fails or is killed leaves an unfinished folder, which
+firstdiff rejects; `firstdiff validate mine` reports what is readable in it. firstdiff_pt.py reads dumps of
+torch.save.
 """
 
 import json
@@ -144,15 +145,15 @@ def _layers(text):
 
 
 class Blocks:
-    """A cache as the engine keeps it: the type of its blocks, and their bytes, with those of a row as the last
-    axis. (P, heads, dim) of q8_0 is uint8 of (P, heads, dim / 32 * 34)."""
+    """A cache as the engine keeps it: the block format, and the bytes, with the bytes of a row as the last axis.
+    For q8_0, (P, heads, dim) is uint8 of shape (P, heads, dim / 32 * 34)."""
 
     def __init__(self, kind, data):
         if kind not in BLOCKS:
             raise ValueError(f"{kind!r} is not a block format of a cache; they are {', '.join(BLOCKS)}")
         self.kind, self.data = kind, np.asarray(data)
         if self.data.dtype != np.uint8:
-            raise ValueError(f"blocks of {kind} came as {self.data.dtype}; give their bytes, uint8")
+            raise ValueError(f"blocks of {kind} were given as {self.data.dtype}; give their bytes as uint8")
 
 
 class Plan:
@@ -251,10 +252,9 @@ def split_sites(words, groups):
 
 
 class Trace:
-    """A trace that is being written; none where `folder` is None. `storage` is the format in which
-    weights, activations and cache are kept (f32, f16, bf16, f64): it decides how far rounding alone
-    may lead. `arithmetic` declares it in full, as docs/trace-format.md says. `shard` is (rank, world,
-    words) where this process is one of several."""
+    """Writes a trace, or nothing if `folder` is None. `storage` is the format of weights, activations and cache
+    (f32, f16, bf16, f64); it sets the tolerance for rounding. `arithmetic` declares the arithmetic in full, as in
+    docs/trace-format.md. `shard` is (rank, world, words) if this process is one of several."""
 
     def __init__(self, folder, plan, engine, storage="f32", arithmetic=None, shard=None):
         self.plan, self.on = Plan(plan), folder is not None
@@ -304,9 +304,9 @@ class Trace:
             self.end()
 
     def weight(self, names, array):
-        """Records a weight as the engine holds it once it is loaded, before the first step. `names` is the tensor
-        of the GGUF that it is, or "OWN=TENSOR TENSOR ...": the engine's own name, and the tensors that it has
-        below one another; NAME[FIRST:END] is some rows of one. Its last axis is a row: (outputs, inputs)."""
+        """Records a weight as the engine holds it after loading. Call it before the first step. `names` is the GGUF
+        tensor, or "OWN=TENSOR TENSOR ...": the engine's own name, and the GGUF tensors stacked in it;
+        NAME[FIRST:END] selects rows of one. The last axis is a row: (outputs, inputs)."""
         if not self.on:
             return
         if self.steps or self.open is not None:
@@ -315,10 +315,10 @@ class Trace:
         self.weights.put(names, np.asarray(array))
 
     def step(self, tokens, first_position=None, removed=None, prefix=None):
-        """Starts a step, which runs these ids after those of all steps before. `first_position` is that of
-        the first of them; only in the first step may it be any, where others are in the cache already.
-        `removed` is (first, count) of positions that were removed from the cache since the step before. `prefix` has
-        the ids of the positions that were in the cache before the first step, which then begins behind them."""
+        """Starts a step that runs these ids after those of all previous steps. `first_position` is the position of
+        the first id; only in the first step may it be arbitrary, after a cached prefix. `removed` is (first, count)
+        of the positions removed from the cache since the previous step. `prefix` has the ids of a cached prefix;
+        the first step then begins after it."""
         if not self.on:
             return
         self._close_step()
@@ -344,18 +344,19 @@ class Trace:
 
     def batch(self, sequences, padding=None, pad=0, first_positions=None, slots=0, block_size=1, blocks=None,
               cached=None, keys=None, removed=None, prefixes=None):
-        """Starts a step of several sequences: their ids by their numbers, each after those of its steps before.
+        """Starts a step of several sequences: their ids by sequence number. Each continues its earlier steps.
 
-        `padding` is "left" or "right" where all have the same number of rows, those over with the id `pad`. Else
-        the rows of one sequence follow those of another. `first_positions` are those of sequences that begin
-        after a cached prefix, by the number; `prefixes` has the ids of that instead, where they are known.
+        `padding` ("left" or "right") gives all sequences the same number of rows, filled up with the id `pad`.
+        Without it, the rows of one sequence follow those of another. `first_positions` has the first position of
+        each sequence that begins after a cached prefix, by number; `prefixes` has the prefix's ids instead, if they
+        are known.
 
         A cache has `slots` rows: a sequence's position p is in slot blocks[p // block_size] * block_size +
-        p % block_size of its `blocks`. Where every sequence has so many slots, its own and padding, `cached`
-        says that number instead: `blocks` are then each position's slot among its own, and may be left out where
-        position p is in slot p. `keys` is the length of the axis of keys, where that is not the number of
-        positions of the longest sequence; with `cached` the keys of a sequence are its slots. `removed` has
-        (first, count) of the positions that each sequence's cache lost since its step before, by the number."""
+        p % block_size of its `blocks`. If every sequence has the same number of slots, including padding, pass that
+        number as `cached` instead. `blocks` then lists the slot of each position within its sequence, and may be
+        omitted if position p is in slot p. `keys` is the length of the key axis, if it is not the number of
+        positions of the longest sequence; with `cached`, a sequence's keys are its slots. `removed` has, by number,
+        the (first, count) of the positions that each sequence's cache lost since its previous step."""
         if not self.on:
             return
         prefixes = {number: list(map(int, ids)) for number, ids in (prefixes or {}).items()}
@@ -395,8 +396,8 @@ class Trace:
         self.open.batch = batch | ({} if keys is None else {"keys": keys})
 
     def put(self, layer=None, axes=None, rows=None, **tensors):
-        """Records tensors of the open step by the names of their sites, or some rows of them. `rows` are the
-        tokens of the step that the rows are of, ascending, where the others have none."""
+        """Records tensors of the open step by site name, or some rows of them. `rows` lists the tokens of these
+        rows, ascending, if the other tokens have none."""
         if not self.on:
             return
         if self.open is None:
@@ -406,7 +407,7 @@ class Trace:
             self.open.put(site, layer, axes, np.asarray(array.data if kind else array), rows, kind)
 
     def end(self):
-        """Ends the trace; the folder is now whole."""
+        """Ends the trace; the folder is then complete."""
         if not self.on:
             return
         self._close_step()
@@ -444,7 +445,7 @@ class _Weights:
         while len(shape) > 1 and shape[-1] == 1:
             shape.pop()
         if own in self.names or not array.size or array.dtype.name not in DTYPES:
-            raise ValueError(f"the weight {own} came as {array.dtype} {array.shape}, or twice")
+            raise ValueError(f"the weight {own} was given as {array.dtype} {array.shape}, or a second time")
         rows = array.reshape(-1, shape[-1])
         chosen = _sampled_rows(own, *rows.shape)
         entry = {"name": own, "of": of, "shape": shape, "dtype": DTYPES[array.dtype.name].lower()}
@@ -464,8 +465,8 @@ class _Weights:
 
 
 def _sampled_rows(name, rows, width):
-    """The rows of a weight that are recorded: None where it is small, and whole; else the first, the last, and
-    one of each equal share between, chosen by the name."""
+    """The recorded rows of a weight: None if it is small and recorded whole; else the first, the last, and one from
+    each equal share between, chosen by the name."""
     count = max(LEAST_ROWS, min(ROWS, SAMPLED // width))
     if rows * width <= WHOLE or rows <= count:
         return None
@@ -557,13 +558,13 @@ class _Step:
         fits = list(array.shape[1:]) == shape[1:] and 0 < len(array) <= shape[0] - there
         if name in self.header or not fits or array.dtype.name not in DTYPES and not kind:
             found = f"{array.dtype} {array.shape}"
-            raise ValueError(f"step {self.index}: {name} came as {found}; it has {shape}, "
+            raise ValueError(f"step {self.index}: {name} was given as {found}; expected {shape}, "
                              f"and {shape[0] if name in self.header else there} rows came before")
         if tokens is not None and (there or len(array) != shape[0]):
-            raise ValueError(f"step {self.index}: {name} came as {len(array)} rows after {there}, of the "
+            raise ValueError(f"step {self.index}: {name} was given as {len(array)} rows after {there}, of the "
                              f"tokens {tokens}; put them together")
         if rows and rows[0].dtype != array.dtype:
-            raise ValueError(f"step {self.index}: {name} came as {array.dtype} and {rows[0].dtype}")
+            raise ValueError(f"step {self.index}: {name} was given as {array.dtype} and {rows[0].dtype}")
         rows.append(np.array(array, order="C"))
         if there + len(array) == shape[0]:
             if tokens is not None and len(tokens) < len(self.tokens):
@@ -586,7 +587,7 @@ class _Step:
         """The bytes of a cache's row in blocks."""
         elements, size = BLOCKS[kind]
         if place.axes[0] != "position":
-            raise ValueError(f"{name} came in blocks of {kind} but is not a cache: give its numbers")
+            raise ValueError(f"{name} was given in blocks of {kind} but is not a cache: give its values")
         if row % elements:
             raise ValueError(f"{name} has rows of {row} elements, not a multiple of the {elements} of a {kind} block")
         return row // elements * size
@@ -610,8 +611,8 @@ class _Step:
             self._write("logits", [1, *last[0].shape[1:]], last)
         for name, found in self.missed.items():
             if name not in self.header:
-                raise ValueError(f"step {self.index}: {name} came with {found} of {self.positions} positions and "
-                                 f"never whole: give them in one array, or leave it out")
+                raise ValueError(f"step {self.index}: {name} has {found} of {self.positions} positions and was never "
+                                 f"completed: put it in one array, or leave it out")
         if self.rows:
             name = next(iter(self.rows))
             raise ValueError(f"step {self.index}: {name} lacks rows; record every token, or name the recorded ones "

@@ -1,8 +1,7 @@
-"""Which tensors of a GGUF the weights of a model of transformers are, for firstdiff_transformers.py.
+"""Maps the weights of a transformers model to GGUF tensors, for firstdiff_transformers.py.
 
-The names are those that llama.cpp's converter gives. What it changes on the way (the order of a llama's q and k
-rows, norms that hold 1 + w, decays that hold -exp(w), the order of value heads) is seen when the weights are
-compared.
+The names are those of llama.cpp's converter. The comparison of weights recognises what the converter changes: the
+order of a llama's q and k rows, norms that hold 1 + w, decays that hold -exp(w), the order of value heads.
 """
 
 # Of a layer, by the modules and parameters that hold them.

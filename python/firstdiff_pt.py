@@ -1,15 +1,15 @@
-"""Reads the tensors of files that torch.save wrote; needs numpy, and no torch.
+"""Reads tensors from torch.save files with numpy alone; torch is not needed.
 
     arrays = firstdiff_pt.read("dump/step0.pt")     # {"layers.0/q": array, ...}
 
-A folder of them becomes one of safetensors files, which `firstdiff import` and `firstdiff align` read:
+Converts a folder of such files to safetensors, for `firstdiff import` and `firstdiff align`:
 
     python3 firstdiff_pt.py dump converted
     firstdiff align converted --reference ref -o map.toml
 
-A file is a pickle, which may run any code when it is loaded. Here nothing is called but what makes tensors,
-parameters, dicts and lists of them; a file that asks for anything else is refused, with its name. bfloat16 comes
-as uint16, its bits, as firstdiff.Trace takes it. Numbers, texts and None beside tensors are passed over.
+A torch.save file is a pickle, which may run any code when loaded. This module calls only what builds tensors,
+parameters, dicts and lists, and rejects a file that needs anything else, by name. bfloat16 is returned as its bits
+in uint16, as firstdiff.Trace takes it. Numbers, strings and None are ignored.
 """
 
 import collections
@@ -167,7 +167,7 @@ KNOWN = {
 def _known(module, name):
     """What a pickle may ask for by its name."""
     if (module, name) not in KNOWN:
-        raise Refused(f"asks for {module}.{name}, which is not read; save a dict of tensors, of 8 to 64 bits as numpy "
+        raise Refused(f"asks for {module}.{name}, which is not supported; save a dict of tensors, of 8 to 64 bits as numpy "
                       "has them, or bfloat16")  # fmt: skip
     return KNOWN[module, name]
 

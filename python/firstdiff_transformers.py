@@ -1,7 +1,7 @@
-"""Records a model of transformers, for `firstdiff explain`: llama, mistral, qwen2, qwen3, qwen3_moe, gemma3,
-gpt_oss, qwen3_next, qwen3_5, and those whose modules are called as theirs.
+"""Records a transformers model for `firstdiff explain`: llama, mistral, qwen2, qwen3, qwen3_moe, gemma3, gpt_oss,
+qwen3_next, qwen3_5, and models whose modules have the same names.
 
-Needs firstdiff.py and firstdiff_gguf.py beside it, torch, and transformers 4.48 or later. Nothing is named by hand:
+Needs firstdiff.py and firstdiff_gguf.py beside it, torch, and transformers 4.48 or later. You name no tensors:
 
     firstdiff capture reference -m model.gguf -p "Once upon a time" -o ref
 
@@ -11,30 +11,30 @@ Needs firstdiff.py and firstdiff_gguf.py beside it, torch, and transformers 4.48
 
     firstdiff explain mine --reference ref -m model.gguf
 
-`record` runs the plan's ids with a cache. A loop of your own is recorded as it is:
+`record` runs the plan's ids with a cache. To record your own loop:
 
     with firstdiff_transformers.trace(model, "mine", "ref/plan.txt") as trace:
         for ids in trace.plan.steps:          # each call of the model is a step
             model(torch.tensor([ids]), ...)
 
-A rank of a model that is divided (`tp_plan="auto"`, torchrun) says which it is, of how many, and how sites are
-split; what follows an all-reduce is whole on every rank:
+A rank of a sharded model (`tp_plan="auto"`, torchrun) passes its number, the number of ranks, and how sites are
+sharded; results of an all-reduce are whole on every rank:
 
     firstdiff_transformers.record(model, "mine", "ref/plan.txt", shard=(rank, world, "head neuron"))
 
-What is recorded is what the model computes, with the functions and modules that it has when recording
-starts. A module's output is the site of the plan that its name and its size say. Inside of routers, experts
-and linear attention it is what a function of torch gives there. A site that neither shows is left out, and
-judged together with the next that is there. A module that is there and is not called is an error. Only eager
-attention shows scores and probs; with another they are left out, with a warning, and the attention is judged
-as one operation. A cache that keeps a window only is recorded with the positions before it as they were.
+The hooks record what the model computes, with the functions and modules that it has when recording starts. The name
+and size of a module's output determine its site. Inside routers, experts and linear attention, the hooks watch
+torch functions instead. A site that neither exposes is left out, and judged together with the next recorded one. A
+module that exists but is never called is an error. Only eager attention exposes scores and probs; with any other
+they are left out, with a warning, and the attention is judged as one operation. For a sliding-window cache,
+positions before the window are recorded as they were.
 
-So are the weights, as the model holds them when recording starts; `weights=False` leaves them out.
+The weights are recorded too, as the model holds them when recording starts; `weights=False` leaves them out.
 
-transformers rotates the pairs (i, i + d/2) of a head, llama.cpp those (2i, 2i + 1) of a llama, whose
-GGUF has its q and k rows permuted. So a llama's q and k, and what is made of them, are recorded in the
-order of the GGUF. So are the value heads of a qwen3_5's linear attention: transformers has those of a key
-head side by side, the GGUF the first of each key head, then the second of each.
+For a llama, transformers rotates the pairs (i, i + d/2) of a head and llama.cpp the pairs (2i, 2i + 1), because the
+GGUF has the q and k rows permuted. So a llama's q and k, and all tensors derived from them, are recorded in the
+GGUF's order. The same holds for the value heads of a qwen3_5's linear attention: transformers keeps the value heads
+of a key head side by side, the GGUF has the first of each key head, then the second of each.
 """
 
 import contextlib
@@ -152,7 +152,7 @@ def parts(names, plan, layer):
 
 
 def record(model, folder, plan, weights=True, shard=None):
-    """Runs the ids of a plan through the model, with a cache, and records them in `folder`."""
+    """Runs the plan's ids through the model, with a cache, and records the run in `folder`."""
     with trace(model, folder, plan, weights, shard) as recorded, torch.no_grad():
         cache = {}
         for ids in recorded.plan.steps:
@@ -163,8 +163,8 @@ def record(model, folder, plan, weights=True, shard=None):
 
 @contextlib.contextmanager
 def trace(model, folder, plan, weights=True, shard=None):
-    """Records each call of the model as a step, until the block ends; before them its weights. `shard` is that of
-    firstdiff.Trace, of a rank that has an equal part of each site that is divided."""
+    """Records the weights, then each call of the model as a step, until the block ends. `shard` is as for
+    firstdiff.Trace; every rank must hold an equal part of each sharded site."""
     storage = STORAGE.get(model.dtype)
     if storage is None:
         raise ValueError(f"the model is in {model.dtype}; load it as float32, float16 or bfloat16")
@@ -386,7 +386,7 @@ class _Hooks:
             if site in ("logits", "output") and tensor.numel() == kept * np.prod(shapes[-1][1:]):
                 return self._put(site, tensor.reshape(kept, -1), None, range(tokens - kept, tokens))
         if shapes:
-            raise ValueError(f"layer {self.layer}: {sites[0]} came as {tuple(tensor.shape)}; the plan has "
+            raise ValueError(f"layer {self.layer}: {sites[0]} was given as {tuple(tensor.shape)}; the plan has "
                              f"{shapes[0]}; give the plan of the model's GGUF")
 
     def _put_inside(self, sites, tensor):

@@ -1,5 +1,5 @@
-"""Records a model of vLLM, for `firstdiff explain`: llama, mistral, qwen2, qwen3, and those whose modules are
-called as theirs.
+"""Records a vLLM model for `firstdiff explain`: llama, mistral, qwen2, qwen3, and models whose modules have the
+same names.
 
 Needs firstdiff.py and firstdiff_transformers.py beside it, and vLLM without torch.compile and CUDA graphs:
 
@@ -12,12 +12,13 @@ Needs firstdiff.py and firstdiff_transformers.py beside it, and vLLM without tor
 
     firstdiff explain mine --reference ref -m model.gguf
 
-`record` runs the plan's prompt and as many tokens of the model's own choice as the plan has further steps. Each
-call of the model is a step. One request runs at a time: a step does not say whose its rows are.
+`record` runs the plan's prompt, then lets the model choose one token for each further step of the plan. Each call
+of the model is a step. Run one request at a time, because a vLLM step does not tell which request owns a row.
 
-Recorded are the outputs of modules, q, k and v of the fused product, gate and up of theirs, both outputs of a norm
-that adds the residual, and logits of the rows that are sampled. The caches, scores and probabilities of the attention
-kernel are not seen: the attention is judged as one operation. With tensor parallelism each worker records its part.
+The hooks record the outputs of modules: q, k and v of the fused product, gate and up of theirs, both outputs of a
+norm that adds the residual, and logits of the sampled rows. The attention kernel exposes neither caches nor scores
+and probabilities, so the attention is judged as one operation. With tensor parallelism, each worker records its
+shard.
 """
 
 import functools

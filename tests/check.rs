@@ -175,7 +175,7 @@ fn a_part_without_cases_checks_nothing_and_exits_4() {
     let results = folder.path().join("results.json");
     let arguments = ["check", "--config", path(&file), "--partition", "slice:1/5"];
     let (exit, out) = outcome(&[&arguments[..], &["--json", path(&results)]].concat());
-    assert_eq!(out, "nothing was checked: no case (part slice:1/5 of 4 in all)\n");
+    assert_eq!(out, "nothing was checked: no case (part slice:1/5 of all 4 cases)\n");
     assert_eq!((exit, json(&results)["headline"]["exit_code"].as_u64()), (4, Some(4)));
 }
 

@@ -198,7 +198,7 @@ fn mistakes_get_one_line_with_the_next_step_and_exit_2() {
     let whole = std::fs::read(crate::common::fixture()).unwrap();
     std::fs::write(&cut, &whole[..whole.len() - 1000]).unwrap();
     refused(&["run", "-m", "absent.gguf"], 2, "cannot read absent.gguf");
-    refused(&["run", "-m", path(&cut)], 2, "ends within its tensor");
+    refused(&["run", "-m", path(&cut)], 2, "ends inside its tensor");
     refused(&["run", "-p", ""], 2, "the prompt has no tokens");
     refused(&["run", "-f", "absent.txt"], 2, "cannot read absent.txt");
     refused(&["run", "--fault", "bogus"], 2, "`firstdiff faults` lists them");
@@ -286,5 +286,5 @@ fn nan_weights_are_found_in_the_ledger_and_in_the_tensors() {
     );
     // Both sides compute NaN, and llama.cpp cannot go on: nothing that is not measured is green.
     assert_eq!(exit, 4, "{out}");
-    assert!(out.contains("own logits are no numbers after step 0"), "{out}");
+    assert!(out.contains("own logits are NaN after step 0"), "{out}");
 }

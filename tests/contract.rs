@@ -258,7 +258,7 @@ const BUGS: [(&str, &[Named]); 8] = [
         &[(
             "attention, all layers",
             "query-in-registers",
-            "q lies in registers, not in shared memory: of key j only dim j counts",
+            "q is in registers, not in shared memory: for key j only dim j is summed",
         )],
     ),
     (

@@ -68,7 +68,10 @@ fn what_cannot_be_cut_is_refused_and_nothing_is_written() {
     let (model, two) = (folder.path().join("m.gguf"), folder.path().join("two.gguf"));
     assert_eq!(outcome(&["synth", "--arch", "gemma3n", "-o", path(&model)]).0, 0);
     let (exit, _, err) = cut(&model, "2", &two);
-    assert!(exit == 2 && err.contains("cannot be cut, as gemma3n has it: llama.cpp"), "{err}");
+    assert!(
+        exit == 2 && err.contains("cannot be cut, because its architecture is gemma3n: llama.cpp"),
+        "{err}"
+    );
     assert!(!two.exists());
     let own = folder.path().join("own.gguf");
     std::fs::copy(fixture(), &own).unwrap();

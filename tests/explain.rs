@@ -130,7 +130,7 @@ fn results_that_were_not_recorded_are_named_and_green_only_where_a_recorded_one_
     let cause = "guilty: feed-forward residual, all layers: SwiGLU: gelu_tanh(gate) * up instead of \
                  silu(gate) * up (proven)\n";
     assert!(exit == 1 && out.starts_with(cause), "{out}");
-    assert!(out.contains("or an operation before it, as blk.0.attn_norm, "), "{out}");
+    assert!(out.contains("or an earlier operation, because blk.0.attn_norm, "), "{out}");
 }
 
 #[test]
@@ -248,8 +248,12 @@ fn what_cannot_be_explained_gets_one_line_with_the_next_step() {
 
     refused(&["explain", path(&absent)], 2, "absent; check the path");
     refused(&["explain", path(traces.0.path())], 2, "it has no manifest.json");
-    refused(&["explain", &reference], 2, "was recorded from a reference; name an engine's");
-    refused(&["explain", &engine, "--reference", &engine], 2, "give --reference what `firstdiff");
+    refused(&["explain", &reference], 2, "is a reference's trace; name the engine's");
+    refused(
+        &["explain", &engine, "--reference", &engine],
+        2,
+        "pass --reference a trace of `firstdiff",
+    );
     refused(&["explain", &engine, "--reference", path(&absent)], 2, "absent; check the path");
     refused(&["explain", &engine, "-m", "absent.gguf"], 2, "cannot read absent.gguf");
     refused(&["explain", &engine, "-m", synth], 3, "name the first with -m");

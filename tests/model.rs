@@ -117,7 +117,7 @@ fn a_truncated_file_is_refused_wherever_it_ends() {
         assert!(error.contains("model.gguf"), "cut at {cut}: {error}");
     }
     let error = open_error(&whole[..whole.len() - 1]);
-    assert!(error.contains("ends within its tensor"), "{error}");
+    assert!(error.contains("ends inside its tensor"), "{error}");
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn what_ends_llama_cpp_is_one_line() {
     let token = |text: &[u8]| [&1u64.to_le_bytes()[..], text].concat();
     let (_folder, path) = file(&patched(&bytes(), &token(b"B"), &token(b"A")));
     let arguments = ["run", "-m", path.to_str().unwrap()];
-    refused(&arguments, 2, "llama.cpp cannot go on with");
+    refused(&arguments, 2, "llama.cpp cannot continue with");
 }
 
 #[test]

@@ -104,10 +104,22 @@ fn a_snapshot_of_something_else_is_refused_and_one_that_lacks_a_case_is_no_succe
         assert_eq!(exit, code, "{out}");
         assert!(out.contains(&format!("the reference's snapshot {says}")), "{out}");
     };
-    says(SMALL.replace("a girl", "a boy"), 3, "is of another prompt line (");
-    says(SMALL.replace("steps = 2", "steps = 1"), 3, "is of another number of steps (2, not 1)");
-    says(SMALL.replace("\"tiny-llama\"", "\"tiny-llama\"\nseed = 5"), 3, "is of another model (");
-    says(format!("reference = \"native\"{SMALL}"), 3, "is of another precision (F32, not Native)");
+    says(SMALL.replace("a girl", "a boy"), 3, "is for a different prompt line (");
+    says(
+        SMALL.replace("steps = 2", "steps = 1"),
+        3,
+        "is for a different number of steps (2, not 1)",
+    );
+    says(
+        SMALL.replace("\"tiny-llama\"", "\"tiny-llama\"\nseed = 5"),
+        3,
+        "is for a different model (",
+    );
+    says(
+        format!("reference = \"native\"{SMALL}"),
+        3,
+        "is for a different precision (F32, not Native)",
+    );
     says(SMALL.replace("\"line\"", "\"other\""), 4, "has no prompt other");
     says(SMALL.replace("\"tiny-llama\"", "\"tiny-qwen3\""), 4, "has no model tiny-qwen3");
     std::fs::write(&lab.config, SMALL).unwrap();

@@ -120,7 +120,7 @@ fn an_engine_that_decodes_its_own_tokens_is_compared_up_to_them_and_replayed_to_
     let (exit, out, err) = outcome(&[&arguments[..], &SHORT].concat());
     assert_eq!(exit, 0, "{err}");
     assert!(out.contains("step 0    10 tokens, positions 0 to 9"), "{out}");
-    assert!(out.contains("of the engine's own choice, positions 10 to 11"), "{out}");
+    assert!(out.contains("chosen by the engine, positions 10 to 11"), "{out}");
     let own = Recorded { reference: plan.parent().unwrap().to_path_buf(), ..of };
     // A right engine decodes the reference's tokens.
     let (exit, out) = explained(&NUMPY.record_with(&own, "own", None, &[]));
@@ -153,10 +153,10 @@ fn ids_that_no_logits_explain_are_not_called_equal() {
     let (exit, out, err) = outcome(&explain);
     assert_eq!(exit, 4, "{out}{err}");
     assert!(
-        out.starts_with("equal within the floor as far as the ids agree: 158 of 237 sites"),
+        out.starts_with("equal within the floor up to the first id that differs: 158 of 237 sites"),
         "{out}"
     );
-    assert!(out.contains("the reference was held to ids that are not its own"), "{out}");
+    assert!(out.contains("the reference was forced to ids that are not its own choice"), "{out}");
     // Within the prompt it is another run.
     let first = ids.replacen("77", "78", 1);
     let given = ["--overwrite", "--tokens", &first, "--decoded", "11,17"];

@@ -85,7 +85,7 @@ fn without_a_compiler_the_own_kernels_run_and_an_edited_one_says_what_it_needs()
     let (exit, out, err) = run(&["--kernels", path(&kernels)]);
     assert_eq!((exit, out.as_str()), (5, ""), "{err}");
     assert_eq!(err.lines().count(), 1, "{err}");
-    let wanted = "this build of rope.cu is not in the program, and no C++ compiler was found \
+    let wanted = "the program does not contain this build of rope.cu, and no C++ compiler was found \
                  (tried c++, g++, clang++); install g++ or set CXX";
     assert!(err.contains(wanted), "{err}");
 }

@@ -112,7 +112,7 @@ fn a_cause_that_is_not_looked_for_is_not_called_fixed() {
     let (old, clean) = (reports.run("old.json", &BIAS), reports.run("clean.json", &[]));
     let elsewhere = reports.run("elsewhere.json", &["--sites", "ffn_gate,logits"]);
     let text = starts(&old, &elsewhere, 1, "unclear: 0 fixed, 0 remaining, 0 new, 1 not measured;");
-    let line = "the new report has no numbers of blk.0.q, blk.0.k, blk.0.v, blk.1.q and 8 more";
+    let line = "the new report did not measure blk.0.q, blk.0.k, blk.0.v, blk.1.q and 8 more";
     assert!(text.contains(line), "{text}");
     // Only one step of one operation is missing.
     let (site, nothing) = ("2/blk.3.k", json!({ "unmeasured": "the engine does not have it" }));
@@ -121,7 +121,7 @@ fn a_cause_that_is_not_looked_for_is_not_called_fixed() {
         sites.iter_mut().find(|row| row["site"] == site).unwrap()["outcome"] = nothing;
     });
     let text = starts(&old, &step, 1, "unclear: ");
-    assert!(text.contains("the new report has no numbers of blk.3.k\n"), "{text}");
+    assert!(text.contains("the new report did not measure blk.3.k\n"), "{text}");
     // Of NaN inputs nothing can be judged.
     let nan = reports.edited(&clean, |report| {
         let sites = report["sites"].as_array_mut().unwrap();
@@ -131,7 +131,7 @@ fn a_cause_that_is_not_looked_for_is_not_called_fixed() {
     starts(&old, &nan, 1, "unclear: ");
     starts(&old, &clean, 0, "all fixed: 1 fixed");
     let late = starts(&elsewhere, &old, 1, "step back: 0 fixed, 0 remaining, 1 new; ");
-    assert!(late.contains("the old report has no results of it, so it may be older"), "{late}");
+    assert!(late.contains("the old report did not measure it, so it may not be new"), "{late}");
 }
 
 #[test]

@@ -44,7 +44,7 @@ impl Lab {
         let lab = Lab::new();
         let (exit, out, _) = lab.run("bless", &["--all"], "");
         assert_eq!(exit, 0, "{out}");
-        assert!(out.starts_with("1 changed, 0 as the baseline says, 0 not equal\n  new"), "{out}");
+        assert!(out.starts_with("1 changed, 0 as in the baseline, 0 not equal\n  new"), "{out}");
         lab
     }
 
@@ -130,7 +130,7 @@ fn an_improvement_is_offered_by_check_and_taken_by_bless() {
     let (exit, out, _) = lab.run("check", &[], "");
     assert_eq!(exit, 0, "{out}");
     assert!(out.contains(&format!("improved in 1 case, first {CASE}: ")), "{out}");
-    assert!(out.contains("`firstdiff bless --improved` takes it"), "{out}");
+    assert!(out.contains("`firstdiff bless --improved` accepts it"), "{out}");
     let before = lab.lock();
     let (exit, out, _) = lab.run("bless", &["--improved"], "");
     assert_eq!(exit, 0, "{out}");
@@ -181,10 +181,7 @@ fn a_wrong_kernel_is_not_blessed() {
     let before = lab.lock();
     let kernels = changed("rope.cu", "sine = sinf(angle)", "sine = sinf(-angle)");
     let (exit, out, _) = lab.run("bless", &["--all", "--kernels", path(kernels.path())], "");
-    assert!(
-        exit == 1 && out.starts_with("0 changed, 0 as the baseline says, 1 not equal"),
-        "{out}"
-    );
+    assert!(exit == 1 && out.starts_with("0 changed, 0 as in the baseline, 1 not equal"), "{out}");
     assert_eq!(lab.lock(), before);
     // Its divergence is what check says, not its baseline.
     let (exit, out, _) = lab.run("check", &["--kernels", path(kernels.path())], "");
@@ -203,14 +200,14 @@ fn a_baseline_of_something_else_is_refused_and_one_that_is_missing_is_no_success
     says(
         SMALL.replace("a girl", "a boy"),
         3,
-        "its baseline is of another engine, or of other tokens",
+        "its baseline is for a different engine or other tokens",
     );
     says(
         SMALL.replace("steps = 1", "steps = 2"),
         3,
-        "its baseline is of another engine, or of other tokens",
+        "its baseline is for a different engine or other tokens",
     );
-    says(SMALL.replace("\"tiny-llama\"", "\"tiny-llama\"\nseed = 5"), 3, "of another model (");
+    says(SMALL.replace("\"tiny-llama\"", "\"tiny-llama\"\nseed = 5"), 3, "for a different model (");
     says(SMALL.replace("[[models]]", "dtypes = [\"f16\"]\n[[models]]"), 4, "it has no baseline");
     std::fs::write(&lab.config, SMALL).unwrap();
     let text = std::fs::read_to_string(&lab.lock).unwrap();

@@ -90,7 +90,7 @@ fn two_independent_bugs_are_both_proven_in_one_run() {
 #[test]
 fn a_uniform_scale_of_a_thousandth_is_found_and_its_factor_told() {
     let found = diagnosis(&Bench::fixture(), DType::F32, &["k-scaled-1.001"], 40);
-    let wanted = owned(&[("k projection, all layers", "1.00100 times the right values")]);
+    let wanted = owned(&[("k projection, all layers", "1.00100 times the correct values")]);
     assert_eq!(causes(&found), wanted);
 }
 
@@ -451,7 +451,7 @@ fn key_sets_at_random_are_read_off_the_probabilities() {
     let (_, cause) = finding(&bench, Stage::Probs, |engine, site, first| {
         softmax(engine, site, first, &|query, key| query < 33 || key == 0, &|_| 0)
     });
-    assert_eq!(cause.text, "queries from position 33 on weigh keys 0 to 0 only");
+    assert_eq!(cause.text, "queries from position 33 on attend to keys 0 to 0 only");
     assert_eq!(cause.certainty, Certainty::Proven);
 }
 
@@ -462,7 +462,7 @@ fn zeros_in_a_softmax_are_counted_and_said_where_they_are() {
         softmax(engine, site, first, &|_, _| true, &|query| if query % 16 == 15 { 16 } else { 0 })
     });
     assert_eq!((&*what, cause.certainty), ("softmax, layer 0", Certainty::Proven), "{cause:?}");
-    let text = "16 further keys with score 0 count in the sum, where the number of keys is a multiple of 16";
+    let text = "16 extra keys with score 0 are included in the sum, where the number of keys is a multiple of 16";
     assert_eq!(cause.text, text);
 }
 
@@ -479,7 +479,8 @@ fn rows_of_a_weight_at_random_are_read_off_the_product() {
         });
         let said = (&*what, cause.certainty, cause.key.name());
         assert_eq!(said, ("output projection, layer 0", Certainty::Proven, "rows-permuted"));
-        let text = format!("its rows are others: 0 is o_proj {}, 1 is o_proj {}", from[0], from[1]);
+        let text =
+            format!("its rows are reordered: 0 is o_proj {}, 1 is o_proj {}", from[0], from[1]);
         let is_run = from[0].abs_diff(from[1]) == 1 || from[1].abs_diff(from[2]) == 1;
         assert!(cause.text.starts_with(&text) || is_run, "{} {from:?}", cause.text);
     }
@@ -540,7 +541,7 @@ fn what_lies_in_the_slots_of_a_cache_is_read_off_it() {
     let zero = |p: usize| (!(16..24).contains(&p)).then_some(p);
     assert_eq!(said(&zero), "never written, positions 16-23 only");
     let later = |p: usize| Some(if p < 8 { p + 3 } else { p });
-    assert_eq!(said(&later), "slots of positions 0-7 hold the row of 3 positions later");
+    assert_eq!(said(&later), "slots of positions 0-7 hold the row from 3 positions later");
     for seed in 0..4 {
         let mut random = random_below(seed);
         let from: Vec<usize> = (0..40).map(|p| if p < 33 { random(33) } else { p }).collect();

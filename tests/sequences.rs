@@ -113,7 +113,7 @@ fn each_mistake_of_a_batch_is_found_in_its_sequence_and_named() {
     let first = out.lines().next().unwrap();
     assert!(first.starts_with("sequence 0: guilty: k and v cache append, all layers"), "{out}");
     let cause =
-        "from step 1 on slots of positions 16-31 hold the row of sequence 2, 16 positions before";
+        "from step 1 on slots of positions 16-31 hold the row of sequence 2, 16 positions earlier";
     assert!(first.contains(cause), "{out}");
 
     let trace = recorded(&LONG, "prefix", Some("prefix-not-copied"));

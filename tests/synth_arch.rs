@@ -243,7 +243,7 @@ fn what_llama_cpp_cannot_make_is_one_line_and_exit_2() {
     let output = path.to_str().unwrap();
     let cases: [(&[&str], &str); 7] = [
         // llama.cpp ends the process.
-        (&["--arch", "llama", "--set", "block_count=600"], "llama.cpp ended on llama (signal: 6"),
+        (&["--arch", "llama", "--set", "block_count=600"], "llama.cpp exited on llama (signal: 6"),
         (&["--arch", "qwen2", "--head-dim", "128"], "leave out --head-dim"),
         // It throws.
         (&["--arch", "mamba", "--set", "ssm.inner_size=256"], "only an expansion factor of 2"),

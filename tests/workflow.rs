@@ -173,7 +173,7 @@ fn the_action_takes_a_verified_release_of_its_own_version_and_nothing_else() {
     }
     for revision in ["main", "v0.2.0", "", &COMMIT.replace('0', "1")] {
         let text = run(revision, "0");
-        assert!(text.contains("is not release v0.1.0; say build: true"), "{revision}: {text}");
+        assert!(text.contains("is not release v0.1.0; set build: true"), "{revision}: {text}");
     }
     assert!(
         run("v0.1.0", "1")

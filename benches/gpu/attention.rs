@@ -28,9 +28,11 @@ pub fn all(model: &Model, limits: &Limits) -> Result<()> {
     let llama =
         Config { n_layer: 4, n_head: 32, n_head_kv: 8, head_dim: 128, ..model.config.clone() };
     println!(
-        "Split attention of one token alone, f16, in a graph of all layers. A layer's copy reads and"
+        "Split attention of one token alone, f16, in a graph of all layers. The copy reads and"
     );
-    println!("writes as many bytes as its keys and values take; as many launches do nothing.\n");
+    println!(
+        "writes as many bytes as a layer's keys and values take; the launches are as many empty kernels.\n"
+    );
     println!(
         "| Hq, Hk, D | layers | positions | us a layer | of a copy | of launches | TB/s | x the copy's rate |"
     );

@@ -73,7 +73,7 @@ static int size_of(const gguf_file *g, const char *architecture, const char *key
     snprintf(name, sizeof name, "%s.%s", architecture, key);
     value = gguf_number(g, name, absent);
     if (!(value >= 1 && value < 1e8)) {
-        fprintf(stderr, "%s: %s is missing or no size\n", g->path, name);
+        fprintf(stderr, "%s: %s is missing or is not a size\n", g->path, name);
         exit(2);
     }
     return (int)value;
@@ -105,7 +105,7 @@ static model load(const gguf_file *g)
     int l;
     gguf_string(g, "general.architecture", arch, sizeof arch);
     if (strcmp(arch, "llama") && strcmp(arch, "qwen2") && strcmp(arch, "qwen3"))
-        gguf_die(g, "is no llama, qwen2 or qwen3 model");
+        gguf_die(g, "is not a llama, qwen2 or qwen3 model");
     m.layers = size_of(g, arch, "block_count", 0);
     m.E = size_of(g, arch, "embedding_length", 0);
     m.Hq = size_of(g, arch, "attention.head_count", 0);
@@ -355,7 +355,7 @@ static plan read_plan(const char *path, int n_vocab)
     for (i = 0; i < p.total && p.ids[i] >= 0 && p.ids[i] < n_vocab; i++)
         ;
     if (!p.total || i < p.total) {
-        fprintf(stderr, "%s has no steps of ids of this model; give a plan.txt\n", path);
+        fprintf(stderr, "%s has no steps with ids of this model; give a plan.txt\n", path);
         exit(2);
     }
     p.own = (int)firstdiff_plan_decode(path);

@@ -35,7 +35,7 @@ static void *gguf_alloc(const gguf_file *g, uint64_t count, size_t size)
 {
     void *memory = count < SIZE_MAX / size ? calloc(count ? (size_t)count : 1, size) : NULL;
     if (!memory)
-        gguf_die(g, "needs more memory than there is");
+        gguf_die(g, "needs more memory than is available");
     return memory;
 }
 
@@ -44,7 +44,7 @@ static const unsigned char *gguf_take(gguf_file *g, uint64_t bytes)
 {
     const unsigned char *here = g->bytes + g->at;
     if (bytes > g->size - g->at)
-        gguf_die(g, "is cut short; download it again");
+        gguf_die(g, "is truncated; download it again");
     g->at += (size_t)bytes;
     return here;
 }
@@ -163,11 +163,11 @@ static float *gguf_tensor(const gguf_file *g, const char *name, uint64_t count)
     if (!tensor)
         return NULL;
     if (tensor->n[0] * tensor->n[1] * tensor->n[2] * tensor->n[3] != count)
-        gguf_die(g, "has a tensor of another size than its keys say");
+        gguf_die(g, "has a tensor whose size does not match its keys");
     if (tensor->type > 1)
         gguf_die(g, "has quantised weights; this example reads f32 and f16");
     if (count > (uint64_t)(g->bytes + g->size - tensor->at) / (tensor->type ? 2 : 4))
-        gguf_die(g, "is cut short; download it again");
+        gguf_die(g, "is truncated; download it again");
     out = gguf_alloc(g, count, sizeof *out);
     if (tensor->type == 0)
         memcpy(out, tensor->at, (size_t)count * sizeof *out);
@@ -181,11 +181,11 @@ static void gguf_read_header(gguf_file *g)
 {
     uint64_t i, alignment;
     if (memcmp(gguf_take(g, 4), "GGUF", 4) || gguf_take_u32(g) < 2)
-        gguf_die(g, "is no GGUF file of version 2 or later");
+        gguf_die(g, "is not a GGUF file of version 2 or later");
     g->n_tensors = gguf_take_u64(g);
     g->n_keys = gguf_take_u64(g);
     if (g->n_tensors > g->size || g->n_keys > g->size)
-        gguf_die(g, "is cut short; download it again");
+        gguf_die(g, "is truncated; download it again");
     g->keys = gguf_alloc(g, g->n_keys, sizeof *g->keys);
     g->tensors = gguf_alloc(g, g->n_tensors, sizeof *g->tensors);
     for (i = 0; i < g->n_keys; i++) {
@@ -210,7 +210,7 @@ static void gguf_read_header(gguf_file *g)
     gguf_take(g, (alignment - g->at % alignment) % alignment);
     for (i = 0; i < g->n_tensors; i++) {
         if (g->tensors[i].offset > g->size - g->at)
-            gguf_die(g, "is cut short; download it again");
+            gguf_die(g, "is truncated; download it again");
         g->tensors[i].at = g->bytes + g->at + g->tensors[i].offset;
     }
 }

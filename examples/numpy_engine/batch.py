@@ -1,4 +1,4 @@
-"""Three sequences in a step: padded to one length, or with a cache in pages, and a prefix that two of them share."""
+"""Three sequences in a step: padded to one length, or with a paged cache, or with a prefix shared by two of them."""
 
 import sys
 from pathlib import Path

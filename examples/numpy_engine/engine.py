@@ -4,7 +4,7 @@
     python3 examples/numpy_engine/engine.py MODEL.gguf PLAN.txt [TRACE] [--ranks N] [--bug NAME]
 
 Runs the token ids of a plan that `firstdiff capture reference` wrote, and records what it computes
-in the folder TRACE. The lines marked with #+ are all that recording takes. f32, with f32 and f16
+in the folder TRACE. Recording takes only the lines marked with #+. f32, with f32 and f16
 weights. --ranks divides the heads, the feed-forward network and the vocabulary over that many
 processes. --batch runs three sequences in a step. --cache keeps a quantised cache.
 --bug plants a mistake.
@@ -247,9 +247,9 @@ def main():
     parser.add_argument("trace", nargs="?")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--chunks", type=lambda text: [int(n) for n in text.split(",")], default=[],
-                        help="run the tokens in steps of so many, such as 7 or 16,1")  # fmt: skip
+                        help="run the tokens in steps of these sizes, such as 7 or 16,1")  # fmt: skip
     parser.add_argument("--last", action="store_true", help="logits of a step's last token only")
-    parser.add_argument("--after", type=int, default=0, help="record only what follows so many steps")
+    parser.add_argument("--after", type=int, default=0, help="record only the steps after the first N")
     parser.add_argument("--batch", choices=batch.KINDS, help="run several sequences in a step")
     parser.add_argument("--cache", choices=quantised.KINDS, help="keep the cache in blocks of this type")
     bugs = BUGS + ranks.BUGS + batch.BUGS + experts.BUGS + quantised.BUGS

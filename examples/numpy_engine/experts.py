@@ -1,4 +1,4 @@
-"""A mixture of experts, as of qwen3moe: the whole of it, or the experts of one rank of several."""
+"""A mixture of experts as in qwen3moe: all experts, or those of one rank."""
 
 import numpy as np
 

@@ -14,7 +14,7 @@ class Gguf:
         self.bytes = np.memmap(path, dtype=np.uint8, mode="r")
         self.at = 0
         if self._take(4) != b"GGUF" or self._number("I") < 2:
-            raise SystemExit(f"{path} is no GGUF file of version 2 or later")
+            raise SystemExit(f"{path} is not a GGUF file of version 2 or later")
         tensors, keys = self._number("Q"), self._number("Q")
         self.keys = {}
         for _ in range(keys):
@@ -43,7 +43,7 @@ class Gguf:
     def _take(self, count):
         taken = self.bytes[self.at : self.at + count].tobytes()
         if len(taken) != count:
-            raise SystemExit(f"{self.path} is cut short; download it again")
+            raise SystemExit(f"{self.path} is truncated; download it again")
         self.at += count
         return taken
 

@@ -1,4 +1,4 @@
-"""A cache that is kept in ggml's blocks, or in numbers of 8 bits."""
+"""A cache kept in ggml's blocks or in 8-bit floats."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tensor parallelism: a process for each rank, with its part of the weights, and sums over all of them."""
+"""Tensor parallelism: one process per rank, with its shard of the weights, and all-reduces between them."""
 
 import multiprocessing
 import sys

@@ -1,8 +1,8 @@
-//! Records what an engine in Rust would: the lines marked with //+ are all that it takes.
+//! Records what an engine in Rust would. Recording takes only the lines marked with //+.
 //!
 //!     cargo run --release -- PLAN.txt TRACE
 //!
-//! The values are made up: element i of a tensor is i mod 61, and one more in each layer and step.
+//! The values are made up: element i of a tensor is i mod 61, plus one for each layer and step.
 
 use std::{error::Error, path::Path};
 

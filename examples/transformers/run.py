@@ -4,7 +4,7 @@
     python3 examples/transformers/run.py MODEL.gguf PLAN.txt TRACE [--dtype bfloat16] [--bug NAME]
 
 Runs the token ids of a plan that `firstdiff capture reference` wrote, and records what the model
-computes in the folder TRACE. The lines marked with #+ are all that recording takes. Needs torch and
+computes in the folder TRACE. Recording takes only the lines marked with #+. Needs torch and
 transformers; f32 and f16 weights. --bug plants a mistake, as one in the program of the model's user.
 """
 
@@ -30,7 +30,7 @@ def main():
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--attention", default="eager", help="eager (default), sdpa, ...")
-    parser.add_argument("--family", help="mistral, for a mistral's GGUF, which says llama")
+    parser.add_argument("--family", help="mistral, for a Mistral GGUF, which declares itself a llama")
     parser.add_argument("--bug", choices=[*BUGS, *OTHERS])
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()  # not of kernels that are not installed

@@ -73,7 +73,7 @@ pub enum Command {
     Kernels(super::kernels::KernelsArgs),
     /// List the faults that --fault can plant, and the operation to blame for each
     Faults,
-    /// Write a model's first layers, with its embedding and head, as a model: a quick look at a large one
+    /// Write the first layers of a model, with its embedding and head, as a smaller model
     Cut(CutArgs),
     /// Write a random model of any shape, or of any architecture
     Synth(SynthArgs),
@@ -97,21 +97,21 @@ pub struct ModelArgs {
     /// File that holds the prompt, - for standard input
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// Tokens to decode after the prompt, each forced to the reference's choice
+    /// Tokens to decode after the prompt; both sides run the reference's choice
     #[arg(short, long = "n-predict", alias = "predict", value_name = "N", default_value_t = 4)]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=4096))]
     pub n_predict: u32,
     /// Reference precision: weights widened to f32, or the file as it is
     #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
     pub reference: PrecisionArg,
-    /// Threads of llama.cpp [default: 1 for models under 50M parameters, else three quarters of the cores]
+    /// Threads for llama.cpp [default: 1 for models under 50M parameters, else three quarters of the cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
 }
 
 #[derive(Args, Clone)]
 pub struct EngineArgs {
-    /// Where the kernels run; of two, as in `host,cuda`, the second is compared with the first
+    /// Where the kernels run; with two, as in `host,cuda`, the second is compared with the first
     #[arg(long, value_enum, value_delimiter = ',', default_value = "host", num_args = 1)]
     pub device: Vec<DeviceArg>,
     /// Storage of weights, activations and KV cache
@@ -130,7 +130,7 @@ pub struct EngineArgs {
     /// prefill=row|tiled,decode=block|split, or `fast` for the last two
     #[arg(long, value_name = "SPEC", default_value_t)]
     pub attention: AttentionVariant,
-    /// Declare roundings that the kernels make on purpose, such as inputs=q8_0,probs=f16 or
+    /// Declare intended roundings of the kernels, such as inputs=q8_0,probs=f16 or
     /// ffn_down.inputs=bf16; the kernels are then held to them (docs/diagnosis.md)
     #[arg(long, value_name = "VALUE=FORMAT", value_delimiter = ',')]
     #[arg(value_parser = Convention::parse)]
@@ -200,10 +200,10 @@ pub enum FormatArg {
 /// How a run is replayed.
 #[derive(Clone, Copy, Default, ValueEnum)]
 pub enum ReplayArg {
-    /// All but those of products with large weights that random sums clear (docs/diagnosis.md)
+    /// All elements, except those of large products that random sums clear (docs/diagnosis.md)
     #[default]
     Quick,
-    /// All of them
+    /// All elements
     Full,
 }
 
@@ -224,8 +224,8 @@ pub struct RunArgs {
     pub engine: EngineArgs,
     #[command(flatten)]
     pub compare: CompareArgs,
-    /// Compare only these queries' rows of the prompt's scores and probs: last, every:N, or positions such
-    /// as 0,5,100-120
+    /// Compare the prompt's scores and probs for these queries only: last, every:N, or positions
+    /// such as 0,5,100-120
     #[arg(long, value_name = "WHICH")]
     pub rows: Option<Queries>,
     /// Compare only: do not replay the operations or search for causes
@@ -235,13 +235,13 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t, conflicts_with = "no_replay")]
     pub replay: ReplayArg,
     /// Run the prompt at many lengths and report which diverge: auto (where kernels break) or 1,31-33,64;
-    /// --html then shows the first that diverges, or else the last
+    /// --html then shows the first length that diverges, or the last if none does
     #[arg(long, value_name = "WHICH", conflicts_with_all = ["watch", "rows"])]
     pub lengths: Option<Lengths>,
-    /// Write where the time went, as trace events for chrome://tracing or ui.perfetto.dev (docs/report.md)
+    /// Record where the time goes, as trace events for chrome://tracing or ui.perfetto.dev (docs/report.md)
     #[arg(long, value_name = "FILE", conflicts_with = "watch")]
     pub trace_events: Option<PathBuf>,
-    /// Keep running and give a new verdict whenever a kernel of --kernels or --kernel is saved; Ctrl-C ends it
+    /// Keep running and give a new verdict whenever a kernel of --kernels or --kernel is saved; Ctrl-C stops it
     #[arg(long)]
     pub watch: bool,
 }
@@ -278,7 +278,7 @@ pub struct CaptureArgs {
     pub sites: Option<String>,
 }
 
-/// Token ids in the place of a text.
+/// Token ids in place of a text.
 #[derive(Args, Clone, Default)]
 pub struct IdsArgs {
     /// The prompt as comma-separated token ids
@@ -305,7 +305,7 @@ pub struct PlanArgs {
 
 #[derive(Args)]
 pub struct DiffArgs {
-    /// The trace to judge (of the two, an engine's is always judged by a reference's)
+    /// The trace to judge; an engine's trace is always judged by a reference's, in either order
     pub trace_a: PathBuf,
     /// The trace to judge it by
     pub trace_b: PathBuf,
@@ -327,8 +327,8 @@ pub struct DiffArgs {
 pub struct ExplainArgs {
     /// The engine's trace
     pub trace: PathBuf,
-    /// The reference's trace of the same tokens, to compare every site as `diff` does; of several sequences, only
-    /// those with these tokens
+    /// The reference's trace of the same tokens, to compare every site as `diff` does; with
+    /// several sequences, only those with these tokens are compared
     #[arg(long, value_name = "TRACE")]
     pub reference: Option<PathBuf>,
     /// The sequence to explain, if the trace has several [default: each in turn]
@@ -342,7 +342,7 @@ pub struct ExplainArgs {
     /// Which elements the replay computes
     #[arg(long, value_enum, default_value_t)]
     pub replay: ReplayArg,
-    /// Write where the time went, as trace events for chrome://tracing or ui.perfetto.dev (docs/report.md)
+    /// Record where the time goes, as trace events for chrome://tracing or ui.perfetto.dev (docs/report.md)
     #[arg(long, value_name = "FILE")]
     pub trace_events: Option<PathBuf>,
 }
@@ -466,7 +466,7 @@ impl From<DTypeArg> for DType {
 pub struct CutArgs {
     /// GGUF model to cut
     pub model: PathBuf,
-    /// Layers to keep, from the first on
+    /// Number of layers to keep, from the first
     #[arg(long, value_name = "N")]
     pub layers: usize,
     /// File to write
@@ -482,7 +482,7 @@ pub struct SynthArgs {
     /// Shape to start from: tiny-llama, tiny-qwen2, tiny-qwen3 or qwen2.5-0.5b
     #[arg(long, value_name = "PRESET", default_value = "tiny-qwen2")]
     pub shape: String,
-    /// Architecture by llama.cpp's name, instead of a shape
+    /// Architecture, by its name in llama.cpp, instead of a shape
     #[arg(long, value_name = "NAME", conflicts_with = "shape")]
     pub arch: Option<String>,
     /// List the architectures that --arch accepts

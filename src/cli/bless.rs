@@ -118,7 +118,7 @@ fn reference(config: &Config, path: &Path, all: bool) -> Result<Exit, Error> {
 fn text(review: &Review) -> String {
     let Review { proposals, same, failed } = review;
     let mut text = format!(
-        "{} changed, {same} as the baseline says, {} not equal\n",
+        "{} changed, {same} as in the baseline, {} not equal\n",
         proposals.len(),
         failed.len()
     );

@@ -30,7 +30,7 @@ pub fn cut(args: &CutArgs) -> Result<Exit, Error> {
         let _ = std::fs::remove_file(&args.output);
         let (path, architecture) = (args.model.display(), &model.architecture);
         return Err(Error::Usage(format!(
-            "{path} cannot be cut, as {architecture} has it: {error}"
+            "{path} cannot be cut, because its architecture is {architecture}: {error}"
         )));
     }
     let size = std::fs::metadata(&args.output).map_or(0, |metadata| metadata.len());

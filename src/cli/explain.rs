@@ -216,12 +216,11 @@ fn open(path: &Path, side: Side) -> Result<TraceReader, Error> {
     let path = path.display();
     Err(Error::Usage(match side {
         Side::Engine => format!(
-            "{path} was recorded from a reference; name an engine's trace, and this one with \
+            "{path} is a reference's trace; name the engine's trace, and pass this one with \
              --reference"
         ),
         Side::Reference => format!(
-            "{path} was recorded from an engine; give --reference what `firstdiff capture \
-             reference` wrote"
+            "{path} is an engine's trace; pass --reference a trace of `firstdiff capture reference`"
         ),
     }))
 }

@@ -7,11 +7,11 @@ use super::args::Cli;
 /// The commands, by what a user has.
 const GROUPS: [(&str, &[&str]); 4] = [
     (
-        "An engine of yours, through a trace of it",
+        "Your engine, through a recorded trace",
         &["plan", "capture", "validate", "explain", "diff", "sites", "align", "import"],
     ),
     (
-        "A CUDA kernel of yours, in the engine that firstdiff brings",
+        "Your CUDA kernel, in firstdiff's own engine",
         &["run", "kernels", "variants", "faults", "progress"],
     ),
     ("Continuous integration", &["check", "bless", "merge", "bisect"]),

@@ -66,7 +66,7 @@ impl Inputs<ModelFile> {
         Ok(Inputs { prompt, ..inputs })
     }
 
-    /// The same over the ids that are given in the place of a text, or of the choices after it.
+    /// The same over the ids that are given in place of a text, or of the choices after it.
     pub fn load_ids(args: &ModelArgs, ids: &IdsArgs) -> Result<Inputs<ModelFile>, Error> {
         let decode = if ids.decoded.is_empty() { args.n_predict } else { ids.decoded.len() as u32 };
         let prompt = if ids.tokens.is_empty() { prompt(args)? } else { String::new() };

@@ -151,7 +151,9 @@ fn write_page(
     };
     let mut album = Album::default();
     let mut report = report(args, inputs, engine, tokens, Some(&mut album))?;
-    report.notes.push(format!("this page is of {tokens} prompt tokens; {}", answer(table)));
+    report
+        .notes
+        .push(format!("this page shows the run with {tokens} prompt tokens; {}", answer(table)));
     let places = page::places(&report, inputs, engine);
     page::write(path, &report, &Beside { album: Some(&album), places })
 }

@@ -98,7 +98,7 @@ fn refused(
     let numbers = engines.iter().filter_map(TraceReader::selected);
     let numbers: Vec<String> = numbers.map(|number| number.to_string()).collect();
     Ok(Error::Refused(format!(
-        "{} runs none of the sequences {} of {}: of the nearest {text}",
+        "{} runs none of the sequences {} of {}; the nearest one: {text}",
         reference.folder().display(),
         numbers.join(", "),
         engines[0].folder().display()

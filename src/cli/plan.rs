@@ -51,7 +51,7 @@ fn steps_text(plan: &Plan) -> String {
     if plan.decode > 0 {
         let (step, last) = (plan.steps.len(), first + plan.decode - 1);
         text.push_str(&format!(
-            "  step {step:<4} and {} more: 1 token each, of the engine's own choice, positions {first} to \
+            "  step {step:<4} and {} more: 1 token each, chosen by the engine, positions {first} to \
              {last}\n",
             plan.decode - 1
         ));

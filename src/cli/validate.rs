@@ -166,7 +166,7 @@ fn ranks(shard: &Shard, found: &Inspection) -> String {
     }
     let text = |(split, names): &(Split, Vec<&str>)| {
         let how = match split {
-            Split::Replicated => "the same on each".to_string(),
+            Split::Replicated => "identical on every rank".to_string(),
             Split::Partial => "summed".to_string(),
             axis => format!("split by {axis}"),
         };
@@ -190,11 +190,11 @@ fn verdicts(found: &Inspection) -> String {
     let _ = write!(text, "  explain    {alone} of {} operations judged alone", operations.len());
     if judged.len() > alone {
         let spanning = judged.len() - alone;
-        let _ = write!(text, ", {spanning} together with missing ones before them");
+        let _ = write!(text, ", {spanning} together with unrecorded operations before them");
     }
     let logits = list.get(Site::global(0, Stage::Logits));
     if !logits.is_some_and(|logits| there.all(logits)) {
-        text.push_str("; never green, because the logits are missing");
+        text.push_str("; cannot pass, because the logits are missing");
     }
     text.push('\n');
     text
@@ -249,7 +249,7 @@ fn refusal(manifest: &Manifest) -> Option<String> {
     let storage = arithmetic.default.storage;
     (!measured).then(|| {
         format!(
-            "nothing: no reference's trace has a floor for this arithmetic ({storage} storage); use \
+            "nothing: no reference trace has a floor for this arithmetic ({storage} storage); use \
              `firstdiff explain --reference`, which measures it"
         )
     })

@@ -33,7 +33,7 @@ impl Outcome {
 
     /// The sides ran other ids from a position on.
     pub fn parted(position: usize) -> Outcome {
-        Outcome::Unmeasured(format!("the sides ran other ids from position {position} on"))
+        Outcome::Unmeasured(format!("the sides ran different ids from position {position} on"))
     }
 
     /// What a difference means where that many floors are allowed.

@@ -44,7 +44,9 @@ pub fn note_types(run: GraphRun<'_>, guilty: &mut [Guilty], is_right: &dyn Fn(Op
     if noted.len() < LEAST || of_right.is_empty() {
         return;
     }
-    let sign =
-        format!("every weight here is {}, and none of the right ones is", type_name(of_guilty));
+    let sign = format!(
+        "every weight here is {}, unlike those of the correct operations",
+        type_name(of_guilty)
+    );
     noted.into_iter().for_each(|one| one.cause.signs.push(sign.clone()));
 }

@@ -34,7 +34,7 @@ pub struct Row<'r> {
 /// Changes a node for the token of a position.
 type AtPosition<'c> = Rc<dyn Fn(&mut Call<'_, '_>, usize) + 'c>;
 
-/// A weight in the place of another, of the file.
+/// A weight in place of another, of the file.
 type OtherMatrix<'c> = Rc<dyn for<'a> Fn(&Machine<'a>) -> Result<Matrix<'a>, ReplayError> + 'c>;
 
 /// What is changed of a node.

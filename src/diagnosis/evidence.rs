@@ -57,7 +57,7 @@ pub struct Evidence<'a> {
 /// Terms of sums that are looked at for sharper bounds of the right result of a step.
 const MOST_TERMS: usize = 1 << 26;
 
-/// Elements of a step, by their places, in the place of others.
+/// Elements of a step, by their places, in place of others.
 pub struct Moved {
     pub step: usize,
     pub order: Vec<usize>,
@@ -307,7 +307,7 @@ impl<'a> Evidence<'a> {
         Ok(ratio.is_finite().then_some(ratio))
     }
 
-    /// Other values in the place of the right ones, step by step: copies of what is known.
+    /// Other values in place of the right ones, step by step: copies of what is known.
     pub fn copied(
         &self,
         key: CauseKey,
@@ -359,7 +359,7 @@ impl<'a> Evidence<'a> {
         Some(self.tried(key, text, rank, predicted))
     }
 
-    /// Other right values in the place of the right ones, step by step, with their own bounds: each element
+    /// Other right values in place of the right ones, step by step, with their own bounds: each element
     /// is the one that `from` names, of a step that it names.
     pub fn moved(
         &self,

@@ -157,7 +157,7 @@ fn rotation(machine: &Machine<'_>, observed: &Observed<'_>) -> Result<Broken, Re
             before.iter().zip(after).any(|(a, b)| (a - b).abs() > tolerance * length(before));
         if position == 0 && moved {
             let detail = format!("{place} is rotated");
-            return Ok(Some(("rotation leaves position 0 as it is", detail)));
+            return Ok(Some(("rotation is the identity at position 0", detail)));
         }
     }
     Ok(None)
@@ -178,12 +178,12 @@ fn distribution(machine: &Machine<'_>, observed: &Observed<'_>) -> Broken {
         let sum: f64 = row.iter().map(|&p| f64::from(p)).sum();
         let tolerance = LAMBDA * (keys as f64).sqrt() * 2f64.powi(-11);
         if (sum - 1.0).abs() > tolerance.min(0.01) {
-            return Some(("a softmax's row sums to 1", format!("{place} sums to {sum:.6}")));
+            return Some(("a softmax row sums to 1", format!("{place} sums to {sum:.6}")));
         }
         let unseen = |key: &usize| *key > position && right[*key] == 0.0 && row[*key] != 0.0;
         if let Some(key) = (0..keys).find(unseen) {
             let detail = format!("{place} gives {} to key {key}", row[key]);
-            return Some(("a softmax sees nothing after the query", detail));
+            return Some(("a softmax row is 0 after its query", detail));
         }
     }
     None

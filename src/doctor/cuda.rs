@@ -79,7 +79,7 @@ pub(super) fn nvrtc() -> Finding {
         nvrtc_sys::nvrtcResult::NVRTC_SUCCESS => {
             Finding::ok(format!("NVRTC {major}.{minor}{}", loaded_from("libnvrtc")))
         }
-        error => Finding::failed(format!("NVRTC tells no version: {error:?}")),
+        error => Finding::failed(format!("NVRTC reports no version: {error:?}")),
     }
 }
 
@@ -96,7 +96,7 @@ pub(super) fn cublas() -> Finding {
         // SAFETY: the pointer is to a live integer.
         match unsafe { cublas_sys::cublasGetProperty(part, &mut value) } {
             cublasStatus_t::CUBLAS_STATUS_SUCCESS => version.push(value.to_string()),
-            error => return Finding::failed(format!("cuBLAS tells no version: {error:?}")),
+            error => return Finding::failed(format!("cuBLAS reports no version: {error:?}")),
         }
     }
     Finding::ok(format!("cuBLAS {}{}", version.join("."), loaded_from("libcublas")))
@@ -119,7 +119,10 @@ fn elsewhere(name: &str, folders: &[PathBuf]) -> Option<Finding> {
     let asked_for = cudarc::get_lib_name_candidates(name);
     let fits = |folder: &&PathBuf| asked_for.iter().any(|file| folder.join(file).exists());
     if let Some(folder) = folders.iter().find(fits) {
-        let detail = format!("lib{name}.so is in {}, where nothing looks", folder.display());
+        let detail = format!(
+            "lib{name}.so is in {}, which is not on the library search path",
+            folder.display()
+        );
         let step = format!("add {} to LD_LIBRARY_PATH", folder.display());
         return Some(Finding::missing(detail).next(step));
     }

@@ -55,7 +55,7 @@ impl Run {
     pub(super) fn finish(self) -> Finding {
         let left = self.deadline.saturating_duration_since(Instant::now());
         self.finding.recv_timeout(left).unwrap_or_else(|error| match error {
-            RecvTimeoutError::Timeout => Finding::failed("no answer in time: it hangs"),
+            RecvTimeoutError::Timeout => Finding::failed("no answer in time: it hung"),
             RecvTimeoutError::Disconnected => Finding::failed("the probe could not be started"),
         })
     }
@@ -113,9 +113,9 @@ fn output_within(command: &mut Command, limit: Duration) -> Result<String, Strin
                 // It may have ended this very moment; either way it is over.
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(format!("{program} does not end"));
+                return Err(format!("{program} does not exit"));
             }
-            Err(error) => return Err(format!("{program} cannot be waited for: {error}")),
+            Err(error) => return Err(format!("waiting for {program} failed: {error}")),
         }
     };
     if status.success() {
@@ -153,13 +153,13 @@ mod tests {
         };
         let found = start_with_limit(hang, Duration::from_millis(20)).finish();
         assert_eq!(found.status, Status::Failed);
-        assert!(found.detail.contains("hangs"), "{}", found.detail);
+        assert!(found.detail.contains("hung"), "{}", found.detail);
     }
 
     #[test]
     fn a_command_that_hangs_is_killed() {
         let result = output_within(Command::new("sleep").arg("5"), Duration::from_millis(20));
-        assert_eq!(result, Err("sleep does not end".to_owned()));
+        assert_eq!(result, Err("sleep does not exit".to_owned()));
     }
 
     #[test]

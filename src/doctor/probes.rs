@@ -116,9 +116,10 @@ pub fn render(probes: &[Probe]) -> String {
         probes.iter().filter(|probe| is_fault(probe)).map(|probe| probe.name).collect();
     let answer = match faults.as_slice() {
         [] if lacks_compiler(probes) => {
-            "what the host device needs for the kernels of this program is here; others cannot be compiled".to_owned()
+            "the kernels built into this program can run; other kernels cannot be compiled"
+                .to_owned()
         }
-        [] => "everything the host device needs is here".to_owned(),
+        [] => "everything the host device needs is installed".to_owned(),
         names => format!("the host device cannot run: see {}", names.join(", ")),
     };
     let width = probes.iter().map(|probe| probe.name.chars().count()).max().unwrap_or(0);

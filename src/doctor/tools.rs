@@ -27,7 +27,7 @@ pub(super) fn cxx_compiler() -> Finding {
     }
     match &names[..] {
         _ if !failures.is_empty() => Finding::failed(failures.join("; ")).next(SETUP),
-        [chosen] => Finding::missing(format!("CXX is {chosen}, which is not there"))
+        [chosen] => Finding::missing(format!("CXX is {chosen}, which does not exist"))
             .next("unset it or set it to a C++ compiler"),
         _ => Finding::missing("no c++, g++ or clang++ on PATH")
             .next("run scripts/setup.sh, or install g++"),
@@ -55,14 +55,14 @@ fn compile(mut command: Command) -> Result<(), String> {
         extern \"C\" std::int32_t probe() { return std::lround(6.5) * 6; }\n";
     std::fs::write(&source, text).map_err(io)?;
     guard::output(command.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source))?;
-    let load = |error: libloading::Error| format!("what it built does not load: {error}");
+    let load = |error: libloading::Error| format!("the library it built does not load: {error}");
     // SAFETY: the library was built just now from the text above, which runs nothing on loading.
     let library = unsafe { libloading::Library::new(&library) }.map_err(load)?;
     // SAFETY: `probe` has this type in the text above.
     let entry = unsafe { library.get::<extern "C" fn() -> i32>(b"probe") }.map_err(load)?;
     match entry() {
         42 => Ok(()),
-        other => Err(format!("what it built computes 7 * 6 = {other}")),
+        other => Err(format!("the library it built computes 7 * 6 = {other}")),
     }
 }
 

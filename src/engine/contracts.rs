@@ -1,4 +1,4 @@
-//! Kernels with a contract in the place of ours. What their layouts need is copied through the CPU:
+//! Kernels with a contract in place of ours. What their layouts need is copied through the CPU:
 //! here it matters what a kernel computes, not how fast it is fed.
 
 use std::{collections::BTreeSet, sync::Arc};

@@ -46,7 +46,7 @@ pub fn answer(sites: &[SiteRow], compared: &Compared, diagnosis: Option<&Diagnos
     {
         let replayed = diagnosis.engine.replayed;
         text = format!(
-            "equal within the floor as far as the ids agree: {} of {} sites, and {replayed} operations of \
+            "equal within the floor up to the first id that differs: {} of {} sites, and {replayed} operations of \
              all steps are within their rounding bounds",
             compared.coverage.equal, compared.coverage.asked
         );
@@ -62,12 +62,12 @@ pub fn answer(sites: &[SiteRow], compared: &Compared, diagnosis: Option<&Diagnos
         text = format!("equal within the floor: {equal} of {asked} sites");
         let wide = sites.iter().filter(|row| row.lets_zeros_pass(compared.factor)).count();
         if wide > 0 {
-            text += &format!(", and {wide} with a floor as large as their values");
+            text += &format!("; {wide} more have a floor as large as their values");
         }
         text += &match through {
-            0 => ", and every operation is within its bound where it was recorded".to_string(),
+            0 => "; every recorded operation is within its bound".to_string(),
             _ => format!(
-                ", and {through} operations that were not recorded are judged through the next that is"
+                "; {through} unrecorded operations are judged together with the next recorded one"
             ),
         };
     }
@@ -272,7 +272,7 @@ pub(super) fn signs(finding: &Finding) -> Vec<String> {
     let unseen = finding.unseen();
     if !unseen.is_empty() {
         let named = named(&unseen);
-        parts.push(format!("or an operation before it, as {named} were not recorded"));
+        parts.push(format!("or an earlier operation, because {named} were not recorded"));
     }
     parts
 }
@@ -327,11 +327,13 @@ pub(super) fn certainty(finding: &Finding) -> String {
             format!("proven: 100 % of {} elements within the bound", grouped(cause.wrong))
         }
         Certainty::Consistent => format!(
-            "consistent with all {} elements; it cannot be computed again to the last digit, so nothing is proven",
+            "consistent with all {} elements; it cannot be recomputed exactly, so nothing is proven",
             grouped(cause.wrong)
         ),
         Certainty::Partly => format!("partly: {share:.0} % of {} elements", grouped(cause.wrong)),
-        Certainty::Unknown => format!("nothing gives these {} elements", grouped(cause.wrong)),
+        Certainty::Unknown => {
+            format!("no known mistake gives these {} elements", grouped(cause.wrong))
+        }
     }
 }
 
@@ -354,12 +356,12 @@ pub(super) fn inherited(report: &Report, diagnosis: &Diagnosis) -> Option<String
         return None;
     }
     Some(if diagnosis.findings.is_empty() {
-        let why = "every operation is within its bound: the sides part by rounding that grows, or \
-                   run different models";
+        let why = "every operation is within its bound: the sides drift apart through accumulated \
+                   rounding, or run different models";
         format!("{count} sites differ, but {why}")
     } else {
         let sites = if count == 1 { "site differs" } else { "sites differ" };
-        format!("{count} {sites} only through these")
+        format!("{count} {sites} only because of these")
     })
 }
 
@@ -369,11 +371,11 @@ fn side(text: &mut String, name: &str, side: &SideReplay, verbose: bool) {
         return;
     }
     for broken in side.broken.iter().take(MAX_NAMED) {
-        line(text, "invariant", &format!("broken: {} ({})", broken.property, broken.broken_at));
+        line(text, "invariant", &format!("violated: {} ({})", broken.property, broken.broken_at));
     }
     let more = side.broken.len().saturating_sub(MAX_NAMED);
     if more > 0 {
-        line(text, "invariant", &format!("broken in {more} more places"));
+        line(text, "invariant", &format!("violated in {more} more places"));
     }
 }
 

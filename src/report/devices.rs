@@ -33,7 +33,7 @@ impl DevicesSummary {
                 let on = |device, only: &[Operation]| {
                     let named = named(only);
                     (!only.is_empty())
-                        .then(|| format!("{named} beyond the rounding bound on {device} only"))
+                        .then(|| format!("{named} beyond the rounding bound only on {device}"))
                 };
                 let parts = [on(a, &guilty_on_first_only), on(b, &guilty_on_second_only)];
                 let parts: Vec<String> = parts.into_iter().flatten().collect();

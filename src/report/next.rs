@@ -46,7 +46,7 @@ pub fn next(report: &Report, asked: Asked<'_>) -> Vec<Next> {
     };
     if runs_kernels && findings.clone().any(is_unexplained) {
         let purpose =
-            "races, accesses out of bounds, memory that nobody wrote, with the kernel's line";
+            "races, out-of-bounds accesses and uninitialised memory, with the kernel's line";
         add(format!("{command} --device checked"), purpose);
     }
     if report.headline.exit_code == 0 {

@@ -16,7 +16,7 @@ impl Report {
         let decode_steps = steps.len() - 1;
         if decode_steps < run.task.decode as usize {
             notes.push(format!(
-                "llama.cpp's own logits are no numbers after step {decode_steps}, so decoding ends \
+                "llama.cpp's own logits are NaN after step {decode_steps}, so decoding ends \
                  there: see weights"
             ));
         }
@@ -71,8 +71,8 @@ fn recomputed(engine: &EngineSpec) -> Option<String> {
     let stages: Vec<&str> = stages.iter().map(|stage| stage.name()).collect();
     (!stages.is_empty()).then(|| {
         format!(
-            "{} keeps {} to itself: they are recomputed by our kernel from the q and the caches that it \
-             left, and say nothing of it; its own results are attn_out and what it appends",
+            "{} does not expose {}: our kernel recomputes them from the q and the caches that it \
+             left, so they say nothing about it; its own results are attn_out and what it appends",
             contract.source.display(),
             stages.join(" and ")
         )

@@ -45,9 +45,9 @@ impl Report {
             ),
             _ => lines[worst].clone(),
         };
-        report.notes.push(format!(
-            "this is the report of sequence {number}; --sequence N gives that of another"
-        ));
+        report
+            .notes
+            .push(format!("this report covers sequence {number}; --sequence N selects another"));
         let others = lines.into_iter().enumerate().filter(|(at, _)| *at != worst);
         report.notes.extend(others.map(|(_, line)| line));
         report

@@ -122,18 +122,19 @@ fn caches(engine: &TraceReader) -> Option<String> {
 }
 
 /// What a reader must know where the ids are not the same to the end.
-const OWN_TOKENS: &str = "later steps are not compared with the reference, as they are of other ids; to \
-                          compare them, record it over the engine's: capture reference --tokens-of";
+const OWN_TOKENS: &str = "later steps run different ids, so they are not compared with the \
+                          reference; to compare them, record the reference over the engine's ids: \
+                          capture reference --tokens-of";
 
 /// What a reader must know of two sides that are one: their comparison tests no engine.
 fn copies(sites: &[SiteRow], sides: [Side; 2]) -> &'static str {
     let differs = |row: &SiteRow| row.difference.as_ref().is_none_or(|found| found.max_abs != 0.0);
     if sides == [Side::Reference; 2] {
-        "; both traces are of llama.cpp, so that no engine was compared"
+        "; both traces are llama.cpp's, so no engine was compared"
     } else if sites.iter().any(|row| row.outcome != Outcome::Equal || differs(row)) {
         ""
     } else {
-        "; no element differs at all, which two programs never reach: is one trace a copy of the other?"
+        "; no element differs at all, which never happens with two programs: is one trace a copy of the other?"
     }
 }
 
@@ -143,7 +144,7 @@ fn removed(whole: &TraceReader, settled: &TraceReader) -> Option<String> {
         trace.manifest().steps.iter().map(|step| step.tokens.len()).sum()
     };
     let left_out = count(whole) - count(settled);
-    let reason = "they are replayed only, as later steps remove them or move positions";
+    let reason = "they are only replayed, because later steps remove them or move positions";
     (left_out > 0).then(|| format!("{left_out} tokens are not compared: {reason}"))
 }
 
@@ -154,8 +155,8 @@ fn divided(engine: &TraceReader) -> String {
         steps.iter().take(4).map(|step| step.tokens.len().to_string()).collect();
     let more = if steps.len() > first.len() { ", ..." } else { "" };
     format!(
-        "the sides are compared position by position; steps are the reference's, the engine has {} of {}{more} \
-         tokens",
+        "the sides are compared position by position; steps are those of the reference, and the \
+         engine has {} steps, of {}{more} tokens",
         steps.len(),
         first.join(", ")
     )

@@ -69,20 +69,20 @@ fn why(
         (Some(best), _, _) if best != parting.a => (
             false,
             format!(
-                "the engine's is not the largest of its own logits, {best} is: it was \
-                             sampled, or chosen wrongly"
+                "the engine's id is not its own argmax, which is {best}: it was sampled, or chosen \
+                             wrongly"
             ),
         ),
         (_, _, Some(Outcome::Diverged)) => (false, "their logits diverge".into()),
         (_, Some(best), _) if best != parting.b => {
-            (false, "the reference was held to ids that are not its own".into())
+            (false, "the reference was forced to ids that are not its own choice".into())
         }
         (Some(_), Some(_), Some(Outcome::Equal)) => {
             let lead = right[reference] - right[engine];
             (
                 true,
                 format!(
-                    "a near tie: the reference's leads by {lead:.3}, and the logits are equal within \
+                    "a near tie: the reference's id leads by {lead:.3}, and the logits are equal within \
                             the floor"
                 ),
             )

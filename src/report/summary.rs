@@ -31,7 +31,7 @@ pub struct Summary {
     pub exit_code: u8,
     /// The first site that diverged, such as `0/blk.0.q`.
     pub first_divergence: Option<String>,
-    /// How many of the engine's weights are the file's; absent where none were recorded.
+    /// How many of the engine's weights match the file; absent where none were recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loaded: Option<String>,
     /// Weights that the engine holds otherwise than the file.

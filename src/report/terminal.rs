@@ -224,7 +224,7 @@ fn divergence(
     if difference.non_finite != NonFinite::default() {
         let NonFinite { engine, reference, mismatched, .. } = difference.non_finite;
         let counts = format!("{engine} in the engine, {reference} in the reference");
-        line(text, "non-finite", &format!("{counts}, {mismatched} in one side only"));
+        line(text, "non-finite", &format!("{counts}, {mismatched} on one side only"));
     }
     if let Some(floor) = row.floor.filter(|_| verbose) {
         let floors =
@@ -296,7 +296,11 @@ fn coverage(text: &mut String, report: &Report, compared: &Compared, verbose: bo
         _ => {}
     }
     if compared.runs_repeat == Some(false) {
-        line(text, "repeat", "the engine's logits DIFFER from run to run: a race, or unset memory");
+        line(
+            text,
+            "repeat",
+            "the engine's logits DIFFER from run to run: a race, or uninitialised memory",
+        );
     }
 }
 

@@ -17,7 +17,7 @@ pub fn weights(text: &mut String, found: &LoadedSummary) {
     if more > 0 {
         line(text, "weights", &format!("{more} more are wrong"));
     }
-    for (what, groups) in [("held otherwise: ", &found.otherwise), ("", &found.absent)] {
+    for (what, groups) in [("stored differently: ", &found.otherwise), ("", &found.absent)] {
         let (named, more) = groups.split_at(groups.len().min(MAX_NAMED));
         named.iter().for_each(|group| line(text, "weights", &format!("{what}{group}")));
         if !more.is_empty() {
@@ -27,14 +27,14 @@ pub fn weights(text: &mut String, found: &LoadedSummary) {
     line(text, "loaded", &counts(found));
 }
 
-/// `43 of 43 weights are the file's, 28 of them rounded to f16`
+/// `43 of 43 weights match the file, 28 of them rounded to f16`
 pub(super) fn counts(found: &LoadedSummary) -> String {
     let LoadedSummary { recorded, right, unrecorded, .. } = found;
     let (whose, of) = match found.beside {
-        Beside::File => ("the file's", "tensors of the file"),
-        Beside::Trace => ("the other trace's", "weights of the other trace"),
+        Beside::File => ("the file", "tensors of the file"),
+        Beside::Trace => ("the other trace", "weights of the other trace"),
     };
-    let mut parts = vec![format!("{right} of {recorded} weights are {whose}")];
+    let mut parts = vec![format!("{right} of {recorded} weights match {whose}")];
     let mut texts: Vec<&str> = found.rounded.iter().map(|group| group.text.as_str()).collect();
     texts.sort_unstable();
     texts.dedup();

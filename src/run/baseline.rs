@@ -51,7 +51,7 @@ pub struct Baseline {
     pub floor: Floor,
 }
 
-/// What a reference is held to, in the place of what it would choose itself.
+/// What a reference is held to, in place of what it would choose itself.
 #[derive(Clone, Copy, Default)]
 pub struct Held<'a> {
     /// The tokens after the prompt, as far as they go.

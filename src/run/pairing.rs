@@ -185,7 +185,7 @@ impl<'a> Pairing<'a> {
                 self.engine.manifest().positions().start
             )),
             None if matches!(rows_are(listed), Some(RowsAre::Neither)) => Outcome::Unmeasured(
-                "its rows are no tokens, and the sides divide them into other steps".into(),
+                "its rows are not tokens, and the sides split the run into different steps".into(),
             ),
             None if !self.reference.has(site) => {
                 Outcome::Unmeasured("the reference does not have it".into())

@@ -117,7 +117,7 @@ impl<'a> Array<'a> {
         for (axis, (&found, &all)) in shape.iter().zip(expected).enumerate() {
             let may_be_less = axis == 0 || cut == Some(axis) || site.axes[axis] == Axis::Key;
             if found == 0 || found > all || found < all && !may_be_less {
-                return Err(format!("came as {shape:?}; it has {expected:?}"));
+                return Err(format!("was given as {shape:?}; expected {expected:?}"));
             }
             // Later keys are masked.
             if site.axes[axis] == Axis::Key {
@@ -140,7 +140,7 @@ impl<'a> Array<'a> {
         let furthest: usize = shape.iter().zip(&strides).map(|(n, stride)| (n - 1) * stride).sum();
         if furthest >= self.elements.len() {
             let (needed, found) = (furthest + 1, self.elements.len());
-            return Err(format!("has {found} elements, its shape and strides need {needed}"));
+            return Err(format!("has {found} elements, but its shape and strides need {needed}"));
         }
         let mut bytes = Vec::new();
         self.gather(&mut bytes, 0, &Layout { shape: &shape, strides: &strides, written: &written });
@@ -157,7 +157,9 @@ impl<'a> Array<'a> {
     ) -> Result<(), String> {
         let StoredBlock { elements, bytes } = block;
         if site.axes[0] != Axis::Position {
-            return Err(format!("came in blocks of {format} but is not a cache: give its numbers"));
+            return Err(format!(
+                "was given in blocks of {format} but is not a cache: give its values"
+            ));
         }
         let Elements::Blocks(_, data) = self.elements else { return Ok(()) };
         if !data.len().is_multiple_of(bytes) {
@@ -260,7 +262,7 @@ impl Elements<'_> {
             Elements::Bf16(_) => Stored::Numbers(Dtype::BF16),
             Elements::F64(_) => Stored::Numbers(Dtype::F64),
             Elements::Blocks(format, _) => {
-                let unknown = || format!("came in blocks of {format}; {}", block_types());
+                let unknown = || format!("was given in blocks of {format}; {}", block_types());
                 Stored::Blocks(format, format.stored_block().ok_or_else(unknown)?)
             }
         })
@@ -304,7 +306,7 @@ impl Rows {
     pub fn then(mut self, next: Rows) -> Result<Rows, String> {
         if self.stored != next.stored || self.shape[1..] != next.shape[1..] {
             let (a, b) = (self.stored, next.stored);
-            return Err(format!("came as {a} {:?} and {b} {:?}", self.shape, next.shape));
+            return Err(format!("was given as {a} {:?} and {b} {:?}", self.shape, next.shape));
         }
         self.shape[0] += next.shape[0];
         self.bytes.extend(next.bytes);

@@ -131,7 +131,7 @@ impl Batch {
                     return refuse(&name("rows"), reason);
                 }
                 if let Some(owner) = owners.insert(row, number) {
-                    let reason = format!("has row {row}, which is a row of sequence {owner} too");
+                    let reason = format!("has row {row}, which also belongs to sequence {owner}");
                     return refuse(&name("rows"), reason);
                 }
             }

@@ -138,9 +138,9 @@ impl SiteGroup {
         if self.axes.is_empty() || self.axes.len() > MAX_AXES {
             Some("has no axes, or too many")
         } else if self.axes.len() != self.shape.len() {
-            Some("has another number of axes than of sizes")
+            Some("has different numbers of axes and sizes")
         } else if is_role && self.name.in_layer() == self.layers.is_empty() {
-            Some("is outside of layers and should be in one, or the other way round")
+            Some("is outside the layers and should be in one, or vice versa")
         } else if !ascends {
             Some("has layers that do not ascend")
         } else {
@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn groups_that_are_none_are_refused() {
         for (json, why) in [
-            (r#"[{"name":"a","axes":["token"],"shape":["T",1]}]"#, "another number of axes"),
+            (r#"[{"name":"a","axes":["token"],"shape":["T",1]}]"#, "different numbers of axes"),
             (r#"[{"name":"a","axes":[],"shape":[]}]"#, "no axes"),
             (r#"[{"name":"q","axes":["token"],"shape":["T"]}]"#, "should be in one"),
             (r#"[{"name":"a","layers":[1,1],"axes":["token"],"shape":["T"]}]"#, "do not ascend"),

@@ -58,7 +58,7 @@ impl Layout {
         within(path, Limit::Elements, elements)?;
         let is_cache = listed.and_then(RowKind::of) == Some(RowKind::Slots);
         if elements == 0 && batch.is_some() && is_cache {
-            let reason = "is recorded, and the step's batch has no slots: state slots and blocks";
+            let reason = "is recorded, but the step's batch has no slots: state slots and blocks";
             return Err(field(path, site.tensor_name(), reason.into()));
         }
         if elements == 0 || shape.is_empty() {

@@ -412,7 +412,7 @@ pub(super) fn check_prefix(ids: &[i32], first: usize, is_first: bool) -> Result<
     match ids.len() {
         0 => Ok(()),
         _ if !is_first => Err("is present after the sequence's first step".into()),
-        found if found != first => Err(format!("has {found} ids of {first} positions")),
+        found if found != first => Err(format!("has {found} ids for {first} positions")),
         _ => Ok(()),
     }
 }

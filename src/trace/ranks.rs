@@ -95,7 +95,7 @@ fn same_run(a: &Part, b: &Part) -> Result<(), TraceError> {
     };
     let (Some(of_a), Some(of_b)) = (&a.manifest.shard, &b.manifest.shard) else { return Ok(()) };
     if of_a.world != of_b.world {
-        return other(format!("they are of {} and {} ranks", of_a.world, of_b.world));
+        return other(format!("they belong to runs of {} and {} ranks", of_a.world, of_b.world));
     }
     if of_a.rank == of_b.rank {
         let (a, b) = paths();

@@ -179,7 +179,7 @@ impl StepWriter {
         self.missed.remove(&site);
         if let Some(tokens) = array.tokens {
             if self.stacked.contains_key(&site) {
-                return Err(wrong("came with the tokens of its rows after rows without".into()));
+                return Err(wrong("names the tokens of its rows after rows without tokens".into()));
             }
             if tokens.len() < expected[0] {
                 self.rows.insert(site.tensor_name(), tokens.to_vec());
@@ -245,7 +245,7 @@ impl StepWriter {
         if let Some((&site, found)) = self.missed.first_key_value() {
             let all = self.first_position + self.tokens.len();
             let reason = format!(
-                "came with {found} of {all} positions and never whole: give them in one array, or leave it out"
+                "has {found} of {all} positions and was never completed: put it in one array, or leave it out"
             );
             return Err(TraceError::PutArray { site, reason });
         }

@@ -149,7 +149,7 @@ fn a_compiler_that_does_not_end_is_ended_with_its_children() {
     command.env("CXX", &compiler);
     let outcome = program::run(command, folder.path());
     assert_eq!((outcome.faults(), outcome.code), (vec![], Some(5)), "{outcome:?}");
-    assert!(outcome.is_told("the compiler has not come back for"), "{}", outcome.err);
+    assert!(outcome.is_told("the compiler has not returned for"), "{}", outcome.err);
 }
 
 fn executable(folder: &Path, name: &str, text: &str) -> PathBuf {

@@ -153,10 +153,10 @@ fn a_mistake_is_said_once_and_its_trace_is_refused() {
         ("empty", "step 0 has no tokens"),
         ("site", "the plan has no site query of layer 0"),
         ("layer", "the plan has no site q of layer 2"),
-        ("shape", "q of layer 0 came as f32 (1, 4, 6); it has (1, 6, 4)"),
-        ("twice", "logits of layer 0 came as f32 (1, 13, 1)"),
+        ("shape", "q of layer 0 was given as f32 (1, 4, 6); expected (1, 6, 4)"),
+        ("twice", "logits of layer 0 was given as f32 (1, 13, 1)"),
         ("rows", "step 2: q of layer 0 has 1 of 2 rows; record every token, or name"),
-        ("types", "q of layer 0 came as f16 (1, 6, 4)"),
+        ("types", "q of layer 0 was given as f16 (1, 6, 4)"),
         ("device", "a copy from the device failed"),
     ];
     for (mistake, says) in cases {
@@ -213,7 +213,7 @@ fn the_plans_ids_rows_of_some_tokens_and_a_cached_prefix_are_written_into_a_new_
 fn a_cache_in_blocks_and_rows_of_wrong_tokens_stop_the_recording() {
     let folder = tempfile::tempdir().unwrap();
     for (mistake, says) in [
-        ("blocks", "step 0: k_cache of layer 0 came with 5 of 21 positions and never whole"),
+        ("blocks", "step 0: k_cache of layer 0 has 5 of 21 positions and was never completed"),
         ("descending", "the rows of final_norm of layer 0 are not those of ascending tokens"),
         ("outside", "the rows of final_norm of layer 0 are not those of ascending tokens"),
         ("cache", "the rows of k_cache of layer 0 are not those of ascending tokens"),

@@ -115,7 +115,12 @@ fn sums_over_ranks_that_are_wrong_are_named() {
                 "blk.0.layer_out",
                 "attn_residual is added on each of 2 ranks before their sum: times 2",
             ),
-            ("norm-of-shard", 2, "blk.0.attn_norm", "not all 224: the share of each of 2 ranks"),
+            (
+                "norm-of-shard",
+                2,
+                "blk.0.attn_norm",
+                "not all 224 together: the share of each of 2 ranks",
+            ),
             ("logits-of-ranks-reversed", 2, "logits", "of 2 ranks in reverse order of the ranks"),
         ],
     );
@@ -126,13 +131,13 @@ fn sums_over_ranks_that_are_wrong_are_named() {
     assert!(exit == 0 && out.contains("guilty operations: 0"), "{out}");
     let thrice = "o_proj is summed over the 3 ranks twice: times 3";
     each_is_named(&THIRDS, &[("all-reduce-twice", 3, "blk.0.attn_residual", thrice)]);
-    let reversed = "its rows are others: 0-169 are logits 342-511, 170-340 are logits 171-341";
+    let reversed = "its rows are reordered: 0-169 are logits 342-511, 170-340 are logits 171-341";
     each_is_named(&THIRDS, &[("logits-of-ranks-reversed", 3, "logits", reversed)]);
 }
 
 #[test]
 fn a_divided_vocabulary_or_kv_heads_that_are_looked_up_wrongly_are_named() {
-    let masked = "what a rank looks up for ids that are not its own is not masked";
+    let masked = "a rank's rows for the ids of other ranks are not masked";
     let mistakes = [
         ("ids-not-masked", 4, "embd", masked),
         ("ids-offset", 4, "embd", "has the row of id - 1"),
@@ -142,14 +147,15 @@ fn a_divided_vocabulary_or_kv_heads_that_are_looked_up_wrongly_are_named() {
     each_is_named(&SHARED, &mistakes);
     let (exit, out) = explained(&SHARED, 4, Some("kv-heads-in-turn"), &[]);
     let says = "ranks disagree: rank 1's k differs from rank 0's from layer 0 on: rank r has KV head r % 2, \
-                not r * 2 / 4: they are dealt to the ranks in turn\n";
+                not r * 2 / 4: they are assigned to the ranks round-robin\n";
     assert!(exit == 1 && out.starts_with(says), "{out}");
 }
 
 #[test]
 fn experts_that_ranks_mistake_are_named() {
-    let in_turn =
-        |ranks| format!("the experts are dealt to {ranks} ranks in turn, and looked up in blocks");
+    let in_turn = |ranks| {
+        format!("the experts are assigned to {ranks} ranks round-robin, but looked up in blocks")
+    };
     let (two, four) = (&*in_turn(2), &*in_turn(4));
     let of_other = "slots of expert 3 have the weights of expert 5";
     each_is_named(

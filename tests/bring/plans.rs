@@ -86,8 +86,8 @@ const REFUSED: [(&str, &str, &str, &str); 43] = [
     (
         "site q 0-1 token,head,dim T,6,4",
         "site q 0-1 token,head,dim T,6",
-        "another number of axes",
-        "another number of axes",
+        "different numbers of axes",
+        "different numbers of axes",
     ),
     (
         "site q 0-1 token,head,dim T,6,4",

@@ -15,8 +15,8 @@ good.pt one float32 () 0
 good.pt many float32 (5,) 0
 good.pt 7 int64 (1,) 3
 alone.pt tensor float32 (3, 4) 66
-system.pt: asks for posix.system, which is not read; save a dict of tensors, of 8 to 64 bits as numpy has them, or bfloat16
-module.pt: asks for torch.nn.Module, which is not read; save a dict of tensors, of 8 to 64 bits as numpy has them, or bfloat16
+system.pt: asks for posix.system, which is not supported; save a dict of tensors, of 8 to 64 bits as numpy has them, or bfloat16
+module.pt: asks for torch.nn.Module, which is not supported; save a dict of tensors, of 8 to 64 bits as numpy has them, or bfloat16
 past.pt: has a tensor of shape (4, 4) that ends after its storage of 12 elements
 negative.pt: has a tensor that is not part of a storage
 huge.pt: has a tensor of shape (1073741824, 1073741824), which has too many elements

@@ -97,7 +97,7 @@ fn a_mistake_in_python_is_an_error_and_its_trace_is_refused() {
     let cases = [
         ("t.put(0, query=v(1, 1, 6, 4))", "the plan has no site query"),
         ("t.put(2, q=v(1, 1, 6, 4))", "the plan has no site q of layer 2"),
-        ("t.put(0, q=v(1, 1, 4, 6))", "blk.0.q came as float32 (1, 4, 6); it has [1, 6, 4]"),
+        ("t.put(0, q=v(1, 1, 4, 6))", "blk.0.q was given as float32 (1, 4, 6); expected [1, 6, 4]"),
         ("t.put(0, q=v(1, 1, 24))", "blk.0.q has the axes 'token head dim', not"),
         ("t.put(0, axes='token head key', q=v(1, 1, 6, 4))", "not axes 'token head key'"),
         ("t.put(logits=v(1, 1, 13)); t.put(logits=v(1, 1, 13))", "and 1 rows came before"),
@@ -112,9 +112,12 @@ fn a_mistake_in_python_is_an_error_and_its_trace_is_refused() {
             "t.put(0, rows=[0], k_cache=v(1, 7, 2, 4))",
             "blk.0.k_cache does not have a row for each token",
         ),
-        ("t.step([1]); t.put(0, k_cache=v(1, 2, 2, 4))", "2 of 7 positions and never whole"),
+        (
+            "t.step([1]); t.put(0, k_cache=v(1, 2, 2, 4))",
+            "2 of 7 positions and was never completed",
+        ),
         ("t.step([1], first_position=9)", "step 2 begins at position 6, not 9"),
-        ("t.put(0, q=v(1, 1, 6, 4).astype(int))", "blk.0.q came as int64"),
+        ("t.put(0, q=v(1, 1, 6, 4).astype(int))", "blk.0.q was given as int64"),
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
     ];
     for (mistake, says) in cases {

@@ -50,9 +50,9 @@ fn a_wrong_quantisation_is_named() {
     let cases = [
         ("q8_0", "scale-of-block-before", "each block of q8_0 has the scale of the one before"),
         ("q4_1", "scale-of-block-before", "each block of q4_1 has the scale of the one before"),
-        ("q8_0", "integers-cut-off", "integers of q8_0 are cut off, not rounded"),
-        ("q5_0", "integers-cut-off", "integers of q5_0 are cut off, not rounded"),
-        ("e4m3", "integers-cut-off", "numbers of e4m3 are cut off, not rounded"),
+        ("q8_0", "integers-cut-off", "integers of q8_0 are truncated, not rounded"),
+        ("q5_0", "integers-cut-off", "integers of q5_0 are truncated, not rounded"),
+        ("e4m3", "integers-cut-off", "numbers of e4m3 are truncated, not rounded"),
         ("q8_0", "signs-lost", "integers of q8_0 have lost their signs"),
         ("q8_0", "integers-saturate", "scales of q8_0 are the largest number divided by 254"),
         ("q4_0", "integers-saturate", "scales of q4_0 are the largest number divided by 16"),
@@ -134,25 +134,30 @@ fn the_writers_for_c_and_python_keep_the_bytes_of_blocks() {
 fn the_writers_for_c_and_python_refuse_what_are_no_blocks() {
     let folder = tempfile::tempdir().unwrap();
     let cases = [
-        ("c", 64, "site", "k of layer 0 came in blocks of q8_0 but is not a cache"),
+        ("c", 64, "site", "k of layer 0 was given in blocks of q8_0 but is not a cache"),
         (
             "c",
             64,
             "stride",
             "k_cache of layer 0 has a stride of 130 elements, not a multiple of the 32 of a q8_0 block",
         ),
-        ("c", 64, "type", "k_cache of layer 0 came as type 99, which is not a firstdiff_dtype"),
-        ("c", 64, "weight", "the weight blk.0.attn_q.weight came in a cache's blocks"),
+        (
+            "c",
+            64,
+            "type",
+            "k_cache of layer 0 was given as type 99, which is not a firstdiff_dtype",
+        ),
+        ("c", 64, "weight", "the weight blk.0.attn_q.weight was given in a cache's blocks"),
         (
             "c",
             48,
             "rows",
             "k_cache of layer 0 has rows of 48 elements, not a multiple of the 32 of a q8_0 block",
         ),
-        ("python", 64, "site", "blk.0.k came in blocks of q8_0 but is not a cache"),
+        ("python", 64, "site", "blk.0.k was given in blocks of q8_0 but is not a cache"),
         ("python", 64, "type", "'q9_0' is not a block format of a cache; they are q8_0, q4_0"),
-        ("python", 64, "floats", "blocks of q8_0 came as float32; give their bytes, uint8"),
-        ("python", 64, "bytes", "blk.0.k_cache came as uint8 (5, 2, 67); it has [5, 2, 68]"),
+        ("python", 64, "floats", "blocks of q8_0 were given as float32; give their bytes as uint8"),
+        ("python", 64, "bytes", "blk.0.k_cache was given as uint8 (5, 2, 67); expected [5, 2, 68]"),
         (
             "python",
             48,

@@ -181,7 +181,7 @@ fn a_missing_all_reduce_is_named_by_what_was_recorded() {
 #[test]
 fn a_wrong_split_of_the_heads_is_named() {
     let cases = [
-        ("heads-in-turn", "query heads dealt to 2 ranks in turn, put together in blocks"),
+        ("heads-in-turn", "query heads assigned to 2 ranks round-robin, but gathered in blocks"),
         ("heads-of-first-rank", "each of 2 ranks has the first one's query heads"),
         (
             "fused-qkv-cut",

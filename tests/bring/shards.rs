@@ -105,7 +105,7 @@ fn the_parts_of_c_and_python_ranks_are_put_together() {
         let (exit, out, _) =
             outcome(&["validate", path(&folder.path().join(format!("{by}-{world}")))]);
         let says = format!(
-            "\n  ranks      {world}, the same on each: embd; split by token: attn_norm; split by head: q, k; \
+            "\n  ranks      {world}, identical on every rank: embd; split by token: attn_norm; split by head: q, k; \
              split by position: v_cache; summed: o_proj; split by neuron: ffn_up; split by vocab: \
              logits\n"
         );
@@ -255,7 +255,7 @@ fn ranks_that_are_not_the_parts_of_one_run_are_refused_by_name() {
             fs::remove_dir_all(r.rank(1)).unwrap();
             copy(&r.rank(0), &r.rank(1));
         }),
-        ("rank1 are not ranks of one run: they are of 2 and 3 ranks", |r| {
+        ("rank1 are not ranks of one run: they belong to runs of 2 and 3 ranks", |r| {
             r.edit(1, |m| m["shard"]["world"] = 3.into());
         }),
         ("ran different token ids: step 0, position 2 has 3 and 7", |r| {

@@ -74,7 +74,7 @@ with refused("the model did not expose layer 3:"), replaced(
 ):
     firstdiff_transformers.record(model, bad, plan)
 last = model.lm_head.register_forward_pre_hook(lambda _, args: args[0][:, -1:])
-with refused("logits came as"), firstdiff_transformers.trace(model, bad, plan):
+with refused("logits was given as"), firstdiff_transformers.trace(model, bad, plan):
     model(torch.tensor([[1, 2, 3]]))
 last.remove()
 with refused("input_ids of shape (1, tokens)"), firstdiff_transformers.trace(model, bad, plan):

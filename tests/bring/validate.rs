@@ -40,14 +40,14 @@ fn a_part_of_the_sites_says_what_is_missing_and_what_it_allows() {
             "attn_residual,layer_out,logits",
             "valid: 27 of 237 sites",
             "the first layer that differs, and the first recorded tensor in it",
-            "0 of 79 operations judged alone, 9 together with missing ones before them",
+            "0 of 79 operations judged alone, 9 together with unrecorded operations before them",
         ),
         (
             "q,q_rope",
             "valid: 24 of 237 sites",
             "the first recorded tensor that differs; 4 layers lack layer_out",
-            "4 of 79 operations judged alone, 4 together with missing ones before them; never green, \
-             because the logits are missing",
+            "4 of 79 operations judged alone, 4 together with unrecorded operations before them; \
+             cannot pass, because the logits are missing",
         ),
     ];
     for (sites, first, diff, explain) in cases {
@@ -67,7 +67,7 @@ fn a_part_of_the_sites_says_what_is_missing_and_what_it_allows() {
 fn an_arithmetic_without_a_floor_is_said_to_be_none_for_diff_which_refuses_it() {
     let recorded = Recorded::new();
     let nothing =
-        "\n  diff       nothing: no reference's trace has a floor for this arithmetic (bf16";
+        "\n  diff       nothing: no reference trace has a floor for this arithmetic (bf16";
     let declare = |storage: &str| {
         recorded.edit_manifest(|manifest| {
             let default = json!({ "storage": storage, "accumulator": "f32" });

@@ -97,8 +97,8 @@ fn the_writers_of_three_languages_record_the_same_rows_and_sums() {
     }
     for (mistake, says) in [
         ("late", "blk.0.ffn_up.weight was recorded after the first step"),
-        ("twice", "the weight narrow came as uint16 (1, 24), or twice"),
-        ("whole", "the weight a came as int64 (3,), or twice"),
+        ("twice", "the weight narrow was given as uint16 (1, 24), or a second time"),
+        ("whole", "the weight a was given as int64 (3,), or a second time"),
     ] {
         let (good, err) = script(&[mistake]);
         assert!(!good && err.contains(says), "{mistake}: {err}");
@@ -142,13 +142,13 @@ fn a_loader_that_zero_fills_biases_is_named_before_the_rotation_of_wrong_pairs()
     let of = &*FIXTURE;
     let trace = edited(of, "zero-filled", &[(LOADED, &zeros), pairs]);
     let (exit, out) = explained(of, &trace);
-    let first = "wrong weights: blk.*.attn_q.bias: all zero, the file's are not (4 of 4 layers); 2 more; \
+    let first = "wrong weights: blk.*.attn_q.bias: all zero, but not in the file (4 of 4 layers); 2 more; \
                  first divergence: step 0 layer 0 q";
     // The tensors come in the order of the file.
     let lines: Vec<&str> = out.lines().collect();
     let named = |part: &str| {
         let text = format!(
-            "  weights    blk.*.attn_{part}.bias: all zero, the file's are not (4 of 4 layers)"
+            "  weights    blk.*.attn_{part}.bias: all zero, but not in the file (4 of 4 layers)"
         );
         lines.iter().position(|line| **line == text)
     };
@@ -159,7 +159,7 @@ fn a_loader_that_zero_fills_biases_is_named_before_the_rotation_of_wrong_pairs()
     let bias = "1. q, k and v projection, all layers: bias missing (proven";
     let rotation =
         "2. q and k rotation, all layers: pairs (2i, 2i+1) instead of (i, i+d/2) (proven";
-    let by = "explained by the weight: blk.*.attn_q.bias: all zero, the file's are not";
+    let by = "explained by the weight: blk.*.attn_q.bias: all zero, but not in the file";
     assert!(out.contains("guilty operations: 2"), "{out}");
     assert!(out.contains(bias) && out.contains(rotation) && out.contains(by), "{out}");
     // The rotation reads no wrong weight.
@@ -196,7 +196,7 @@ fn weights_in_another_form_leave_a_right_engine_equal() {
     let trace = edited(of, "turned", &[(LOADED, &turned), used]);
     let (exit, out) = explained(of, &trace);
     assert!(exit == 0 && out.starts_with("equal within the floor: 180 of 180 sites"), "{out}");
-    let held = "held otherwise: blk.*.ffn_down.weight: transposed (3 of 3 layers)";
+    let held = "stored differently: blk.*.ffn_down.weight: transposed (3 of 3 layers)";
     assert!(out.contains(held) && out.contains("guilty operations: 0"), "{out}");
     let (_, out, _) = outcome(&["validate", &trace]);
     assert!(out.contains("  weights    "), "{out}");

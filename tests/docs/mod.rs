@@ -134,7 +134,7 @@ fn held(page: &str, place: &str, step: &Step, ran: &Ran) -> Result<(), String> {
     })
 }
 
-/// A page with what its commands print in the place of what it shows.
+/// A page with what its commands print in place of what it shows.
 fn blessed(text: &str, shown: &[(&page::Command, Ran)]) -> String {
     let mut lines: Vec<String> = text.lines().map(String::from).collect();
     // From the end, so that the numbers of the lines before stay.

@@ -65,7 +65,7 @@ fn weights_of_experts_are_recognised_in_each_form_and_each_mistake_is_named() {
     subject.is(&one, [neurons, up.cols], &up.data[..n], Wrong, &text);
 
     let wrong = |data: &[f32], text: &str| subject.is(UP, up.shape(), data, Wrong, text);
-    wrong(&subject.tensor("blk.2.ffn_up_exps.weight").data, "that of the layer after");
+    wrong(&subject.tensor("blk.2.ffn_up_exps.weight").data, "the next layer's");
     wrong(&gate.data, "is blk.*.ffn_gate_exps.weight");
     let rows = neurons..2 * neurons;
     let text = format!("rows {}-{} of {} are zero", rows.start, rows.end - 1, up.rows);
@@ -73,5 +73,5 @@ fn weights_of_experts_are_recognised_in_each_form_and_each_mistake_is_named() {
     let next = |row: usize, col: usize| ((row + neurons) % up.rows, col);
     let text = format!("row i is the file's row (i + {neurons}) mod {}", up.rows);
     wrong(&up.from(up.rows, up.cols, next).data, &text);
-    wrong(&each.data, "transposed, and then read in the shape of before");
+    wrong(&each.data, "transposed, then read in the original shape");
 }

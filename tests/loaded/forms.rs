@@ -177,7 +177,7 @@ fn each_form_that_a_right_engine_may_hold_is_recognised_on_three_models() {
         let both = Tensor { name: String::new(), rows, cols, data: below(&gate, &up) };
         subject.is(&fused, both.shape(), &both.data, Right, "");
         let turns = both.from(rows, cols, |row, col| (row / 2 + row % 2 * gate.rows, col));
-        otherwise(&fused, both.shape(), &turns.data, "the rows of its 2 tensors take turns");
+        otherwise(&fused, both.shape(), &turns.data, "the rows of its 2 tensors are interleaved");
         let part = up.from(up.rows / 2, up.cols, |row, col| (row + up.rows / 2, col));
         let which = format!("rows {}-{} of {}", up.rows / 2, up.rows - 1, up.rows);
         otherwise(UP, part.shape(), &part.data, &which);
@@ -186,7 +186,7 @@ fn each_form_that_a_right_engine_may_hold_is_recognised_on_three_models() {
         let mut padded = up.data.clone();
         padded.resize((up.rows + 3) * up.cols, 0.0);
         otherwise(UP, [up.rows + 3, up.cols], &padded, "and zeros up to");
-        otherwise(NORM, norm.shape(), &norm.mapped(|x| x - 1.0), "less 1");
+        otherwise(NORM, norm.shape(), &norm.mapped(|x| x - 1.0), "minus 1");
         let order = |row: usize| row * 7 % up.rows;
         assert!(!up.rows.is_multiple_of(7), "a permutation");
         let other = up.from(up.rows, up.cols, |row, col| (order(row), col));
@@ -243,8 +243,8 @@ fn each_mistake_of_a_loader_is_named_on_three_models() {
             subject.is(&one.name, one.shape(), data, Standing::Wrong, text);
         };
         for one in [&q, &norm] {
-            wrong(one, &one.mapped(|_| 0.0), "all zero, the file's are not");
-            wrong(one, &one.mapped(|_| 1.0), "all are 1, the file's are not");
+            wrong(one, &one.mapped(|_| 0.0), "all zero, but not in the file");
+            wrong(one, &one.mapped(|_| 1.0), "all 1, but not in the file");
             wrong(one, &one.mapped(|x| x + 1.0), "1 was added");
             wrong(one, &one.mapped(|x| 1.001 * x), "multiplied by 1.001");
             wrong(one, &one.mapped(|x| Format::F16.number(0.125 * x)), "multiplied by 0.125");
@@ -257,16 +257,16 @@ fn each_mistake_of_a_loader_is_named_on_three_models() {
         inner.chunks_mut(up.cols).for_each(|row| row[up.cols / 2..].fill(0.0));
         wrong(&up, &inner, &format!("columns {}-{}", up.cols / 2, up.cols - 1));
         wrong(&up, &of(GATE).data, "is blk.*.ffn_gate.weight");
-        wrong(&up, &of("blk.2.ffn_up.weight").data, "that of the layer after");
-        wrong(&up, &of("blk.0.ffn_up.weight").data, "that of the layer before");
+        wrong(&up, &of("blk.2.ffn_up.weight").data, "the next layer's");
+        wrong(&up, &of("blk.0.ffn_up.weight").data, "the previous layer's");
         let turned = |row, col| {
             let flat: usize = col * up.rows + row;
             (flat / up.cols, flat % up.cols)
         };
-        let text = "(outputs, inputs) were taken for (inputs, outputs)";
+        let text = "(outputs, inputs) were read as (inputs, outputs)";
         wrong(&up, &up.from(up.rows, up.cols, turned).data, text);
         // Not where the numbers of rows and columns are the same: then it is only transposed.
-        let text = "transposed, and then read in the shape of before";
+        let text = "transposed, then read in the original shape";
         wrong(&up, &up.transposed().data, text);
         let short = |row, col| {
             let flat: usize = row * (up.cols - 1) + col;
@@ -337,7 +337,7 @@ fn rows_that_were_not_sampled_are_held_to_their_sums() {
     subject.is(EMBD, one.shape(), &one.without(row..row + 1), Standing::Wrong, &text);
     let mut moved = one.data.clone();
     moved[row * one.cols + 7] *= 1.01;
-    let text = format!("row {row} of {} are not the file's", one.rows);
+    let text = format!("row {row} of {} differ from the file", one.rows);
     subject.is(EMBD, one.shape(), &moved, Standing::Wrong, &text);
     let turned = one.transposed();
     let mut wrong = turned.data.clone();
@@ -411,14 +411,14 @@ fn a_weight_is_recognised_whole_and_by_some_of_its_rows() {
         for weight in whole_and_sampled(UP, up.shape(), &q8_0, vec![1, up.rows - 1]) {
             assert!(matches!(said(&weight).0, Right | Otherwise), "{:?}", said(&weight));
         }
-        both(Wrong, UP, up.shape(), &up.mapped(|_| 0.0), "all zero, the file's are not");
+        both(Wrong, UP, up.shape(), &up.mapped(|_| 0.0), "all zero, but not in the file");
         both(Wrong, UP, up.shape(), &up.mapped(|x| x + 1.0), "1 was added");
         both(Wrong, UP, up.shape(), &up.mapped(|x| x - 1.0), "1 was subtracted");
         both(Wrong, UP, up.shape(), &up.mapped(|x| -x.exp()), "the negative of its exponential");
         both(Wrong, UP, up.shape(), &gate.data, "is blk.*.ffn_gate.weight");
         let next = subject.tensor("blk.2.ffn_up.weight");
-        both(Wrong, UP, up.shape(), &next.data, "that of the layer after");
-        let text = "transposed, and then read in the shape of before";
+        both(Wrong, UP, up.shape(), &next.data, "the next layer's");
+        let text = "transposed, then read in the original shape";
         both(Wrong, UP, up.shape(), &up.transposed().data, text);
     }
 }

@@ -37,7 +37,7 @@ fn of_a_sparse_trace_what_was_not_recorded_is_hatched_and_says_why() {
     assert!(browser.text("h1").contains("gelu_tanh(gate) * up instead of silu(gate) * up"));
     assert!(browser.count("td.hatched") > 50);
     browser.click("td[aria-label^='layer 1 ffn_act: unmeasured']");
-    assert!(browser.text("#detail").contains("judged with the next that was"));
+    assert!(browser.text("#detail").contains("judged with the next recorded one"));
     assert_eq!(browser.count("#detail canvas"), 0);
     browser.click("[data-value=inherited]");
     assert!(browser.text("#detail").contains("the engine does not have it"));
@@ -86,7 +86,7 @@ fn a_mixture_of_experts_has_a_page_with_its_own_sites() {
     let page = made(folder.path(), &explain, 1);
     let browser = Browser::open(1300, 1000);
     browser.load(&page);
-    assert!(browser.text("h1").contains("Logits projection: 1.500 times the right values"));
+    assert!(browser.text("h1").contains("Logits projection: 1.500 times the correct values"));
     let sites = browser.text("table.map");
     assert!(sites.contains("ffn_moe"), "{sites}");
     browser.click("td[aria-label*='layer 0 ffn_moe_gate']");

@@ -183,7 +183,7 @@ fn twenty_four_layers_open_at_once_and_fit_a_narrow_window() {
     // What each query weighed was read off.
     browser.click("[aria-label='Show the tensor of entry 2']");
     assert_eq!(browser.text("#detail h3"), "blk.0.probs");
-    assert!(browser.text("#detail").contains("not weighed, and must be"));
+    assert!(browser.text("#detail").contains("not attended to, but must be"));
     sound(&browser);
     browser.picture("24-layers");
     browser.size(500, 900);
@@ -204,10 +204,13 @@ fn the_page_of_many_lengths_is_of_the_first_that_diverges_or_else_of_the_last() 
         std::fs::read_to_string(&page).unwrap()
     };
     let right = made(&run, 0);
-    assert!(right.contains("this page is of 5 prompt tokens; equal at all 3 lengths"));
+    assert!(right.contains("this page shows the run with 5 prompt tokens; equal at all 3 lengths"));
     let fault = ["run", "-n", "0", "--fault", "rope-pairs-interleaved"];
     let wrong = made(&[&fault, &run[3..]].concat(), 1);
-    assert!(wrong.contains("this page is of 3 prompt tokens; diverges at 2 of 3 lengths: "));
+    assert!(
+        wrong
+            .contains("this page shows the run with 3 prompt tokens; diverges at 2 of 3 lengths: ")
+    );
     assert!(wrong.contains("pairs (2i, 2i+1) instead of (i, i+d/2)"));
 }
 

@@ -71,10 +71,7 @@ fn the_sequence_that_a_reference_runs_is_compared_and_the_others_are_replayed() 
     let (exit, out) = Traces::of(&steps).explained(&reference);
     assert_eq!(exit, 1, "{out}");
     let said = "sequence 1: first divergence: step 0 logits";
-    assert!(
-        out.starts_with(said) && out.contains("row of token 0 in the place of token 4"),
-        "{out}"
-    );
+    assert!(out.starts_with(said) && out.contains("row of token 0 in place of token 4"), "{out}");
 
     // Of another prompt.
     let other = Traces::of(&chunks(20, 20, 1));
@@ -128,12 +125,12 @@ fn a_weight_that_two_runs_hold_otherwise_comes_first() {
     };
     let (exit, out, _) = same(&a, &b);
     assert_eq!(exit, 1, "{out}");
-    let first = "wrong weights: blk.*.attn_k.bias: all zero, the other trace's are not (2 of 4 layers); rerun";
+    let first = "wrong weights: blk.*.attn_k.bias: all zero, but not in the other trace (2 of 4 layers); rerun";
     assert!(out.starts_with(first), "{out}");
     assert!(
-        out.contains("3 of 5 weights are the other trace's, 1 of them rounded to bf16"),
+        out.contains("3 of 5 weights match the other trace, 1 of them rounded to bf16"),
         "{out}"
     );
     let (exit, out, _) = same(&b, &b);
-    assert!(exit == 0 && out.contains("5 of 5 weights are the other trace's"), "{out}");
+    assert!(exit == 0 && out.contains("5 of 5 weights match the other trace"), "{out}");
 }

@@ -73,7 +73,7 @@ fn each_mistake_of_chunks_is_named() {
             plant: |steps| {
                 later(steps, |row, _, first| row.sees[..first].fill(false));
             },
-            says: &["softmax, all layers", "keys of their own step only", "proven"],
+            says: &["softmax, all layers", "only to the keys of their own step", "proven"],
         },
         Bug {
             name: "the key before a chunk is not seen",
@@ -97,7 +97,7 @@ fn each_mistake_of_chunks_is_named() {
             name: "the mask is that of the first chunk",
             schedule: sevens,
             plant: |steps| later(steps, |row, at, _| row.sees[at + 1..].fill(false)),
-            says: &["softmax, all layers", "places in the step", "proven"],
+            says: &["softmax, all layers", "by place in the step", "proven"],
         },
         Bug {
             name: "every chunk is written from slot 0 on",
@@ -239,7 +239,7 @@ fn each_mistake_of_pages_is_named() {
             },
             says: &[
                 // The slots there are zero, so that nothing is added to the sum.
-                "sequence 0: guilty: softmax, all layers: keys behind the last position count in the softmax, up to the end of its page (proven)",
+                "sequence 0: guilty: softmax, all layers: keys past the last position count in the softmax, up to the end of its page (proven)",
             ],
         },
         Bug {
@@ -255,7 +255,7 @@ fn each_mistake_of_pages_is_named() {
             },
             says: &[
                 "sequence 0: guilty: attention scores and weighted sum of values, all layers",
-                "get the row of 16 positions",
+                "get the row from 16 positions",
                 "(proven)",
             ],
         },
@@ -296,7 +296,7 @@ fn each_mistake_of_a_cached_prefix_is_named() {
                     of_sequence(step, 1, |row, _, _| row.sees[PAGE - 1] = false);
                 }
             },
-            says: &["sequence 1: guilty: softmax, all layers: no query weighs key 15 (proven)"],
+            says: &["sequence 1: guilty: softmax, all layers: no query attends to key 15 (proven)"],
         },
     ]);
 }
@@ -343,7 +343,7 @@ fn each_mistake_of_rejected_drafts_is_named() {
             },
             plant: |steps| steps[2].rows[0].beyond = vec![15, 16],
             says: &[
-                "softmax and weighted sum of values, all layers: rejected keys behind the last position count in the softmax (proven)",
+                "softmax and weighted sum of values, all layers: rejected keys past the last position count in the softmax (proven)",
             ],
         },
     ]);
@@ -353,12 +353,12 @@ fn each_mistake_of_rejected_drafts_is_named() {
 fn each_mistake_of_a_context_shift_is_named() {
     are_named(&[
         Bug {
-            name: "keys are not turned",
+            name: "keys are not rotated",
             schedule: shift,
             plant: |steps| {
                 steps.iter_mut().flat_map(|step| &mut step.moves).for_each(|one| one.turn = 0);
             },
-            says: &["k cache append, all layers", "not turned back", "proven"],
+            says: &["k cache append, all layers", "not rotated back", "proven"],
         },
         Bug {
             name: "keys are turned by one too few",
@@ -374,7 +374,11 @@ fn each_mistake_of_a_context_shift_is_named() {
             plant: |steps| {
                 steps.iter_mut().flat_map(|step| &mut step.moves).for_each(|one| one.turn *= -1);
             },
-            says: &["k cache append, all layers", "on by 8 positions instead of back", "proven"],
+            says: &[
+                "k cache append, all layers",
+                "forward by 8 positions instead of back",
+                "proven",
+            ],
         },
         Bug {
             name: "the first are not kept",
@@ -401,7 +405,7 @@ fn each_mistake_of_a_context_shift_is_named() {
             },
             says: &[
                 "k and v cache append, all layers",
-                "hold the row of 1 positions later",
+                "hold the row from 1 positions later",
                 "are zero",
                 "(proven)",
             ],

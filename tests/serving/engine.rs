@@ -40,7 +40,7 @@ pub struct Row {
     pub read: Option<Read>,
 }
 
-/// Another row of the step in the place of one.
+/// Another row of the step in place of one.
 #[derive(Clone, Copy, Debug)]
 pub struct Read {
     pub row: usize,

@@ -24,7 +24,7 @@ fn a_row_of_another_sequence_of_another_token_or_of_padding_is_named() {
                 steps[0].rows[to].read = Some(Read { row: from, after: None });
             },
             says: &[
-                "sequence 2: guilty: logits projection: row of sequence 1, token 4, in the place of token 7 (proven)",
+                "sequence 2: guilty: logits projection: row of sequence 1, token 4, in place of token 7 (proven)",
             ],
         },
         Bug {
@@ -35,7 +35,7 @@ fn a_row_of_another_sequence_of_another_token_or_of_padding_is_named() {
                 steps[0].rows[to].read = Some(Read { row: to - 1, after: None });
             },
             says: &[
-                "sequence 1: guilty: logits projection: row of token 19 in the place of token 20 (proven)",
+                "sequence 1: guilty: logits projection: row of token 19 in place of token 20 (proven)",
             ],
         },
         Bug {
@@ -46,7 +46,7 @@ fn a_row_of_another_sequence_of_another_token_or_of_padding_is_named() {
                 steps[0].rows[to].read = Some(Read { row: to + 2, after: None });
             },
             says: &[
-                "sequence 1: guilty: logits projection: row of padding in the place of token 4 (proven)",
+                "sequence 1: guilty: logits projection: row of padding in place of token 4 (proven)",
             ],
         },
         Bug {
@@ -86,7 +86,7 @@ fn a_row_that_two_sequences_have_alike_is_not_said_to_be_one_of_them() {
         out.lines().next().unwrap_or_default().to_string()
     };
     let alone = logits_of_another(6);
-    let said = "sequence 0: guilty: logits projection: row of sequence 1, token 6, in the place of token 6 (proven)";
+    let said = "sequence 0: guilty: logits projection: row of sequence 1, token 6, in place of token 6 (proven)";
     assert!(alone.starts_with(said), "{alone}");
     let twins = logits_of_another(5);
     assert!(twins.contains("guilty: logits projection") && !twins.contains("row of"), "{twins}");

@@ -123,7 +123,7 @@ fn an_engine_of_any_architecture_is_cleared_or_blamed_with_and_without_a_referen
         assert!(exit == 0 && out.starts_with("equal within the floor: "), "{name}: {out} {err}");
         let (exit, out, err) = explain(&right, &[]);
         assert!(exit == 0 && out.starts_with("nothing guilty: "), "{name}: {out} {err}");
-        let cause = "logits projection: 1.500 times the right values (proven";
+        let cause = "logits projection: 1.500 times the correct values (proven";
         let (exit, out, err) = explain(&wrong, &beside);
         assert!(exit == 1 && out.contains(cause), "{name}: {out} {err}");
         assert!(out.starts_with("first divergence: step 0 logits"), "{name}: {out}");

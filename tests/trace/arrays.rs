@@ -99,15 +99,15 @@ fn an_array_that_does_not_fit_is_refused_with_its_site() {
     let x = vec![0.0; 400];
     let of = |shape: &[usize]| Array::new(Elements::F32(&x), shape);
     let cases: [(Stage, Array<'_>, &str); 9] = [
-        (Stage::Q, of(&[5, 4, 6]), "came as [5, 4, 6]; it has [5, 6, 4]"),
+        (Stage::Q, of(&[5, 4, 6]), "was given as [5, 4, 6]; expected [5, 6, 4]"),
         (Stage::Q, of(&[5, 24]), "has the axes"),
         (Stage::Q, of(&[5, 6, 4]).axes("head token"), "has the axes"),
         (Stage::Q, of(&[5, 6, 4]).strided(&[100, 4, 1]), "its shape and strides need 424"),
         (Stage::Q, of(&[2, 6, 4]), "has 2 of 5 rows"),
         (Stage::Q, of(&[2, 6, 4]).of_tokens(&[3, 1]), "has 2 rows of the tokens [3, 1]"),
         (Stage::Q, of(&[2, 6, 4]).of_tokens(&[3, 5]), "has 2 rows of the tokens [3, 5]"),
-        (Stage::KCache, of(&[1, 2, 4]).of_tokens(&[0]), "came with 1 of 5 positions"),
-        (Stage::KCache, of(&[4, 2, 4]), "came with 4 of 5 positions and never whole"),
+        (Stage::KCache, of(&[1, 2, 4]).of_tokens(&[0]), "has 1 of 5 positions"),
+        (Stage::KCache, of(&[4, 2, 4]), "has 4 of 5 positions and was never completed"),
     ];
     for (stage, array, says) in cases {
         let error = written(|writer| writer.put_array(site(stage), &array)).unwrap_err();

@@ -137,9 +137,9 @@ fn each_malformed_batch_and_table_is_refused_by_name() {
         (
             "/0/batch/sequences/1/rows",
             json!([2, 4]),
-            "sequences[1].rows has row 2, which is a row of sequence 0 too",
+            "sequences[1].rows has row 2, which also belongs to sequence 0",
         ),
-        ("/0/batch/sequences/0/rows", json!([0, 1, 1]), "which is a row of sequence 0 too"),
+        ("/0/batch/sequences/0/rows", json!([0, 1, 1]), "which also belongs to sequence 0"),
         ("/0/batch/sequences/0/blocks", json!([4]), "blocks has 1 blocks; 3 positions in a cache"),
         ("/0/batch/sequences/0/blocks", json!([4, 1, 2]), "blocks has 3 blocks; 3 positions in a"),
         ("/0/batch/sequences/0/blocks", json!([4, 6]), "blocks has block 6, but the cache has 6"),
@@ -157,14 +157,18 @@ fn each_malformed_batch_and_table_is_refused_by_name() {
             json!(3),
             "sequences[0].first_position is 3, but the sequence continues at position 2",
         ),
-        ("/0/batch/sequences/0/prefix", json!([1]), "sequences[0].prefix has 1 ids of 0 positions"),
+        (
+            "/0/batch/sequences/0/prefix",
+            json!([1]),
+            "sequences[0].prefix has 1 ids for 0 positions",
+        ),
         (
             "/1/batch/sequences/0/prefix",
             json!([1, 2]),
             "sequences[0].prefix is present after the sequence's first step",
         ),
         ("/0/batch/sequences/0/prefix", json!([-1]), "sequences[].prefix has id -1, n_vocab is"),
-        ("/0/prefix", json!([1]), "steps[0].prefix has 1 ids of 0 positions"),
+        ("/0/prefix", json!([1]), "steps[0].prefix has 1 ids for 0 positions"),
         (
             "/0/batch/sequences/0/removed",
             json!({"first": 0, "count": 1}),
@@ -242,7 +246,7 @@ fn a_cache_without_slots_and_lengths_beyond_all_limits_are_refused() {
     });
     let error = recorded.refusal().to_string();
     assert!(
-        error.contains("blk.0.k_cache is recorded, and the step's batch has no slots"),
+        error.contains("blk.0.k_cache is recorded, but the step's batch has no slots"),
         "{error}"
     );
 }

@@ -107,11 +107,19 @@ fn blocks_that_are_none_are_refused_by_the_writer() {
     let strided = of(Format::Q8_0, &SHAPE).strided(&[130, 64, 1]);
     let cases: [(Stage, Array<'_>, &str); 6] = [
         (Stage::KCache, short, "has 33 bytes, which are not whole blocks of q8_0, of 34"),
-        (Stage::KCache, of(Format::Bf16, &SHAPE), "came in blocks of bf16; blocks of a cache are"),
-        (Stage::KCache, of(Format::Q8_0, &[5, 2, 48]), "came as [5, 2, 48]; it has [5, 2, 64]"),
+        (
+            Stage::KCache,
+            of(Format::Bf16, &SHAPE),
+            "was given in blocks of bf16; blocks of a cache are",
+        ),
+        (
+            Stage::KCache,
+            of(Format::Q8_0, &[5, 2, 48]),
+            "was given as [5, 2, 48]; expected [5, 2, 64]",
+        ),
         (Stage::KCache, strided, "which cut blocks of 32 of q8_0"),
-        (Stage::KCache, of(Format::Q5_1, &[5, 4, 64]), "it has [5, 2, 64]"),
-        (Stage::K, of(Format::Q8_0, &SHAPE), "is not a cache: give its numbers"),
+        (Stage::KCache, of(Format::Q5_1, &[5, 4, 64]), "expected [5, 2, 64]"),
+        (Stage::K, of(Format::Q8_0, &SHAPE), "is not a cache: give its values"),
     ];
     for (stage, array, says) in cases {
         let error = record(manifest(), |writer| writer.put_array(site(stage), &array));

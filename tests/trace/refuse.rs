@@ -125,9 +125,9 @@ fn a_manifest_field_that_does_not_fit_is_named() {
         ("model.blake3 is \"AB\"", |m| m["model"]["blake3"] = "AB".into()),
         ("model.n_vocab is 0", |m| m["model"]["n_vocab"] = 0.into()),
         ("model.sites is empty", |m| m["model"]["sites"] = json!([])),
-        ("(q) has another number of axes", |m| *shape_of(m, "q") = json!(["T", 24])),
+        ("(q) has different numbers of axes", |m| *shape_of(m, "q") = json!(["T", 24])),
         ("(q) has layers that do not ascend", |m| group(m, "q")["layers"] = json!([1, 0])),
-        ("(q) is outside of layers", |m| group(m, "q")["layers"] = json!([])),
+        ("(q) is outside the layers", |m| group(m, "q")["layers"] = json!([])),
         ("model.sites has blk.0.q twice", |m| group(m, "k")["name"] = "q".into()),
         ("\"T*\" is not a size", |m| shape_of(m, "q")[0] = "T*".into()),
         ("which is one token too many instead of [4, 6, 4]", |m| {

@@ -69,7 +69,7 @@ const ROWS: &[Row] = &[
     row("temperature-length", "attention.temperature_length", |_| whole(16.0), SCALED),
 ];
 
-/// The sigmoid in the place of the softmax, or the other way round.
+/// The sigmoid in place of the softmax, or the other way round.
 fn other_gating(function: f64) -> Number {
     Number::Whole(if function == 1.0 { 2 } else { 1 })
 }

@@ -69,7 +69,7 @@ impl Way {
 }
 
 impl Grid {
-    /// The rows of each matrix, the one that `from` says in the place of each.
+    /// The rows of each matrix, the one that `from` says in place of each.
     fn rows_of(&self, values: &[f32], from: impl Fn(usize) -> usize) -> Vec<f32> {
         let matrices = values.chunks(self.width * self.rows);
         let rows = matrices.flat_map(|matrix| {
@@ -275,7 +275,7 @@ fn exchanged(subject: &Subject, a: &str, b: &str) -> Edit {
     Edit { tensors, ..Edit::default() }
 }
 
-/// The embedding in the place of an output projection of its own.
+/// The embedding in place of an output projection of its own.
 fn tied(subject: &Subject) -> Edit {
     let of = |name: &str| subject.file.weights(name).ok();
     let tensors = match (of("output.weight"), of("token_embd.weight")) {

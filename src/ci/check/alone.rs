@@ -66,7 +66,8 @@ impl Runner<'_> {
         let (config, pinned) = (self.config, self.pinned);
         let (model, prompt) = (&config.models[case.model].name, &config.prompts[case.prompt]);
         let refused = |what: &str, was: &str, now: &str| {
-            let text = format!("the reference's snapshot is of another {what} ({was}, not {now})");
+            let text =
+                format!("the reference's snapshot is for a different {what} ({was}, not {now})");
             (Exit::Refused, format!("{text}; `firstdiff bless --reference` rewrites it"))
         };
         let missing = |what: &str| {

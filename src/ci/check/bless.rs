@@ -51,7 +51,7 @@ impl fmt::Display for Proposal {
         let id = &self.id;
         match &self.kind {
             Kind::New => write!(f, "new        {id}"),
-            Kind::Other => write!(f, "other      {id}: another model, other tokens or engine"),
+            Kind::Other => write!(f, "other      {id}: a different model, tokens or engine"),
             Kind::Gone => write!(f, "gone       {id}: not in the matrix"),
             Kind::Changed(changes) => {
                 let Changes { regressed, improved, unmatched } = changes;

@@ -29,11 +29,12 @@ pub fn hold(
         return Ok(());
     };
     let own = (ran.model.hash(), inputs(ran.engine, ran.steps));
-    for (was, now, what) in
-        [(&locked.model, &own.0, "model"), (&locked.inputs, &own.1, "engine, or of other tokens")]
-    {
+    for (was, now, what) in [
+        (&locked.model, &own.0, "a different model"),
+        (&locked.inputs, &own.1, "a different engine or other tokens"),
+    ] {
         if was != now {
-            let why = format!("its baseline is of another {what} ({was}, not {now})");
+            let why = format!("its baseline is for {what} ({was}, not {now})");
             end(Exit::Refused, format!("{why}; `firstdiff bless` renews it"));
             return Ok(());
         }

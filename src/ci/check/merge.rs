@@ -22,7 +22,9 @@ pub enum MergeError {
     Foreign { path: PathBuf, detail: String },
     #[error("{path} was written by firstdiff {found}, {first} by {wanted}; check with one version")]
     Version { path: PathBuf, first: PathBuf, found: String, wanted: String },
-    #[error("{path} and {first} are of different checks: {what} differ; merge parts of one check")]
+    #[error(
+        "{path} and {first} are from different checks: {what} differ; merge parts of one check"
+    )]
     Different { path: PathBuf, first: PathBuf, what: &'static str },
     #[error("{id} is in {first} and in {second}; give each part once")]
     Overlap { id: String, first: PathBuf, second: PathBuf },

@@ -121,7 +121,7 @@ impl<'a> Reports<'a> {
         let (kind, details) = match unseen.as_slice() {
             [] => (Kind::Fixed, Vec::new()),
             unseen => {
-                let detail = format!("the new report has no numbers of {}", named(unseen));
+                let detail = format!("the new report did not measure {}", named(unseen));
                 (Kind::Unmeasured, vec![detail])
             }
         };
@@ -134,7 +134,7 @@ impl<'a> Reports<'a> {
         if before.is_empty() {
             let seen = Seen::of(self.old, self.diagnoses.0, None);
             let known = now.operations.iter().any(|&operation| seen.has(operation, side));
-            let unseen = "the old report has no results of it, so it may be older";
+            let unseen = "the old report did not measure it, so it may not be new";
             let details = if known { Vec::new() } else { vec![unseen.to_string()] };
             return Change { kind: Kind::New, finding: now, details, shrunk: false };
         }

@@ -28,8 +28,7 @@ impl Progress<'_> {
         self.decoded(&mut text);
         self.settings(&mut text);
         if let Some(step) = self.old.first_other_step(self.new) {
-            let other =
-                format!("the engine runs other tokens from step {step} on, of its own choice");
+            let other = format!("from step {step} on, the engine runs tokens of its own choice");
             line(&mut text, "note", &other);
         }
         for report in [self.old, self.new].into_iter().filter(|report| report.model.is_none()) {
@@ -147,7 +146,7 @@ impl Progress<'_> {
         let (Some(old), Some(new)) =
             (tokens(self.old, |step| step.engine), tokens(self.new, |step| step.engine))
         else {
-            return "text not known";
+            return "text unknown";
         };
         match (says_the_same(self.old), says_the_same(self.new)) {
             (true, true) => "text equal to the reference's, as before",

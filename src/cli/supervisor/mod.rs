@@ -69,7 +69,7 @@ fn supervised(cli: &Cli) -> std::io::Result<u8> {
         let said = worker.relay.finish(shared.page().exit_code().is_none());
         cleaned::remove_leftovers(&worker, shared.page());
         if shared.page().forks() > 0 {
-            output::say("firstdiff: note: a kernel called fork; the copy was ended");
+            output::say("firstdiff: note: a kernel called fork; the child process was killed");
         }
         if let Some(code) = shared.page().exit_code() {
             match &shared.page().unsaid()[..] {

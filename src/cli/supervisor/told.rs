@@ -44,7 +44,7 @@ pub fn story(cause: &Cause, page: &Page, said: &[String]) -> Story {
             if view.as_ref().is_none_or(|view| view.who != Foreign::Kernel)
                 && is_heap_damaged(said) =>
         {
-            let text = "memory is damaged, as by a kernel that writes outside its buffers; --device checked and \
+            let text = "memory is corrupted, for example by a kernel that writes outside its buffers; --device checked and \
                         `firstdiff kernels check` name the line";
             (text.to_string(), Exit::Device)
         }
@@ -132,7 +132,7 @@ fn of_foreign(
         }
         Foreign::Machine => {
             let next = "`firstdiff doctor` checks this machine";
-            (format!("{subject} {how} as it {doing}; {next}"), Exit::Device)
+            (format!("{subject} {how} while it {doing}; {next}"), Exit::Device)
         }
         Foreign::Llama => {
             let next = "check the file with llama.cpp's own tools, or convert it again";
@@ -142,9 +142,11 @@ fn of_foreign(
                 node => format!(" up to its node {node}"),
             };
             let text = if why.is_empty() {
-                format!("llama.cpp {how} as it {doing}{node}: {subject}; {next}")
+                format!("llama.cpp {how} while it {doing}{node}: {subject}; {next}")
             } else {
-                format!("llama.cpp cannot go on with {subject}: {why}, as it {doing}{node}; {next}")
+                format!(
+                    "llama.cpp cannot continue with {subject}: {why}, while it {doing}{node}; {next}"
+                )
             };
             (text, Exit::BadInput)
         }
@@ -169,7 +171,7 @@ fn why(page: &Page, said: &[String]) -> String {
 
 fn how(cause: &Cause, fault: Option<&Fault>) -> String {
     match (cause, fault) {
-        (Cause::Hung(_, seconds), _) => format!("has not come back for {seconds} s"),
+        (Cause::Hung(_, seconds), _) => format!("has not returned for {seconds} s"),
         (_, Some(fault)) if fault.signal == libc::SIGABRT => "aborted".to_string(),
         (_, Some(fault)) => {
             let at = match fault.signal {
@@ -180,10 +182,10 @@ fn how(cause: &Cause, fault: Option<&Fault>) -> String {
         }
         (Cause::Exited(code), None) => format!("ended the program (exit status {code})"),
         (Cause::Signalled(libc::SIGKILL), None) => {
-            "was ended with the program (SIGKILL)".to_string()
+            "was killed with the program (SIGKILL)".to_string()
         }
         (Cause::Signalled(signal), None) => format!("ended the program ({})", signal_name(*signal)),
-        (Cause::OutOfMemory, None) => "took all memory".to_string(),
+        (Cause::OutOfMemory, None) => "used up all memory".to_string(),
     }
 }
 
@@ -209,7 +211,7 @@ fn without_culprit(
         (_, Some(line)) => (format!("{line}; {MEMORY}"), Exit::Device as u8, Some(Exit::Device)),
         (Cause::Signalled(libc::SIGKILL), _) => {
             let text =
-                format!("something killed the run (SIGKILL), as a limit on memory does; {MEMORY}");
+                format!("something killed the run (SIGKILL), such as a memory limit; {MEMORY}");
             (text, Exit::Device as u8, Some(Exit::Device))
         }
         _ => {

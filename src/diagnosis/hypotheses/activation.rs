@@ -55,7 +55,7 @@ pub fn functions(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), Replay
         let results: [(&str, Change<'_>); 3] = [
             ("its square", squared(|x| x * x)),
             ("its negative", squared(|x| -x)),
-            ("one less it", squared(|x| 1.0 - x)),
+            ("1 minus it", squared(|x| 1.0 - x)),
         ];
         for (text, change) in results {
             let text = format!("{text} instead of {}", name(own));
@@ -230,7 +230,7 @@ fn gated(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), Re
     }
     with(
         CauseKey::GateTwice,
-        "gate in the place of up too",
+        "gate in place of up too",
         Rc::new(|call| {
             if split(call).is_some() {
                 twice(call, 0);
@@ -239,7 +239,7 @@ fn gated(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), Re
     )?;
     with(
         CauseKey::GateTwice,
-        "up in the place of gate too",
+        "up in place of gate too",
         Rc::new(|call| {
             if split(call).is_some() {
                 twice(call, 1);
@@ -348,7 +348,7 @@ fn only(call: &mut Call<'_, '_>, half: Half, op: Op) {
     call.op = op;
 }
 
-/// One of two sources in the place of both.
+/// One of two sources in place of both.
 fn twice(call: &mut Call<'_, '_>, source: usize) {
     let Some(argument) = call.optional(source) else { return };
     let Ok(value) = argument.value() else { return };

@@ -18,7 +18,7 @@ pub fn sums(evidence: &Evidence<'_>, visit: Visit<'_>) {
 /// Another recorded tensor of as many elements: what a buffer held before.
 fn tensors(evidence: &Evidence<'_>, visit: Visit<'_>) {
     for place in evidence.other_sites(evidence.spec().node) {
-        let text = format!("{} is added to the right result", evidence.site_name(place));
+        let text = format!("{} is added to the correct result", evidence.site_name(place));
         visit(evidence.predicted(CauseKey::TermSource, text, Rank::Likeness, |step| {
             let right = &step.observed.piece.expected;
             let other = evidence.recorded(step, place)?;

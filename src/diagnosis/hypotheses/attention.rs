@@ -108,7 +108,7 @@ fn heads(
     }
     let queries: [(&str, Order); 3] = [
         ("query heads in reverse order", |h, q| q - 1 - h),
-        ("each query head is the one after", |h, q| (h + 1) % q),
+        ("each query head is the next one", |h, q| (h + 1) % q),
         ("neighbouring query heads exchanged", |h, q| if (h ^ 1) < q { h ^ 1 } else { h }),
     ];
     for (text, map) in queries {
@@ -195,7 +195,7 @@ fn sources(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), 
     Ok(())
 }
 
-/// A slot that is read in the place of one, of the number of slots.
+/// A slot that is read in place of one, of the number of slots.
 type Slot = fn(usize, usize) -> Option<usize>;
 
 /// Slots, dims or heads that are read in another order.
@@ -226,8 +226,8 @@ fn readings(
         (CauseKey::CacheUnwritten, "read before this step's last slot is written", |slot, n| {
             (slot + 1 < n).then_some(slot)
         }),
-        (CauseKey::CacheSlot, "slots read one too low", |slot, _| slot.checked_sub(1)),
-        (CauseKey::CacheSlot, "slots read one too high", |slot, n| {
+        (CauseKey::CacheSlot, "slots read one position too low", |slot, _| slot.checked_sub(1)),
+        (CauseKey::CacheSlot, "slots read one position too high", |slot, n| {
             Some(slot + 1).filter(|&slot| slot < n)
         }),
     ];
@@ -356,7 +356,7 @@ fn wrong_scales(evidence: &Evidence<'_>, own: f64) -> Vec<(String, f64)> {
     let mut list = vec![
         ("scale missing".to_string(), 1.0),
         ("scale applied twice".to_string(), own * own),
-        ("scale divided by, not multiplied".to_string(), 1.0 / own),
+        ("divided by the scale, not multiplied".to_string(), 1.0 / own),
         ("the root of the scale".to_string(), own.sqrt()),
     ];
     let mut add = |name: &str, square: Option<f64>| {

@@ -113,7 +113,7 @@ pub fn caches(evidence: &Evidence<'_>, visit: Visit<'_>) {
         }
         Some(value)
     };
-    let text = "decode steps hold the row of the slot before";
+    let text = "decode steps hold the previous slot's row";
     visit(evidence.copied(CauseKey::CacheStale, text, Rank::Mistake, before));
     heads(evidence, visit);
     other_layers(evidence, visit);
@@ -248,7 +248,7 @@ fn each_append(evidence: &Evidence<'_>, take: &mut dyn FnMut(Named, &Append<'_>)
         take((key, text, 1), &Append::of(&source, roomy, &straight));
     }
     let stale = stale(&own);
-    let text = "decode steps append the row of the step before".to_string();
+    let text = "decode steps append the previous step's row".to_string();
     take((CauseKey::CacheStale, text, 1), &Append::of(&stale, roomy, &straight));
     let text = "read before the step's own slots are written".to_string();
     let late = Append { is_late: true, ..Append::of(&own, roomy, &straight) };
@@ -312,7 +312,7 @@ fn slots(kv_heads: usize, roomy: usize) -> Vec<(CauseKey, String, BoxedSlot)> {
     let early = move |h, p: usize, _: Step| Some(h * roomy + p.checked_sub(1)?);
     add(CauseKey::CacheSlot, "written one slot early", Box::new(early));
     let before = move |h, p, step: Step| Some(h * roomy + p - usize::from(step.index > 0));
-    add(CauseKey::CacheSlot, "decode steps overwrite the slot before", Box::new(before));
+    add(CauseKey::CacheSlot, "decode steps overwrite the previous slot", Box::new(before));
     let after = move |h, p, step: Step| Some(h * roomy + p + usize::from(step.index > 0));
     add(CauseKey::CacheSlot, "decode steps are written one slot late", Box::new(after));
     let again = move |h, p, step: Step| Some(h * roomy + p - step.first);

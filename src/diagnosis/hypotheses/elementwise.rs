@@ -58,7 +58,7 @@ fn terms(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), Re
         let text = format!("{name} is added twice");
         visit(evidence.mistake(CauseKey::ResidualTwice, text, &twice)?);
         let negated = Edits::one(id, Change::each(source, |x| -x));
-        let text = format!("{name} with the other sign");
+        let text = format!("{name} with the opposite sign");
         visit(evidence.mistake(CauseKey::ResidualSign, text, &negated)?);
         let doubled = Edits::one(id, Change::each(source, |x| 2.0 * x));
         let fitted = evidence.factor_of(&doubled)?.filter(|_| evidence.may_fit());
@@ -121,7 +121,7 @@ fn rows(
     let orders: [(&str, Order); 3] = [
         ("in reverse order of the {}s", |i, n| n - 1 - i),
         ("of the next {}", |i, n| (i + 1) % n),
-        ("of the {} before", |i, n| (i + n - 1) % n),
+        ("of the previous {}", |i, n| (i + n - 1) % n),
     ];
     for axis in 0..3 {
         for (text, order) in orders {
@@ -184,7 +184,7 @@ fn weights(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), 
         ("the negative of", |w| -w),
         ("one more than", |w| w + 1.0),
         ("one less than", |w| w - 1.0),
-        ("the double of", |w| 2.0 * w),
+        ("twice", |w| 2.0 * w),
         ("the square of", |w| w * w),
         ("the exponential of", f64::exp),
         ("the negative exponential of", |w| -w.exp()),

@@ -49,9 +49,9 @@ fn ids(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), Repl
         ("the row of id - 1", |ids, t, _, n| (ids[t] + n as f64 - 1.0) % n as f64),
         ("the row of id + 2", |ids, t, _, n| (ids[t] + 2.0) % n as f64),
         ("the row of the token's position", |_, _, p, n| (p % n) as f64),
-        ("the row of the token before", |ids, t, _, _| ids[t.saturating_sub(1)]),
-        ("the row of the token after", |ids, t, _, _| ids[(t + 1).min(ids.len() - 1)]),
-        ("the row of the token's place in the step", |_, t, _, n| (t % n) as f64),
+        ("the row of the previous token", |ids, t, _, _| ids[t.saturating_sub(1)]),
+        ("the row of the next token", |ids, t, _, _| ids[(t + 1).min(ids.len() - 1)]),
+        ("the row of the token's index in the step", |_, t, _, n| (t % n) as f64),
         ("row 0 for every token", |_, _, _, _| 0.0),
     ];
     for (text, other) in others {
@@ -259,7 +259,7 @@ fn added_rows(mut rows: Vec<(usize, Vec<usize>)>) -> String {
         format!("{of} {} {is} added to those of ids {first} to {last}", added.join(" and "))
     };
     let parts = listed(&rows, |a, b| a.1 == b.1, part);
-    format!("{parts}: what a rank looks up for ids that are not its own is not masked")
+    format!("{parts}: a rank's rows for the ids of other ranks are not masked")
 }
 
 /// Runs of ids that are alike, of which some are named.

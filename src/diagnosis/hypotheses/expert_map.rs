@@ -43,8 +43,8 @@ fn exchanged(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayErro
         (slots.size.fixed.max(1) as usize, slots.along, evidence.cone().last().copied());
     let orders: [(&str, Order); 3] = [
         ("the results of a token's slots in reverse order", |slot, n| n - 1 - slot),
-        ("each slot has the result of the slot after", |slot, n| (slot + 1) % n),
-        ("each slot has the result of the slot before", |slot, n| (slot + n - 1) % n),
+        ("each slot has the result of the next slot", |slot, n| (slot + 1) % n),
+        ("each slot has the result of the previous slot", |slot, n| (slot + n - 1) % n),
     ];
     for (text, order) in orders.into_iter().filter(|_| count > 1) {
         let moved = move |flat: usize, ne: [usize; 4]| {
@@ -156,8 +156,11 @@ fn described(evidence: &Evidence<'_>, map: &BTreeMap<usize, usize>, experts: usi
         let in_turn = |expert: usize| expert % world * each + expert / world;
         let reversed = |expert: usize| (world - 1 - expert / each) * each + expert % each;
         let forms: [(&str, &dyn Fn(usize) -> usize); 3] = [
-            ("the experts are dealt to {} ranks in turn, and looked up in blocks", &in_blocks),
-            ("the experts are given to {} ranks in blocks, and looked up in turn", &in_turn),
+            (
+                "the experts are assigned to {} ranks round-robin, but looked up in blocks",
+                &in_blocks,
+            ),
+            ("the experts are assigned to {} ranks in blocks, but looked up round-robin", &in_turn),
             ("the experts of {} ranks in reverse order of the ranks", &reversed),
         ];
         let is_it =

@@ -83,16 +83,16 @@ const OTHER_IDS: [(CauseKey, &str, OtherId); 11] = [
     (CauseKey::ExpertRank, "experts of the slots in reverse order", |ids, at| {
         at.id(ids, at.slots - 1 - at.slot, at.token)
     }),
-    (CauseKey::ExpertRank, "each slot has the expert of the slot after", |ids, at| {
+    (CauseKey::ExpertRank, "each slot has the expert of the next slot", |ids, at| {
         at.id(ids, (at.slot + 1) % at.slots, at.token)
     }),
-    (CauseKey::ExpertRank, "each slot has the expert of the slot before", |ids, at| {
+    (CauseKey::ExpertRank, "each slot has the expert of the previous slot", |ids, at| {
         at.id(ids, (at.slot + at.slots - 1) % at.slots, at.token)
     }),
     (CauseKey::ExpertRank, "neighbouring slots exchanged", |ids, at| {
         at.id(ids, if (at.slot ^ 1) < at.slots { at.slot ^ 1 } else { at.slot }, at.token)
     }),
-    (CauseKey::ExpertRank, "every slot has the first one's expert", |ids, at| {
+    (CauseKey::ExpertRank, "every slot has the first slot's expert", |ids, at| {
         at.id(ids, 0, at.token)
     }),
     (CauseKey::ExpertsSwapped, "expert id + 1", |ids, at| (at.own(ids) + 1.0) % at.experts as f64),
@@ -106,10 +106,10 @@ const OTHER_IDS: [(CauseKey, &str, OtherId); 11] = [
     (CauseKey::ExpertsSwapped, "experts in reverse order", |ids, at| {
         at.experts as f64 - 1.0 - at.own(ids)
     }),
-    (CauseKey::ExpertIds, "experts of the token before", |ids, at| {
+    (CauseKey::ExpertIds, "experts of the previous token", |ids, at| {
         at.id(ids, at.slot, at.token.saturating_sub(1))
     }),
-    (CauseKey::ExpertIds, "experts of the token after", |ids, at| {
+    (CauseKey::ExpertIds, "experts of the next token", |ids, at| {
         at.id(ids, at.slot, (at.token + 1).min(at.tokens - 1))
     }),
 ];
@@ -200,8 +200,8 @@ fn choices(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), 
     visit(evidence.mistake(CauseKey::ExpertChoice, text, &size)?);
     let orders: [(&str, Order); 5] = [
         ("slots in reverse order", |i, n| n - 1 - i),
-        ("each slot has the one after", |i, n| (i + 1) % n),
-        ("each slot has the one before", |i, n| (i + n - 1) % n),
+        ("each slot has the next one", |i, n| (i + 1) % n),
+        ("each slot has the previous one", |i, n| (i + n - 1) % n),
         ("neighbouring slots exchanged", |i, n| if (i ^ 1) < n { i ^ 1 } else { i }),
         ("the first is left out", |i, n| (i + 1).min(n - 1)),
     ];

@@ -110,7 +110,7 @@ fn described(found: &[f64], own: &[f64], rope: RopeParams, most: f64) -> (CauseK
             format!(" from {}", short(found[0]))
         };
         let text = format!(
-            "frequencies fall{first} as those of theta {} instead of {}",
+            "frequencies{first} follow theta {} instead of {}",
             short(theta),
             short(rope.theta)
         );
@@ -126,7 +126,7 @@ fn described(found: &[f64], own: &[f64], rope: RopeParams, most: f64) -> (CauseK
     let more = others.len().saturating_sub(4);
     let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
     let text = format!(
-        "pairs turn at other frequencies: {}{rest}",
+        "pairs rotate at other frequencies: {}{rest}",
         others[..others.len() - more].join(", ")
     );
     (CauseKey::RopeScaling, text)

@@ -58,11 +58,11 @@ fn in_registers(
         let own = Change::moved(0, move |i, ne| {
             (i % ne[0] % block == i / ne[0] % ne[1] % block).then_some(i)
         });
-        let what = "q lies in registers, not in shared memory: of key j only";
+        let what = "q is in registers, not in shared memory: for key j only";
         let text = if block < longest {
-            format!("{what} the dims of thread j % {block} count")
+            format!("{what} the dims of thread j % {block} are summed")
         } else {
-            format!("{what} dim j counts")
+            format!("{what} dim j is summed")
         };
         visit(evidence.mistake(CauseKey::QueryInRegisters, text, &Edits::one(keys, own))?);
     }

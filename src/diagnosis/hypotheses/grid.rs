@@ -68,9 +68,10 @@ fn one_for(
     let of_first = if groups > 1 { ", that of the first" } else { "" };
     let ends = match beyond {
         0 => String::new(),
-        _ => format!(", and cut off at {low:.4} and {high:.4}"),
+        _ => format!(", and clipped at {low:.4} and {high:.4}"),
     };
-    let text = format!("rounded to integers of one scale for {whose} ({step:.4}{of_first}){ends}");
+    let text =
+        format!("rounded to integers with one scale for {whose} ({step:.4}{of_first}){ends}");
     let (key, rank) = match beyond {
         0 => (CauseKey::StoredCoarser, Rank::Likeness),
         _ => (CauseKey::Clamp, Rank::Mistake),

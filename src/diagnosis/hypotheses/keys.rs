@@ -94,15 +94,15 @@ pub fn read_off(evidence: &Evidence<'_>) -> Option<Reading> {
         }
     }
     let kinds = [
-        "weighed",
-        "not weighed, as it must be",
-        "weighed, and must not be",
-        "not weighed, and must be",
+        "attended to",
+        "not attended to, correctly",
+        "attended to, but must not be",
+        "not attended to, but must be",
     ];
     let kinds = kinds.map(str::to_string).to_vec();
     let cells = Cells::new(["position", "key"], step.machine.first_position, keys, kinds, &of);
     Some(Reading {
-        title: "The keys each query weighed",
+        title: "The keys each query attended to",
         step: step.observed.step,
         shown: Shown::Cells(cells),
     })
@@ -145,9 +145,9 @@ fn described(seen: &Weighed) -> String {
         if let Some(keys) = missing(&other) {
             let behind = seen.keys().filter(|(_, _, query)| *query >= keys[0]).count();
             let which = if other.len() == behind {
-                "no query weighs".to_string()
+                "no query attends to".to_string()
             } else {
-                format!("{} queries do not weigh", other.len())
+                format!("{} queries do not attend to", other.len())
             };
             return match keys[..] {
                 [key] => format!("{which} key {key}"),
@@ -167,18 +167,18 @@ fn described(seen: &Weighed) -> String {
                 .map(|key| key.to_string())
                 .take(8)
                 .collect();
-            format!("the query of position {query} weighs keys {}", list.join(" "))
+            format!("the query of position {query} attends to keys {}", list.join(" "))
         });
         let text = rows.collect::<Vec<String>>().join("; ");
         return format!("{text}, ... of {} queries", other.len());
     };
     let last = ranges.last().map_or(first, |(query, _)| *query);
     let which = match ranges.len() == last - first + 1 {
-        _ if first == last => format!("the query of position {first} weighs"),
+        _ if first == last => format!("the query of position {first} attends to"),
         _ if seen.keys().next_back().is_some_and(|&(_, _, query)| query == last) => {
-            format!("queries from position {first} on weigh")
+            format!("queries from position {first} on attend to")
         }
-        _ => format!("queries of {} positions from {first} to {last} weigh", ranges.len()),
+        _ => format!("queries of {} positions from {first} to {last} attend to", ranges.len()),
     };
     let all = |test: &dyn Fn(usize, [usize; 2]) -> bool| ranges.iter().all(|(q, r)| test(*q, *r));
     let [a, b] = ranges[0].1;
@@ -218,16 +218,16 @@ fn of_steps(seen: &Weighed) -> Option<&'static str> {
     match () {
         () if !has_later => None,
         () if is(|first, query, key| (first..=query).contains(&key)) => {
-            Some("queries weigh the keys of their own step only")
+            Some("queries attend only to the keys of their own step")
         }
         () if is(|first, query, key| key + first <= query) => {
-            Some("queries weigh keys by their places in the step, not by their positions")
+            Some("queries attend to keys by place in the step, not by position")
         }
         () if is(|first, query, key| key <= query && key + 1 != first) => {
             Some("the key before their own step is not seen")
         }
         () if is(|first, query, key| key < first || first == 0 && key <= query) => {
-            Some("queries of later steps weigh the steps before only, not their own")
+            Some("queries of later steps attend only to earlier steps, not to their own")
         }
         () => None,
     }
@@ -250,7 +250,7 @@ fn zeros(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), Re
     let (n, is_same) = (more[&most], rows.iter().all(|q| more[q] == more[&most]));
     let count = if is_same { format!("{n}") } else { "some".to_string() };
     let which = if rows.len() == more.len() { String::new() } else { of_rows(&rows, &more) };
-    let text = format!("{count} further keys with score 0 count in the sum{which}");
+    let text = format!("{count} extra keys with score 0 are included in the sum{which}");
     let factor = move |row: Row<'_>| {
         let n = more.get(&row.position).copied().unwrap_or(0.0);
         let largest = row.result.iter().copied().fold(0.0, f64::max);
@@ -340,15 +340,15 @@ mod tests {
     #[test]
     fn sets_of_keys_are_said_in_the_shortest_words() {
         let text = of(24, |q, k| if q < 20 { k <= q } else { k == 0 });
-        assert_eq!(text, "queries from position 20 on weigh keys 0 to 0 only");
+        assert_eq!(text, "queries from position 20 on attend to keys 0 to 0 only");
         let text = of(24, |q, k| if q < 20 { k <= q } else { k < 20 });
-        assert_eq!(text, "queries from position 20 on weigh keys 0 to 19 only");
+        assert_eq!(text, "queries from position 20 on attend to keys 0 to 19 only");
         let text = of(24, |q, k| k <= q && k + 5 > q);
-        assert_eq!(text, "queries from position 5 on weigh the last 5 keys only");
+        assert_eq!(text, "queries from position 5 on attend to the last 5 keys only");
         let text = of(24, |q, k| if q == 7 { k == 2 || k == 5 } else { k <= q });
-        assert_eq!(text, "1 queries do not weigh keys 0 1 3 4 6 7");
+        assert_eq!(text, "1 queries do not attend to keys 0 1 3 4 6 7");
         let text = of(24, |q, k| k <= q && k != 5);
-        assert_eq!(text, "no query weighs key 5");
+        assert_eq!(text, "no query attends to key 5");
     }
 
     #[test]
@@ -361,13 +361,13 @@ mod tests {
             described(&(0..21).map(row).collect())
         };
         let text = of(|first, q, k| first <= k && k <= q);
-        assert_eq!(text, "queries weigh the keys of their own step only");
+        assert_eq!(text, "queries attend only to the keys of their own step");
         let text = of(|first, q, k| k + first <= q);
-        assert_eq!(text, "queries weigh keys by their places in the step, not by their positions");
+        assert_eq!(text, "queries attend to keys by place in the step, not by position");
         let text = of(|first, q, k| k <= q && k + 1 != first);
         assert_eq!(text, "the key before their own step is not seen");
         let text = of(|first, q, k| k < first || first == 0 && k <= q);
-        assert_eq!(text, "queries of later steps weigh the steps before only, not their own");
+        assert_eq!(text, "queries of later steps attend only to earlier steps, not to their own");
     }
 
     #[test]

@@ -75,7 +75,7 @@ fn constants(evidence: &Evidence<'_>, visit: Visit<'_>) {
     }
 }
 
-/// c times the right values: as all of them tell, and as the wrong ones do.
+/// c times the correct values: as all of them tell, and as the wrong ones do.
 fn multiples(evidence: &Evidence<'_>, visit: Visit<'_>) {
     if !evidence.may_fit() {
         return;
@@ -115,7 +115,7 @@ fn named_factor(evidence: &Evidence<'_>, fitted: f64) -> (f64, String) {
         named.push((1.0 / root(dim), "multiplied by 1/sqrt(head dim)".to_string()));
     }
     let name = named.into_iter().find(|(factor, _)| (fitted / factor - 1.0).abs() < 1e-6);
-    name.unwrap_or_else(|| (fitted, format!("{} times the right values", significant(fitted))))
+    name.unwrap_or_else(|| (fitted, format!("{} times the correct values", significant(fitted))))
 }
 
 /// A factor to as many digits as tell it from 1: 1.00100, 0.5, 3.741.
@@ -150,7 +150,7 @@ fn multiples_of_rows(evidence: &Evidence<'_>, visit: Visit<'_>) {
     if !evidence.may_fit() || !starts_with_tokens || !is_long {
         return;
     }
-    let text = "each token's right values times a factor of the token's own";
+    let text = "each token's correct values times a per-token factor";
     let tried = evidence.multiplied(CauseKey::Scaled, text, Rank::Likeness, |step| {
         let piece = &step.observed.piece;
         let width = row_width(step);
@@ -205,7 +205,7 @@ fn left_out(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError
         for (source, of) in node.sources.iter().enumerate() {
             if of.is_some_and(|of| graph.node(of).ne == node.ne) {
                 let name = of.map_or(String::new(), |of| evidence.name_of(of));
-                let text = format!("{} does nothing: its result is {name}", node.op);
+                let text = format!("{} has no effect: its result is {name}", node.op);
                 let edit = Edits::one(id, Change::LeftOut(source));
                 let key = CauseKey::OtherTensor;
                 visit(evidence.edited(key, text, Rank::Likeness, &edit)?);
@@ -234,7 +234,7 @@ fn whole_cone(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(
         Some((after, Change::LeftOut(source)))
     };
     let edit = Edits(after.iter().filter_map(left_out).collect());
-    let text = "nothing follows the product".to_string();
+    let text = "only the product is computed".to_string();
     visit(evidence.edited(CauseKey::TermMissing, text, Rank::Likeness, &edit)?);
     Ok(())
 }
@@ -252,14 +252,14 @@ fn rows(evidence: &Evidence<'_>, visit: Visit<'_>) {
         return;
     }
     let orders: [(CauseKey, &str, Order); 4] = [
-        (CauseKey::TokenBefore, "each row is the right one of the token before", |t, _| {
+        (CauseKey::TokenBefore, "each row is the previous token's correct row", |t, _| {
             t.saturating_sub(1)
         }),
-        (CauseKey::TokenAfter, "each row is the right one of the token after", |t, n| {
+        (CauseKey::TokenAfter, "each row is the next token's correct row", |t, n| {
             (t + 1).min(n - 1)
         }),
-        (CauseKey::RowsEqual, "every row of a step is its first one", |_, _| 0),
-        (CauseKey::RowsEqual, "every row of a step is its last one", |_, n| n - 1),
+        (CauseKey::RowsEqual, "every row of a step equals its first row", |_, _| 0),
+        (CauseKey::RowsEqual, "every row of a step equals its last row", |_, n| n - 1),
     ];
     for (key, text, order) in orders {
         visit(evidence.moved(key, text, Rank::Likeness, |at| {
@@ -307,7 +307,7 @@ fn permutations(evidence: &Evidence<'_>, visit: Visit<'_>) {
     }
     let Some(order) = order_of_row(last, width) else { return };
     let moved = order.iter().enumerate().filter(|(to, from)| to != *from).count();
-    let text = format!("the right values in another order: {moved} of {width} elements moved");
+    let text = format!("the correct values in another order: {moved} of {width} elements moved");
     visit(evidence.moved(CauseKey::RowsPermuted, text, Rank::Likeness, |at| {
         let n = evidence.steps[at].observed.piece.captured.len();
         let of = |i: usize| i / width * width + order[i % width];
@@ -344,7 +344,7 @@ fn others(evidence: &Evidence<'_>, visit: Visit<'_>) {
             evidence.recorded(step, place)
         }));
     }
-    let text = "decode steps have the right result of the step before";
+    let text = "decode steps have the previous step's correct result";
     visit(evidence.moved(CauseKey::PreviousStep, text, Rank::Likeness, |at| {
         let step = &evidence.steps[at];
         let n = step.observed.piece.captured.len();
@@ -372,7 +372,7 @@ fn overflows(evidence: &Evidence<'_>, visit: Visit<'_>) {
     if !evidence.steps.iter().any(any) {
         return;
     }
-    let text = format!("overflows f16, whose largest number is {largest}");
+    let text = format!("overflows f16, whose largest value is {largest}");
     visit(evidence.predicted(CauseKey::Overflow, text, Rank::Mistake, |step| {
         let piece = &step.observed.piece;
         let pairs = piece.expected.value.iter().zip(&piece.captured);

@@ -196,10 +196,13 @@ fn described(evidence: &Evidence<'_>, columns: &Columns<'_>, origins: &[Origin])
     };
     let named: Vec<String> = runs.iter().take(NAMED).map(part).collect();
     let more = runs.len().saturating_sub(NAMED);
-    let rest = if more == 0 { String::new() } else { format!(", and so on in {more} more runs") };
+    let rest = if more == 0 { String::new() } else { format!(", and {more} more runs") };
     let is_own = origins.iter().all(|(source, _)| *source == 0);
-    let what =
-        if is_own { "its rows are others" } else { "the fused weight is cut otherwise: its rows" };
+    let what = if is_own {
+        "its rows are reordered"
+    } else {
+        "the fused weight is split differently: its rows"
+    };
     format!("{what}: {}{rest}", named.join(", ")).replace("rows: ", "rows ")
 }
 
@@ -218,7 +221,7 @@ fn in_turn(origins: &[Origin], names: &[String]) -> Option<String> {
         .iter()
         .map(|&(source, column)| format!("{} from {column} on", names[source]))
         .collect();
-    Some(format!("rows of the fused weight take turns: {}", named.join(", ")))
+    Some(format!("rows of the fused weight are interleaved: {}", named.join(", ")))
 }
 
 /// Where rows are those of the weights one after another, at a stride.
@@ -241,7 +244,7 @@ fn as_fused(columns: &Columns<'_>, origins: &[Origin], names: &[String]) -> Opti
         1 => format!("its rows are those from {first} on"),
         stride => format!("its rows are every {stride} from {first} on"),
     };
-    Some(format!("{rows} of {} one after another", of.join(", ")))
+    Some(format!("{rows} of {} concatenated", of.join(", ")))
 }
 
 fn runs(origins: &[Origin]) -> Vec<Run> {

@@ -90,7 +90,7 @@ impl Evidence<'_> {
     pub fn layer_name(&self, layer: u32) -> String {
         match self.spec().layer.map(|own| i64::from(layer) - i64::from(own)) {
             Some(1) => "the next layer".to_string(),
-            Some(-1) if layer > 0 => "the layer before".to_string(),
+            Some(-1) if layer > 0 => "the previous layer".to_string(),
             _ => format!("layer {layer}"),
         }
     }
@@ -201,7 +201,7 @@ impl Evidence<'_> {
         dims
     }
 
-    /// A node with another recorded tensor in the place of a source.
+    /// A node with another recorded tensor in place of a source.
     pub fn other_inputs(
         &self,
         id: NodeId,
@@ -220,7 +220,7 @@ impl Evidence<'_> {
         Ok(())
     }
 
-    /// A node with other weights of the file in the place of its own.
+    /// A node with other weights of the file in place of its own.
     pub fn of_other_weights(
         &self,
         id: NodeId,
@@ -238,7 +238,7 @@ impl Evidence<'_> {
         Ok(())
     }
 
-    /// Another weight in the place of one, in words that hold in every layer alike.
+    /// Another weight in place of one, in words that hold in every layer alike.
     pub fn instead(&self, other: &OtherWeight, name: &str) -> String {
         let (layer, _) = layer_and_part(&other.name);
         let what = if name.ends_with(".bias") { "bias" } else { "weight" };

@@ -320,7 +320,8 @@ fn groups(evidence: &Evidence<'_>, norm: NodeId, visit: Visit<'_>) -> Result<(),
     parts.sort_unstable();
     parts.dedup();
     widths.extend(parts.into_iter().map(|dim| {
-        let text = format!("each {dim} elements are normalised by themselves, not all {own}");
+        let text =
+            format!("every {dim} elements are normalised separately, not all {own} together");
         let is_of_rank = world > 1 && dim * world == own;
         (dim, if is_of_rank { format!("{text}: the share of each of {world} ranks") } else { text })
     }));

@@ -65,7 +65,7 @@ pub fn tiles(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayErro
             let of_parts = Rc::clone(&length);
             let edit = of_rows(product, move |row| alike(row, of_parts(row.len())));
             visit(evidence.mistake(CauseKey::SoftmaxPartialSum, text, &edit)?);
-            let text = format!("{parts} are put together without the maximum of each");
+            let text = format!("{parts} are combined without the maximum of each");
             let edit = of_rows(product, move |row| without_maximum(row, length(row.len())));
             visit(evidence.mistake(CauseKey::SoftmaxPartialSum, text, &edit)?);
         }

@@ -1,4 +1,4 @@
-//! Attention that reads rows of a cache which are not the sequence's own: those of other sequences, of padding, behind
+//! Attention that reads rows of a cache which are not the sequence's own: those of other sequences, of padding, past
 //! the last position of a page, of rejected drafts. Either they count beside its own, or they are read in their place.
 
 use std::{collections::BTreeMap, rc::Rc};
@@ -73,11 +73,10 @@ impl Group {
         match self {
             Group::Of(Outside::Padding) => "the padding's keys count in the softmax".into(),
             Group::Of(Outside::Page) => {
-                "keys behind the last position count in the softmax, up to the end of its page"
-                    .into()
+                "keys past the last position count in the softmax, up to the end of its page".into()
             }
             Group::Of(Outside::Rejected) => {
-                "rejected keys behind the last position count in the softmax".into()
+                "rejected keys past the last position count in the softmax".into()
             }
             Group::Of(Outside::Sequence(n)) => {
                 format!("sequence {n}'s keys count in the softmax too")
@@ -333,7 +332,7 @@ fn beside(evidence: &Evidence<'_>, attention: &Attention, steps: &[Recorded], vi
 /// Which row was read for each position of a step; those that are their own are left out.
 type ReadMap = BTreeMap<usize, Content>;
 
-/// Rows that are read in the place of the sequence's own, read off the scores.
+/// Rows that are read in place of the sequence's own, read off the scores.
 fn instead(
     evidence: &Evidence<'_>,
     attention: &Attention,
@@ -399,7 +398,7 @@ fn instead(
     Ok(())
 }
 
-/// Where a row that is read in the place of another comes from.
+/// Where a row that is read in place of another comes from.
 enum Source {
     /// The cache itself.
     Position(usize),

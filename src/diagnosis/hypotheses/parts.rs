@@ -89,12 +89,12 @@ fn layouts(evidence: &Evidence<'_>, part: Part, visit: Visit<'_>) -> Result<(), 
     let mut others: Vec<(String, CauseKey, Cut)> = Vec::new();
     if own.stride > own.length && own.heads > 1 {
         let first = own.first * own.heads;
-        let text = "parts lie one after another for all heads, not head by head".to_string();
+        let text = "parts are stored one after another for all heads, not head by head".to_string();
         others.push((text, CauseKey::PartsLayout, Cut { first, stride: own.length, ..own }));
     }
     if own.stride == own.length && own.heads > 1 && each > own.length {
         let first = own.first / own.heads;
-        let text = "parts lie head by head, not one after another for all heads".to_string();
+        let text = "parts are stored head by head, not one after another for all heads".to_string();
         others.push((text, CauseKey::PartsLayout, Cut { first, stride: each, ..own }));
     }
     let room = own.stride.max(own.length);

@@ -198,7 +198,7 @@ pub fn read_off(evidence: &Evidence<'_>) -> Result<Option<Reading>, ReplayError>
 
 /// How far an angle is off, in radians, and what that is called.
 const OFF: [(f64, &str); 4] = [
-    (1e-3, "as it must be"),
+    (1e-3, "correct"),
     (0.01, "off by up to 0.01 rad"),
     (0.1, "up to 0.1 rad"),
     (1.0, "up to 1 rad"),

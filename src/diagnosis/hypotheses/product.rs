@@ -96,9 +96,9 @@ fn biases_of<'c>(evidence: &Evidence<'_>, sum: NodeId) -> Vec<Single<'c>> {
         add(key, text, Change::each(source, of));
     }
     let shifted = Change::moved(source, |i, ne| Some((i + 1) % ne[0]));
-    add(CauseKey::RowsPermuted, "each output has the bias of the one after", shifted);
+    add(CauseKey::RowsPermuted, "each output has the next output's bias", shifted);
     let shifted = Change::moved(source, |i, ne| Some((i + ne[0] - 1) % ne[0]));
-    add(CauseKey::RowsPermuted, "each output has the bias of the one before", shifted);
+    add(CauseKey::RowsPermuted, "each output has the previous output's bias", shifted);
     if evidence.graph().node(sum).op == Op::Add {
         let text = "multiplied by the bias instead of added to it";
         add(CauseKey::OperationOther, text, Change::Op(Op::Mul));
@@ -192,7 +192,7 @@ fn fewer_outputs(
             && let Some(source) = evidence.graph().node(sum).source(weight.source)
             && let Some(bias) = machine.argument(source)?
         {
-            ends.push((bias.value()?.into_owned(), "its bias alone", product));
+            ends.push((bias.value()?.into_owned(), "the bias alone", product));
         }
     }
     for (rest, what, id) in ends.into_iter().filter(|(rest, _, _)| rest.len() == outputs) {
@@ -205,7 +205,7 @@ fn fewer_outputs(
             values.chunks_exact_mut(ne[0]).for_each(|row| row[n..].fill(0.0));
         };
         let text =
-            format!("only the first {n} of {outputs} outputs are computed, the rest is {what}");
+            format!("only the first {n} of {outputs} outputs are computed; the rest are {what}");
         let edit = Edits::one(id, Change::Result(Rc::new(cut)));
         visit(evidence.mistake(CauseKey::OutputsTruncated, text, &edit)?);
     }

@@ -65,7 +65,7 @@ pub fn caches(evidence: &Evidence<'_>, visit: Visit<'_>) {
             predicted(evidence, step, &trial)
         }));
     };
-    offer(format!("{what} of {format} are cut off, not rounded"), own, cut);
+    offer(format!("{what} of {format} are truncated, not rounded"), own, cut);
     offer(format!("{what} of {format} have lost their signs"), own, unsigned);
     if block.elements == 1 {
         return;

@@ -307,7 +307,7 @@ fn convolutions(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result
         let token = i / ne[0] % ne[1];
         if token > 0 { i - ne[0] } else { i }
     }));
-    let text = "each token has the result of the token before";
+    let text = "each token has the previous token's result";
     visit(evidence.mistake(CauseKey::TokenBefore, text, &Edits::one(id, before))?);
     let graph = evidence.graph();
     let taps = graph.node(id).source(1).map_or(1, |kernel| graph.node(kernel).ne[0].fixed) as usize;

@@ -39,7 +39,7 @@ pub fn layouts(evidence: &Evidence<'_>, visit: Visit<'_>) {
                 let names = layout.iter().map(|&axis| format!("[{}]", axes[axis].axis.name()));
                 names.collect::<String>()
             };
-            let text = format!("values lie as {} and are read as {}", named(lies), named(read));
+            let text = format!("values are stored as {} and read as {}", named(lies), named(read));
             let order = |step: &StepEvidence<'_>| -> Vec<usize> {
                 let shape = &step.observed.shape;
                 let elements = shape.iter().product();
@@ -59,7 +59,7 @@ pub fn layouts(evidence: &Evidence<'_>, visit: Visit<'_>) {
     }
 }
 
-/// The element of the tensor's own order that is found in the place of another.
+/// The element of the tensor's own order that is found in place of another.
 fn origin(flat: usize, shape: &[usize], lies: &Layout, read: &Layout) -> usize {
     let index = unravel(flat, shape, &(0..shape.len()).collect());
     let place = ravel(&index, shape, read);

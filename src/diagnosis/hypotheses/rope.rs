@@ -300,7 +300,7 @@ fn scaling<'c>(params: Params) -> Vec<Changed<'c>> {
     changes
 }
 
-/// YaRN in the place of no scaling: by factors and original contexts in use.
+/// YaRN in place of no scaling: by factors and original contexts in use.
 fn yarns<'c>(params: Params) -> Vec<Changed<'c>> {
     let own = params.int(CONTEXT);
     let mut contexts = vec![own, 512, 2048, 4096, 8192, 16384, 32768];
@@ -449,7 +449,7 @@ fn factors(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), 
     let own = node.params(Extent { tokens: 1, cells: 1, is_first: true }).float(MAGNITUDE);
     let Some(ratio) = evidence.ratio(&Edits(Vec::new()))? else { return Ok(()) };
     if (ratio - 1.0).abs() > 1e-6 && ratio.abs() > 1e-3 {
-        let text = format!("sine and cosine times {} of what they should be", short(ratio));
+        let text = format!("sine and cosine times {} of the correct values", short(ratio));
         let edit = Edits::one(id, Change::float(MAGNITUDE, f64::from(own) * ratio));
         visit(evidence.mistake(CauseKey::RopeMagnitude, text, &edit)?);
     }

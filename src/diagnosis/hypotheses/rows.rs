@@ -63,7 +63,7 @@ enum Relation {
     Padding,
 }
 
-/// Rows of others in the place of a site's own.
+/// Rows of others in place of a site's own.
 pub fn of_others(evidence: &Evidence<'_>, visit: Visit<'_>) -> Result<(), ReplayError> {
     let axes = &evidence.spec().axes;
     let has_keys = axes.iter().any(|axis| matches!(axis.axis, Axis::Key | Axis::Position));
@@ -220,8 +220,8 @@ impl Relation {
             Relation::SamePosition(n) => format!("rows of sequence {n} at the same positions"),
             Relation::SamePlace(n) => format!("rows of sequence {n} at the same place in the step"),
             Relation::LastToken(n) => format!("rows of sequence {n}'s last token"),
-            Relation::Before(1) => "rows of the token before".into(),
-            Relation::Before(count) => format!("rows of {count} tokens before"),
+            Relation::Before(1) => "rows of the previous token".into(),
+            Relation::Before(count) => format!("rows from {count} tokens earlier"),
             Relation::Padding => "rows of padding".into(),
         }
     }
@@ -267,9 +267,9 @@ fn described(
     };
     let more = match wrong.len() - 1 {
         0 => String::new(),
-        more => format!("; {more} more rows are others"),
+        more => format!("; {more} more rows differ"),
     };
-    Some((format!("{what} in the place of token {to}{more}"), chosen))
+    Some((format!("{what} in place of token {to}{more}"), chosen))
 }
 
 /// The relation that all rows are in: an inner `None` where rows of several sequences are.
@@ -310,7 +310,7 @@ fn related(
     Some(is_alone.then(|| (relation.text(), origins)))
 }
 
-/// A step's right result with rows of others in the place of some.
+/// A step's right result with rows of others in place of some.
 fn with_rows(
     own: &Expected<'_>,
     tokens: usize,

@@ -204,7 +204,7 @@ fn other_masks(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<
             let values = inputs.at(machine.graph(), other, extent, machine.first_position)?;
             (values.len() == mask.len()).then_some(values)
         };
-        let text = "the mask of layers of the other kind";
+        let text = "the mask of the other kind of layer";
         let edit = Edits::one(id, Change::Values(MASK, Rc::new(of_other)));
         visit(evidence.mistake(CauseKey::Window, text, &edit)?);
     }
@@ -284,9 +284,8 @@ fn divisors(longest: usize) -> Vec<(CauseKey, String, Divisor)> {
     }
     partial("its own key is left out of the sum", Rc::new(|j, n| j + 1 < n));
     for multiple in [8, 16, 32, 64, 128, 256] {
-        let text = format!(
-            "divided by the terms of zero scores as padding to a multiple of {multiple} too"
-        );
+        let text =
+            format!("zero scores as padding to a multiple of {multiple} are included in the sum");
         let padded = move |row: &Terms| -> f64 {
             let padding = row.terms.len().next_multiple_of(multiple) - row.terms.len();
             row.terms.iter().sum::<f64>() + padding as f64 * (-row.maximum).exp()
@@ -448,7 +447,7 @@ fn sinks(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), Re
     }
     let own = float(evidence, id, SCALE);
     let scaled = Edits::one(id, Change::each(SINKS, move |x| x * own));
-    visit(evidence.mistake(CauseKey::Sinks, "sinks scaled as scores are", &scaled)?);
+    visit(evidence.mistake(CauseKey::Sinks, "sinks scaled like scores", &scaled)?);
     evidence.of_other_weights(id, [CauseKey::Sinks; 2], visit)
 }
 
@@ -462,7 +461,7 @@ fn slopes(evidence: &Evidence<'_>, id: NodeId, visit: Visit<'_>) -> Result<(), R
         Some(mask.iter().map(|x| if x.is_finite() { 0.0 } else { *x }).collect::<Vec<f64>>())
     };
     let edit = Edits::one(id, Change::Values(MASK, Rc::new(none)));
-    visit(evidence.mistake(CauseKey::Alibi, "no bias by distance", &edit)?);
+    visit(evidence.mistake(CauseKey::Alibi, "no ALiBi bias", &edit)?);
     let edit = Edits::one(id, Change::float(MAX_BIAS, 0.0));
     visit(evidence.mistake(CauseKey::Alibi, "the slope of every head is 1", &edit)?);
     for other in [own / 2.0, own * 2.0, 8.0, 4.0, 16.0].into_iter().filter(|&other| other != own) {

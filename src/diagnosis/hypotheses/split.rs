@@ -39,7 +39,7 @@ impl Parts {
                 }
             };
             with(
-                format!("{what} dealt to {world} ranks in turn, put together in blocks"),
+                format!("{what} assigned to {world} ranks round-robin, but gathered in blocks"),
                 &|r, i| i * world + r,
             );
             with(format!("each of {world} ranks has the first one's {what}"), &|_, i| i);

@@ -76,7 +76,7 @@ fn found_right(own: &LoadedWeight, other: &LoadedWeight) -> Option<String> {
     }
     let sampled = if own.rows.is_some() { ", in the rows that were recorded" } else { "" };
     if fits(near(None)) {
-        return Some(format!("but for the last bits of f32{sampled}"));
+        return Some(format!("except for the last bits of f32{sampled}"));
     }
     for format in held.formats().into_iter().flatten() {
         if fits(near(Some(format))) {
@@ -115,22 +115,22 @@ fn wrong(own: &LoadedWeight, other: &LoadedWeight) -> String {
     let is_zero = |weight: &LoadedWeight| weight.values.iter().all(|&x| x == 0.0);
     let broken = |weight: &LoadedWeight| weight.values.iter().any(|x| !x.is_finite());
     match [own, other].map(|one| (is_zero(one), broken(one))) {
-        [(true, _), (false, _)] => "all zero, the other trace's are not".into(),
-        [(false, _), (true, _)] => "not zero, the other trace's are".into(),
-        [(_, true), (_, false)] => "has what is no number, the other trace's has none".into(),
-        [(_, false), (_, true)] => "all are numbers, the other trace's are not".into(),
+        [(true, _), (false, _)] => "all zero, but not in the other trace".into(),
+        [(false, _), (true, _)] => "not zero, but zero in the other trace".into(),
+        [(_, true), (_, false)] => "has NaN or infinite elements; the other trace has none".into(),
+        [(_, false), (_, true)] => "all finite, but not in the other trace".into(),
         _ => {
             let pairs = own.values.iter().zip(&other.values).filter(|_| own.rows == other.rows);
             let differing = pairs.filter(|(a, b)| a != b).count();
             let all = own.values.len();
             match sums(own, other) {
                 Some(rows) if differing == 0 && rows > 0 => {
-                    format!("{rows} rows of {} are not the other trace's", own.sums.len())
+                    format!("{rows} rows of {} differ from the other trace's", own.sums.len())
                 }
                 _ if differing == all || differing == 0 => {
-                    "other values than the other trace's".into()
+                    "values differ from the other trace's".into()
                 }
-                _ => format!("{differing} of {all} elements are not the other trace's"),
+                _ => format!("{differing} of {all} elements differ from the other trace's"),
             }
         }
     }

@@ -55,7 +55,7 @@ pub enum Form {
 pub struct WeightVerdict {
     pub weight: LoadedName,
     pub standing: Standing,
-    /// What it is, such as `all zero, the file's are not`; empty where it is the file's.
+    /// What it is, such as `all zero, but not in the file`; empty where it is the file's.
     pub text: String,
 }
 

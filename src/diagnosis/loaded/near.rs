@@ -161,7 +161,7 @@ fn quality(search: &Search<'_>, view: &View, place: Place<'_>) -> Option<String>
         return None;
     }
     Some(match search.target.blocks() {
-        Some(name) => format!("not quantised as the file's {name} is: {error}"),
+        Some(name) => format!("not quantised, unlike the file's {name}: {error}"),
         None => format!("requantised: {error}"),
     })
 }

@@ -27,7 +27,9 @@ impl Regrouping {
         let Regrouping { a, b, c, d } = *self;
         let each = |n: usize| if a > 1 { format!(" of each {n}") } else { String::new() };
         match (a, b, c, d) {
-            (1, _, _, 1) if tensors == b => format!("the {what} of its {b} tensors take turns"),
+            (1, _, _, 1) if tensors == b => {
+                format!("the {what} of its {b} tensors are interleaved")
+            }
             (_, _, 2, 1) => format!(
                 "{what}{} as halves (i, i + {b}), where the file has pairs (2i, 2i + 1)",
                 each(2 * b)

@@ -141,7 +141,7 @@ impl Fit {
         let change = match self.change {
             Change::None => "",
             Change::Transposed => "transposed",
-            Change::LessOne => "less 1, as of a norm that multiplies by 1 + w",
+            Change::LessOne => "minus 1, for a norm that multiplies by 1 + w",
             Change::Logarithm => "the logarithm of its negative",
         };
         let rounded = self.closeness.text();
@@ -209,7 +209,7 @@ impl SumCheck {
     fn found(&self) -> Option<Found> {
         self.wrong.first()?;
         let what =
-            if self.are_zero { "are zero, the file's are not" } else { "are not the file's" };
+            if self.are_zero { "are zero, but not in the file" } else { "differ from the file" };
         Some(Found::wrong(format!("{} {what}", span("rows", &self.wrong, self.rows))))
     }
 }

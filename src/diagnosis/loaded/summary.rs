@@ -130,7 +130,7 @@ impl LoadedSummary {
         let wrong = wrong.map(|group| format!("explained by the weight: {}", group.said()));
         let otherwise = self.otherwise.iter().filter(concerns).filter(|group| group.rank.is_none());
         let otherwise =
-            otherwise.map(|group| format!("its weight is held otherwise: {}", group.said()));
+            otherwise.map(|group| format!("its weight is stored differently: {}", group.said()));
         wrong.chain(otherwise).collect()
     }
 }

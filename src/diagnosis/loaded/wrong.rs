@@ -27,12 +27,14 @@ pub fn by_itself(search: &Search<'_>) -> Option<String> {
     let broken = held.values().iter().filter(|x| !x.is_finite()).count();
     if broken > 0 && search.view.data.iter().all(|t| t.is_finite()) {
         let all = held.values().len();
-        return Some(format!("{broken} of {all} elements are no numbers, the file's all are"));
+        return Some(format!(
+            "{broken} of {all} elements are NaN or infinite, but not in the file"
+        ));
     }
     if held.is_constant() && held.values().len() > 1 {
         return Some(match held.values()[0] {
-            0.0 => "all zero, the file's are not".to_string(),
-            x => format!("all are {x}, the file's are not"),
+            0.0 => "all zero, but not in the file".to_string(),
+            x => format!("all {x}, but not in the file"),
         });
     }
     if !search.has_shape() {
@@ -100,7 +102,7 @@ fn zeros(search: &Search<'_>) -> Option<String> {
         let are_zero = !found.elements.is_empty() && found.elements.iter().all(|one| one.2 == 0.0);
         let rows = || zero_rows(search).map(|rows| span("rows", &rows, search.held.rows));
         let place = || rows().unwrap_or_else(|| found.place(search));
-        are_zero.then(|| format!("{} are zero, the file's are not", place()))
+        are_zero.then(|| format!("{} are zero, but not in the file", place()))
     })
 }
 
@@ -131,7 +133,7 @@ pub fn arranged(search: &Search<'_>) -> Option<String> {
         if held.cols == 1 {
             let is_period = |&n: &usize| is_from(&|row, _| row % n);
             if let Some(n) = (1..=held.rows / 2).find(is_period) {
-                return Some(format!("its first {n} elements again and again"));
+                return Some(format!("its first {n} elements, repeated"));
             }
             continue;
         }
@@ -139,20 +141,20 @@ pub fn arranged(search: &Search<'_>) -> Option<String> {
         let rows = held.rows / search.target.batch;
         let matrix = |row: usize| row / rows * rows * held.cols;
         if is_from(&|row, col| matrix(row) + col * rows + row % rows) {
-            return Some("the file's (outputs, inputs) were taken for (inputs, outputs)".into());
+            return Some("the file's (outputs, inputs) were read as (inputs, outputs)".into());
         }
         let transposed = |row: usize, col: usize| {
             let at = row % rows * held.cols + col;
             matrix(row) + at % rows * held.cols + at / rows
         };
         if is_from(&transposed) {
-            return Some("transposed, and then read in the shape of before".into());
+            return Some("transposed, then read in the original shape".into());
         }
         if let Some(stride) =
             stride(search, closeness).filter(|&n| is_from(&|row, col| row * n + col))
         {
             return Some(format!(
-                "its rows were read every {stride} elements, they are {} long",
+                "its rows were read every {stride} elements, but they are {} long",
                 held.cols
             ));
         }
@@ -288,9 +290,9 @@ fn relation(file: &ModelFile, own: &str, other: &str) -> String {
     let layers = layers.max().map_or(1, |last| last + 1);
     match (own_layer, layer) {
         (Some(own), Some(layer)) if own_part == part => match (layer + layers - own) % layers {
-            1 => "that of the layer after".to_string(),
-            n if n == layers - 1 => "that of the layer before".to_string(),
-            _ => format!("that of layer {layer}"),
+            1 => "the next layer's".to_string(),
+            n if n == layers - 1 => "the previous layer's".to_string(),
+            _ => format!("layer {layer}'s"),
         },
         (Some(own), Some(layer)) if own == layer => format!("is {}", starred(other)),
         _ => format!("is {other}"),
@@ -320,7 +322,9 @@ pub fn unknown(search: &Search<'_>) -> String {
     if !search.has_shape() {
         let (held, view) = (search.held, &search.view);
         let [own, file] = [(held.rows, held.cols), (view.rows, view.cols)];
-        return format!("has the shape {own:?} and none of the file's {file:?} values");
+        return format!(
+            "has the shape {own:?} instead of {file:?}, and values that the file does not have"
+        );
     }
     let all = search.closenesses().map(|closeness| differing(search, closeness));
     let Some(found) = all.min_by_key(|found| found.elements.len()) else { return String::new() };

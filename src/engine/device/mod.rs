@@ -250,7 +250,7 @@ pub enum DeviceError {
     #[error("no C++ compiler found (tried {tried}); install g++ or set CXX")]
     NoCompiler { tried: String },
     #[error(
-        "this build of {file} is not in the program, and no C++ compiler was found (tried {tried}); install g++ or set CXX"
+        "the program does not contain this build of {file}, and no C++ compiler was found (tried {tried}); install g++ or set CXX"
     )]
     NotBuiltIn { file: String, tried: String },
     #[error("{file} does not compile; fix it and run again\n{message}")]
@@ -272,7 +272,7 @@ pub enum DeviceError {
     Launch { entry: String, detail: String },
     #[error("{file}: {message}; fix the kernel")]
     Kernel { file: String, message: String },
-    #[error("no memory for {what} ({bytes} bytes); use a smaller model or a shorter prompt")]
+    #[error("out of memory for {what} ({bytes} bytes); use a smaller model or a shorter prompt")]
     OutOfMemory { what: String, bytes: usize },
     #[error("{bytes} bytes at {offset} are outside a buffer of {length}; please report this")]
     Bounds { offset: usize, bytes: usize, length: usize },

@@ -92,7 +92,7 @@ pub fn find(name: &str) -> Option<&'static Fault> {
 /// Every fault, in the order of the stages they break.
 pub static FAULTS: [Fault; 68] = [
     // Embedding.
-    fault("embd-previous-row", "the embedding takes the row before each id's")
+    fault("embd-previous-row", "the embedding uses the row before each id's row")
         .blamed(Stage::Embd, ALL, CauseKey::EmbeddingRow)
         .planted(define("embedding.cu", "FAULT_EMBD_PREVIOUS_ROW")),
     fault("embd-scaled", "the embedding is multiplied by sqrt(E)")
@@ -116,7 +116,7 @@ pub static FAULTS: [Fault; 68] = [
     fault("norm-mean-subtracted", "every norm subtracts the mean first, as LayerNorm does")
         .blamed(Stage::AttnNorm, ALL, CauseKey::MeanSubtracted)
         .planted(define("rms_norm.cu", "FAULT_NORM_MEAN_SUBTRACTED")),
-    fault("norm-sum-one-warp", "every norm sums the squares of the block's first warp only")
+    fault("norm-sum-one-warp", "every norm sums only the squares of the block's first warp")
         .blamed(Stage::AttnNorm, ALL, CauseKey::PartialSum)
         .planted(define("rms_norm.cu", "FAULT_NORM_SUM_ONE_WARP"))
         .needs(&[Need::WideHidden]),
@@ -159,7 +159,7 @@ pub static FAULTS: [Fault; 68] = [
         .blamed(Stage::K, ALL, CauseKey::WeightOfOtherLayer)
         .planted(load(&["attn_k.weight"], Load::OfNextLayer))
         .needs(&[Need::Layers]),
-    fault("wv-inner-half", "the v projection sums the first half of its inputs only")
+    fault("wv-inner-half", "the v projection sums only the first half of its inputs")
         .blamed(Stage::V, ALL, CauseKey::InnerTruncated)
         .planted(load(&["attn_v.weight"], Load::InnerHalf)),
     fault(
@@ -187,7 +187,7 @@ pub static FAULTS: [Fault; 68] = [
     fault("ffn-down-zero", "the weight of the down projection is loaded as zeros")
         .blamed(Stage::FfnDown, ALL, CauseKey::WeightZero)
         .planted(load(&["ffn_down.weight"], Load::Zeros)),
-    fault("logits-tied-mistaken", "the output projection is taken for tied to the embedding")
+    fault("logits-tied-mistaken", "the output projection is treated as tied to the embedding")
         .blamed(Stage::Logits, ALL, CauseKey::TiedOutput)
         .planted(load(&["output.weight"], Load::Of("token_embd.weight")))
         .needs(&[Need::Tensor("output.weight")]),
@@ -203,18 +203,18 @@ pub static FAULTS: [Fault; 68] = [
         .blamed(Stage::QRope, "positions >= 1, dims except 0 and D/2", CauseKey::RopeTheta)
         .planted(Plant::Parameter(Parameter::RopeTheta(1e4)))
         .needs(&[Need::Pairs, Need::Positions(2)]),
-    fault("rope-position-ignored", "rope rotates every token as if it stood at position 0")
+    fault("rope-position-ignored", "rope rotates every token as if it were at position 0")
         .blamed(Stage::QRope, AFTER_0, CauseKey::RopeMissing)
         .planted(positions(QK, 0, Shift::Zero))
         .needs(&[Need::Positions(2)]),
-    fault("rope-position-plus-one", "rope rotates every token as if it stood one position later")
-        .blamed(Stage::QRope, "the pairs that turn fast enough", CauseKey::RopePosition)
+    fault("rope-position-plus-one", "rope rotates every token as if it were one position later")
+        .blamed(Stage::QRope, "the pairs that rotate fast enough", CauseKey::RopePosition)
         .planted(positions(QK, 0, Shift::By(1))),
     fault(
         "rope-q-position-plus-one",
-        "rope rotates q, and not k, as if it stood one position later",
+        "rope rotates q, and not k, as if it were one position later",
     )
-    .blamed(Stage::QRope, "the pairs that turn fast enough", CauseKey::RopePosition)
+    .blamed(Stage::QRope, "the pairs that rotate fast enough", CauseKey::RopePosition)
     .planted(positions(&[Stage::QRope], 0, Shift::By(1))),
     fault("rope-decode-from-zero", "in a decode step rope counts positions from 0")
         .blamed(Stage::QRope, ALL, CauseKey::RopePosition)
@@ -225,7 +225,7 @@ pub static FAULTS: [Fault; 68] = [
         .blamed(Stage::KRope, AFTER_0, CauseKey::RopeMissing)
         .planted(positions(&[Stage::KRope], 0, Shift::Zero))
         .needs(&[Need::Positions(2)]),
-    fault("rope-partial-half", "rope rotates the first half of the pairs only")
+    fault("rope-partial-half", "rope rotates only the first half of the pairs")
         .blamed(Stage::QRope, "positions >= 1, the second half of the pairs", CauseKey::RopePartial)
         .planted(define("rope.cu", "FAULT_ROPE_PARTIAL_HALF"))
         .needs(&[Need::Positions(2)]),
@@ -233,7 +233,7 @@ pub static FAULTS: [Fault; 68] = [
         .blamed(Stage::QRope, AFTER_0, CauseKey::RopeDirection)
         .planted(define("rope.cu", "FAULT_ROPE_BACKWARDS"))
         .needs(&[Need::Positions(2)]),
-    fault("rope-head-0-only", "rope rotates head 0 only")
+    fault("rope-head-0-only", "rope rotates only head 0")
         .blamed(Stage::QRope, "positions >= 1, heads >= 1", CauseKey::RopeMissing)
         .planted(define("rope.cu", "FAULT_ROPE_HEAD_0_ONLY"))
         .needs(&[Need::Heads, Need::Positions(2)]),
@@ -293,14 +293,14 @@ pub static FAULTS: [Fault; 68] = [
     fault("scale-of-hidden", "the scores are scaled by 1/sqrt(E)")
         .blamed(Stage::Scores, ALL, CauseKey::ScoreScale)
         .planted(Plant::Parameter(Parameter::ScaleOfHidden)),
-    fault("keys-half-dim", "the scores sum the first half of the dims only")
+    fault("keys-half-dim", "the scores sum only the first half of the dims")
         .blamed(Stage::Scores, ALL, CauseKey::InnerTruncated)
         .planted(define("attention.cu", "FAULT_KEYS_HALF_DIM")),
     fault("scores-f16-accumulate", "the sum of a score is rounded to f16 after each addition")
         .blamed(Stage::Scores, "nearly all elements", CauseKey::F16Accumulation)
         .planted(define("attention.cu", "FAULT_SCORES_F16_ACCUMULATE"))
         .needs(&[Need::F32]),
-    fault("mask-missing", "a query sees all keys of the prompt, later ones too")
+    fault("mask-missing", "a query sees all keys of the prompt, including later ones")
         .blamed(Stage::Probs, "positions before the prompt's last", CauseKey::MaskMissing)
         .planted(define("attention.cu", "FAULT_MASK_MISSING"))
         .needs(&[Need::Prompt(2)]),
@@ -308,11 +308,11 @@ pub static FAULTS: [Fault; 68] = [
         .blamed(Stage::Probs, AFTER_0, CauseKey::MaskOffByOne)
         .planted(define("attention.cu", "FAULT_MASK_OFF_BY_ONE"))
         .needs(&[Need::Positions(2)]),
-    fault("window-16", "a query sees the last 16 keys only")
+    fault("window-16", "a query sees only the last 16 keys")
         .blamed(Stage::Probs, "positions >= 16", CauseKey::Window)
         .planted(define("attention.cu", "FAULT_WINDOW_16"))
         .needs(&[Need::Positions(17)]),
-    fault("softmax-one-warp", "the softmax divides by the sum of the block's first warp only")
+    fault("softmax-one-warp", "the softmax divides by the sum of only the block's first warp")
         .blamed(Stage::Probs, "positions >= 32", CauseKey::SoftmaxPartialSum)
         .planted(define("attention.cu", "FAULT_SOFTMAX_ONE_WARP"))
         .needs(&[Need::Positions(33)]),
@@ -327,14 +327,14 @@ pub static FAULTS: [Fault; 68] = [
         .blamed(Stage::Probs, AFTER_0, CauseKey::SoftmaxUnnormalised)
         .planted(define("attention.cu", "FAULT_SOFTMAX_UNNORMALISED"))
         .needs(&[Need::Positions(2)]),
-    fault("softmax-temperature", "the softmax takes half of each score")
+    fault("softmax-temperature", "the softmax uses half of each score")
         .blamed(Stage::Probs, AFTER_0, CauseKey::SoftmaxTemperature)
         .planted(define("attention.cu", "FAULT_SOFTMAX_TEMPERATURE"))
         .needs(&[Need::Positions(2)]),
     fault("values-from-keys", "the keys are summed in place of the values")
         .blamed(Stage::AttnOut, ALL, CauseKey::ValuesSource)
         .planted(define("attention.cu", "FAULT_VALUES_FROM_KEYS")),
-    fault("values-first-32-keys", "the values of the first 32 keys only are summed")
+    fault("values-first-32-keys", "only the values of the first 32 keys are summed")
         .blamed(Stage::AttnOut, "positions >= 32", CauseKey::ValuesTruncated)
         .planted(define("attention.cu", "FAULT_VALUES_FIRST_32_KEYS"))
         .needs(&[Need::Positions(33)]),
@@ -353,7 +353,7 @@ pub static FAULTS: [Fault; 68] = [
     fault("attn-residual-of-normed", "the attention's output is added to the normed hidden vector")
         .blamed(Stage::AttnResidual, ALL, CauseKey::ResidualSource)
         .planted(Plant::Wiring(Wiring::AttnResidualOfNormed)),
-    fault("gate-up-swapped", "silu is taken of up instead of gate")
+    fault("gate-up-swapped", "silu is applied to up instead of gate")
         .blamed(Stage::FfnAct, ALL, CauseKey::GateUpSwapped)
         .planted(define("swiglu.cu", "FAULT_GATE_UP_SWAPPED")),
     fault("gelu-for-silu", "the gate goes through gelu (by tanh) instead of silu")

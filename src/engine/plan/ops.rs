@@ -19,7 +19,7 @@ pub(super) fn unknown(model: &ModelGraph) -> Vec<Unplanned> {
             && let Some(mask) = root_of(&model.graph, id, 1)
             && *first_mask.get_or_insert(mask) != mask
         {
-            found.push("SOFT_MAX with another mask than other layers have, a window".to_string());
+            found.push("SOFT_MAX with a sliding window in some layers only".to_string());
         }
         for what in found {
             if seen.insert(what.clone()) {
@@ -74,7 +74,7 @@ fn rope(model: &ModelGraph, id: NodeId, node: &Node) -> Option<String> {
     }
     let positions = root_of(&model.graph, id, 1).map(|root| model.graph.node(root).kind);
     if positions != Some(Kind::Input) {
-        ways.push("positions that are no input".to_string());
+        ways.push("positions that are not an input".to_string());
     }
     (!ways.is_empty()).then(|| format!("ROPE with {}", ways.join(" and ")))
 }

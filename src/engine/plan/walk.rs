@@ -166,7 +166,7 @@ impl<'m> Walk<'m> {
         self.expect(attn_norm.input, hidden)?;
 
         let out = self.sum_with(residual);
-        let out = out.ok_or_else(|| self.refuse(residual, "a sum that nothing is added to"))?;
+        let out = out.ok_or_else(|| self.refuse(residual, "a sum with nothing added"))?;
         let down = self.other_summand(out, residual)?;
         let down = self.linear(down)?;
         let act = self.straight(down.input)?;
@@ -354,7 +354,7 @@ impl<'m> Walk<'m> {
         let node = self.graph.node(id);
         if node.kind != Kind::Computed || node.op != due {
             let found = if node.kind == Kind::Computed { node.op.name() } else { "a tensor" };
-            return Err(self.refuse(id, format!("{found} where {due} is due")));
+            return Err(self.refuse(id, format!("{found} where {due} is expected")));
         }
         self.taken.insert(id);
         Ok(node)
@@ -376,7 +376,7 @@ impl<'m> Walk<'m> {
             return Ok(());
         }
         let due = super::place(self.model, due);
-        Err(self.refuse(found, format!("an input where {due} is due")))
+        Err(self.refuse(found, format!("an input where {due} is expected")))
     }
 
     /// The sum that a tensor and something computed go into.
@@ -421,7 +421,7 @@ impl<'m> Walk<'m> {
             return Ok(self.graph.node(source).name.clone());
         }
         let op = self.graph.node(reader).op.name();
-        Err(self.refuse(reader, format!("{op} by what is no whole weight")))
+        Err(self.refuse(reader, format!("{op} by something other than a whole weight")))
     }
 
     fn is_weight(&self, source: Option<NodeId>) -> bool {

@@ -58,7 +58,7 @@ pub enum GgufError {
     BadHeader { path: PathBuf, detail: String },
     #[error("{path}: {key} {why}; convert the model again")]
     BadKey { path: PathBuf, key: String, why: String },
-    #[error("{path} ends within its tensor {tensor} ({has} of {needs} bytes); download it again")]
+    #[error("{path} ends inside its tensor {tensor} ({has} of {needs} bytes); download it again")]
     Truncated { path: PathBuf, tensor: String, has: u64, needs: u64 },
     #[error("{path} has no tensor {tensor}; {hint}")]
     MissingTensor { path: PathBuf, tensor: String, hint: &'static str },

@@ -37,7 +37,7 @@ pub enum SynthError {
     MissingKey { name: String, key: String },
     #[error("llama.cpp does not run {name}: {detail}; {next_step}")]
     Refused { name: String, detail: String, next_step: &'static str },
-    #[error("llama.cpp ended on {name} ({detail}); {next_step}")]
+    #[error("llama.cpp exited on {name} ({detail}); {next_step}")]
     Crashed { name: String, detail: String, next_step: &'static str },
     /// The message of another of these errors, from the child process.
     #[error("{0}")]

@@ -164,7 +164,7 @@ impl Results {
             self.cases.iter().filter(|case| !case.improved.is_empty()).collect();
         if let Some(case) = improved.first() {
             text += &format!(
-                "improved in {}, first {}: {}; `firstdiff bless --improved` takes it\n",
+                "improved in {}, first {}: {}; `firstdiff bless --improved` accepts it\n",
                 match improved.len() {
                     1 => "1 case".to_string(),
                     n => format!("{n} cases"),
@@ -236,7 +236,7 @@ fn headline(
 ) -> Headline {
     let exit = exit(cases);
     let (n, all) = (cases.len(), plan.len());
-    let part = partition.map_or(String::new(), |part| format!(" (part {part} of {all} in all)"));
+    let part = partition.map_or(String::new(), |part| format!(" (part {part} of all {all} cases)"));
     let against = reference.map_or(String::new(), |of| format!(", against the snapshot of {of}"));
     let failed: Vec<&CaseResult> = cases.iter().filter(|case| case.exit != Exit::Equal).collect();
     let first = failed.iter().find(|case| case.exit == exit);

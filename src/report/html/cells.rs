@@ -207,7 +207,7 @@ pub fn added(report: &Report, album: &Album, layout: &Layout) -> Option<Map> {
     let values = album.results.iter().map(|(&site, own)| {
         let is_judged = own.elements > 0;
         let value = if is_judged { own.times_bound } else { UNMEASURED };
-        let why = "what it is computed from is no number, or was not recorded";
+        let why = "an input is NaN or was not recorded";
         (site, value, (!is_judged).then(|| why.to_string()))
     });
     let last = album.results.keys().map(|site| site.step as usize + 1).max().unwrap_or(0);

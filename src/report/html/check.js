@@ -99,7 +99,7 @@ function buildCase(host, one) {
   host.replaceChildren(
     el('div', { class: 'title' }, el('h3', {}, one.id)),
     el('p', { class: 'said' }, el('span', { class: one.verdict === 'equal' ? '' : 'bad' }, capital(words)), ` · ${one.seconds.toFixed(1)} s`),
-    el('p', { style: 'margin-top:10px;overflow-wrap:anywhere' }, one.text || 'Its text was left out, as the page has no room for it.'),
+    el('p', { style: 'margin-top:10px;overflow-wrap:anywhere' }, one.text || 'Its text was left out because the page has no room for it.'),
     ...one.guilty.length ? [el('h4', {}, 'Guilty'), el('ul', { class: 'notes', style: 'margin-top:0' }, one.guilty.map(([text, place]) => el('li', {}, text, place && [' ', el('code', { class: 'muted' }, place)])))] : [],
     ...one.place && !one.guilty.length ? [el('p', { class: 'muted' }, el('code', {}, one.place))] : [],
     ...movedTable(one.regressed, 'Less accurate than the baseline'),
@@ -121,7 +121,7 @@ function buildFailed() {
   const rows = [...groups.values()].map(({ text, place, cases }) => el('tr', {},
     el('td', { class: 'wrap' }, text), el('td', { class: 'mono' }, place || '–'), el('td', { class: 'n' }, String(cases.size)), el('td', { class: 'mono' }, [...cases][0])));
   const heads = [['What', ''], ['Where', ''], ['Cases', 'n'], ['First', '']];
-  section('failed', 'What failed', 'What fails in one place is one line, whatever the case.', el('div', { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': 'What failed' },
+  section('failed', 'What failed', 'Failures in the same place share one line, in whichever case they occur.', el('div', { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': 'What failed' },
     el('table', { class: 'plain' }, el('thead', {}, el('tr', {}, heads.map(([text, kind]) => el('th', { scope: 'col', class: kind }, text)))), el('tbody', {}, rows))));
 }
 

@@ -1,6 +1,6 @@
 // The page of a run: the answer, what is wrong, where, what each side says, and how to make it again.
 const main = document.getElementById('main');
-const SIGNS = { good: 'Equal', bad: 'Diverged', unsure: 'Not decided' };
+const SIGNS = { good: 'Equal', bad: 'Diverged', unsure: 'Undecided' };
 
 function section(id, title, lead, ...content) {
   const made = el('section', { id, 'aria-labelledby': `${id}-title` }, el('h2', { id: `${id}-title` }, title), lead && el('p', { class: 'lead' }, lead), content);
@@ -125,10 +125,10 @@ function buildWhere() {
   };
   drawMap = () => {
     const { of_steps: all, steps } = data[view.kind];
-    const cut = all > steps.length ? ` The page has the first ${steps.length} of ${all} steps; the worst is of all.` : '';
+    const cut = all > steps.length ? ` The page has the first ${steps.length} of ${all} steps; the worst counts all of them.` : '';
     document.getElementById('map-lead').textContent = (view.kind === 'added'
       ? 'How far each result is from f64 on the engine’s own inputs, in rounding bounds: what the operation itself does wrong.'
-      : 'How far each tensor is from the reference’s, in floors (how far rounding alone moves it): also what came in with its inputs.') + cut;
+      : 'How far each tensor is from the reference’s, in floors (how far rounding alone moves it): including what came in with its inputs.') + cut;
     map.draw();
     legendHost.replaceChildren(legend(view.kind));
   };
@@ -171,8 +171,8 @@ function buildDetail(host, live) {
     content.push(valueLegend(picture), ...buildShares(picture), ...buildFar(picture));
   } else {
     const value = valueOf(kind, step, cell);
-    const why = !isNumber(value) ? 'There is no picture of what was not measured.'
-      : data.left_out ? `This page is held to ${group(data.most_bytes / 1000)} kB, and has no room for this picture. A run of fewer steps (-n 0) has.`
+    const why = !isNumber(value) ? 'There is no picture, because this tensor was not measured.'
+      : data.left_out ? `This page is limited to ${group(data.most_bytes / 1000)} kB and has no room for this picture. A run with fewer steps (-n 0) does.`
         : 'There is no picture of this tensor.';
     content.push(el('p', { class: 'muted', style: 'margin-top:18px' }, why));
   }
@@ -242,9 +242,9 @@ function buildText() {
   const table = el('table', { class: 'plain' },
     el('thead', {}, el('tr', {}, heads.map(([title, kind]) => (title ? el('th', { scope: 'col', class: kind }, title) : el('td', {}))))),
     el('tbody', {}, rows));
-  const forced = sides.length > 1 ? ' Both sides run the same tokens, so that one wrong choice does not spoil the rest.' : '';
-  section('text', sides.length > 1 ? 'What each side says next' : 'What it says next', `After each step the likeliest token, and by how much its logit leads the second.${forced}`,
-    both, el('div', { class: 'scroll tall', tabindex: 0, role: 'group', 'aria-label': 'What each side says after each step' }, table));
+  const forced = sides.length > 1 ? ' Both sides run the same tokens, so one wrong choice does not spoil the rest.' : '';
+  section('text', sides.length > 1 ? 'What each side predicts next' : 'What it predicts next', `The most likely token after each step, and how far its logit leads the second.${forced}`,
+    both, el('div', { class: 'scroll tall', tabindex: 0, role: 'group', 'aria-label': 'What each side predicts after each step' }, table));
 }
 
 function buildSetup() {
@@ -255,7 +255,7 @@ function buildSetup() {
 
 function buildCommands() {
   if (!data.commands.length) return;
-  section('commands', 'Make it again', null, data.commands.map(([what, command]) => {
+  section('commands', 'Reproduce', null, data.commands.map(([what, command]) => {
     const text = el('pre', {}, command);
     const copy = el('button', { class: 'action', type: 'button', 'aria-label': `Copy the command: ${what}`, onclick: () => {
       const range = document.createRange();
@@ -296,5 +296,5 @@ if (isRun) {
 } else {
   buildCheck();
 }
-document.getElementById('footer').textContent = `firstdiff ${data.firstdiff}. One file, nothing is loaded. Tensors are sampled and the file is held to ${group(data.most_bytes / 1000)} kB${data.left_out ? `; ${plural(data.left_out, isRun ? 'picture' : 'case’s text')} left out` : ''}.`;
+document.getElementById('footer').textContent = `firstdiff ${data.firstdiff}. One file; nothing is loaded from the network. Tensors are sampled and the file is limited to ${group(data.most_bytes / 1000)} kB${data.left_out ? `; ${plural(data.left_out, isRun ? 'picture' : 'case’s text')} left out` : ''}.`;
 document.documentElement.dataset.ready = 'yes';

@@ -28,7 +28,7 @@ function whyOf(kind, cell) {
   const map = data[kind];
   const found = map && map.why.find((reason) => reason.cells.includes(cell));
   if (found) return found.text;
-  return kind === 'added' ? 'not recorded, so that it is judged with the next that was' : 'not compared';
+  return kind === 'added' ? 'not recorded, so it is judged with the next recorded one' : 'not compared';
 }
 
 const isNumber = (value) => typeof value === 'number';
@@ -176,9 +176,9 @@ function legend(kind) {
   const beyond = [0, 1, 2, 3, 4, 5].map((n) => [`b${n}`, edge(limit * 10 ** (n + 1))]);
   const swatch = ([name, text], at) => el('span', at === 3 ? { class: 'limit' } : {}, el('span', { class: `sw ${name}` }), text);
   const last = el('span', {}, el('span', { class: 'sw b6' }), 'more');
-  return el('div', { class: 'legend', role: 'note', 'aria-label': `Colours: up to so many ${unit}; beyond ${limit} is wrong` },
+  return el('div', { class: 'legend', role: 'note', 'aria-label': `Colours: upper ends in ${unit}; beyond ${limit} is wrong` },
     el('div', {},
-      el('div', {}, `up to so many ${unit}; the limit is ${limit}`),
+      el('div', {}, `upper ends in ${unit}; the limit is ${limit}`),
       el('div', { class: 'ramp small' }, [...within, ...beyond].map(swatch), last)),
     el('span', { class: 'key' }, el('span', { class: 'sw b7' }), 'no number'),
     el('span', { class: 'key' }, el('span', { class: 'sw hatched' }), 'unmeasured'),

@@ -40,7 +40,7 @@ function positionChart(points) {
   chart.append(label(String(from), { x: left + 6, y: height - 6 }, 'start'), label(`position → ${to}`, { x: width - 8, y: height - 6 }, 'end'),
     label(tick(high), { x: left - 5, y: y(high) + 4 }, 'end'), label(tick(low), { x: left - 5, y: y(low) + 4 }, 'end'),
     label(isNear ? 'off by' : 'used', { x: left - 5, y: (y(low) + y(high)) / 2 + 4 }, 'end'));
-  return el('div', {}, chart, el('p', { class: 'muted small' }, `${wrong} of ${points.length} tokens off the line`));
+  return el('div', {}, chart, el('p', { class: 'muted small' }, `${wrong} of ${points.length} tokens are off the line`));
 }
 
 function kindsPicture(cells, title) {

@@ -332,7 +332,7 @@ fn facts(report: &Report) -> Vec<(String, String)> {
     }
     if let Some(found) = &report.weights {
         let (right, recorded) = (found.right, found.recorded);
-        facts.push(("Weights", format!("{right} of {recorded} as they must be")));
+        facts.push(("Weights", format!("{right} of {recorded} match the file")));
     }
     match report.compared.as_ref().and_then(|compared| compared.hooks_leave_logits) {
         Some(true) => facts.push(("Hooks", "logits are bit-equal with and without them".into())),

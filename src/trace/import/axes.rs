@@ -124,7 +124,7 @@ impl Order {
         })
     }
 
-    /// The orders with the same values that differ in the place of axes of one element: each of the site's in an
+    /// The orders with the same values that differ in place of axes of one element: each of the site's in an
     /// axis of the array that has one, where there are as many. One where nothing is to be chosen.
     pub(super) fn placements(&self, array: &[usize], site: &[usize]) -> Vec<Order> {
         let slots: Vec<usize> = (0..array.len()).filter(|&place| array[place] == 1).collect();

@@ -9,8 +9,8 @@ pub enum DumpError {
     #[error("cannot read {path}: {source}; check the path")]
     Read { path: PathBuf, source: io::Error },
     #[error(
-        "{path} holds no .npy, .npz or .safetensors file; name the folder of the dump, or convert .pt files by \
-         python/firstdiff_pt.py"
+        "{path} holds no .npy, .npz or .safetensors file; name the folder of the dump, or convert \
+         .pt files with python/firstdiff_pt.py"
     )]
     Empty { path: PathBuf },
     #[error("{path} is not a readable array: {reason}; write it again as f16, f32 or f64")]

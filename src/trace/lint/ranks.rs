@@ -184,7 +184,7 @@ impl Ranks<'_> {
         if self.is_dealt_in_turn(site)? {
             let (world, parts) = (self.trace.world(), self.trace.copies(site).len());
             return Ok(format!(
-                "rank r has KV head r % {parts}, not r * {parts} / {world}: they are dealt to the ranks in turn"
+                "rank r has KV head r % {parts}, not r * {parts} / {world}: they are assigned to the ranks round-robin"
             ));
         }
         Ok(match site.stage {

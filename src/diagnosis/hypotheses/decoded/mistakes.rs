@@ -82,7 +82,7 @@ pub(super) fn high_bits(layout: &Layout) -> List {
             Mistake::High(|i, layout| i ^ (layout.low.field.run / 2)),
         ),
         (
-            format!("with the high bits of the first {shared} elements for all"),
+            format!("with the high bits of the first {shared} elements used for all"),
             Mistake::High(|i, layout| i % first_of_high(layout)),
         ),
         (format!("with the high bits stored {end} the low ones"), Mistake::Layout(exchange_fields)),
@@ -131,16 +131,16 @@ fn exchange_fields(layout: &mut Layout) {
 /// Scales and minima of other blocks.
 pub(super) fn scales_of_blocks(packing: Packing) -> List {
     let others: [(bool, &str, OtherBlock); 7] = [
-        (true, "of the block after", |at| (at.index + 1) % at.blocks),
-        (true, "of the block before", |at| (at.index + at.blocks - 1) % at.blocks),
-        (false, "of the block after, of the first one at the end of a row", |at| {
+        (true, "of the next block", |at| (at.index + 1) % at.blocks),
+        (true, "of the previous block", |at| (at.index + at.blocks - 1) % at.blocks),
+        (false, "of the next block, wrapping to the first at the end of a row", |at| {
             at.in_row((at.column() + 1) % at.columns)
         }),
-        (false, "of the block after, its own at the end of a row", |at| {
+        (false, "of the next block, its own at the end of a row", |at| {
             at.in_row((at.column() + 1).min(at.columns - 1))
         }),
-        (false, "of the first of each two blocks", |at| at.index & !1),
-        (false, "of the first of each two blocks of a row", |at| at.in_row(at.column() & !1)),
+        (false, "of the first of every two blocks", |at| at.index & !1),
+        (false, "of the first of every two blocks of a row", |at| at.in_row(at.column() & !1)),
         (false, "of blocks twice as long", |at| at.in_row(at.column() / 2)),
     ];
     of_others(packing, &others, Mistake::Blocks)
@@ -150,13 +150,13 @@ pub(super) fn scales_of_blocks(packing: Packing) -> List {
 pub(super) fn scales_of_groups(packing: Packing, groups: usize) -> List {
     let after: OtherBlock = |at| (at.index + 1) % at.blocks;
     let mut list =
-        of_others(packing, &[(false, "of the super-block after", after)], Mistake::Blocks);
+        of_others(packing, &[(false, "of the next super-block", after)], Mistake::Blocks);
     let half = groups / 2;
     let halves = format!("of sub-blocks 0-{} for {half}-{}", half - 1, groups - 1);
     let others: [(bool, &str, OtherGroup); 4] = [
-        (true, "of the sub-block after", |i, n| (i + 1) % n),
-        (true, "of the sub-block before", |i, n| (i + n - 1) % n),
-        (false, "of the first of each two sub-blocks", |i, _| i & !1),
+        (true, "of the next sub-block", |i, n| (i + 1) % n),
+        (true, "of the previous sub-block", |i, n| (i + n - 1) % n),
+        (false, "of the first of every two sub-blocks", |i, _| i & !1),
         (false, &halves, |i, n| i % (n / 2)),
     ];
     list.extend(of_others(packing, &others, Mistake::Groups));

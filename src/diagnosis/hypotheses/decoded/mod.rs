@@ -408,7 +408,7 @@ mod tests {
     #[test]
     fn every_second_scale_is_used() {
         let data = random_blocks(Packing::Q8_0, 12);
-        let text = "with the scales of the first of each two blocks";
+        let text = "with the scales of the first of every two blocks";
         let [given, _] = decoded_as(Packing::Q8_0, text, &data, 3);
         for (i, &weight) in given.iter().enumerate() {
             let (at, byte) = (i / 32, 34 * (i / 32) + 2 + i % 32);

@@ -82,7 +82,7 @@ pub(super) enum Content {
     Rounded(Format),
     /// A row of padding before the sequence.
     Padding,
-    /// A row behind the last position, in the same page.
+    /// A row past the last position, in the same page.
     PageEnd,
     /// A row of nothing that is known.
     Foreign,
@@ -154,7 +154,7 @@ pub fn contents(evidence: &Evidence<'_>, visit: Visit<'_>) {
     }));
 }
 
-/// Which rows are read in the place of those of each position, in words.
+/// Which rows are read in place of those of each position, in words.
 pub(super) fn read_as(
     evidence: &Evidence<'_>,
     shape: Shape,
@@ -438,7 +438,9 @@ fn described(found: &Found) -> String {
     if let Some([from, to]) = strides(found) {
         let all: Vec<Slot> = found.slots.iter().map(|(slot, _)| *slot).collect();
         let places = places(found, &all);
-        return format!("{places}rows lie {from} positions a head apart and are read {to} apart");
+        return format!(
+            "{places}rows are stored {from} positions per head apart but read {to} apart"
+        );
     }
     if let Some((page, pages)) = pages(found) {
         let all: Vec<Slot> = found.slots.iter().map(|(slot, _)| *slot).collect();
@@ -449,7 +451,11 @@ fn described(found: &Found) -> String {
     }
     let named = found.slots.iter().take(NAMED).map(|(slot, content)| {
         let Slot { position, head, .. } = slot;
-        format!("position {position} of KV head {head} {}", kind(found, *slot, content))
+        let kind = kind(found, *slot, content);
+        // Of one slot.
+        let kind = kind.strip_prefix("hold ").map_or(kind.clone(), |rest| format!("holds {rest}"));
+        let kind = kind.strip_prefix("are ").map_or(kind.clone(), |rest| format!("is {rest}"));
+        format!("position {position} of KV head {head} {kind}")
     });
     let more = found.slots.len().saturating_sub(NAMED);
     let rest = if more == 0 { String::new() } else { format!("; {more} more slots") };
@@ -464,8 +470,8 @@ fn kind(found: &Found, slot: Slot, content: &Content) -> String {
         match by {
             0 if head == slot.head => "hold their own row".to_string(),
             0 => format!("hold the row{of_head}"),
-            by if by > 0 => format!("hold the row of {by} positions later{of_head}"),
-            by => format!("hold the row of {} positions before{of_head}", -by),
+            by if by > 0 => format!("hold the row from {by} positions later{of_head}"),
+            by => format!("hold the row from {} positions earlier{of_head}", -by),
         }
     };
     match *content {
@@ -484,13 +490,14 @@ fn kind(found: &Found, slot: Slot, content: &Content) -> String {
         Content::Neighbour { sequence, position, head } => {
             let at = row(position, head);
             let from = at.strip_prefix("hold the row").unwrap_or_default();
-            let from = from.strip_prefix(" of ").map_or(from.to_string(), |by| format!(", {by}"));
+            let by = from.strip_prefix(" of ").or_else(|| from.strip_prefix(" from "));
+            let from = by.map_or(from.to_string(), |by| format!(", {by}"));
             format!("hold the row of sequence {sequence}{from}")
         }
         Content::Removed { position, head, is_rejected } => {
             let at = row(position, head);
-            let of =
-                at.strip_prefix("hold the row of ").map_or(String::new(), |by| format!(", {by}"));
+            let by = at.strip_prefix("hold the row ").map(|by| by.trim_start_matches("from "));
+            let of = by.map_or(String::new(), |by| format!(", {}", by.trim_start_matches("of ")));
             match (is_rejected, of.is_empty()) {
                 (true, true) => "hold the rejected row of their position".to_string(),
                 (true, false) => format!("hold a rejected row{of}"),
@@ -501,20 +508,22 @@ fn kind(found: &Found, slot: Slot, content: &Content) -> String {
         Content::Turned(by) if found.is_moved(slot) => {
             let wanted = found.shifts[slot.step].map_or(0, |removed| removed.count as i32);
             match wanted - by {
-                0 => format!("are not turned back by the {wanted} positions that were removed"),
+                0 => format!("are not rotated back by the {wanted} positions that were removed"),
                 back if back > 0 => {
-                    format!("are turned back by {back} positions instead of {wanted}")
+                    format!("are rotated back by {back} positions instead of {wanted}")
                 }
-                on => format!("are turned on by {} positions instead of back by {wanted}", -on),
+                on => {
+                    format!("are rotated forward by {} positions instead of back by {wanted}", -on)
+                }
             }
         }
-        Content::Turned(by) if by > 0 => format!("are turned on by {by} positions"),
-        Content::Turned(by) => format!("are turned back by {} positions", -by),
+        Content::Turned(by) if by > 0 => format!("are rotated forward by {by} positions"),
+        Content::Turned(by) => format!("are rotated back by {} positions", -by),
         Content::Rounded(format) => format!("hold their row in {format}"),
         Content::Padding => "hold a row of padding".to_string(),
-        Content::PageEnd => "hold a row behind the last position".to_string(),
+        Content::PageEnd => "hold a row past the last position".to_string(),
         Content::Foreign => "hold no row that this run computed".to_string(),
-        Content::Integers => "hold integers of 8 bits: their scale is lost".to_string(),
+        Content::Integers => "hold 8-bit integers without their scale".to_string(),
     }
 }
 

@@ -49,7 +49,7 @@ fn kind_of(content: &Content, slot: Slot, names: &[String]) -> String {
             format!("a row of {}", names.get(*name).map_or("another tensor", String::as_str))
         }
         Content::Neighbour { .. } => "another sequence's row".to_string(),
-        Content::Turned(_) => "its own row, turned on".to_string(),
+        Content::Turned(_) => "its own row, rotated".to_string(),
         Content::Integers => "integers without their scale".to_string(),
         Content::Rounded(_) => "its own row, rounded".to_string(),
         Content::Padding => "padding".to_string(),
