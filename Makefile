@@ -79,10 +79,10 @@ mutants: setup ## plant mistakes in the kernels and count those that `kernels ch
 wild: setup ## recreate bugs that people reported, diagnose them, and write docs/wild.md
 	scripts/wild.sh
 
-attack: setup ## hostile kernels, damaged files, signals, a full disk; writes docs/robustness.md
+attack: setup ## hostile kernels and files, damaged caches, signals, a full disk; writes docs/robustness.md
 	cargo bench --locked --bench attack
 
-fuzz: setup ## read traces damaged at random for ten minutes
+fuzz: setup ## damage inputs of every reader at random for ten minutes
 	cargo bench --locked --bench fuzz
 
 nvrtc: ## compile the kernels with the real NVRTC for sm_80, sm_90 and sm_120; needs no GPU

@@ -634,6 +634,11 @@ static inline void firstdiff_plan_site(firstdiff_trace *fd, firstdiff_plan_lines
     group.section = lines->section;
     group.first = fd->n_entries;
     firstdiff_layer(&group, 0, &group.count);
+    /* Each line is held to those before it. */
+    if (fd->n_groups >= 1 << 14 || fd->n_entries + (size_t)group.count > 1 << 17) {
+        firstdiff_no_plan(fd, lines->path, "it", "has too many sites");
+        return;
+    }
     for (other = 0; other < fd->n_groups; other++)
         if (firstdiff_overlap(&group, &fd->groups[other])) {
             firstdiff_no_plan(fd, lines->path, group.name, "appears twice");
@@ -771,8 +776,8 @@ static inline void firstdiff_read_plan(firstdiff_trace *fd, const char *path)
     for (key = 0; key < 4 && !fd->failed; key++)
         if (!lines.has[key])
             firstdiff_no_plan(fd, path, needed[key], "is missing");
-    if (!fd->failed && (!fd->n_groups || fd->n_entries > 1 << 17))
-        firstdiff_no_plan(fd, path, "it", "has no site, or too many");
+    if (!fd->failed && !fd->n_groups)
+        firstdiff_no_plan(fd, path, "it", "has no site");
     if (!fd->failed && (!lines.steps || lines.steps > 1 << 16 || lines.tokens > 1 << 20))
         firstdiff_no_plan(fd, path, "it", "has no tokens, or too many");
     if (!fd->failed && (firstdiff_u64)lines.largest >= fd->n_vocab)

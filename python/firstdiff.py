@@ -165,7 +165,8 @@ class Plan:
         self.keys, self.steps, self.groups, self.sites = {}, [], [], {}
         self.section = False
         try:
-            self._read(Path(path).read_bytes().decode())
+            with open(path, "rb") as file:
+                self._read(file.read(MOST_OF_PLAN + 1).decode())
         except ValueError as error:
             advice = "give the plan.txt of a reference's trace"
             raise ValueError(f"{path} is not a firstdiff plan: {error}; {advice}") from error
@@ -187,8 +188,8 @@ class Plan:
         largest = max(max(step) for step in self.steps)
         if largest >= n_vocab:
             raise ValueError(f"tokens has id {largest}, n_vocab is {n_vocab}")
-        if len(self.steps) > 1 << 16 or sum(map(len, self.steps)) > 1 << 20 or len(self.sites) > 1 << 17:
-            raise ValueError("it has too many steps, tokens or sites")
+        if len(self.steps) > 1 << 16 or sum(map(len, self.steps)) > 1 << 20:
+            raise ValueError("it has too many steps or tokens")
         # Steps after those, each of a token of the engine's own choice.
         self.decode = _number(self.keys.get("decode", "0"), 1 << 16)
         self.model["sites"] = self.groups
@@ -222,6 +223,8 @@ class Plan:
         group = {"name": name, "layers": layers} if layers != [None] else {"name": name}
         shape = [int(size) if size.isdigit() else size for size in sizes]
         group |= {"axes": axes, "shape": shape}
+        if len(self.sites) + len(layers) > 1 << 17:
+            raise ValueError("it has too many sites")
         self.groups.append(group | {"section": True} if self.section else group)
         for layer in layers:
             of_step = name if layer is None else f"blk.{layer}.{name}"

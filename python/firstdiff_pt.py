@@ -28,6 +28,8 @@ MAX_ELEMENTS = 1 << 32  # of a tensor
 MAX_REPEATED = 1 << 28  # of one that has more elements than its storage, as an expanded one
 MAX_MEMO = 1 << 24
 MAX_DEPTH = 16  # of dicts and lists
+MAX_VALUES = 1 << 20  # in them: one list may be in many places
+MAX_AXES = 64
 STORAGES = {
     "DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", "BFloat16Storage": "<u2",
     "LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "<i1",
@@ -52,22 +54,25 @@ def read(path):
     """The arrays of a file by their names: the keys that lead to each, with a slash between. A file that is one
     tensor has it as `tensor`."""
     arrays = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            value = _load(archive)
-        _collect(value, "", arrays, MAX_DEPTH)
-    except Refused as error:
-        raise Refused(f"{path}: {error}") from None
-    except zipfile.BadZipFile:
-        raise Refused(f"{path} is not a zip file of torch.save; save it with torch 1.6 or later") from None
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        raise Refused(f"{path} is damaged: {error}; save it again") from None
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                value = _load(archive)
+            _collect(value, "", arrays, MAX_DEPTH, [MAX_VALUES])
+        except Refused as error:
+            raise Refused(f"{path}: {error}") from None
+        except zipfile.BadZipFile:
+            raise Refused(f"{path} is not a zip file of torch.save; save it with torch 1.6 or later") from None
+        # What a damaged pickle or archive makes its reader raise is no short list.
+        except Exception as error:
+            raise Refused(f"{path} is damaged: {str(error)[:200]}; save it again") from None
     return arrays
 
 
 def convert(dump, out):
     """Writes each .pt and .pth file below `dump` as a safetensors file below `out`; how many there were."""
-    files = sorted(path for path in Path(dump).rglob("*") if path.suffix in (".pt", ".pth"))
+    found = (path for path in Path(dump).rglob("*") if path.suffix in (".pt", ".pth"))
+    files = sorted(path for path in found if path.is_file())
     for path in files:
         target = Path(out) / path.relative_to(dump).with_suffix(".safetensors")
         arrays = read(path)
@@ -84,7 +89,7 @@ def _load(archive):
     if name is None or more:
         raise Refused("has no data.pkl, so torch.save did not write it")
     folder = name.removesuffix("data.pkl")
-    if folder + "byteorder" in entries and archive.read(folder + "byteorder") != b"little":
+    if folder + "byteorder" in entries and _stored(archive, entries, folder + "byteorder") != b"little":
         raise Refused("was written on a big-endian machine; write it on a little-endian one")
     if entries[name].file_size > MAX_PICKLE:
         raise Refused(f"its data.pkl is longer than {MAX_PICKLE} bytes")
@@ -140,7 +145,8 @@ class _Tensors(pickle.Unpickler):
 def _rebuild_tensor(storage, offset, shape, strides, *_):
     """The part of a storage that a tensor is, without a copy."""
     numbers = (offset, *shape, *strides)
-    if not isinstance(storage, np.ndarray) or any(type(n) is not int or n < 0 for n in numbers):
+    is_part = isinstance(storage, np.ndarray) and len(numbers) <= 2 * MAX_AXES + 1
+    if not is_part or any(type(n) is not int or not 0 <= n < 1 << 62 for n in numbers):
         raise Refused("has a tensor that is not part of a storage")
     count = int(np.prod(shape, dtype=object)) if shape else 1
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
@@ -172,10 +178,13 @@ def _known(module, name):
     return KNOWN[module, name]
 
 
-def _collect(value, name, arrays, depth):
+def _collect(value, name, arrays, depth, left):
     """Adds the arrays of a value by their names."""
     if depth == 0:
         raise Refused(f"has dicts or lists nested {MAX_DEPTH} deep; save a flatter one")
+    left[0] -= 1
+    if left[0] < 0:
+        raise Refused(f"has more than {MAX_VALUES} values in its dicts and lists; save fewer in a file")
     if isinstance(value, np.ndarray):
         arrays[name or "tensor"] = value
     elif isinstance(value, (dict, list, tuple)):
@@ -183,7 +192,7 @@ def _collect(value, name, arrays, depth):
         for key, part in items:
             if type(key) not in (str, int):
                 raise Refused(f"has {type(key).__name__} as a key in {name or 'its dict'}; use a string or a number")
-            _collect(part, f"{name}/{key}" if name else str(key), arrays, depth - 1)
+            _collect(part, f"{name}/{key}" if name else str(key), arrays, depth - 1, left)
 
 
 def _write(arrays, path):

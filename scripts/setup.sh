@@ -160,7 +160,7 @@ compiles() {
     read -ra compiler <<<"$3"
     command -v "${compiler[0]}" >/dev/null || return 1
     "${compiler[@]}" -x "$language" -fsyntax-only - <<<"$program" 2>/dev/null || return 1
-    version=$("${compiler[@]}" --version 2>&1 </dev/null) || return 1
+    version=$("${compiler[@]}" --version 2>/dev/null </dev/null) || return 1
     first_line "$version"
 }
 
@@ -177,7 +177,8 @@ find_python() {
 version_of() {
     local version
     command -v "$1" >/dev/null || return 1
-    version=$("$1" --version 2>&1 </dev/null) || return 1
+    # What it says on its standard error is no version.
+    version=$("$1" --version 2>/dev/null </dev/null) || return 1
     first_line "$version"
 }
 

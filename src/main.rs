@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     let exit = match std::panic::catch_unwind(|| cli::dispatch(cli)) {
         Ok(Ok(exit)) => exit,
         Ok(Err(error)) => {
-            output::say(&format!("firstdiff: {error}"));
+            output::fail(&error);
             error.exit()
         }
         Err(_) => Exit::Internal,

@@ -1,7 +1,8 @@
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
+    process::Command,
 };
 
 /// A short run with a cache of its own: its exit code and what it printed.
@@ -56,6 +57,38 @@ fn what_is_damaged_in_the_cache_is_made_again() {
         let is_read = !is_named_by_time && path.extension().is_none_or(|ending| ending != "o");
         assert!(!is_read || now != Some(damaged(bytes)), "{path:?}");
     }
+}
+
+/// Put there by whatever unpacked a cache: nothing is waited for, followed or read without end.
+#[test]
+fn what_is_no_file_in_the_place_of_an_entry_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let (exit, first) = run(&cache, &SHORT);
+    assert_eq!(exit, 0, "{first}");
+    // Hashes have the time of their file in their names.
+    let lasting = || {
+        let all = entries(&cache).into_iter();
+        all.filter(|(path, _)| path.parent().unwrap().file_name().unwrap() != "hashes").collect()
+    };
+    let whole: Vec<(PathBuf, Vec<u8>)> = lasting();
+    let outside = folder.path().join("outside");
+    fs::write(&outside, "the user's").unwrap();
+    for put in 0..4 {
+        for (path, _) in &whole {
+            fs::remove_file(path).unwrap();
+            match put {
+                0 => assert!(Command::new("mkfifo").arg(path).status().unwrap().success()),
+                1 => fs::create_dir(path).unwrap(),
+                2 => symlink(&outside, path).unwrap(),
+                _ => fs::File::create(path).unwrap().set_len(1 << 40).unwrap(),
+            }
+        }
+        let (exit, text) = run(&cache, &SHORT);
+        assert_eq!((exit, text.lines().next()), (0, first.lines().next()), "{put}: {text}");
+        assert!(lasting() == whole, "{put}");
+    }
+    assert_eq!(fs::read_to_string(outside).unwrap(), "the user's");
 }
 
 #[test]

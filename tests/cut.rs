@@ -77,5 +77,11 @@ fn what_cannot_be_cut_is_refused_and_nothing_is_written() {
     std::fs::copy(fixture(), &own).unwrap();
     let (exit, _, err) = cut(&own, "1", &own);
     assert!(exit == 2 && err.contains("the model itself"), "{err}");
+    // What cannot be used is removed again: a pipe of the user's must not be.
+    let pipe = folder.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let (exit, _, err) = cut(&fixture(), "1", &pipe);
+    assert!(exit == 2 && err.contains("pipe is a device or a pipe"), "{err}");
+    assert!(pipe.exists());
     assert!(ModelFile::open(&own).unwrap().gguf().tensor("blk.3.attn_q.weight").is_some());
 }

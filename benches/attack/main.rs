@@ -8,11 +8,16 @@
 #[path = "../../tests/attack/damaged.rs"]
 mod damaged;
 mod document;
+mod files;
 #[path = "../../tests/attack/kernels.rs"]
 mod kernels;
 #[path = "../../tests/attack/program.rs"]
 mod program;
+#[path = "../../tests/attack/table.rs"]
+#[allow(dead_code, reason = "shared with the tests, which need more of it")]
+mod table;
 mod trials;
+mod whole;
 
 use std::{path::Path, process::ExitCode};
 
@@ -33,9 +38,12 @@ fn main() -> std::io::Result<ExitCode> {
     add(trials::kernels()?);
     add(trials::models(n(1800))?);
     add(trials::numbers(n(400))?);
-    add(trials::traces(n(400))?);
-    add(trials::texts("config of `check`", "firstdiff.toml", n(200))?);
-    add(trials::texts("mapping file of `import`", "map.toml", n(200))?);
+    add(files::traces(n(400))?);
+    files::kinds(n(120))?.into_iter().for_each(&mut add);
+    add(files::plans(n(1000))?);
+    add(files::table());
+    add(files::cache()?);
+    add(files::outputs()?);
     add(trials::signals(n(300))?);
     add(trials::full_disk()?);
     add(trials::read_only_home()?);

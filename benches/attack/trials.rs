@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The cache is shared by all, so that a kernel is compiled once.
-fn firstdiff(arguments: &[&str]) -> Command {
+pub fn firstdiff(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_firstdiff"));
     command.args(arguments);
     command
@@ -82,75 +82,6 @@ pub fn numbers(n: usize) -> Result<Row> {
         let (mut bytes, mut random) = (whole.clone(), Random(seed));
         let what = absurd_number(&mut bytes, &mut random);
         model(&mut row, folder.path(), &bytes, &format!("seed {seed}, {what}"))?;
-    }
-    Ok(row)
-}
-
-pub fn traces(n: usize) -> Result<Row> {
-    let mut row = Row::of("traces, a file damaged or cut");
-    let folder = tempfile::tempdir()?;
-    let arguments =
-        ["capture", "engine", "-o", "whole", "-p", "Once upon", "-n", "1", "--overwrite"];
-    let whole = program::run(firstdiff(&arguments), folder.path());
-    assert_eq!(whole.code, Some(0), "{whole:?}");
-    let mut files: Vec<PathBuf> = fs::read_dir(folder.path().join("whole"))?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<_>>()?;
-    files.sort();
-    for seed in 0..n as u64 {
-        let mut random = Random(seed);
-        let file = &files[random.below(files.len())];
-        let mut bytes = fs::read(file)?;
-        let what = damage(&mut bytes, 4_000, &mut random);
-        let damaged = folder.path().join("damaged");
-        if damaged.exists() {
-            fs::remove_dir_all(&damaged)?;
-        }
-        fs::create_dir(&damaged)?;
-        for other in &files {
-            fs::copy(other, damaged.join(other.file_name().expect("a file of a folder")))?;
-        }
-        fs::write(damaged.join(file.file_name().expect("a file of a folder")), bytes)?;
-        let command = [&["validate", "damaged"][..], &["explain", "damaged"]][random.below(2)];
-        let outcome = program::run(firstdiff(command), folder.path());
-        let is_told = !outcome.out.is_empty() || outcome.is_told("damaged");
-        let name = format!("seed {seed}, {}, {what}", file.display());
-        row.add(&name, &outcome, (!is_told).then(|| "does not name the trace".to_string()));
-    }
-    Ok(row)
-}
-
-const CONFIG: &str = "steps = 0\ndtypes = [\"f32\"]\n[tolerance]\n\"*\" = 8\n\n[[models]]\nfixture = true\n\n\
-                      [[prompts]]\nname = \"line\"\ntext = \"Once\"\n";
-const MAP: &str = "version = 1\n\n[[tensors]]\narray = \"a.npy\"\nsite = \"0/embd\"\naxes = [\"token\", \"n_embd\"]\n";
-
-/// Damaged text files.
-pub fn texts(what: &str, file: &str, n: usize) -> Result<Row> {
-    let mut row = Row::of(what);
-    let folder = tempfile::tempdir()?;
-    let (text, command): (_, &[&str]) = match file {
-        "map.toml" => {
-            (MAP, &["import", "dump", "--map", "map.toml", "--reference", "reference", "-o", "out"])
-        }
-        _ => (CONFIG, &["check", "-c", "firstdiff.toml"]),
-    };
-    if file == "map.toml" {
-        fs::create_dir(folder.path().join("dump"))?;
-        let arguments = ["capture", "reference", "-o", "reference", "-p", "Once", "-n", "0"];
-        let reference = program::run(firstdiff(&arguments), folder.path());
-        assert_eq!(reference.code, Some(0), "{reference:?}");
-    }
-    for seed in 0..n as u64 {
-        let (mut bytes, mut random) = (text.as_bytes().to_vec(), Random(seed));
-        let how = damage(&mut bytes, text.len(), &mut random);
-        fs::write(folder.path().join(file), bytes)?;
-        let outcome = program::run(firstdiff(command), folder.path());
-        let is_told = !outcome.out.is_empty() || outcome.is_told("");
-        row.add(
-            &format!("seed {seed}, {how}"),
-            &outcome,
-            (!is_told).then(|| "is not told".to_string()),
-        );
     }
     Ok(row)
 }

@@ -124,7 +124,7 @@ fn finish(results: &Results, write: &WriteArgs) -> Result<Exit, Error> {
     if write.annotations || variable("GITHUB_ACTIONS").is_some_and(|value| value == "true") {
         let annotations = ci::annotations(results);
         // The runner reads both streams.
-        if json_is_printed { output::ask(&annotations) } else { output::print(&annotations)? }
+        if json_is_printed { output::tell(&annotations) } else { output::print_raw(&annotations)? }
     }
     Ok(results.headline.exit)
 }

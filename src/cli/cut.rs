@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use firstdiff::{
-    core::exit::Exit,
+    core::{exit::Exit, files},
     model::{Cut, ModelFile},
     reference::{Reference, ReferenceOptions},
 };
@@ -16,6 +16,11 @@ pub fn cut(args: &CutArgs) -> Result<Exit, Error> {
     let real = |path: &Path| path.canonicalize().ok();
     if real(&args.output).is_some_and(|output| real(&args.model) == Some(output)) {
         return Err(Error::Usage("-o names the model itself; give another file".into()));
+    }
+    if !files::is_replaced(&args.output) {
+        let path = args.output.display();
+        let what = "is a device or a pipe, and a cut model is read again; give a file";
+        return Err(Error::Usage(format!("{path} {what}")));
     }
     let cut = Cut::plan(&model, args.layers)?;
     let bar = output::progress(Some(cut.data_bytes()), "writing weights");

@@ -81,6 +81,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it may be a compiler's or another tool's, which have lines of their own.
+    pub fn may_have_lines(&self) -> bool {
+        use Error::*;
+        match self {
+            Check(error) => !matches!(error, CheckError::Config(_)),
+            Device(_) | Engine(_) | Kernel(_) | KernelCheck(_) | Replay(_) | Run(_) => true,
+            _ => false,
+        }
+    }
+
     /// The exit code of the error.
     pub fn exit(&self) -> Exit {
         use Error::*;

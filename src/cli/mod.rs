@@ -11,6 +11,7 @@ mod diff;
 mod dump;
 pub mod error;
 mod explain;
+mod harmless;
 mod help;
 mod inputs;
 mod kernels;

@@ -14,7 +14,10 @@ use firstdiff::core::{activity, exit::Exit, files, spans};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use super::error::Error;
+use super::{
+    error::Error,
+    harmless::{harmless, shortened},
+};
 
 /// Narrower than this nothing is readable.
 const LEAST_WIDTH: usize = 40;
@@ -44,8 +47,20 @@ pub fn say(line: &str) {
     ask(&format!("{line}\n"));
 }
 
-/// Prints a text to standard error as it is.
+/// Prints what ended a command, on one line but for what a compiler said.
+pub fn fail(error: &Error) {
+    let text = format!("firstdiff: {error}");
+    say(&text.replace('\n', if error.may_have_lines() { "\n| " } else { "\\n" }));
+}
+
+/// Prints a text to standard error, and what is anybody's in it as [`harmless`] has it.
 pub fn ask(text: &str) {
+    let lines = text.split_inclusive('\n').map(shortened).collect::<String>();
+    tell(&harmless(&lines, false));
+}
+
+/// Prints a text to standard error as it is.
+pub fn tell(text: &str) {
     if (&streams()[1]).write_all(text.as_bytes()).is_err() {
         // A kernel can close the stream; a parent process has it still.
         activity::unsaid(text.trim_end());
@@ -57,9 +72,14 @@ pub fn is_seen() -> bool {
     streams()[1].is_terminal()
 }
 
-/// Prints a result. Colours are left out where the output is no terminal or NO_COLOR is set; a
-/// reader that has gone (`| head`) is no error.
+/// Prints a result, and what is anybody's in it as [`harmless`] has it.
 pub fn print(text: &str) -> Result<(), Error> {
+    print_raw(&harmless(text, true))
+}
+
+/// Prints a result as it is. Colours are left out where the output is no terminal or NO_COLOR is set; a
+/// reader that has gone (`| head`) is no error.
+pub fn print_raw(text: &str) -> Result<(), Error> {
     let written = streams()[0].try_clone().and_then(|file| {
         let mut out = anstream::AutoStream::auto(file);
         out.write_all(text.as_bytes()).and_then(|()| out.flush())

@@ -65,7 +65,7 @@ pub fn watch(args: &RunArgs) -> Result<Exit, Error> {
             Ok(Exit::Diverged) => "diverged",
             Ok(_) => "not measured",
             Err(error) => {
-                output::say(&format!("firstdiff: {error}"));
+                output::fail(&error);
                 "failed"
             }
         };

@@ -19,11 +19,16 @@ pub struct SiteFilter {
     queries: Option<Arc<[usize]>>,
 }
 
+/// Longer texts choose nothing that a shorter one does not.
+const MAX_BYTES: usize = 1 << 14;
+
 /// A glob that cannot choose a site.
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
     #[error("--sites: {0}; write globs such as q_rope,blk.0.*,logits")]
     Syntax(#[from] globset::Error),
+    #[error("--sites: the globs are longer than {MAX_BYTES} bytes; write fewer")]
+    TooLong,
     #[error("--sites: {glob} matches no site of this model{near}; `firstdiff sites` lists them")]
     NoMatch { glob: String, near: String },
 }
@@ -31,6 +36,9 @@ pub enum FilterError {
 impl SiteFilter {
     /// Reads comma-separated globs.
     pub fn parse(text: &str) -> Result<SiteFilter, FilterError> {
+        if text.len() > MAX_BYTES {
+            return Err(FilterError::TooLong);
+        }
         let globs = text.split(',').map(str::trim).filter(|glob| !glob.is_empty());
         let globs: Vec<String> = globs.map(str::to_string).collect();
         let mut set = GlobSetBuilder::new();
@@ -113,5 +121,6 @@ mod tests {
         let error = SiteFilter::parse("q-rope").unwrap().check(&[site]).unwrap_err();
         assert!(error.to_string().contains("(did you mean q_rope?)"), "{error}");
         assert!(SiteFilter::parse("[").is_err());
+        assert!(SiteFilter::parse(&"q*,".repeat(10_000)).is_err());
     }
 }

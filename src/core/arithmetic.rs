@@ -205,7 +205,7 @@ impl Convention {
         };
         let (left, format) = text
             .split_once('=')
-            .ok_or_else(|| format!("{text:?} lacks a `=`, as in inputs=q8_0"))?;
+            .ok_or_else(|| format!("{text:?} lacks a `=`; write it as in inputs=q8_0"))?;
         let (stage, value) = match left.rsplit_once('.') {
             Some((stage, value)) => (Some(Stage::try_from(stage.to_string())?), value),
             None => (None, left),
@@ -230,7 +230,11 @@ impl Convention {
             _ if value == Value::Results => DType::try_from(format).is_ok(),
             _ => format.is_of_numbers() || value.takes_blocks(),
         };
-        if fits { Ok(()) } else { Err(format!("{} cannot be rounded to {format}", value.name())) }
+        if fits {
+            Ok(())
+        } else {
+            Err(format!("{} cannot be rounded to {format}; choose another", value.name()))
+        }
     }
 }
 

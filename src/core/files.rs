@@ -7,6 +7,12 @@ use std::{
     path::{Path, PathBuf},
     sync::OnceLock,
 };
+#[cfg(feature = "full")]
+use std::{
+    io::Seek,
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
+    time::{Duration, Instant},
+};
 
 use tempfile::NamedTempFile;
 
@@ -19,7 +25,13 @@ pub fn open(path: &Path) -> io::Result<File> {
     let metadata = fs::metadata(path)?;
     let is_shells = || path.starts_with("/dev/fd") || path == Path::new("/dev/stdin");
     if metadata.is_file() || metadata.file_type().is_fifo() && is_shells() {
-        return File::open(path);
+        let file = File::open(path)?;
+        #[cfg(feature = "full")]
+        if is_hollow(&file, &metadata)? {
+            let why = format!("nothing is stored of nearly all of its {} bytes", metadata.len());
+            return Err(io::Error::new(ErrorKind::InvalidInput, why));
+        }
+        return Ok(file);
     }
     if metadata.is_dir() {
         return Err(ErrorKind::IsADirectory.into());
@@ -27,22 +39,60 @@ pub fn open(path: &Path) -> io::Result<File> {
     Err(io::Error::new(ErrorKind::InvalidInput, "it is a device or a pipe, not a file"))
 }
 
+/// Shorter files are read, whatever they are.
+#[cfg(feature = "full")]
+const HOLLOW_BYTES: u64 = 1 << 30;
+/// The part of a hollow file that is stored at most.
+#[cfg(feature = "full")]
+const STORED: u64 = 1024;
+
+/// Whether a file is a long hole with a little in it: a terabyte that takes no space, and whose reader never ends.
+#[cfg(feature = "full")]
+fn is_hollow(file: &File, metadata: &fs::Metadata) -> io::Result<bool> {
+    let most = metadata.len() / STORED;
+    // Some file systems do not know their blocks, so that the file itself is asked too.
+    if metadata.len() < HOLLOW_BYTES || metadata.blocks().saturating_mul(512) > most {
+        return Ok(false);
+    }
+    // SAFETY: moves in a file that is open.
+    let find = |from: i64, what| unsafe { libc::lseek(file.as_raw_fd(), from, what) };
+    let (mut at, mut stored) = (0, 0);
+    let is_hollow = loop {
+        let start = find(at, libc::SEEK_DATA);
+        if start < 0 {
+            break io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO);
+        }
+        at = find(start, libc::SEEK_HOLE);
+        stored += at - start;
+        if at <= start || stored as u64 > most {
+            break false;
+        }
+    };
+    let mut file = file;
+    file.rewind()?;
+    Ok(is_hollow)
+}
+
 /// Reads a file of at most `most` bytes, whole MiB.
 ///
 /// # Errors
 /// As [`open`], or it is longer.
 pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    bounded(open(path)?, most)
+    let file = open(path)?;
+    if file.metadata()?.len() > most {
+        return Err(too_large(most));
+    }
+    bounded(file, most)
 }
 
 fn bounded(reader: impl Read, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     reader.take(most + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > most {
-        let why = format!("it is over {} MiB", most >> 20);
-        return Err(io::Error::new(ErrorKind::FileTooLarge, why));
-    }
-    Ok(bytes)
+    if bytes.len() as u64 > most { Err(too_large(most)) } else { Ok(bytes) }
+}
+
+fn too_large(most: u64) -> io::Error {
+    io::Error::new(ErrorKind::FileTooLarge, format!("it is over {} MiB", most >> 20))
 }
 
 /// Reads a text of at most `most` bytes, from standard input where the path is `-`.
@@ -59,14 +109,73 @@ pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
 /// Writes a file whole or not at all: through a temporary file beside it and a rename. A device or a pipe is
 /// written to, and a link followed.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    if !is_replaced(path) {
-        return OpenOptions::new().write(true).open(path)?.write_all(bytes);
+    let mut output = Output::create(path)?;
+    output.write_all(bytes)?;
+    output.finish()
+}
+
+/// A file of the user's while it is written, as [`write_atomic`] does.
+pub enum Output {
+    Beside(NamedTempFile, PathBuf),
+    InPlace(File),
+}
+
+impl Output {
+    /// Begins to write a file.
+    pub fn create(path: &Path) -> io::Result<Output> {
+        if !is_replaced(path) {
+            #[cfg(feature = "full")]
+            wait_for_reader(path)?;
+            return OpenOptions::new().write(true).open(path).map(Output::InPlace);
+        }
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        Ok(Output::Beside(temporary_beside(&path)?, path))
     }
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    let mut file = temporary_beside(&path)?;
-    file.write_all(bytes)?;
-    file.persist(path)?;
-    Ok(())
+
+    /// Puts the file in its place.
+    pub fn finish(self) -> io::Result<()> {
+        match self {
+            Output::Beside(file, path) => file.persist(path).map(drop).map_err(|error| error.error),
+            Output::InPlace(_) => Ok(()),
+        }
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Output::Beside(file, _) => file.write(bytes),
+            Output::InPlace(file) => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How long a pipe may have no reader.
+#[cfg(feature = "full")]
+const NO_READER: Duration = Duration::from_secs(10);
+
+/// Waits a little for a program that reads a pipe, which may start after this one.
+#[cfg(feature = "full")]
+fn wait_for_reader(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    if !fs::metadata(path)?.file_type().is_fifo() {
+        return Ok(());
+    }
+    let start = Instant::now();
+    loop {
+        match OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path) {
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {}
+            opened => return opened.map(drop),
+        }
+        if start.elapsed() > NO_READER {
+            return Err(io::Error::new(ErrorKind::TimedOut, "no program reads this pipe"));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Whether what is written there takes the place of a file, and not of a device or a pipe.

@@ -302,6 +302,7 @@ impl Manifest {
     /// Checks what a writer states before its first step.
     pub(super) fn check_all_but_steps(&self, path: &Path) -> Result<(), TraceError> {
         let layout = Layout::new(path, &self.model)?;
+        self.check_names(path)?;
         self.shard.as_ref().map_or(Ok(()), |shard| shard.check(path, layout.list()))?;
         if let Some(GraphFiles { nodes, inputs }) = &self.graph {
             for (name, FileSeal { blake3, .. }) in [("nodes", nodes), ("inputs", inputs)] {
@@ -331,6 +332,23 @@ impl Manifest {
                 Err(field(path, "run".into(), reason))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Refuses names that a report shows and that would not stay on their line.
+    fn check_names(&self, path: &Path) -> Result<(), TraceError> {
+        let Manifest { producer, model, settings, .. } = self;
+        let texts = [&settings.reference_precision, &settings.attention, &settings.fault];
+        let kernels = self.kernels.iter().flat_map(|(file, hash)| [file, hash]);
+        let names = [&producer.name, &producer.version, &model.name, &model.architecture];
+        let all = names.into_iter().chain([&self.device]).chain(texts.into_iter().flatten());
+        match all.chain(kernels).find(|name| name.chars().any(char::is_control)) {
+            Some(name) => {
+                let shown: String = name.chars().take(80).collect();
+                let reason = "has a control character".to_string();
+                Err(field(path, format!("{shown:?}"), reason))
+            }
+            None => Ok(()),
         }
     }
 

@@ -13,7 +13,7 @@ use super::{
     error::{Limit, TraceError},
     groups::{Length, SiteGroup},
     layout::Layout,
-    manifest::{Manifest, ModelId, field, within},
+    manifest::{Manifest, ModelId, field},
 };
 use crate::{
     core::files,
@@ -158,8 +158,6 @@ impl Plan {
         let (name, blake3) = (key("model")?, key("blake3")?);
         let model = ModelId { name, blake3, architecture: key("architecture")?, n_vocab, sites };
         Layout::new(path, &model)?;
-        within(path, Limit::Steps, steps.len() as u64)?;
-        within(path, Limit::Tokens, steps.iter().map(|step| step.len() as u64).sum())?;
         if steps.is_empty() {
             return Err(field(path, "tokens".into(), "is missing: no step is to be run".into()));
         }
@@ -180,6 +178,13 @@ struct Lines<'t> {
     decode: usize,
 }
 
+/// Refuses more than a limit while the lines are read, before they take memory.
+fn at_most(limit: Limit, found: usize) -> Result<(), (String, String)> {
+    let most = limit.max();
+    let is_over = found as u64 > most;
+    if is_over { Err(("it".into(), format!("has more than {most} {limit}"))) } else { Ok(()) }
+}
+
 /// Reads the lines of a plan.
 ///
 /// # Errors
@@ -197,7 +202,7 @@ fn lines(text: &str) -> Result<Lines<'_>, (String, String)> {
             "is truncated: the file does not end with a newline".into(),
         ));
     }
-    let mut section = false;
+    let (mut section, mut sites, mut tokens) = (false, 0, 0);
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
         let (key, value) = line.split_once(' ').unwrap_or((line, ""));
         let wrong = |what: &str| (key.to_string(), format!("is {value:?}, not {what}"));
@@ -205,11 +210,19 @@ fn lines(text: &str) -> Result<Lines<'_>, (String, String)> {
             "tokens" => {
                 let id = |word| Some(number(word, i32::MAX as u64)? as i32);
                 let ids = value.split(' ').map(id).collect::<Option<Vec<i32>>>();
-                all.steps.push(ids.ok_or_else(|| wrong("token ids"))?);
+                let ids = ids.ok_or_else(|| wrong("token ids"))?;
+                tokens += ids.len();
+                all.steps.push(ids);
+                at_most(Limit::Steps, all.steps.len())?;
+                at_most(Limit::Tokens, tokens)?;
             }
             "section" if line == key => section = true,
             "site" => {
-                all.sites.push(site_group(value, section).ok_or_else(|| wrong("a site"))?);
+                let group = site_group(value, section).ok_or_else(|| wrong("a site"))?;
+                // A few bytes may stand for a thousand layers.
+                sites += group.layers.len().max(1);
+                at_most(Limit::Sites, sites)?;
+                all.sites.push(group);
                 section = false;
             }
             "model" | "blake3" | "architecture" | "n_vocab" | "decode" if line != key => {

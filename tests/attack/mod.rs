@@ -3,6 +3,7 @@
 pub mod damaged;
 pub mod kernels;
 pub mod program;
+mod table;
 
 use std::{
     path::{Path, PathBuf},
@@ -137,6 +138,31 @@ fn what_a_kernel_prints_is_marked_and_never_on_standard_output() {
         outcome.err
     );
     assert!(!outcome.out.contains("verdict\""), "{}", outcome.out);
+}
+
+#[test]
+fn each_hostile_file_is_in_the_table() {
+    assert_eq!(table::unlisted(), Vec::<String>::new());
+}
+
+/// Two halves, as above.
+fn hostile_files(part: usize) {
+    let wrong = |trial: table::Trial| {
+        let table::Trial { name, outcome, wrong } = trial;
+        (!wrong.is_empty()).then(|| format!("{name}: {wrong:?}: {:?}\n", outcome.err))
+    };
+    let wrong: String = table::trials(part, 2).into_iter().filter_map(wrong).collect();
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn a_hostile_file_is_one_line_with_what_the_table_says() {
+    hostile_files(0);
+}
+
+#[test]
+fn another_hostile_file_is_one_line_with_what_the_table_says() {
+    hostile_files(1);
 }
 
 /// A compiler that answers and then never ends, with a child of its own.

@@ -12,6 +12,8 @@ use std::{
 
 /// Nothing may take longer.
 pub const LIMIT: Duration = Duration::from_secs(20);
+/// Nor more memory, in bytes.
+const MEMORY: u64 = 2 << 30;
 
 /// Marks the processes of a run.
 const MARK: &str = "FIRSTDIFF_ATTACK";
@@ -24,6 +26,8 @@ pub struct Outcome {
     pub out: String,
     pub err: String,
     pub time: Duration,
+    /// The most that the program and its worker had resident, in bytes.
+    pub memory: u64,
     /// Processes that outlived it.
     pub orphans: Vec<String>,
     /// Unfinished files in the run's folder.
@@ -74,7 +78,9 @@ pub fn run(command: Command, folder: &Path) -> Outcome {
 
 impl Started {
     pub fn finish(mut self) -> Outcome {
+        let mut memory = 0;
         let status = loop {
+            memory = memory.max(resident(self.child.id()));
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
@@ -98,10 +104,24 @@ impl Started {
             out,
             err,
             time,
+            memory,
             orphans: orphans.into_iter().map(|(_, name)| name).collect(),
             leftovers,
         }
     }
+}
+
+/// The peaks of a process and of its children.
+fn resident(pid: u32) -> u64 {
+    let own = |pid: &str| -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        Some(1024 * peak.trim().strip_suffix(" kB")?.parse::<u64>().ok()?)
+    };
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let pid = pid.to_string();
+    let children = children.unwrap_or_default();
+    children.split_whitespace().chain([pid.as_str()]).filter_map(own).sum()
 }
 
 /// The processes that have the mark in their environment.
@@ -145,6 +165,7 @@ impl Outcome {
             self.code.is_some_and(|code| code > 5 && code < 128),
             format!("exit {:?}", self.code),
         );
+        fault(self.memory > MEMORY, format!("took {} MB of memory", self.memory >> 20));
         fault(!self.orphans.is_empty(), format!("left {:?}", self.orphans));
         fault(!self.leftovers.is_empty(), format!("left {:?}", self.leftovers));
         let json =
@@ -153,9 +174,19 @@ impl Outcome {
         faults
     }
 
-    /// The last line, which says what is wrong: with the file, and after a `;` what to do.
+    /// Whether a terminal would obey something in what was printed, or a CI runner.
+    pub fn spoils_terminals(&self) -> bool {
+        let is_hidden = |c: char| c.is_control() && !"\n\t".contains(c) || c == '\u{202e}';
+        [&self.out, &self.err].into_iter().any(|text| {
+            let mut lines = text.lines().map(str::trim_start);
+            text.contains(is_hidden) || lines.any(|line| line.starts_with("::"))
+        })
+    }
+
+    /// The last line that is the program's says what is wrong: with the file, and after a `;` what to do. What a
+    /// compiler said may follow, marked.
     pub fn is_told(&self, file: &str) -> bool {
-        let line = self.err.lines().last().unwrap_or_default();
+        let line = self.err.lines().rfind(|line| !line.starts_with("| ")).unwrap_or_default();
         line.starts_with("firstdiff: ") && line.contains(file) && line.contains("; ")
     }
 }

@@ -202,15 +202,23 @@ fn each_malformed_plan_is_refused_by_name_by_every_reader() {
     let not_utf8 = [&b"model \xff\n"[..], PLAN.split_once('\n').unwrap().1.as_bytes()].concat();
     assert!(readers.add(&not_utf8).unwrap_err().contains("UTF-8"));
     let many = PLAN.to_string() + &"tokens 1\n".repeat(1 << 16);
-    assert!(readers.add(many.as_bytes()).unwrap_err().contains("states 65538 steps"));
+    assert!(readers.add(many.as_bytes()).unwrap_err().contains("more than 65536 steps"));
     // Long before it would fill the memory.
     let layers = PLAN.replacen("site q 0-1", &format!("site q {}0", "0-1023,".repeat(1 << 20)), 1);
     assert!(readers.add(layers.as_bytes()).unwrap_err().contains("not a site"));
+    let sites: String = (0..100_000).map(|n| format!("site a{n} 0-1023 token T\n")).collect();
+    let sites = PLAN.replacen("site q 0-1", &format!("{sites}site q 0-1"), 1);
+    assert!(readers.add(sites.as_bytes()).unwrap_err().contains("more than 131072 sites"));
     let (c, python, said) = readers.others();
-    assert_eq!(c, vec![false; REFUSED.len() + 3]);
+    assert_eq!(c, vec![false; REFUSED.len() + 4]);
     assert_eq!(python, c);
     assert_eq!(said.len(), c.len(), "{said:?}");
-    let more = ["it is not UTF-8 text", "it has no tokens, or too many", "do not ascend"];
+    let more = [
+        "it is not UTF-8 text",
+        "it has no tokens, or too many",
+        "do not ascend",
+        "it has too many sites",
+    ];
     for (line, says) in said.iter().zip(REFUSED.iter().map(|one| one.3).chain(more)) {
         assert!(line.contains(says) && line.contains("is not a firstdiff plan"), "{says}: {line}");
     }

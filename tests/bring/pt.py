@@ -4,6 +4,7 @@ import collections
 import io
 import os
 import pickle
+import random
 import re
 import sys
 import types
@@ -118,12 +119,29 @@ def main(folder):
     for _ in range(20):
         nested = [nested]
     save("deep.pt", nested)
+    laughs = [Tensor(x)]
+    for _ in range(8):
+        laughs = [laughs] * 10
+    save("laughs.pt", laughs)
+    save("axes.pt", Tensor(x[0, :1], (1,) * 65, (0,) * 65))
     Path("old.pt").write_bytes(pickle.dumps([1, 2]))
     with zipfile.ZipFile("empty.pt", "w") as archive:
         archive.writestr("a", "b")
     for name in ("system", "module", "past", "negative", "huge", "short", "big", "zipped", "memo", "extension", "halved",
-                 "deep", "old", "empty"):  # fmt: skip
+                 "deep", "laughs", "axes", "old", "empty"):  # fmt: skip
         show(f"{name}.pt")
+    whole, refused = Path("good.pt").read_bytes(), 0
+    for seed in range(500):
+        chance, data = random.Random(seed), bytearray(whole)
+        for _ in range(chance.randint(1, 3)):
+            at = chance.randrange(len(data))
+            data[at : at + chance.choice([1, 1, 8])] = chance.randbytes(chance.choice([0, 1, 1, 8]))
+        Path("damaged.pt").write_bytes(data)
+        try:
+            firstdiff_pt.read("damaged.pt")
+        except firstdiff_pt.Refused:
+            refused += 1
+    print("damaged:", 100 < refused < 500)
     print("harmed:", Path("harmed").exists())
     Path("dump/a").mkdir(parents=True)
     save("dump/a/s0.pt", {"q": Tensor(x)})

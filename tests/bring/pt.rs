@@ -27,8 +27,11 @@ memo.pt: its pickle has LONG_BINPUT 2147483647, which no tensor needs
 extension.pt: its pickle has EXT1 1, which no tensor needs
 halved.pt is damaged
 deep.pt: has dicts or lists nested 16 deep; save a flatter one
+laughs.pt: has more than 1048576 values in its dicts and lists; save fewer in a file
+axes.pt: has a tensor that is not part of a storage
 old.pt is not a zip file of torch.save; save it with torch 1.6 or later
 empty.pt: has no data.pkl, so torch.save did not write it
+damaged: True
 harmed: False
 wrote 1 files to out; next: firstdiff align out --reference REF -o map.toml
 0 2

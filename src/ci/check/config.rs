@@ -201,13 +201,22 @@ impl Config {
                 Err(FilterError::NoMatch { glob, .. }) => {
                     return Err(ConfigError::Unmatched { path: self.path.clone(), glob });
                 }
-                Err(FilterError::Syntax(error)) => {
-                    let (path, detail) = (self.path.clone(), error.to_string());
+                Err(error) => {
+                    let (path, detail) = (self.path.clone(), without_flag(&error));
                     return Err(ConfigError::Glob { path, detail });
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// What is wrong with a glob, not as of the command line.
+fn without_flag(error: &FilterError) -> String {
+    match error {
+        FilterError::Syntax(error) => error.to_string(),
+        FilterError::NoMatch { glob, .. } => glob.clone(),
+        FilterError::TooLong => "the globs of one rule are too many".to_string(),
     }
 }
 
@@ -235,7 +244,8 @@ impl Reader<'_> {
             None => KernelSet::embedded(),
         };
         if file.steps > MAX_STEPS {
-            return Err(self.value(format!("steps = {}: at most {MAX_STEPS}", file.steps)));
+            let detail = format!("steps = {}: at most {MAX_STEPS}; give fewer", file.steps);
+            return Err(self.value(detail));
         }
         let read_rounding = |text: &String| {
             Convention::parse(text).map_err(|error| self.value(format!("arithmetic: {error}")))
@@ -295,6 +305,10 @@ impl Reader<'_> {
     fn distinct(&self, what: &str, names: impl Iterator<Item = String>) -> Result<(), ConfigError> {
         let mut seen = BTreeSet::new();
         for name in names {
+            if name.chars().any(char::is_control) {
+                let detail = format!("{what}: {name:?} has a control character; use another name");
+                return Err(self.value(detail));
+            }
             if !seen.insert(name.clone()) {
                 return Err(
                     self.value(format!("{what}: {name} appears twice; use different names"))
@@ -400,12 +414,9 @@ impl Reader<'_> {
             );
             return Err(self.value(detail));
         }
-        let filter = SiteFilter::parse(&glob).map_err(|error| {
-            let detail = match error {
-                FilterError::Syntax(error) => error.to_string(),
-                FilterError::NoMatch { glob, .. } => glob,
-            };
-            ConfigError::Glob { path: self.path.to_path_buf(), detail }
+        let filter = SiteFilter::parse(&glob).map_err(|error| ConfigError::Glob {
+            path: self.path.to_path_buf(),
+            detail: without_flag(&error),
         })?;
         if glob.trim_matches([',', ' ']).is_empty() {
             return Err(self.value("tolerances: a rule has no sites; give a glob".to_string()));

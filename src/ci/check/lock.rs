@@ -20,7 +20,9 @@ const MAX_BYTES: u64 = 256 << 20;
 pub enum LockError {
     #[error("cannot read {path}: {source}; `firstdiff bless --all` writes a baseline")]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{path} is not a baseline of `firstdiff bless`: {detail}")]
+    #[error(
+        "{path} is not a baseline of `firstdiff bless`: {detail}; `firstdiff bless --all` writes one"
+    )]
     Foreign { path: PathBuf, detail: String },
 }
 

@@ -18,7 +18,7 @@ const MAX_BYTES: u64 = 256 << 20;
 pub enum MergeError {
     #[error("cannot read {path}: {source}; check the path")]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{path} is not a result of `firstdiff check --json`: {detail}")]
+    #[error("{path} is not a result of `firstdiff check --json`: {detail}; write it again")]
     Foreign { path: PathBuf, detail: String },
     #[error("{path} was written by firstdiff {found}, {first} by {wanted}; check with one version")]
     Version { path: PathBuf, first: PathBuf, found: String, wanted: String },

@@ -30,7 +30,7 @@ const FLOOR: usize = 4;
 pub enum PinnedError {
     #[error("cannot read {path}: {source}; `firstdiff bless --reference` writes a snapshot")]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{path} is not a snapshot of `firstdiff bless --reference`: {detail}")]
+    #[error("{path} is not a snapshot of `firstdiff bless --reference`: {detail}; write it again")]
     Foreign { path: PathBuf, detail: String },
     #[error(
         "{path} was edited or truncated: its checksum does not match its text; write it again with `firstdiff \

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -10,10 +10,12 @@ use std::{
 use memmap2::Mmap;
 
 use super::{folder, limit};
-use crate::core::files::write_atomic;
+use crate::core::files::{self, temporary_beside};
 
-/// The ending of the file beside an entry that has its blake3. Its time is that of the last use.
+/// The ending of the file beside an entry that has its length and its blake3. Its time is that of the last use.
 pub(super) const SEAL: &str = "blake3";
+/// No seal is longer.
+const MAX_SEAL_BYTES: u64 = 128;
 
 /// A file of the cache. Its name has the hash of all that its content follows from.
 #[derive(Clone, Debug)]
@@ -42,21 +44,19 @@ impl Entry {
 
     /// What is in the file, under the same condition.
     pub fn read(&self) -> Option<Vec<u8>> {
-        let bytes = fs::read(&self.path).ok();
-        let is_whole = bytes.as_ref().is_some_and(|bytes| self.is_sealed(bytes));
-        self.used(is_whole).then_some(bytes?)
+        self.map().map(|map| map.to_vec())
     }
 
     /// The file in memory, under the same condition.
     pub fn map(&self) -> Option<Mmap> {
         let map = self.opened().ok();
         let is_whole = map.as_ref().is_some_and(|map| self.is_sealed(map));
-        map.filter(|_| self.used(is_whole))
+        if self.used(is_whole) { map } else { None }
     }
 
     /// Writes the file. What cannot be kept is made again the next time, which is no error.
     pub fn write(&self, bytes: &[u8]) {
-        if write_atomic(&self.path, bytes).is_ok() {
+        if put(&self.path, bytes).is_ok() {
             self.sealed(bytes);
         }
     }
@@ -72,30 +72,34 @@ impl Entry {
     }
 
     fn sealed(&self, bytes: &[u8]) {
-        let hash = hash(bytes).to_hex();
-        let _ = write_atomic(&self.seal_path(), hash.as_bytes());
+        let _ = put(&self.seal_path(), seal(bytes).as_bytes());
         limit::written(bytes.len() as u64);
     }
 
-    /// Marks the time of use, or removes a broken entry.
+    /// Marks the time of use, or removes a broken entry, whatever lies there in its place.
     fn used(&self, is_whole: bool) -> bool {
         let seal = self.seal_path();
         if is_whole {
             let _ = File::open(seal).and_then(|file| file.set_modified(SystemTime::now()));
         } else {
-            [&self.path, &seal].into_iter().for_each(|path| _ = fs::remove_file(path));
+            for path in [&self.path, &seal] {
+                let _ = fs::remove_file(path).or_else(|_| fs::remove_dir_all(path));
+            }
         }
         is_whole
     }
 
     fn is_sealed(&self, bytes: &[u8]) -> bool {
-        let sealed = fs::read_to_string(self.seal_path());
-        sealed.is_ok_and(|sealed| sealed == hash(bytes).to_hex().as_str())
+        let sealed = files::read(&self.seal_path(), MAX_SEAL_BYTES);
+        // The length first: what is longer than it was is not read.
+        sealed.is_ok_and(|sealed| {
+            sealed.starts_with(length(bytes).as_bytes()) && sealed == seal(bytes).as_bytes()
+        })
     }
 
     fn opened(&self) -> io::Result<Mmap> {
         // SAFETY: the cache is ours alone, and an entry is replaced by a rename, never written to.
-        unsafe { Mmap::map(&File::open(&self.path)?) }
+        unsafe { Mmap::map(&files::open(&self.path)?) }
     }
 
     fn seal_path(&self) -> PathBuf {
@@ -104,6 +108,22 @@ impl Entry {
         path.push(SEAL);
         path.into()
     }
+}
+
+/// Puts a file in the place of what is there, which is not followed or written to.
+fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = temporary_beside(path)?;
+    file.write_all(bytes)?;
+    file.persist(path)?;
+    Ok(())
+}
+
+fn length(bytes: &[u8]) -> String {
+    format!("{} ", bytes.len())
+}
+
+fn seal(bytes: &[u8]) -> String {
+    format!("{}{}", length(bytes), hash(bytes).to_hex())
 }
 
 /// Several threads hash what is larger than this, in bytes.

@@ -11,8 +11,9 @@
 
 use std::fmt;
 
-/// Deeper than this no size is written.
+/// Deeper than this no size is written, nor longer, in bytes: each operator of a sum is a level of its tree.
 const MAX_DEPTH: usize = 32;
+const MAX_BYTES: usize = 4096;
 
 /// An expression as it was written, and what it means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +74,9 @@ pub type Dims = Vec<(&'static str, i64)>;
 impl Expression {
     /// Reads an expression that may use `names`. The error is a phrase.
     pub fn parse(text: &str, names: &[&str]) -> Result<Expression, String> {
+        if text.len() > MAX_BYTES {
+            return Err(format!("it is longer than {MAX_BYTES} bytes"));
+        }
         let mut parser = Parser { rest: text.trim(), names };
         let tree = parser.choice(0)?;
         if parser.rest.is_empty() {
@@ -282,5 +286,7 @@ mod tests {
             assert!(error.contains(wanted), "{text}: {error}");
         }
         assert!(value(&"(".repeat(1000)).is_err());
+        assert!(value(&format!("1{}", "+1".repeat(400_000))).unwrap_err().contains("longer than"));
+        assert_eq!(value(&format!("1{}", "+1".repeat(2000))), Ok(2001));
     }
 }

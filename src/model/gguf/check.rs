@@ -20,6 +20,9 @@ const VERSIONS: [u32; 2] = [2, 3];
 /// ggml's limits on a tensor's name and axes.
 const MAX_NAME: usize = 63;
 const MAX_AXES: u32 = 4;
+/// Each is compared with those before it.
+const MAX_TENSORS: usize = 1 << 14;
+const MAX_KEYS: usize = 1 << 16;
 /// Above this no model has any size.
 const MAX_SIZE: f64 = (1u64 << 31) as f64;
 
@@ -32,6 +35,13 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), Wrong> {
     }
     let n_tensors = reader.count("tensors", 32)?;
     let n_keys = reader.count("keys", 13)?;
+    for (n, most, what) in [(n_tensors, MAX_TENSORS, "tensors"), (n_keys, MAX_KEYS, "keys")] {
+        if n > most {
+            return Err(header(format!(
+                "it has {n} {what}, which llama.cpp would compare for minutes"
+            )));
+        }
+    }
     let mut keys = Keys::default();
     for _ in 0..n_keys {
         let key = reader.text("a key")?;
@@ -100,10 +110,11 @@ impl<'a> Reader<'a> {
     fn text(&mut self, what: &str) -> Result<String, Wrong> {
         let n = self.length(what)?;
         let bytes = self.take(n, what)?;
-        if bytes.contains(&0) {
-            return Err(header(format!("{what} holds a zero byte")));
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        if text.chars().any(char::is_control) {
+            return Err(header(format!("{what} has a control character: {text:?}")));
         }
-        Ok(String::from_utf8_lossy(bytes).into_owned())
+        Ok(text)
     }
 
     fn value(&mut self, key: &str) -> Result<Value, Wrong> {
@@ -223,6 +234,10 @@ impl Keys {
         }
         self.check_tokens()?;
         match self.0.get("general.architecture") {
+            Some(Value::Text(name)) if name.chars().any(char::is_control) => {
+                let why = format!("has a control character: {name:?}");
+                Err(Wrong::Key { key: "general.architecture".to_string(), why })
+            }
             Some(Value::Text(name)) => self.check_sizes(name),
             _ => Ok(()),
         }

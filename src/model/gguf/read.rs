@@ -18,6 +18,9 @@ use crate::{
     model::llama,
 };
 
+/// More bytes after the last tensor are no padding: the whole file is hashed.
+const MAX_BEYOND: usize = 1 << 30;
+
 /// Where a tensor's data lies, and what it is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
@@ -60,6 +63,10 @@ pub enum GgufError {
     BadKey { path: PathBuf, key: String, why: String },
     #[error("{path} ends inside its tensor {tensor} ({has} of {needs} bytes); download it again")]
     Truncated { path: PathBuf, tensor: String, has: u64, needs: u64 },
+    #[error(
+        "{path} has {beyond} bytes after its last tensor, which ends at {end}; download it again"
+    )]
+    Beyond { path: PathBuf, beyond: usize, end: usize },
     #[error("{path} has no tensor {tensor}; {hint}")]
     MissingTensor { path: PathBuf, tensor: String, hint: &'static str },
     #[error(
@@ -147,6 +154,11 @@ impl Gguf {
         })?;
         let context = parse(path)?;
         let tensors = tensor_table(path, &context, map.len() as u64)?;
+        let end = tensors.iter().map(|info| info.offset + info.bytes).max().unwrap_or(0);
+        let beyond = map.len().saturating_sub(end);
+        if beyond > MAX_BEYOND && !tensors.is_empty() {
+            return Err(GgufError::Beyond { path: path.to_path_buf(), beyond, end });
+        }
         let names = tensors.iter().enumerate().map(|(index, info)| (info.name.clone(), index));
         let by_name = names.collect();
         Ok(Gguf { path: path.to_path_buf(), context, tensors, by_name, map })

@@ -183,7 +183,7 @@ impl Header {
         F: FnMut(&TensorInfo, &mut dyn Write) -> std::io::Result<()>,
     {
         let failed = |source| self.write_error(path, source);
-        let file = files::temporary_beside(path).map_err(failed)?;
+        let file = files::Output::create(path).map_err(failed)?;
         let mut out = BufWriter::with_capacity(1 << 20, file);
         // SAFETY: the buffer has the size that the context asks for.
         let meta = unsafe {
@@ -200,8 +200,7 @@ impl Header {
             out.write_all(&vec![0; padding]).map_err(failed)?;
         }
         let file = out.into_inner().map_err(|error| failed(error.into_error()))?;
-        file.persist(path).map_err(|error| failed(error.error))?;
-        Ok(())
+        file.finish().map_err(failed)
     }
 }
 

@@ -128,6 +128,11 @@ pub fn align(dump: &Dump, reference: &TraceReader) -> Result<Alignment, DumpErro
     let mut fits = Vec::new();
     let mut alignment = Alignment::default();
     let mut stacked = BTreeSet::new();
+    // What is larger than all sites together is none of them, nor several: it is not read.
+    let most: usize = candidates.iter().map(|c| c.shape.iter().product::<usize>()).sum();
+    let (known, beyond): (Vec<Array>, Vec<Array>) =
+        dump.arrays.iter().cloned().partition(|array| array.elements() <= most);
+    let dump = &Dump { arrays: known };
     for tokens in tokens(dump, &reference.manifest().steps) {
         if tokens.names().is_disjoint(&stacked)
             && let Some(found) = stack(&tokens, &candidates, reference, &alignment)?
@@ -153,8 +158,8 @@ pub fn align(dump: &Dump, reference: &TraceReader) -> Result<Alignment, DumpErro
         alignment.add(name, &fits);
     }
     for name in std::mem::take(&mut alignment.unmatched) {
-        let array = dump.arrays.iter().find(|array| array.name == name);
-        let array = array.expect("a name of the dump");
+        let place = dump.arrays.binary_search_by(|array| array.name.cmp(&name));
+        let array = &dump.arrays[place.expect("a name of the dump, which is sorted")];
         let parts = fused::parts(&array.shape, &array.read()?, &candidates, reference)?;
         if parts.is_empty() {
             alignment.unmatched.push(name);
@@ -162,6 +167,7 @@ pub fn align(dump: &Dump, reference: &TraceReader) -> Result<Alignment, DumpErro
             alignment.add_parts(array, parts, reference);
         }
     }
+    alignment.unmatched.extend(beyond.into_iter().map(|array| array.name));
     placement::settle(&mut alignment, dump, reference)?;
     alignment.matches.sort_by_key(|found| found.site);
     alignment.unmatched.sort();

@@ -28,6 +28,7 @@ pub fn import(
     storage: DType,
     to: &Path,
 ) -> Result<Imported, DumpError> {
+    mapping.check(&dump.arrays)?;
     let (mut sources, mut unmapped) = (Sources::new(reference), Vec::new());
     for array in &dump.arrays {
         let readings = mapping.readings(array, reference.list())?;

@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf};
 
+use super::files::MAX_ARRAYS;
 use crate::{core::exit::Exit, trace::TraceError};
 
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +16,8 @@ pub enum DumpError {
     Empty { path: PathBuf },
     #[error("{path} is not a readable array: {reason}; write it again as f16, f32 or f64")]
     Array { path: PathBuf, reason: String },
+    #[error("{path} holds more than {MAX_ARRAYS} files or arrays; dump fewer steps or layers")]
+    TooMany { path: PathBuf },
     #[error("{path}: {reason}; docs/trace-format.md describes mapping files")]
     Mapping { path: PathBuf, reason: String },
     #[error("{name} {reason}; change its line in the mapping file")]

@@ -1,8 +1,10 @@
 //! The arrays of a folder: `.npy` files, and those in `.npz` and `.safetensors` files.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -11,14 +13,19 @@ use safetensors::{Dtype, tensor::Metadata};
 
 use super::{
     error::DumpError,
-    npz::{self, npz},
+    npz::{Entry, npz},
 };
 use crate::core::files;
 
-/// Longer headers are no headers.
+/// Longer headers are no headers: of a safetensors file, and of an array of numpy, which reads no longer ones.
 const MAX_HEADER: u64 = 16 << 20;
+const MAX_NPY_HEADER: u64 = 10_000;
 /// Folders within folders that are looked into.
 const MAX_DEPTH: usize = 4;
+/// Axes of an array: numpy has no more.
+const MAX_AXES: usize = 64;
+/// More arrays, or files, are no dump of a run that fits in memory.
+pub(super) const MAX_ARRAYS: usize = 1 << 17;
 
 /// A folder of arrays.
 #[derive(Debug)]
@@ -41,8 +48,8 @@ pub struct Array {
     format: Format,
     /// Of the first element.
     offset: u64,
-    /// Which file of an archive it is.
-    pub(super) entry: Option<usize>,
+    /// Where it is in an archive.
+    pub(super) entry: Option<Entry>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,7 +73,7 @@ impl Dump {
     /// The folder cannot be read, holds no array, or one of a format that is none of numbers.
     pub fn open(folder: &Path) -> Result<Dump, DumpError> {
         let mut files = Vec::new();
-        list(folder, MAX_DEPTH, &mut files)?;
+        list(folder, MAX_DEPTH, &mut BTreeSet::new(), &mut files)?;
         let mut arrays = Vec::new();
         for path in files {
             let within = path.strip_prefix(folder).unwrap_or(&path).with_extension("");
@@ -77,8 +84,15 @@ impl Dump {
                 Some("safetensors") => arrays.extend(safetensors(&path, &name)?),
                 _ => {}
             }
+            if arrays.len() > MAX_ARRAYS {
+                return Err(DumpError::TooMany { path: folder.into() });
+            }
         }
         arrays.sort_by(|a: &Array, b| a.name.cmp(&b.name));
+        if let Some(two) = arrays.windows(2).find(|two| two[0].name == two[1].name) {
+            let reason = format!("another file has an array named {} too", two[1].name);
+            return Err(DumpError::Array { path: two[1].path.clone(), reason });
+        }
         if arrays.is_empty() {
             Err(DumpError::Empty { path: folder.into() })
         } else {
@@ -104,10 +118,11 @@ impl Array {
             file.read_exact(&mut bytes)?;
             Ok(bytes)
         };
-        let bytes = match self.entry {
+        let bytes = match &self.entry {
             None => read().map_err(|source| DumpError::Read { path: path.clone(), source })?,
-            Some(entry) => npz::entry(&path, entry, self.offset, size).map_err(|error| {
-                DumpError::Array { path: path.clone(), reason: format!("{}: {error}", self.name) }
+            Some(entry) => entry.read(self.offset, size).map_err(|error| DumpError::Array {
+                path: path.clone(),
+                reason: format!("{}: {error}", self.name),
             })?,
         };
         let values: Vec<f32> =
@@ -160,14 +175,27 @@ impl Format {
     }
 }
 
-fn list(folder: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), DumpError> {
+/// Lists the files of a folder and of those in it, each once: links may lead back.
+fn list(
+    folder: &Path,
+    depth: usize,
+    seen: &mut BTreeSet<(u64, u64)>,
+    files: &mut Vec<PathBuf>,
+) -> Result<(), DumpError> {
     let read = |source| DumpError::Read { path: folder.into(), source };
+    let own = fs::metadata(folder).map_err(read)?;
+    if !seen.insert((own.dev(), own.ino())) {
+        return Ok(());
+    }
     for entry in fs::read_dir(folder).map_err(read)? {
         let path = entry.map_err(read)?.path();
+        if files.len() > MAX_ARRAYS {
+            return Err(DumpError::TooMany { path: folder.into() });
+        }
         if path.is_file() {
             files.push(path);
         } else if path.is_dir() && depth > 1 {
-            list(&path, depth - 1, files)?;
+            list(&path, depth - 1, seen, files)?;
         }
     }
     Ok(())
@@ -207,8 +235,8 @@ pub(super) fn npy_header(
     }
     let size = if start[6] == 1 { 2 } else { 4 };
     let header = bytes(size)?.iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte));
-    if header > MAX_HEADER.min(length) {
-        return Err(wrong("its header length exceeds the file size or the 16 MiB limit"));
+    if header > MAX_NPY_HEADER.min(length) {
+        return Err(wrong("its header length exceeds the file size or the limit of 10,000 bytes"));
     }
     let (at, text) = (8 + size, bytes(header)?);
     let text = String::from_utf8_lossy(&text);
@@ -233,6 +261,9 @@ pub(super) fn npy_header(
     let axes = shape.split(',').map(str::trim).filter(|axis| !axis.is_empty());
     let shape: Result<Vec<usize>, _> = axes.map(str::parse).collect();
     let shape = shape.map_err(|_| wrong("its header states no shape"))?;
+    if shape.len() > MAX_AXES {
+        return Err(wrong(&format!("its shape has {} axes", shape.len())));
+    }
     let offset = at + header;
     let format = Format { kind, big_endian: descr.starts_with('>') };
     let bytes = shape.iter().try_fold(kind.size() as u64, |all, &n| all.checked_mul(n as u64));

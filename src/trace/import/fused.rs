@@ -29,18 +29,22 @@ pub(super) fn parts(
     let Some(&width) = shape.last().filter(|&&width| width > 1) else { return Ok(Vec::new()) };
     let rows = values.len() / width;
     let mut parts: Vec<Part> = Vec::new();
+    let has_rows = |candidate: &&Candidate| {
+        candidate.shape[0] == rows && (1..width).contains(&candidate.row.len())
+    };
+    let candidates: Vec<&Candidate> = candidates.iter().filter(has_rows).collect();
+    // Each fills a part of its own.
+    if candidates.iter().map(|candidate| candidate.row.len()).sum::<usize>() < width {
+        return Ok(parts);
+    }
     for candidate in candidates {
-        let n = candidate.row.len();
-        if candidate.shape[0] != rows || n == 0 || n >= width {
-            continue;
-        }
         let mut theirs = None;
         for blocks in places(&values[..width], &candidate.row) {
             if theirs.is_none() {
                 theirs = reference.tensor(candidate.site)?;
             }
             let Some(theirs) = &theirs else { break };
-            if !is_near(values, width, blocks, &theirs.data, n) {
+            if !is_near(values, width, blocks, &theirs.data, most_off(&theirs.data)) {
                 continue;
             }
             match parts.iter_mut().find(|part| part.blocks == blocks) {
@@ -59,14 +63,14 @@ pub(super) fn parts(
 
 /// Where the values of a site's row may be in a row of an array: in one run, or in one of every so many.
 fn places(row: &[f32], own: &[f32]) -> Vec<Blocks> {
-    let (width, n) = (row.len(), own.len());
+    let (width, n, most) = (row.len(), own.len(), most_off(own));
     let mut places = Vec::new();
     for runs in (1..=n).filter(|&runs| n.is_multiple_of(runs) && width.is_multiple_of(runs)) {
         let (run, period) = (n / runs, width / runs);
         for first in 0..=period - run {
             let period = (runs > 1).then_some(period);
             let blocks = Blocks { first, end: first + run, period };
-            if is_near(row, width, blocks, own, n) {
+            if is_near(row, width, blocks, own, most) {
                 places.push(blocks);
             }
         }
@@ -74,12 +78,20 @@ fn places(row: &[f32], own: &[f32]) -> Vec<Blocks> {
     places
 }
 
-/// Whether that part of the rows of an array is within rounding what a site has. Stops at the first element by
+fn square(x: f32) -> f64 {
+    f64::from(x) * f64::from(x)
+}
+
+/// By how much, squared, values may be off that are within rounding what a site has.
+fn most_off(theirs: &[f32]) -> f64 {
+    SURE * SURE * theirs.iter().map(|&x| square(x)).sum::<f64>()
+}
+
+/// Whether that part of the rows of an array is off by less than `most`, squared. Stops at the first element by
 /// which it no longer can be.
-fn is_near(values: &[f32], width: usize, blocks: Blocks, theirs: &[f32], n: usize) -> bool {
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    let most = SURE * SURE * theirs.iter().map(|&x| square(x)).sum::<f64>();
+fn is_near(values: &[f32], width: usize, blocks: Blocks, theirs: &[f32], most: f64) -> bool {
     let period = blocks.period.unwrap_or(width);
+    let n = theirs.len() / (values.len() / width);
     let mut off = 0.0;
     for (row, theirs) in values.chunks(width).zip(theirs.chunks(n)) {
         let own = row.chunks(period).flat_map(|one| &one[blocks.first..blocks.end]);

@@ -1,8 +1,11 @@
 //! `map.toml`: which array of a dump is which site, and how its values lie.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+};
 
-use regex::{Captures, Regex};
+use regex::{Regex, RegexBuilder};
 use serde::Deserialize;
 
 use super::{
@@ -20,12 +23,20 @@ use crate::{
 };
 
 /// Longer mapping files are none.
-const MAX_BYTES: u64 = 64 << 20;
+const MAX_BYTES: u64 = 16 << 20;
+/// What all expressions together may take, and what one may, in bytes.
+const MAX_COMPILED: usize = 512 << 20;
+const MAX_EXPRESSION: usize = 1 << 20;
+/// Expressions times arrays that are tried.
+const MAX_TRIED: usize = 1 << 25;
 
 /// A mapping file.
 #[derive(Debug)]
 pub struct Mapping {
-    lines: Vec<(Regex, Line)>,
+    path: PathBuf,
+    /// The lines that name one array as it is, as those of `align` do.
+    whole: HashMap<String, Vec<Line>>,
+    expressions: Vec<(Regex, Line)>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -97,13 +108,39 @@ impl Mapping {
             let at = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
             wrong(format!("line {at}: {}", error.message().replace('\n', " ")))
         })?;
-        let line = |line: Line| -> Result<(Regex, Line), DumpError> {
+        let mut whole: HashMap<String, Vec<Line>> = HashMap::new();
+        let mut others = Vec::new();
+        for line in file.tensor {
+            match whole_name(&line.pattern) {
+                Some(name) => whole.entry(name).or_default().push(line),
+                None => others.push(line),
+            }
+        }
+        let most = MAX_EXPRESSION.min(MAX_COMPILED / others.len().max(1));
+        let expression = |line: Line| -> Result<(Regex, Line), DumpError> {
             let whole = format!("^(?:{})$", line.pattern);
-            let regex = Regex::new(&whole)
-                .map_err(|_| wrong(format!("{:?} is not a regular expression", line.pattern)))?;
+            let regex = RegexBuilder::new(&whole).size_limit(most).build();
+            let regex = regex.map_err(|error| {
+                let is_large = matches!(error, regex::Error::CompiledTooBig(_));
+                let what = if is_large { "is too large" } else { "is not a regular expression" };
+                wrong(format!("{:?} {what}", line.pattern))
+            })?;
             Ok((regex, line))
         };
-        Ok(Mapping { lines: file.tensor.into_iter().map(line).collect::<Result<_, _>>()? })
+        let expressions = others.into_iter().map(expression).collect::<Result<_, _>>()?;
+        Ok(Mapping { path: path.into(), whole, expressions })
+    }
+
+    /// Refuses to try more expressions on more arrays than end in seconds.
+    pub(super) fn check(&self, arrays: &[Array]) -> Result<(), DumpError> {
+        let (n, of) = (self.expressions.len(), arrays.len());
+        if n.saturating_mul(of) <= MAX_TRIED {
+            return Ok(());
+        }
+        let reason = format!(
+            "{n} expressions for {of} arrays are too many to try; use fewer, or whole names"
+        );
+        Err(DumpError::Mapping { path: self.path.clone(), reason })
     }
 
     /// How an array is read: one way for each line that names it.
@@ -116,22 +153,39 @@ impl Mapping {
         list: &SiteList,
     ) -> Result<Vec<Reading>, DumpError> {
         let name = array.name.as_str();
-        let fits = |(regex, line): &'m (Regex, Line)| Some((regex, line, regex.captures(name)?));
-        let named: Vec<(&Regex, &Line, Captures<'_>)> =
-            self.lines.iter().filter_map(fits).collect();
-        if let [(_, line, _), (_, other, _), ..] = &named[..]
-            && named.iter().any(|(_, line, _)| line.slice.is_none())
+        let matched = |(regex, line): &'m (Regex, Line)| {
+            let captures = regex.captures(name)?;
+            let group = |name| (name, captures.name(name).map_or("", |value| value.as_str()));
+            Some((line, regex.capture_names().flatten().map(group).collect()))
+        };
+        let whole = self.whole.get(name).into_iter().flatten();
+        let whole = whole.map(|line| (line, BTreeMap::new()));
+        let named: Vec<(&Line, BTreeMap<&str, &str>)> =
+            whole.chain(self.expressions.iter().filter_map(matched)).collect();
+        if let [(line, _), (other, _), ..] = &named[..]
+            && named.iter().any(|(line, _)| line.slice.is_none())
         {
             let (a, b) = (&line.pattern, &other.pattern);
             let reason = format!("matches two expressions, {a:?} and {b:?}, not all with a slice");
             return Err(DumpError::Line { name: name.into(), reason });
         }
-        let reading = |(regex, line, captures): (&Regex, &Line, Captures<'_>)| {
-            let group = |name| (name, captures.name(name).map_or("", |value| value.as_str()));
-            line.reading(&regex.capture_names().flatten().map(group).collect(), array, list)
-        };
-        named.into_iter().map(reading).collect()
+        named.into_iter().map(|(line, groups)| line.reading(&groups, array, list)).collect()
     }
+}
+
+/// The one name that an expression fits, where it is one that is only escaped.
+fn whole_name(pattern: &str) -> Option<String> {
+    let (mut name, mut chars) = (String::new(), pattern.chars());
+    while let Some(c) = chars.next() {
+        name.push(match c {
+            '\\' => chars.next().filter(char::is_ascii_punctuation)?,
+            '.' | '+' | '*' | '?' | '(' | ')' | '|' | '[' | ']' | '{' | '}' | '^' | '$' => {
+                return None;
+            }
+            c => c,
+        });
+    }
+    Some(name)
 }
 
 impl Line {
