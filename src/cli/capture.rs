@@ -1,6 +1,6 @@
 //! `firstdiff capture`: one side's tensors, recorded as a trace.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use firstdiff::{
     compare::SiteFilter,
@@ -10,7 +10,6 @@ use firstdiff::{
         files,
         floor::DeclaredFloor,
         sink::{Choice, Sink, Stopped},
-        task::Task,
         tensor::{DType, Tensor},
     },
     engine::{
@@ -25,7 +24,7 @@ use firstdiff::{
     reference::{Changes, Precision, Reference, Routing, is_choice},
     run::{
         Division, RunError,
-        baseline::{Baseline, Held},
+        baseline::{Baseline, Held, needed_nodes},
     },
     trace::{Manifest, ModelId, Settings, Side, TraceReader, TraceWriter},
 };
@@ -61,11 +60,11 @@ impl Sink for Filtered<'_> {
 /// Records a side.
 pub fn capture(args: &CaptureArgs) -> Result<Exit, Error> {
     let engine = inputs::engine(&args.engine)?;
-    let filter = inputs::filter(args.sites.as_deref())?;
+    let filter = inputs::filter(&args.only)?;
     let bar = output::progress(None, "loading the model and the reference");
     let steps = match args.side {
-        SideArg::Reference => capture_reference(args, &filter, &bar)?,
-        SideArg::Engine => capture_engine(args, &engine, &filter, &bar)?,
+        SideArg::Reference => capture_reference(args, filter, &bar)?,
+        SideArg::Engine => capture_engine(args, &engine, filter, &bar)?,
     };
     bar.finish_and_clear();
     let side = if args.side == SideArg::Reference { "reference" } else { "engine" };
@@ -77,7 +76,7 @@ pub fn capture(args: &CaptureArgs) -> Result<Exit, Error> {
 /// ours; how many steps.
 fn capture_reference(
     args: &CaptureArgs,
-    filter: &SiteFilter,
+    filter: SiteFilter,
     bar: &ProgressBar,
 ) -> Result<usize, Error> {
     let like = args.tokens_of.as_deref().map(TraceReader::open).transpose()?;
@@ -94,13 +93,17 @@ fn capture_reference(
         Some(trace) if args.force_routing => Some(routing(&inputs.reference, trace)?),
         _ => None,
     };
-    let held = Held { tokens: &tokens, routing: routing.as_ref() };
-    filter.check(&inputs.reference.graph().sites.of_run(inputs.decode + 1))?;
+    let (model, routing) = (Arc::clone(inputs.reference.graph()), routing.as_ref());
+    let filter = filter.of_model(&model)?;
+    filter.check(&model.sites.of_run(inputs.decode + 1))?;
     bar.set_message("measuring the floor");
     let (mut floors, mut steps) = (Vec::new(), Vec::new());
     for arithmetic in Arithmetic::engines() {
-        let filter = SiteFilter::default();
         let (reference, task) = (&inputs.reference, inputs.task());
+        // Where a part of the graph will do, tokens are chosen once.
+        let chosen: Vec<i32> = steps.iter().skip(1).flatten().copied().collect();
+        let is_chosen = !filter.wants_all() && !chosen.is_empty();
+        let held = Held { tokens: if is_chosen { &chosen } else { &tokens }, routing };
         let baseline = Baseline::held(reference, &inputs.model, task, &arithmetic, &filter, held)?;
         floors.push(DeclaredFloor { arithmetic, floor: baseline.floor });
         steps = baseline.steps;
@@ -123,12 +126,13 @@ fn capture_reference(
     };
     let mut writer = TraceWriter::create(&args.output, manifest, args.overwrite)?;
     bar.set_message("recording");
+    let needed = needed_nodes(&inputs.reference, &filter);
     let (graph, values) = inputs.reference.import(&steps.concat())?;
     writer.put_graph(&graph, &values)?;
     let task = inputs.task();
     let mut session = inputs.reference.session(task.positions(), task.prompt.len())?;
-    let filtered = Filtered { writer: &mut writer, filter, recomputed: Vec::new() };
-    let changes = Changes { routing: held.routing, ..Changes::default() };
+    let filtered = Filtered { writer: &mut writer, filter: &filter, recomputed: Vec::new() };
+    let changes = Changes { routing, needed: needed.as_deref(), ..Changes::default() };
     record(&steps, filtered, |step, tokens, sink| {
         Ok(session.step_with(step, tokens, sink, changes)?)
     })?;
@@ -161,7 +165,7 @@ pub fn routing(reference: &Reference, trace: &TraceReader) -> Result<Routing, Er
 fn capture_engine(
     args: &CaptureArgs,
     engine: &EngineSpec,
-    filter: &SiteFilter,
+    filter: SiteFilter,
     bar: &ProgressBar,
 ) -> Result<usize, Error> {
     let IdsArgs { tokens, decoded, chunks } = &args.ids;
@@ -176,14 +180,16 @@ fn capture_engine(
     }
     let inputs = Inputs::load(&args.model)?;
     inputs::check_effects(&args.engine, engine, &inputs)?;
-    filter.check(&inputs.model.config.sites(inputs.decode + 1))?;
+    let sites = inputs.model.config.sites(inputs.decode + 1);
+    let filter = filter.of_model(&inputs.model.graph)?;
+    filter.check(&sites)?;
     bar.set_message("measuring the floor");
     let arithmetic = engine.arithmetic();
     let Baseline { steps, floor, .. } =
-        baseline(&inputs.reference, &inputs.model, inputs.task(), &arithmetic)?;
+        Baseline::of(&inputs.reference, &inputs.model, inputs.task(), &arithmetic, &filter)?;
     let id = model_id(&inputs.reference, &inputs.model);
     let faults: Vec<&str> = engine.faults.0.iter().map(|fault| fault.name).collect();
-    let mut built = engine.build(&inputs.model, inputs.task())?;
+    let mut built = engine.build_to(&inputs.model, inputs.task(), filter.depth(&sites))?;
     let manifest = Manifest {
         kernels: kernel_hashes(engine)?,
         settings: Settings {
@@ -201,20 +207,11 @@ fn capture_engine(
     for weight in built.loaded_weights().map_err(RunError::from)? {
         writer.put_weight(&weight)?;
     }
-    let filtered = Filtered { writer: &mut writer, filter, recomputed: engine.recomputed() };
+    let filtered =
+        Filtered { writer: &mut writer, filter: &filter, recomputed: engine.recomputed() };
     record(&steps, filtered, |step, tokens, sink| Ok(built.step(step, tokens, sink)?))?;
     writer.finish()?;
     Ok(steps.len())
-}
-
-/// The tokens and the floor of every site.
-fn baseline(
-    reference: &Reference,
-    file: &ModelFile,
-    task: Task<'_>,
-    arithmetic: &Arithmetic,
-) -> Result<Baseline, Error> {
-    Ok(Baseline::of(reference, file, task, arithmetic, &SiteFilter::default())?)
 }
 
 pub fn model_id(reference: &Reference, file: &ModelFile) -> ModelId {

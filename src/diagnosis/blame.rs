@@ -18,7 +18,8 @@ use super::{
     loaded::LoadedSummary,
     prefix::{self, CachedPrefix},
     replay::{
-        Found, GraphRun, Judged, Operation, Recording, ReplayError, RunVerdict, Worst, judge_found,
+        Found, GraphRun, Judged, Operation, Recording, ReplayEnd, ReplayError, RunVerdict, Worst,
+        judge_found,
     },
 };
 use crate::{
@@ -79,6 +80,12 @@ pub struct SideReplay {
     pub cleared: usize,
     /// Operations whose results were not recorded: no verdict on them alone.
     pub unmeasured: Vec<Operation>,
+    /// Operations that were not asked for, or that a replay that ended early did not reach.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<Operation>,
+    /// Where the replay ended, if that was before its last site.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<ReplayEnd>,
     /// Operations within their bounds of which products were cleared by random sums, and not element by element.
     #[serde(default)]
     pub by_sums: usize,
@@ -255,23 +262,32 @@ impl Replayed {
         if let Some(album) = album.as_deref_mut() {
             album.begin(run);
         }
-        let RunVerdict { judged, .. } = judge_found(run, known, &mut |machine, observed| {
-            if let Some(album) = album.as_deref_mut() {
-                album.take(machine, observed);
-            }
-            if let (false, Some(broken)) =
-                (all_broken.contains_key(&observed.place), broken(machine, observed)?)
-            {
-                all_broken.insert(observed.place, broken);
-            }
-            Ok(())
-        })?;
+        let RunVerdict { judged, ended, .. } =
+            judge_found(run, known, &mut |machine, observed| {
+                if let Some(album) = album.as_deref_mut() {
+                    album.take(machine, observed);
+                }
+                if let (false, Some(broken)) =
+                    (all_broken.contains_key(&observed.place), broken(machine, observed)?)
+                {
+                    all_broken.insert(observed.place, broken);
+                }
+                Ok(())
+            })?;
+        // What was not reached is no evidence.
+        let steps = &run.recording.steps
+            [..ended.map_or(run.recording.steps.len(), |end| end.step as usize + 1)];
+        let run = GraphRun { recording: Recording { steps, ..run.recording }, ..run };
         let judged: BTreeMap<Operation, Judged> =
             judged.into_iter().map(|judged| (judged.operation, judged)).collect();
-        let (mut summary, mut places) = (SideReplay::default(), BTreeSet::new());
+        let mut places = BTreeSet::new();
+        let mut summary = SideReplay { ended, ..SideReplay::default() };
         for (place, spec) in run.model.sites.specs().iter().enumerate() {
             let operation = Operation { layer: spec.layer, stage: spec.stage };
             match judged.get(&operation) {
+                None if ended.is_some() || run.only.is_some_and(|only| !only.contains(&place)) => {
+                    summary.left_out.push(operation);
+                }
                 None => summary.unmeasured.push(operation),
                 Some(judged) if judged.is_guilty() => {
                     places.insert(place);

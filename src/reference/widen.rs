@@ -151,15 +151,6 @@ impl Widening {
         }
     }
 
-    /// What the graph callback is to do where nothing is captured: whether it wants to see the node.
-    ///
-    /// # Errors
-    /// As [`Widening::prepare`] and [`Widening::compute`].
-    pub fn handle(&mut self, node: Node, ask: bool) -> Result<bool, String> {
-        let op = node.op();
-        if ask { self.prepare(node, &op) } else { self.compute(node, &op).map(|()| true) }
-    }
-
     /// Makes the prepared node what it was.
     pub fn put_back(&mut self) {
         // SAFETY: the node belongs to the context's graph, which lives as long as the context.

@@ -58,6 +58,11 @@ pub struct Held<'a> {
 }
 
 impl Held<'_> {
+    /// Whether the token after a step of a task is the model's own choice.
+    fn chooses(&self, task: Task<'_>, step: u32) -> bool {
+        step < task.decode && self.tokens.len() <= step as usize
+    }
+
     /// The token after a step.
     fn token(&self, step: usize, choice: Option<Choice>) -> Option<i32> {
         self.tokens.get(step).copied().or(Some(choice?.token))
@@ -73,20 +78,23 @@ pub fn decode(
     next: impl FnMut(Option<Choice>) -> Option<i32>,
 ) -> Result<Vec<Option<Choice>>, ReferenceError> {
     let session = reference.session(task.positions(), task.prompt.len())?;
-    decode_in(session, task, sink, changes, next)
+    decode_in(session, task, sink, changes, &|_| false, next)
 }
 
+/// The same, in which some steps are computed to their logits whatever else is needed.
 fn decode_in(
     mut session: Session<'_>,
     task: Task<'_>,
     sink: &mut dyn Sink,
     changes: Changes<'_>,
+    chooses: &dyn Fn(u32) -> bool,
     mut next: impl FnMut(Option<Choice>) -> Option<i32>,
 ) -> Result<Vec<Option<Choice>>, ReferenceError> {
     let mut tokens = task.prompt.to_vec();
     let mut choices = Vec::new();
     for step in 0..=task.decode {
-        let choice = session.step_with(step, &tokens, sink, changes)?;
+        let needed = changes.needed.filter(|_| !chooses(step));
+        let choice = session.step_with(step, &tokens, sink, Changes { needed, ..changes })?;
         choices.push(choice);
         match next(choice) {
             Some(token) => tokens = vec![token],
@@ -98,7 +106,7 @@ fn decode_in(
 
 impl Baseline {
     /// The baseline of a task for an engine of the declared arithmetic, from the cache if it is
-    /// there. It has every site, with the rows that the filter wants.
+    /// there. It has at least the sites that the filter wants, with their rows.
     pub fn of(
         reference: &Reference,
         model: &ModelFile,
@@ -119,21 +127,30 @@ impl Baseline {
         held: Held<'_>,
     ) -> Result<Baseline, ReferenceError> {
         let rounded = weights_are_rounded(model, arithmetic.weights);
-        let key = (
-            (FORMAT_VERSION, NOISE_SEED, env!("CARGO_PKG_VERSION"), model.hash()),
-            (task.prompt, task.decode, arithmetic, rounded),
-            (held.tokens, held.routing.map(Routing::hash)),
-            filter.prompt_queries(),
-            (reference.options().precision, reference.threads()),
-        );
-        let key = serde_json::to_vec(&key).expect("plain data has no reason to fail");
-        let entry = Entry::new("floors", format!("{}.json", blake3::hash(&key).to_hex())).ok();
-        let cached = entry.as_ref().and_then(Entry::read);
-        if let Some(baseline) = cached.and_then(|json| serde_json::from_slice(&json).ok()) {
+        let entry = |sites: Option<_>| {
+            let key = (
+                (FORMAT_VERSION, NOISE_SEED, env!("CARGO_PKG_VERSION"), model.hash()),
+                (task.prompt, task.decode, arithmetic, rounded),
+                (held.tokens, held.routing.map(Routing::hash)),
+                filter.prompt_queries(),
+                (reference.options().precision, reference.threads()),
+            );
+            let key = match sites {
+                None => serde_json::to_vec(&key),
+                sites => serde_json::to_vec(&(key, sites)),
+            };
+            let key = key.expect("plain data has no reason to fail");
+            Entry::new("floors", format!("{}.json", blake3::hash(&key).to_hex())).ok()
+        };
+        let known = |entry: Option<&Entry>| serde_json::from_slice(&entry?.read()?).ok();
+        let (whole, own) = (entry(None), entry(filter.key()));
+        let cached = known(whole.as_ref());
+        let cached = cached.or_else(|| known(own.as_ref().filter(|_| !filter.wants_all())));
+        if let Some(baseline) = cached {
             return Ok(baseline);
         }
         let baseline = Baseline::measure(reference, model, task, arithmetic, filter, held)?;
-        if let (Some(entry), Ok(json)) = (entry, serde_json::to_vec(&baseline)) {
+        if let (Some(entry), Ok(json)) = (own, serde_json::to_vec(&baseline)) {
             entry.write(&json);
         }
         Ok(baseline)
@@ -149,7 +166,6 @@ impl Baseline {
         filter: &SiteFilter,
         held: Held<'_>,
     ) -> Result<Baseline, ReferenceError> {
-        let filter = filter.rows_only();
         let noise = Noise {
             seed: NOISE_SEED,
             arithmetic: arithmetic.clone(),
@@ -166,12 +182,12 @@ impl Baseline {
             let extent = Extent { tokens, cells: positions, is_first: tokens == positions };
             noise.amplitude(Place { graph: &graph.graph, spec, extent })
         };
-        let mut baseline = distance(reference, &noisy, (task, held), &filter, &amplitude)?;
+        let mut baseline = distance(reference, &noisy, (task, held), filter, &amplitude)?;
         if reference.options().precision == Precision::Native {
             let no_noise = |_, _, _| Amplitude { relative: 0.0, additive: 0.0 };
             let options = ReferenceOptions { precision: Precision::F32, ..reference.options() };
             let wide = Reference::load(model, options)?;
-            let own = distance(reference, &[(&wide, None)], (task, held), &filter, &no_noise)?;
+            let own = distance(reference, &[(&wide, None)], (task, held), filter, &no_noise)?;
             for (site, floor) in &mut baseline.floor.0 {
                 *floor = floor.plus(own.floor.0[site]);
             }
@@ -202,7 +218,9 @@ fn distance(
     filter: &SiteFilter,
     amplitude: &dyn Fn(Site, usize, usize) -> Amplitude,
 ) -> Result<Baseline, ReferenceError> {
-    let own = if held.routing.is_some() { None } else { routing(clean, task, held)? };
+    let needed = needed_nodes(clean, filter);
+    let needed = needed.as_deref();
+    let own = if held.routing.is_some() { None } else { routing(clean, task, held, needed)? };
     let routing = held.routing.or(own.as_ref());
     let wanted = Arc::new(filter.clone());
     let (mut clean_sink, clean_side) = channel(Arc::clone(&wanted), 0);
@@ -218,15 +236,18 @@ fn distance(
             token_senders.push(token_sender);
             other_runs.push(scope.spawn(move || {
                 let session = other.session_of(sessions, positions, batch)?;
-                let changes = Changes { noise, routing, ..Changes::default() };
-                decode_in(session, task, &mut sink, changes, |_| tokens.recv().ok())
+                let needed = needed_nodes(other, filter);
+                let needed = needed.as_deref();
+                let changes = Changes { noise, routing, needed, ..Changes::default() };
+                decode_in(session, task, &mut sink, changes, &|_| false, |_| tokens.recv().ok())
             }));
         }
         let clean_run = scope.spawn(move || {
             let session = clean.session_of(sessions, positions, batch)?;
-            let changes = Changes { routing: held.routing, ..Changes::default() };
+            let changes = Changes { routing: held.routing, needed, ..Changes::default() };
+            let chooses = |step| held.chooses(task, step);
             let mut step = 0;
-            decode_in(session, task, &mut clean_sink, changes, |choice| {
+            decode_in(session, task, &mut clean_sink, changes, &chooses, |choice| {
                 let token = held.token(step, choice)?;
                 step += 1;
                 let sent = token_senders.iter().all(|sender| sender.send(token).is_ok());
@@ -236,7 +257,8 @@ fn distance(
         let mut clean_side = Aligner::patient(clean_side);
         let mut floor = Floor::default();
         let list = SiteList::from(&clean.graph().sites);
-        for site in clean.graph().sites.of_run(task.decode + 1) {
+        let sites = clean.graph().sites.of_run(task.decode + 1);
+        for site in sites.into_iter().filter(|&site| filter.wants(site)) {
             let Some(clean) = clean_side.next(site) else { break };
             let tokens = row_tokens(filter, task.prompt.len(), site);
             let tokens = RowTokens { axes: Some(list.axes(site)), ..tokens };
@@ -267,18 +289,29 @@ fn routing(
     clean: &Reference,
     task: Task<'_>,
     held: Held<'_>,
+    needed: Option<&[bool]>,
 ) -> Result<Option<Routing>, ReferenceError> {
     let graph = clean.graph();
     if !graph.sites.of_run(1).into_iter().any(|site| is_choice(graph, site)) {
         return Ok(None);
     }
     let mut sink = RoutingSink { model: graph, routing: Routing::default() };
+    let session = clean.session(task.positions(), task.prompt.len())?;
+    let (changes, chooses) =
+        (Changes { needed, ..Changes::default() }, |step| held.chooses(task, step));
     let mut step = 0;
-    decode(clean, task, &mut sink, Changes::default(), |choice| {
+    decode_in(session, task, &mut sink, changes, &chooses, |choice| {
         step += 1;
         held.token(step - 1, choice)
     })?;
     Ok(Some(sink.routing))
+}
+
+/// The nodes of llama.cpp's graph, by their places, that the sites of a filter are made from; `None` where it wants
+/// all.
+pub fn needed_nodes(reference: &Reference, filter: &SiteFilter) -> Option<Arc<[bool]>> {
+    let model = reference.graph();
+    filter.wanted_places(model).map(|places| model.needed_for(&places).into())
 }
 
 /// Query heads of the model's attention; 1 where it has none.

@@ -201,7 +201,7 @@ impl Config {
                 Err(FilterError::NoMatch { glob, .. }) => {
                     return Err(ConfigError::Unmatched { path: self.path.clone(), glob });
                 }
-                Err(FilterError::Syntax(error)) => {
+                Err(error) => {
                     let (path, detail) = (self.path.clone(), error.to_string());
                     return Err(ConfigError::Glob { path, detail });
                 }
@@ -404,6 +404,7 @@ impl Reader<'_> {
             let detail = match error {
                 FilterError::Syntax(error) => error.to_string(),
                 FilterError::NoMatch { glob, .. } => glob,
+                other => other.to_string(),
             };
             ConfigError::Glob { path: self.path.to_path_buf(), detail }
         })?;

@@ -150,6 +150,15 @@ pub struct RunVerdict {
     pub without_rule: BTreeMap<String, usize>,
     /// Choices in which another would have been as good, within the rounding of what they choose among.
     pub near_ties: BTreeSet<Operation>,
+    /// Where the replay ended before its last site.
+    pub ended: Option<ReplayEnd>,
+}
+
+/// The last result that a replay judged which ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplayEnd {
+    pub step: u32,
+    pub after: Operation,
 }
 
 /// Judges every site that a side recorded.
@@ -174,18 +183,28 @@ pub fn judge_found<'a>(
         let spec = &specs[place];
         Operation { layer: spec.layer, stage: spec.stage }
     };
+    let is_asked = |place: usize| run.only.is_none_or(|only| only.contains(&place));
     let last = run.recording.steps.len().saturating_sub(1) as u32;
     let (known, needed) = (run.inputs.tokens, run.recording.positions(last).end);
     if known < needed {
         return Err(ReplayError::Short { known, needed });
     }
     let mut machine = Machine::new(run).with_found(found);
+    let (mut first, mut last_judged, mut ended) = (None, None, None);
     for step in 0..run.recording.steps.len() as u32 {
         let _span = spans::span("replay", || format!("step {step}"));
         let mut before = Instant::now();
-        machine.step(step, &mut |machine, observed| {
+        let end = machine.step(step, &mut |machine, observed| {
             let place = observed.place;
+            if !is_asked(place) {
+                return Ok(());
+            }
+            let layer = specs[place].layer;
+            if first.is_some_and(|first| first != (step, layer)) {
+                return Err(ReplayError::Ended);
+            }
             spans::since(before, "replay", || operation(place).result());
+            last_judged = Some(ReplayEnd { step, after: operation(place) });
             look(machine, &observed)?;
             let trial = trials.entry(place).or_insert_with(|| Trial::new(operation(place)));
             let axes: Vec<Axis> = specs[place].axes.iter().map(|axis| axis.axis).collect();
@@ -194,12 +213,23 @@ pub fn judge_found<'a>(
             if observed.choice.is_some_and(|times| times > 0.0) {
                 near_ties.insert(operation(place));
             }
+            if run.until_first && trial.total.beyond > 0 {
+                first = first.or(Some((step, layer)));
+            }
             before = Instant::now();
             Ok(())
-        })?;
-        for Cleared { place, elements, times_bound } in machine.take_cleared() {
+        });
+        match end {
+            Err(ReplayError::Ended) => ended = last_judged,
+            end => end?,
+        }
+        let cleared = machine.take_cleared().into_iter().filter(|cleared| is_asked(cleared.place));
+        for Cleared { place, elements, times_bound } in cleared {
             let trial = trials.entry(place).or_insert_with(|| Trial::new(operation(place)));
             trial.clear(elements, times_bound);
+        }
+        if ended.is_some() {
+            break;
         }
     }
     let verdict = |(place, trial): (usize, Trial)| {
@@ -209,7 +239,7 @@ pub fn judge_found<'a>(
     };
     let judged = trials.into_iter().map(verdict).collect();
     let without_rule = counted(run, &machine.without_rule);
-    Ok(RunVerdict { judged, without_rule, near_ties })
+    Ok(RunVerdict { judged, without_rule, near_ties, ended })
 }
 
 fn counted(run: GraphRun<'_>, nodes: &BTreeSet<NodeId>) -> BTreeMap<String, usize> {

@@ -21,7 +21,7 @@ pub mod rules;
 pub use accuracy::{Accuracy, accuracies};
 pub use declared::{Declared, rows as rounded_rows};
 pub use expected::{Expected, LAMBDA, Operand, Rounding, Spread, SumRounding, Terms};
-pub use judge::{Judged, RunVerdict, Worst, drift, judge, judge_found, wrong_elements};
+pub use judge::{Judged, ReplayEnd, RunVerdict, Worst, drift, judge, judge_found, wrong_elements};
 pub use machine::{
     AsItIs, Cleared, Edit, Found, GraphRun, Machine, Memory, Observe, Observed, Probe, Root,
     again_in_all, again_in_last, writes_into,
