@@ -96,7 +96,7 @@ fn median(mut work: impl FnMut() -> Result<()>) -> Result<f64> {
 
 fn whole_run(model: &Model, reference: &Reference, task: Task<'_>) -> Result<()> {
     let filter = SiteFilter::default();
-    let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
+    let rule = Rule { factor: DEFAULT_FACTOR, until_first: false };
     let engine = spec();
     let run = Run { model, reference, task, engine: &engine, filter: &filter, rule, replay: None };
     let finished = run.run(&mut |_| {})?;

@@ -81,7 +81,16 @@ impl Subject {
             attention: Default::default(),
         };
         let (file, model, inputs) = (&self.file, &*model, &inputs);
-        of(GraphRun { file, model, inputs, recording, has_tables: true, sums: None })
+        of(GraphRun {
+            file,
+            model,
+            inputs,
+            recording,
+            has_tables: true,
+            sums: None,
+            only: None,
+            until_first: false,
+        })
     }
 }
 

@@ -115,7 +115,7 @@ fn json_has_the_headline_every_site_and_the_tokens() {
     assert_eq!(report["sites"].as_array().unwrap().len(), 237);
     assert_eq!(report["steps"].as_array().unwrap().len(), 3);
     assert_eq!(report["sites"][0]["outcome"], "equal");
-    assert_eq!(report["report_version"], 8);
+    assert_eq!(report["report_version"], 9);
     let findings = report["diagnosis"]["findings"].as_array().unwrap();
     assert_eq!(findings.len(), 1);
     assert_eq!(findings[0]["verdict"], "engine_wrong");

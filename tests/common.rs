@@ -69,7 +69,7 @@ impl Sink for Keep {
     }
 }
 
-const EVERY_SITE: Rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
+const EVERY_SITE: Rule = Rule { factor: DEFAULT_FACTOR, until_first: false };
 
 /// A model loaded on both sides.
 pub struct Bench {
@@ -118,7 +118,7 @@ impl Bench {
 
     /// The same, up to the first divergence.
     pub fn run_to_first(&self, engine: &EngineSpec, tokens: usize, decode: u32) -> Finished {
-        let rule = Rule { stop_at_first: true, ..EVERY_SITE };
+        let rule = Rule { until_first: true, ..EVERY_SITE };
         self.run_by(rule, false, engine, tokens, decode)
     }
 

@@ -43,7 +43,7 @@ fn run_with(
     let kernels = KernelSet::overridden_by(folder.path()).unwrap();
     let spec = EngineSpec { kernels, roundings, ..engine(storage) };
     let ids = bench.prompt(40);
-    let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
+    let rule = Rule { factor: DEFAULT_FACTOR, until_first: false };
     let run = Run {
         model: &bench.model,
         reference: &bench.reference,
@@ -152,7 +152,19 @@ fn native(arch: &str, weight_type: WeightType, of: impl FnOnce(GraphRun<'_>, &Ar
     let recording =
         Recording { tensors: &spool, steps: &steps, arithmetic: &arithmetic, attention };
     let (file, model, inputs) = (&file, &*model, &inputs);
-    of(GraphRun { file, model, inputs, recording, has_tables: true, sums: None }, &arithmetic);
+    of(
+        GraphRun {
+            file,
+            model,
+            inputs,
+            recording,
+            has_tables: true,
+            sums: None,
+            only: None,
+            until_first: false,
+        },
+        &arithmetic,
+    );
 }
 
 #[test]

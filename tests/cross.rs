@@ -55,7 +55,7 @@ fn a_kernel_that_one_device_computes_differently_is_the_devices_fault() {
         task: Task { prompt: &ids, decode: 1 },
         engine: &first,
         filter: &filter,
-        rule: Rule { factor: DEFAULT_FACTOR, stop_at_first: false },
+        rule: Rule { factor: DEFAULT_FACTOR, until_first: false },
         replay: Some(Replay::Quick),
     };
     let finished = run.run(&mut |_| {}).unwrap();

@@ -316,7 +316,7 @@ fn stop_at_first_ends_the_run_at_the_first_divergence() {
     spec.faults = Faults(vec![firstdiff::engine::fault::find("scale-missing").unwrap()]);
     let ids = bench.prompt(12);
     let (model, reference) = (&bench.model, &bench.reference);
-    let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: true };
+    let rule = Rule { factor: DEFAULT_FACTOR, until_first: true };
     let task = Task { prompt: &ids, decode: 2 };
     let filter = SiteFilter::default();
     let run = Run { model, reference, task, engine: &spec, filter: &filter, rule, replay: None };
@@ -341,7 +341,7 @@ fn a_barrier_that_not_all_threads_reach_is_an_error_with_its_line() {
     let spec = EngineSpec { device: DeviceKind::Host, kernels, ..engine(DType::F32) };
     let ids = bench.prompt(4);
     let task = Task { prompt: &ids, decode: 0 };
-    let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
+    let rule = Rule { factor: DEFAULT_FACTOR, until_first: false };
     let filter = SiteFilter::default();
     let (model, reference) = (&bench.model, &bench.reference);
     let run = Run { model, reference, task, engine: &spec, filter: &filter, rule, replay: None };

@@ -5,6 +5,8 @@ mod common;
 
 // Hostile kernels, damaged files, signals: no crash, no hang, one clear line.
 mod attack;
+// Layers and sites that are asked for, and nothing else.
+mod asked;
 // Architectures whose every node is measured.
 mod archs;
 // The commit that broke a kernel, in a repository made for it.

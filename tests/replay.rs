@@ -31,7 +31,7 @@ fn diagnosis(bench: &Bench, storage: DType, faults: &[&str], tokens: usize) -> D
     let faults = Faults(faults.iter().map(|name| fault::find(name).unwrap()).collect());
     let spec = EngineSpec { faults, ..engine(storage) };
     let ids = bench.prompt(tokens);
-    let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
+    let rule = Rule { factor: DEFAULT_FACTOR, until_first: false };
     let run = Run {
         model: &bench.model,
         reference: &bench.reference,

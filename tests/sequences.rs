@@ -132,7 +132,7 @@ fn each_mistake_of_a_batch_is_found_in_its_sequence_and_named() {
     let wanted: Vec<(serde_json::Value, serde_json::Value)> =
         vec![pair(0, 1), pair(1, 0), pair(2, 0)];
     assert!(exits.iter().copied().eq(wanted.iter().map(|(a, b)| (a, b))), "{exits:?}");
-    assert_eq!((&report["sequence"], &report["report_version"]), (&0.into(), &8.into()));
+    assert_eq!((&report["sequence"], &report["report_version"]), (&0.into(), &9.into()));
     let first = &report["sequences"][0]["diagnosis"]["findings"][0];
     assert_eq!(first["cause"]["key"], "cache-slot");
     // What is read of the shared block is the second's own.

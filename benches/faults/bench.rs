@@ -108,7 +108,7 @@ pub fn run(
     engine: &EngineSpec,
 ) -> Result<Finished> {
     let filter = SiteFilter::default();
-    let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
+    let rule = Rule { factor: DEFAULT_FACTOR, until_first: false };
     let run =
         Run { model, reference, task, engine, filter: &filter, rule, replay: Some(Replay::Quick) };
     Ok(run.run(&mut |_| {})?)

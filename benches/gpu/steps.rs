@@ -72,7 +72,8 @@ impl Sink for Group<'_> {
 
 fn options(positions: usize, tokens: usize) -> EngineOptions {
     let attention = AttentionVariant::fast();
-    EngineOptions { storage: DType::F16, attention, faults: Faults::default(), positions, tokens }
+    let (storage, faults) = (DType::F16, Faults::default());
+    EngineOptions { storage, attention, faults, positions, tokens, depth: None }
 }
 
 fn engine(model: &Model, positions: usize, tokens: usize) -> Result<Engine> {

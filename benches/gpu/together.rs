@@ -76,7 +76,7 @@ pub fn whole_run(model: &Model) -> Result<()> {
     ];
     for (name, replay) in replays {
         let (filter, rule) =
-            (SiteFilter::default(), Rule { factor: DEFAULT_FACTOR, stop_at_first: false });
+            (SiteFilter::default(), Rule { factor: DEFAULT_FACTOR, until_first: false });
         let whole = median(REPEATS, || {
             let (reference, engine, filter) = (&reference, &engine, &filter);
             let run = Run { model, reference, task, engine, filter, rule, replay };

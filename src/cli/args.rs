@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use firstdiff::{
-    compare::Queries,
+    compare::{Layers, Queries},
     core::{arithmetic::Convention, tensor::DType},
     diagnosis::replay::Replay,
     engine::AttentionVariant,
@@ -142,17 +142,39 @@ pub struct EngineArgs {
 
 #[derive(Args, Clone)]
 pub struct CompareArgs {
-    /// Compare only these sites: comma-separated globs such as `q_rope,blk.0.*,logits`
-    #[arg(long, value_name = "GLOB")]
-    pub sites: Option<String>,
+    #[command(flatten)]
+    pub only: OnlyArgs,
     /// Tolerance in units of the measured floor
     #[arg(long, value_name = "X", default_value_t = firstdiff::core::floor::DEFAULT_FACTOR)]
     pub factor: f64,
-    /// Stop at the first site that diverges
-    #[arg(long)]
-    pub stop_at_first: bool,
+    /// How far both sides go: to the end, or to the end of the layer in which a site first diverges
+    #[arg(long, value_enum, value_name = "WHERE", default_value_t)]
+    pub until: UntilArg,
     #[command(flatten)]
     pub report: ReportArgs,
+}
+
+/// The sites that are looked at. Nothing is read or computed that these do not need.
+#[derive(Args, Clone, Default)]
+pub struct OnlyArgs {
+    /// Only these sites: comma-separated globs such as `q_rope,blk.0.*,logits`
+    #[arg(long, value_name = "GLOB")]
+    pub sites: Option<String>,
+    /// Only the sites of these layers, counted from 0, and what they begin from: 3, 0..4 (0 to 3: the end is not
+    /// included), ..4 or 8..; with --sites, what is in both. Later layers are neither read nor computed, except in
+    /// steps whose next token llama.cpp has yet to choose: give -n 0, or the tokens, to avoid those
+    #[arg(long, value_name = "A..B")]
+    pub layers: Option<Layers>,
+}
+
+/// How far both sides go.
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum UntilArg {
+    /// To the last site
+    #[default]
+    End,
+    /// To the end of the layer in which a site first diverges, or, without a reference, an operation is first wrong
+    First,
 }
 
 /// Where a report goes, and how much of it is printed.
@@ -273,9 +295,8 @@ pub struct CaptureArgs {
     pub force_routing: bool,
     #[command(flatten)]
     pub engine: EngineArgs,
-    /// Record only these sites: comma-separated globs
-    #[arg(long, value_name = "GLOB")]
-    pub sites: Option<String>,
+    #[command(flatten)]
+    pub only: OnlyArgs,
 }
 
 /// Token ids in place of a text.
@@ -337,6 +358,11 @@ pub struct ExplainArgs {
     /// The GGUF model that was recorded [default: the embedded fixture, if it matches]
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub only: OnlyArgs,
+    /// How far the engine is explained
+    #[arg(long, value_enum, value_name = "WHERE", default_value_t)]
+    pub until: UntilArg,
     #[command(flatten)]
     pub report: ReportArgs,
     /// Which elements the replay computes

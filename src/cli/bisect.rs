@@ -102,7 +102,7 @@ impl Lab<'_> {
             task: self.inputs.task(),
             engine: &engine,
             filter: &SiteFilter::default(),
-            rule: Rule { factor: DEFAULT_FACTOR, stop_at_first: !replay },
+            rule: Rule { factor: DEFAULT_FACTOR, until_first: !replay },
             replay: replay.then(Replay::default),
         }
         .run(&mut |_| {})?;

@@ -1,6 +1,6 @@
 //! `firstdiff capture`: one side's tensors, recorded as a trace.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use firstdiff::{
     compare::SiteFilter,
@@ -10,7 +10,6 @@ use firstdiff::{
         files,
         floor::{DeclaredFloor, Floor},
         sink::{Choice, Sink, Stopped},
-        task::Task,
         tensor::{DType, Tensor},
     },
     engine::{
@@ -25,7 +24,7 @@ use firstdiff::{
     reference::{Changes, Forced, Precision, Reference, Routing, is_choice},
     run::{
         Division, RunError,
-        baseline::{Baseline, Baselines, Held},
+        baseline::{Baseline, Baselines, Held, needed_nodes},
     },
     trace::{Manifest, ModelId, Settings, Side, TraceReader, TraceWriter},
 };
@@ -99,11 +98,11 @@ impl Filtered<'_> {
 /// Records a side.
 pub fn capture(args: &CaptureArgs) -> Result<Exit, Error> {
     let engine = inputs::engine(&args.engine)?;
-    let filter = inputs::filter(args.sites.as_deref())?;
+    let filter = inputs::filter(&args.only)?;
     let bar = output::progress(None, "loading the model and the reference");
     let steps = match args.side {
-        SideArg::Reference => capture_reference(args, &filter, &bar)?,
-        SideArg::Engine => capture_engine(args, &engine, &filter, &bar)?,
+        SideArg::Reference => capture_reference(args, filter, &bar)?,
+        SideArg::Engine => capture_engine(args, &engine, filter, &bar)?,
     };
     bar.finish_and_clear();
     let side = if args.side == SideArg::Reference { "reference" } else { "engine" };
@@ -115,7 +114,7 @@ pub fn capture(args: &CaptureArgs) -> Result<Exit, Error> {
 /// ours; how many steps.
 fn capture_reference(
     args: &CaptureArgs,
-    filter: &SiteFilter,
+    filter: SiteFilter,
     bar: &ProgressBar,
 ) -> Result<usize, Error> {
     let like = args.tokens_of.as_deref().map(TraceReader::open).transpose()?;
@@ -133,6 +132,7 @@ fn capture_reference(
         _ => None,
     };
     let held = Held { tokens: &tokens, routing: routing.as_ref() };
+    let filter = filter.of_model(inputs.reference.graph())?;
     filter.check(&inputs.reference.graph().sites.of_run(inputs.decode + 1))?;
     let id = model_id(&inputs.reference, &inputs.model);
     let device = "llama.cpp on the CPU".to_string();
@@ -143,10 +143,10 @@ fn capture_reference(
         ..Manifest::new(Side::Reference, id, Arithmetic::engine(DType::F32), device)
     };
     let mut writer = TraceWriter::create(&args.output, manifest, args.overwrite)?;
-    let mut filtered = Filtered { writer: &mut writer, filter, recomputed: Vec::new() };
+    let mut filtered = Filtered { writer: &mut writer, filter: &filter, recomputed: Vec::new() };
     let arithmetics = Arithmetic::engines();
     let (reference, model, task) = (&inputs.reference, &inputs.model, inputs.task());
-    let baselines = Baselines { reference, model, task, held, filter: &SiteFilter::default() };
+    let baselines = Baselines { reference, model, task, held, filter: &filter };
     let (floors, steps) = match args.ids.chunks {
         None => {
             bar.set_message("recording, and measuring the floor");
@@ -162,7 +162,8 @@ fn capture_reference(
             bar.set_message("recording");
             let mut session = reference.session(task.positions(), task.prompt.len())?;
             let forced = held.routing.map(|routing| routing as &dyn Forced);
-            let changes = Changes { forced, ..Changes::default() };
+            let needed = needed_nodes(reference, &filter);
+            let changes = Changes { forced, needed: needed.as_deref(), ..Changes::default() };
             filtered.record(&divided.steps, |step, tokens, sink| {
                 Ok(session.step_with(step, tokens, sink, changes)?)
             })?;
@@ -209,7 +210,7 @@ pub fn routing(reference: &Reference, trace: &TraceReader) -> Result<Routing, Er
 fn capture_engine(
     args: &CaptureArgs,
     engine: &EngineSpec,
-    filter: &SiteFilter,
+    filter: SiteFilter,
     bar: &ProgressBar,
 ) -> Result<usize, Error> {
     let IdsArgs { tokens, decoded, chunks } = &args.ids;
@@ -224,14 +225,16 @@ fn capture_engine(
     }
     let inputs = Inputs::load(&args.model)?;
     inputs::check_effects(&args.engine, engine, &inputs)?;
-    filter.check(&inputs.model.config.sites(inputs.decode + 1))?;
+    let sites = inputs.model.config.sites(inputs.decode + 1);
+    let filter = filter.of_model(&inputs.model.graph)?;
+    filter.check(&sites)?;
     bar.set_message("measuring the floor");
     let arithmetic = engine.arithmetic();
     let Baseline { steps, floor, .. } =
-        baseline(&inputs.reference, &inputs.model, inputs.task(), &arithmetic)?;
+        Baseline::of(&inputs.reference, &inputs.model, inputs.task(), &arithmetic, &filter)?;
     let id = model_id(&inputs.reference, &inputs.model);
     let faults: Vec<&str> = engine.faults.0.iter().map(|fault| fault.name).collect();
-    let mut built = engine.build(&inputs.model, inputs.task())?;
+    let mut built = engine.build_to(&inputs.model, inputs.task(), filter.depth(&sites))?;
     let manifest = Manifest {
         kernels: kernel_hashes(engine)?,
         settings: Settings {
@@ -250,20 +253,10 @@ fn capture_engine(
         writer.put_weight(&weight)?;
     }
     let recomputed = engine.recomputed();
-    let mut filtered = Filtered { writer: &mut writer, filter, recomputed };
+    let mut filtered = Filtered { writer: &mut writer, filter: &filter, recomputed };
     filtered.record(&steps, |step, tokens, sink| Ok(built.step(step, tokens, sink)?))?;
     writer.finish()?;
     Ok(steps.len())
-}
-
-/// The tokens and the floor of every site.
-fn baseline(
-    reference: &Reference,
-    file: &ModelFile,
-    task: Task<'_>,
-    arithmetic: &Arithmetic,
-) -> Result<Baseline, Error> {
-    Ok(Baseline::of(reference, file, task, arithmetic, &SiteFilter::default())?)
 }
 
 pub fn model_id(reference: &Reference, file: &ModelFile) -> ModelId {

@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use firstdiff::{
-    compare::verdict::Rule,
     core::{
         exit::Exit,
         floor::{DeclaredFloor, Floor},
@@ -33,8 +32,12 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
     let [a, b] = opened(args)?;
     let swapped = a.manifest().side == Side::Reference && b.manifest().side == Side::Engine;
     let (engine, reference) = if swapped { (b, a) } else { (a, b) };
-    let filter = inputs::filter(args.compare.sites.as_deref())?;
-    let rule = Rule { factor: args.compare.factor, stop_at_first: args.compare.stop_at_first };
+    let filter = inputs::filter(&args.compare.only)?;
+    let filter = match reference.graph()? {
+        Some((graph, _)) => filter.of_model(&graph)?,
+        None => filter,
+    };
+    let rule = inputs::rule(&args.compare);
     // Before the floor: traces that cannot be compared need none.
     let settled = [&engine, &reference].map(|trace| trace.clone().settled());
     let [of_engine, of_reference] = settled;
@@ -46,9 +49,9 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
             engine.manifest().arithmetic.default.storage
         ))
     })?;
-    let mut report = Report::of_traces(&engine, &reference, filter, rule, floor)?;
-    let ranks =
-        [&engine, &reference].map(lint::ranks).into_iter().collect::<Result<Vec<_>, _>>()?;
+    let mut report = Report::of_traces(&engine, &reference, filter.clone(), rule, floor)?;
+    let ranks = [&engine, &reference].map(|trace| lint::ranks(trace, &|site| filter.wants(site)));
+    let ranks = ranks.into_iter().collect::<Result<Vec<_>, _>>()?;
     report.headline = report.headline.after(ranks.into_iter().flatten().next());
     compare_weights(&mut report, &engine, &reference)?;
     report.seconds = start.elapsed().as_secs_f64();

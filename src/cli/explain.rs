@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     cell::LazyCell,
+    collections::BTreeSet,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -31,13 +32,13 @@ use firstdiff::{
 };
 
 use super::{
-    args::ExplainArgs,
+    args::{ExplainArgs, UntilArg},
     diff,
     error::Error,
     inputs, output,
     page::{self, Beside},
     paired::paired,
-    replayed::{Carried, Subject, diagnose, measured_floor},
+    replayed::{Carried, Scope, Subject, diagnose, imported, measured_floor},
     run,
 };
 
@@ -78,6 +79,25 @@ fn explained(args: &ExplainArgs) -> Result<Exit, Error> {
     // With the graph that a reference carries, llama.cpp need not load the model.
     let carried = reference.as_ref().map(TraceReader::graph).transpose()?.flatten();
     let model = model(args.model.as_deref(), &batch, carried.as_ref())?;
+    let filter = inputs::filter(&args.only)?;
+    // Which sites are asked for follows from the graph.
+    let carried = match (carried, &model) {
+        (None, Subject::Graph(file)) if !filter.wants_all() => {
+            Some(imported(file, longest(batch.manifest()))?)
+        }
+        (carried, _) => carried,
+    };
+    let graph = match (&carried, &model) {
+        (Some((graph, _)), _) => Some(graph),
+        (None, Subject::Engine(model)) => Some(&model.graph),
+        (None, Subject::Graph(_)) => None,
+    };
+    let filter = graph.map_or(Ok(filter.clone()), |graph| filter.of_model(graph))?;
+    let asked = graph.filter(|_| !filter.wants_all()).map(|graph| filter.places(graph));
+    if let (Some(graph), false) = (graph, filter.wants_all()) {
+        filter.check(&graph.sites.of_run(batch.manifest().steps.len() as u32))?;
+    }
+    let names = graph.zip(asked.as_ref()).map(|(graph, asked)| graph.weights_of_all(asked));
     let references = match &reference {
         Some(reference) => Some(paired(&engines, reference, model.file())?),
         None => None,
@@ -85,11 +105,14 @@ fn explained(args: &ExplainArgs) -> Result<Exit, Error> {
     drop(checks);
     bar.set_message("comparing weights");
     let reads = spans::span("run", || "weights compared".into());
-    let weights = loaded(&batch, model.file())?;
+    let weights = loaded(&batch, model.file(), names.as_ref())?;
     drop(reads);
     let subject = Explaining {
         model: &model,
         weights: weights.as_ref(),
+        filter: &filter,
+        asked: asked.as_ref(),
+        until_first: args.until == UntilArg::First,
         replay: args.replay.into(),
         bar: &bar,
     };
@@ -120,7 +143,7 @@ fn explained(args: &ExplainArgs) -> Result<Exit, Error> {
     };
     report.weights = weights;
     if let Subject::Engine(model) = &model {
-        report.model = Some(ModelSummary::of(model)?);
+        report.model = Some(ModelSummary::of(model, asked.as_ref())?);
     }
     report.seconds = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
@@ -132,6 +155,10 @@ fn explained(args: &ExplainArgs) -> Result<Exit, Error> {
 struct Explaining<'a> {
     model: &'a Subject,
     weights: Option<&'a LoadedSummary>,
+    filter: &'a SiteFilter,
+    /// The sites that are asked for, by their places, where not all are.
+    asked: Option<&'a BTreeSet<usize>>,
+    until_first: bool,
     replay: Replay,
     bar: &'a ProgressBar,
 }
@@ -145,19 +172,22 @@ impl Explaining<'_> {
         carried: Option<Carried>,
         album: Option<&mut Album>,
     ) -> Result<Report, Error> {
-        let Explaining { model, weights, replay, bar } = *self;
+        let Explaining { model, weights, filter, replay, bar, .. } = *self;
         let file = model.file();
         let mut report = match reference {
-            Some(reference) => compared(engine, reference, file, bar)?,
-            None => Report::of_trace(engine)?,
+            Some(reference) => self.compared(engine, reference)?,
+            None => Report::of_trace(engine, filter)?,
         };
-        match lint::ranks(engine)? {
+        match lint::ranks(engine, &|site| filter.wants(site))? {
             None => {
                 bar.set_message("replaying every operation");
                 let _span = spans::span("run", || "replay and diagnosis".into());
-                let diagnosis =
-                    diagnose(model, (engine, reference), carried, weights, (replay, album))?;
+                let reached = report.partial.as_ref().map(|_| &report.sites[..]);
+                let scope = Scope { asked: self.asked, reached, until_first: self.until_first };
+                let sides = (engine, reference);
+                let diagnosis = diagnose(model, sides, carried, weights, (replay, album), scope)?;
                 report.headline = headline(&report, &diagnosis, engine);
+                report.note_replay_end(&diagnosis);
                 if let Some(prefix) = &diagnosis.prefix {
                     report.headline = report.headline.after_prefix(prefix);
                     report.notes.push(prefix.note());
@@ -176,35 +206,32 @@ impl Explaining<'_> {
         if let Some(weights) = weights {
             report.headline = report.headline.after_weights(weights);
         }
+        report.with_asked(filter);
         bar.set_message("looking for what was recorded wrongly");
         let vocabulary = LazyCell::new(|| Vocabulary::load(file));
         let text = |token| vocabulary.as_ref().map_or(String::new(), |loaded| loaded.text(token));
         report.notes.extend(lint::embedding(engine, file, &text)?);
         Ok(report)
     }
-}
 
-/// The comparison with a reference, whose floor is measured where it carries none.
-fn compared(
-    engine: &TraceReader,
-    reference: &TraceReader,
-    file: &ModelFile,
-    bar: &ProgressBar,
-) -> Result<Report, Error> {
-    let (of_engine, manifest) = (engine.manifest(), reference.manifest());
-    // The floor of a batch is that of its steps, and not of a sequence's.
-    let carried = diff::floor(of_engine, manifest).filter(|_| reference.selected().is_none());
-    let floor = match carried {
-        Some(floor) => Cow::Borrowed(floor),
-        None => {
-            bar.set_message("measuring the floor");
-            Cow::Owned(measured_floor(&of_engine.arithmetic, reference, file)?)
-        }
-    };
-    bar.set_message("comparing sites");
-    let _span = spans::span("run", || "both sides, compared".into());
-    let rule = Rule { factor: DEFAULT_FACTOR, stop_at_first: false };
-    Ok(Report::of_traces(engine, reference, SiteFilter::default(), rule, &floor)?)
+    /// The comparison with a reference, whose floor is measured where it carries none.
+    fn compared(&self, engine: &TraceReader, reference: &TraceReader) -> Result<Report, Error> {
+        let (file, filter, bar) = (self.model.file(), self.filter, self.bar);
+        let (of_engine, manifest) = (engine.manifest(), reference.manifest());
+        // The floor of a batch is that of its steps, and not of a sequence's.
+        let carried = diff::floor(of_engine, manifest).filter(|_| reference.selected().is_none());
+        let floor = match carried {
+            Some(floor) => Cow::Borrowed(floor),
+            None => {
+                bar.set_message("measuring the floor");
+                Cow::Owned(measured_floor(&of_engine.arithmetic, reference, file, filter)?)
+            }
+        };
+        bar.set_message("comparing sites");
+        let _span = spans::span("run", || "both sides, compared".into());
+        let rule = Rule { factor: DEFAULT_FACTOR, until_first: self.until_first };
+        Ok(Report::of_traces(engine, reference, filter.clone(), rule, &floor)?)
+    }
 }
 
 /// Opens the trace of a side, and refuses that of the other.
@@ -278,13 +305,18 @@ fn has_shapes(list: &SiteList, config: &Config) -> bool {
     })
 }
 
-/// The weights that an engine recorded, beside the file's; `None` where it recorded none.
-fn loaded(engine: &TraceReader, file: &ModelFile) -> Result<Option<LoadedSummary>, Error> {
+/// The weights that an engine recorded of some of the file's tensors, or of all, beside the file's; `None` where it
+/// recorded none.
+fn loaded(
+    engine: &TraceReader,
+    file: &ModelFile,
+    names: Option<&BTreeSet<String>>,
+) -> Result<Option<LoadedSummary>, Error> {
     let weights = engine.weights()?;
     if weights.is_empty() {
         return Ok(None);
     }
-    let found = LoadedSummary::of(file, &weights, Form::Any).map_err(ModelError::from);
+    let found = LoadedSummary::of_some(file, &weights, Form::Any, names).map_err(ModelError::from);
     Ok(Some(found.map_err(RunError::from)?))
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use firstdiff::{
-    compare::SiteFilter,
+    compare::{SiteFilter, verdict::Rule},
     core::{
         arithmetic::{Convention, Value},
         cache::{self, Entry},
@@ -26,7 +26,9 @@ use firstdiff::{
 };
 
 use super::{
-    args::{DeviceArg, EngineArgs, IdsArgs, ModelArgs, PrecisionArg},
+    args::{
+        CompareArgs, DeviceArg, EngineArgs, IdsArgs, ModelArgs, OnlyArgs, PrecisionArg, UntilArg,
+    },
     error::Error,
 };
 
@@ -290,12 +292,18 @@ fn check_faults(engine: &EngineSpec, inputs: &Inputs) -> Result<(), Error> {
     Ok(())
 }
 
-/// The sites of a flag.
-pub fn filter(globs: Option<&str>) -> Result<SiteFilter, Error> {
-    Ok(match globs {
+/// The sites of flags.
+pub fn filter(only: &OnlyArgs) -> Result<SiteFilter, Error> {
+    let named = match &only.sites {
         Some(globs) => SiteFilter::parse(globs)?,
         None => SiteFilter::default(),
-    })
+    };
+    Ok(named.with_layers(only.layers))
+}
+
+/// How a comparison is made.
+pub fn rule(compare: &CompareArgs) -> Rule {
+    Rule { factor: compare.factor, until_first: compare.until == UntilArg::First }
 }
 
 /// Refuses a factor that makes every or no tensor equal.

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path, str::FromStr};
 
 use comfy_table::{Table, presets};
 use firstdiff::{
-    compare::{SiteFilter, verdict::Rule},
+    compare::SiteFilter,
     core::{
         activity::{self, Death},
         exit::Exit,
@@ -175,7 +175,7 @@ fn report(
 ) -> Result<Report, Error> {
     // A prompt that is too short is said again.
     let prompt: Vec<i32> = inputs.ids.iter().copied().cycle().take(tokens).collect();
-    let filter = inputs::filter(args.compare.sites.as_deref())?;
+    let filter = inputs::filter(&args.compare.only)?.of_model(&inputs.model.graph)?;
     let filter: &SiteFilter = &filter;
     let run = Run {
         model: &inputs.model,
@@ -183,7 +183,7 @@ fn report(
         task: Task { prompt: &prompt, decode: inputs.decode },
         engine,
         filter,
-        rule: Rule { factor: args.compare.factor, stop_at_first: args.compare.stop_at_first },
+        rule: inputs::rule(&args.compare),
         replay: (!args.no_replay).then(|| args.replay.into()),
     };
     Ok(Report::of_run(&run, run.run_again(&mut Kept::default(), album, &mut |_| {})?)?)

@@ -1,5 +1,7 @@
 //! Recorded sides replayed by llama.cpp's graph of their model, and the floors that no trace carries.
 
+use std::collections::BTreeSet;
+
 use firstdiff::{
     compare::SiteFilter,
     core::{arithmetic::Arithmetic, attending::Attending, floor::Floor, task::Task, tensor::DType},
@@ -12,6 +14,7 @@ use firstdiff::{
     graph::{ModelGraph, SequenceInputs},
     model::{Model, ModelFile},
     reference::{Precision, Reference, ReferenceOptions},
+    report::SiteRow,
     run::{
         Division,
         baseline::{Baseline, Held},
@@ -41,11 +44,41 @@ impl Subject {
     }
 }
 
-/// The floor of an arithmetic over the steps of a trace that carries none for it: llama.cpp runs again.
+/// The graph of a model that no trace carries, and the values of its inputs.
+pub fn imported(file: &ModelFile, positions: usize) -> Result<Carried, Error> {
+    let llama = Reference::load(file, ReferenceOptions::default())?;
+    let (graph, inputs) = llama.import(&vec![0; positions])?;
+    Ok((ModelGraph::clone(&graph), inputs))
+}
+
+/// What of a run is replayed.
+#[derive(Clone, Copy, Default)]
+pub struct Scope<'a> {
+    /// The sites that are asked for, by their places, where not all are.
+    pub asked: Option<&'a BTreeSet<usize>>,
+    /// The sites that were compared, where that ended early.
+    pub reached: Option<&'a [SiteRow]>,
+    /// Whether the replay ends with the layer of the first operation that is wrong.
+    pub until_first: bool,
+}
+
+impl Scope<'_> {
+    /// The sites that are judged, by their places; `None` means all.
+    fn places(&self, model: &ModelGraph) -> Option<BTreeSet<usize>> {
+        let Some(reached) = self.reached else { return self.asked.cloned() };
+        let place = |row: &SiteRow| model.sites.place(row.place);
+        let reached: BTreeSet<usize> = reached.iter().filter_map(place).collect();
+        Some(self.asked.map_or_else(|| reached.clone(), |asked| asked & &reached))
+    }
+}
+
+/// The floor of an arithmetic over the wanted sites of a trace's steps that carries none for it: llama.cpp runs
+/// again.
 pub fn measured_floor(
     arithmetic: &Arithmetic,
     trace: &TraceReader,
     model: &ModelFile,
+    filter: &SiteFilter,
 ) -> Result<Floor, Error> {
     let manifest = trace.manifest();
     let precision = match manifest.settings.reference_precision.as_deref() {
@@ -55,10 +88,10 @@ pub fn measured_floor(
     let options = ReferenceOptions { precision, ..ReferenceOptions::default() };
     let (prompt, tokens) = inputs::tokens_of(trace)?;
     let task = Task { prompt: &prompt, decode: tokens.len() as u32 };
-    let (llama, filter) = (Reference::load(model, options)?, SiteFilter::default());
+    let llama = Reference::load(model, options)?;
     let own = if manifest.settings.forced_routing { Some(routing(&llama, trace)?) } else { None };
     let held = Held { tokens: &tokens, routing: own.as_ref() };
-    let baseline = Baseline::held(&llama, model, task, arithmetic, &filter, held)?;
+    let baseline = Baseline::held(&llama, model, task, arithmetic, filter, held)?;
     let own: Vec<Vec<i32>> = manifest.steps.iter().map(|step| step.tokens.clone()).collect();
     if own == baseline.steps {
         return Ok(baseline.floor);
@@ -85,14 +118,15 @@ impl<'t> Replayed<'t> {
         file: &'a ModelFile,
         model: &'a ModelGraph,
         f32: &'a Arithmetic,
-        sums: Option<&'a RandomSums>,
+        (sums, only, until_first): (Option<&'a RandomSums>, Option<&'a BTreeSet<usize>>, bool),
     ) -> GraphRun<'a> {
         let Replayed { trace, steps, inputs } = self;
         let is_reference = trace.manifest().side == Side::Reference;
         let arithmetic = if is_reference { f32 } else { &trace.manifest().arithmetic };
         let attention = Attending::default();
         let recording = Recording { tensors: *trace, steps, arithmetic, attention };
-        GraphRun { file, model, inputs, recording, has_tables: is_reference, sums }
+        let has_tables = is_reference;
+        GraphRun { file, model, inputs, recording, has_tables, sums, only, until_first }
     }
 }
 
@@ -105,6 +139,7 @@ pub fn diagnose(
     carried: Option<Carried>,
     weights: Option<&LoadedSummary>,
     (replay, album): (Replay, Option<&mut Album>),
+    scope: Scope<'_>,
 ) -> Result<Diagnosis, Error> {
     let is_known = |trace: &&TraceReader| {
         let manifest = trace.manifest();
@@ -117,19 +152,16 @@ pub fn diagnose(
     let (graph, inputs) = match (carried, model) {
         (Some((graph, inputs)), _) if inputs.tokens >= needed => (graph, inputs),
         (None, Subject::Engine(model)) => (model.graph.clone(), model.inputs().clone()),
-        (_, model) => {
-            let llama = Reference::load(model.file(), ReferenceOptions::default())?;
-            let (graph, inputs) = llama.import(&vec![0; needed])?;
-            (ModelGraph::clone(&graph), inputs)
-        }
+        (_, model) => imported(model.file(), needed)?,
     };
     let (file, f32) = (model.file(), Arithmetic::engine(DType::F32));
     let engine = Replayed::of(engine, &inputs);
     let other = other.map(|trace| Replayed::of(trace, &inputs));
     // A picture needs every element.
     let replay = if album.is_some() { Replay::Full } else { replay };
-    let sums = replay.sums(file, &graph.graph).map_err(ReplayError::from)?;
-    let sums = sums.as_ref();
+    let only = scope.places(&graph);
+    let sums = replay.sums(file, &graph, only.as_ref()).map_err(ReplayError::from)?;
+    let sums = (sums.as_ref(), only.as_ref(), scope.until_first);
     let other = other.as_ref().map(|other| other.run(file, &graph, &f32, sums));
     let mut diagnosis = Diagnosis::shown(engine.run(file, &graph, &f32, sums), other, album)?;
     if let Some(weights) = weights {

@@ -1,7 +1,6 @@
 //! `firstdiff run`: the main job.
 
 use firstdiff::{
-    compare::verdict::Rule,
     core::{cause_key::CauseKey, exit::Exit, spans, task::first_position},
     diagnosis::{Verdict, album::Album},
     engine::{
@@ -69,8 +68,8 @@ pub fn verdict(
         )));
     }
     let rows = args.rows.as_ref().map(|rows| rows.of(inputs.ids.len())).transpose()?;
-    let filter = inputs::filter(compare.sites.as_deref())?.with_queries(rows);
-    let rule = Rule { factor: compare.factor, stop_at_first: compare.stop_at_first };
+    let filter = inputs::filter(&compare.only)?.of_model(&inputs.model.graph)?.with_queries(rows);
+    let rule = inputs::rule(compare);
     let run = Run {
         model: &inputs.model,
         reference: &inputs.reference,

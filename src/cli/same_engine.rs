@@ -3,7 +3,6 @@
 use std::{borrow::Cow, time::Instant};
 
 use firstdiff::{
-    compare::verdict::Rule,
     core::{
         exit::Exit,
         floor::{Floor, SiteFloor},
@@ -20,7 +19,7 @@ use super::{
     error::Error,
     explain, inputs, output,
     page::{self, Beside},
-    replayed::{diagnose, measured_floor},
+    replayed::{Scope, Subject, diagnose, measured_floor},
     run,
 };
 
@@ -51,23 +50,29 @@ pub fn same_engine(args: &DiffArgs) -> Result<Exit, Error> {
     // A rerun needs neither a floor nor the model: the causes are sought where the model is there.
     let model = explain::model(args.model.as_deref(), &a, None);
     let model = if bond == Bond::Rerun && args.model.is_none() { model.ok() } else { Some(model?) };
+    let filter = inputs::filter(&args.compare.only)?;
     let bar = output::progress(None, "comparing sites");
     let floor = match (bond, diff::floor(a.manifest(), b.manifest()), &model) {
         (Bond::OtherSteps | Bond::OtherBatch, Some(floor), _) => Cow::Borrowed(floor),
         (Bond::OtherSteps | Bond::OtherBatch, None, Some(model)) => {
             bar.set_message("measuring the floor");
-            Cow::Owned(measured_floor(&a.manifest().arithmetic, &settled_b, model.file())?)
+            Cow::Owned(measured_floor(&a.manifest().arithmetic, &settled_b, model.file(), &filter)?)
         }
         _ => Cow::Owned(no_floor(&settled_b)),
     };
-    let rule = Rule { factor: args.compare.factor, stop_at_first: args.compare.stop_at_first };
-    let filter = inputs::filter(args.compare.sites.as_deref())?;
-    let mut report = Report::of_traces(&a, &b, filter, rule, &floor)?;
+    let rule = inputs::rule(&args.compare);
+    let mut report = Report::of_traces(&a, &b, filter.clone(), rule, &floor)?;
     let mut album = own.html.is_some().then(Album::default);
     if let Some(model) = &model {
         bar.set_message("replaying every operation");
-        report.diagnosis =
-            Some(diagnose(model, (&a, Some(&b)), None, None, (Replay::default(), album.as_mut()))?);
+        let asked = match model {
+            Subject::Engine(model) if !filter.wants_all() => Some(filter.places(&model.graph)),
+            _ => None,
+        };
+        let reached = report.partial.as_ref().map(|_| &report.sites[..]);
+        let scope = Scope { asked: asked.as_ref(), reached, until_first: rule.until_first };
+        let how = (Replay::default(), album.as_mut());
+        report.diagnosis = Some(diagnose(model, (&a, Some(&b)), None, None, how, scope)?);
     }
     let album = page::beside(own.html.is_some(), album, &report, [&a, &b])?;
     if let (Bond::Rerun, Some(compared)) = (bond, &mut report.compared) {
@@ -77,6 +82,7 @@ pub fn same_engine(args: &DiffArgs) -> Result<Exit, Error> {
         let found = answer(&report.sites, compared, report.diagnosis.as_ref());
         report.headline = headline(bond, found);
     }
+    report.say_end();
     diff::compare_weights(&mut report, &a, &b)?;
     report.notes.push(format!("{} is used as the reference", args.trace_b.display()));
     report.seconds = start.elapsed().as_secs_f64();

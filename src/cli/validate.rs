@@ -56,15 +56,15 @@ pub fn validate(args: &ValidateArgs) -> Result<Exit, Error> {
 }
 
 fn suspicious(trace: &TraceReader) -> Result<Vec<String>, TraceError> {
-    let ranks = lint::ranks(trace)?.map(|found| format!("ranks disagree: {found}"));
+    let ranks = lint::ranks(trace, &|_| true)?.map(|found| format!("ranks disagree: {found}"));
     let mut notes: Vec<String> = ranks.into_iter().collect();
     let sequences = trace.sequences();
     if sequences.is_empty() {
-        notes.extend(lint::alone(trace)?);
+        notes.extend(lint::alone(trace, &|_| true)?);
     }
     // What is no sequence's means nothing.
     for number in sequences {
-        let own = lint::alone(&trace.clone().sequence(Some(number))?)?;
+        let own = lint::alone(&trace.clone().sequence(Some(number))?, &|_| true)?;
         notes.extend(own.into_iter().map(|note| format!("sequence {number}: {note}")));
     }
     Ok(notes)

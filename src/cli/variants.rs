@@ -84,7 +84,7 @@ pub fn variants(args: &VariantsArgs) -> Result<Exit, Error> {
             kernels: inputs::kernels(args.kernels.as_deref())?,
             roundings: Vec::new(),
         };
-        let rule = Rule { factor: args.factor, stop_at_first: false };
+        let rule = Rule { factor: args.factor, until_first: false };
         let run = Run {
             model: &inputs.model,
             reference: &inputs.reference,

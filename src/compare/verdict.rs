@@ -80,7 +80,8 @@ impl SiteReport {
 pub struct Rule {
     /// Tolerance in units of the floor.
     pub factor: f64,
-    pub stop_at_first: bool,
+    /// Whether it ends with the layer of the first site that diverges.
+    pub until_first: bool,
 }
 
 /// Compares two sides over `sites` (in canonical order) as they produce them. `tokens` says
@@ -95,7 +96,12 @@ pub fn judge<'a>(
 ) -> Vec<SiteReport> {
     let (mut engine, mut reference) = (Aligner::new(engine), Aligner::new(reference));
     let mut reports = Vec::with_capacity(sites.len());
+    // The step and the layer of what diverged first.
+    let mut first = None;
     for &site in sites {
+        if rule.until_first && first.is_some_and(|first| first != (site.step, site.layer)) {
+            break;
+        }
         let waits = spans::span("wait", || site.tensor_name());
         let pair = (engine.next(site), reference.next(site));
         drop(waits);
@@ -120,11 +126,10 @@ pub fn judge<'a>(
         };
         let report = SiteReport { site, outcome, difference, floor, rows: None };
         on_site(&report);
-        let over = rule.stop_at_first && report.outcome == Outcome::Diverged;
-        reports.push(report);
-        if over {
-            break;
+        if report.outcome == Outcome::Diverged {
+            first = first.or(Some((site.step, site.layer)));
         }
+        reports.push(report);
     }
     reports
 }

@@ -18,8 +18,8 @@ use super::{
     loaded::LoadedSummary,
     prefix::{self, CachedPrefix},
     replay::{
-        Found, GraphRun, Judged, Machine, Observed, Operation, Recording, ReplayError, RunVerdict,
-        Worst, judge_found, parts_at_once,
+        Found, GraphRun, Judged, Machine, Observed, Operation, Recording, ReplayEnd, ReplayError,
+        RunVerdict, Worst, judge_found, parts_at_once,
     },
 };
 use crate::{
@@ -80,6 +80,12 @@ pub struct SideReplay {
     pub cleared: usize,
     /// Operations whose results were not recorded: no verdict on them alone.
     pub unmeasured: Vec<Operation>,
+    /// Operations that were not asked for, or that a replay that ended early did not reach.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<Operation>,
+    /// Where the replay ended, if that was before its last site.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<ReplayEnd>,
     /// Operations within their bounds of which products were cleared by random sums, and not element by element.
     #[serde(default)]
     pub by_sums: usize,
@@ -281,16 +287,24 @@ impl Replayed {
         let parts = if album.is_some() { 1 } else { parts_at_once() };
         let mut kept: Vec<Looked<'_>> = (0..parts).map(|_| Looked::default()).collect();
         kept[0].album = album.as_deref_mut();
-        let (RunVerdict { judged, .. }, kept) =
+        let (RunVerdict { judged, ended, .. }, kept) =
             judge_found(run, known, kept, &|kept, machine, observed| kept.look(machine, observed))?;
         let all_broken: BTreeMap<usize, Invariant> =
             kept.into_iter().flat_map(|looked| looked.broken).collect();
+        // What was not reached is no evidence.
+        let steps = &run.recording.steps
+            [..ended.map_or(run.recording.steps.len(), |end| end.step as usize + 1)];
+        let run = GraphRun { recording: Recording { steps, ..run.recording }, ..run };
         let judged: BTreeMap<Operation, Judged> =
             judged.into_iter().map(|judged| (judged.operation, judged)).collect();
-        let (mut summary, mut places) = (SideReplay::default(), BTreeSet::new());
+        let mut places = BTreeSet::new();
+        let mut summary = SideReplay { ended, ..SideReplay::default() };
         for (place, spec) in run.model.sites.specs().iter().enumerate() {
             let operation = Operation { layer: spec.layer, stage: spec.stage };
             match judged.get(&operation) {
+                None if ended.is_some() || run.only.is_some_and(|only| !only.contains(&place)) => {
+                    summary.left_out.push(operation);
+                }
                 None => summary.unmeasured.push(operation),
                 Some(judged) if judged.is_guilty() => {
                     places.insert(place);

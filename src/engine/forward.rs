@@ -42,6 +42,8 @@ pub struct EngineOptions {
     pub positions: usize,
     /// Tokens of the longest step.
     pub tokens: usize,
+    /// How many layers are loaded and run, without the logits; `None` means all of the model.
+    pub depth: Option<usize>,
 }
 
 /// Why the engine could not run.
@@ -124,10 +126,10 @@ impl Engine {
             return Err(EngineError::HeadDim { head_dim, step });
         }
         let contracts = load_kernels(&mut *device, &config, kernels, &options)?;
-        let weights = Weights::load(&*device, model, options.storage, &options.faults)?;
+        let weights = Weights::load(&*device, model, &options)?;
         let capacity = (options.positions + 1).next_multiple_of(CAPACITY_STEP);
         let scratch = Scratch::new(&*device, &config, &options)?;
-        let caches = (0..config.n_layer)
+        let caches = (0..weights.layers.len())
             .map(|_| Cache::new(&*device, &config, options.storage, capacity))
             .collect::<Result<_, _>>()?;
         let (length, decode) = (0, RefCell::new(Repeated::Never));
@@ -212,6 +214,9 @@ impl Engine {
     fn forward(&self, pass: &mut Pass<'_>) -> Result<Option<Choice>, EngineError> {
         pass.make_taps()?;
         let hidden = self.layers(pass)?;
+        if self.options.depth.is_some() {
+            return Ok(None);
+        }
         self.logits(pass, hidden)
     }
 
@@ -234,6 +239,9 @@ impl Engine {
                     Stage::KCache => &self.caches[layer].k,
                     _ => &self.caches[layer].v,
                 })?;
+                if self.options.depth.is_some() {
+                    return Ok(None);
+                }
                 self.choice(&captures.logits().unwrap_or_else(|| self.scratch.logits.clone()), 0)
             }
             Repeated::Unrecorded => self.forward(pass),
@@ -253,11 +261,15 @@ impl Engine {
         let mut pass = Pass::recorded(target, scratch, &mut none, step, self.capacity, &captures);
         let mut outcome = Ok(());
         let recorded = self.device.record(&mut || {
-            match self.layers(&mut pass).and_then(|hidden| self.last_logits(&mut pass, hidden)) {
+            let end = self.layers(&mut pass).and_then(|hidden| match self.options.depth {
+                Some(_) => Ok(()),
+                None => self.last_logits(&mut pass, hidden).map(drop),
+            });
+            match end {
                 // Of this and the end of the recording, which fails too, it says more.
                 Err(EngineError::Device(error)) => Err(error),
                 other => {
-                    outcome = other.map(drop);
+                    outcome = other;
                     Ok(())
                 }
             }
@@ -271,7 +283,7 @@ impl Engine {
     fn layers<'a>(&self, pass: &mut Pass<'a>) -> Result<&'a Buffer, EngineError> {
         activity::place(pass.step, None);
         let mut hidden = self.embed(pass)?;
-        for layer in 0..self.config.n_layer {
+        for layer in 0..self.weights.layers.len() {
             activity::place(pass.step, Some(layer));
             hidden = self.attention_block(layer, pass, hidden)?;
             hidden = self.feed_forward_block(layer, pass, hidden)?;

@@ -85,12 +85,23 @@ impl EngineSpec {
 
     /// An engine with room for a task.
     pub fn build(&self, model: &Model, task: Task<'_>) -> Result<Engine, EngineError> {
+        self.build_to(model, task, None)
+    }
+
+    /// The same, of only so many layers and without logits; with `None` of all of the model.
+    pub fn build_to(
+        &self,
+        model: &Model,
+        task: Task<'_>,
+        depth: Option<usize>,
+    ) -> Result<Engine, EngineError> {
         let options = EngineOptions {
             storage: self.storage,
             attention: self.attention,
             faults: self.faults.clone(),
             positions: task.positions(),
             tokens: task.prompt.len(),
+            depth,
         };
         Engine::new(self.device.open()?, model, &self.kernels, options)
     }

@@ -10,7 +10,7 @@ use crate::{
         tensor::DType,
     },
     engine::{
-        EngineError,
+        EngineError, EngineOptions,
         device::{Buffer, Device, WIDENED},
         fault::Faults,
     },
@@ -73,17 +73,19 @@ struct Loader<'a> {
 }
 
 impl Weights {
-    /// Loads every weight, rounded to `storage`.
+    /// Loads the weights of the layers that are run, and the head where all are; rounded to the storage.
     pub fn load(
         device: &dyn Device,
         model: &Model,
-        storage: DType,
-        faults: &Faults,
+        options: &EngineOptions,
     ) -> Result<Weights, EngineError> {
+        let (storage, faults) = (options.storage, &options.faults);
         let loader = Loader { device, model, storage, faults, named: RefCell::default() };
         let names = &model.names;
-        let layers = names.layers.iter().map(|layer| loader.layer(layer));
-        let output = (!names.is_tied()).then(|| loader.matrix(&names.output.weight));
+        let depth = options.depth.unwrap_or(names.layers.len());
+        let layers = names.layers.iter().take(depth).map(|layer| loader.layer(layer));
+        let has_output = !names.is_tied() && options.depth.is_none();
+        let output = has_output.then(|| loader.matrix(&names.output.weight));
         Ok(Weights {
             embedding: loader.matrix(&names.embedding)?,
             layers: layers.collect::<Result<_, _>>()?,

@@ -2,6 +2,7 @@
 
 mod inputs;
 mod model_graph;
+mod needed;
 pub mod node;
 pub mod op;
 mod order;

@@ -187,6 +187,14 @@ impl Graph {
         self.node(id).window.map_or(id, |window| window.root)
     }
 
+    /// The nodes that write into a state.
+    pub fn writes_of(&self, state: NodeId) -> impl Iterator<Item = NodeId> {
+        let is_write = move |node: &Node| {
+            node.window.is_some_and(|window| window.root == state) && !node.op.is_window()
+        };
+        self.iter().filter(move |(_, node)| is_write(node)).map(|(id, _)| id)
+    }
+
     /// Whether a tensor is its root, or shows all of it in the root's own order.
     pub fn shows_in_order(&self, id: NodeId) -> bool {
         let any = Extent { tokens: 7, cells: 11, is_first: false };

@@ -1,6 +1,6 @@
 //! The weight ledger: what a model file holds that a forward pass would not miss.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,9 @@ use crate::{
 pub struct Ledger {
     /// Tensors of the file.
     pub tensors: usize,
+    /// How many of them were looked through, where not all were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub looked_through: Option<usize>,
     /// In the file, but no operation reads them.
     pub unused: Vec<String>,
     /// Biases that some layers have and others lack.
@@ -57,6 +60,14 @@ impl Ledger {
     /// # Errors
     /// A tensor cannot be widened.
     pub fn of(model: &Model) -> Result<Ledger, GgufError> {
+        Ledger::of_some(model, None)
+    }
+
+    /// The same, with a look through some weights only where that is not known of all.
+    ///
+    /// # Errors
+    /// As [`Ledger::of`].
+    pub fn of_some(model: &Model, only: Option<&BTreeSet<String>>) -> Result<Ledger, GgufError> {
         let names: Vec<&str> = model.names.all().collect();
         let of = format!("{} {VERSION} {}", model.file().hash(), names.join(" "));
         let name = blake3::hash(of.as_bytes()).to_hex();
@@ -65,15 +76,17 @@ impl Ledger {
         if let Some(known) = known.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
             return Ok(known);
         }
-        let ledger = Ledger::read(model)?;
+        let ledger = Ledger::read(model, only)?;
+        // Of a few weights it is made in no time.
+        let entry = entry.filter(|_| only.is_none());
         if let Some((entry, text)) = entry.zip(serde_json::to_vec(&ledger).ok()) {
             entry.write(&text);
         }
         Ok(ledger)
     }
 
-    /// Reads every tensor once, a chunk at a time.
-    fn read(model: &Model) -> Result<Ledger, GgufError> {
+    /// Reads every tensor once, or some of them, a chunk at a time.
+    fn read(model: &Model, only: Option<&BTreeSet<String>>) -> Result<Ledger, GgufError> {
         let names: HashSet<&str> = model.names.all().collect();
         let infos = model.gguf().tensors();
         let known = |info: &&TensorInfo| names.contains(info.name.as_str());
@@ -84,9 +97,12 @@ impl Ledger {
             absent: model.names.absent_biases(),
             ..Ledger::default()
         };
+        let is_read = |info: &&&TensorInfo| only.is_none_or(|only| only.contains(&info.name));
+        let read: Vec<&TensorInfo> = used.iter().filter(is_read).copied().collect();
+        ledger.looked_through = only.map(|_| read.len());
         let scans: Vec<Scan> =
-            used.par_iter().map(|info| scan(model, info)).collect::<Result<_, _>>()?;
-        for (info, scan) in used.iter().zip(scans) {
+            read.par_iter().map(|info| scan(model, info)).collect::<Result<_, _>>()?;
+        for (info, scan) in read.iter().zip(scans) {
             if !scan.any_non_zero {
                 ledger.all_zero.push(info.name.clone());
             }

@@ -13,6 +13,7 @@ use super::{
     context::Hooks,
     node::{Elements, Node},
     noise::Place,
+    skip::Skipped,
     widen::Widening,
 };
 use crate::{
@@ -48,6 +49,8 @@ pub struct Changes<'a> {
     pub forced: Option<&'a dyn Forced>,
     /// The fault that is planted.
     pub tamper: Option<&'a dyn Tamper>,
+    /// The nodes that are computed, by their places in the graph; `None` where all are.
+    pub needed: Option<&'a [bool]>,
 }
 
 /// One step being captured. Lives while llama.cpp decodes the step.
@@ -57,6 +60,8 @@ pub struct Capture<'a> {
     changes: Changes<'a>,
     /// Where the weights are f32, whatever the file's format.
     widening: Option<&'a mut Widening>,
+    /// Nodes that nobody needs.
+    pub skipped: Skipped,
     shape: StepShape,
     /// Nodes that were asked of.
     asked: usize,
@@ -73,18 +78,32 @@ impl<'a> Capture<'a> {
         widening: Option<&'a mut Widening>,
         shape: StepShape,
     ) -> Capture<'a> {
-        let (seen, failure) = (BTreeMap::new(), None);
-        Capture { model, sink, changes, widening, shape, asked: 0, current: None, seen, failure }
+        Capture {
+            model,
+            sink,
+            changes,
+            widening,
+            skipped: Skipped::default(),
+            shape,
+            asked: 0,
+            current: None,
+            seen: BTreeMap::new(),
+            failure: None,
+        }
     }
 
     /// Every wanted site that was not seen once.
     pub fn missing(&self) -> Option<(Site, u32)> {
-        let specs = self.model.sites.specs().iter();
+        let specs = self.model.sites.specs().iter().filter(|spec| self.is_needed(spec.reader));
         let mut sites = specs.map(|spec| spec.site(self.shape.step));
         sites.find_map(|site| {
             let found = self.seen.get(&site).copied().unwrap_or(0);
             (found != 1 && self.sink.wants(site)).then_some((site, found))
         })
+    }
+
+    fn is_needed(&self, id: NodeId) -> bool {
+        self.changes.needed.is_none_or(|needed| needed[id.index()])
     }
 
     fn wants(&self, spec: &SiteSpec) -> bool {
@@ -108,6 +127,10 @@ impl<'a> Capture<'a> {
         if !node.is(&expected.op) {
             let (op, name) = (&expected.op, &expected.name);
             return Err(Failure::Graph(format!("{} instead of {op} {name}", node.name())));
+        }
+        if !self.is_needed(id) {
+            self.skipped.add(node);
+            return Ok(false);
         }
         self.current = Some(id);
         if let Some(widening) = &mut self.widening

@@ -98,13 +98,7 @@ impl Context {
         unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.context.as_ptr()), true) }
     }
 
-    /// Decodes tokens at positions from `first` on without callbacks; llama.cpp's code.
-    pub fn decode(&mut self, tokens: &[i32], first: usize) -> i32 {
-        // SAFETY: no decode runs; the slot is null.
-        unsafe { decode(self.context.as_ptr(), tokens, first) }
-    }
-
-    /// The same, with callbacks that work on `data`.
+    /// Decodes tokens at positions from `first` on, with callbacks that work on `data`; llama.cpp's code.
     pub fn decode_with<T>(&mut self, data: &mut T, tokens: &[i32], first: usize) -> i32 {
         // SAFETY: the slot holds `data` only for the time of the decode; nothing else touches it
         // meanwhile.

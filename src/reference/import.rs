@@ -1,8 +1,8 @@
 //! Reads llama.cpp's graph of a model as data.
 //!
 //! The callback is asked of every node before any is computed; it answers false, so that nothing is split
-//! or copied, and the abort callback ends the decode after its first node. Only one token is really
-//! computed before a step that is not the first.
+//! or copied, and the abort callback ends the decode after its first node. Before a step that is not the
+//! first a token takes its place in the caches, of which nothing is computed: no weight is read.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use super::{
     context::{Context, Hooks},
     node::{COMPUTE, Node as Live},
     session::ReferenceError,
-    widen::Widening,
+    skip::Skipped,
 };
 use crate::graph::{
     Extent, Format, Graph, Kind, ModelGraph, Node, NodeId, Op, Sample, SequenceInputs, Size, Window,
@@ -54,8 +54,8 @@ struct Snapshot {
     failure: Option<String>,
     /// Whether the decode is to end before it computes anything.
     aborts: bool,
-    /// What computes with weights that are not f32, where the decode is to compute and not to be read.
-    widening: Option<Widening>,
+    /// What is left out of a decode that is not to be read.
+    skipped: Option<Skipped>,
     is_over: bool,
 }
 
@@ -175,16 +175,10 @@ unsafe extern "C" fn on_node(
 ) -> bool {
     // SAFETY: the slot holds a live snapshot for the time of a decode, else null.
     let snapshot = unsafe { (*user_data.cast::<*mut Snapshot>()).as_mut() };
-    let Some(snapshot) = snapshot.filter(|snapshot| ask || snapshot.widening.is_some()) else {
+    let Some(snapshot) = snapshot.filter(|_| ask) else { return false };
+    if let Some(skipped) = &mut snapshot.skipped {
+        skipped.add(Live(tensor));
         return false;
-    };
-    if let Some(widening) = &mut snapshot.widening {
-        let handled = catch_unwind(AssertUnwindSafe(|| widening.pass_over(Live(tensor), ask)));
-        let handled = handled.unwrap_or_else(|_| Err(PANICKED.to_string()));
-        return handled.unwrap_or_else(|failure| {
-            snapshot.failure = Some(failure);
-            false
-        });
     }
     let seen = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: llama.cpp asks of live nodes.
@@ -221,8 +215,6 @@ pub(super) struct Importer {
     pub architecture: String,
     /// An id that the vocabulary has.
     pub token: i32,
-    /// Where the weights are f32, whatever the file's format.
-    pub widening: Option<Widening>,
 }
 
 /// The graphs that sizes are found from: tokens of a step, and whether another came before.
@@ -267,12 +259,12 @@ impl Importer {
         Ok(SequenceInputs { tokens: tokens.len(), cells, values })
     }
 
-    /// The graph of a step after `before` tokens, which are computed.
+    /// The graph of a step after `before` tokens.
     fn snapshot(&mut self, tokens: &[i32], before: usize) -> Result<Snapshot, ReferenceError> {
         self.context.clear();
         let mut snapshot = Snapshot::default();
         if before > 0 {
-            self.compute(before)?;
+            self.occupy(before)?;
         }
         snapshot.aborts = true;
         let code = self.context.decode_with(&mut snapshot, tokens, before);
@@ -290,24 +282,15 @@ impl Importer {
         }
     }
 
-    /// Computes so many tokens from an empty cache.
-    fn compute(&mut self, tokens: usize) -> Result<(), ReferenceError> {
+    /// Puts so many tokens into an empty cache, without their keys and values.
+    fn occupy(&mut self, tokens: usize) -> Result<(), ReferenceError> {
         let tokens = vec![self.token; tokens];
-        let code = match self.widening.take() {
-            None => self.context.decode(&tokens, 0),
-            Some(widening) => {
-                let mut computed = Snapshot { widening: Some(widening), ..Snapshot::default() };
-                let code = self.context.decode_with(&mut computed, &tokens, 0);
-                self.widening = computed.widening.take();
-                if let Some(failure) = computed.failure {
-                    return Err(self.failed(&failure));
-                }
-                code
-            }
-        };
+        let mut first = Snapshot { skipped: Some(Skipped::default()), ..Snapshot::default() };
+        let code = self.context.decode_with(&mut first, &tokens, 0);
+        first.skipped.iter_mut().for_each(Skipped::put_back);
         match code {
             0 => Ok(()),
-            _ => Err(self.failed(&format!("a token cannot be computed (code {code})"))),
+            _ => Err(self.failed(&format!("a token finds no place (code {code})"))),
         }
     }
 

@@ -7,6 +7,7 @@ mod node;
 mod noise;
 mod routing;
 mod session;
+mod skip;
 mod tamper;
 mod threads;
 mod vocabulary;

@@ -194,12 +194,6 @@ impl Node {
         Tensor::new(shape, values)
     }
 
-    /// Makes all of a dense result zeros.
-    pub fn clear(&self) {
-        // SAFETY: the tensor is live, and its bytes are its own: nothing else uses them during the callback.
-        unsafe { self.tensor().data.cast::<u8>().write_bytes(0, sys::ggml_nbytes(self.0)) }
-    }
-
     /// Replaces the elements of a site; `values` are in its order, times its factor.
     pub fn write(&self, elements: &Elements<'_>, values: &[f32]) {
         let (data, ggml_type) = (self.tensor().data.cast::<u8>(), self.tensor().type_);

@@ -12,6 +12,7 @@ use super::{
     callback::{Capture, Changes, Failure, HOOKS},
     context::{Context, ContextSpec, Hooks},
     import::{self, IMPORT_POSITIONS, Importer},
+    skip::Skipped,
     widen::Widening,
 };
 use crate::{
@@ -22,7 +23,10 @@ use crate::{
         sink::{Choice, Sink, Stopped},
         spans,
     },
-    graph::{ModelGraph, SequenceInputs, site::Site},
+    graph::{
+        ModelGraph, SequenceInputs,
+        site::{Site, Stage},
+    },
     model::{ModelFile, llama},
 };
 use llama_cpp_2::{model::LlamaModel, token::LlamaToken};
@@ -207,6 +211,13 @@ impl Reference {
         Ok(Arc::new(graph))
     }
 
+    /// Whether logits are among the nodes that are computed.
+    fn has_logits(&self, needed: Option<&[bool]>) -> bool {
+        let mut specs = self.graph.sites.specs().iter();
+        let logits = specs.find(|spec| spec.stage == Stage::Logits);
+        needed.is_none_or(|needed| logits.is_some_and(|spec| needed[spec.node.index()]))
+    }
+
     fn importer(&self, positions: usize) -> Result<Importer, ReferenceError> {
         let positions = positions.max(IMPORT_POSITIONS);
         let spec = ContextSpec {
@@ -216,8 +227,7 @@ impl Reference {
             precision: self.options.precision,
         };
         let context = self.context(&spec, &import::HOOKS)?;
-        let widening = self.widenings(1, spec.threads as usize, &spec)?.pop().flatten();
-        Ok(Importer { context, architecture: self.architecture.clone(), token: 0, widening })
+        Ok(Importer { context, architecture: self.architecture.clone(), token: 0 })
     }
 
     fn context(&self, spec: &ContextSpec, hooks: &Hooks) -> Result<Context, ReferenceError> {
@@ -362,6 +372,8 @@ impl Session<'_> {
         let code = self.context.decode_with(&mut capture, tokens, self.positions);
         drop(running);
         let (failure, missing) = (capture.failure.take(), capture.missing());
+        let mut skipped: Skipped = std::mem::take(&mut capture.skipped);
+        skipped.put_back();
         if let Some(widening) = &mut self.widening {
             widening.put_back();
         }
@@ -382,7 +394,7 @@ impl Session<'_> {
             return Err(ReferenceError::Matches { site, found });
         }
         self.positions = positions;
-        Ok(self.choice())
+        Ok(if self.reference.has_logits(changes.needed) { self.choice() } else { None })
     }
 
     fn choice(&self) -> Option<Choice> {

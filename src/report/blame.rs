@@ -401,6 +401,9 @@ pub(super) fn replayed(side: &SideReplay) -> String {
     if !side.unmeasured.is_empty() {
         let _ = write!(content, "; not recorded: {}", named(&side.unmeasured));
     }
+    if !side.left_out.is_empty() {
+        let _ = write!(content, "; {} not asked for or not reached", side.left_out.len());
+    }
     content
 }
 

@@ -9,6 +9,7 @@ mod of_run;
 mod of_sequences;
 mod of_traces;
 mod parted;
+mod partial;
 mod schema;
 mod summaries;
 mod summary;
@@ -18,6 +19,7 @@ mod weights;
 pub use blame::{answer, guilt};
 pub(crate) use blame::{grouped, named, whose};
 pub use next::{Asked, Next, next};
+pub use partial::{AskedSites, EndedBy, Partial};
 use schema::formula;
 pub use schema::{
     Compared, DevicesSummary, Headline, ModelSummary, Parted, REPORT_VERSION, Report, SequenceRow,

@@ -4,7 +4,9 @@ use crate::{
     core::sink::Choice,
     engine::{EngineSpec, contract::Op},
     model::gguf::GgufError,
-    report::{Compared, ModelSummary, Report, SideSummary, SiteRow, StepRow, answer, formula},
+    report::{
+        AskedSites, Compared, ModelSummary, Report, SideSummary, SiteRow, StepRow, answer, formula,
+    },
     run::{Finished, Run},
 };
 
@@ -37,8 +39,9 @@ impl Report {
         let sites: Vec<SiteRow> = finished.sites.into_iter().map(SiteRow::from).collect();
         let headline = answer(&sites, &compared, finished.diagnosis.as_ref());
         let headline = headline.after_weights(&finished.weights);
-        Ok(Report {
-            model: Some(ModelSummary::of(run.model)?),
+        let mut report = Report {
+            asked: AskedSites::of(run.filter),
+            model: Some(ModelSummary::of(run.model, run.asked().as_ref())?),
             reference: Some(SideSummary::of_reference(run.reference)),
             compared: Some(compared),
             weights: Some(finished.weights),
@@ -48,7 +51,9 @@ impl Report {
             sites,
             seconds: finished.seconds,
             ..Report::of_engine(headline, SideSummary::of_engine(run.engine, finished.device))
-        })
+        };
+        report.note_end(run.rule.until_first);
+        Ok(report)
     }
 }
 

@@ -7,7 +7,10 @@ use crate::{
     },
     core::{exit::Exit, floor::Floor},
     graph::site::Site,
-    report::{Compared, Headline, Parted, Report, SideSummary, SiteRow, StepRow, answer, formula},
+    report::{
+        AskedSites, Compared, Headline, Parted, Report, SideSummary, SiteRow, StepRow, answer,
+        formula,
+    },
     run::{Pairing, RunError, judge_traces},
     trace::{
         Side, Step, TraceError, TraceReader, caches_in_words, comparable, lint, rows_in_words,
@@ -30,8 +33,9 @@ impl Report {
         let all = pairing.sites();
         filter.check(&all)?;
         let sites: Vec<Site> = all.iter().copied().filter(|&site| filter.wants(site)).collect();
+        let asked = AskedSites::of(&filter);
         // Before the comparison: a foreign byte order is a refusal.
-        let suspicious = lint::alone(engine)?;
+        let suspicious = lint::alone(engine, &|site| filter.wants(site))?;
         let (reports, others) = judge_traces(&pairing, &sites, filter, floor, rule)?;
         let is_diverged = |report: &&SiteReport| report.outcome == Outcome::Diverged;
         let diverged: Vec<Site> =
@@ -73,7 +77,8 @@ impl Report {
         let sites: Vec<SiteRow> = reports.into_iter().map(SiteRow::from).collect();
         let mut headline = answer(&sites, &compared, None);
         headline.text += copies(&sites, [engine, reference].map(|trace| trace.manifest().side));
-        Ok(Report {
+        let mut report = Report {
+            asked,
             reference: Some(SideSummary::of_trace(reference.manifest())),
             compared: Some(compared),
             steps: steps(&pairing)?,
@@ -82,11 +87,13 @@ impl Report {
             notes,
             sites,
             ..Report::of_engine(headline, SideSummary::of_trace(engine.manifest()))
-        })
+        };
+        report.note_end(rule.until_first);
+        Ok(report)
     }
 
-    /// The report of an engine's trace that is compared with nothing; its headline is yet to come.
-    pub fn of_trace(engine: &TraceReader) -> Result<Report, TraceError> {
+    /// The report of the wanted sites of an engine's trace that is compared with nothing; its headline is yet to come.
+    pub fn of_trace(engine: &TraceReader, filter: &SiteFilter) -> Result<Report, TraceError> {
         let manifest = engine.manifest();
         let row = |(index, step): (usize, &Step)| {
             let engine = engine.choice(index)?;
@@ -100,7 +107,7 @@ impl Report {
         };
         let steps = manifest.steps.iter().enumerate().map(row);
         let headline = Headline::of(Exit::NotMeasured, String::new());
-        let mut notes = lint::alone(engine)?;
+        let mut notes = lint::alone(engine, &|site| filter.wants(site))?;
         notes.extend(rows_in_words(engine.partly()));
         notes.extend(caches(engine));
         let start = manifest.positions().start;

@@ -13,11 +13,11 @@ use crate::{
     diagnosis::{CachedPrefix, Diagnosis, loaded::LoadedSummary, replay::Operation},
     graph::site::Site,
     model::{Config, Ledger},
-    report::Summary,
+    report::{AskedSites, Partial, Summary},
 };
 
 /// Raised when a field is added, removed or changes its meaning.
-pub const REPORT_VERSION: u32 = 8;
+pub const REPORT_VERSION: u32 = 9;
 
 /// A whole report.
 #[derive(Clone, Debug, Serialize)]
@@ -28,6 +28,12 @@ pub struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub summary: Option<Summary>,
     pub headline: Headline,
+    /// Where the run ended before its last site; absent where it did not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partial: Option<Partial>,
+    /// The sites that were asked for; absent where that is all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked: Option<AskedSites>,
     /// Which sequence of a batch this is of; absent where the trace is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u32>,
@@ -64,6 +70,8 @@ impl Report {
             firstdiff: env!("CARGO_PKG_VERSION").to_string(),
             summary: None,
             headline,
+            partial: None,
+            asked: None,
             sequence: None,
             sequences: Vec::new(),
             model: None,

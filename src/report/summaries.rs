@@ -1,5 +1,7 @@
 //! The sides and the model of a report.
 
+use std::collections::BTreeSet;
+
 use crate::{
     engine::EngineSpec,
     model::{Ledger, Model, gguf::GgufError},
@@ -9,14 +11,15 @@ use crate::{
 };
 
 impl ModelSummary {
-    /// The model, and which of its weights are suspicious.
-    pub fn of(model: &Model) -> Result<ModelSummary, GgufError> {
+    /// The model, and which of its weights are suspicious: of those of some sites, by their places, or of all.
+    pub fn of(model: &Model, asked: Option<&BTreeSet<usize>>) -> Result<ModelSummary, GgufError> {
+        let names = asked.map(|asked| model.graph.weights_of_all(asked));
         Ok(ModelSummary {
             path: model.path.display().to_string(),
             blake3: model.hash(),
             config: model.config.clone(),
             parameters: model.parameters(),
-            ledger: Ledger::of(model)?,
+            ledger: Ledger::of_some(model, names.as_ref())?,
         })
     }
 }

@@ -263,7 +263,7 @@ pub(super) fn covered(report: &Report, compared: &Compared) -> String {
     }
     let missed = asked.saturating_sub(report.sites.len());
     if missed > 0 {
-        parts.push(format!("{missed} not reached (--stop-at-first)"));
+        parts.push(format!("{missed} not reached"));
     }
     format!("{}: {}", parts.join(", "), compared.extent())
 }
@@ -407,11 +407,14 @@ fn shape(c: &Config) -> String {
 fn ledger(text: &mut String, report: &Report, verbose: bool) {
     let Some(ModelSummary { ledger, .. }) = &report.model else { return };
     if ledger.is_clean() && verbose {
-        line(
-            text,
-            "weights",
-            &format!("{} tensors, all used, finite, none all zero", ledger.tensors),
-        );
+        let seen = match ledger.looked_through {
+            None => format!("{} tensors, all used, finite, none all zero", ledger.tensors),
+            Some(some) => {
+                let all = ledger.tensors;
+                format!("{some} of {all} tensors looked through: finite, none all zero")
+            }
+        };
+        line(text, "weights", &seen);
     }
     for (what, names) in
         [("unused", &ledger.unused), ("absent", &ledger.absent), ("all zero", &ledger.all_zero)]

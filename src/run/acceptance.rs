@@ -64,8 +64,16 @@ pub fn accept(
         arithmetic: &arithmetic,
         attention: Default::default(),
     };
-    let run =
-        GraphRun { file, model: &model, inputs: &inputs, recording, has_tables: true, sums: None };
+    let run = GraphRun {
+        file,
+        model: &model,
+        inputs: &inputs,
+        recording,
+        has_tables: true,
+        sums: None,
+        only: None,
+        until_first: false,
+    };
     let verdict = judge(run)?;
     Ok(summary(&model, &verdict))
 }

@@ -1,9 +1,11 @@
 //! What is known of the reference before an engine is compared with it: the tokens that every side
 //! is forced to, the reference's choices, and the floor. Measured once and cached.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use super::noisy::{Other, decode_in, measure_beside};
+use super::noisy::{Side, decode_in, measure_beside};
 use crate::{
     compare::{RowTokens, SiteFilter},
     core::{
@@ -61,6 +63,11 @@ pub struct Held<'a> {
 }
 
 impl Held<'_> {
+    /// Whether the token after a step of a task is the model's own choice.
+    pub fn chooses(&self, task: Task<'_>, step: u32) -> bool {
+        step < task.decode && self.tokens.len() <= step as usize
+    }
+
     /// The token after a step.
     pub fn token(&self, step: usize, choice: Option<Choice>) -> Option<i32> {
         self.tokens.get(step).copied().or(Some(choice?.token))
@@ -76,12 +83,12 @@ pub fn decode(
     next: impl FnMut(Option<Choice>) -> Option<i32>,
 ) -> Result<Vec<Option<Choice>>, ReferenceError> {
     let session = reference.session(task.positions(), task.prompt.len())?;
-    decode_in(session, task, sink, changes, next)
+    decode_in(session, task, sink, changes, &|_| false, next)
 }
 
 impl Baseline {
     /// The baseline of a task for an engine of the declared arithmetic, from the cache if it is
-    /// there. It has every site, with the rows that the filter wants.
+    /// there. It has at least the sites that the filter wants, with their rows.
     pub fn of(
         reference: &Reference,
         model: &ModelFile,
@@ -127,45 +134,48 @@ pub struct Baselines<'a> {
     pub model: &'a ModelFile,
     pub task: Task<'a>,
     pub held: Held<'a>,
-    /// The rows that are wanted; each baseline has every site.
+    /// The sites and rows that are wanted; each baseline has at least these.
     pub filter: &'a SiteFilter,
 }
 
 impl Baselines<'_> {
-    /// The baseline for each arithmetic, from the cache if it is there. What is recorded is the clean run, of every row.
+    /// The baseline for each arithmetic, from the cache if it is there. What is recorded is the clean run.
     pub fn of(
         &self,
         arithmetics: &[Arithmetic],
         record: Option<&mut dyn Sink>,
     ) -> Result<Vec<Baseline>, ReferenceError> {
-        let entries: Vec<_> = arithmetics.iter().map(|arithmetic| self.entry(arithmetic)).collect();
-        let cached = entries.iter().map(|entry| entry.as_ref().and_then(Entry::read));
-        let read = |json: Vec<u8>| serde_json::from_slice(&json).ok();
-        let mut found: Vec<Option<Baseline>> = cached.map(|json| json.and_then(read)).collect();
+        let known = |entry: Option<Entry>| -> Option<Baseline> {
+            serde_json::from_slice(&entry?.read()?).ok()
+        };
+        let cached = |arithmetic: &Arithmetic| {
+            let whole = known(self.entry(arithmetic, false));
+            whole.or_else(|| known(self.entry(arithmetic, true)))
+        };
+        let mut found: Vec<Option<Baseline>> = arithmetics.iter().map(cached).collect();
         let is_missing = |at: &usize| found[*at].is_none();
         let missing: Vec<usize> = (0..arithmetics.len()).filter(is_missing).collect();
         if !missing.is_empty() {
             let wanted: Vec<_> = missing.iter().map(|&at| arithmetics[at].clone()).collect();
             for (at, baseline) in missing.into_iter().zip(self.measure(&wanted, record)?) {
-                if let (Some(entry), Ok(json)) = (&entries[at], serde_json::to_vec(&baseline)) {
+                let entry = self.entry(&arithmetics[at], true);
+                if let (Some(entry), Ok(json)) = (entry, serde_json::to_vec(&baseline)) {
                     entry.write(&json);
                 }
                 found[at] = Some(baseline);
             }
-        } else if let Some(record) = record {
+        } else if let (Some(record), Some(Some(known))) = (record, found.first()) {
+            let needed = needed_nodes(self.reference, self.filter);
             let forced = self.held.routing.map(|routing| routing as &dyn Forced);
-            let changes = Changes { forced, ..Changes::default() };
-            let mut step = 0;
-            decode(self.reference, self.task, record, changes, |choice| {
-                step += 1;
-                self.held.token(step - 1, choice)
-            })?;
+            let changes = Changes { forced, needed: needed.as_deref(), ..Changes::default() };
+            let mut tokens = known.forced().into_iter();
+            decode(self.reference, self.task, record, changes, |_| tokens.next())?;
         }
         Ok(found.into_iter().flatten().collect())
     }
 
-    /// Where the baseline for an arithmetic is cached.
-    fn entry(&self, arithmetic: &Arithmetic) -> Option<Entry> {
+    /// Where the baseline for an arithmetic is cached: of every site, or of those that are wanted.
+    fn entry(&self, arithmetic: &Arithmetic, is_own: bool) -> Option<Entry> {
         let Baselines { reference, model, task, held, filter } = self;
         let rounded = weights_are_rounded(model, arithmetic.weights);
         let key = (
@@ -175,7 +185,11 @@ impl Baselines<'_> {
             filter.prompt_queries(),
             (reference.options().precision, reference.threads()),
         );
-        let key = serde_json::to_vec(&key).expect("plain data has no reason to fail");
+        let key = match filter.key().filter(|_| is_own) {
+            None => serde_json::to_vec(&key),
+            Some(sites) => serde_json::to_vec(&(key, sites)),
+        };
+        let key = key.expect("plain data has no reason to fail");
         Entry::new("floors", format!("{}.json", blake3::hash(&key).to_hex())).ok()
     }
 
@@ -187,7 +201,7 @@ impl Baselines<'_> {
         mut record: Option<&mut dyn Sink>,
     ) -> Result<Vec<Baseline>, ReferenceError> {
         let &Baselines { reference, model, task, held, filter } = self;
-        let rows = filter.rows_only();
+        let needed = needed_nodes(reference, filter);
         let heads = query_heads(reference.graph());
         let runs = NOISY_HEADS.div_ceil(heads).min(MAX_NOISY_RUNS);
         let noises = |arithmetic: &Arithmetic| {
@@ -203,16 +217,18 @@ impl Baselines<'_> {
         for noises in noises.chunks(most.max(LEAST_BESIDE)) {
             let mut sessions = reference.sessions(noises.len() + 1, positions, batch)?.into_iter();
             let clean = sessions.next().expect("one more than there is noise");
-            let with_noise = |(session, noise)| Other { session, noise: Some(noise) };
+            let with_noise =
+                |(session, noise)| Side { session, noise: Some(noise), needed: needed.clone() };
+            let clean = Side { session: clean, noise: None, needed: needed.clone() };
             let others = sessions.zip(noises).map(with_noise).collect();
             let (task, record) = ((task, held), record.take());
-            let (own, measured) = measure_beside(graph, clean, others, task, &rows, record)?;
+            let (own, measured) = measure_beside(graph, clean, others, task, filter, record)?;
             choices = own;
             floors.extend(measured);
         }
         let own = match reference.options().precision {
             Precision::F32 => None,
-            Precision::Native => Some(self.distance_from_f32(&rows)?),
+            Precision::Native => Some(self.distance_from_f32()?),
         };
         let baseline = |floors: &[Floor]| {
             let mut floor = Floor::default();
@@ -229,17 +245,26 @@ impl Baselines<'_> {
     }
 
     /// How far a native reference is from the same model in f32.
-    fn distance_from_f32(&self, filter: &SiteFilter) -> Result<Floor, ReferenceError> {
-        let &Baselines { reference, model, task, held, .. } = self;
+    fn distance_from_f32(&self) -> Result<Floor, ReferenceError> {
+        let &Baselines { reference, model, task, held, filter } = self;
         let options = ReferenceOptions { precision: Precision::F32, ..reference.options() };
         let wide = Reference::load(model, options)?;
-        let (positions, batch) = (task.positions(), task.prompt.len());
-        let clean = reference.session_beside(1, positions, batch)?;
-        let other = Other { session: wide.session_beside(1, positions, batch)?, noise: None };
+        let [clean, other] = [reference, &wide].map(|reference| {
+            let session = reference.session_beside(1, task.positions(), task.prompt.len())?;
+            let needed = needed_nodes(reference, filter);
+            Ok::<_, ReferenceError>(Side { session, noise: None, needed })
+        });
         let (graph, held_task) = (reference.graph(), (task, held));
-        let (_, mut floors) = measure_beside(graph, clean, vec![other], held_task, filter, None)?;
+        let (_, mut floors) = measure_beside(graph, clean?, vec![other?], held_task, filter, None)?;
         Ok(floors.pop().expect("one run beside the clean one"))
     }
+}
+
+/// The nodes of llama.cpp's graph, by their places, that the sites of a filter are made from; `None` where it wants
+/// all.
+pub fn needed_nodes(reference: &Reference, filter: &SiteFilter) -> Option<Arc<[bool]>> {
+    let model = reference.graph();
+    filter.wanted_places(model).map(|places| model.needed_for(&places).into())
 }
 
 /// Query heads of the model's attention; 1 where it has none.

@@ -44,9 +44,9 @@ impl Run<'_> {
         on_site: &mut dyn FnMut(&SiteReport),
     ) -> Result<CrossCheck, RunError> {
         let (sites, steps) = (self.sites()?, &baseline.steps);
-        let mut engines = [self.engine, second].map(|spec| spec.build(self.model, self.task));
+        let mut engines = [self.engine, second].map(|spec| self.build(spec));
         let [Ok(first_engine), Ok(second_engine)] = &mut engines else {
-            return Err(engines.into_iter().find_map(Result::err).expect("one failed").into());
+            return Err(engines.into_iter().find_map(Result::err).expect("one failed"));
         };
         let devices = [first_engine.device_name(), second_engine.device_name()];
         let filter = Arc::new(self.filter.clone());
@@ -85,8 +85,18 @@ impl Run<'_> {
                 };
                 let Replayable { graph, inputs } = replayable(self.model, self.reference, steps)?;
                 let (file, model, inputs) = (self.model.file(), &*graph, &inputs);
-                let has_tables = false;
-                let second = GraphRun { file, model, inputs, recording, has_tables, sums: None };
+                let (has_tables, sums, asked) = (false, None, self.asked());
+                let only = asked.as_ref();
+                let second = GraphRun {
+                    file,
+                    model,
+                    inputs,
+                    recording,
+                    has_tables,
+                    sums,
+                    only,
+                    until_first: false,
+                };
                 let second = Diagnosis::of(second, None)?;
                 let (first, second) = (guilty(first), guilty(&second));
                 let only = |a: &BTreeSet<Operation>, b| {

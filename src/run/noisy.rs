@@ -24,18 +24,20 @@ use crate::{
 /// Tensors of the clean run that may wait for the others: enough that it seldom waits itself.
 const FEW: usize = 16;
 
-/// A run beside the clean one.
-pub struct Other<'a> {
+/// A run.
+pub struct Side<'a> {
     pub session: Session<'a>,
     pub noise: Option<&'a Noise>,
+    /// The nodes that are computed, by their places in the graph; `None` where all are.
+    pub needed: Option<Arc<[bool]>>,
 }
 
 /// Runs `clean` and others over the same tokens, the greedy ones of `clean` but for those that it is held to. Returns
 /// its choices, and for each other its distance from `clean` at every site. What is recorded is the clean run.
 pub fn measure_beside(
     graph: &ModelGraph,
-    clean: Session<'_>,
-    others: Vec<Other<'_>>,
+    clean: Side<'_>,
+    others: Vec<Side<'_>>,
     (task, held): (Task<'_>, Held<'_>),
     filter: &SiteFilter,
     record: Option<&mut dyn Sink>,
@@ -48,29 +50,33 @@ pub fn measure_beside(
         None => &choices,
     };
     let list = SiteList::from(&graph.sites);
+    // All runs compute the same nodes in a step, as they wait for one another: the logits where `clean` chooses.
+    let chooses = |step| held.chooses(task, step);
     thread::scope(|scope| {
         let (mut runs, mut senders) = (Vec::new(), Vec::new());
-        for Other { session, noise } in others {
+        for Side { session, noise, needed } in others {
             let (sender, tokens) = mpsc::channel();
             senders.push(sender);
-            let (kept, list) = (&kept, &list);
+            let (kept, list, chooses) = (&kept, &list, &chooses);
             runs.push(scope.spawn(move || {
                 let _ended = Ends(kept);
                 spans::lane("reference with noise");
                 let (prompt, floor) = (task.prompt.len(), Floor::default());
                 let mut sink = Measured { kept, graph, list, filter, noise, prompt, floor };
-                let changes = Changes { noise, forced: Some(forced), ..Changes::default() };
-                decode_in(session, task, &mut sink, changes, |_| tokens.recv().ok())?;
+                let needed = needed.as_deref();
+                let changes = Changes { noise, forced: Some(forced), needed, ..Changes::default() };
+                decode_in(session, task, &mut sink, changes, chooses, |_| tokens.recv().ok())?;
                 Ok(sink.floor)
             }));
         }
         let choices = {
             let _ended = Ends(&kept);
-            let mut sink = Clean { kept: &kept, filter, record };
+            let mut sink = Clean { kept: &kept, graph, filter, record };
             let forced = held.routing.map(|routing| routing as &dyn Forced);
-            let changes = Changes { forced, ..Changes::default() };
+            let needed = clean.needed.as_deref();
+            let changes = Changes { forced, needed, ..Changes::default() };
             let mut step = 0;
-            decode_in(clean, task, &mut sink, changes, |choice| {
+            decode_in(clean.session, task, &mut sink, changes, &chooses, |choice| {
                 let token = held.token(step, choice)?;
                 step += 1;
                 let sent = senders.iter().all(|sender| sender.send(token).is_ok());
@@ -97,18 +103,21 @@ pub fn measure_beside(
     })
 }
 
-/// Runs a session over a task's steps; `next` gives the token after each, `None` to end.
+/// Runs a session over a task's steps, some of which are computed to their logits whatever else is needed; `next` gives
+/// the token after each, `None` to end.
 pub fn decode_in(
     mut session: Session<'_>,
     task: Task<'_>,
     sink: &mut dyn Sink,
     changes: Changes<'_>,
+    chooses: &dyn Fn(u32) -> bool,
     mut next: impl FnMut(Option<Choice>) -> Option<i32>,
 ) -> Result<Vec<Option<Choice>>, ReferenceError> {
     let (mut tokens, mut position, mut choices) = (task.prompt.to_vec(), 0, Vec::new());
     for step in 0..=task.decode {
         sink.begin_step(&tokens, position)?;
-        let choice = session.step_with(step, &tokens, sink, changes)?;
+        let needed = changes.needed.filter(|_| !chooses(step));
+        let choice = session.step_with(step, &tokens, sink, Changes { needed, ..changes })?;
         sink.end_step(choice)?;
         choices.push(choice);
         position += tokens.len();
@@ -215,13 +224,14 @@ impl Forced for Choices<'_> {
 /// Keeps the clean run's tensors, and records them.
 struct Clean<'a, 'r> {
     kept: &'a Kept,
+    graph: &'a ModelGraph,
     filter: &'a SiteFilter,
     record: Option<&'r mut dyn Sink>,
 }
 
 impl Sink for Clean<'_, '_> {
     fn wants(&self, site: Site) -> bool {
-        self.filter.wants(site)
+        self.filter.wants(site) || is_choice(self.graph, site)
     }
 
     fn queries(&self, site: Site) -> Option<&[usize]> {
@@ -269,8 +279,9 @@ impl Measured<'_> {
 }
 
 impl Sink for Measured<'_> {
+    /// What the clean run keeps.
     fn wants(&self, site: Site) -> bool {
-        self.filter.wants(site)
+        self.filter.wants(site) || is_choice(self.graph, site)
     }
 
     fn queries(&self, site: Site) -> Option<&[usize]> {
@@ -279,6 +290,9 @@ impl Sink for Measured<'_> {
 
     fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
         let clean = self.kept.take(site)?;
+        if !self.filter.wants(site) {
+            return Ok(());
+        }
         let tokens = row_tokens(self.filter, self.prompt, site);
         let tokens = RowTokens { axes: Some(self.list.axes(site)), ..tokens };
         let floor = SiteFloor::measure(site, &tensor, &clean, tokens, self.amplitude(site));

@@ -1,6 +1,6 @@
 //! The main job: the engine and the reference over the same tokens, compared as they go.
 
-use std::{sync::Arc, thread, time::Instant};
+use std::{collections::BTreeSet, sync::Arc, thread, time::Instant};
 
 use crate::{
     compare::{
@@ -27,7 +27,7 @@ use crate::{
     reference::{Changes, Precision, Reference, ReferenceError},
     run::{
         RunError,
-        baseline::{self, Baseline, row_tokens},
+        baseline::{self, Baseline, needed_nodes, row_tokens},
         beside::{ComparedSite, show_beside},
         open::{Replayable, replayable},
     },
@@ -142,17 +142,24 @@ impl Run<'_> {
         let Ended { mut engine, choices, logits_hash, reports, spools } = ended;
         let (steps, device) = (&baseline.steps, engine.device_name());
         let read = spans::span("run", || "weights read back".into());
-        let weights = own_weights(self.model, &engine)?;
+        let asked = self.asked();
+        let weights = own_weights(self.model, &engine, asked.as_ref())?;
         drop(read);
-        let stopped = matches!(choices, Err(EngineError::Stopped(_)));
+        let stopped = reports.len() < sites.len();
         let engine_choices = match choices {
-            Err(EngineError::Stopped(_)) => Vec::new(),
+            Err(EngineError::Stopped(_)) if stopped => Vec::new(),
             choices => choices?,
         };
         let checked = !stopped && self.filter.wants(Site::global(0, Stage::Logits));
-        let (recorded, reference) = spools;
-        let recorded = recorded.map(Spool::finished).transpose()?;
-        let reference = reference.map(Spool::finished).transpose()?;
+        // A side may have been ahead of what was compared.
+        let reached: BTreeSet<Site> = reports.iter().map(|report| report.site).collect();
+        let [recorded, reference] = [spools.0, spools.1].map(|spool| {
+            let spool = spool.map(Spool::finished).transpose();
+            spool.map(|spool| spool.map(|spool| if stopped { spool.of(&reached) } else { spool }))
+        });
+        let (recorded, reference) = (recorded?, reference?);
+        let last = reports.last().map_or(0, |report| report.site.step as usize);
+        let replayed_steps = if stopped { &steps[..=last] } else { &steps[..] };
         // The engine's weights are given back when its thread ends, unless they are kept.
         let keep = kept.wanted;
         let (hooks, diagnosis) = thread::scope(|scope| {
@@ -168,7 +175,9 @@ impl Run<'_> {
             let diagnosis = match (&recorded, &reference) {
                 (Some(engine), Some(reference)) if self.replay.is_some() => {
                     let (known, album) = (&mut kept.replayed, album.as_deref_mut());
-                    Some(self.diagnose(engine, reference, steps, known, album))
+                    let reached = stopped.then_some(&reached);
+                    let recorded = [engine, reference];
+                    Some(self.diagnose(recorded, replayed_steps, reached, known, album))
                 }
                 _ => None,
             };
@@ -290,16 +299,27 @@ impl Run<'_> {
             Err(error) => return (Err(error), None),
         };
         let mut forced = baseline.forced().into_iter();
+        let needed = needed_nodes(self.reference, self.filter);
+        let changes = Changes { needed: needed.as_deref(), ..Changes::default() };
         let end =
-            baseline::decode(self.reference, self.task, &mut sink, Changes::default(), |_| {
-                forced.next()
-            });
+            baseline::decode(self.reference, self.task, &mut sink, changes, |_| forced.next());
         (finished(end).map_err(RunError::from), sink.into_spool())
+    }
+
+    /// An engine of as many layers as the wanted sites need.
+    pub(crate) fn build(&self, engine: &EngineSpec) -> Result<Engine, RunError> {
+        let depth = self.filter.depth(&self.model.config.sites(self.task.decode + 1));
+        Ok(engine.build_to(self.model, self.task, depth)?)
+    }
+
+    /// The sites that are asked for, by their places, where not all are.
+    pub fn asked(&self) -> Option<BTreeSet<usize>> {
+        (!self.filter.wants_all()).then(|| self.filter.places(&self.model.graph))
     }
 
     /// An engine with these kernels: the kept one, or a new one. After an error the kept one stays.
     fn engine_with(&self, kept: &mut Option<Engine>) -> Result<Engine, RunError> {
-        let Some(engine) = kept else { return Ok(self.engine.build(self.model, self.task)?) };
+        let Some(engine) = kept else { return self.build(self.engine) };
         engine.reload(&self.engine.kernels)?;
         Ok(kept.take().expect("it was just there"))
     }
@@ -307,9 +327,9 @@ impl Run<'_> {
     /// Replays both sides, the reference unless that is known. Only in f32 is its own arithmetic known.
     fn diagnose(
         &self,
-        engine: &Spool,
-        reference: &Spool,
+        [engine, reference]: [&Spool; 2],
         steps: &[Vec<i32>],
+        reached: Option<&BTreeSet<Site>>,
         known: &mut Option<ReferenceReplay>,
         album: Option<&mut Album>,
     ) -> Result<Diagnosis, RunError> {
@@ -319,9 +339,26 @@ impl Run<'_> {
         let Replayable { graph, inputs } = replayable(self.model, self.reference, steps)?;
         let (file, model, inputs, has_tables) = (self.model.file(), &*graph, &inputs, false);
         let replay = self.replay.filter(|_| album.is_none()).unwrap_or(Replay::Full);
-        let sums = replay.sums(file, &model.graph).map_err(ReplayError::from)?;
+        let mut asked = self.asked();
+        if let Some(reached) = reached {
+            let place = |site: &Site| model.sites.place(*site);
+            let reached: BTreeSet<usize> = reached.iter().filter_map(place).collect();
+            asked = Some(asked.map_or(reached.clone(), |asked| &asked & &reached));
+        }
+        let only = asked.as_ref();
+        let sums = replay.sums(file, model, only).map_err(ReplayError::from)?;
         let sums = sums.as_ref();
-        let of = |recording| GraphRun { file, model, inputs, recording, has_tables, sums };
+        let until_first = false;
+        let of = |recording| GraphRun {
+            file,
+            model,
+            inputs,
+            recording,
+            has_tables,
+            sums,
+            only,
+            until_first,
+        };
         let engine = of(Recording { tensors, steps, arithmetic, attention });
         let wide = self.reference.options().precision == Precision::F32;
         if known.is_some() || !wide {
@@ -338,11 +375,16 @@ impl Run<'_> {
     }
 }
 
-/// What an engine of ours has loaded, beside the model's file.
-pub fn own_weights(model: &Model, engine: &Engine) -> Result<LoadedSummary, RunError> {
+/// What an engine of ours has loaded, beside the model's file: of sites that are asked for, by their places, or of all.
+pub fn own_weights(
+    model: &Model,
+    engine: &Engine,
+    asked: Option<&BTreeSet<usize>>,
+) -> Result<LoadedSummary, RunError> {
     let weights = engine.loaded_weights()?.into_iter().map(|weight| (None, weight));
     let weights: Vec<_> = weights.collect();
-    let found = LoadedSummary::of(model.file(), &weights, Form::AsFile);
+    let names = asked.map(|asked| model.graph.weights_of_all(asked));
+    let found = LoadedSummary::of_some(model.file(), &weights, Form::AsFile, names.as_ref());
     Ok(found.map_err(ModelError::from)?)
 }
 

@@ -1,6 +1,10 @@
 //! One side's tensors in a nameless temporary file, to be read again after the run.
 
-use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    os::unix::fs::FileExt,
+};
 
 use crate::{
     core::{
@@ -184,6 +188,12 @@ impl Spool {
     /// The whole recording, or what went wrong with it.
     pub fn finished(mut self) -> Result<Spool, TraceError> {
         self.error.take().map_or(Ok(self), Err)
+    }
+
+    /// What was recorded of some sites.
+    pub fn of(mut self, sites: &BTreeSet<Site>) -> Spool {
+        self.places.retain(|site, _| sites.contains(site));
+        self
     }
 
     fn write(&mut self, site: Site, tensor: &Tensor) -> Result<(), TraceError> {

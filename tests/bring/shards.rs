@@ -358,7 +358,7 @@ fn ranks_damaged_in_a_thousand_ways_are_read_or_refused() {
                     let tensor = trace.tensor(site).unwrap().expect("a site that it lists");
                     assert_eq!(tensor.shape, trace.shape(site).unwrap());
                 }
-                let (_, _) = (lint::alone(&trace), lint::ranks(&trace));
+                let (_, _) = (lint::alone(&trace, &|_| true), lint::ranks(&trace, &|_| true));
                 opened += 1;
             }
             Err(_) => refused += 1,

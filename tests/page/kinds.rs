@@ -64,7 +64,7 @@ fn a_run_that_stops_or_replays_nothing_has_a_page() {
     let browser = Browser::open(1300, 1000);
     for more in [
         &["--no-replay"][..],
-        &["--stop-at-first"],
+        &["--until", "first"],
         &["--sites", "blk.0.*,logits"],
         &["--rows", "last"],
     ] {

@@ -115,7 +115,16 @@ impl Subject {
             attention: Default::default(),
         };
         let (file, model, inputs) = (&self.file, &*self.model, &self.inputs);
-        GraphRun { file, model, inputs, recording, has_tables: true, sums: None }
+        GraphRun {
+            file,
+            model,
+            inputs,
+            recording,
+            has_tables: true,
+            sums: None,
+            only: None,
+            until_first: false,
+        }
     }
 
     /// Judges a recording by the right model. The right file's own run is judged once, by [`clean`]:

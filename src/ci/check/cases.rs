@@ -226,7 +226,7 @@ impl Runner<'_> {
             task,
             engine: &engine,
             filter: &SiteFilter::default(),
-            rule: Rule { factor: config.least_factor(), stop_at_first: false },
+            rule: Rule { factor: config.least_factor(), until_first: false },
             replay: Some(Replay::Quick),
         };
         match run.run(&mut |_| {}) {

@@ -217,6 +217,7 @@ fn without_flag(error: &FilterError) -> String {
         FilterError::Syntax(error) => error.to_string(),
         FilterError::NoMatch { glob, .. } => glob.clone(),
         FilterError::TooLong => "the globs of one rule are too many".to_string(),
+        other => other.to_string(),
     }
 }
 

@@ -154,7 +154,7 @@ pub fn record(
     let task = Task { prompt: &steps[0], decode: steps.len() as u32 - 1 };
     let mut spool = Spool::new()?;
     let mut engine = engine.build(model, task)?;
-    let weights = own_weights(model, &engine)?;
+    let weights = own_weights(model, &engine, None)?;
     run_engine(&mut engine, steps, &mut spool)?;
     Ok((spool.finished()?, weights))
 }

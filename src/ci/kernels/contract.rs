@@ -178,6 +178,7 @@ fn record(
         faults: Faults::default(),
         positions: case.steps.iter().map(Vec::len).sum(),
         tokens: case.steps[0].len(),
+        depth: None,
     };
     let device = Box::new(HostDevice::new(pass.options(order))?);
     let kernels = KernelSet::embedded().with_contract(contract.clone());

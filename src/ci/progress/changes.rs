@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::{
     ci::progress::{Saved, SavedError},
     core::{cause_key::CauseKey, exit::Exit},
-    diagnosis::{Diagnosis, Finding, replay::Operation},
+    diagnosis::{Diagnosis, Finding, SideReplay, replay::Operation},
     report::{grouped, named},
 };
 
@@ -119,6 +119,10 @@ impl<'a> Reports<'a> {
         let unseen: Vec<Operation> =
             operations.filter(|&operation| !seen.has(operation, of_reference(was))).collect();
         let (kind, details) = match unseen.as_slice() {
+            [] if self.new.partial.is_some() => {
+                let ended = "the new report is partial: its run ended before its last site";
+                (Kind::Unmeasured, vec![ended.to_string()])
+            }
             [] => (Kind::Fixed, Vec::new()),
             unseen => {
                 let detail = format!("the new report did not measure {}", named(unseen));
@@ -209,7 +213,10 @@ impl<'a> Seen<'a> {
         } else {
             Some(&self.diagnosis.engine)
         };
-        let recorded = side.is_some_and(|side| !side.unmeasured.contains(&operation));
+        let is_judged = |side: &SideReplay| {
+            ![&side.unmeasured, &side.left_out].iter().any(|list| list.contains(&operation))
+        };
+        let recorded = side.is_some_and(is_judged);
         recorded && !self.lost.contains(operation.result().as_str())
     }
 }

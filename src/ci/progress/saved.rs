@@ -11,7 +11,7 @@ use crate::{
     compare::{NonFinite, verdict::Outcome},
     core::{exit::Exit, files},
     diagnosis::Diagnosis,
-    report::{Compared, Headline, REPORT_VERSION, SideSummary, StepRow},
+    report::{Compared, Headline, Partial, REPORT_VERSION, SideSummary, StepRow},
 };
 
 /// A longer file is no report.
@@ -59,6 +59,8 @@ pub struct Saved {
     #[serde(skip)]
     pub path: PathBuf,
     pub headline: Headline,
+    #[serde(default)]
+    pub partial: Option<Partial>,
     pub model: Option<SavedModel>,
     pub engine: SideSummary,
     pub reference: Option<SideSummary>,

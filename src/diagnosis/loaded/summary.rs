@@ -75,10 +75,24 @@ impl LoadedSummary {
         weights: &[(Option<usize>, LoadedWeight)],
         form: Form,
     ) -> Result<LoadedSummary, GgufError> {
+        LoadedSummary::of_some(file, weights, form, None)
+    }
+
+    /// The same of those that are made of some of the file's tensors, or of all.
+    pub fn of_some(
+        file: &ModelFile,
+        weights: &[(Option<usize>, LoadedWeight)],
+        form: Form,
+        names: Option<&BTreeSet<String>>,
+    ) -> Result<LoadedSummary, GgufError> {
+        let is_asked = |name: &str| names.is_none_or(|names| names.contains(name));
         let verdict =
             |(rank, weight): &(Option<usize>, LoadedWeight)| compare(file, weight, *rank, form);
-        let verdicts = weights.par_iter().map(verdict).collect::<Result<Vec<_>, _>>()?;
-        let all: Vec<&str> = file.gguf().tensors().iter().map(|info| info.name.as_str()).collect();
+        let asked = weights.par_iter();
+        let asked = asked.filter(|(_, own)| own.of.iter().any(|name| is_asked(split_rows(name).0)));
+        let verdicts = asked.map(verdict).collect::<Result<Vec<_>, _>>()?;
+        let all = file.gguf().tensors().iter().map(|info| info.name.as_str());
+        let all: Vec<&str> = all.filter(|name| is_asked(name)).collect();
         Ok(LoadedSummary::from_verdicts(Beside::File, &all, &verdicts))
     }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     expected::LAMBDA,
-    machine::{Cleared, Found, GraphRun, Machine, Observed, Part},
+    machine::{Cleared, Found, GraphRun, Machine, Observed, parts},
     operation::Operation,
     recording::{Piece, ReplayError},
 };
@@ -150,6 +150,15 @@ pub struct RunVerdict {
     pub without_rule: BTreeMap<String, usize>,
     /// Choices in which another would have been as good, within the rounding of what they choose among.
     pub near_ties: BTreeSet<Operation>,
+    /// Where the replay ended before its last site.
+    pub ended: Option<ReplayEnd>,
+}
+
+/// The last result that a replay judged which ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplayEnd {
+    pub step: u32,
+    pub after: Operation,
 }
 
 /// Judges every site that a side recorded.
@@ -179,9 +188,10 @@ pub fn judge_found<'a, T: Send>(
     if known < needed {
         return Err(ReplayError::Short { known, needed });
     }
+    // One that ends with the first wrong layer goes through them in order.
     let parts = match kept.len() {
-        1 => vec![None],
-        most => Part::of(run, most).into_iter().map(Some).collect(),
+        most if most > 1 && !run.until_first => parts(run, most).into_iter().map(Some).collect(),
+        _ => vec![None],
     };
     let judged = parts.into_par_iter().zip(kept).map(|(part, mut kept)| {
         let machine = match &part {
@@ -207,19 +217,26 @@ pub fn judge_found<'a, T: Send>(
 /// The verdicts on a part of a graph, as its steps come in.
 struct Bench<'a> {
     run: GraphRun<'a>,
-    /// The sites that are judged; all, where it is `None`.
-    part: Option<Part>,
+    /// The sites that are judged, by their places; all that are asked for, where it is `None`.
+    part: Option<BTreeSet<usize>>,
     trials: BTreeMap<usize, Trial>,
     spanned: BTreeMap<usize, BTreeSet<usize>>,
     without_rule: BTreeSet<NodeId>,
     near_ties: BTreeSet<Operation>,
+    ended: Option<ReplayEnd>,
 }
 
 impl<'a> Bench<'a> {
-    fn new(run: GraphRun<'a>, part: Option<Part>) -> Bench<'a> {
-        let (trials, spanned) = (BTreeMap::new(), BTreeMap::new());
-        let (without_rule, near_ties) = (BTreeSet::new(), BTreeSet::new());
-        Bench { run, part, trials, spanned, without_rule, near_ties }
+    fn new(run: GraphRun<'a>, part: Option<BTreeSet<usize>>) -> Bench<'a> {
+        Bench {
+            run,
+            part,
+            trials: BTreeMap::new(),
+            spanned: BTreeMap::new(),
+            without_rule: BTreeSet::new(),
+            near_ties: BTreeSet::new(),
+            ended: None,
+        }
     }
 
     fn operation(&self, place: usize) -> Operation {
@@ -227,23 +244,33 @@ impl<'a> Bench<'a> {
         Operation { layer: spec.layer, stage: spec.stage }
     }
 
-    /// Replays every step.
+    fn is_judged(&self, place: usize) -> bool {
+        let all = self.part.as_ref().or(self.run.only);
+        all.is_none_or(|all| all.contains(&place))
+    }
+
+    /// Replays every step, or ends with the first wrong layer where that is asked for.
     fn judge(
         &mut self,
         mut machine: Machine<'a>,
         look: &mut dyn FnMut(&Machine<'a>, &Observed<'a>) -> Result<(), ReplayError>,
     ) -> Result<(), ReplayError> {
         let specs = self.run.model.sites.specs();
+        let (mut first, mut last) = (None, None);
         for step in 0..self.run.recording.steps.len() as u32 {
             let _span = spans::span("replay", || format!("step {step}"));
             let mut before = Instant::now();
-            machine.step(step, &mut |machine, observed| {
+            let end = machine.step(step, &mut |machine, observed| {
                 let place = observed.place;
-                let operation = self.operation(place);
-                if self.part.as_ref().is_some_and(|part| !part.places.contains(&place)) {
+                if !self.is_judged(place) {
                     return Ok(());
                 }
+                let (operation, layer) = (self.operation(place), specs[place].layer);
+                if first.is_some_and(|first| first != (step, layer)) {
+                    return Err(ReplayError::Ended);
+                }
                 spans::since(before, "replay", || operation.result());
+                last = Some(ReplayEnd { step, after: operation });
                 look(machine, &observed)?;
                 let trial = self.trials.entry(place).or_insert_with(|| Trial::new(operation));
                 let axes: Vec<Axis> = specs[place].axes.iter().map(|axis| axis.axis).collect();
@@ -252,14 +279,24 @@ impl<'a> Bench<'a> {
                 if observed.choice.is_some_and(|times| times > 0.0) {
                     self.near_ties.insert(operation);
                 }
+                if self.run.until_first && trial.total.beyond > 0 {
+                    first = first.or(Some((step, layer)));
+                }
                 before = Instant::now();
                 Ok(())
-            })?;
+            });
+            match end {
+                Err(ReplayError::Ended) => self.ended = last,
+                end => end?,
+            }
             for Cleared { place, elements, times_bound } in machine.take_cleared() {
-                if self.part.as_ref().is_none_or(|part| part.places.contains(&place)) {
+                if self.is_judged(place) {
                     let trial = Trial::new(self.operation(place));
                     self.trials.entry(place).or_insert(trial).clear(elements, times_bound);
                 }
+            }
+            if self.ended.is_some() {
+                break;
             }
         }
         self.without_rule = machine.without_rule;
@@ -272,6 +309,7 @@ impl<'a> Bench<'a> {
         self.spanned.extend(part.spanned);
         self.without_rule.extend(part.without_rule);
         self.near_ties.extend(part.near_ties);
+        self.ended = self.ended.or(part.ended);
     }
 
     fn verdict(mut self) -> RunVerdict {
@@ -283,7 +321,7 @@ impl<'a> Bench<'a> {
         };
         let judged = trials.into_iter().map(verdict).collect();
         let without_rule = counted(self.run, &self.without_rule);
-        RunVerdict { judged, without_rule, near_ties: self.near_ties }
+        RunVerdict { judged, without_rule, near_ties: self.near_ties, ended: self.ended }
     }
 }
 

@@ -22,10 +22,11 @@ pub use accuracy::{Accuracy, accuracies};
 pub use declared::{Declared, rows as rounded_rows};
 pub use expected::{Expected, LAMBDA, Operand, Rounding, Spread, SumRounding, Terms};
 pub use judge::{
-    Judged, Look, RunVerdict, Worst, drift, judge, judge_found, parts_at_once, wrong_elements,
+    Judged, Look, ReplayEnd, RunVerdict, Worst, drift, judge, judge_found, parts_at_once,
+    wrong_elements,
 };
 pub use machine::{
-    AsItIs, Cleared, Edit, Found, GraphRun, Machine, Memory, Observe, Observed, Part, Probe, Root,
+    AsItIs, Cleared, Edit, Found, GraphRun, Machine, Memory, Observe, Observed, Probe, Root,
     again_in_all, again_in_last, writes_into,
 };
 pub use matrix::{Matrix, round};

@@ -34,7 +34,7 @@ use crate::{
         random::{key, splitmix64},
         tensor::DType,
     },
-    graph::Graph,
+    graph::ModelGraph,
     model::{ModelError, ModelFile},
 };
 
@@ -60,13 +60,18 @@ pub enum Replay {
 }
 
 impl Replay {
-    /// What a replay clears the products of a graph with.
+    /// What a replay clears the products of a model with: of some sites, by their places, or of all.
     ///
     /// # Errors
     /// As [`RandomSums::of`].
-    pub fn sums(self, file: &ModelFile, graph: &Graph) -> Result<Option<RandomSums>, ModelError> {
+    pub fn sums(
+        self,
+        file: &ModelFile,
+        model: &ModelGraph,
+        only: Option<&BTreeSet<usize>>,
+    ) -> Result<Option<RandomSums>, ModelError> {
         match self {
-            Replay::Quick => RandomSums::of(file, graph).map(Some),
+            Replay::Quick => RandomSums::of(file, model, only).map(Some),
             Replay::Full => Ok(None),
         }
     }
@@ -123,13 +128,36 @@ impl Weight {
 }
 
 impl RandomSums {
-    /// Those of the large weights that a graph multiplies: kept ones, or made anew.
+    /// Those of the large weights that a graph multiplies for some sites, by their places, or for all: kept ones, or
+    /// made anew.
     ///
     /// # Errors
     /// A weight cannot be read.
-    pub fn of(file: &ModelFile, graph: &Graph) -> Result<RandomSums, ModelError> {
+    pub fn of(
+        file: &ModelFile,
+        model: &ModelGraph,
+        only: Option<&BTreeSet<usize>>,
+    ) -> Result<RandomSums, ModelError> {
+        let graph = &model.graph;
         let products = graph.iter().filter_map(|(_, node)| graph.multiplied_weight(node));
-        let names: BTreeSet<&str> = products.map(|root| graph.node(root).name.as_str()).collect();
+        let all: BTreeSet<&str> = products.map(|root| graph.node(root).name.as_str()).collect();
+        let asked = only.map(|places| model.weights_of_all(places));
+        let Some(asked) = asked else { return RandomSums::of_weights(file, all, true) };
+        // Of all weights they may be there already.
+        let known = RandomSums::of_weights(file, all.clone(), false)?;
+        if !known.weights.is_empty() {
+            return Ok(known);
+        }
+        let some = all.into_iter().filter(|name| asked.contains(*name)).collect();
+        RandomSums::of_weights(file, some, true)
+    }
+
+    /// Those of these weights; none where they would have to be made and are not to be.
+    fn of_weights(
+        file: &ModelFile,
+        names: BTreeSet<&str>,
+        makes: bool,
+    ) -> Result<RandomSums, ModelError> {
         let (mut weights, mut first) = (BTreeMap::new(), 0);
         for name in names {
             let info = file.info(name)?;
@@ -145,6 +173,9 @@ impl RandomSums {
         let map = entry.as_ref().and_then(Entry::map).filter(|map| map.len() == 4 * first);
         if let Some(map) = map {
             return Ok(RandomSums { weights, values: Values::Kept(map) });
+        }
+        if !makes {
+            return Ok(RandomSums { weights: BTreeMap::new(), values: Values::Own(Vec::new()) });
         }
         let values = made(file, &weights, first)?;
         if let Some(entry) = entry {

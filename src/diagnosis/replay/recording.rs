@@ -19,6 +19,9 @@ pub enum ReplayError {
     /// The graph was read for a shorter run.
     #[error("the run has {needed} positions, and the graph's inputs are known for {known}")]
     Short { known: usize, needed: usize },
+    /// The replay was to go no further.
+    #[error("the replay ended early")]
+    Ended,
 }
 
 impl ReplayError {
@@ -27,7 +30,7 @@ impl ReplayError {
         match self {
             ReplayError::Trace(error) => error.exit(),
             ReplayError::Model(_) => Exit::BadInput,
-            ReplayError::Short { .. } => Exit::Internal,
+            ReplayError::Short { .. } | ReplayError::Ended => Exit::Internal,
         }
     }
 }

@@ -112,22 +112,6 @@ impl Widening {
         }
     }
 
-    /// What the graph callback is to do where no value matters: whether it wants to see the node. Products with
-    /// weights that are not f32 are zeros, so that these are not read.
-    ///
-    /// # Errors
-    /// As [`Widening::prepare`].
-    pub fn pass_over(&mut self, node: Node, ask: bool) -> Result<bool, String> {
-        if ask {
-            return self.prepare(node, &node.op());
-        }
-        if self.skips(node) {
-            node.clear();
-        }
-        self.put_back();
-        Ok(true)
-    }
-
     /// Whether llama.cpp was told to skip a node.
     fn skips(&self, node: Node) -> bool {
         matches!(self.changed, Some(Changed::Product(tensor)) if tensor == node.0)

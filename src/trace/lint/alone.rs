@@ -21,18 +21,19 @@ struct Seen {
     last_row: blake3::Hash,
 }
 
-/// Reads every tensor once; what looks wrong with it, one line each.
+/// Reads every tensor that is wanted once; what looks wrong with it, one line each.
 ///
 /// # Errors
 /// A tensor cannot be read, or has sane values only when its bytes are swapped.
-pub fn alone(trace: &TraceReader) -> Result<Vec<String>, TraceError> {
+pub fn alone(trace: &TraceReader, wants: &dyn Fn(Site) -> bool) -> Result<Vec<String>, TraceError> {
     let mut notes = Notes::default();
     let mut last: HashMap<Site, Seen> = HashMap::new();
     for (index, step) in trace.manifest().steps.iter().enumerate() {
         let before = index.checked_sub(1).map(|before| &trace.manifest().steps[before]);
         let mut seen = HashMap::new();
         let mut by_values: HashMap<blake3::Hash, Vec<Site>> = HashMap::new();
-        let sites: Vec<Site> = trace.sites().filter(|site| site.step as usize == index).collect();
+        let is_own = |site: &Site| site.step as usize == index && wants(*site);
+        let sites: Vec<Site> = trace.sites().filter(is_own).collect();
         let looks: Vec<_> = sites.par_iter().map(|&site| look(trace, site)).collect();
         for (site, looked) in sites.into_iter().zip(looks) {
             let Some(Looked { zeros, values }) = looked? else { continue };

@@ -17,18 +17,21 @@ use crate::{
 /// beside what they are added to, both are near.
 const CLEARLY: f64 = 8.0;
 
-/// The first thing on which the ranks disagree, in the order of a forward pass; `None` if there is
-/// nothing.
+/// The first thing on which the ranks disagree among the sites that are wanted, in the order of a forward pass; `None`
+/// if there is nothing.
 ///
 /// Ranks may round differently. So two rows agree if they do in half of the digits that the declared
 /// storage has: a relative L2 of sqrt(u), far from rounding and from any bug.
-pub fn ranks(trace: &TraceReader) -> Result<Option<String>, TraceError> {
+pub fn ranks(
+    trace: &TraceReader,
+    wants: &dyn Fn(Site) -> bool,
+) -> Result<Option<String>, TraceError> {
     if trace.world() < 2 {
         return Ok(None);
     }
     let sites: Vec<Site> = trace.sites().collect();
     let ranks = Ranks { trace, sites };
-    for &site in &ranks.sites {
+    for &site in ranks.sites.iter().filter(|&&site| wants(site)) {
         if let Some(found) = ranks.look(site)? {
             return Ok(Some(found));
         }

@@ -31,7 +31,7 @@ pub use again::{AsItIs, Edit, again_in_all, again_in_last, writes_into};
 use ahead::Ahead;
 pub use cleared::Cleared;
 use errors::{errors_of, uncertain};
-pub use parts::Part;
+pub use parts::parts;
 use places::Places;
 pub use probe::Probe;
 pub use reads::Found;
@@ -67,6 +67,10 @@ pub struct GraphRun<'a> {
     pub has_tables: bool,
     /// What clears products without computing them; `None` where each element is computed.
     pub sums: Option<&'a RandomSums>,
+    /// The sites that are judged, by their places; `None` means all that were recorded.
+    pub only: Option<&'a BTreeSet<usize>>,
+    /// Whether the replay ends with the layer of the first operation that is wrong.
+    pub until_first: bool,
 }
 
 impl<'a> GraphRun<'a> {
@@ -77,7 +81,16 @@ impl<'a> GraphRun<'a> {
         recording: Recording<'a>,
     ) -> GraphRun<'a> {
         let (file, model) = (model.file(), &model.graph);
-        GraphRun { file, model, inputs, recording, has_tables: false, sums: None }
+        GraphRun {
+            file,
+            model,
+            inputs,
+            recording,
+            has_tables: false,
+            sums: None,
+            only: None,
+            until_first: false,
+        }
     }
 }
 
@@ -136,8 +149,8 @@ pub struct Machine<'a> {
     site_of: Rc<Vec<Option<usize>>>,
     /// The sites whose nodes are computed where others are only read; all, where it is `None`.
     wanted: Option<Rc<BTreeSet<usize>>>,
-    /// The states whose values are needed; all, where it is `None`.
-    states: Option<Rc<BTreeSet<NodeId>>>,
+    /// Of each step the nodes that are computed, where not all sites are judged.
+    planned: Option<Rc<Vec<Rc<BTreeSet<NodeId>>>>>,
     /// Caches as tokens find them, by their sites' places, where that is known.
     found: Arc<HashMap<usize, Found>>,
     /// Caches that the tokens of this step do not all read alike, by their roots.
@@ -162,7 +175,7 @@ impl<'a> Machine<'a> {
             site_at[spec.node.index()] = Some(place);
         }
         let site_of = run.model.operations();
-        Machine {
+        let machine = Machine {
             run,
             memory: vec![None; n],
             extent: Extent { tokens: 0, cells: 0, is_first: true },
@@ -173,7 +186,7 @@ impl<'a> Machine<'a> {
             site_at: Rc::new(site_at),
             site_of: Rc::new(site_of),
             wanted: None,
-            states: None,
+            planned: None,
             found: Arc::default(),
             reads: HashMap::new(),
             filled: BTreeSet::new(),
@@ -181,7 +194,9 @@ impl<'a> Machine<'a> {
             ahead: Ahead::of(&run.model.graph),
             probe: None,
             cleared: Vec::new(),
-        }
+        };
+        let planned = run.only.map(|places| Rc::new(machine.planned(places)));
+        Machine { planned, ..machine }
     }
 
     /// The same replay, in which the tokens find these caches.
@@ -191,8 +206,9 @@ impl<'a> Machine<'a> {
 
     /// The same replay, in which only what these sites are made from is computed, every element of it.
     pub fn of_sites(run: GraphRun<'a>, places: &BTreeSet<usize>) -> Machine<'a> {
-        let run = GraphRun { sums: None, ..run };
-        Machine { wanted: Some(Rc::new(places.clone())), ..Machine::new(run) }
+        let machine = Machine::new(GraphRun { sums: None, ..run });
+        let planned = run.only.map(|_| Rc::new(machine.planned(places)));
+        Machine { wanted: Some(Rc::new(places.clone())), planned, ..machine }
     }
 
     pub fn graph(&self) -> &'a Graph {
@@ -215,28 +231,29 @@ impl<'a> Machine<'a> {
         self.remove_positions()?;
         self.fill_caches()?;
         let (wanted, done_after) = (self.wanted_nodes(), self.done_after());
-        let read = self.sources_of(wanted.iter().flatten());
+        let read = self.sources_of(wanted.iter().flat_map(|wanted| wanted.iter()));
+        let touched = self.touched(wanted.as_deref(), &read);
+        let is_touched = |id: NodeId| touched.as_ref().is_none_or(|touched| touched.contains(&id));
         for id in self.graph().ids() {
             let node = self.graph().node(id);
             for &place in self.run.model.read_at(id) {
                 let spec = &self.run.model.sites.specs()[place];
-                if spec.node != id {
+                if spec.node != id && is_touched(self.graph().root(spec.node)) {
                     self.see_window(place, observe)?;
                 }
             }
             match node.kind {
-                Kind::State
-                    if self.keeps(id)
-                        && self.memory[id.index()].is_none()
-                        && !self.has_prefix() =>
-                {
+                Kind::State if !is_touched(id) => {}
+                Kind::State if self.memory[id.index()].is_none() && !self.has_prefix() => {
                     let value = vec![0.0; node.sizes(self.extent).elements()];
                     self.memory[id.index()] = Some(Rc::new(Root { value, ..Root::default() }));
                 }
                 Kind::Computed if node.op.is_window() => {
                     let own = self.site_at[id.index()];
                     let is_own = |&place: &usize| self.run.model.sites.specs()[place].reader == id;
-                    if let Some(place) = own.filter(is_own) {
+                    if let Some(place) = own.filter(is_own)
+                        && is_touched(self.graph().root(id))
+                    {
                         self.see_window(place, observe)?;
                     }
                 }

@@ -28,8 +28,7 @@ impl Machine<'_> {
             let (root, node) = (self.graph().root(spec.node), self.graph().node(spec.node));
             let is_cache = spec.axes.first().is_some_and(|axis| axis.axis == Axis::Position);
             let is_unknown = self.memory[root.index()].is_none();
-            let is_state = self.graph().node(root).kind == Kind::State && self.keeps(root);
-            if !is_state || !is_cache || !is_unknown {
+            if self.graph().node(root).kind != Kind::State || !is_cache || !is_unknown {
                 continue;
             }
             let Some(recorded) = self.recorded(place)? else { continue };

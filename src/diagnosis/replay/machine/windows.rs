@@ -73,14 +73,11 @@ impl<'a> Machine<'a> {
         observe: Observe<'_, 'a>,
     ) -> Result<(), ReplayError> {
         let spec = &self.run.model.sites.specs()[place];
-        let root_id = self.graph().root(spec.node);
-        if self.memory[root_id.index()].is_none() {
-            return Ok(());
-        }
         let Some(recorded) = self.recorded(place)? else {
             self.pass(place);
             return Ok(());
         };
+        let root_id = self.graph().root(spec.node);
         let sizes = self.graph().node(spec.node).sizes(self.extent);
         let known = self.known(place, &recorded)?;
         if let Some(Argument { values: Values::Dense { value, spread }, .. }) =
