@@ -22,7 +22,7 @@ use crate::{
     model::{ModelFile, gguf::TensorInfo},
     reference::{
         Amplitude, Changes, Noise, Place, Precision, Reference, ReferenceError, ReferenceOptions,
-        Routing, RoutingSink, Session, is_choice,
+        Routing, RoutingSink, Session, is_choice, listed,
     },
 };
 
@@ -124,7 +124,7 @@ impl Baseline {
             (task.prompt, task.decode, arithmetic, rounded),
             (held.tokens, held.routing.map(Routing::hash)),
             filter.prompt_queries(),
-            (reference.options().precision, reference.threads()),
+            (reference.options().precision, reference.threads(), listed(reference.servers())),
         );
         let key = serde_json::to_vec(&key).expect("plain data has no reason to fail");
         let entry = Entry::new("floors", format!("{}.json", blake3::hash(&key).to_hex())).ok();
