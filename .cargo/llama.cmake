@@ -9,6 +9,10 @@ set(LLAMA_BUILD_COMMON OFF)
 set(CMAKE_C_FLAGS_RELEASE "-O2 -DNDEBUG")
 set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")
 
+# Layers of the reference on other machines (--rpc). Over TCP alone, whatever libraries this machine has.
+set(GGML_RPC ON)
+set(GGML_RPC_RDMA OFF)
+
 # The instructions of the CPU that Rust compiles for, and no others: ggml's own default is AVX2.
 foreach (extension SSE42 AVX AVX2 BMI2 FMA F16C)
     if (NOT DEFINED CACHE{GGML_${extension}})

@@ -79,6 +79,8 @@ mod reference;
 // A baseline that operations are held to, and what moves it.
 mod ratchet;
 mod replay;
+// llama.cpp's layers on servers.
+mod rpc;
 // Scores and probs of a few queries of a long prompt.
 mod rows;
 // scripts/setup.sh, with a made-up machine around it.

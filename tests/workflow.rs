@@ -59,19 +59,24 @@ fn matrix() -> TempDir {
 fn the_action_checks_what_its_inputs_say_and_fails_as_check_does() {
     let (folder, script) = (matrix(), step(&file("action.yml"), "Check"));
     let program = assert_cmd::cargo::cargo_bin("firstdiff");
+    let run_or_merge =
+        |parts: &str, kernels: &str, partition: &str, baseline: &str, reference: &str| {
+            let variables = [
+                ("PARTS", parts),
+                ("REFERENCE", reference),
+                ("PROGRAM", path(&program)),
+                ("CONFIG", "my check.toml"),
+                ("BASELINE", baseline),
+                ("KERNELS", kernels),
+                ("PARTITION", partition),
+                ("RESULTS", "out.json"),
+                ("JUNIT", "out.xml"),
+            ];
+            let output = bash(&script, folder.path(), &variables);
+            (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+        };
     let run = |kernels: &str, partition: &str, baseline: &str, reference: &str| {
-        let variables = [
-            ("REFERENCE", reference),
-            ("PROGRAM", path(&program)),
-            ("CONFIG", "my check.toml"),
-            ("BASELINE", baseline),
-            ("KERNELS", kernels),
-            ("PARTITION", partition),
-            ("RESULTS", "out.json"),
-            ("JUNIT", "out.xml"),
-        ];
-        let output = bash(&script, folder.path(), &variables);
-        (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+        run_or_merge("", kernels, partition, baseline, reference)
     };
     let (exit, out) = run("", "", "", "");
     assert_eq!(exit, 0, "{out}");
@@ -81,6 +86,14 @@ fn the_action_checks_what_its_inputs_say_and_fails_as_check_does() {
     }
     let (exit, out) = run("", "slice:1/2", "", "");
     assert!(exit == 0 && out.starts_with("equal: 1 of 1 cases (part slice:1/2"), "{out}");
+    let part =
+        |name: &str| std::fs::rename(folder.path().join("out.json"), folder.path().join(name));
+    part("part 1.json").unwrap();
+    assert_eq!(run("", "slice:2/2", "", "").0, 0);
+    part("part 2.json").unwrap();
+    let (exit, out) = run_or_merge("part*.json", "", "", "", "");
+    assert!(exit == 0 && out.starts_with("equal: 2 of 2 cases\n"), "{out}");
+    assert_eq!(run_or_merge("*1.json", "", "", "", "").0, 3, "a part is missing");
     let kernels = crate::checked::changed("rope.cu", "sine = sinf(angle)", "sine = sinf(-angle)");
     assert_eq!(run(path(kernels.path()), "", "", "").0, 1);
     std::fs::write(folder.path().join("lock.json"), "{\"lock_version\": 1, \"cases\": {}}")
@@ -230,15 +243,17 @@ fn the_action_keeps_what_was_measured_by_program_and_kernels() {
 fn the_workflows_give_the_action_inputs_that_it_has() {
     let action = file("action.yml");
     let inputs = keys(&action, "inputs:");
-    assert_eq!(inputs.len(), 9, "{inputs:?}");
+    assert_eq!(inputs.len(), 10, "{inputs:?}");
     for input in &inputs {
         assert!(action.contains(&format!("inputs.{input}")), "{input} is used nowhere");
     }
     let own = file(".github/workflows/kernels.yml");
     let documented = file("docs/ci.md");
-    for (text, uses) in [(&own, "- uses: ./\n"), (&documented, "- uses: OWNER/firstdiff@")] {
-        let rest = text.split(uses).nth(1).unwrap();
-        for key in keys(rest, "with:") {
+    for (text, uses, n) in [(&own, "- uses: ./\n", 1), (&documented, "- uses: OWNER/firstdiff@", 3)]
+    {
+        let steps: Vec<&str> = text.split(uses).skip(1).collect();
+        assert_eq!(steps.len(), n);
+        for key in steps.into_iter().flat_map(|rest| keys(rest, "with:")) {
             assert!(inputs.contains(&key), "{key}");
         }
     }

@@ -1,6 +1,6 @@
 //! The command line, as clap reads it. Model and prompt flags are spelled as llama.cpp spells them.
 
-use std::path::PathBuf;
+use std::{net::Ipv4Addr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use firstdiff::{
@@ -9,6 +9,7 @@ use firstdiff::{
     diagnosis::replay::Replay,
     engine::AttentionVariant,
     model::synth::{WeightType, arch::Setting},
+    reference::{DEFAULT_PORT, Server},
 };
 
 use super::{error::Error, lengths::Lengths, output};
@@ -77,6 +78,8 @@ pub enum Command {
     Cut(CutArgs),
     /// Write a random model of any shape, or of any architecture
     Synth(SynthArgs),
+    /// Lend this machine to another's --rpc: llama.cpp's RPC server on the CPU, without a password
+    RpcServer(RpcServerArgs),
     /// The child process in which `synth` runs llama.cpp
     #[command(hide = true, name = firstdiff::model::synth::arch::CHILD_COMMAND)]
     SynthChild,
@@ -104,6 +107,10 @@ pub struct ModelArgs {
     /// Reference precision: weights widened to f32, or the file as it is
     #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
     pub reference: PrecisionArg,
+    /// RPC servers of llama.cpp that hold the model's layers, for models beyond this machine's memory; with
+    /// --reference native (docs/rpc.md)
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', value_parser = Server::parse)]
+    pub rpc: Vec<Server>,
     /// Threads for llama.cpp [default: 1 for models under 50M parameters, else three quarters of the cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -498,6 +505,20 @@ pub struct CutArgs {
     /// File to write
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
+}
+
+#[derive(Args)]
+pub struct RpcServerArgs {
+    /// Address to listen on; anyone who reaches it can use and harm this process: on a network, only a trusted one
+    #[arg(long, value_name = "IPv4", default_value_t = Ipv4Addr::LOCALHOST)]
+    pub host: Ipv4Addr,
+    /// Port to listen on
+    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
+    pub threads: Option<u16>,
 }
 
 #[derive(Args)]

@@ -135,7 +135,7 @@ fn capture_reference(
     let filter = filter.of_model(inputs.reference.graph())?;
     filter.check(&inputs.reference.graph().sites.of_run(inputs.decode + 1))?;
     let id = model_id(&inputs.reference, &inputs.model);
-    let device = "llama.cpp on the CPU".to_string();
+    let device = inputs.reference.device();
     let manifest = Manifest {
         settings: Settings { forced_routing: routing.is_some(), ..settings(&inputs.reference) },
         prompt: Some(inputs.prompt.clone()).filter(|prompt| !prompt.is_empty()),

@@ -14,7 +14,7 @@ use firstdiff::{
     diagnosis::replay::ReplayError,
     engine::{EngineError, contract::ContractError, device::DeviceError, kernels::KernelError},
     model::{CutError, ModelError, gguf::GgufError, synth::SynthError},
-    reference::ReferenceError,
+    reference::{ReferenceError, ServerError},
     run::RunError,
     trace::{TraceError, import::DumpError, lint::LintError},
 };
@@ -73,6 +73,8 @@ pub enum Error {
     #[error(transparent)]
     Saved(#[from] SavedError),
     #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error(transparent)]
     Synth(#[from] SynthError),
     #[error(transparent)]
     Cut(#[from] CutError),
@@ -107,6 +109,7 @@ impl Error {
             Replay(error) => error.exit(),
             Run(error) => error.exit(),
             Saved(error) => error.exit(),
+            Server(error) => error.exit(),
             Trace(error) => error.exit(),
             Usage(_)
             | Write { .. }

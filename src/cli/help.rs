@@ -15,11 +15,11 @@ const GROUPS: [(&str, &[&str]); 4] = [
         &["run", "kernels", "variants", "faults", "progress"],
     ),
     ("Continuous integration", &["check", "bless", "merge", "bisect"]),
-    ("This machine", &["doctor", "cut", "synth", "completions"]),
+    ("This machine", &["doctor", "cut", "synth", "rpc-server", "completions"]),
 ];
 
 /// Ways to call each command.
-const EXAMPLES: [(&str, &[&str]); 21] = [
+const EXAMPLES: [(&str, &[&str]); 22] = [
     ("cut", &["firstdiff cut llama-70b.gguf --layers 2 -o two-layers.gguf"]),
     (
         "run",
@@ -35,6 +35,7 @@ const EXAMPLES: [(&str, &[&str]); 21] = [
         &[
             "firstdiff capture reference -m model.gguf -p 'Once upon a time' -o ref",
             "firstdiff capture reference -m model.gguf --tokens-of mine -o ref",
+            "firstdiff capture reference -m big.gguf --reference native --rpc node1:50052,node2:50052 -o ref",
             "firstdiff capture engine --fault rope-pairs-interleaved -o faulty",
         ],
     ),
@@ -143,6 +144,10 @@ const EXAMPLES: [(&str, &[&str]); 21] = [
             "firstdiff synth --arch gemma3 --set block_count=2 -o random.gguf",
             "firstdiff synth --list-archs",
         ],
+    ),
+    (
+        "rpc-server",
+        &["firstdiff rpc-server", "firstdiff rpc-server --host 192.168.1.7 --port 50052"],
     ),
     ("doctor", &["firstdiff doctor", "firstdiff doctor --json", "firstdiff doctor --prune"]),
     (

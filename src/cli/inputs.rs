@@ -10,6 +10,7 @@ use firstdiff::{
         files,
         floor::{MOST_FACTOR, is_factor},
         near::did_you_mean,
+        notice::notice,
         task::Task,
     },
     engine::{
@@ -115,8 +116,21 @@ impl Inputs<ModelFile> {
             PrecisionArg::F32 => Precision::F32,
             PrecisionArg::Native => Precision::Native,
         };
-        let reference =
-            Reference::load(&model, ReferenceOptions { precision, threads: args.threads })?;
+        let threads = args.threads;
+        let reference = match (&args.rpc[..], precision) {
+            ([], _) => Reference::load(&model, ReferenceOptions { precision, threads })?,
+            (servers, Precision::Native) => Reference::load_on(&model, threads, servers)?,
+            (_, Precision::F32) => {
+                return Err(Error::Usage(
+                    "--rpc is of no use in f32: there the products are computed here, from the mapped file, in \
+                     little memory; leave it out, or add --reference native"
+                        .into(),
+                ));
+            }
+        };
+        if let Some(placement) = reference.placement() {
+            notice(&format!("llama.cpp has {placement}"));
+        }
         let ids = ids(&reference);
         if ids.is_empty() {
             return Err(Error::Usage("the prompt has no tokens; give one with -p or -f".into()));

@@ -64,6 +64,7 @@ pub fn dispatch(cli: Cli) -> Result<Exit, Error> {
         Command::Faults => tools::faults(),
         Command::Cut(args) => cut::cut(&args),
         Command::Synth(args) => synth::synth(&args),
+        Command::RpcServer(args) => tools::rpc_server(&args),
         Command::SynthChild => synth::child(),
         Command::Doctor(args) => tools::doctor(&args),
         Command::Completions { shell } => tools::completions(shell),

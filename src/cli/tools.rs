@@ -1,6 +1,6 @@
-//! The smaller commands: faults, progress, doctor, completions.
+//! The smaller commands: faults, progress, doctor, rpc-server, completions.
 
-use std::path::Path;
+use std::{path::Path, thread};
 
 use clap::CommandFactory;
 use comfy_table::{Table, presets};
@@ -12,10 +12,11 @@ use firstdiff::{
     },
     doctor,
     engine::fault::FAULTS,
+    reference,
 };
 
 use super::{
-    args::{Cli, DoctorArgs, ProgressArgs},
+    args::{Cli, DoctorArgs, ProgressArgs, RpcServerArgs},
     error::Error,
     output,
 };
@@ -47,6 +48,14 @@ pub fn completions(shell: clap_complete::Shell) -> Result<Exit, Error> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "firstdiff", &mut script);
     output::print(&String::from_utf8_lossy(&script))?;
+    Ok(Exit::Equal)
+}
+
+/// Serves this machine's CPU until it is interrupted.
+pub fn rpc_server(args: &RpcServerArgs) -> Result<Exit, Error> {
+    let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
+    let threads = args.threads.map_or(cores, usize::from);
+    reference::serve(args.host, args.port, threads)?;
     Ok(Exit::Equal)
 }
 

@@ -59,10 +59,11 @@ impl SiteFloor {
 
     /// The sum of two independent sources of distance.
     pub fn plus(self, other: SiteFloor) -> SiteFloor {
-        SiteFloor {
+        let sum = SiteFloor {
             elementwise: self.elementwise + other.elementwise,
             relative_l2: self.relative_l2 + other.relative_l2,
-        }
+        };
+        sum.capped()
     }
 }
 

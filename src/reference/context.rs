@@ -67,7 +67,8 @@ impl Context {
             params.type_k = sys::GGML_TYPE_F32;
             params.type_v = sys::GGML_TYPE_F32;
         }
-        params.offload_kqv = false;
+        // A cache lies where its layer does: here, or on a server.
+        params.offload_kqv = true;
         params.op_offload = false;
         params.cb_eval = Some(hooks.on_node);
         params.cb_eval_user_data = slot.as_ptr().cast();

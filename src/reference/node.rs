@@ -1,11 +1,11 @@
 //! A node of llama.cpp's graph while it is computed: its values read and written.
 
-use std::ffi::CStr;
+use std::{borrow::Cow, ffi::CStr};
 
 use llama_cpp_sys_2 as sys;
 
 use crate::{
-    core::{pool, tensor::Tensor},
+    core::{activity, pool, tensor::Tensor},
     graph::{
         NodeId, Op, SiteAxis, SiteSpec, Size,
         site::{Axis, Stage},
@@ -169,11 +169,7 @@ impl Node {
     /// The elements of a site, times its factor. [`Node::has`] holds for them.
     pub fn read(&self, elements: &Elements<'_>) -> Tensor {
         let tensor = self.tensor();
-        // SAFETY: the tensor is live.
-        let bytes = unsafe { sys::ggml_nbytes(self.0) };
-        // SAFETY: the reference runs on the CPU backend, where the computed tensor's span of bytes lies at
-        // `data` until the next node is computed, which is after the callback.
-        let raw: &[u8] = unsafe { std::slice::from_raw_parts(tensor.data.cast(), bytes) };
+        let raw = self.bytes();
         let shape = elements.read_shape();
         let mut values = pool::memory(shape.iter().product());
         let mut at = 0;
@@ -196,17 +192,49 @@ impl Node {
 
     /// Replaces the elements of a site; `values` are in its order, times its factor.
     pub fn write(&self, elements: &Elements<'_>, values: &[f32]) {
-        let (data, ggml_type) = (self.tensor().data.cast::<u8>(), self.tensor().type_);
+        let ggml_type = self.tensor().type_;
+        let mut fetched = if self.is_here() { None } else { Some(self.bytes().into_owned()) };
+        let data = fetched.as_mut().map_or(self.tensor().data.cast(), Vec::as_mut_ptr);
         let mut at = 0;
         self.each_run(elements, |from, length, stride| {
             for (i, &value) in values[at..at + length].iter().enumerate() {
                 let value = value / elements.site.factor;
-                // SAFETY: `has` holds for the elements, so the place lies in the tensor, which is the
-                // reference's own: nothing else reads or writes it during the callback.
+                // SAFETY: `has` holds for the elements, so the place lies in the tensor or its copy, which is
+                // the reference's own: nothing else reads or writes it during the callback.
                 unsafe { store(data.add(from + i * stride), value, ggml_type) };
             }
             at += length;
         });
+        if let Some(bytes) = fetched {
+            // SAFETY: the tensor is live, and has as many bytes.
+            activity::their_turn(|| unsafe {
+                sys::ggml_backend_tensor_set(self.0, bytes.as_ptr().cast(), 0, bytes.len());
+            });
+        }
+    }
+
+    /// Whether it lies in this process's memory, and not in a server's.
+    fn is_here(&self) -> bool {
+        let buffer = self.root().tensor().buffer;
+        // SAFETY: a buffer, where there is one, is live as the tensor is.
+        buffer.is_null() || unsafe { sys::ggml_backend_buffer_is_host(buffer) }
+    }
+
+    /// The bytes from its first element to its last, fetched where a server has them.
+    fn bytes(&self) -> Cow<'_, [u8]> {
+        // SAFETY: the tensor is live.
+        let length = unsafe { sys::ggml_nbytes(self.0) };
+        if self.is_here() {
+            // SAFETY: the computed tensor's span of bytes lies at `data` until the next node is computed, which is
+            // after the callback.
+            return unsafe { std::slice::from_raw_parts(self.tensor().data.cast(), length) }.into();
+        }
+        let mut bytes = vec![0; length];
+        // SAFETY: the tensor is live, and has as many bytes.
+        activity::their_turn(|| unsafe {
+            sys::ggml_backend_tensor_get(self.0, bytes.as_mut_ptr().cast(), 0, length);
+        });
+        bytes.into()
     }
 
     /// Calls `of` with the first byte, the elements and the stride of each run along the last axis.

@@ -12,12 +12,13 @@ use super::{
     callback::{Capture, Changes, Failure, HOOKS},
     context::{Context, ContextSpec, Hooks},
     import::{self, IMPORT_POSITIONS, Importer},
+    rpc::{self, RemoteDevice, Server, ServerError},
     skip::Skipped,
     widen::Widening,
 };
 use crate::{
     core::{
-        activity::{self, Foreign},
+        activity::{self, Foreign, Running},
         cache::Entry,
         exit::Exit,
         sink::{Choice, Sink, Stopped},
@@ -78,6 +79,12 @@ pub enum ReferenceError {
     Node { site: Site, detail: String },
     #[error("llama.cpp's graph cannot be read: {detail}; please report the model")]
     Import { detail: String },
+    #[error(
+        "llama.cpp cannot place {path} on {servers}: {detail}; give servers with more memory, or more of them"
+    )]
+    Place { path: PathBuf, servers: String, detail: String },
+    #[error(transparent)]
+    Server(#[from] ServerError),
     #[error("internal error in the graph callback: {0}; please report it")]
     Panic(String),
     #[error(transparent)]
@@ -90,6 +97,8 @@ impl ReferenceError {
         use ReferenceError::*;
         match self {
             Panic(_) => Exit::Internal,
+            Place { .. } => Exit::Device,
+            Server(error) => error.exit(),
             Matches { .. } | Node { .. } | Import { .. } | Widen { .. } => Exit::NotMeasured,
             Load { .. } | Context { .. } | Decode { .. } | Stopped(_) => Exit::BadInput,
         }
@@ -107,18 +116,64 @@ pub struct Reference {
     /// Identifies the model's file.
     hash: String,
     architecture: String,
+    remote: Option<Box<Remote>>,
+}
+
+/// Where a model's layers lie on servers.
+struct Remote {
+    servers: Vec<Server>,
+    /// Which layers lie where.
+    placed: String,
+    /// The same model from the mapped file, whose graph is read.
+    here: Reference,
 }
 
 impl Reference {
     /// Loads a model, and reads its graph.
     pub fn load(file: &ModelFile, options: ReferenceOptions) -> Result<Reference, ReferenceError> {
+        // Weights in another order of its own are read by llama.cpp alone.
+        Reference::here(file, options, options.precision == Precision::Native)
+    }
+
+    /// Loads a model with its layers on RPC servers, which compute them as the file has them. Its graph is read from
+    /// the mapped file: there no tensor is a copy on its way to a server.
+    pub fn load_on(
+        file: &ModelFile,
+        threads: Option<usize>,
+        servers: &[Server],
+    ) -> Result<Reference, ReferenceError> {
+        let options = ReferenceOptions { precision: Precision::Native, threads };
+        let devices = rpc::devices(servers)?;
+        let here = Reference::here(file, options, false)?;
+        let names = rpc::listed(servers);
+        let doing = format!("loads {}", here.name);
+        let running = activity::running(Foreign::Server, &names, &doing);
+        llama::take_errors();
+        let model = loaded(&file.path, true, &devices).ok_or_else(|| {
+            let (path, detail) = (file.path.clone(), load_errors());
+            ReferenceError::Place { path, servers: names.clone(), detail }
+        })?;
+        drop(running);
+        let (name, hash) = (here.name.clone(), here.hash.clone());
+        let (graph, architecture) = (Arc::clone(&here.graph), here.architecture.clone());
+        let threads = here.threads;
+        let remote = Remote { servers: servers.to_vec(), placed: rpc::placed(&devices), here };
+        let remote = Some(Box::new(remote));
+        Ok(Reference { name, model, graph, options, threads, hash, architecture, remote })
+    }
+
+    /// Loads a model into this machine's memory, and reads its graph.
+    fn here(
+        file: &ModelFile,
+        options: ReferenceOptions,
+        reorders: bool,
+    ) -> Result<Reference, ReferenceError> {
         let name = file.path.display().to_string();
         let running = activity::running(Foreign::Llama, &name, "loads the model");
         llama::take_errors();
-        let model = loaded(&file.path, options.precision).ok_or_else(|| {
-            let errors = llama::take_errors();
-            let detail = if errors.is_empty() { "it gives no reason".into() } else { errors };
-            ReferenceError::Load { path: file.path.clone(), detail }
+        let model = loaded(&file.path, reorders, &[]).ok_or_else(|| ReferenceError::Load {
+            path: file.path.clone(),
+            detail: load_errors(),
         })?;
         drop(running);
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
@@ -134,6 +189,7 @@ impl Reference {
             threads: threads as i32,
             hash: file.hash(),
             architecture: file.architecture.clone(),
+            remote: None,
         };
         reference.graph = reference.graph_for(IMPORT_POSITIONS)?;
         Ok(reference)
@@ -171,6 +227,35 @@ impl Reference {
         self.options
     }
 
+    /// The servers that compute the layers, by their addresses; none where this machine does.
+    pub fn servers(&self) -> &[Server] {
+        self.remote.as_ref().map_or(&[], |remote| &remote.servers)
+    }
+
+    /// What computes, in words.
+    pub fn device(&self) -> String {
+        match self.servers() {
+            [] => "llama.cpp on the CPU".to_string(),
+            servers => format!("llama.cpp on the RPC servers {}", rpc::listed(servers)),
+        }
+    }
+
+    /// Which layers lie on which server, in words.
+    pub fn placement(&self) -> Option<&str> {
+        self.remote.as_ref().map(|remote| remote.placed.as_str())
+    }
+
+    /// Notes that llama.cpp begins to work.
+    fn running(&self, doing: &str) -> Running {
+        match &self.remote {
+            None => activity::running(Foreign::Llama, &self.name, doing),
+            Some(remote) => {
+                let doing = format!("{doing} of {}", self.name);
+                activity::running(Foreign::Server, &rpc::listed(&remote.servers), &doing)
+            }
+        }
+    }
+
     /// The model's graph and sites.
     pub fn graph(&self) -> &Arc<ModelGraph> {
         &self.graph
@@ -181,6 +266,9 @@ impl Reference {
         &self,
         tokens: &[i32],
     ) -> Result<(Arc<ModelGraph>, SequenceInputs), ReferenceError> {
+        if let Some(remote) = &self.remote {
+            return remote.here.import(tokens);
+        }
         let graph = if tokens.len() < self.graph.graph.capacity {
             Arc::clone(&self.graph)
         } else {
@@ -233,7 +321,7 @@ impl Reference {
     fn context(&self, spec: &ContextSpec, hooks: &Hooks) -> Result<Context, ReferenceError> {
         llama::take_errors();
         let doing = format!("makes a context for {} tokens", spec.positions);
-        let running = activity::running(Foreign::Llama, &self.name, &doing);
+        let running = self.running(&doing);
         let context = Context::new(&self.model, spec, hooks);
         drop(running);
         context.ok_or_else(|| ReferenceError::Context {
@@ -312,21 +400,34 @@ impl Reference {
     }
 }
 
-/// A model in llama.cpp's memory, with its weights as the file has them where the precision needs that; `None`
-/// where llama.cpp does not load it.
-fn loaded(path: &Path, precision: Precision) -> Option<LlamaModel> {
+/// A model in llama.cpp's memory, or its layers in that of devices; `None` where llama.cpp does not load it.
+/// `reorders` lets llama.cpp keep weights in an order that is faster to multiply.
+fn loaded(path: &Path, reorders: bool, devices: &[RemoteDevice]) -> Option<LlamaModel> {
     llama::backend();
     let path = CString::new(path.as_os_str().as_encoded_bytes()).ok()?;
-    // SAFETY: the parameters are plain data, the path is NUL-terminated, and the model is the wrapper's alone, which
-    // is a pointer that is not null.
+    let mut list: Vec<sys::ggml_backend_dev_t> =
+        devices.iter().map(|device| device.device).collect();
+    list.push(std::ptr::null_mut());
+    // SAFETY: the parameters are plain data, the path is NUL-terminated and the list ends with a null, and the model
+    // is the wrapper's alone, which is a pointer that is not null.
     unsafe {
         let mut params = sys::llama_model_default_params();
         params.n_gpu_layers = 0;
-        // Weights in another order of its own are read by llama.cpp alone.
-        params.use_extra_bufts = precision == Precision::Native;
+        if !devices.is_empty() {
+            params.devices = list.as_mut_ptr();
+            // All of them.
+            params.n_gpu_layers = -1;
+        }
+        params.use_extra_bufts = reorders;
         let model = NonNull::new(sys::llama_model_load_from_file(path.as_ptr(), params))?;
         Some(std::mem::transmute::<NonNull<sys::llama_model>, LlamaModel>(model))
     }
+}
+
+/// What llama.cpp says of a model that it did not load.
+fn load_errors() -> String {
+    let errors = llama::take_errors();
+    if errors.is_empty() { "it gives no reason".into() } else { errors }
 }
 
 /// Raised when a change of how graphs are read makes cached ones wrong.
@@ -367,8 +468,7 @@ impl Session<'_> {
         let mut capture = Capture::new(&self.reference.graph, sink, changes, widening, shape);
         llama::take_errors();
         let _span = spans::span("reference", || format!("step {step}"));
-        let (name, doing) = (&self.reference.name, format!("computes step {step}"));
-        let running = activity::running(Foreign::Llama, name, &doing);
+        let running = self.reference.running(&format!("computes step {step}"));
         let code = self.context.decode_with(&mut capture, tokens, self.positions);
         drop(running);
         let (failure, missing) = (capture.failure.take(), capture.missing());

@@ -23,6 +23,7 @@ use crate::{
     model::{ModelFile, gguf::TensorInfo},
     reference::{
         Changes, Forced, Noise, Precision, Reference, ReferenceError, ReferenceOptions, Routing,
+        listed,
     },
 };
 
@@ -183,7 +184,7 @@ impl Baselines<'_> {
             (task.prompt, task.decode, arithmetic, rounded),
             (held.tokens, held.routing.map(Routing::hash)),
             filter.prompt_queries(),
-            (reference.options().precision, reference.threads()),
+            (reference.options().precision, reference.threads(), listed(reference.servers())),
         );
         let key = match filter.key().filter(|_| is_own) {
             None => serde_json::to_vec(&key),

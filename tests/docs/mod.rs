@@ -166,6 +166,7 @@ pages! {
     kernel_checks "docs/kernel-checks.md",
     kernels "docs/kernels.md",
     page_of_a_report "docs/page.md",
+    rpc "docs/rpc.md",
     run "docs/run.md",
     trace_format "docs/trace-format.md",
     your_engine "docs/your-engine.md",

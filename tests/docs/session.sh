@@ -54,3 +54,22 @@ watched() {
     set +m
     cat $log
 }
+
+# A command beside two RPC servers of this machine, which $RPC names.
+with_servers() {
+    local port servers=() ports=() code
+    ports=($(python3 -c 'import socket
+ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+print(*[port.getsockname()[1] for port in ports])'))
+    for port in "${ports[@]}"; do
+        setpriv --pdeathsig KILL firstdiff rpc-server --threads 1 --port "$port" > /dev/null &
+        servers+=($!)
+        until (: < "/dev/tcp/127.0.0.1/$port") 2> /dev/null; do sleep 0.1; done
+    done
+    RPC=127.0.0.1:${ports[0]},127.0.0.1:${ports[1]}
+    eval "$1"
+    code=$?
+    kill "${servers[@]}"
+    wait "${servers[@]}" 2> /dev/null
+    return $code
+}

@@ -34,8 +34,11 @@ const BYTES_A_SECOND: f64 = 50e6;
 
 /// Whether a command runs anything that needs watching.
 pub fn is_wanted(cli: &Cli) -> bool {
-    let is_trivial =
-        matches!(cli.command, Command::Faults | Command::Completions { .. } | Command::SynthChild);
+    // A server waits for others as long as it likes.
+    let is_trivial = matches!(
+        cli.command,
+        Command::Faults | Command::Completions { .. } | Command::SynthChild | Command::RpcServer(_)
+    );
     !is_trivial && std::env::var_os(IN_PROCESS).is_none_or(|value| value.is_empty() || value == "0")
 }
 

@@ -1,9 +1,12 @@
 //! The line that says what a worker died of.
 
-use firstdiff::core::{
-    activity::{Fault, Foreign, Page, SlotView},
-    cache,
-    exit::Exit,
+use firstdiff::{
+    core::{
+        activity::{Fault, Foreign, Page, SlotView},
+        cache,
+        exit::Exit,
+    },
+    reference::{Server, ServerError, listed},
 };
 
 use super::watched::Cause;
@@ -66,12 +69,13 @@ fn culprit(cause: &Cause, fault: Option<&Fault>, page: &Page) -> Option<SlotView
     // A thread that the foreign code has started, or a way to end that leaves no trace. llama.cpp leaves the
     // process by an abort alone.
     let of = |who: Foreign| page.active().into_iter().find(|view| view.who == who);
+    let of_llama = || of(Foreign::Server).or_else(|| of(Foreign::Llama));
     match fault {
         // llama.cpp is a part of the program's own file.
-        Some(fault) if is_own(&fault.code) => of(Foreign::Llama),
-        Some(_) => of(Foreign::Kernel).or_else(|| of(Foreign::Llama)),
+        Some(fault) if is_own(&fault.code) => of_llama(),
+        Some(_) => of(Foreign::Kernel).or_else(of_llama),
         None if matches!(cause, Cause::OutOfMemory) => None,
-        None => of(Foreign::Kernel).or_else(|| of(Foreign::Llama)).or_else(|| of(Foreign::Machine)),
+        None => of(Foreign::Kernel).or_else(of_llama).or_else(|| of(Foreign::Machine)),
     }
 }
 
@@ -150,7 +154,42 @@ fn of_foreign(
             };
             (text, Exit::BadInput)
         }
+        Foreign::Server => (of_servers(view, &how, &why(page, said)), Exit::Device),
     }
+}
+
+/// What came of llama.cpp's servers, the worker's connections to which are closed by now. The abort does not name
+/// the one that it is about.
+fn of_servers(view: &SlotView, how: &str, why: &str) -> String {
+    let SlotView { subject, doing, .. } = view;
+    let node = match &view.node[..] {
+        "" => String::new(),
+        node => format!(" up to its node {node}"),
+    };
+    if !why.is_empty() && !why.contains("ggml-rpc") {
+        return format!(
+            "llama.cpp cannot go on with the RPC server {subject}: {why}, as it {doing}{node}; see whether it can \
+             without --rpc"
+        );
+    }
+    let servers = subject.split(", ").filter_map(|text| Server::parse(text).ok());
+    let failed: Vec<(Server, ServerError)> =
+        servers.filter_map(|server| server.greet().err().map(|error| (server, error))).collect();
+    // One that is alive may still compute, and be silent.
+    let is_gone =
+        |(_, error): &&(Server, ServerError)| !matches!(error, ServerError::Silent { .. });
+    let gone: Vec<Server> =
+        failed.iter().filter(is_gone).map(|(server, _)| server.clone()).collect();
+    let silent = failed.iter().map(|(server, _)| server.clone()).collect();
+    let named = if gone.is_empty() { silent } else { gone };
+    let what = match (&named[..], why) {
+        ([], "") => format!("the RPC server {subject} {how}"),
+        ([], _) => format!("the RPC server {subject} has closed the connection"),
+        (named, _) => format!("the RPC server {} does not answer any more", listed(named)),
+    };
+    format!(
+        "{what}, as llama.cpp {doing}{node}; see what the server printed, start it again, and repeat the command"
+    )
 }
 
 /// Why llama.cpp ended the process: its assertion, or what it threw.

@@ -116,6 +116,17 @@ pub fn our_turn<T>(node: &str, work: impl FnOnce() -> T) -> T {
     result
 }
 
+/// Notes that our part of a callback calls the foreign code again, which may not come back.
+pub fn their_turn<T>(work: impl FnOnce() -> T) -> T {
+    let slot = slot();
+    let before = slot.map_or(0, |slot| slot.since.swap(now(), Relaxed));
+    let result = work();
+    if let Some(slot) = slot {
+        slot.since.store(before, Relaxed);
+    }
+    result
+}
+
 /// Notes where the engine of this thread is.
 pub fn place(step: u32, layer: Option<usize>) {
     if let Some(slot) = slot() {

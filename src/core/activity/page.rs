@@ -17,12 +17,14 @@ pub enum Foreign {
     Compiler = 3,
     /// A driver or a library of this machine.
     Machine = 4,
+    /// llama.cpp, and its servers on other machines.
+    Server = 5,
 }
 
 impl Foreign {
     fn of(number: u32) -> Option<Foreign> {
         use Foreign::*;
-        [Llama, Kernel, Compiler, Machine].into_iter().find(|who| *who as u32 == number)
+        [Llama, Kernel, Compiler, Machine, Server].into_iter().find(|who| *who as u32 == number)
     }
 }
 
