@@ -9,6 +9,7 @@ use firstdiff::{
         exit::Exit,
         files,
         floor::DeclaredFloor,
+        progress,
         sink::{Choice, Sink, Stopped},
         tensor::{DType, Tensor},
     },
@@ -53,6 +54,7 @@ impl Sink for Filtered<'_> {
     }
 
     fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
+        progress::advance(site);
         Sink::put(self.writer, site, tensor)
     }
 }
@@ -255,6 +257,8 @@ fn record(
     mut run: impl FnMut(u32, &[i32], &mut dyn Sink) -> Result<Option<Choice>, Error>,
 ) -> Result<(), Error> {
     let mut position = 0;
+    let sites = filtered.writer.list().of_run(steps.len() as u32);
+    progress::begin("recording", sites.iter().filter(|&&site| filtered.filter.wants(site)).count());
     for (step, tokens) in (0u32..).zip(steps) {
         filtered.writer.begin_step(tokens, position)?;
         position += tokens.len();

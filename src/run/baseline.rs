@@ -8,10 +8,12 @@ use serde::{Deserialize, Serialize};
 use crate::{
     compare::{Aligner, RowTokens, SiteFilter, channel},
     core::{
+        activity,
         arithmetic::Arithmetic,
         cache::Entry,
         floor::{Floor, SiteFloor},
-        sink::{Choice, Sink},
+        progress,
+        sink::{Choice, Sink, Stopped},
         task::{Task, first_position},
         tensor::DType,
     },
@@ -65,7 +67,7 @@ impl Held<'_> {
 
     /// The token after a step.
     fn token(&self, step: usize, choice: Option<Choice>) -> Option<i32> {
-        self.tokens.get(step).copied().or(Some(choice?.token))
+        self.tokens.get(step).copied().or_else(|| Some(choice?.token))
     }
 }
 
@@ -258,8 +260,15 @@ fn distance(
         let mut floor = Floor::default();
         let list = SiteList::from(&clean.graph().sites);
         let sites = clean.graph().sites.of_run(task.decode + 1);
-        for site in sites.into_iter().filter(|&site| filter.wants(site)) {
-            let Some(clean) = clean_side.next(site) else { break };
+        let sites: Vec<Site> = sites.into_iter().filter(|&site| filter.wants(site)).collect();
+        progress::begin("measuring the floor", sites.len());
+        for site in sites {
+            progress::advance(site);
+            let clean = clean_side.next(site);
+            if activity::interrupted().is_some() {
+                return Err(Stopped.into());
+            }
+            let Some(clean) = clean else { break };
             let tokens = row_tokens(filter, task.prompt.len(), site);
             let tokens = RowTokens { axes: Some(list.axes(site)), ..tokens };
             let step_tokens = if site.step == 0 { task.prompt.len() } else { 1 };
@@ -268,7 +277,11 @@ fn distance(
                 let other = side.next(site)?;
                 Some(SiteFloor::measure(site, &other, &clean, tokens, amplitude))
             });
-            let Some(measured) = measured.collect::<Option<Vec<_>>>() else { break };
+            let measured = measured.collect::<Option<Vec<_>>>();
+            if activity::interrupted().is_some() {
+                return Err(Stopped.into());
+            }
+            let Some(measured) = measured else { break };
             let largest = measured.into_iter().reduce(SiteFloor::max).unwrap_or_default();
             floor.0.insert(site, largest);
         }

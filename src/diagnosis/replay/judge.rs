@@ -17,8 +17,11 @@ use super::{
 };
 use crate::{
     compare::Pattern,
-    core::{spans, tensor::Tensor},
-    graph::{NodeId, Op, site::Axis},
+    core::{progress, spans, tensor::Tensor},
+    graph::{
+        NodeId, Op,
+        site::{Axis, Site},
+    },
 };
 
 /// What the replay says of one operation, over all recorded steps.
@@ -152,6 +155,8 @@ pub struct RunVerdict {
     pub near_ties: BTreeSet<Operation>,
     /// Where the replay ended before its last site.
     pub ended: Option<ReplayEnd>,
+    /// Whether it was told to end.
+    pub is_interrupted: bool,
 }
 
 /// The last result that a replay judged which ended early.
@@ -189,8 +194,15 @@ pub fn judge_found<'a>(
     if known < needed {
         return Err(ReplayError::Short { known, needed });
     }
+    let is_recorded = |site: Site| run.recording.tensors.has(site);
+    let of_step = |step: u32| {
+        let asked = specs.iter().enumerate().filter(|(place, _)| is_asked(*place));
+        asked.filter(|(_, spec)| is_recorded(spec.site(step))).count()
+    };
+    progress::begin("replaying", (0..=last).map(of_step).sum());
     let mut machine = Machine::new(run).with_found(found);
     let (mut first, mut last_judged, mut ended) = (None, None, None);
+    let mut is_interrupted = false;
     for step in 0..run.recording.steps.len() as u32 {
         let _span = spans::span("replay", || format!("step {step}"));
         let mut before = Instant::now();
@@ -205,6 +217,7 @@ pub fn judge_found<'a>(
             }
             spans::since(before, "replay", || operation(place).result());
             last_judged = Some(ReplayEnd { step, after: operation(place) });
+            progress::advance(specs[place].site(step));
             look(machine, &observed)?;
             let trial = trials.entry(place).or_insert_with(|| Trial::new(operation(place)));
             let axes: Vec<Axis> = specs[place].axes.iter().map(|axis| axis.axis).collect();
@@ -221,14 +234,19 @@ pub fn judge_found<'a>(
         });
         match end {
             Err(ReplayError::Ended) => ended = last_judged,
+            Err(ReplayError::Interrupted) => {
+                ended = last_judged;
+                is_interrupted = true;
+            }
             end => end?,
         }
         let cleared = machine.take_cleared().into_iter().filter(|cleared| is_asked(cleared.place));
         for Cleared { place, elements, times_bound } in cleared {
+            progress::advance(specs[place].site(step));
             let trial = trials.entry(place).or_insert_with(|| Trial::new(operation(place)));
             trial.clear(elements, times_bound);
         }
-        if ended.is_some() {
+        if ended.is_some() || is_interrupted {
             break;
         }
     }
@@ -239,7 +257,7 @@ pub fn judge_found<'a>(
     };
     let judged = trials.into_iter().map(verdict).collect();
     let without_rule = counted(run, &machine.without_rule);
-    Ok(RunVerdict { judged, without_rule, near_ties, ended })
+    Ok(RunVerdict { judged, without_rule, near_ties, ended, is_interrupted })
 }
 
 fn counted(run: GraphRun<'_>, nodes: &BTreeSet<NodeId>) -> BTreeMap<String, usize> {
