@@ -54,6 +54,8 @@ mod gpu;
 mod host_device;
 // Kernels of the kind that people write, unchanged.
 mod ordinary;
+// What a person sees of a long run, and what a signal leaves of it.
+mod interrupted;
 // The folders of src/ import downwards only.
 mod layers;
 // GGUF files, good and hostile; the ledger.

@@ -185,7 +185,7 @@ fn reports_that_cannot_be_compared_are_refused_with_the_reason() {
     let model = reports.edited(&old, |report| report["model"]["blake3"] = "00".into());
     refused(&["progress", &old, &model], 3, "of different models; make both from the same file");
     let version = reports.edited(&old, |report| report["report_version"] = 1.into());
-    refused(&["progress", &version, &old], 3, "has report version 1, this firstdiff reads 8");
+    refused(&["progress", &version, &old], 3, "has report version 1, this firstdiff reads 9");
 
     let field = reports.edited(&old, |report| report["steps"] = 7.into());
     refused(&["progress", &old, &field], 2, "edited.json is not a report: ");

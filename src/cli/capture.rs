@@ -9,6 +9,7 @@ use firstdiff::{
         exit::Exit,
         files,
         floor::{DeclaredFloor, Floor},
+        progress,
         sink::{Choice, Sink, Stopped},
         tensor::{DType, Tensor},
     },
@@ -57,6 +58,7 @@ impl Sink for Filtered<'_> {
     }
 
     fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
+        progress::advance(site);
         Sink::put(self.writer, site, tensor)
     }
 
@@ -73,6 +75,9 @@ impl Filtered<'_> {
         mut run: impl FnMut(u32, &[i32], &mut dyn Sink) -> Result<Option<Choice>, Error>,
     ) -> Result<(), Error> {
         let mut position = 0;
+        let sites = self.writer.list().of_run(steps.len() as u32);
+        let wanted = sites.into_iter().filter(|&site| self.filter.wants(site));
+        progress::begin("recording", wanted.count());
         for (step, tokens) in (0u32..).zip(steps) {
             self.writer.begin_step(tokens, position)?;
             position += tokens.len();

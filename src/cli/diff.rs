@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use firstdiff::{
     core::{
+        activity,
         exit::Exit,
         floor::{DeclaredFloor, Floor},
     },
@@ -49,11 +50,13 @@ pub fn diff(args: &DiffArgs) -> Result<Exit, Error> {
             engine.manifest().arithmetic.default.storage
         ))
     })?;
+    activity::leaves_verdict();
     let mut report = Report::of_traces(&engine, &reference, filter.clone(), rule, floor)?;
     let ranks = [&engine, &reference].map(|trace| lint::ranks(trace, &|site| filter.wants(site)));
     let ranks = ranks.into_iter().collect::<Result<Vec<_>, _>>()?;
     report.headline = report.headline.after(ranks.into_iter().flatten().next());
     compare_weights(&mut report, &engine, &reference)?;
+    report.say_end();
     report.seconds = start.elapsed().as_secs_f64();
     let own = &args.compare.report;
     let album = page::beside(own.html.is_some(), None, &report, [&engine, &reference])?;

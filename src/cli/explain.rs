@@ -12,7 +12,7 @@ use indicatif::ProgressBar;
 
 use firstdiff::{
     compare::{SiteFilter, verdict::Rule},
-    core::{exit::Exit, floor::DEFAULT_FACTOR, spans},
+    core::{activity, exit::Exit, floor::DEFAULT_FACTOR, spans},
     diagnosis::{
         Diagnosis,
         album::Album,
@@ -116,13 +116,19 @@ fn explained(args: &ExplainArgs) -> Result<Exit, Error> {
         replay: args.replay.into(),
         bar: &bar,
     };
+    activity::leaves_verdict();
     let mut reports = Vec::with_capacity(engines.len());
     // Of several sequences the page shows the one that is reported, and no other's album is kept.
     let mut shown: Option<((u8, bool), Album)> = None;
     for (at, engine) in engines.iter().enumerate() {
         let reference = references.as_ref().and_then(|all| all[at].as_ref());
         let mut album = args.report.html.is_some().then(Album::default);
-        let mut report = subject.report(engine, reference, carried.clone(), album.as_mut())?;
+        let report = subject.report(engine, reference, carried.clone(), album.as_mut());
+        let mut report = match report {
+            // What there is of the others is shown.
+            Err(_) if activity::interrupted().is_some() && !reports.is_empty() => break,
+            report => report?,
+        };
         let album = match reference {
             Some(reference) => page::beside(album.is_some(), album, &report, [engine, reference])?,
             None => album,
@@ -135,11 +141,21 @@ fn explained(args: &ExplainArgs) -> Result<Exit, Error> {
             report.notes.push(ALONE.to_string());
         }
         reports.push(report);
+        if activity::interrupted().is_some() {
+            break;
+        }
     }
-    let mut report = if reports.len() == 1 {
+    let done = reports.len();
+    let mut report = if numbers.len() < 2 {
         reports.remove(0)
     } else {
-        Report::of_sequences(numbers.into_iter().zip(reports).collect())
+        let all = numbers.len();
+        let mut report = Report::of_sequences(numbers.into_iter().zip(reports).collect());
+        if let Some(signal) = activity::interrupted().filter(|_| done < all) {
+            let by = format!("a signal after {done} of {all} sequences");
+            report.end_early(&by, Exit::of_signal(signal));
+        }
+        report
     };
     report.weights = weights;
     if let Subject::Engine(model) = &model {
@@ -178,7 +194,9 @@ impl Explaining<'_> {
             Some(reference) => self.compared(engine, reference)?,
             None => Report::of_trace(engine, filter)?,
         };
+        let is_ended = activity::interrupted().is_some();
         match lint::ranks(engine, &|site| filter.wants(site))? {
+            None if is_ended => report.note_replay_end(None),
             None => {
                 bar.set_message("replaying every operation");
                 let _span = spans::span("run", || "replay and diagnosis".into());
@@ -187,7 +205,7 @@ impl Explaining<'_> {
                 let sides = (engine, reference);
                 let diagnosis = diagnose(model, sides, carried, weights, (replay, album), scope)?;
                 report.headline = headline(&report, &diagnosis, engine);
-                report.note_replay_end(&diagnosis);
+                report.note_replay_end(Some(&diagnosis));
                 if let Some(prefix) = &diagnosis.prefix {
                     report.headline = report.headline.after_prefix(prefix);
                     report.notes.push(prefix.note());
@@ -207,6 +225,7 @@ impl Explaining<'_> {
             report.headline = report.headline.after_weights(weights);
         }
         report.with_asked(filter);
+        report.say_end();
         bar.set_message("looking for what was recorded wrongly");
         let vocabulary = LazyCell::new(|| Vocabulary::load(file));
         let text = |token| vocabulary.as_ref().map_or(String::new(), |loaded| loaded.text(token));

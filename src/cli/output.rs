@@ -5,12 +5,18 @@ use std::{
     io::{ErrorKind, IsTerminal, Write},
     os::fd::{AsFd, BorrowedFd},
     path::Path,
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
 use console::Term;
-use firstdiff::core::{activity, exit::Exit, files, spans};
+use firstdiff::core::{
+    activity,
+    exit::Exit,
+    files,
+    progress::{self, Progress},
+    spans,
+};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -218,7 +224,40 @@ pub fn progress(length: Option<u64>, message: &'static str) -> ProgressBar {
     };
     bar.set_style(ProgressStyle::with_template(template).expect("a fixed template"));
     bar.enable_steady_tick(Duration::from_millis(120));
-    bar.with_message(message)
+    let bar = bar.with_message(message);
+    *CURRENT.lock().unwrap_or_else(PoisonError::into_inner) = Some((bar.clone(), ""));
+    bar
+}
+
+/// The bar that is shown, and what it counts.
+static CURRENT: Mutex<Option<(ProgressBar, &str)>> = Mutex::new(None);
+
+/// Shows on the command's bar how far a run has come, where a person sees it.
+pub fn show_progress() {
+    if is_seen() {
+        progress::told_by(|now| {
+            let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((bar, counted)) = current.as_mut() {
+                show(bar, counted, now);
+            }
+        });
+    }
+}
+
+fn show(bar: &ProgressBar, counted: &mut &'static str, now: &Progress) {
+    if now.what != *counted {
+        *counted = now.what;
+        let template = "{msg} {wide_bar} {pos}/{len} {per_sec} {eta} left";
+        bar.set_style(ProgressStyle::with_template(template).expect("a fixed template"));
+        bar.reset();
+    }
+    bar.set_length(now.total as u64);
+    bar.set_position(now.done as u64);
+    let place = now.at.map_or(String::new(), |site| match site.layer {
+        Some(layer) => format!(" step {} layer {layer}", site.step),
+        None => format!(" step {}", site.step),
+    });
+    bar.set_message(format!("{}{place}", now.what));
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `firstdiff run`: the main job.
 
 use firstdiff::{
-    core::{cause_key::CauseKey, exit::Exit, spans, task::first_position},
+    core::{activity, cause_key::CauseKey, exit::Exit, spans, task::first_position},
     diagnosis::{Verdict, album::Album},
     engine::{
         DeviceKind, EngineSpec,
@@ -82,13 +82,18 @@ pub fn verdict(
     let total = run.sites()?.len() as u64;
     let bar = output::progress(Some(total), "comparing sites");
     let mut album = compare.report.html.is_some().then(Album::default);
-    let finished = run.run_again(kept, album.as_mut(), &mut |_| bar.inc(1))?;
+    if !args.watch {
+        activity::leaves_verdict();
+    }
+    let finished = run.run_again(kept, album.as_mut(), &mut |_| {})?;
     bar.finish_and_clear();
     let devices = match second {
+        // Of a run that was told to end there is no more.
+        Some(_) if activity::interrupted().is_some() => None,
         Some(second) => {
             let bar = output::progress(Some(total), "comparing devices");
             let (baseline, diagnosis) = (&finished.baseline, finished.diagnosis.as_ref());
-            let check = run.cross_check(second, baseline, diagnosis, &mut |_| bar.inc(1))?;
+            let check = run.cross_check(second, baseline, diagnosis, &mut |_| {})?;
             bar.finish_and_clear();
             let first = |step| first_position(inputs.ids.len(), step);
             Some(DevicesSummary::of(check, &first))

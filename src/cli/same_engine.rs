@@ -4,6 +4,7 @@ use std::{borrow::Cow, time::Instant};
 
 use firstdiff::{
     core::{
+        activity,
         exit::Exit,
         floor::{Floor, SiteFloor},
     },
@@ -61,6 +62,7 @@ pub fn same_engine(args: &DiffArgs) -> Result<Exit, Error> {
         _ => Cow::Owned(no_floor(&settled_b)),
     };
     let rule = inputs::rule(&args.compare);
+    activity::leaves_verdict();
     let mut report = Report::of_traces(&a, &b, filter.clone(), rule, &floor)?;
     let mut album = own.html.is_some().then(Album::default);
     if let Some(model) = &model {
@@ -72,7 +74,12 @@ pub fn same_engine(args: &DiffArgs) -> Result<Exit, Error> {
         let reached = report.partial.as_ref().map(|_| &report.sites[..]);
         let scope = Scope { asked: asked.as_ref(), reached, until_first: rule.until_first };
         let how = (Replay::default(), album.as_mut());
-        report.diagnosis = Some(diagnose(model, (&a, Some(&b)), None, None, how, scope)?);
+        if activity::interrupted().is_none() {
+            report.diagnosis = Some(diagnose(model, (&a, Some(&b)), None, None, how, scope)?);
+        }
+        let diagnosis = report.diagnosis.take();
+        report.note_replay_end(diagnosis.as_ref());
+        report.diagnosis = diagnosis;
     }
     let album = page::beside(own.html.is_some(), album, &report, [&a, &b])?;
     if let (Bond::Rerun, Some(compared)) = (bond, &mut report.compared) {

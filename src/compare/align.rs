@@ -8,13 +8,15 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
-        mpsc::{self, Receiver, Sender},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
+    time::Duration,
 };
 
 use crate::{
     compare::SiteFilter,
     core::{
+        activity,
         sink::{Sink, Stopped},
         tensor::Tensor,
     },
@@ -23,6 +25,8 @@ use crate::{
 
 /// Tensors that may be under way in any channel: enough that a side seldom waits for the comparison.
 const FEW: usize = 16;
+/// How often one that waits for a side looks whether the run was told to end.
+const TICK: Duration = Duration::from_millis(100);
 
 /// The sending end: a [`Sink`] that a side puts its tensors into.
 pub struct ChannelSink {
@@ -124,7 +128,7 @@ impl Aligner {
         Aligner { side, stash: HashMap::new(), ended: false }
     }
 
-    /// The tensor of a site, or `None` if the side does not provide it. Steps must be asked for in order,
+    /// The tensor of a site, or `None` if the side does not provide it, or the run was told to end. Steps must be asked for in order,
     /// and in each the layers.
     pub fn next(&mut self, wanted: Site) -> Option<Tensor> {
         // What is left of an earlier step was never asked for.
@@ -136,12 +140,14 @@ impl Aligner {
             if self.ended || self.stash.keys().any(|&site| is_past(site, wanted)) {
                 return None;
             }
-            match self.side.receiver.recv() {
+            match self.side.receiver.recv_timeout(TICK) {
+                Err(RecvTimeoutError::Timeout) if activity::interrupted().is_none() => {}
+                Err(RecvTimeoutError::Timeout) => return None,
                 Ok((site, tensor)) => {
                     self.side.lead.give_back(tensor.data.len());
                     self.stash.insert(site, tensor);
                 }
-                Err(_) => self.ended = true,
+                Err(RecvTimeoutError::Disconnected) => self.ended = true,
             }
         }
     }

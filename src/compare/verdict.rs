@@ -5,9 +5,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     compare::{Aligner, Difference, RowTokens, Side, compare},
     core::{
+        activity,
         exit::Exit,
         floor::{Floor, SiteFloor},
-        pool, spans,
+        pool, progress, spans,
     },
     graph::site::{Site, Stage},
 };
@@ -96,6 +97,7 @@ pub fn judge<'a>(
 ) -> Vec<SiteReport> {
     let (mut engine, mut reference) = (Aligner::new(engine), Aligner::new(reference));
     let mut reports = Vec::with_capacity(sites.len());
+    progress::begin("comparing", sites.len());
     // The step and the layer of what diverged first.
     let mut first = None;
     for &site in sites {
@@ -105,6 +107,11 @@ pub fn judge<'a>(
         let waits = spans::span("wait", || site.tensor_name());
         let pair = (engine.next(site), reference.next(site));
         drop(waits);
+        // What did not come may only not have come yet.
+        if activity::interrupted().is_some() {
+            break;
+        }
+        progress::advance(site);
         let floor = floor.0.get(&site).copied();
         let (outcome, difference) = match (pair, floor) {
             ((None, None), _) => (Outcome::Unmeasured("neither side has it".into()), None),

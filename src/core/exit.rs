@@ -17,4 +17,17 @@ pub enum Exit {
     /// The device or the engine failed.
     Device = 5,
     Internal = 70,
+    /// Ctrl-C ended the run; what it reports is partial.
+    Interrupted = 130,
+    /// SIGTERM did.
+    Terminated = 143,
+}
+
+impl Exit {
+    /// Of a run that a signal has ended.
+    pub fn of_signal(signal: i32) -> Exit {
+        // The same number on every Unix.
+        const SIGINT: i32 = 2;
+        if signal == SIGINT { Exit::Interrupted } else { Exit::Terminated }
+    }
 }

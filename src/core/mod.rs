@@ -23,6 +23,8 @@ pub mod places;
 #[cfg(feature = "full")]
 pub mod pool;
 #[cfg(feature = "full")]
+pub mod progress;
+#[cfg(feature = "full")]
 pub mod random;
 #[cfg(feature = "full")]
 pub mod rounded;

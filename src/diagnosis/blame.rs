@@ -19,7 +19,7 @@ use super::{
     prefix::{self, CachedPrefix},
     replay::{
         Found, GraphRun, Judged, Machine, Observed, Operation, Recording, ReplayEnd, ReplayError,
-        RunVerdict, Worst, judge_found, parts_at_once,
+        RunVerdict, Worst, go_on, judge_found, parts_at_once,
     },
 };
 use crate::{
@@ -86,6 +86,9 @@ pub struct SideReplay {
     /// Where the replay ended, if that was before its last site.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<ReplayEnd>,
+    /// Whether it was told to end before the replay and the search for causes were done.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_interrupted: bool,
     /// Operations within their bounds of which products were cleared by random sums, and not element by element.
     #[serde(default)]
     pub by_sums: usize,
@@ -152,7 +155,11 @@ impl Diagnosis {
             Some(reference) => Diagnosis::of_both(engine, reference, album)?.0,
             None => Diagnosis::beside(engine, None, album)?,
         };
-        Ok(Diagnosis { prefix: prefix::check(engine)?, ..diagnosis })
+        let prefix = match prefix::check(engine) {
+            Err(ReplayError::Interrupted) => None,
+            prefix => prefix?,
+        };
+        Ok(Diagnosis { prefix, ..diagnosis })
     }
 
     /// Replays both sides at the same time; what is known of the reference holds for another engine too.
@@ -216,6 +223,12 @@ impl Diagnosis {
         }
     }
 
+    /// Whether it was told to end before it was done.
+    pub fn is_interrupted(&self) -> bool {
+        self.engine.is_interrupted
+            || self.reference.as_ref().is_some_and(|side| side.is_interrupted)
+    }
+
     /// Whether a recorded result is the work of a guilty operation.
     pub fn is_guilty(&self, operation: Operation) -> bool {
         self.findings.iter().any(|finding| finding.operations.contains(&operation))
@@ -237,7 +250,7 @@ fn of_reference(run: GraphRun<'_>) -> SideResult {
 /// A side's replay, and its guilty operations with their causes.
 fn of_side(run: GraphRun<'_>, mut album: Option<&mut Album>) -> SideResult {
     let first = Replayed::of(run, &Arc::default(), album.as_deref_mut())?;
-    if first.found.is_empty() {
+    if first.found.is_empty() || first.summary.is_interrupted {
         return Ok((first.summary, first.guilty));
     }
     // What the tokens found in wrong caches is known now: it is none of their readers' faults.
@@ -287,7 +300,7 @@ impl Replayed {
         let parts = if album.is_some() { 1 } else { parts_at_once() };
         let mut kept: Vec<Looked<'_>> = (0..parts).map(|_| Looked::default()).collect();
         kept[0].album = album.as_deref_mut();
-        let (RunVerdict { judged, ended, .. }, kept) =
+        let (RunVerdict { judged, ended, is_interrupted, .. }, kept) =
             judge_found(run, known, kept, &|kept, machine, observed| kept.look(machine, observed))?;
         let all_broken: BTreeMap<usize, Invariant> =
             kept.into_iter().flat_map(|looked| looked.broken).collect();
@@ -298,11 +311,14 @@ impl Replayed {
         let judged: BTreeMap<Operation, Judged> =
             judged.into_iter().map(|judged| (judged.operation, judged)).collect();
         let mut places = BTreeSet::new();
-        let mut summary = SideReplay { ended, ..SideReplay::default() };
+        let mut summary = SideReplay { ended, is_interrupted, ..SideReplay::default() };
         for (place, spec) in run.model.sites.specs().iter().enumerate() {
             let operation = Operation { layer: spec.layer, stage: spec.stage };
             match judged.get(&operation) {
-                None if ended.is_some() || run.only.is_some_and(|only| !only.contains(&place)) => {
+                None if ended.is_some()
+                    || is_interrupted
+                    || run.only.is_some_and(|only| !only.contains(&place)) =>
+                {
                     summary.left_out.push(operation);
                 }
                 None => summary.unmeasured.push(operation),
@@ -320,18 +336,29 @@ impl Replayed {
         summary.broken = Invariant::by_property(all_broken.into_values().collect());
         let (mut guilty, mut found) = (Vec::new(), HashMap::new());
         let gathers = spans::span("diagnosis", || "evidence".into());
-        let evidence =
-            if places.is_empty() { Vec::new() } else { gather_found(run, &places, known)? };
+        let evidence = if places.is_empty() {
+            Vec::new()
+        } else {
+            match gather_found(run, &places, known) {
+                Err(ReplayError::Interrupted) => Vec::new(),
+                evidence => evidence?,
+            }
+        };
         drop(gathers);
         let mut proven = Vec::new();
         for mut evidence in evidence {
             let spec = evidence.spec();
             let operation = Operation { layer: spec.layer, stage: spec.stage };
             let _span = spans::span("diagnosis", || operation.result());
-            let mut cause = diagnose_again(&mut evidence, &mut proven)?;
-            if cause.certainty != Certainty::Proven {
-                cause = exactly(run, evidence.place, known)?.unwrap_or(cause);
-            }
+            let cause = diagnose_again(&mut evidence, &mut proven);
+            let cause = cause.and_then(|cause| match cause.certainty {
+                Certainty::Proven => Ok(cause),
+                _ => Ok(exactly(run, evidence.place, known)?.unwrap_or(cause)),
+            });
+            let cause = match cause {
+                Err(ReplayError::Interrupted) => break,
+                cause => cause?,
+            };
             if let Some(seen) = hypotheses::found(&evidence, &cause) {
                 found.insert(evidence.place, seen);
             }
@@ -341,6 +368,18 @@ impl Replayed {
             let judged = judged[&operation].clone();
             let after = recorded_before(run.model, &judged.spanned);
             guilty.push(Guilty { judged, cause, after });
+        }
+        if go_on().is_err() {
+            summary.is_interrupted = is_interrupted || guilty.len() < places.len();
+            let known: BTreeSet<Operation> =
+                guilty.iter().map(|one| one.judged.operation).collect();
+            let specs = places.iter().map(|&place| &run.model.sites.specs()[place]);
+            let others = specs.map(|spec| Operation { layer: spec.layer, stage: spec.stage });
+            for operation in others.filter(|operation| !known.contains(operation)) {
+                let judged = judged[&operation].clone();
+                let after = recorded_before(run.model, &judged.spanned);
+                guilty.push(Guilty { judged, cause: Cause::not_sought(), after });
+            }
         }
         let is_right =
             |operation: Operation| judged.get(&operation).is_some_and(|one| !one.is_guilty());

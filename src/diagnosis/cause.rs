@@ -243,6 +243,13 @@ pub fn choose(tried: Vec<Tried>) -> Cause {
     }
 }
 
+impl Cause {
+    /// Of a guilty operation whose cause was not sought, or not to the end, as the run was told to end.
+    pub fn not_sought() -> Cause {
+        Cause { text: "not sought, as the run was ended".to_string(), ..unknown(None, 0) }
+    }
+}
+
 fn unknown(best: Option<&Tried>, refuted: usize) -> Cause {
     Cause {
         key: CauseKey::Unknown,

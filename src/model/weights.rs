@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    core::{activity, cache::Entry},
+    core::{activity, cache::Entry, progress},
     graph::{ModelGraph, SequenceInputs},
     model::{
         Config, WeightNames,
@@ -16,6 +16,9 @@ use crate::{
 
 /// llama.cpp's own limit (LLAMA_MAX_LAYERS), above which it aborts the process.
 pub const MAX_LAYERS: usize = 512;
+
+/// Bytes that are hashed at a time.
+const HASHED: usize = 64 << 20;
 
 /// Why a file cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -106,7 +109,13 @@ impl ModelFile {
         let known =
             entry.as_ref().and_then(Entry::read).and_then(|text| String::from_utf8(text).ok());
         known.unwrap_or_else(|| {
-            let hash = blake3::Hasher::new().update_rayon(self.gguf.bytes()).finalize();
+            let (mut hasher, parts) = (blake3::Hasher::new(), self.gguf.bytes().chunks(HASHED));
+            progress::begin("hashing the model, parts of 64 MiB", parts.len());
+            for part in parts {
+                hasher.update_rayon(part);
+                progress::advance_by(1);
+            }
+            let hash = hasher.finalize();
             let hash = hash.to_hex().to_string();
             self.gguf.forget_all();
             entry.inspect(|entry| entry.write(hash.as_bytes()));

@@ -242,11 +242,11 @@ unsafe extern "C" fn on_node(
     false
 }
 
-/// llama.cpp's `abort_callback`: ends the decode once a capture has failed or was stopped.
+/// llama.cpp's `abort_callback`: ends the decode once a capture has failed or was stopped, or the run is to end.
 unsafe extern "C" fn is_over(user_data: *mut c_void) -> bool {
     // SAFETY: as in `on_node`.
     let capture = unsafe { (*user_data.cast::<*mut Capture<'_>>()).as_ref() };
-    capture.is_some_and(|capture| capture.failure.is_some())
+    capture.is_some_and(|capture| capture.failure.is_some() || activity::interrupted().is_some())
 }
 
 pub const HOOKS: Hooks = Hooks { on_node, is_over };

@@ -487,6 +487,9 @@ impl Session<'_> {
             Some(Failure::Widen(detail)) => return Err(ReferenceError::Widen { detail }),
             Some(Failure::Panic(text)) => return Err(ReferenceError::Panic(text)),
         }
+        if code != 0 && activity::interrupted().is_some() {
+            return Err(Stopped.into());
+        }
         if code != 0 {
             return Err(ReferenceError::Decode { step, code, detail: llama::take_errors() });
         }

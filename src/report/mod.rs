@@ -19,7 +19,7 @@ mod weights;
 pub use blame::{answer, guilt};
 pub(crate) use blame::{grouped, named, whose};
 pub use next::{Asked, Next, next};
-pub use partial::{AskedSites, EndedBy, Partial};
+pub use partial::{AskedSites, During, EndedBy, Partial};
 use schema::formula;
 pub use schema::{
     Compared, DevicesSummary, Headline, ModelSummary, Parted, REPORT_VERSION, Report, SequenceRow,

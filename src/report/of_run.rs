@@ -52,7 +52,13 @@ impl Report {
             seconds: finished.seconds,
             ..Report::of_engine(headline, SideSummary::of_engine(run.engine, finished.device))
         };
-        report.note_end(run.rule.until_first);
+        report.note_end();
+        if run.replay.is_some() && report.partial.is_none() {
+            let diagnosis = report.diagnosis.take();
+            report.note_replay_end(diagnosis.as_ref());
+            report.diagnosis = diagnosis;
+        }
+        report.say_end();
         Ok(report)
     }
 }

@@ -88,7 +88,7 @@ impl Report {
             sites,
             ..Report::of_engine(headline, SideSummary::of_trace(engine.manifest()))
         };
-        report.note_end(rule.until_first);
+        report.note_end();
         Ok(report)
     }
 

@@ -12,6 +12,7 @@ use crate::{
         arithmetic::Arithmetic,
         cache::Entry,
         floor::{Floor, SiteFloor},
+        progress,
         sink::{Choice, Sink},
         task::{Task, first_position},
         tensor::DType,
@@ -71,7 +72,7 @@ impl Held<'_> {
 
     /// The token after a step.
     pub fn token(&self, step: usize, choice: Option<Choice>) -> Option<i32> {
-        self.tokens.get(step).copied().or(Some(choice?.token))
+        self.tokens.get(step).copied().or_else(|| Some(choice?.token))
     }
 }
 
@@ -166,6 +167,10 @@ impl Baselines<'_> {
                 found[at] = Some(baseline);
             }
         } else if let (Some(record), Some(Some(known))) = (record, found.first()) {
+            progress::begin(
+                "recording",
+                wanted_sites(self.reference.graph(), self.filter, self.task),
+            );
             let needed = needed_nodes(self.reference, self.filter);
             let forced = self.held.routing.map(|routing| routing as &dyn Forced);
             let changes = Changes { forced, needed: needed.as_deref(), ..Changes::default() };
@@ -266,6 +271,12 @@ impl Baselines<'_> {
 pub fn needed_nodes(reference: &Reference, filter: &SiteFilter) -> Option<Arc<[bool]>> {
     let model = reference.graph();
     filter.wanted_places(model).map(|places| model.needed_for(&places).into())
+}
+
+/// How many sites of a task's run a filter wants.
+pub fn wanted_sites(model: &ModelGraph, filter: &SiteFilter, task: Task<'_>) -> usize {
+    let sites = model.sites.of_run(task.decode + 1);
+    sites.into_iter().filter(|&site| filter.wants(site)).count()
 }
 
 /// Query heads of the model's attention; 1 where it has none.

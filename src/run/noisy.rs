@@ -7,11 +7,12 @@ use std::{
     thread,
 };
 
-use super::baseline::{Held, row_tokens};
+use super::baseline::{Held, row_tokens, wanted_sites};
 use crate::{
     compare::{RowTokens, SiteFilter},
     core::{
         floor::{Floor, SiteFloor},
+        progress,
         sink::{Choice, Sink, Stopped},
         spans,
         task::Task,
@@ -42,6 +43,11 @@ pub fn measure_beside(
     filter: &SiteFilter,
     record: Option<&mut dyn Sink>,
 ) -> Result<(Vec<Option<Choice>>, Vec<Floor>), ReferenceError> {
+    let doing = match record {
+        Some(_) => "recording, and measuring the floor",
+        None => "measuring the floor",
+    };
+    progress::begin(doing, wanted_sites(graph, filter, task));
     let kept = Kept::new(others.len());
     // An expert less is no rounding: a run makes the choices of the clean one.
     let choices = Choices { graph, kept: &kept };
@@ -243,6 +249,9 @@ impl Sink for Clean<'_, '_> {
     }
 
     fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
+        if self.record.is_none() && self.filter.wants(site) {
+            progress::advance(site);
+        }
         if let Some(record) = self.record.as_mut().filter(|record| record.wants(site)) {
             record.put(site, tensor.clone())?;
         }

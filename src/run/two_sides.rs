@@ -8,6 +8,7 @@ use crate::{
         verdict::{Coverage, Rule, SiteReport, judge},
     },
     core::{
+        activity,
         arithmetic::Arithmetic,
         attending::Attending,
         sink::{Choice, NoSink, Sink, Stopped},
@@ -150,7 +151,9 @@ impl Run<'_> {
             Err(EngineError::Stopped(_)) if stopped => Vec::new(),
             choices => choices?,
         };
-        let checked = !stopped && self.filter.wants(Site::global(0, Stage::Logits));
+        let checked = !stopped
+            && activity::interrupted().is_none()
+            && self.filter.wants(Site::global(0, Stage::Logits));
         // A side may have been ahead of what was compared.
         let reached: BTreeSet<Site> = reports.iter().map(|report| report.site).collect();
         let [recorded, reference] = [spools.0, spools.1].map(|spool| {
@@ -173,7 +176,9 @@ impl Run<'_> {
                 Ok::<_, EngineError>((hooks, keep.then_some(engine)))
             });
             let diagnosis = match (&recorded, &reference) {
-                (Some(engine), Some(reference)) if self.replay.is_some() => {
+                (Some(engine), Some(reference))
+                    if self.replay.is_some() && activity::interrupted().is_none() =>
+                {
                     let (known, album) = (&mut kept.replayed, album.as_deref_mut());
                     let reached = stopped.then_some(&reached);
                     let recorded = [engine, reference];

@@ -11,6 +11,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// A tick that took so long was none: the program was stopped, and so was the worker.
 const STOPPED: u64 = 2_000;
 
+/// How long a worker may take to end with what it has so far, in milliseconds.
+const PATIENCE: u64 = 30_000;
+
 /// How the wait ended.
 pub enum Ended {
     /// A signal ended the program.
@@ -41,9 +44,18 @@ pub fn wait(
     // Foreign work is as old as this at most.
     let mut earliest = 0;
     let mut reads = true;
+    // The signal that the worker was told of, and when.
+    let mut told = None;
     loop {
-        if let Some(signal) = signals.ending() {
-            return Ok(Ended::Interrupted(signal));
+        match (signals.ending(), told) {
+            (Some(signal), None) if signal != libc::SIGHUP && page.interrupt(signal) => {
+                told = Some((signal, now()));
+            }
+            (Some(signal), _) => return Ok(Ended::Interrupted(signal)),
+            (None, Some((signal, since))) if now() - since > PATIENCE => {
+                return Ok(Ended::Interrupted(signal));
+            }
+            (None, _) => {}
         }
         reads = reads && worker.relay.pass_on();
         if let Some(status) = ended(worker.pid())? {

@@ -13,8 +13,8 @@ mod page;
 pub use fault::watch_faults;
 pub use journal::{Death, Journal, died, done, journal, keep, open_journal};
 pub use notes::{
-    Running, Unit, abort_message, after_kernel, finished, loaded, our_turn, place, running,
-    saved_place, temporaries_in, their_turn, unit, unsaid, with_place,
+    Running, Unit, abort_message, after_kernel, finished, interrupted, leaves_verdict, loaded,
+    our_turn, place, running, saved_place, temporaries_in, their_turn, unit, unsaid, with_place,
 };
 pub use page::{Fault, Foreign, Page, Place, SlotView, now, share};
 

@@ -173,6 +173,17 @@ impl Drop for Unit {
     }
 }
 
+/// Notes that from now on this process ends by itself when it is told to, with a report of what it has so far.
+pub fn leaves_verdict() {
+    page().leaves_verdict.store(1, Relaxed);
+}
+
+/// The signal by which this process was told to end with what it has so far.
+pub fn interrupted() -> Option<i32> {
+    let signal = page().interrupt.load(Relaxed);
+    (signal != 0).then_some(signal as i32)
+}
+
 /// Notes the exit code: the process has come to its end.
 pub fn finished(code: u8) {
     page().finished.store(u32::from(code) + 1, Relaxed);

@@ -109,6 +109,10 @@ pub(super) struct FaultNote {
 pub struct Page {
     /// An exit code and 1.
     pub(super) finished: AtomicU32,
+    /// Whether the process ends by itself, with what it has so far, when it is told to.
+    pub(super) leaves_verdict: AtomicU32,
+    /// The signal by which it is told so; 0 for none.
+    pub(super) interrupt: AtomicU32,
     /// Copies of the process that a kernel made, and that were ended.
     pub(super) forks: AtomicU32,
     /// Bytes of the models that were opened.
@@ -211,6 +215,15 @@ impl Page {
     /// The exit code of a process that came to its end.
     pub fn exit_code(&self) -> Option<u8> {
         self.finished.load(Relaxed).checked_sub(1).map(|code| code as u8)
+    }
+
+    /// Tells the process to end with what it has so far; whether it does so.
+    pub fn interrupt(&self, signal: i32) -> bool {
+        let leaves_verdict = self.leaves_verdict.load(Relaxed) != 0;
+        if leaves_verdict {
+            self.interrupt.store(signal as u32, Relaxed);
+        }
+        leaves_verdict
     }
 
     /// The threads in which foreign code runs.

@@ -17,8 +17,11 @@ use super::{
 };
 use crate::{
     compare::Pattern,
-    core::{spans, tensor::Tensor},
-    graph::{NodeId, Op, site::Axis},
+    core::{progress, spans, tensor::Tensor},
+    graph::{
+        NodeId, Op,
+        site::{Axis, Site},
+    },
 };
 
 /// What the replay says of one operation, over all recorded steps.
@@ -152,6 +155,8 @@ pub struct RunVerdict {
     pub near_ties: BTreeSet<Operation>,
     /// Where the replay ended before its last site.
     pub ended: Option<ReplayEnd>,
+    /// Whether it was told to end.
+    pub is_interrupted: bool,
 }
 
 /// The last result that a replay judged which ended early.
@@ -188,6 +193,13 @@ pub fn judge_found<'a, T: Send>(
     if known < needed {
         return Err(ReplayError::Short { known, needed });
     }
+    let judged = Bench::new(run, None);
+    let of_step = |step: u32| {
+        let specs = run.model.sites.specs().iter().enumerate();
+        let asked = specs.filter(|(place, _)| judged.is_judged(*place));
+        asked.filter(|(_, spec)| run.recording.tensors.has(spec.site(step))).count()
+    };
+    progress::begin("replaying", (0..=last).map(of_step).sum());
     // One that ends with the first wrong layer goes through them in order.
     let parts = match kept.len() {
         most if most > 1 && !run.until_first => parts(run, most).into_iter().map(Some).collect(),
@@ -224,6 +236,7 @@ struct Bench<'a> {
     without_rule: BTreeSet<NodeId>,
     near_ties: BTreeSet<Operation>,
     ended: Option<ReplayEnd>,
+    is_interrupted: bool,
 }
 
 impl<'a> Bench<'a> {
@@ -236,6 +249,7 @@ impl<'a> Bench<'a> {
             without_rule: BTreeSet::new(),
             near_ties: BTreeSet::new(),
             ended: None,
+            is_interrupted: false,
         }
     }
 
@@ -271,6 +285,7 @@ impl<'a> Bench<'a> {
                 }
                 spans::since(before, "replay", || operation.result());
                 last = Some(ReplayEnd { step, after: operation });
+                progress::advance(specs[place].site(step));
                 look(machine, &observed)?;
                 let trial = self.trials.entry(place).or_insert_with(|| Trial::new(operation));
                 let axes: Vec<Axis> = specs[place].axes.iter().map(|axis| axis.axis).collect();
@@ -287,15 +302,20 @@ impl<'a> Bench<'a> {
             });
             match end {
                 Err(ReplayError::Ended) => self.ended = last,
+                Err(ReplayError::Interrupted) => {
+                    self.ended = last;
+                    self.is_interrupted = true;
+                }
                 end => end?,
             }
             for Cleared { place, elements, times_bound } in machine.take_cleared() {
                 if self.is_judged(place) {
+                    progress::advance(specs[place].site(step));
                     let trial = Trial::new(self.operation(place));
                     self.trials.entry(place).or_insert(trial).clear(elements, times_bound);
                 }
             }
-            if self.ended.is_some() {
+            if self.ended.is_some() || self.is_interrupted {
                 break;
             }
         }
@@ -309,7 +329,10 @@ impl<'a> Bench<'a> {
         self.spanned.extend(part.spanned);
         self.without_rule.extend(part.without_rule);
         self.near_ties.extend(part.near_ties);
-        self.ended = self.ended.or(part.ended);
+        // Parts that were told to end did so at the same time: the last step that any has reached is said.
+        let later = part.ended.filter(|end| self.ended.is_none_or(|own| own.step < end.step));
+        self.ended = later.or(self.ended);
+        self.is_interrupted |= part.is_interrupted;
     }
 
     fn verdict(mut self) -> RunVerdict {
@@ -321,7 +344,8 @@ impl<'a> Bench<'a> {
         };
         let judged = trials.into_iter().map(verdict).collect();
         let without_rule = counted(self.run, &self.without_rule);
-        RunVerdict { judged, without_rule, near_ties: self.near_ties, ended: self.ended }
+        let (near_ties, ended) = (self.near_ties, self.ended);
+        RunVerdict { judged, without_rule, near_ties, ended, is_interrupted: self.is_interrupted }
     }
 }
 

@@ -33,4 +33,4 @@ pub use matrix::{Matrix, round};
 pub use operation::{Operation, name};
 pub use products::{Factor, Multiplied, Pair, Product};
 pub use random_sums::{BLOCK as RANDOM_SUM, RandomSums, Replay};
-pub use recording::{Piece, Recording, ReplayError};
+pub use recording::{Piece, Recording, ReplayError, go_on};

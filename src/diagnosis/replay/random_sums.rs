@@ -31,6 +31,7 @@ use super::{
 use crate::{
     core::{
         cache::Entry,
+        progress,
         random::{key, splitmix64},
         tensor::DType,
     },
@@ -333,7 +334,11 @@ fn made(
             tasks.push((block, matrix.clone(), own));
         }
     }
-    tasks.into_par_iter().try_for_each(|(block, matrix, own)| block.sum(&matrix, own))?;
+    progress::begin("summing the weights at random", tasks.len());
+    tasks.into_par_iter().try_for_each(|(block, matrix, own)| {
+        progress::advance_by(1);
+        block.sum(&matrix, own)
+    })?;
     Ok(values)
 }
 

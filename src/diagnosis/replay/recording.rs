@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::expected::Expected;
 use crate::{
-    core::{arithmetic::Arithmetic, attending::Attending, exit::Exit},
+    core::{activity, arithmetic::Arithmetic, attending::Attending, exit::Exit},
     model::{ModelError, gguf::GgufError},
     trace::{Removed, TraceError, recording::Recorded},
 };
@@ -22,6 +22,9 @@ pub enum ReplayError {
     /// The replay was to go no further.
     #[error("the replay ended early")]
     Ended,
+    /// The run was told to end.
+    #[error("the replay was interrupted")]
+    Interrupted,
 }
 
 impl ReplayError {
@@ -31,6 +34,7 @@ impl ReplayError {
             ReplayError::Trace(error) => error.exit(),
             ReplayError::Model(_) => Exit::BadInput,
             ReplayError::Short { .. } | ReplayError::Ended => Exit::Internal,
+            ReplayError::Interrupted => Exit::Interrupted,
         }
     }
 }
@@ -39,6 +43,11 @@ impl From<GgufError> for ReplayError {
     fn from(error: GgufError) -> ReplayError {
         ReplayError::Model(ModelError::Gguf(error))
     }
+}
+
+/// Ends what is replayed once the run was told to end.
+pub fn go_on() -> Result<(), ReplayError> {
+    activity::interrupted().map_or(Ok(()), |_| Err(ReplayError::Interrupted))
 }
 
 /// One side's run.

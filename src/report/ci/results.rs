@@ -186,6 +186,7 @@ impl CaseResult {
             Exit::Diverged => "diverged",
             Exit::NotMeasured => "unmeasured",
             Exit::Refused => "refused",
+            Exit::Interrupted | Exit::Terminated => "interrupted",
             _ => "failed",
         }
     }
@@ -223,6 +224,7 @@ fn exit(cases: &[CaseResult]) -> Exit {
         Exit::Device => 4,
         Exit::Internal => 5,
         Exit::Diverged => 6,
+        Exit::Interrupted | Exit::Terminated => 7,
     };
     let worst = cases.iter().map(|case| case.exit).max_by_key(|&exit| severity(exit));
     worst.unwrap_or(Exit::NotMeasured)

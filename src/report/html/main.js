@@ -10,6 +10,7 @@ function section(id, title, lead, ...content) {
 
 function runVerdict() {
   const wrong = data.findings.filter((one) => !one.is_undeclared);
+  if (data.exit === 130 || data.exit === 143) return 'Partial: a signal ended the run';
   if (data.exit === 0) return 'Equal within the floor';
   if (data.exit === 3) return 'Incomparable';
   if (data.exit === 4) return 'Not enough measured';

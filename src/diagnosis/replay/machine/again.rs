@@ -10,7 +10,7 @@ use crate::{
     diagnosis::replay::{
         expected::{Expected, Rounding, Spread},
         products::Product,
-        recording::ReplayError,
+        recording::{ReplayError, go_on},
         rules::{self, Argument, Call, Values},
     },
     graph::{Graph, Kind, NodeId, Op, SiteSpec},
@@ -191,6 +191,7 @@ pub fn again_in_last<'a>(
     place: usize,
     edit: &dyn Edit,
 ) -> Result<Option<Expected<'a>>, ReplayError> {
+    go_on()?;
     let Some((&last, before)) = steps.split_last() else { return Ok(None) };
     let parts = before.iter().map(|(machine, cone)| (*machine, written(machine.graph(), cone)));
     let parts: Vec<(&Machine<'a>, Vec<NodeId>)> = parts.collect();
@@ -248,6 +249,7 @@ pub fn again_in_all<'a>(
     place: usize,
     edit: &dyn Edit,
 ) -> Result<Option<Vec<Expected<'a>>>, ReplayError> {
+    go_on()?;
     let Some(&(machine, cone)) = steps.first() else { return Ok(Some(Vec::new())) };
     let writes = |id: &NodeId| writes_into(machine.graph(), *id).is_some();
     if steps.iter().any(|(_, cone)| cone.iter().any(writes)) {

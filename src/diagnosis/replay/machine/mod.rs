@@ -42,7 +42,7 @@ use rayon::prelude::*;
 use super::{
     Matrix, RandomSums, Recording,
     expected::{Expected, Rounding, Spread},
-    recording::{Piece, ReplayError},
+    recording::{Piece, ReplayError, go_on},
     rules::{self, Argument, Call, Steps, Values},
 };
 use crate::{
@@ -235,6 +235,7 @@ impl<'a> Machine<'a> {
         let touched = self.touched(wanted.as_deref(), &read);
         let is_touched = |id: NodeId| touched.as_ref().is_none_or(|touched| touched.contains(&id));
         for id in self.graph().ids() {
+            go_on()?;
             let node = self.graph().node(id);
             for &place in self.run.model.read_at(id) {
                 let spec = &self.run.model.sites.specs()[place];
