@@ -58,13 +58,15 @@ fn dump(path: &Path) -> bool {
     dump.arrays.iter().all(|array| array.read().is_ok_and(|read| read.len() == array.elements()))
 }
 
-/// Texts of the command line and of contracts.
-const TEXTS: [(&str, fn(&str) -> bool); 5] = [
-    ("2*T*P - T + 3", |text| text.parse::<Size>().is_ok()),
-    ("blk.*.q*, [!k]_rope,logits", |text| SiteFilter::parse(text).is_ok()),
-    ("0,5,100-120", |text| text.parse::<Queries>().is_ok_and(|queries| queries.of(200).is_ok())),
-    ("ffn_down.inputs=int8-blocks@prefill", |text| Convention::parse(text).is_ok()),
-    ("past > 3 ? ceil_div(4 * (past + n), n % 7) : max(past, n - 1)", |text| {
+/// Texts of the command line and of contracts: what they are, one, and the reader.
+const TEXTS: [(&str, &str, fn(&str) -> bool); 5] = [
+    ("a size", "2*T*P - T + 3", |text| text.parse::<Size>().is_ok()),
+    ("globs", "blk.*.q*, [!k]_rope,logits", |text| SiteFilter::parse(text).is_ok()),
+    ("rows", "0,5,100-120", |text| {
+        text.parse::<Queries>().is_ok_and(|queries| queries.of(200).is_ok())
+    }),
+    ("a rounding", "ffn_down.inputs=int8-blocks@prefill", |text| Convention::parse(text).is_ok()),
+    ("an expression", "past > 3 ? ceil_div(4 * (past + n), n % 7) : max(past, n - 1)", |text| {
         let dims = vec![("past", 1000), ("n", 3)];
         Expression::parse(text, &["past", "n"]).is_ok_and(|parsed| parsed.value(&dims).is_ok())
     }),
@@ -94,7 +96,7 @@ impl Readers {
         for (name, _, read) in FILES {
             assert!(read(&folder.path().join(name)), "{name} is refused as it is");
         }
-        for (text, read) in TEXTS {
+        for (_, text, read) in TEXTS {
             assert!(read(text), "{text} is refused as it is");
         }
         Ok(Readers { folder, files, traces })
@@ -106,22 +108,21 @@ impl Readers {
         if let Some(&(name, header, read)) = FILES.get(at) {
             let (path, whole) = (self.folder.path().join(name), &self.files[at]);
             let mut bytes = whole.clone();
-            for _ in 0..=random.below(2) {
-                if name == "model.gguf" && random.below(4) == 0 {
-                    absurd_number(&mut bytes, random);
-                    break;
-                }
-                damage(&mut bytes, header, random);
+            if name == "model.gguf" && random.below(4) == 0 {
+                absurd_number(&mut bytes, random);
+            } else {
+                (0..=random.below(2)).for_each(|_| drop(damage(&mut bytes, header, random)));
             }
             fs::write(&path, &bytes)?;
             let is_taken = read(&path);
             fs::write(&path, whole)?;
             return Ok((name, is_taken));
         }
-        if let Some(&(text, read)) = TEXTS.get(at - FILES.len()) {
-            let mut bytes = text.as_bytes().repeat(1 + random.below(40));
+        if let Some(&(name, text, read)) = TEXTS.get(at - FILES.len()) {
+            let times = if random.below(2) == 0 { 1 } else { random.below(40) };
+            let mut bytes = text.as_bytes().repeat(times);
             damage(&mut bytes, usize::MAX, random);
-            return Ok((text, read(&String::from_utf8_lossy(&bytes))));
+            return Ok((name, read(&String::from_utf8_lossy(&bytes))));
         }
         let of = at - FILES.len() - TEXTS.len();
         Ok((["a trace of llama.cpp", "a trace with weights"][of], self.trace(of, random)?))

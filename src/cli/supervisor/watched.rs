@@ -2,7 +2,7 @@
 
 use std::{ffi::c_int, io, time::Duration};
 
-use firstdiff::core::activity::{Page, SlotView, now};
+use firstdiff::core::activity::{Foreign, Page, SlotView, now};
 
 use super::{BYTES_A_SECOND, LIMIT, signals::Signals, spawn::Worker};
 
@@ -84,6 +84,9 @@ pub fn wait(
         let oldest = page.active().into_iter().max_by_key(age);
         if let Some(view) = oldest.filter(|view| age(view) > limit) {
             let seconds = (age(&view) + 500) / 1000;
+            // All threads are as old then, and llama.cpp never stops the process.
+            let kernel = page.active().into_iter().find(|view| view.who == Foreign::Kernel);
+            let view = kernel.filter(|_| is_stopped(worker.pid())).unwrap_or(view);
             return Ok(Ended::Died(Cause::Hung(view, seconds)));
         }
         sleep(&[(true, signals.file()), (reads, worker.relay.file())]);
@@ -118,6 +121,12 @@ fn ended(pid: i32) -> io::Result<Option<Cause>> {
         libc::CLD_EXITED => Cause::Exited(status),
         _ => Cause::Signalled(status),
     }))
+}
+
+/// Whether a signal has stopped a process, as Linux shows it.
+fn is_stopped(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'))
 }
 
 /// Processes that Linux has ended for memory since it started; elsewhere always 0.
