@@ -130,7 +130,7 @@ fn split_of_a_run() -> Result<()> {
         Ok(())
     })?;
     add("  read the weights back and compare them", &mut || {
-        own_weights(&model, &engine)?;
+        own_weights(&model, &engine, None)?;
         Ok(())
     })?;
     let forced = baseline.forced();

@@ -310,7 +310,7 @@ fn a_key_scaled_by_one_thousandth_is_reported_in_f32() {
 }
 
 #[test]
-fn stop_at_first_ends_the_run_at_the_first_divergence() {
+fn until_first_ends_the_run_with_the_layer_of_the_first_divergence() {
     let bench = Bench::fixture();
     let mut spec = engine(DType::F32);
     spec.faults = Faults(vec![firstdiff::engine::fault::find("scale-missing").unwrap()]);
@@ -321,8 +321,9 @@ fn stop_at_first_ends_the_run_at_the_first_divergence() {
     let filter = SiteFilter::default();
     let run = Run { model, reference, task, engine: &spec, filter: &filter, rule, replay: None };
     let finished = run.run(&mut |_| {}).unwrap();
-    assert_eq!(finished.sites.last().unwrap().site, Site::in_layer(0, 0, Stage::Scores));
-    assert_eq!(finished.coverage.diverged, 1);
+    let first = first_divergence(&finished).unwrap().site;
+    assert_eq!(first, Site::in_layer(0, 0, Stage::Scores));
+    assert_eq!(finished.sites.last().unwrap().site, Site::in_layer(0, 0, Stage::LayerOut));
 }
 
 #[test]

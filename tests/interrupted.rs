@@ -157,7 +157,8 @@ fn a_second_signal_ends_a_run_at_once() {
 fn a_replay_that_a_signal_ends_is_never_a_clean_verdict() {
     let folder = tempfile::tempdir().unwrap();
     let trace = folder.path().join("mine");
-    let capture = ["capture", "engine", "-p", "Once upon a time", "-n", "100", "-o", path(&trace)];
+    // Of a length that takes seconds to replay.
+    let capture = ["capture", "engine", "-n", "300", "-o", path(&trace)];
     assert_eq!(crate::cli::outcome(&capture).0, 0);
     let explain = ["explain", "mine", "--replay", "full", "--json", "report.json"];
     let mut seen = Seen::start(&explain, folder.path());

@@ -18,10 +18,7 @@ use super::{
 use crate::{
     compare::Pattern,
     core::{progress, spans, tensor::Tensor},
-    graph::{
-        NodeId, Op,
-        site::{Axis, Site},
-    },
+    graph::{NodeId, Op, site::Axis},
 };
 
 /// What the replay says of one operation, over all recorded steps.
