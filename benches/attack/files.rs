@@ -215,11 +215,15 @@ pub fn cache() -> Result<Row> {
         assert_eq!(whole.code, Some(0), "{command}: {whole:?}");
         let mut entries = Vec::new();
         for subfolder in fs::read_dir(&cache)?.flatten() {
-            entries.extend(fs::read_dir(subfolder.path())?.flatten().map(|file| file.path()));
+            for file in fs::read_dir(subfolder.path())?.flatten() {
+                entries.push((file.path(), fs::read(file.path())?));
+            }
         }
         entries.sort();
-        for (entry, put) in entries.iter().flat_map(|entry| PUT.map(|put| (entry, put))) {
-            damage_entry(entry, put)?;
+        for ((entry, whole_entry), put) in
+            entries.iter().flat_map(|entry| PUT.map(|put| (entry, put)))
+        {
+            damage_entry(entry, whole_entry, put)?;
             let outcome = run(command);
             let is_same = outcome.code == Some(0) && answer(&outcome.out) == answer(&whole.out);
             let name = format!("{put} for {}, {command}", entry.display());
@@ -247,13 +251,12 @@ pub fn cache() -> Result<Row> {
     Ok(row)
 }
 
-fn damage_entry(entry: &Path, put: &str) -> Result<()> {
+fn damage_entry(entry: &Path, whole: &[u8], put: &str) -> Result<()> {
     // It may be gone: it is made again when it is needed.
-    let whole = fs::read(entry).unwrap_or_default();
     let _ = fs::remove_file(entry).or_else(|_| fs::remove_dir_all(entry));
     match put {
         "a bit" if !whole.is_empty() => {
-            let (mut bytes, at) = (whole.clone(), whole.len() / 2);
+            let (mut bytes, at) = (whole.to_vec(), whole.len() / 2);
             bytes[at] ^= 1;
             fs::write(entry, bytes)
         }

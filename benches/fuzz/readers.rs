@@ -31,6 +31,9 @@ use crate::{
 /// A reader: whether it takes a file.
 type Read = fn(&Path) -> bool;
 
+/// A reader of texts: whether it takes one.
+type ReadText = fn(&str) -> bool;
+
 /// What is read, how long its begin is that readers trust, and the reader.
 const FILES: [(&str, usize, Read); 12] = [
     ("model.gguf", 80_000, gguf),
@@ -59,7 +62,7 @@ fn dump(path: &Path) -> bool {
 }
 
 /// Texts of the command line and of contracts: what they are, one, and the reader.
-const TEXTS: [(&str, &str, fn(&str) -> bool); 5] = [
+const TEXTS: [(&str, &str, ReadText); 5] = [
     ("a size", "2*T*P - T + 3", |text| text.parse::<Size>().is_ok()),
     ("globs", "blk.*.q*, [!k]_rope,logits", |text| SiteFilter::parse(text).is_ok()),
     ("rows", "0,5,100-120", |text| {
@@ -76,7 +79,13 @@ const TEXTS: [(&str, &str, fn(&str) -> bool); 5] = [
 pub struct Readers {
     folder: tempfile::TempDir,
     files: Vec<Vec<u8>>,
-    traces: Vec<(PathBuf, Vec<(PathBuf, Vec<u8>)>)>,
+    traces: Vec<Trace>,
+}
+
+/// The folder of a trace, and its files as they are.
+struct Trace {
+    folder: PathBuf,
+    files: Vec<(PathBuf, Vec<u8>)>,
 }
 
 impl Readers {
@@ -90,7 +99,7 @@ impl Readers {
             let files = whole::files(&trace)?.into_iter();
             let files =
                 files.map(|path| Ok((path.clone(), fs::read(path)?))).collect::<Result<_>>()?;
-            Ok((trace, files))
+            Ok(Trace { folder: trace, files })
         };
         let traces = ["reference", "engine"].into_iter().map(trace).collect::<Result<_>>()?;
         for (name, _, read) in FILES {
@@ -130,7 +139,7 @@ impl Readers {
 
     /// Damages a file of a trace, mostly so that its length and hash fit.
     fn trace(&self, of: usize, random: &mut Random) -> Result<bool> {
-        let (trace, files) = &self.traces[of];
+        let Trace { folder: trace, files } = &self.traces[of];
         let (path, whole) = &files[random.below(files.len())];
         let mut bytes = whole.clone();
         damage(&mut bytes, 4_000, random);

@@ -20,18 +20,27 @@ use tempfile::NamedTempFile;
 /// own pipes, `/dev/fd/N`, have one.
 ///
 /// # Errors
-/// There is none, it cannot be read, or it is no file.
+/// There is none, it cannot be read, it is no file, or nearly all of it is a hole.
 pub fn open(path: &Path) -> io::Result<File> {
+    let file = open_any(path)?;
+    #[cfg(feature = "full")]
+    if is_hollow(&file)? {
+        let why =
+            format!("nothing is stored of nearly all of its {} bytes", file.metadata()?.len());
+        return Err(io::Error::new(ErrorKind::InvalidInput, why));
+    }
+    Ok(file)
+}
+
+/// The same of a file whose length the reader holds to its own limits.
+///
+/// # Errors
+/// There is none, it cannot be read, or it is no file.
+pub fn open_any(path: &Path) -> io::Result<File> {
     let metadata = fs::metadata(path)?;
     let is_shells = || path.starts_with("/dev/fd") || path == Path::new("/dev/stdin");
     if metadata.is_file() || metadata.file_type().is_fifo() && is_shells() {
-        let file = File::open(path)?;
-        #[cfg(feature = "full")]
-        if is_hollow(&file, &metadata)? {
-            let why = format!("nothing is stored of nearly all of its {} bytes", metadata.len());
-            return Err(io::Error::new(ErrorKind::InvalidInput, why));
-        }
-        return Ok(file);
+        return File::open(path);
     }
     if metadata.is_dir() {
         return Err(ErrorKind::IsADirectory.into());
@@ -48,7 +57,8 @@ const STORED: u64 = 1024;
 
 /// Whether a file is a long hole with a little in it: a terabyte that takes no space, and whose reader never ends.
 #[cfg(feature = "full")]
-fn is_hollow(file: &File, metadata: &fs::Metadata) -> io::Result<bool> {
+pub fn is_hollow(file: &File) -> io::Result<bool> {
+    let metadata = file.metadata()?;
     let most = metadata.len() / STORED;
     // Some file systems do not know their blocks, so that the file itself is asked too.
     if metadata.len() < HOLLOW_BYTES || metadata.blocks().saturating_mul(512) > most {

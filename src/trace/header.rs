@@ -129,7 +129,7 @@ fn to_f32(dtype: Dtype, bytes: &[u8]) -> f32 {
 
 /// Opens a file and tells its length.
 pub(super) fn open_file(path: &Path) -> Result<(File, u64), TraceError> {
-    match files::open(path).and_then(|file| Ok((file.metadata()?.len(), file))) {
+    match files::open_any(path).and_then(|file| Ok((file.metadata()?.len(), file))) {
         Ok((length, file)) => Ok((file, length)),
         Err(error)
             if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) =>
@@ -166,6 +166,9 @@ impl StepFile<'_> {
         if found != self.step.bytes {
             let (path, expected) = (self.path.clone(), self.step.bytes);
             return Err(TraceError::Length { path, expected, found });
+        }
+        if files::is_hollow(&file).map_err(TraceError::io("read", &self.path))? {
+            return self.invalid("nothing is stored of nearly all of its bytes".into());
         }
         if let Some(expected) = &self.step.blake3 {
             let mut hasher = blake3::Hasher::new();
