@@ -32,9 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const HELLO: u8 = 14;
 const CAPABILITIES: usize = 24;
 const ANSWER: usize = 4 + CAPABILITIES;
-/// The protocol that this llama.cpp speaks: RPC_PROTO_MAJOR_VERSION, and the newest minor version.
-const MAJOR: u8 = 7;
-const MINOR: u8 = 0;
+/// The protocol that this llama.cpp speaks: RPC_PROTO_MAJOR_VERSION, and the newest RPC_PROTO_MINOR_VERSION.
+const PROTOCOL: [u8; 2] = [7, 0];
 
 /// Where one server listens.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,8 +67,8 @@ pub enum ServerError {
     )]
     Stranger { server: Server },
     #[error(
-        "{server} speaks version {}.{}.{} of llama.cpp's RPC protocol, and this llama.cpp {MAJOR}.{MINOR}; start \
-         it there with `firstdiff rpc-server`", found[0], found[1], found[2]
+        "{server} speaks version {}.{}.{} of llama.cpp's RPC protocol, and this llama.cpp {}.{}; start it there \
+         with `firstdiff rpc-server`", found[0], found[1], found[2], PROTOCOL[0], PROTOCOL[1]
     )]
     Version { server: Server, found: [u8; 3] },
     #[error("--rpc names {server} twice; name each server once")]
@@ -132,7 +131,7 @@ impl Server {
             }
             _ => ServerError::Stranger { server: server() },
         })?;
-        if major == MAJOR && minor <= MINOR {
+        if major == PROTOCOL[0] && [major, minor] <= PROTOCOL {
             return Ok(());
         }
         Err(ServerError::Version { server: server(), found: [major, minor, patch] })
@@ -332,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_server_of_another_version_or_of_something_else_is_told_from_ours() {
-        static OURS: [u8; 8 + ANSWER] = answer([MAJOR, MINOR, 3]);
+        static OURS: [u8; 8 + ANSWER] = answer([PROTOCOL[0], PROTOCOL[1], 3]);
         static OLD: [u8; 8 + ANSWER] = answer([3, 6, 2]);
         greeted_by(&OURS, true).unwrap();
         let old = greeted_by(&OLD, true).unwrap_err();
