@@ -390,7 +390,7 @@ fn recomputed_stages_are_marked_and_not_recorded() {
     for says in [
         "71 of 71 operations",
         "not recorded: blk.0.scores, blk.0.probs",
-        "keeps scores and probs to itself",
+        "does not expose scores and probs",
     ] {
         assert!(out.contains(says), "{says}: {out}");
     }

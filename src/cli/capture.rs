@@ -1,6 +1,6 @@
 //! `firstdiff capture`: one side's tensors, recorded as a trace.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use firstdiff::{
     compare::SiteFilter,

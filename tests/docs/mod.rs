@@ -173,6 +173,7 @@ pages! {
     c_engine "examples/c_engine/README.md",
     numpy_engine "examples/numpy_engine/README.md",
     transformers "examples/transformers/README.md",
+    attacks "fixtures/attacks/README.md",
     matrix "fixtures/check/README.md",
 }
 
