@@ -50,8 +50,8 @@ impl Contract {
         taken: &BTreeSet<String>,
     ) -> Result<KernelSource, ContractError> {
         let entry = self.entry(dtype)?;
-        let read = |source| ContractError::Read { path: self.source.clone(), source };
-        std::fs::metadata(&self.source).map_err(read)?;
+        let read = |file, source| ContractError::Source { path: self.path.clone(), file, source };
+        std::fs::metadata(&self.source).map_err(|source| read(self.source.clone(), source))?;
         let defines = self.defines.iter().map(|(name, value)| {
             let value = self.value(&format!("define {name}"), value, dims)?;
             Ok(format!("{name}={value}"))
@@ -61,7 +61,7 @@ impl Contract {
         let name = self.source.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let kernels = KernelSet::beside(folder);
         let mut source = kernels.source(&name, defines).map_err(|error| match error {
-            KernelError::Read { path, source } => ContractError::Read { path, source },
+            KernelError::Read { path, source } => read(path, source),
             error => ContractError::Invalid { path: self.path.clone(), message: error.to_string() },
         })?;
         source.file = self.source.display().to_string();

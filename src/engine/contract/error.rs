@@ -9,6 +9,8 @@ pub enum ContractError {
     Flag { given: String, known: String },
     #[error("cannot read {path}: {source}; check the path")]
     Read { path: PathBuf, source: std::io::Error },
+    #[error("{path}: cannot read its source {file}: {source}; check the path")]
+    Source { path: PathBuf, file: PathBuf, source: std::io::Error },
     #[error("{path}: {message}; docs/kernels.md describes contracts")]
     Toml { path: PathBuf, message: String },
     #[error("{path}: {message}")]
