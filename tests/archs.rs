@@ -111,16 +111,8 @@ fn parts_of_a_graph_judged_at_the_same_time_say_what_the_whole_does() {
                 attention: Attending::default(),
             };
             let (file, model, inputs) = (&file, &*model, &inputs);
-            let run = GraphRun {
-                file,
-                model,
-                inputs,
-                recording,
-                has_tables: true,
-                sums: None,
-                only: None,
-                until_first: false,
-            };
+            let run =
+                GraphRun { has_tables: true, ..GraphRun::new(file, model, inputs, recording) };
             let judged = |parts: usize| {
                 let look: Look<'_, '_, usize> = &|seen, _, _| {
                     *seen += 1;

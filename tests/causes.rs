@@ -81,16 +81,7 @@ impl Subject {
             attention: Default::default(),
         };
         let (file, model, inputs) = (&self.file, &*model, &inputs);
-        of(GraphRun {
-            file,
-            model,
-            inputs,
-            recording,
-            has_tables: true,
-            sums: None,
-            only: None,
-            until_first: false,
-        })
+        of(GraphRun { has_tables: true, ..GraphRun::new(file, model, inputs, recording) })
     }
 }
 

@@ -152,19 +152,7 @@ fn native(arch: &str, weight_type: WeightType, of: impl FnOnce(GraphRun<'_>, &Ar
     let recording =
         Recording { tensors: &spool, steps: &steps, arithmetic: &arithmetic, attention };
     let (file, model, inputs) = (&file, &*model, &inputs);
-    of(
-        GraphRun {
-            file,
-            model,
-            inputs,
-            recording,
-            has_tables: true,
-            sums: None,
-            only: None,
-            until_first: false,
-        },
-        &arithmetic,
-    );
+    of(GraphRun { has_tables: true, ..GraphRun::new(file, model, inputs, recording) }, &arithmetic);
 }
 
 #[test]

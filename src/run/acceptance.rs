@@ -64,16 +64,7 @@ pub fn accept(
         arithmetic: &arithmetic,
         attention: Default::default(),
     };
-    let run = GraphRun {
-        file,
-        model: &model,
-        inputs: &inputs,
-        recording,
-        has_tables: true,
-        sums: None,
-        only: None,
-        until_first: false,
-    };
+    let run = GraphRun { has_tables: true, ..GraphRun::new(file, &model, &inputs, recording) };
     let verdict = judge(run)?;
     Ok(summary(&model, &verdict))
 }

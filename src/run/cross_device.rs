@@ -85,18 +85,9 @@ impl Run<'_> {
                 };
                 let Replayable { graph, inputs } = replayable(self.model, self.reference, steps)?;
                 let (file, model, inputs) = (self.model.file(), &*graph, &inputs);
-                let (has_tables, sums, asked) = (false, None, self.asked());
-                let only = asked.as_ref();
-                let second = GraphRun {
-                    file,
-                    model,
-                    inputs,
-                    recording,
-                    has_tables,
-                    sums,
-                    only,
-                    until_first: false,
-                };
+                let asked = self.asked();
+                let run = GraphRun::new(file, model, inputs, recording);
+                let second = GraphRun { only: asked.as_ref(), ..run };
                 let second = Diagnosis::of(second, None)?;
                 let (first, second) = (guilty(first), guilty(&second));
                 let only = |a: &BTreeSet<Operation>, b| {

@@ -342,7 +342,7 @@ impl Run<'_> {
         let (own, f32) = (self.engine.arithmetic(), Arithmetic::engine(DType::F32));
         let (tensors, arithmetic, attention) = (engine, &own, self.engine.attending());
         let Replayable { graph, inputs } = replayable(self.model, self.reference, steps)?;
-        let (file, model, inputs, has_tables) = (self.model.file(), &*graph, &inputs, false);
+        let (file, model, inputs) = (self.model.file(), &*graph, &inputs);
         let replay = self.replay.filter(|_| album.is_none()).unwrap_or(Replay::Full);
         let mut asked = self.asked();
         if let Some(reached) = reached {
@@ -353,17 +353,8 @@ impl Run<'_> {
         let only = asked.as_ref();
         let sums = replay.sums(file, model, only).map_err(ReplayError::from)?;
         let sums = sums.as_ref();
-        let until_first = false;
-        let of = |recording| GraphRun {
-            file,
-            model,
-            inputs,
-            recording,
-            has_tables,
-            sums,
-            only,
-            until_first,
-        };
+        let of =
+            |recording| GraphRun { sums, only, ..GraphRun::new(file, model, inputs, recording) };
         let engine = of(Recording { tensors, steps, arithmetic, attention });
         let wide = self.reference.options().precision == Precision::F32;
         if known.is_some() || !wide {

@@ -115,16 +115,7 @@ impl Subject {
             attention: Default::default(),
         };
         let (file, model, inputs) = (&self.file, &*self.model, &self.inputs);
-        GraphRun {
-            file,
-            model,
-            inputs,
-            recording,
-            has_tables: true,
-            sums: None,
-            only: None,
-            until_first: false,
-        }
+        GraphRun { has_tables: true, ..GraphRun::new(file, model, inputs, recording) }
     }
 
     /// Judges a recording by the right model. The right file's own run is judged once, by [`clean`]:

@@ -74,23 +74,24 @@ pub struct GraphRun<'a> {
 }
 
 impl<'a> GraphRun<'a> {
+    /// A run of which every recorded site is judged, and each element computed.
+    pub fn new(
+        file: &'a ModelFile,
+        model: &'a ModelGraph,
+        inputs: &'a SequenceInputs,
+        recording: Recording<'a>,
+    ) -> GraphRun<'a> {
+        let (has_tables, sums, only, until_first) = (false, None, None, false);
+        GraphRun { file, model, inputs, recording, has_tables, sums, only, until_first }
+    }
+
     /// A run of a model that our engine runs too, with the model's inputs for its tokens.
     pub fn of(
         model: &'a Model,
         inputs: &'a SequenceInputs,
         recording: Recording<'a>,
     ) -> GraphRun<'a> {
-        let (file, model) = (model.file(), &model.graph);
-        GraphRun {
-            file,
-            model,
-            inputs,
-            recording,
-            has_tables: false,
-            sums: None,
-            only: None,
-            until_first: false,
-        }
+        GraphRun::new(model.file(), &model.graph, inputs, recording)
     }
 }
 
