@@ -9,6 +9,18 @@ set(LLAMA_BUILD_COMMON OFF)
 set(CMAKE_C_FLAGS_RELEASE "-O2 -DNDEBUG")
 set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")
 
+# Where f32 products are made: with -O2 alone gcc keeps their sums in memory instead of registers. -O3 would change the
+# sums. And where weights are widened, with the same numbers: with -O2 one after another.
+if (PROJECT_NAME STREQUAL "ggml")
+    cmake_language(DEFER CALL set_source_files_properties
+        "${CMAKE_CURRENT_SOURCE_DIR}/src/ggml-cpu/llamafile/sgemm.cpp"
+        "${CMAKE_CURRENT_SOURCE_DIR}/src/ggml-cpu/vec.cpp"
+        DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}/src" PROPERTIES COMPILE_OPTIONS -funroll-loops)
+    cmake_language(DEFER CALL set_source_files_properties
+        "${CMAKE_CURRENT_SOURCE_DIR}/src/ggml-quants.c"
+        DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}/src" PROPERTIES COMPILE_OPTIONS -O3)
+endif()
+
 # Layers of the reference on other machines (--rpc). Over TCP alone, whatever libraries this machine has.
 set(GGML_RPC ON)
 set(GGML_RPC_RDMA OFF)

@@ -15,6 +15,7 @@ use firstdiff::{
     model::synth::{Arch, Spec, WeightType},
     run::Run,
 };
+use regex::Regex;
 
 use crate::common::{Bench, Keep, assert_equal, engine, first_divergence};
 
@@ -68,6 +69,24 @@ fn the_trained_fixture_is_equal_at_every_prompt_length_in_f32_and_f16() {
             let finished = bench.run(&engine(storage), tokens, 3);
             assert_equal(&finished, &format!("{storage} {tokens} tokens"));
         }
+    }
+}
+
+#[test]
+fn an_engine_whose_weights_do_not_fit_the_memory_is_refused() {
+    let bench = Bench::fixture();
+    let check = |storage, depth, free| engine(storage).check_free(&bench.model, depth, free);
+    for storage in [DType::F32, DType::F16] {
+        // Vectors are never narrowed.
+        let size = |dims: &[u64]| if dims.len() > 1 { storage.size() as u64 } else { 4 };
+        let tensors = bench.model.gguf().tensors().iter();
+        let all = tensors.map(|info| info.dims.iter().product::<u64>() * size(&info.dims)).sum();
+        check(storage, None, all).unwrap();
+        check(storage, Some(1), all / 2).unwrap();
+        let refused = check(storage, None, all - 1).unwrap_err();
+        assert_eq!(refused.exit(), Exit::Device);
+        let narrows = refused.to_string().contains("use --dtype f16, ");
+        assert_eq!(narrows, storage == DType::F32, "{refused}");
     }
 }
 
@@ -174,22 +193,39 @@ fn fixture_pattern(fault: &Fault) -> &'static str {
         "mask-missing" => "positions 0-38, keys 0-38",
         "mask-off-by-one" => "positions >= 1 (84 % of these)",
         "window-16" => "positions >= 16 (87 % of these)",
-        "softmax-over-padding" => "positions except 30 and 31, heads except 2 (16 % of these)",
+        "softmax-over-padding" => "positions except *, heads except 2 (16 % of these)",
         _ => fault.pattern,
     }
+}
+
+/// Whether a pattern is as expected. Which elements rounding hides depends on the CPU, whose widest registers the engine's
+/// products use: a share may be two points off, and `*` stands for any positions.
+fn is_pattern(found: &str, expected: &str) -> bool {
+    let share = Regex::new(r"(\d+) %").unwrap();
+    let percent = |text| share.captures(text).map(|part| part[1].parse::<i32>().unwrap());
+    let is_share = match (percent(found), percent(expected)) {
+        (Some(found), Some(expected)) => (found - expected).abs() <= 2,
+        (found, expected) => found == expected,
+    };
+    let [found, expected] = [found, expected].map(|text| share.replace(text, "%"));
+    let are_words = match expected.split_once('*') {
+        Some((begin, end)) => found.starts_with(begin) && found.ends_with(end),
+        None => found == expected,
+    };
+    is_share && are_words
 }
 
 #[test]
 fn each_fault_is_blamed_at_its_site_with_its_pattern() {
     let bench = Bench::fixture();
-    // Which elements rounding hides, and so the shares in a pattern, are those of the host.
+    // On a GPU other elements are hidden.
     let engine = EngineSpec { device: DeviceKind::Host, ..engine(DType::F32) };
     let mut wrong = Vec::new();
     for fault in &FAULTS {
         let Some((site, pattern)) = found(&bench, &engine, fault, 40, 1) else {
             continue;
         };
-        if (site, pattern.as_str()) != (Some(fault.site()), fixture_pattern(fault)) {
+        if site != Some(fault.site()) || !is_pattern(&pattern, fixture_pattern(fault)) {
             let site = site.map(|site| site.to_string());
             wrong.push(format!("{}: {site:?}, {pattern}", fault.name));
         }

@@ -66,8 +66,18 @@ pub enum EngineError {
          prefill=tiled and decode=split"
     )]
     HeadDim { head_dim: usize, step: usize },
+    #[error(
+        "the engine's {storage} weights take {:.1} GB of memory, and {:.1} GB are free; use {}--layers 0, record the trace \
+         of an engine (capture reference and explain need far less memory), or use a machine with more",
+        giga(*needed), giga(*free), if *storage == DType::F32 { "--dtype f16, " } else { "" }
+    )]
+    Memory { storage: DType, needed: u64, free: u64 },
     #[error(transparent)]
     Stopped(#[from] Stopped),
+}
+
+fn giga(bytes: u64) -> f64 {
+    bytes as f64 / 1e9
 }
 
 impl EngineError {
@@ -76,7 +86,7 @@ impl EngineError {
         use EngineError::*;
         match self {
             Model(_) | Kernel(_) | Contract(_) | Token { .. } | HeadDim { .. } => Exit::BadInput,
-            Device(_) | CacheFull { .. } | Stopped(_) => Exit::Device,
+            Device(_) | CacheFull { .. } | Memory { .. } | Stopped(_) => Exit::Device,
         }
     }
 }

@@ -17,10 +17,26 @@ use crate::{
         },
         fault::Faults,
         kernels::KernelSet,
+        weights::Weights,
     },
     graph::site::Stage,
     model::Model,
 };
+
+/// Bytes of memory that Linux can give to this process; `None` where that is not known.
+fn free_memory() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let meminfo = read("/proc/meminfo")?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let of_machine = 1024 * line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?;
+    // Where a container has a limit, its own group is all that it sees. Files that the group has read count as free.
+    let of_group = |file: &str| read(&format!("/sys/fs/cgroup/{file}"));
+    let limit = of_group("memory.max").and_then(|text| text.trim().parse::<u64>().ok());
+    let stat = of_group("memory.stat").unwrap_or_default();
+    let used = stat.lines().find_map(|line| line.strip_prefix("anon ")?.parse::<u64>().ok());
+    let of_group = limit.map_or(u64::MAX, |most| most.saturating_sub(used.unwrap_or(0)));
+    Some(of_machine.min(of_group))
+}
 
 /// Which device runs the kernels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,6 +99,33 @@ impl EngineSpec {
             .unwrap_or_default()
     }
 
+    /// Whether the weights of so many layers, or of all, fit the memory of this machine, if they are to lie there. A GPU
+    /// is asked for memory when they are loaded.
+    ///
+    /// # Errors
+    /// [`EngineError::Memory`] where they do not.
+    pub fn check_memory(&self, model: &Model, depth: Option<usize>) -> Result<(), EngineError> {
+        let is_here = self.device != DeviceKind::Cuda;
+        match free_memory().filter(|_| is_here) {
+            Some(free) => self.check_free(model, depth, free),
+            None => Ok(()),
+        }
+    }
+
+    /// The same where so many bytes are free.
+    ///
+    /// # Errors
+    /// As [`EngineSpec::check_memory`].
+    pub fn check_free(
+        &self,
+        model: &Model,
+        depth: Option<usize>,
+        free: u64,
+    ) -> Result<(), EngineError> {
+        let (storage, needed) = (self.storage, Weights::bytes(model, depth, self.storage)?);
+        if needed > free { Err(EngineError::Memory { storage, needed, free }) } else { Ok(()) }
+    }
+
     /// An engine with room for a task.
     pub fn build(&self, model: &Model, task: Task<'_>) -> Result<Engine, EngineError> {
         self.build_to(model, task, None)
@@ -95,6 +138,7 @@ impl EngineSpec {
         task: Task<'_>,
         depth: Option<usize>,
     ) -> Result<Engine, EngineError> {
+        self.check_memory(model, depth)?;
         let options = EngineOptions {
             storage: self.storage,
             attention: self.attention,

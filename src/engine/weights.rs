@@ -97,6 +97,21 @@ impl Weights {
         })
     }
 
+    /// Bytes that [`Weights::load`] takes on a device; `depth` and `storage` are as in [`EngineOptions`].
+    pub fn bytes(model: &Model, depth: Option<usize>, storage: DType) -> Result<u64, EngineError> {
+        let names = &model.names;
+        let layers = names.layers.iter().take(depth.unwrap_or(usize::MAX));
+        let output = (!names.is_tied() && depth.is_none()).then_some(&names.output.weight);
+        let ends = [&names.embedding, &names.final_norm].into_iter().chain(output);
+        let ends = ends.chain(&names.output.bias).chain(&names.rope_factors);
+        let bytes = |name| {
+            let info = model.info(name)?;
+            let size = if info.dims.len() > 1 { storage.size() } else { DType::F32.size() };
+            Ok((info.rows() * info.row_length() * size) as u64)
+        };
+        ends.map(String::as_str).chain(layers.flat_map(LayerNames::all)).map(bytes).sum()
+    }
+
     /// The weights as the device holds them, read back: of large ones some rows.
     pub fn held(&self, device: &dyn Device) -> Result<Vec<LoadedWeight>, EngineError> {
         let held = |named: &Named| {

@@ -53,7 +53,7 @@ impl LayerNames {
         [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
     }
 
-    fn all(&self) -> impl Iterator<Item = &str> {
+    pub fn all(&self) -> impl Iterator<Item = &str> {
         let norms = [&self.attn_norm, &self.ffn_norm].into_iter().map(String::as_str);
         let of_heads = [&self.q_norm, &self.k_norm].into_iter().filter_map(|name| name.as_deref());
         norms.chain(of_heads).chain(self.linears().into_iter().flat_map(LinearNames::all))

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use llama_cpp_sys_2 as sys;
+
 use crate::{
     core::{activity, cache::Entry, progress},
     graph::{ModelGraph, SequenceInputs},
@@ -142,6 +144,13 @@ impl ModelFile {
     pub fn parameters(&self) -> u64 {
         let elements = |info: &TensorInfo| info.dims.iter().product::<u64>();
         self.gguf.tensors().iter().map(elements).sum()
+    }
+
+    /// Whether most weights are of a coarser type than f32.
+    pub fn is_narrow(&self) -> bool {
+        let wide = self.gguf.tensors().iter().filter(|info| info.ggml_type == sys::GGML_TYPE_F32);
+        let wide: u64 = wide.map(|info| info.dims.iter().product::<u64>()).sum();
+        2 * wide < self.parameters()
     }
 
     /// A tensor that must be there.

@@ -113,6 +113,8 @@ pub struct Reference {
     graph: Arc<ModelGraph>,
     options: ReferenceOptions,
     threads: i32,
+    /// Whether most of its work is widening weights and multiplying by them, which llama.cpp is told to skip.
+    widens: bool,
     /// Identifies the model's file.
     hash: String,
     architecture: String,
@@ -156,10 +158,10 @@ impl Reference {
         drop(running);
         let (name, hash) = (here.name.clone(), here.hash.clone());
         let (graph, architecture) = (Arc::clone(&here.graph), here.architecture.clone());
-        let threads = here.threads;
+        let (threads, widens) = (here.threads, here.widens);
         let remote = Remote { servers: servers.to_vec(), placed: rpc::placed(&devices), here };
         let remote = Some(Box::new(remote));
-        Ok(Reference { name, model, graph, options, threads, hash, architecture, remote })
+        Ok(Reference { name, model, graph, options, threads, widens, hash, architecture, remote })
     }
 
     /// Loads a model into this machine's memory, and reads its graph.
@@ -187,6 +189,7 @@ impl Reference {
             graph: Arc::default(),
             options,
             threads: threads as i32,
+            widens: options.precision == Precision::F32 && file.is_narrow(),
             hash: file.hash(),
             architecture: file.architecture.clone(),
             remote: None,
@@ -366,7 +369,9 @@ impl Reference {
         tokens: usize,
         batch: usize,
     ) -> Result<Vec<Session<'_>>, ReferenceError> {
-        let threads = self.threads / running as i32;
+        // Those of llama.cpp wait busily for one another after each node, in the way of the engine's and of those that
+        // multiply. A few are enough for the rest of a graph.
+        let threads = self.threads / running as i32 / if self.widens { 3 } else { 1 };
         let spec = ContextSpec {
             positions: tokens,
             batch,

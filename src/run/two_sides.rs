@@ -128,6 +128,9 @@ impl Run<'_> {
     ) -> Result<Finished, RunError> {
         let start = Instant::now();
         let sites = self.sites()?;
+        if kept.engine.is_none() {
+            self.engine.check_memory(self.model, self.depth())?;
+        }
         let arithmetic = self.engine.arithmetic();
         let measured = spans::span("run", || "floor and forced tokens".into());
         let baseline = match kept.baseline.take() {
@@ -313,8 +316,12 @@ impl Run<'_> {
 
     /// An engine of as many layers as the wanted sites need.
     pub(crate) fn build(&self, engine: &EngineSpec) -> Result<Engine, RunError> {
-        let depth = self.filter.depth(&self.model.config.sites(self.task.decode + 1));
-        Ok(engine.build_to(self.model, self.task, depth)?)
+        Ok(engine.build_to(self.model, self.task, self.depth())?)
+    }
+
+    /// How many layers the wanted sites need; `None` where they need all.
+    fn depth(&self) -> Option<usize> {
+        self.filter.depth(&self.model.config.sites(self.task.decode + 1))
     }
 
     /// The sites that are asked for, by their places, where not all are.

@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     core::{
+        activity,
         cache::Entry,
         progress,
         random::{key, splitmix64},
@@ -176,13 +177,22 @@ impl RandomSums {
             return Ok(RandomSums { weights, values: Values::Kept(map) });
         }
         if !makes {
-            return Ok(RandomSums { weights: BTreeMap::new(), values: Values::Own(Vec::new()) });
+            return Ok(RandomSums::none());
         }
         let values = made(file, &weights, first)?;
+        if activity::interrupted().is_some() {
+            // Some sums are missing.
+            return Ok(RandomSums::none());
+        }
         if let Some(entry) = entry {
             entry.write(bytemuck::cast_slice(&values));
         }
         Ok(RandomSums { weights, values: Values::Own(values) })
+    }
+
+    /// Those of no weight.
+    fn none() -> RandomSums {
+        RandomSums { weights: BTreeMap::new(), values: Values::Own(Vec::new()) }
     }
 
     fn values(&self) -> &[f32] {
@@ -337,7 +347,7 @@ fn made(
     progress::begin("summing the weights at random", tasks.len());
     tasks.into_par_iter().try_for_each(|(block, matrix, own)| {
         progress::advance_by(1);
-        block.sum(&matrix, own)
+        if activity::interrupted().is_some() { Ok(()) } else { block.sum(&matrix, own) }
     })?;
     Ok(values)
 }

@@ -2,8 +2,11 @@
 
 use std::{
     alloc::{Layout, alloc, dealloc},
+    mem::MaybeUninit,
     sync::Arc,
 };
+
+use rayon::prelude::*;
 
 use crate::engine::device::{
     Arg, Buffer, Device, DeviceError, Gemm, KernelSource, Launch,
@@ -59,6 +62,10 @@ pub struct HostDevice {
 
 /// cudaMalloc's alignment.
 const ALIGNMENT: usize = 256;
+
+/// Bytes of a large page. Buffers from this size on lie in such pages, where the system has them: it takes the system
+/// far less time to give a few large pages than many small ones.
+const LARGE_PAGE: usize = 2 << 20;
 
 /// Before and after the buffers of a checked device, so that an index past one meets no other.
 const GAP: usize = 64 << 10;
@@ -188,15 +195,21 @@ impl Device for HostDevice {
         let failed = || DeviceError::OutOfMemory { what: what.to_string(), bytes };
         let gap = if self.options.checked { GAP } else { 0 };
         let size = bytes.max(1).checked_add(2 * gap).ok_or_else(failed)?;
-        let layout = Layout::from_size_align(size, ALIGNMENT).map_err(|_| failed())?;
+        let alignment = if size < LARGE_PAGE { ALIGNMENT } else { LARGE_PAGE };
+        let layout = Layout::from_size_align(size, alignment).map_err(|_| failed())?;
         // SAFETY: the layout's size is not zero.
         let pointer = unsafe { alloc(layout) };
         if pointer.is_null() {
             return Err(failed());
         }
+        ask_for_large_pages(pointer, layout);
         let start = pointer.wrapping_add(gap);
-        // SAFETY: freshly allocated with this size. All bits set is NaN in every float format.
-        unsafe { start.write_bytes(0xff, bytes) };
+        // SAFETY: freshly allocated with this size, and nobody else knows it.
+        let all: &mut [MaybeUninit<u8>] =
+            unsafe { std::slice::from_raw_parts_mut(start.cast(), bytes) };
+        // All bits set is NaN in every float format.
+        let fill = |part: &mut [MaybeUninit<u8>]| part.fill(MaybeUninit::new(0xff));
+        all.par_chunks_mut(LARGE_PAGE).for_each(fill);
         let address = start as u64;
         let known = self.regions.clone().map(|regions| (regions, address));
         if let Some((regions, _)) = &known {
@@ -231,6 +244,17 @@ impl Device for HostDevice {
     fn gemms(&self, gemms: &[Gemm<'_>]) -> Result<(), DeviceError> {
         gemms.iter().try_for_each(|gemm| self.multiply(gemm))
     }
+}
+
+/// Asks for large pages of memory that is aligned to them. The system may refuse; nothing else changes then.
+fn ask_for_large_pages(pointer: *mut u8, layout: Layout) {
+    #[cfg(target_os = "linux")]
+    if layout.align() >= LARGE_PAGE {
+        // SAFETY: the advice leaves what the memory holds, which is allocated with this size, as it is.
+        unsafe { libc::madvise(pointer.cast(), layout.size(), libc::MADV_HUGEPAGE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (pointer, layout);
 }
 
 /// The same with the file that a compiler is missing for.
