@@ -160,6 +160,9 @@ fn each_form_that_a_right_engine_may_hold_is_recognised_on_three_models() {
             assert_eq!(subject.said(&one.name, one.shape(), &one.data), (Right, String::new()));
             is(&one.mapped(|x| Format::Bf16.number(x)), "rounded to bf16");
             is(&one.mapped(cut), "rounded to bf16");
+            // What the file has in f16 is exact.
+            let half = one.mapped(|x| Format::F16.number(x));
+            is(&half, if half == one.data { "" } else { "rounded to f16" });
         }
         let e4m3 = q.mapped(|x| Format::E4m3.number(x));
         subject.is(Q, q.shape(), &e4m3, Right, "rounded to e4m3");

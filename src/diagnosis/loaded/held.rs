@@ -13,8 +13,9 @@ pub struct Held<'w> {
     pub sums: &'w [f64],
 }
 
-/// The formats of single numbers that a loader may round to, the finest first.
-const FORMATS: [Format; 5] = [Format::Tf32, Format::F16, Format::Bf16, Format::E4m3, Format::E5m2];
+/// The formats of single numbers that a loader may round to, the finest first. What f16 has beyond the least of its
+/// numbers tf32 has too: values that are all of both are f16's, in which weights are kept.
+const FORMATS: [Format; 5] = [Format::F16, Format::Tf32, Format::Bf16, Format::E4m3, Format::E5m2];
 
 impl<'w> Held<'w> {
     /// A weight beside a matrix of so many rows and columns: what is one row of it, or all of them in one axis, is
