@@ -15,7 +15,6 @@ use firstdiff::{
     model::synth::{Arch, Spec, WeightType},
     run::Run,
 };
-use regex::Regex;
 
 use crate::common::{Bench, Keep, assert_equal, engine, first_divergence};
 
@@ -173,6 +172,14 @@ fn found(
     Some((first.map(|first| first.site), pattern.map_or(String::new(), |p| p.text.clone())))
 }
 
+/// Whether the engine's products on the host use these registers: other elements are then within the floor.
+fn has_avx512() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512f");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// The pattern on the fixture where the table speaks of any model.
 fn fixture_pattern(fault: &Fault) -> &'static str {
     match fault.name {
@@ -191,41 +198,28 @@ fn fixture_pattern(fault: &Fault) -> &'static str {
         "kv-head-zero" | "values-head-zero" => "heads 7-13",
         "scores-f16-accumulate" => "89 % of all elements",
         "mask-missing" => "positions 0-38, keys 0-38",
-        "mask-off-by-one" => "positions >= 1 (84 % of these)",
+        "mask-off-by-one" if has_avx512() => "positions >= 1 (84 % of these)",
+        "mask-off-by-one" => "positions >= 1 (83 % of these)",
         "window-16" => "positions >= 16 (87 % of these)",
-        "softmax-over-padding" => "positions except *, heads except 2 (16 % of these)",
+        "softmax-over-padding" if has_avx512() => {
+            "positions except 30 and 31, heads except 2 (16 % of these)"
+        }
+        "softmax-over-padding" => "positions except 21, 30 and 31, heads except 2 (16 % of these)",
         _ => fault.pattern,
     }
-}
-
-/// Whether a pattern is as expected. Which elements rounding hides depends on the CPU, whose widest registers the engine's
-/// products use: a share may be two points off, and `*` stands for any positions.
-fn is_pattern(found: &str, expected: &str) -> bool {
-    let share = Regex::new(r"(\d+) %").unwrap();
-    let percent = |text| share.captures(text).map(|part| part[1].parse::<i32>().unwrap());
-    let is_share = match (percent(found), percent(expected)) {
-        (Some(found), Some(expected)) => (found - expected).abs() <= 2,
-        (found, expected) => found == expected,
-    };
-    let [found, expected] = [found, expected].map(|text| share.replace(text, "%"));
-    let are_words = match expected.split_once('*') {
-        Some((begin, end)) => found.starts_with(begin) && found.ends_with(end),
-        None => found == expected,
-    };
-    is_share && are_words
 }
 
 #[test]
 fn each_fault_is_blamed_at_its_site_with_its_pattern() {
     let bench = Bench::fixture();
-    // On a GPU other elements are hidden.
+    // Which elements rounding hides, and so the shares in a pattern, are those of the host.
     let engine = EngineSpec { device: DeviceKind::Host, ..engine(DType::F32) };
     let mut wrong = Vec::new();
     for fault in &FAULTS {
         let Some((site, pattern)) = found(&bench, &engine, fault, 40, 1) else {
             continue;
         };
-        if site != Some(fault.site()) || !is_pattern(&pattern, fixture_pattern(fault)) {
+        if (site, pattern.as_str()) != (Some(fault.site()), fixture_pattern(fault)) {
             let site = site.map(|site| site.to_string());
             wrong.push(format!("{}: {site:?}, {pattern}", fault.name));
         }

@@ -7,7 +7,7 @@ use firstdiff::{
         tensor::{DType, Tensor},
     },
     diagnosis::{
-        Cause, Certainty, Diagnosis, Verdict,
+        Cause, Certainty, Diagnosis, Finding, Verdict,
         replay::{GraphRun, Operation, Recording, Replay, judge},
     },
     engine::{
@@ -338,8 +338,7 @@ fn inputs_that_are_rounded_before_a_product_are_simulated_and_random_weights_are
         let inputs = bench.model.inputs();
         let run = GraphRun::of(&bench.model, inputs, recording);
         let found = Diagnosis::of(run, None).unwrap();
-        let is_product =
-            |one: &&firstdiff::diagnosis::Finding| one.what == "output projection, layer 0";
+        let is_product = |one: &&Finding| one.what == "output projection, layer 0";
         let product = found.findings.iter().find(is_product).unwrap();
         assert_eq!(product.cause.text, text);
         assert_eq!(product.cause.certainty, certainty, "{text}");
