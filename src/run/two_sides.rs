@@ -128,6 +128,7 @@ impl Run<'_> {
     ) -> Result<Finished, RunError> {
         let start = Instant::now();
         let sites = self.sites()?;
+        // As where it is built, but before the floor is measured.
         if kept.engine.is_none() {
             self.engine.check_memory(self.model, self.depth())?;
         }

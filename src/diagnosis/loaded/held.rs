@@ -13,8 +13,8 @@ pub struct Held<'w> {
     pub sums: &'w [f64],
 }
 
-/// The formats of single numbers that a loader may round to, the finest first. What f16 has beyond the least of its
-/// numbers tf32 has too: values that are all of both are f16's, in which weights are kept.
+/// The formats of single numbers that a loader may round to, the finest first; but f16 before tf32, which has nearly all
+/// of its numbers: weights are kept in f16, not in tf32.
 const FORMATS: [Format; 5] = [Format::F16, Format::Tf32, Format::Bf16, Format::E4m3, Format::E5m2];
 
 impl<'w> Held<'w> {
