@@ -144,8 +144,8 @@ fn rotation(machine: &Machine<'_>, observed: &Observed<'_>) -> Result<Broken, Re
         let lengths =
             |(i, j): (usize, usize)| (before[i].hypot(before[j]), after[i].hypot(after[j]));
         let longer = |&pair: &(usize, usize)| {
-            let (a, b) = lengths(pair);
-            (a - b).abs() > tolerance * length(before)
+            let (of_before, of_after) = lengths(pair);
+            (of_before - of_after).abs() > tolerance * a
         };
         let mut pairs = (0..rope.dims / 2).map(|pair| rope.elements(pair));
         if let Some((i, j)) = pairs.find(longer) {
@@ -153,9 +153,8 @@ fn rotation(machine: &Machine<'_>, observed: &Observed<'_>) -> Result<Broken, Re
             let detail = format!("{place}, dims {i} and {j} had length {a:.4} and have {b:.4}");
             return Ok(Some(("rotation keeps the length of a pair", detail)));
         }
-        let moved =
-            before.iter().zip(after).any(|(a, b)| (a - b).abs() > tolerance * length(before));
-        if position == 0 && moved {
+        let is_moved = |(x, y): (&f64, &f64)| (x - y).abs() > tolerance * a;
+        if position == 0 && before.iter().zip(after).any(is_moved) {
             let detail = format!("{place} is rotated");
             return Ok(Some(("rotation is the identity at position 0", detail)));
         }

@@ -202,6 +202,11 @@ impl RandomSums {
         }
     }
 
+    /// Whether there are any of a weight.
+    pub fn has(&self, tensor: &str) -> bool {
+        self.weights.contains_key(tensor)
+    }
+
     /// How far the results of a product with a weight lie from its random sums, in units of their bound, at most.
     /// `None` of a weight without any, and where inputs are uncertain.
     ///

@@ -34,6 +34,10 @@ impl Machine<'_> {
         if !is_plain || rounding.tells_more() || !self.through(id).is_empty() {
             return Ok(None);
         }
+        let tensor = &graph.node(weight).name;
+        if !sums.has(tensor) {
+            return Ok(None);
+        }
         let root = self.known(place, recorded)?;
         let Some(call) = self.call(id, &AsItIs)?.filter(|_| root.spread.is_none()) else {
             return Ok(None);
@@ -42,7 +46,6 @@ impl Machine<'_> {
             return Ok(None);
         }
         let product = rules::product_of(&call)?;
-        let tensor = &graph.node(weight).name;
         let times_bound = sums.times_bound(tensor, &product, &root.value, rounding);
         let Some(times_bound) = times_bound.filter(|times| *times <= 1.0) else { return Ok(None) };
         drop(call);

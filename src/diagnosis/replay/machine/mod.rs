@@ -343,7 +343,7 @@ impl<'a> Machine<'a> {
                 if let Some(exact) = self.more_exact(place, &piece.captured)? {
                     piece.expected = exact;
                 }
-                if self.has_no_number(id) {
+                if piece.has_no_number() && self.has_no_number(id) {
                     piece.leave_out_no_numbers();
                 }
                 let spanned = through;
@@ -532,18 +532,28 @@ impl<'a> Machine<'a> {
     /// A site's recorded values in its node's own order.
     pub(super) fn known(&self, place: usize, recorded: &[f32]) -> Result<Root, ReplayError> {
         let spec = &self.run.model.sites.specs()[place];
-        let in_order = |values: &[f32], of: &(dyn Fn(f64) -> f64 + Sync)| {
-            let values = values.par_iter().with_min_len(AT_ONCE).map(|&x| of(f64::from(x)));
-            self.in_node_order(place, values.collect())
-        };
         let factor = f64::from(spec.factor);
-        let value = in_order(recorded, &|x| x / factor);
+        let value = match factor {
+            1.0 => self.widened(place, recorded, |x| x),
+            _ => self.widened(place, recorded, |x| x / factor),
+        };
         // What the ranks add up is known, the order and the format in which they did is not.
         let Rounding { sum, storage, .. } = self.rounding(spec.node);
         let unit = sum.max(storage) / factor.abs();
         let spread = self.magnitudes(spec)?;
-        let spread = spread.map(|sums| in_order(&sums, &|x| unit * x));
+        let spread = spread.map(|sums| self.widened(place, &sums, |x| unit * x));
         Ok(Root { value, spread, is_recorded: true, ..Root::default() })
+    }
+
+    /// What is made of each of a site's values, in its node's own order.
+    fn widened(
+        &self,
+        place: usize,
+        values: &[f32],
+        of: impl Fn(f64) -> f64 + Send + Sync,
+    ) -> Vec<f64> {
+        let values = values.par_iter().with_min_len(AT_ONCE).map(|&x| of(f64::from(x)));
+        self.in_node_order(place, values.collect())
     }
 
     /// A result in the order of its site, beside what was recorded.

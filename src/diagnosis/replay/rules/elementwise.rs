@@ -72,7 +72,8 @@ pub fn map(
 ) -> Result<Expected<'static>, GgufError> {
     let x = call.argument(0);
     let values = x.value()?;
-    Ok(call.each(|i| of(values[i], x.spread_of(i))))
+    let spread = x.spread();
+    Ok(call.each(|i| of(values[i], spread.map_or(0.0, |spread| spread[i]))))
 }
 
 /// A value that is rounded once, of two inputs whose errors are independent.
@@ -106,9 +107,14 @@ impl<'f> Filling<'f> {
         Ok(Filling { argument, values: argument.value()?, ne })
     }
 
-    fn at(&self, index: usize) -> Point {
-        let element = repeated(self.ne, self.argument.ne, index);
-        passed(self.values[element], self.argument.spread_of(element))
+    /// The elements that fill the row which begins at an element.
+    fn row(&self, first: usize) -> impl Fn(usize) -> Point + '_ {
+        let (start, width) = (repeated(self.ne, self.argument.ne, first), self.argument.ne[0]);
+        let (is_whole, spread) = (width == self.ne[0], self.argument.spread());
+        move |at| {
+            let element = start + if is_whole { at } else { at % width };
+            passed(self.values[element], spread.map_or(0.0, |spread| spread[element]))
+        }
     }
 }
 
@@ -119,7 +125,10 @@ fn pairs(
 ) -> Result<Expected<'static>, GgufError> {
     let first = Filling::of(call.argument(0), call.ne)?;
     let second = Filling::of(call.argument(1), call.ne)?;
-    Ok(call.each(|i| of(first.at(i), second.at(i))))
+    Ok(call.each_row(|start| {
+        let (first, second, of) = (first.row(start), second.row(start), &of);
+        move |at| of(first(at), second(at))
+    }))
 }
 
 /// src0 (n, slots, tokens) plus the rows of src1 (n, experts) that src2 (slots, tokens) names.

@@ -204,7 +204,15 @@ impl Activation {
 
 impl Steps {
     /// x sigmoid(x), rounded on the way.
+    #[inline]
     fn activation(&self, x: f64, exact: Point, u: f64) -> Point {
+        match (self.sigmoid, self.activated) {
+            (None, None) => exact,
+            _ => self.rounded_activation(x, exact, u),
+        }
+    }
+
+    fn rounded_activation(&self, x: f64, exact: Point, u: f64) -> Point {
         let mut point = exact;
         if let Some(format) = self.sigmoid {
             let mut y = sigmoid(x);

@@ -57,19 +57,26 @@ pub fn compute(call: &Call<'_, '_>) -> Result<Option<Expected<'static>>, GgufErr
     let is_swapped = call.params.int(1) != 0;
     let values = (first.value()?, second.map(Argument::value).transpose()?);
     let halves = if is_swapped { [width, 0] } else { [0, width] };
-    let of_first = |i: usize| Point { value: values.0[i], spread: first.spread_of(i), single: 0.0 };
-    Ok(Some(call.each(|i| {
-        let (gate, up) = match (second, &values.1) {
-            (Some(second), Some(ups)) => {
-                let up = Point { value: ups[i], spread: second.spread_of(i), single: 0.0 };
-                (of_first(i), up)
-            }
-            _ => {
-                let start = i / width * first.ne[0] + i % width;
-                (of_first(start + halves[0]), of_first(start + halves[1]))
-            }
-        };
-        gating.at(gate, up, &arithmetic)
+    let point = |values: &[f64], of: &Argument<'_, '_>, i: usize| Point {
+        value: values[i],
+        spread: of.spread_of(i),
+        single: 0.0,
+    };
+    let (arithmetic, gating, values, point) = (&arithmetic, &gating, &values, &point);
+    Ok(Some(call.each_row(|start| {
+        let of_both = start / width * first.ne[0];
+        move |at| {
+            let (gate, up) = match (second, &values.1) {
+                (Some(second), Some(ups)) => {
+                    (point(&values.0, first, start + at), point(ups, second, start + at))
+                }
+                _ => {
+                    let half = |nth: usize| point(&values.0, first, of_both + halves[nth] + at);
+                    (half(0), half(1))
+                }
+            };
+            gating.at(gate, up, arithmetic)
+        }
     })))
 }
 

@@ -1,5 +1,7 @@
 //! Groups of elements, each divided by its size.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::{Call, FUNCTION, LAMBDA, Op, Point};
@@ -24,7 +26,12 @@ impl Norm {
     }
 
     /// The elements of a group; `spread` is that of each, or none.
-    fn points(&self, elements: &[f64], spread: Option<&[f64]>, call: &Call<'_, '_>) -> Vec<Point> {
+    fn points<'n>(
+        &self,
+        elements: &'n [f64],
+        spread: Option<&'n [f64]>,
+        call: &Call<'_, '_>,
+    ) -> impl Fn(usize) -> Point + 'n {
         let (count, u) = (elements.len(), call.rounding.sum);
         let mean_of = |sum: f64| sum / count as f64;
         let centre = if self.is_centred { mean_of(elements.iter().sum()) } else { 0.0 };
@@ -34,7 +41,7 @@ impl Norm {
         let is_in_range = squares <= f64::from(f32::MAX);
         let scale = if is_in_range { self.scale(squares, count) } else { f64::NAN };
         // What uncertain elements do to the scale, relative to it, and to the mean.
-        let spread_of = |i: usize| spread.map_or(0.0, |spread| spread[i]);
+        let spread_of = move |i: usize| spread.map_or(0.0, |spread| spread[i]);
         let moment = |i: usize| ((elements[i] - centre) * spread_of(i)).powi(2);
         let (mut of_scale, mut of_mean) = (0.0, 0.0);
         if spread.is_some() && squares > 0.0 {
@@ -53,16 +60,22 @@ impl Norm {
         }
         let of_centre = if self.is_centred { 2.0 * magnitude } else { 0.0 };
         let once = FUNCTION * u + call.rounding.between + of_root;
-        let point = |(i, x): (usize, &f64)| {
-            let value = (x - centre) * scale;
-            let inherited = (scale * spread_of(i)).hypot(scale * of_mean);
+        let is_known = spread.is_none();
+        move |i| {
+            let value = (elements[i] - centre) * scale;
+            let inherited = match is_known {
+                true => 0.0,
+                false => {
+                    let of_element = (scale * spread_of(i)).hypot(scale * of_mean);
+                    of_element.hypot(value * of_scale)
+                }
+            };
             Point {
                 value,
-                spread: (value.abs() + scale * of_centre) * own + inherited.hypot(value * of_scale),
+                spread: (value.abs() + scale * of_centre) * own + inherited,
                 single: once * (value.abs() + (scale * centre).abs()),
             }
-        };
-        elements.iter().enumerate().map(point).collect()
+        }
     }
 }
 
@@ -77,23 +90,27 @@ pub fn compute(call: &Call<'_, '_>) -> Result<Expected<'static>, GgufError> {
         _ => Norm { eps: float(0), is_centred: false, is_unit: false },
     };
     let values = x.value()?;
-    let starts = starts(call);
-    let ends = starts.iter().skip(1).copied().chain([values.len()]);
-    let groups: Vec<_> = starts.iter().copied().zip(ends).map(|(from, to)| from..to).collect();
-    let points = groups.into_par_iter().map(|group| {
+    let of_group = |group: Range<usize>| {
         let spread = x.spread().map(|spread| &spread[group.clone()]);
         norm.points(&values[group], spread, call)
+    };
+    if call.op != Op::GroupNorm {
+        return Ok(call.each_row(|first| of_group(first..first + call.ne[0])));
+    }
+    let starts = starts(call);
+    let ends = starts.iter().skip(1).copied().chain([values.len()]);
+    let groups: Vec<Range<usize>> = starts.iter().zip(ends).map(|(&from, to)| from..to).collect();
+    let points = groups.into_par_iter().map(|group| {
+        let point = of_group(group.clone());
+        (0..group.len()).map(point).collect::<Vec<_>>()
     });
     Ok(call.expected(&points.collect::<Vec<_>>().concat()))
 }
 
-/// Where each group starts: a row, or some channels of ne[0] ne[1] elements, of which a batch's last
-/// group may have fewer.
+/// Where each group of a group norm starts: some channels of ne[0] ne[1] elements, of which a batch's last group may
+/// have fewer.
 fn starts(call: &Call<'_, '_>) -> Vec<usize> {
     let [width, rows, channels, batches] = call.ne;
-    if call.op != Op::GroupNorm {
-        return (0..call.elements()).step_by(width).collect();
-    }
     let groups = call.params.int(0).max(1) as usize;
     let together = channels.div_ceil(groups);
     let of_batch = |batch: usize| {

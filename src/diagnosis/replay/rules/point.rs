@@ -143,25 +143,53 @@ impl Call<'_, '_> {
 
     /// The result, each element on its own.
     pub fn each(&self, point: impl Fn(usize) -> Point + Send + Sync) -> Expected<'static> {
+        let point = &point;
+        self.rows_of(TASK, |first| move |at| point(first + at))
+    }
+
+    /// The result, row by row of ne[0] elements: `row` is given a row's first element, and gives the elements of it.
+    pub fn each_row<P: Fn(usize) -> Point>(
+        &self,
+        row: impl Fn(usize) -> P + Send + Sync,
+    ) -> Expected<'static> {
+        self.rows_of(self.ne[0], row)
+    }
+
+    /// The same of rows of any width.
+    pub fn rows_of<P: Fn(usize) -> Point>(
+        &self,
+        width: usize,
+        row: impl Fn(usize) -> P + Send + Sync,
+    ) -> Expected<'static> {
         let zeros = || vec![0.0; self.elements()];
         let (mut value, mut spread, mut single) = (zeros(), zeros(), zeros());
-        let tasks = value.par_chunks_mut(TASK).zip(spread.par_chunks_mut(TASK));
-        let tasks = tasks.zip(single.par_chunks_mut(TASK)).enumerate();
-        // An infinite input may have a finite result, exactly: exp(-inf).
-        let known = |error: f64| if error.is_nan() { 0.0 } else { error };
-        let is_known = tasks.map(|(task, ((value, spread), single))| {
-            for i in 0..value.len() {
-                let point = point(task * TASK + i);
-                value[i] = point.value;
-                spread[i] = known(point.spread);
-                single[i] = known(point.single);
+        let task = TASK.next_multiple_of(width);
+        let tasks = value.par_chunks_mut(task).zip(spread.par_chunks_mut(task));
+        let tasks = tasks.zip(single.par_chunks_mut(task)).enumerate();
+        let has_errors = tasks.map(|(at, ((value, spread), single))| {
+            let (mut has_spread, mut has_single) = (false, false);
+            let rows = value.chunks_mut(width).zip(spread.chunks_mut(width));
+            for (nth, ((value, spread), single)) in rows.zip(single.chunks_mut(width)).enumerate() {
+                let point = row(at * task + nth * width);
+                for i in 0..value.len() {
+                    let point = point(i);
+                    value[i] = point.value;
+                    // An infinite input may have a finite result, exactly: exp(-inf).
+                    if point.spread != 0.0 && !point.spread.is_nan() {
+                        spread[i] = point.spread;
+                        has_spread = true;
+                    }
+                    if point.single != 0.0 && !point.single.is_nan() {
+                        single[i] = point.single;
+                        has_single = true;
+                    }
+                }
             }
-            let zero = |errors: &[f64]| errors.iter().all(|&error| error == 0.0);
-            [zero(spread), zero(single)]
+            [has_spread, has_single]
         });
-        let [no_spread, no_single] =
-            is_known.reduce(|| [true; 2], |a, b| [a[0] && b[0], a[1] && b[1]]);
-        let single = if no_single { Vec::new() } else { single };
-        Expected { single, ..self.exact(value, (!no_spread).then_some(spread)) }
+        let [has_spread, has_single] =
+            has_errors.reduce(|| [false; 2], |a, b| [a[0] || b[0], a[1] || b[1]]);
+        let single = if has_single { single } else { Vec::new() };
+        Expected { single, ..self.exact(value, has_spread.then_some(spread)) }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::f64::consts::PI;
 
+use rayon::prelude::*;
+
 use super::{Argument, Call, FUNCTION, Point, Steps};
 use crate::{diagnosis::replay::Expected, graph::RopeParams, model::gguf::GgufError};
 
@@ -157,33 +159,44 @@ pub fn compute(call: &Call<'_, '_>) -> Result<Option<Expected<'static>>, GgufErr
     }
     let (x, positions) = (call.argument(0), call.argument(1).value()?);
     let factors = call.optional(2).map(Argument::value).transpose()?;
-    let [dim, heads, tokens, batches] = call.ne;
+    let [dim, heads, tokens, _] = call.ne;
     let rounding = call.rounding;
     let values = x.value()?;
-    let point = |i| Point { value: values[i], spread: x.spread_of(i), single: 0.0 };
-    let mut points: Vec<Point> = (0..call.elements()).map(point).collect();
-    for token in 0..tokens {
-        for i in 0..rope.params.dims / 2 {
-            let of_section = if rope.params.has_sections { tokens * rope.section(i) } else { 0 };
-            let factor = factors.as_ref().map_or(1.0, |factors| factors[i]);
-            let position = positions[token + of_section];
-            let angle = rope.rounded_angle(position, i, factor, (rounding.sum, &call.steps));
-            let off = angle.off + 2.0 * rounding.between * rope.magnitude.abs();
-            for head in 0..heads * batches {
-                let (batch, head) = (head / heads, head % heads);
-                let start = ((batch * tokens + token) * heads + head) * dim;
-                let (first, second) = rope.params.elements(i);
-                let (first, second) = (start + first, start + second);
-                let (a, b) = (points[first], points[second]);
-                let spread = a.spread.hypot(b.spread) * rope.magnitude.abs();
-                let turned =
-                    |value| Point { value, spread, single: (a.value.abs() + b.value.abs()) * off };
-                points[first] = turned(a.value * angle.cosine - b.value * angle.sine);
-                points[second] = turned(a.value * angle.sine + b.value * angle.cosine);
-            }
-        }
+    let pairs = rope.params.dims / 2;
+    let angle = |at: usize| {
+        let (token, i) = (at / pairs, at % pairs);
+        let of_section = if rope.params.has_sections { tokens * rope.section(i) } else { 0 };
+        let factor = factors.as_ref().map_or(1.0, |factors| factors[i]);
+        let position = positions[token + of_section];
+        let angle = rope.rounded_angle(position, i, factor, (rounding.sum, &call.steps));
+        Angle { off: angle.off + 2.0 * rounding.between * rope.magnitude.abs(), ..angle }
+    };
+    let angles: Vec<Angle> = (0..tokens * pairs).into_par_iter().map(angle).collect();
+    // Of each element of a head its pair, and both elements of that.
+    let mut turned = vec![None; dim];
+    for pair in 0..pairs {
+        let (first, second) = rope.params.elements(pair);
+        turned[first] = Some((pair, first, second));
+        turned[second] = Some((pair, first, second));
     }
-    Ok(Some(call.expected(&points)))
+    let (rope, turned, angles, values) = (&rope, &turned, &angles, &values);
+    let spread = x.spread();
+    let spread = move |i: usize| spread.map_or(0.0, |spread| spread[i]);
+    Ok(Some(call.each_row(|start| {
+        let token = start / dim / heads % tokens;
+        move |at| {
+            let Some((pair, first, second)) = turned[at] else {
+                let (value, spread) = (values[start + at], spread(start + at));
+                return Point { value, spread, single: 0.0 };
+            };
+            let Angle { sine, cosine, off } = angles[token * pairs + pair];
+            let (a, b) = (values[start + first], values[start + second]);
+            let value = if at == first { a * cosine - b * sine } else { a * sine + b * cosine };
+            let both = spread(start + first).hypot(spread(start + second));
+            let spread = both * rope.magnitude.abs();
+            Point { value, spread, single: (a.abs() + b.abs()) * off }
+        }
+    })))
 }
 
 #[cfg(test)]

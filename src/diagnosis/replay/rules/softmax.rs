@@ -1,7 +1,5 @@
 //! The softmax of rows of scores, with scale, mask, biases that grow with distance, and sinks.
 
-use rayon::prelude::*;
-
 use super::{
     Argument, Call, FUNCTION, Point,
     place::{index, place},
@@ -49,14 +47,11 @@ impl Row<'_> {
     }
 
     /// The probabilities; exactly zero where the mask is -inf, and no numbers where it is everywhere.
-    fn points(&self, call: &Call<'_, '_>) -> Vec<Point> {
-        let rounding = call.rounding;
+    fn points(&self, rounding: Rounding) -> impl Fn(usize) -> Point + use<> {
         let scores: Vec<f64> = (0..self.scores.len()).map(|i| self.score(i)).collect();
         let sink = self.sink.unwrap_or(f64::NEG_INFINITY);
         let maximum = scores.iter().copied().fold(sink, f64::max);
-        if maximum == f64::NEG_INFINITY {
-            return vec![Point::exact(f64::NAN); scores.len()];
-        }
+        let is_unseen = maximum == f64::NEG_INFINITY;
         let terms: Vec<f64> = scores.iter().map(|score| (score - maximum).exp()).collect();
         let divisor = terms.iter().sum::<f64>() + self.sink.map_or(0.0, |s| (s - maximum).exp());
         let seen = scores.iter().filter(|score| score.is_finite()).count();
@@ -72,15 +67,18 @@ impl Row<'_> {
         let biases: Vec<f64> = (0..scores.len()).map(of_bias).collect();
         let of_divisor = terms.iter().zip(&biases).map(|(t, bias)| t * bias).sum::<f64>() / divisor;
         let inherited = 2.0 * self.uncertain * self.scale.abs();
-        let point = |((term, bias), &score): ((f64, f64), &f64)| {
+        move |i| {
+            let score = scores[i];
+            if is_unseen {
+                return Point::exact(f64::NAN);
+            }
             if score == f64::NEG_INFINITY {
                 return Point::default();
             }
-            let y = term / divisor;
-            let off = exp_error(score, maximum, rounding) + bias + of_divisor;
+            let y = terms[i] / divisor;
+            let off = exp_error(score, maximum, rounding) + biases[i] + of_divisor;
             Point { value: y, spread: y * (own + inherited), single: y * off }
-        };
-        terms.into_iter().zip(biases).zip(&scores).map(point).collect()
+        }
     }
 }
 
@@ -99,9 +97,9 @@ pub fn compute(call: &Call<'_, '_>) -> Result<Expected<'static>, GgufError> {
     let values = x.value()?;
     let masked = mask.map(Argument::value).transpose()?;
     let sinks = sinks.map(Argument::value).transpose()?;
-    let points = |row: usize| {
-        let [query, head, batch, _] = place([queries, heads, batches, 1], row);
-        let own = row * keys..(row + 1) * keys;
+    Ok(call.each_row(|first| {
+        let [query, head, batch, _] = place([queries, heads, batches, 1], first / keys);
+        let own = first..first + keys;
         let added = mask.zip(masked.as_deref()).map(|(mask, values)| {
             let from = index(mask.ne, [0, query, head % mask.ne[2], batch % mask.ne[3]]);
             &values[from..from + keys]
@@ -120,11 +118,8 @@ pub fn compute(call: &Call<'_, '_>) -> Result<Expected<'static>, GgufError> {
             sink: sinks.as_ref().map(|sinks| sinks[head]),
             uncertain,
         };
-        row.points(call)
-    };
-    let rows: Vec<Vec<Point>> =
-        (0..queries * heads * batches).into_par_iter().map(points).collect();
-    Ok(call.expected(&rows.concat()))
+        row.points(call.rounding)
+    }))
 }
 
 #[cfg(test)]
