@@ -72,17 +72,14 @@ fn the_trained_fixture_is_equal_at_every_prompt_length_in_f32_and_f16() {
 }
 
 #[test]
-fn an_engine_whose_weights_do_not_fit_the_memory_is_refused() {
+fn an_engine_whose_embedding_does_not_fit_the_memory_is_refused() {
     let bench = Bench::fixture();
-    let check = |storage, depth, free| engine(storage).check_free(&bench.model, depth, free);
+    let check = |storage, free| engine(storage).check_free(&bench.model, free);
     for storage in [DType::F32, DType::F16] {
-        // Vectors are never narrowed.
-        let size = |dims: &[u64]| if dims.len() > 1 { storage.size() as u64 } else { 4 };
-        let tensors = bench.model.gguf().tensors().iter();
-        let all = tensors.map(|info| info.dims.iter().product::<u64>() * size(&info.dims)).sum();
-        check(storage, None, all).unwrap();
-        check(storage, Some(1), all / 2).unwrap();
-        let refused = check(storage, None, all - 1).unwrap_err();
+        let config = &bench.model.config;
+        let needed = (config.n_vocab * config.n_embd * storage.size()) as u64;
+        check(storage, needed).unwrap();
+        let refused = check(storage, needed - 1).unwrap_err();
         assert_eq!(refused.exit(), Exit::Device);
         let narrows = refused.to_string().contains("use --dtype f16, ");
         assert_eq!(narrows, storage == DType::F32, "{refused}");
@@ -172,17 +169,10 @@ fn found(
     Some((first.map(|first| first.site), pattern.map_or(String::new(), |p| p.text.clone())))
 }
 
-/// Whether the engine's products on the host use these registers: other elements are then within the floor.
-fn has_avx512() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("avx512f");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
-}
-
-/// The pattern on the fixture where the table speaks of any model.
-fn fixture_pattern(fault: &Fault) -> &'static str {
-    match fault.name {
+/// The pattern on the fixture where the table speaks of any model. Of two faults it is one of two: which elements are
+/// within the floor depends on how the CPU's sums are rounded.
+fn is_fixture_pattern(fault: &Fault, pattern: &str) -> bool {
+    let one = match fault.name {
         "q-bias-broadcast" => "heads 1-13",
         "ffn-up-outputs-truncated" => "neurons 464-479",
         "rope-base-1e4" => "positions >= 1, dims except 0 and 8",
@@ -198,15 +188,20 @@ fn fixture_pattern(fault: &Fault) -> &'static str {
         "kv-head-zero" | "values-head-zero" => "heads 7-13",
         "scores-f16-accumulate" => "89 % of all elements",
         "mask-missing" => "positions 0-38, keys 0-38",
-        "mask-off-by-one" if has_avx512() => "positions >= 1 (84 % of these)",
-        "mask-off-by-one" => "positions >= 1 (83 % of these)",
-        "window-16" => "positions >= 16 (87 % of these)",
-        "softmax-over-padding" if has_avx512() => {
-            "positions except 30 and 31, heads except 2 (16 % of these)"
+        "mask-off-by-one" => {
+            return ["positions >= 1 (84 % of these)", "positions >= 1 (83 % of these)"]
+                .contains(&pattern);
         }
-        "softmax-over-padding" => "positions except 21, 30 and 31, heads except 2 (16 % of these)",
+        "window-16" => "positions >= 16 (87 % of these)",
+        "softmax-over-padding" => {
+            return ["30 and 31", "21, 30 and 31"].into_iter().any(|positions| {
+                let text = format!("positions except {positions}, heads except 2 (16 % of these)");
+                pattern == text
+            });
+        }
         _ => fault.pattern,
-    }
+    };
+    pattern == one
 }
 
 #[test]
@@ -219,7 +214,7 @@ fn each_fault_is_blamed_at_its_site_with_its_pattern() {
         let Some((site, pattern)) = found(&bench, &engine, fault, 40, 1) else {
             continue;
         };
-        if (site, pattern.as_str()) != (Some(fault.site()), fixture_pattern(fault)) {
+        if site != Some(fault.site()) || !is_fixture_pattern(fault, &pattern) {
             let site = site.map(|site| site.to_string());
             wrong.push(format!("{}: {site:?}, {pattern}", fault.name));
         }

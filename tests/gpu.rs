@@ -5,7 +5,7 @@ use firstdiff::{
     engine::{
         AttentionVariant, DeviceKind, EngineSpec,
         device::{
-            Buffer, Device, DeviceError, Download, Gemm, Strided, cuda::CudaDevice,
+            Buffer, Device, DeviceError, Download, Gemm, Matrix, Strided, cuda::CudaDevice,
             host::HostDevice,
         },
         fault::{FAULTS, Faults, Subject},
@@ -340,7 +340,7 @@ fn every_kernel_of_products_gives_the_same_on_both_devices_at_odd_sizes() {
                 let of = |(nth, &cols): (usize, &usize)| {
                     let w = put(device, input, &random_values(cols * inner, 2 + nth as u32));
                     let bias = put(device, DType::F32, &random_values(cols, 9));
-                    (w, bias, put(device, output, &vec![0.0; rows * cols]))
+                    (Matrix::Held(w), bias, put(device, output, &vec![0.0; rows * cols]))
                 };
                 let matrices: Vec<_> = widths.iter().enumerate().map(of).collect();
                 let gemms = matrices.iter().enumerate().map(|(nth, (w, bias, y))| {

@@ -1,7 +1,7 @@
 use firstdiff::{
     core::tensor::DType,
     engine::device::{
-        Arg, Buffer, Device, DeviceError, Gemm, KernelSource, Launch,
+        Arg, Buffer, Device, DeviceError, Gemm, KernelSource, Launch, Matrix,
         host::{HostDevice, HostOptions, ThreadOrder},
     },
 };
@@ -267,7 +267,7 @@ fn product(
     };
     let (x, w) = (put(x), put(w));
     let y = device.alloc(rows * cols * output.size(), "y").unwrap();
-    let (x, w) = (&x, &w);
+    let (x, w) = (&x, &Matrix::Held(w));
     let sizes = Gemm { x, w, bias: None, y: &y, rows, cols, inner, input, output };
     device.gemms(&[sizes]).unwrap();
     match output {

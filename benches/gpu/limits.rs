@@ -3,7 +3,7 @@
 use cudarc::driver::{CudaContext, CudaStream, result as driver, sys};
 use firstdiff::{
     core::tensor::DType,
-    engine::device::{Device, Gemm, cuda::CudaDevice},
+    engine::device::{Device, Gemm, Matrix, cuda::CudaDevice},
 };
 
 use crate::{Result, median};
@@ -86,6 +86,7 @@ fn gemm(device: &CudaDevice) -> Result<f64> {
     };
     let (x, w, y) = (matrix("x")?, matrix("w")?, matrix("y")?);
     let (input, output) = (DType::F16, DType::F16);
+    let w = Matrix::Held(w);
     let gemm = Gemm { x: &x, w: &w, bias: None, y: &y, rows: N, cols: N, inner: N, input, output };
     let milliseconds = median(9, || {
         for _ in 0..4 {

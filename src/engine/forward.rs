@@ -67,8 +67,8 @@ pub enum EngineError {
     )]
     HeadDim { head_dim: usize, step: usize },
     #[error(
-        "the engine's {storage} weights take {:.1} GB of memory, and {:.1} GB are free; use {}--layers 0, record the trace \
-         of an engine (capture reference and explain need far less memory), or use a machine with more",
+        "the engine's {storage} embedding takes {:.1} GB of memory, and {:.1} GB are free; use {}the trace of an engine \
+         (capture reference and explain need less memory), or a machine with more",
         giga(*needed), giga(*free), if *storage == DType::F32 { "--dtype f16, " } else { "" }
     )]
     Memory { storage: DType, needed: u64, free: u64 },
@@ -302,7 +302,12 @@ impl Engine {
         Ok(hidden)
     }
 
-    /// Takes the cache as holding that many positions, whatever it holds: for measurements.
+    /// Whether a launch has ended when it returns, so that a capture reads what nothing writes any more.
+    pub fn waits_for_launches(&self) -> bool {
+        self.device.waits_for_launches()
+    }
+
+    /// Takes the cache as holding that many positions, whatever it holds.
     pub fn assume(&mut self, positions: usize) {
         self.length = positions;
     }
@@ -483,7 +488,7 @@ impl Engine {
         pass.emit(None, Stage::FinalNorm, normed, dtype)?;
         let output = Gemm {
             x: normed,
-            w: self.weights.output.as_ref().unwrap_or(&self.weights.embedding),
+            w: &self.weights.output,
             bias: self.weights.output_bias.as_ref(),
             y: logits,
             rows,

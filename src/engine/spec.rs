@@ -99,15 +99,15 @@ impl EngineSpec {
             .unwrap_or_default()
     }
 
-    /// Whether the weights of so many layers, or of all, fit the memory of this machine, if they are to lie there. A GPU
-    /// is asked for memory when they are loaded.
+    /// Whether what the engine holds of a model fits the memory of this machine, if it is to lie there. A GPU is asked
+    /// for memory when the weights are loaded.
     ///
     /// # Errors
-    /// [`EngineError::Memory`] where they do not.
-    pub fn check_memory(&self, model: &Model, depth: Option<usize>) -> Result<(), EngineError> {
+    /// [`EngineError::Memory`] where it does not.
+    pub fn check_memory(&self, model: &Model) -> Result<(), EngineError> {
         let is_here = self.device != DeviceKind::Cuda;
         match free_memory().filter(|_| is_here) {
-            Some(free) => self.check_free(model, depth, free),
+            Some(free) => self.check_free(model, free),
             None => Ok(()),
         }
     }
@@ -116,13 +116,8 @@ impl EngineSpec {
     ///
     /// # Errors
     /// As [`EngineSpec::check_memory`].
-    pub fn check_free(
-        &self,
-        model: &Model,
-        depth: Option<usize>,
-        free: u64,
-    ) -> Result<(), EngineError> {
-        let (storage, needed) = (self.storage, Weights::bytes(model, depth, self.storage)?);
+    pub fn check_free(&self, model: &Model, free: u64) -> Result<(), EngineError> {
+        let (storage, needed) = (self.storage, Weights::held_bytes(model, self.storage)?);
         if needed > free { Err(EngineError::Memory { storage, needed, free }) } else { Ok(()) }
     }
 
@@ -138,7 +133,7 @@ impl EngineSpec {
         task: Task<'_>,
         depth: Option<usize>,
     ) -> Result<Engine, EngineError> {
-        self.check_memory(model, depth)?;
+        self.check_memory(model)?;
         let options = EngineOptions {
             storage: self.storage,
             attention: self.attention,

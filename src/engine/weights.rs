@@ -1,6 +1,6 @@
 //! The model's weights on a device.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, ops::Range};
 
 use half::{f16, slice::HalfFloatSliceExt};
 
@@ -11,15 +11,15 @@ use crate::{
     },
     engine::{
         EngineError, EngineOptions,
-        device::{Buffer, Device, WIDENED},
+        device::{Buffer, Device, FileMatrix, Matrix, WIDENED},
         fault::Faults,
     },
     model::{LayerNames, LinearNames, Model, ModelError, gguf::TensorInfo},
 };
 
-/// y = x W^T + bias; W is (outputs, inputs) in the storage type, the bias f32.
+/// y = x W^T + bias; W is (outputs, inputs) in the storage type or the file's, the bias f32.
 pub struct Linear {
-    pub weight: Buffer,
+    pub weight: Matrix,
     pub bias: Option<Buffer>,
     pub outputs: usize,
     pub inputs: usize,
@@ -46,8 +46,8 @@ pub struct Weights {
     pub embedding: Buffer,
     pub layers: Vec<Layer>,
     pub final_norm: Buffer,
-    /// (V, E); `None` where the output is tied to the embedding.
-    pub output: Option<Buffer>,
+    /// (V, E); the embedding, where the output is tied to it.
+    pub output: Matrix,
     pub output_bias: Option<Buffer>,
     /// Divisors of rope's angles (D/2) f32.
     pub rope_factors: Option<Buffer>,
@@ -55,15 +55,15 @@ pub struct Weights {
     named: Vec<Named>,
 }
 
-/// A weight on a device: a matrix (rows, row length) by the name of its tensor.
+/// A weight as a device takes it: a matrix (rows, row length) by the name of its tensor.
 struct Named {
     name: String,
-    buffer: Buffer,
+    matrix: Matrix,
     dtype: DType,
     shape: [usize; 2],
 }
 
-/// Reads tensors of a model and puts them on a device.
+/// Reads tensors of a model and puts them on a device, or leaves them in the file where the device reads it.
 struct Loader<'a> {
     device: &'a dyn Device,
     model: &'a Model,
@@ -84,32 +84,31 @@ impl Weights {
         let names = &model.names;
         let depth = options.depth.unwrap_or(names.layers.len());
         let layers = names.layers.iter().take(depth).map(|layer| loader.layer(layer));
+        let layers = layers.collect::<Result<_, _>>()?;
+        let embedding = loader.table(&names.embedding)?;
         let has_output = !names.is_tied() && options.depth.is_none();
-        let output = has_output.then(|| loader.matrix(&names.output.weight));
+        let output = match has_output {
+            true => loader.matrix(&names.output.weight)?,
+            false => {
+                let in_file = loader.in_file(&names.embedding)?.map(Matrix::InFile);
+                in_file.unwrap_or_else(|| Matrix::Held(embedding.clone()))
+            }
+        };
         Ok(Weights {
-            embedding: loader.matrix(&names.embedding)?,
-            layers: layers.collect::<Result<_, _>>()?,
+            embedding,
+            layers,
             final_norm: loader.vector(&names.final_norm)?,
-            output: output.transpose()?,
+            output,
             output_bias: loader.optional_vector(&names.output.bias)?,
             rope_factors: loader.optional_vector(&names.rope_factors)?,
             named: loader.named.take(),
         })
     }
 
-    /// Bytes that [`Weights::load`] takes on a device; `depth` and `storage` are as in [`EngineOptions`].
-    pub fn bytes(model: &Model, depth: Option<usize>, storage: DType) -> Result<u64, EngineError> {
-        let names = &model.names;
-        let layers = names.layers.iter().take(depth.unwrap_or(usize::MAX));
-        let output = (!names.is_tied() && depth.is_none()).then_some(&names.output.weight);
-        let ends = [&names.embedding, &names.final_norm].into_iter().chain(output);
-        let ends = ends.chain(&names.output.bias).chain(&names.rope_factors);
-        let bytes = |name| {
-            let info = model.info(name)?;
-            let size = if info.dims.len() > 1 { storage.size() } else { DType::F32.size() };
-            Ok((info.rows() * info.row_length() * size) as u64)
-        };
-        ends.map(String::as_str).chain(layers.flat_map(LayerNames::all)).map(bytes).sum()
+    /// Bytes that a device which reads files holds of a model in memory: the embedding, whose table kernels read.
+    pub fn held_bytes(model: &Model, storage: DType) -> Result<u64, EngineError> {
+        let info = model.info(&model.names.embedding)?;
+        Ok((info.rows() * info.row_length() * storage.size()) as u64)
     }
 
     /// The weights as the device holds them, read back: of large ones some rows.
@@ -117,22 +116,13 @@ impl Weights {
         let held = |named: &Named| {
             let [all, length] = named.shape;
             let rows = sampled_rows(&named.name, all, length);
-            let size = length * named.dtype.size();
-            let mut bytes = vec![0; rows.as_ref().map_or(all, Vec::len) * size];
-            match &rows {
-                None => device.download(&named.buffer, 0, &mut bytes)?,
-                Some(rows) => {
-                    for (row, out) in rows.iter().zip(bytes.chunks_exact_mut(size)) {
-                        device.download(&named.buffer, row * size, out)?;
-                    }
+            let values = match (&named.matrix, &rows) {
+                (matrix, None) => values(device, matrix, named.dtype, 0..all, length)?,
+                (matrix, Some(rows)) => {
+                    let of_row =
+                        |&row: &usize| values(device, matrix, named.dtype, row..row + 1, length);
+                    rows.iter().map(of_row).collect::<Result<Vec<_>, _>>()?.concat()
                 }
-            }
-            let values = match named.dtype {
-                DType::F16 => {
-                    let pairs = bytes.as_chunks::<2>().0.iter();
-                    pairs.map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect()
-                }
-                _ => bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
             };
             Ok(LoadedWeight {
                 name: named.name.clone(),
@@ -145,6 +135,34 @@ impl Weights {
         };
         self.named.iter().map(held).collect()
     }
+}
+
+/// Rows of a matrix as a device takes them, widened.
+fn values(
+    device: &dyn Device,
+    matrix: &Matrix,
+    dtype: DType,
+    rows: Range<usize>,
+    length: usize,
+) -> Result<Vec<f32>, EngineError> {
+    let buffer = match matrix {
+        Matrix::Held(buffer) => buffer,
+        Matrix::InFile(matrix) => {
+            let mut values = vec![0.0; rows.len() * length];
+            matrix.widen(rows, &mut values).map_err(ModelError::from)?;
+            return Ok(values);
+        }
+    };
+    let size = length * dtype.size();
+    let mut bytes = vec![0; rows.len() * size];
+    device.download(buffer, rows.start * size, &mut bytes)?;
+    Ok(match dtype {
+        DType::F16 => {
+            let pairs = bytes.as_chunks::<2>().0.iter();
+            pairs.map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect()
+        }
+        _ => bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+    })
 }
 
 impl Loader<'_> {
@@ -172,8 +190,25 @@ impl Loader<'_> {
         Ok(Linear { weight, bias, outputs, inputs })
     }
 
-    /// A matrix in the storage type. What the file has in f16 leaves the host as it is.
-    fn matrix(&self, name: &str) -> Result<Buffer, EngineError> {
+    /// A matrix of products.
+    fn matrix(&self, name: &str) -> Result<Matrix, EngineError> {
+        let Some(matrix) = self.in_file(name)? else { return Ok(Matrix::Held(self.table(name)?)) };
+        let matrix = Matrix::InFile(matrix);
+        self.note(name, matrix.clone(), self.storage)?;
+        Ok(matrix)
+    }
+
+    /// A matrix that stays in the file, if the device can read it there and no fault changes it.
+    fn in_file(&self, name: &str) -> Result<Option<FileMatrix>, EngineError> {
+        if !self.device.reads_files() || self.faults.change_load(name) {
+            return Ok(None);
+        }
+        let (gguf, info) = (self.model.gguf(), self.model.info(name)?);
+        Ok(Some(FileMatrix::new(gguf, info, self.storage)))
+    }
+
+    /// A matrix in the device's memory, in the storage type. What the file has in f16 leaves the host as it is.
+    fn table(&self, name: &str) -> Result<Buffer, EngineError> {
         let (info, gguf) = (self.model.info(name)?, self.model.gguf());
         let elements = info.rows() * info.row_length();
         let buffer = self.device.alloc(elements * self.storage.size(), name)?;
@@ -186,15 +221,15 @@ impl Loader<'_> {
             None => self.converted(&buffer, info, faulty.as_deref())?,
         }
         gguf.forget(info);
-        self.note(name, &buffer, self.storage)?;
+        self.note(name, Matrix::Held(buffer.clone()), self.storage)?;
         Ok(buffer)
     }
 
     /// Remembers where a weight is.
-    fn note(&self, name: &str, buffer: &Buffer, dtype: DType) -> Result<(), EngineError> {
-        let (info, buffer) = (self.model.info(name)?, buffer.clone());
+    fn note(&self, name: &str, matrix: Matrix, dtype: DType) -> Result<(), EngineError> {
+        let info = self.model.info(name)?;
         let shape = [info.rows(), info.row_length()];
-        self.named.borrow_mut().push(Named { name: name.to_string(), buffer, dtype, shape });
+        self.named.borrow_mut().push(Named { name: name.to_string(), matrix, dtype, shape });
         Ok(())
     }
 
@@ -246,7 +281,7 @@ impl Loader<'_> {
     fn upload(&self, name: &str, bytes: &[u8]) -> Result<Buffer, EngineError> {
         let buffer = self.device.alloc(bytes.len(), name)?;
         self.device.upload(&buffer, 0, bytes)?;
-        self.note(name, &buffer, DType::F32)?;
+        self.note(name, Matrix::Held(buffer.clone()), DType::F32)?;
         Ok(buffer)
     }
 }

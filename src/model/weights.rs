@@ -3,6 +3,7 @@
 use std::{
     ops::Deref,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use llama_cpp_sys_2 as sys;
@@ -40,7 +41,7 @@ pub struct ModelFile {
     pub path: PathBuf,
     /// `general.architecture`.
     pub architecture: String,
-    gguf: Gguf,
+    gguf: Arc<Gguf>,
 }
 
 /// A model that our engine can run too.
@@ -65,7 +66,7 @@ impl Deref for Model {
 impl ModelFile {
     /// Opens a GGUF file.
     pub fn open(path: &Path) -> Result<ModelFile, ModelError> {
-        let gguf = Gguf::open(path)?;
+        let gguf = Arc::new(Gguf::open(path)?);
         let key = "general.architecture";
         let architecture = gguf.string(key).ok_or_else(|| ModelError::MissingKey {
             path: path.to_path_buf(),
@@ -96,7 +97,7 @@ impl ModelFile {
     }
 
     /// The file itself.
-    pub fn gguf(&self) -> &Gguf {
+    pub fn gguf(&self) -> &Arc<Gguf> {
         &self.gguf
     }
 

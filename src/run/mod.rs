@@ -7,6 +7,7 @@ mod cross_device;
 mod division;
 mod error;
 mod experts;
+mod hooks;
 pub mod lengths;
 mod measure_floor;
 mod noisy;

@@ -11,7 +11,7 @@ use crate::{
         activity,
         arithmetic::Arithmetic,
         attending::Attending,
-        sink::{Choice, NoSink, Sink, Stopped},
+        sink::{Choice, Sink, Stopped},
         spans,
         task::Task,
         tensor::{DType, Tensor},
@@ -30,6 +30,7 @@ use crate::{
         RunError,
         baseline::{self, Baseline, needed_nodes, row_tokens},
         beside::{ComparedSite, show_beside},
+        hooks::{Hooks, LogitsHashes},
         open::{Replayable, replayable},
     },
     trace::recording::{Recorded, Spool, Without},
@@ -38,7 +39,7 @@ use crate::{
 /// The reference may be ahead of the comparison by a quarter as many values as the model has weights, at
 /// most 512 MiB of them.
 const WEIGHTS_A_VALUE: usize = 4;
-const MOST_LEAD: usize = 128 << 20;
+const MOST_LEAD: usize = 32 << 20;
 
 /// A run to be made.
 pub struct Run<'a> {
@@ -97,8 +98,8 @@ impl Kept {
 struct Ended {
     engine: Engine,
     choices: Result<Vec<Option<Choice>>, EngineError>,
-    /// Of the engine's logits, in the order of the steps.
-    logits_hash: blake3::Hash,
+    /// Of the engine's logits, of each step.
+    logits: Vec<blake3::Hash>,
     reports: Vec<SiteReport>,
     /// What the engine and the reference recorded.
     spools: (Option<Spool>, Option<Spool>),
@@ -130,7 +131,7 @@ impl Run<'_> {
         let sites = self.sites()?;
         // As where it is built, but before the floor is measured.
         if kept.engine.is_none() {
-            self.engine.check_memory(self.model, self.depth())?;
+            self.engine.check_memory(self.model)?;
         }
         let arithmetic = self.engine.arithmetic();
         let measured = spans::span("run", || "floor and forced tokens".into());
@@ -144,7 +145,7 @@ impl Run<'_> {
         let compared = spans::span("run", || "both sides, compared".into());
         let ended = self.side_by_side(&baseline, &sites, kept, record, on_site)?;
         drop(compared);
-        let Ended { mut engine, choices, logits_hash, reports, spools } = ended;
+        let Ended { mut engine, choices, logits, reports, spools } = ended;
         let (steps, device) = (&baseline.steps, engine.device_name());
         let read = spans::span("run", || "weights read back".into());
         let asked = self.asked();
@@ -173,7 +174,7 @@ impl Run<'_> {
             let hooks = scope.spawn(move || {
                 spans::lane("engine without hooks");
                 let hooks = if checked {
-                    hooks(&mut engine, steps, logits_hash)?
+                    Hooks::check(&mut engine, self.model, steps, &logits)?
                 } else {
                     Hooks::default()
                 };
@@ -242,7 +243,7 @@ impl Run<'_> {
         let (reference_sink, reference_side) = channel(filter, lead);
         let unrecorded = self.unrecorded(self.engine);
         let engine_sink = Recorder::new(engine_sink, record, unrecorded)?;
-        let mut engine_sink = LogitsHash { inner: engine_sink, hash: blake3::Hasher::new() };
+        let mut engine_sink = LogitsHashes::new(engine_sink);
         let steps = &baseline.steps;
         // Taken for good only by a run that ends.
         let recorded = kept.reference.as_ref();
@@ -265,8 +266,8 @@ impl Run<'_> {
                 spans::lane("engine");
                 let choices = run_engine(&mut engine, steps, &mut engine_sink);
                 // The comparison learns that this side has ended when its sender is dropped.
-                let LogitsHash { inner, hash } = engine_sink;
-                (engine, choices, hash.finalize(), inner.into_spool())
+                let LogitsHashes { inner, hashes } = engine_sink;
+                (engine, choices, hashes, inner.into_spool())
             });
             let sides = (engine_side, reference_side);
             let tokens = |site| row_tokens(self.filter, self.task.prompt.len(), site);
@@ -275,10 +276,10 @@ impl Run<'_> {
             let (reference_end, reference_spool) =
                 reference_run.join().map_err(|_| ReferenceError::Panic(panicked.into()))?;
             reference_end?;
-            let (engine, choices, logits_hash, engine_spool) =
+            let (engine, choices, logits, engine_spool) =
                 engine_run.join().map_err(|_| ended_early())?;
             let spools = (engine_spool, reference_spool);
-            Ok::<_, RunError>(Ended { engine, choices, logits_hash, reports, spools })
+            Ok::<_, RunError>(Ended { engine, choices, logits, reports, spools })
         })?;
         let (engine_spool, reference_spool) = ended.spools;
         Ok(Ended { spools: (engine_spool, reference_spool.or(kept.reference.take())), ..ended })
@@ -429,37 +430,6 @@ fn ended_early() -> RunError {
     RunError::Device(DeviceError::Failed(text))
 }
 
-/// What a run without hooks says, as in [`Finished`].
-#[derive(Clone, Copy, Default)]
-struct Hooks {
-    leave_logits: Option<bool>,
-    runs_repeat: Option<bool>,
-}
-
-/// Runs again without hooks.
-fn hooks(
-    engine: &mut Engine,
-    steps: &[Vec<i32>],
-    with: blake3::Hash,
-) -> Result<Hooks, EngineError> {
-    let without = logits_without_hooks(engine, steps)?;
-    // Logits that differ are the hooks' doing only if they do not differ by themselves.
-    let same = without == with;
-    let repeat = same || logits_without_hooks(engine, steps)? == without;
-    Ok(Hooks { leave_logits: repeat.then_some(same), runs_repeat: Some(repeat) })
-}
-
-/// The hash of all logits when no other site is captured.
-fn logits_without_hooks(
-    engine: &mut Engine,
-    steps: &[Vec<i32>],
-) -> Result<blake3::Hash, EngineError> {
-    engine.reset()?;
-    let mut sink = LogitsHash { inner: OnlyLogits, hash: blake3::Hasher::new() };
-    run_engine(engine, steps, &mut sink)?;
-    Ok(sink.hash.finalize())
-}
-
 /// Records what passes on its way to the comparison.
 pub(crate) struct Recorder {
     inner: ChannelSink,
@@ -498,42 +468,6 @@ impl Sink for Recorder {
         {
             let _span = spans::span("capture", || site.tensor_name());
             spool.record(site, &tensor);
-        }
-        self.inner.put(site, tensor)
-    }
-}
-
-/// Wants the logits, and throws them away.
-struct OnlyLogits;
-
-impl Sink for OnlyLogits {
-    fn wants(&self, site: Site) -> bool {
-        site.stage == Stage::Logits
-    }
-
-    fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
-        NoSink.put(site, tensor)
-    }
-}
-
-/// Hashes the logits on their way into a sink.
-struct LogitsHash<S> {
-    inner: S,
-    hash: blake3::Hasher,
-}
-
-impl<S: Sink> Sink for LogitsHash<S> {
-    fn wants(&self, site: Site) -> bool {
-        self.inner.wants(site)
-    }
-
-    fn queries(&self, site: Site) -> Option<&[usize]> {
-        self.inner.queries(site)
-    }
-
-    fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
-        if site.stage == Stage::Logits {
-            self.hash.update_rayon(bytemuck::cast_slice(&tensor.data));
         }
         self.inner.put(site, tensor)
     }

@@ -2,12 +2,14 @@
 
 pub mod cuda;
 pub mod host;
+mod matrix;
 mod source;
 
 use std::{any::Any, ops::Range, sync::Arc};
 
 use half::{f16, slice::HalfFloatSliceExt};
 
+pub use self::matrix::{FileMatrix, Matrix};
 use crate::core::tensor::DType;
 
 /// Device memory of a fixed length, freed with the last that holds it. Never read before it is written:
@@ -99,7 +101,7 @@ pub struct Launch {
 #[derive(Clone, Copy)]
 pub struct Gemm<'a> {
     pub x: &'a Buffer,
-    pub w: &'a Buffer,
+    pub w: &'a Matrix,
     pub bias: Option<&'a Buffer>,
     pub y: &'a Buffer,
     pub rows: usize,
@@ -182,6 +184,16 @@ pub trait Device: Send {
     /// Loads several source files; a device may compile them in parallel.
     fn load_all(&mut self, sources: &[KernelSource]) -> Result<(), DeviceError> {
         sources.iter().try_for_each(|source| self.load(source).map(drop))
+    }
+
+    /// Whether products take matrices from the model's file; else they must be in the device's memory.
+    fn reads_files(&self) -> bool {
+        false
+    }
+
+    /// Whether a launch has ended when it returns.
+    fn waits_for_launches(&self) -> bool {
+        false
     }
 
     /// Memory of that many bytes, contents unspecified. `what` names it in an out-of-memory message.

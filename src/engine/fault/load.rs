@@ -31,6 +31,11 @@ pub enum Load {
 }
 
 impl Faults {
+    /// Whether a seeded fault concerns the loading of a tensor.
+    pub fn change_load(&self, tensor: &str) -> bool {
+        !self.loads(without_layer(tensor)).is_empty()
+    }
+
     /// A tensor's elements as seeded faults load them, in f32; `None` where none concerns it.
     pub fn load_instead(
         &self,

@@ -128,7 +128,7 @@ impl CudaDevice {
         let three = |arg: &dyn Fn(&Gemm<'_>) -> Option<u64>| [0, 1, 2].map(|nth| of(nth, arg));
         let outputs = [0, 1, 2].map(|nth| group.get(nth).map_or(0, |gemm| gemm.cols as i32));
         let mut args = vec![Arg::Buffer(first.x, 0)];
-        args.extend(three(&|gemm| Some(gemm.w.address)));
+        args.extend(three(&|gemm| gemm.w.held().ok().map(|w| w.address)));
         args.extend(three(&|gemm| gemm.bias.map(|bias| bias.address)));
         args.extend(three(&|gemm| Some(gemm.y.address)));
         args.extend(outputs.map(Arg::I32));
@@ -149,7 +149,7 @@ impl CudaDevice {
         }
         Ok([
             self.checked(gemm.x, 0, gemm.rows * gemm.inner * input)?,
-            self.checked(gemm.w, 0, gemm.cols * gemm.inner * input)?,
+            self.checked(gemm.w.held()?, 0, gemm.cols * gemm.inner * input)?,
             self.checked(gemm.y, 0, gemm.rows * gemm.cols * output)?,
         ])
     }

@@ -9,12 +9,12 @@ use std::{
 use rayon::prelude::*;
 
 use crate::engine::device::{
-    Arg, Buffer, Device, DeviceError, Gemm, KernelSource, Launch,
+    Arg, Buffer, Device, DeviceError, Gemm, KernelSource, Launch, Matrix,
     host::{
         Compiler,
         compile::{self, Library, Watch},
         compiler::{chosen, compiler},
-        gemm,
+        gemm::{self, Factor},
         module::{Module, ThreadOrder},
         prebuilt,
         regions::Regions,
@@ -154,13 +154,17 @@ impl HostDevice {
             Ok::<&[u8], DeviceError>(unsafe { std::slice::from_raw_parts(pointer, bytes) })
         };
         let x = slice(gemm.x, gemm.rows * gemm.inner * input)?;
-        let w = slice(gemm.w, gemm.cols * gemm.inner * input)?;
+        let w = match gemm.w {
+            Matrix::Held(buffer) => Factor::Bytes(slice(buffer, gemm.cols * gemm.inner * input)?),
+            Matrix::InFile(matrix) => Factor::InFile(matrix),
+        };
         let bias = gemm.bias.map(|bias| slice(bias, 4 * gemm.cols)).transpose()?;
         let bytes = gemm.rows * gemm.cols * output;
         let y = self.checked(gemm.y, 0, bytes)?;
         // SAFETY: as above; y is a buffer of its own, so it overlaps none of the others.
         let y = unsafe { std::slice::from_raw_parts_mut(y, bytes) };
-        gemm::multiply((x, w, bias), y, gemm::Shape::from(gemm));
+        let multiplied = gemm::multiply((x, w, bias), y, gemm::Shape::from(gemm));
+        multiplied.map_err(|error| DeviceError::Failed(error.to_string()))?;
         self.wrote(gemm.y, 0, bytes);
         Ok(())
     }
@@ -189,6 +193,14 @@ impl Device for HostDevice {
         let regions = self.regions.clone();
         self.module = Some(Module::load(&library, self.workers, self.options.order, regions)?);
         Ok(())
+    }
+
+    fn reads_files(&self) -> bool {
+        true
+    }
+
+    fn waits_for_launches(&self) -> bool {
+        true
     }
 
     fn alloc(&self, bytes: usize, what: &str) -> Result<Buffer, DeviceError> {
