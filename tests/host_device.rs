@@ -1,8 +1,12 @@
 use firstdiff::{
     core::tensor::DType,
     engine::device::{
-        Arg, Buffer, Device, DeviceError, Gemm, KernelSource, Launch, Matrix,
+        Arg, Buffer, Device, DeviceError, FileMatrix, Gemm, KernelSource, Launch, Matrix,
         host::{HostDevice, HostOptions, ThreadOrder},
+    },
+    model::{
+        ModelFile,
+        synth::{self, Spec, WeightType},
     },
 };
 use half::f16;
@@ -251,23 +255,73 @@ fn products_are_right_for_odd_sizes_and_the_same_for_any_number_of_workers() {
     }
 }
 
+#[test]
+fn a_matrix_in_the_file_gives_the_bits_of_one_in_memory() {
+    for weight_type in WeightType::ALL {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        let spec = Spec {
+            n_layer: 1,
+            n_embd: 256,
+            n_head: 4,
+            n_head_kv: 2,
+            head_dim: 64,
+            n_ff: 512,
+            n_vocab: 261,
+            weight_type,
+            ..Spec::preset("tiny-llama").unwrap()
+        };
+        synth::write(&spec, &path, &mut |_| {}).unwrap();
+        let file = ModelFile::open(&path).unwrap();
+        let device = HostDevice::new(Default::default()).unwrap();
+        let matrices = file.gguf().tensors().iter().filter(|info| info.dims.len() == 2);
+        for (info, input) in matrices.flat_map(|info| [(info, DType::F32), (info, DType::F16)]) {
+            let sizes = |rows| (rows, info.rows(), info.row_length());
+            let wide = file.weights(&info.name).unwrap();
+            let in_file = Matrix::InFile(FileMatrix::new(file.gguf(), info, input));
+            for rows in [1, 7] {
+                let x = random_values(rows * info.row_length(), 5);
+                let types = (input, DType::F32);
+                let held = product(&device, &x, &wide, sizes(rows), types);
+                let found = product_with(&device, &x, &in_file, sizes(rows), types);
+                assert!(held.iter().all(|y| y.is_finite()) && held[0] != 0.0);
+                assert_eq!(found, held, "{} in {input}, {rows} rows", info.name);
+            }
+        }
+    }
+}
+
 fn product(
     device: &HostDevice,
     x: &[f32],
     w: &[f32],
-    (rows, cols, inner): (usize, usize, usize),
+    sizes: (usize, usize, usize),
     (input, output): (DType, DType),
 ) -> Vec<f32> {
-    let put = |values: &[f32]| match input {
+    let w = Matrix::Held(put(device, w, input));
+    product_with(device, x, &w, sizes, (input, output))
+}
+
+/// Values on the device, rounded to a type.
+fn put(device: &HostDevice, values: &[f32], dtype: DType) -> Buffer {
+    match dtype {
         DType::F16 => {
             let halves: Vec<f16> = values.iter().map(|&value| f16::from_f32(value)).collect();
             upload(device, &halves)
         }
         _ => upload(device, values),
-    };
-    let (x, w) = (put(x), put(w));
+    }
+}
+
+fn product_with(
+    device: &HostDevice,
+    x: &[f32],
+    w: &Matrix,
+    (rows, cols, inner): (usize, usize, usize),
+    (input, output): (DType, DType),
+) -> Vec<f32> {
+    let x = &put(device, x, input);
     let y = device.alloc(rows * cols * output.size(), "y").unwrap();
-    let (x, w) = (&x, &Matrix::Held(w));
     let sizes = Gemm { x, w, bias: None, y: &y, rows, cols, inner, input, output };
     device.gemms(&[sizes]).unwrap();
     match output {

@@ -87,12 +87,11 @@ impl Weights {
         let layers = layers.collect::<Result<_, _>>()?;
         let embedding = loader.table(&names.embedding)?;
         let has_output = !names.is_tied() && options.depth.is_none();
-        let output = match has_output {
-            true => loader.matrix(&names.output.weight)?,
-            false => {
-                let in_file = loader.in_file(&names.embedding)?.map(Matrix::InFile);
-                in_file.unwrap_or_else(|| Matrix::Held(embedding.clone()))
-            }
+        let output = if has_output {
+            loader.matrix(&names.output.weight)?
+        } else {
+            let in_file = loader.in_file(&names.embedding)?.map(Matrix::InFile);
+            in_file.unwrap_or_else(|| Matrix::Held(embedding.clone()))
         };
         Ok(Weights {
             embedding,
@@ -116,11 +115,10 @@ impl Weights {
         let held = |named: &Named| {
             let [all, length] = named.shape;
             let rows = sampled_rows(&named.name, all, length);
-            let values = match (&named.matrix, &rows) {
-                (matrix, None) => values(device, matrix, named.dtype, 0..all, length)?,
-                (matrix, Some(rows)) => {
-                    let of_row =
-                        |&row: &usize| values(device, matrix, named.dtype, row..row + 1, length);
+            let values = match &rows {
+                None => named.values(device, 0..all)?,
+                Some(rows) => {
+                    let of_row = |&row: &usize| named.values(device, row..row + 1);
                     rows.iter().map(of_row).collect::<Result<Vec<_>, _>>()?.concat()
                 }
             };
@@ -137,32 +135,29 @@ impl Weights {
     }
 }
 
-/// Rows of a matrix as a device takes them, widened.
-fn values(
-    device: &dyn Device,
-    matrix: &Matrix,
-    dtype: DType,
-    rows: Range<usize>,
-    length: usize,
-) -> Result<Vec<f32>, EngineError> {
-    let buffer = match matrix {
-        Matrix::Held(buffer) => buffer,
-        Matrix::InFile(matrix) => {
-            let mut values = vec![0.0; rows.len() * length];
-            matrix.widen(rows, &mut values).map_err(ModelError::from)?;
-            return Ok(values);
-        }
-    };
-    let size = length * dtype.size();
-    let mut bytes = vec![0; rows.len() * size];
-    device.download(buffer, rows.start * size, &mut bytes)?;
-    Ok(match dtype {
-        DType::F16 => {
-            let pairs = bytes.as_chunks::<2>().0.iter();
-            pairs.map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect()
-        }
-        _ => bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-    })
+impl Named {
+    /// Rows of it as a device takes them, widened.
+    fn values(&self, device: &dyn Device, rows: Range<usize>) -> Result<Vec<f32>, EngineError> {
+        let [_, length] = self.shape;
+        let buffer = match &self.matrix {
+            Matrix::Held(buffer) => buffer,
+            Matrix::InFile(matrix) => {
+                let mut values = vec![0.0; rows.len() * length];
+                matrix.widen(rows, &mut values).map_err(ModelError::from)?;
+                return Ok(values);
+            }
+        };
+        let size = length * self.dtype.size();
+        let mut bytes = vec![0; rows.len() * size];
+        device.download(buffer, rows.start * size, &mut bytes)?;
+        Ok(match self.dtype {
+            DType::F16 => {
+                let pairs = bytes.as_chunks::<2>().0.iter();
+                pairs.map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect()
+            }
+            _ => bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+        })
+    }
 }
 
 impl Loader<'_> {

@@ -195,7 +195,8 @@ pub struct Compared {
     /// The prompt's tokens whose scores and probs were compared; absent where that is all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<Vec<usize>>,
-    /// Whether the logits are bit-equal with and without hooks, if that was checked.
+    /// Whether the logits are bit-equal with and without hooks, if that was checked: in all steps, or on the CPU in the
+    /// last one of a larger model.
     pub hooks_leave_logits: Option<bool>,
     /// Whether the engine gives the same logits bit by bit when it is run again, if checked.
     pub runs_repeat: Option<bool>,

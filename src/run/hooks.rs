@@ -37,6 +37,16 @@ impl Hooks {
         let is_short = model.parameters().saturating_mul(tokens as u64) <= WHOLE;
         let all = is_short || !engine.waits_for_launches();
         let first = if all { 0 } else { steps.len().saturating_sub(1) };
+        Hooks::check_from(first, engine, steps, with)
+    }
+
+    /// The same of the steps from one on.
+    fn check_from(
+        first: usize,
+        engine: &mut Engine,
+        steps: &[Vec<i32>],
+        with: &[blake3::Hash],
+    ) -> Result<Hooks, EngineError> {
         let with = &with[first.min(with.len())..];
         let without = logits_without_hooks(engine, steps, first)?;
         // Logits that differ are the hooks' doing only if they do not differ by themselves.
@@ -106,5 +116,71 @@ impl<S: Sink> Sink for LogitsHashes<S> {
             self.hashes.push(hash.finalize());
         }
         self.inner.put(site, tensor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        core::{sink::NoSink, task::Task, tensor::DType},
+        engine::{AttentionVariant, DeviceKind, EngineSpec, fault::Faults, kernels::KernelSet},
+        model::{
+            ModelFile,
+            synth::{self, Spec},
+        },
+        reference::{Reference, ReferenceOptions},
+        run::planned,
+    };
+
+    /// Wants everything, and throws it away.
+    struct All;
+
+    impl Sink for All {
+        fn wants(&self, _: Site) -> bool {
+            true
+        }
+
+        fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
+            NoSink.put(site, tensor)
+        }
+    }
+
+    #[test]
+    fn the_steps_that_are_repeated_have_the_logits_of_the_run_with_hooks() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        synth::write(&Spec::preset("tiny-qwen2").unwrap(), &path, &mut |_| {}).unwrap();
+        let file = ModelFile::open(&path).unwrap();
+        let reference = Reference::load(&file, ReferenceOptions::default()).unwrap();
+        let model = planned(file, &reference, 0).unwrap();
+        let spec = EngineSpec {
+            device: DeviceKind::Host,
+            storage: DType::F32,
+            attention: AttentionVariant::default(),
+            faults: Faults::default(),
+            kernels: KernelSet::embedded(),
+            roundings: Vec::new(),
+        };
+        let steps = [vec![3, 14, 15, 92, 65], vec![35], vec![89]];
+        let task = Task { prompt: &steps[0], decode: 2 };
+        let mut engine = spec.build(&model, task).unwrap();
+        let mut sink = LogitsHashes::new(All);
+        for (step, tokens) in steps.iter().enumerate() {
+            engine.step(step as u32, tokens, &mut sink).unwrap();
+        }
+        let with = sink.hashes;
+        let mut leaves = |first, with: &[blake3::Hash]| {
+            let hooks = Hooks::check_from(first, &mut engine, &steps, with).unwrap();
+            assert_eq!(hooks.runs_repeat, Some(true));
+            hooks.leave_logits
+        };
+        for first in [2, 1, 2, 0, 2] {
+            assert_eq!(leaves(first, &with), Some(true), "from step {first}");
+        }
+        let other = blake3::hash(b"other logits");
+        assert_eq!(leaves(0, &[other, with[1], with[2]]), Some(false));
+        assert_eq!(leaves(2, &[other, with[1], with[2]]), Some(true));
+        assert_eq!(leaves(2, &[with[0], with[1], other]), Some(false));
     }
 }

@@ -438,10 +438,7 @@ fn tally(piece: &Piece<'_>, drifts: bool) -> Tally {
     let starts: Vec<usize> = (0..piece.captured.len()).step_by(CHUNK).collect();
     let of_chunk = |&start: &usize| {
         let end = (start + CHUNK).min(piece.captured.len());
-        match drifts {
-            true => Tally::with_drift(piece, start..end),
-            false => Tally::of(piece, start..end),
-        }
+        if drifts { Tally::with_drift(piece, start..end) } else { Tally::of(piece, start..end) }
     };
     let tallies: Vec<Tally> = starts.par_iter().map(of_chunk).collect();
     tallies.into_iter().fold(Tally::default(), Tally::add)

@@ -172,8 +172,8 @@ impl RandomSums {
             }
         }
         let entry = (first > 0).then(|| kept(file, &weights)).flatten();
-        let map = entry.as_ref().and_then(Entry::map).filter(|map| map.len() == 4 * first);
-        if let Some(map) = map {
+        let kept = || entry.as_ref().and_then(Entry::map).filter(|map| map.len() == 4 * first);
+        if let Some(map) = kept() {
             return Ok(RandomSums { weights, values: Values::Kept(map) });
         }
         if !makes {
@@ -184,10 +184,12 @@ impl RandomSums {
             // Some sums are missing.
             return Ok(RandomSums::none());
         }
-        if let Some(entry) = entry {
+        if let Some(entry) = &entry {
             entry.write(bytemuck::cast_slice(&values));
         }
-        Ok(RandomSums { weights, values: Values::Own(values) })
+        // Those in the cache take no memory of the process.
+        let values = kept().map_or(Values::Own(values), Values::Kept);
+        Ok(RandomSums { weights, values })
     }
 
     /// Those of no weight.

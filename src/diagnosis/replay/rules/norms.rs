@@ -63,12 +63,10 @@ impl Norm {
         let is_known = spread.is_none();
         move |i| {
             let value = (elements[i] - centre) * scale;
-            let inherited = match is_known {
-                true => 0.0,
-                false => {
-                    let of_element = (scale * spread_of(i)).hypot(scale * of_mean);
-                    of_element.hypot(value * of_scale)
-                }
+            let inherited = if is_known {
+                0.0
+            } else {
+                (scale * spread_of(i)).hypot(scale * of_mean).hypot(value * of_scale)
             };
             Point {
                 value,

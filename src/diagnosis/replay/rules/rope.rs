@@ -181,19 +181,20 @@ pub fn compute(call: &Call<'_, '_>) -> Result<Option<Expected<'static>>, GgufErr
     }
     let (rope, turned, angles, values) = (&rope, &turned, &angles, &values);
     let spread = x.spread();
-    let spread = move |i: usize| spread.map_or(0.0, |spread| spread[i]);
+    // What an element is off by, or a pair together.
+    let one = move |i: usize| spread.map_or(0.0, |spread| spread[i]);
+    let both = move |i: usize, j: usize| spread.map_or(0.0, |spread| spread[i].hypot(spread[j]));
     Ok(Some(call.each_row(|start| {
         let token = start / dim / heads % tokens;
         move |at| {
             let Some((pair, first, second)) = turned[at] else {
-                let (value, spread) = (values[start + at], spread(start + at));
+                let (value, spread) = (values[start + at], one(start + at));
                 return Point { value, spread, single: 0.0 };
             };
             let Angle { sine, cosine, off } = angles[token * pairs + pair];
             let (a, b) = (values[start + first], values[start + second]);
             let value = if at == first { a * cosine - b * sine } else { a * sine + b * cosine };
-            let both = spread(start + first).hypot(spread(start + second));
-            let spread = both * rope.magnitude.abs();
+            let spread = both(start + first, start + second) * rope.magnitude.abs();
             Point { value, spread, single: (a.abs() + b.abs()) * off }
         }
     })))
