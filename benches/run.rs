@@ -295,9 +295,9 @@ fn products(weights: &[Array2<f32>], model: &Model, tokens: usize) {
 /// Peak memory of a process that makes one run, beside the size of the model's f32 weights.
 fn memory_over_layers_and_steps() -> Result<()> {
     println!(
-        "\npeak memory of a run, 64 prompt tokens; weights are held twice (llama.cpp, engine)"
+        "\npeak memory of a run, 64 prompt tokens; the file, in f32, is mapped twice (llama.cpp, firstdiff)"
     );
-    println!("layers  decode steps  weights f32 MiB  peak MiB  peak less twice the weights MiB");
+    println!("layers  decode steps  weights f32 MiB  peak MiB  peak less twice the file MiB");
     let folder = tempfile::tempdir()?;
     for (layers, decode) in [(4, 4), (8, 4), (16, 4), (4, 16), (4, 64)] {
         let path = folder.path().join(format!("{layers}.gguf"));

@@ -126,7 +126,8 @@ impl<'t> Replayed<'t> {
         let attention = Attending::default();
         let recording = Recording { tensors: *trace, steps, arithmetic, attention };
         let has_tables = is_reference;
-        GraphRun { file, model, inputs, recording, has_tables, sums, only, until_first }
+        let run = GraphRun::new(file, model, inputs, recording);
+        GraphRun { has_tables, sums, only, until_first, ..run }
     }
 }
 

@@ -19,7 +19,7 @@ use super::{
     prefix::{self, CachedPrefix},
     replay::{
         Found, GraphRun, Judged, Machine, Observed, Operation, Recording, ReplayEnd, ReplayError,
-        RunVerdict, Worst, go_on, judge_found, parts_at_once,
+        RunVerdict, Worst, go_on, judge_found, part_count,
     },
 };
 use crate::{
@@ -169,6 +169,9 @@ impl Diagnosis {
         album: Option<&mut Album>,
     ) -> Result<(Diagnosis, ReferenceReplay), ReplayError> {
         let model = engine.model;
+        let half = |run: GraphRun<'_>| run.at_once.div_ceil(2);
+        let engine = GraphRun { at_once: half(engine), ..engine };
+        let reference = GraphRun { at_once: half(reference), ..reference };
         let (engine, reference) =
             rayon::join(|| of_engine(engine, album), || of_reference(reference));
         let (summary, guilty) = reference?;
@@ -297,7 +300,7 @@ impl Replayed {
             album.begin(run);
         }
         // An album takes the results in the order of the graph.
-        let parts = if album.is_some() { 1 } else { parts_at_once() };
+        let parts = if album.is_some() { 1 } else { part_count(run) };
         let mut kept: Vec<Looked<'_>> = (0..parts).map(|_| Looked::default()).collect();
         kept[0].album = album.as_deref_mut();
         let (RunVerdict { judged, ended, is_interrupted, .. }, kept) =

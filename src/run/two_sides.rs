@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// The reference may be ahead of the comparison by a quarter as many values as the model has weights, at
-/// most 512 MiB of them.
+/// most 128 MiB of them.
 const WEIGHTS_A_VALUE: usize = 4;
 const MOST_LEAD: usize = 32 << 20;
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use rayon::prelude::*;
 
 use super::{
-    judge::{judge_found, parts_at_once},
+    judge::{judge_found, part_count},
     machine::GraphRun,
     operation::Operation,
     recording::{Piece, ReplayError},
@@ -43,7 +43,7 @@ impl Sums {
 /// The accuracy of every operation that a side recorded, in the order of the graph.
 pub fn accuracies(run: GraphRun<'_>) -> Result<Vec<Accuracy>, ReplayError> {
     type Totals = BTreeMap<usize, Sums>;
-    let kept: Vec<Totals> = vec![Totals::new(); parts_at_once()];
+    let kept: Vec<Totals> = vec![Totals::new(); part_count(run)];
     let (_, totals) = judge_found(run, &Arc::default(), kept, &|totals, _, observed| {
         let total = totals.entry(observed.place).or_default();
         *total = total.add(sums(&observed.piece));

@@ -2,8 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    iter,
     ops::Range,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
@@ -184,12 +185,12 @@ pub struct ReplayEnd {
 
 /// Judges every site that a side recorded.
 pub fn judge(run: GraphRun<'_>) -> Result<RunVerdict, ReplayError> {
-    Ok(judge_found(run, &Arc::default(), vec![(); parts_at_once()], &|_, _, _| Ok(()))?.0)
+    Ok(judge_found(run, &Arc::default(), vec![(); part_count(run)], &|_, _, _| Ok(()))?.0)
 }
 
 /// Parts that a graph is best divided into: so many that no thread waits long for the last one.
-pub fn parts_at_once() -> usize {
-    2 * rayon::current_num_threads()
+pub fn part_count(run: GraphRun<'_>) -> usize {
+    4 * run.at_once
 }
 
 /// Takes a result with the memory as its node found it, for a part of the graph.
@@ -197,7 +198,7 @@ pub type Look<'l, 'a, T> =
     &'l (dyn Fn(&mut T, &Machine<'a>, &Observed<'a>) -> Result<(), ReplayError> + Sync);
 
 /// The same where some caches are found as these by the tokens; `look` is given every result. The graph is divided into
-/// as many parts as there are of what is `kept`, one each, which are judged at the same time.
+/// as many parts as there are of what is `kept`, one each, of which some are judged at the same time.
 pub fn judge_found<'a, T: Send>(
     run: GraphRun<'a>,
     found: &Arc<HashMap<usize, Found>>,
@@ -221,7 +222,7 @@ pub fn judge_found<'a, T: Send>(
         most if most > 1 && !run.until_first => parts(run, most).into_iter().map(Some).collect(),
         _ => vec![None],
     };
-    let judged = parts.into_par_iter().zip(kept).map(|(part, mut kept)| {
+    let judge = |(part, mut kept): (Option<BTreeSet<usize>>, T)| {
         let machine = match &part {
             None => Machine::new(run),
             Some(part) => Machine::of_part(run, part),
@@ -230,11 +231,17 @@ pub fn judge_found<'a, T: Send>(
         bench.judge(machine.with_found(found), &mut |machine, observed| {
             look(&mut kept, machine, observed)
         })?;
-        Ok((bench, kept))
-    });
-    let judged: Vec<Result<(Bench<'a>, T), ReplayError>> = judged.collect();
+        Ok::<_, ReplayError>((bench, kept))
+    };
+    let waiting = Mutex::new(parts.into_iter().zip(kept).enumerate());
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+    // A thread that waits within a part takes no other one, whose memory would come on top.
+    let in_turn = |_| iter::from_fn(next).map(|(at, part)| (at, judge(part))).collect::<Vec<_>>();
+    let mut judged: Vec<_> =
+        (0..run.at_once.max(1)).into_par_iter().flat_map_iter(in_turn).collect();
+    judged.sort_by_key(|(at, _)| *at);
     let (mut whole, mut all_kept) = (Bench::new(run, None), Vec::new());
-    for part in judged {
+    for (_, part) in judged {
         let (part, kept) = part?;
         whole.add(part);
         all_kept.push(kept);

@@ -22,7 +22,7 @@ pub use accuracy::{Accuracy, accuracies};
 pub use declared::{Declared, rows as rounded_rows};
 pub use expected::{Expected, LAMBDA, Operand, Rounding, Spread, SumRounding, Terms};
 pub use judge::{
-    Judged, Look, ReplayEnd, RunVerdict, Worst, drift, judge, judge_found, parts_at_once,
+    Judged, Look, ReplayEnd, RunVerdict, Worst, drift, judge, judge_found, part_count,
     wrong_elements,
 };
 pub use machine::{

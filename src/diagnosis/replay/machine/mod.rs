@@ -71,6 +71,8 @@ pub struct GraphRun<'a> {
     pub only: Option<&'a BTreeSet<usize>>,
     /// Whether the replay ends with the layer of the first operation that is wrong.
     pub until_first: bool,
+    /// Parts of the graph that are judged at the same time: as many are in memory.
+    pub at_once: usize,
 }
 
 impl<'a> GraphRun<'a> {
@@ -82,7 +84,8 @@ impl<'a> GraphRun<'a> {
         recording: Recording<'a>,
     ) -> GraphRun<'a> {
         let (has_tables, sums, only, until_first) = (false, None, None, false);
-        GraphRun { file, model, inputs, recording, has_tables, sums, only, until_first }
+        let at_once = rayon::current_num_threads();
+        GraphRun { file, model, inputs, recording, has_tables, sums, only, until_first, at_once }
     }
 
     /// A run of a model that our engine runs too, with the model's inputs for its tokens.
