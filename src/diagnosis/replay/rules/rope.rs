@@ -172,12 +172,14 @@ pub fn compute(call: &Call<'_, '_>) -> Result<Option<Expected<'static>>, GgufErr
         Angle { off: angle.off + 2.0 * rounding.between * rope.magnitude.abs(), ..angle }
     };
     let angles: Vec<Angle> = (0..tokens * pairs).into_par_iter().map(angle).collect();
-    // Of each element of a head its pair, and both elements of that.
+    // Of each element of a head its pair, and both elements of that; none beyond the head.
     let mut turned = vec![None; dim];
     for pair in 0..pairs {
         let (first, second) = rope.params.elements(pair);
-        turned[first] = Some((pair, first, second));
-        turned[second] = Some((pair, first, second));
+        if first.max(second) < dim {
+            turned[first] = Some((pair, first, second));
+            turned[second] = Some((pair, first, second));
+        }
     }
     let (rope, turned, angles, values) = (&rope, &turned, &angles, &values);
     let spread = x.spread();
