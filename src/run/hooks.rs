@@ -123,7 +123,7 @@ impl<S: Sink> Sink for LogitsHashes<S> {
 mod tests {
     use super::*;
     use crate::{
-        core::{sink::NoSink, task::Task, tensor::DType},
+        core::{task::Task, tensor::DType},
         engine::{AttentionVariant, DeviceKind, EngineSpec, fault::Faults, kernels::KernelSet},
         model::{
             ModelFile,
@@ -131,20 +131,8 @@ mod tests {
         },
         reference::{Reference, ReferenceOptions},
         run::planned,
+        trace::recording::Spool,
     };
-
-    /// Wants everything, and throws it away.
-    struct All;
-
-    impl Sink for All {
-        fn wants(&self, _: Site) -> bool {
-            true
-        }
-
-        fn put(&mut self, site: Site, tensor: Tensor) -> Result<(), Stopped> {
-            NoSink.put(site, tensor)
-        }
-    }
 
     #[test]
     fn the_steps_that_are_repeated_have_the_logits_of_the_run_with_hooks() {
@@ -165,7 +153,7 @@ mod tests {
         let steps = [vec![3, 14, 15, 92, 65], vec![35], vec![89]];
         let task = Task { prompt: &steps[0], decode: 2 };
         let mut engine = spec.build(&model, task).unwrap();
-        let mut sink = LogitsHashes::new(All);
+        let mut sink = LogitsHashes::new(Spool::new().unwrap());
         for (step, tokens) in steps.iter().enumerate() {
             engine.step(step as u32, tokens, &mut sink).unwrap();
         }

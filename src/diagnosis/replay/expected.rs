@@ -278,43 +278,6 @@ impl<'a> Expected<'a> {
         })
     }
 
-    /// The same of each of some elements of which something is expected.
-    pub fn each_times_bound(
-        &self,
-        actual: &[f32],
-        elements: Range<usize>,
-        of: &mut impl FnMut(usize, f64),
-    ) {
-        let no_errors: &[f64] = &[];
-        let spread = match &self.spread {
-            Spread::None => no_errors,
-            Spread::Each(each) => each,
-            Spread::Product { .. } => {
-                for index in elements {
-                    if let Some(times_bound) = self.times_bound(index, actual[index]) {
-                        of(index, times_bound);
-                    }
-                }
-                return;
-            }
-        };
-        let Rounding { storage, smallest, .. } = self.rounding;
-        let error_of = |errors: &[f64], index: usize| errors.get(index).copied().unwrap_or(0.0);
-        for index in elements {
-            let (value, actual) = (self.value[index], actual[index]);
-            if !value.is_finite() {
-                continue;
-            }
-            if !actual.is_finite() {
-                of(index, f64::INFINITY);
-                continue;
-            }
-            let fixed = error_of(&self.single, index) + storage * value.abs() + smallest;
-            let bound = LAMBDA * error_of(spread, index) + fixed;
-            of(index, (f64::from(actual) - value).abs() / bound);
-        }
-    }
-
     /// How many times the cheap limit of a bound the order of a sum's terms may make it: the partial sums of n
     /// terms are at most sqrt(n) times as large as those of a random walk.
     fn order_matters(&self) -> f64 {

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     iter,
-    ops::Range,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
@@ -94,44 +93,26 @@ impl Tally {
         if bound > 0.0 { self.along.abs() / bound } else { 0.0 }
     }
 
-    /// Of some elements of a piece.
-    fn of(piece: &Piece<'_>, elements: Range<usize>) -> Tally {
-        let mut tally = Tally::default();
-        piece.expected.each_times_bound(&piece.captured, elements, &mut |index, times_bound| {
-            tally.count(index, times_bound);
-        });
-        tally
-    }
-
-    /// The same with the sums that a drift is made of.
-    fn with_drift(piece: &Piece<'_>, elements: Range<usize>) -> Tally {
-        let mut tally = Tally::default();
-        let Piece { expected, captured } = piece;
-        expected.each_times_bound(captured, elements, &mut |index, times_bound| {
-            tally.count(index, times_bound);
-            let (actual, rounding) = (captured[index], expected.rounding);
-            let value = expected.value[index];
-            let own = rounding.storage * value.abs();
-            if actual.is_finite() {
-                tally.along += (f64::from(actual) - value) * value;
-            }
-            // A bias is added to a product that is stored, and rounded, too.
-            let single = expected.single_of(index);
-            tally.independent += (own * value).powi(2) + (single * value).powi(2);
-            let common = LAMBDA * expected.most_spread(index) + rounding.smallest;
-            tally.common += common * value.abs();
-        });
-        tally
-    }
-
-    /// Adds an element.
-    #[inline]
-    fn count(&mut self, index: usize, times_bound: f64) {
+    /// Adds an element of a piece, if it counts.
+    fn count(&mut self, piece: &Piece<'_>, index: usize, drifts: bool) {
+        let Some(times_bound) = piece.times_bound(index) else { return };
         self.elements += 1;
         self.beyond += u64::from(times_bound > 1.0);
         if self.worst.is_none_or(|(_, worst)| times_bound > worst) {
             self.worst = Some((index, times_bound));
         }
+        if !drifts {
+            return;
+        }
+        let (expected, actual) = (&piece.expected, piece.captured[index]);
+        let (value, rounding) = (expected.value[index], expected.rounding);
+        let own = rounding.storage * value.abs();
+        if actual.is_finite() {
+            self.along += (f64::from(actual) - value) * value;
+        }
+        // A bias is added to a product that is stored, and rounded, too.
+        self.independent += (own * value).powi(2) + (expected.single_of(index) * value).powi(2);
+        self.common += (LAMBDA * expected.most_spread(index) + rounding.smallest) * value.abs();
     }
 
     fn add(mut self, next: Tally) -> Tally {
@@ -445,7 +426,9 @@ fn tally(piece: &Piece<'_>, drifts: bool) -> Tally {
     let starts: Vec<usize> = (0..piece.captured.len()).step_by(CHUNK).collect();
     let of_chunk = |&start: &usize| {
         let end = (start + CHUNK).min(piece.captured.len());
-        if drifts { Tally::with_drift(piece, start..end) } else { Tally::of(piece, start..end) }
+        let mut tally = Tally::default();
+        (start..end).for_each(|index| tally.count(piece, index, drifts));
+        tally
     };
     let tallies: Vec<Tally> = starts.par_iter().map(of_chunk).collect();
     tallies.into_iter().fold(Tally::default(), Tally::add)

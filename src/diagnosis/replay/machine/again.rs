@@ -5,7 +5,7 @@ use std::{
     rc::Rc,
 };
 
-use super::{Machine, Root, site_order, uncertain};
+use super::{Machine, Root, uncertain};
 use crate::{
     diagnosis::replay::{
         expected::{Expected, Rounding, Spread},
@@ -13,7 +13,7 @@ use crate::{
         recording::{ReplayError, go_on},
         rules::{self, Argument, Call, Values},
     },
-    graph::{Graph, Kind, NodeId, Op, SiteSpec},
+    graph::{Graph, Kind, NodeId, Op},
 };
 
 /// A change of what nodes compute, for a hypothesis.
@@ -120,32 +120,6 @@ impl<'a> Machine<'a> {
         let value = value.into_owned();
         let expected = Expected { value, spread, single: Vec::new(), rounding };
         Ok(Some(self.in_site_order(spec, expected)))
-    }
-
-    /// A result in the order of its site.
-    pub(super) fn in_site_order(&self, spec: &SiteSpec, expected: Expected<'a>) -> Expected<'a> {
-        let ne = self.graph().node(spec.node).sizes(self.extent).ne;
-        let factor = f64::from(spec.factor);
-        match site_order(spec, &self.shape(spec), ne) {
-            None if factor == 1.0 => expected,
-            None => {
-                let order = (0..expected.value.len()).collect();
-                expected.rearranged(order, factor)
-            }
-            Some(order) => expected.rearranged(order, factor),
-        }
-    }
-
-    /// A node's values in the order of its site.
-    pub fn ordered(&self, place: usize, value: Vec<f64>) -> Option<Vec<f64>> {
-        let spec = &self.run.model.sites.specs()[place];
-        let ne = self.graph().node(spec.node).sizes(self.extent).ne;
-        let factor = f64::from(spec.factor);
-        let Some(order) = site_order(spec, &self.shape(spec), ne) else {
-            let is_whole = value.len() == ne.iter().product::<usize>();
-            return is_whole.then(|| value.into_iter().map(|x| x * factor).collect());
-        };
-        order.into_iter().map(|at| value.get(at).map(|x| x * factor)).collect()
     }
 
     /// The same machine with only what a cone is computed from.

@@ -156,7 +156,7 @@ impl Call<'_, '_> {
     }
 
     /// The same of rows of any width.
-    pub fn rows_of<P: Fn(usize) -> Point>(
+    fn rows_of<P: Fn(usize) -> Point>(
         &self,
         width: usize,
         row: impl Fn(usize) -> P + Send + Sync,
